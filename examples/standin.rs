@@ -1,0 +1,2 @@
+//! The bundled stand-in registry.
+fn main() {}

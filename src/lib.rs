@@ -1,0 +1,18 @@
+//! `aws-ecr-proxy`: lets OCI clients use AWS ECR without holding any AWS credential.
+//!
+//! The way of a request: `door` (the client's socket) → `pool` (tiny_http and the workers) →
+//! `proxy` or `pages` (what the request means) → back to the connection's own thread, which talks
+//! to `upstream` where needed and writes the reply. `aws` keeps identity and tokens fresh beside it.
+//!
+//! Imports point one way; `tests/it/layers.rs` holds them to it:
+//! `main → cli → app → {door, pool} → {proxy, pages} → aws → upstream → {config, oci, message} →
+//! {metrics, log, clock}`.
+
+pub mod aws;
+pub mod clock;
+pub mod config;
+pub mod log;
+pub mod message;
+pub mod metrics;
+pub mod oci;
+pub mod upstream;

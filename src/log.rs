@@ -1,0 +1,346 @@
+//! Logging and secrets. Owns: the log's format, its writer thread, [`Secret`] and the printers that
+//! decide what of a request target may be seen. Must not: block the caller, ever.
+//!
+//! Lines go to a bounded queue that one thread, `log`, writes to standard error. When nobody reads
+//! the log (a full pipe), lines are dropped and counted: a stuck log collector stops no pull.
+
+use std::fmt::{self, Display, Write as _};
+use std::io::Write as _;
+use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::metrics;
+
+/// Lines that may wait for the writer thread: at 300 bytes a line about 1.2 MB.
+const QUEUE_LINES_MAX: usize = 4096;
+
+/// A value that no log, error or debug print shows.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret<T>(T);
+
+impl<T> Secret<T> {
+    /// Wraps `value`, as early as it enters the process.
+    pub const fn new(value: T) -> Self {
+        Self(value)
+    }
+
+    /// The value itself, for the one place that sends it.
+    pub const fn expose(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> fmt::Debug for Secret<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl<T> Display for Secret<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// How much a line matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// For whoever hunts a fault.
+    Debug,
+    /// What normally happens.
+    Info,
+    /// Something failed and the process copes.
+    Warn,
+    /// Something failed that somebody must mend.
+    Error,
+}
+
+impl Level {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Debug => "DEBUG",
+            Self::Info => "INFO",
+            Self::Warn => "WARN",
+            Self::Error => "ERROR",
+        }
+    }
+}
+
+/// The shape of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON object a line.
+    Json,
+    /// `time LEVEL message key=value …`
+    Text,
+}
+
+/// A field of a line.
+pub type Field<'a> = (&'a str, &'a dyn Display);
+
+struct Logger {
+    level: Level,
+    format: Format,
+    queue: SyncSender<Entry>,
+}
+
+enum Entry {
+    Line(String),
+    Flush(SyncSender<()>),
+}
+
+static LOGGER: OnceLock<Logger> = OnceLock::new();
+
+/// Starts the writer thread. Before this call, and when the system refuses the thread, lines are
+/// written by the caller itself, at INFO and in text. A second call changes nothing.
+pub fn init(level: Level, format: Format) {
+    let (queue, lines) = sync_channel(QUEUE_LINES_MAX);
+    let thread = std::thread::Builder::new()
+        .name("log".into())
+        .stack_size(64 * 1024);
+    if thread.spawn(move || write_lines(&lines)).is_ok() {
+        let _ = LOGGER.set(Logger {
+            level,
+            format,
+            queue,
+        });
+    }
+}
+
+/// Waits until the lines logged so far are written, at the longest `limit`.
+pub fn flush(limit: Duration) {
+    let Some(logger) = LOGGER.get() else { return };
+    let (done, wait) = sync_channel(1);
+    if logger.queue.try_send(Entry::Flush(done)).is_ok() {
+        let _ = wait.recv_timeout(limit);
+    }
+}
+
+/// True when a line of `level` would be written.
+pub fn enabled(level: Level) -> bool {
+    level >= LOGGER.get().map_or(Level::Info, |logger| logger.level)
+}
+
+/// Logs at DEBUG.
+pub fn debug(message: &str, fields: &[Field<'_>]) {
+    write(Level::Debug, message, fields);
+}
+
+/// Logs at INFO.
+pub fn info(message: &str, fields: &[Field<'_>]) {
+    write(Level::Info, message, fields);
+}
+
+/// Logs at WARN.
+pub fn warn(message: &str, fields: &[Field<'_>]) {
+    write(Level::Warn, message, fields);
+}
+
+/// Logs at ERROR.
+pub fn error(message: &str, fields: &[Field<'_>]) {
+    write(Level::Error, message, fields);
+}
+
+/// A request target fit for a log: the path, and of the query only parameters that carry no secret.
+/// Presigned URLs and upload states keep theirs in the query.
+pub fn target(target: &str) -> String {
+    const OPEN: [&str; 7] = ["n", "last", "mount", "from", "digest", "ns", "artifactType"];
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let mut shown = path.to_owned();
+    let mut hidden = false;
+    let mut separator = '?';
+    for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+        let name = parameter.split('=').next().unwrap_or_default();
+        if OPEN.contains(&name) {
+            shown.push(separator);
+            shown.push_str(parameter);
+            separator = '&';
+        } else {
+            hidden = true;
+        }
+    }
+    if hidden {
+        shown.push(separator);
+        shown.push('…');
+    }
+    shown
+}
+
+/// RFC 3339 in UTC with milliseconds.
+pub fn timestamp(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    let (year, month, day) = civil_from_days(days);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60,
+        since.subsec_millis()
+    )
+}
+
+/// Days since 1970-01-01 as a date (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+const fn civil_from_days(days: u64) -> (u64, u64, u64) {
+    let shifted = days + 719_468;
+    let era = shifted / 146_097;
+    let day_of_era = shifted % 146_097;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
+    let year = year_of_era + era * 400 + if month <= 2 { 1 } else { 0 };
+    (year, month, day)
+}
+
+fn write(level: Level, message: &str, fields: &[Field<'_>]) {
+    if !enabled(level) {
+        return;
+    }
+    let format = LOGGER.get().map_or(Format::Text, |logger| logger.format);
+    let line = match format {
+        Format::Json => json_line(SystemTime::now(), level, message, fields),
+        Format::Text => text_line(SystemTime::now(), level, message, fields),
+    };
+    match LOGGER.get() {
+        None => write_stderr(&line),
+        Some(logger) => {
+            if let Err(TrySendError::Full(_)) = logger.queue.try_send(Entry::Line(line)) {
+                metrics::LOG_LINES_DROPPED.inc();
+            }
+        }
+    }
+}
+
+fn text_line(time: SystemTime, level: Level, message: &str, fields: &[Field<'_>]) -> String {
+    let mut line = format!("{} {} {}", timestamp(time), level.name(), one_line(message));
+    for (name, value) in fields {
+        let value = value.to_string();
+        let plain = !value.is_empty()
+            && value
+                .chars()
+                .all(|c| c.is_alphanumeric() || "-_.:/@+,%*?&=~…[]".contains(c));
+        let _ = if plain {
+            write!(line, " {name}={value}")
+        } else {
+            write!(line, " {name}={}", quoted(&value))
+        };
+    }
+    line.push('\n');
+    line
+}
+
+fn json_line(time: SystemTime, level: Level, message: &str, fields: &[Field<'_>]) -> String {
+    let mut line = format!(
+        "{{\"time\":\"{}\",\"level\":\"{}\",\"message\":{}",
+        timestamp(time),
+        level.name(),
+        quoted(message)
+    );
+    for (name, value) in fields {
+        let value = value.to_string();
+        // Numbers stay numbers, so that a log store can sum and compare them.
+        let number = !value.is_empty()
+            && value.len() < 16
+            && value.bytes().all(|b| b.is_ascii_digit())
+            && (value == "0" || !value.starts_with('0'));
+        let _ = if number {
+            write!(line, ",\"{name}\":{value}")
+        } else {
+            write!(line, ",\"{name}\":{}", quoted(&value))
+        };
+    }
+    line.push_str("}\n");
+    line
+}
+
+/// A JSON string: also the quoting of the text format, so that no value can forge a line.
+fn quoted(value: &str) -> String {
+    serde_json::Value::from(value).to_string()
+}
+
+fn one_line(message: &str) -> String {
+    message.replace(['\n', '\r'], " ")
+}
+
+fn write_lines(lines: &Receiver<Entry>) {
+    while let Ok(entry) = lines.recv() {
+        match entry {
+            Entry::Line(line) => write_stderr(&line),
+            Entry::Flush(done) => drop(done.try_send(())),
+        }
+        let dropped = metrics::LOG_LINES_DROPPED.take();
+        if dropped > 0 {
+            let fields: [Field<'_>; 1] = [("lines", &dropped)];
+            write_stderr(&text_line(
+                SystemTime::now(),
+                Level::Warn,
+                "log lines dropped",
+                &fields,
+            ));
+        }
+    }
+}
+
+fn write_stderr(line: &str) {
+    // A closed standard error is no reason to stop serving.
+    let _ = std::io::stderr().lock().write_all(line.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timestamps_are_rfc_3339() {
+        let at = |seconds| timestamp(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(at(951_782_400), "2000-02-29T00:00:00.000Z");
+        assert_eq!(at(1_795_309_445), "2026-11-22T01:04:05.000Z");
+    }
+
+    #[test]
+    fn a_value_cannot_forge_a_line() {
+        let fields: [Field<'_>; 2] = [("path", &"/v2/\n2026 INFO forged"), ("n", &7)];
+        let text = text_line(UNIX_EPOCH, Level::Info, "request", &fields);
+        assert_eq!(text.lines().count(), 1);
+        assert!(
+            text.ends_with("INFO request path=\"/v2/\\n2026 INFO forged\" n=7\n"),
+            "{text}"
+        );
+        let json = json_line(UNIX_EPOCH, Level::Info, "request", &fields);
+        let parsed: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(parsed["n"], 7);
+        assert_eq!(parsed["path"], "/v2/\n2026 INFO forged");
+    }
+
+    #[test]
+    fn secrets_do_not_print() {
+        let secret = Secret::new("hunter2");
+        assert_eq!(
+            format!("{secret} {secret:?} {:?}", Some(&secret)),
+            "*** *** Some(***)"
+        );
+        assert_eq!(*secret.expose(), "hunter2");
+    }
+
+    #[test]
+    fn targets_keep_only_open_parameters() {
+        assert_eq!(
+            target("/v2/a/tags/list?n=5&last=x"),
+            "/v2/a/tags/list?n=5&last=x"
+        );
+        assert_eq!(
+            target("/v2/a/blobs/uploads/1?_state=s3cret"),
+            "/v2/a/blobs/uploads/1?…"
+        );
+        assert_eq!(target("/b?X-Amz-Signature=s&n=1"), "/b?n=1&…");
+    }
+}

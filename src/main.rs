@@ -1,0 +1,3 @@
+//! Arguments → settings → `app::run` → exit code; nothing else.
+
+fn main() {}

@@ -1,0 +1,375 @@
+//! What door, pool and proxy hand each other. Owns: [`Request`], [`RequestBody`], [`Answer`],
+//! [`Reply`], [`Body`], [`Headers`] and the [`Desk`] where an answer waits for its connection.
+//! Must not: touch a socket, or know who is on the other side.
+//!
+//! Locks: [`Desk`]'s one mutex, held for a map operation only.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::{self, Read};
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+
+/// Header fields in the order they came, names compared without case (RFC 9110 §5.1).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Headers(Vec<(String, String)>);
+
+impl Headers {
+    /// No fields.
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Adds a field line and keeps those of the same name.
+    pub fn add(&mut self, name: impl Into<String>, value: impl Into<String>) {
+        self.0.push((name.into(), value.into()));
+    }
+
+    /// Puts one field line in the place of all of that name.
+    pub fn set(&mut self, name: &str, value: impl Into<String>) {
+        self.remove(name);
+        self.add(name, value);
+    }
+
+    /// Removes all field lines of that name.
+    pub fn remove(&mut self, name: &str) {
+        self.0
+            .retain(|(other, _)| !other.eq_ignore_ascii_case(name));
+    }
+
+    /// Keeps the field lines for which `keep(name, value)` is true.
+    pub fn retain(&mut self, mut keep: impl FnMut(&str, &str) -> bool) {
+        self.0.retain(|(name, value)| keep(name, value));
+    }
+
+    /// The first value of that name.
+    pub fn first(&self, name: &str) -> Option<&str> {
+        self.iter()
+            .find(|(other, _)| other.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value)
+    }
+
+    /// Every value of that name, in order.
+    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.iter()
+            .filter(move |(other, _)| other.eq_ignore_ascii_case(name))
+            .map(|(_, v)| v)
+    }
+
+    /// All values of that name as one list (RFC 9110 §5.3), or none.
+    pub fn joined(&self, name: &str) -> Option<String> {
+        let values: Vec<&str> = self.all(name).collect();
+        (!values.is_empty()).then(|| values.join(", "))
+    }
+
+    /// Every field line as `(name, value)`.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// The number of field lines.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// True without any field line.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Headers {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(fields: I) -> Self {
+        Self(
+            fields
+                .into_iter()
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
+        )
+    }
+}
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// The address the connection comes from; none on a unix socket.
+    pub address: Option<IpAddr>,
+    /// The port it comes from; 0 on a unix socket.
+    pub port: u16,
+    /// True when the connection is TLS.
+    pub tls: bool,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            Some(IpAddr::V6(address)) => write!(f, "[{address}]:{}", self.port),
+            Some(address) => write!(f, "{address}:{}", self.port),
+            None => f.write_str("unix"),
+        }
+    }
+}
+
+/// A request without its body, checked by the door.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// The method, as sent (methods are case-sensitive, RFC 9110 §9.1).
+    pub method: String,
+    /// Origin form: a path, and a query if there was one. Visible ASCII only.
+    pub target: String,
+    /// End-to-end fields; hop-by-hop fields, framing and `Expect` stay with the door.
+    pub headers: Headers,
+    /// The connection it came on.
+    pub peer: Peer,
+    /// Names this request in logs and replies.
+    pub id: String,
+}
+
+impl Request {
+    /// The path of the target, as sent.
+    pub fn path(&self) -> &str {
+        self.target
+            .split_once('?')
+            .map_or(self.target.as_str(), |(path, _)| path)
+    }
+
+    /// The query of the target without its `?`, as sent.
+    pub fn query(&self) -> Option<&str> {
+        self.target.split_once('?').map(|(_, query)| query)
+    }
+}
+
+/// The request's body as the connection receives it. Reading blocks at the longest for the door's
+/// idle limit. A body that ends before its framing says so is an error, never an early end.
+pub struct RequestBody<'a> {
+    reader: &'a mut dyn Read,
+    length: Option<u64>,
+}
+
+impl<'a> RequestBody<'a> {
+    /// `length`: bytes by `Content-Length`, `Some(0)` without a body, `None` when chunked.
+    pub fn new(reader: &'a mut dyn Read, length: Option<u64>) -> Self {
+        Self { reader, length }
+    }
+
+    /// Bytes in all, when the client said so; 0 means that there is no body.
+    pub const fn length(&self) -> Option<u64> {
+        self.length
+    }
+}
+
+impl Read for RequestBody<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.reader.read(buf)
+    }
+}
+
+/// What the connection's own thread runs when an answer takes a network, a file or time.
+pub type Exchange = Box<dyn FnOnce(&mut RequestBody<'_>) -> Reply + Send>;
+
+/// A worker's decision.
+pub enum Answer {
+    /// The reply is known.
+    Now(Reply),
+    /// The connection's thread gets the reply by running this.
+    Later(Exchange),
+}
+
+/// A reply's body. `Content-Length` and `Transfer-Encoding` follow from it; a reply's headers name
+/// neither.
+pub enum Body {
+    /// No bytes; `Content-Length` says what a GET would carry (answers to HEAD), 0 otherwise.
+    Empty {
+        /// Bytes a GET would carry, when known.
+        length: Option<u64>,
+    },
+    /// Bytes in memory.
+    Bytes(Vec<u8>),
+    /// Bytes that are still arriving. When the reader fails, or ends before `length`, the
+    /// connection is reset, so that no client takes the body for whole.
+    Stream {
+        /// Where they come from; reading may block for the idle limit of the source.
+        reader: Box<dyn Read + Send>,
+        /// Bytes in all, when known; otherwise the reply is chunked (or, in HTTP/1.0, ends with
+        /// the connection).
+        length: Option<u64>,
+    },
+}
+
+impl Body {
+    /// A body of no bytes.
+    pub const fn empty() -> Self {
+        Self::Empty { length: Some(0) }
+    }
+
+    /// Bytes in all, when known.
+    pub fn length(&self) -> Option<u64> {
+        match self {
+            Self::Empty { length } | Self::Stream { length, .. } => *length,
+            Self::Bytes(bytes) => Some(bytes.len() as u64),
+        }
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self {
+            Self::Empty { .. } => "empty",
+            Self::Bytes(_) => "bytes",
+            Self::Stream { .. } => "stream",
+        };
+        write!(f, "{kind}({:?})", self.length())
+    }
+}
+
+/// A reply: what the client gets, and what the log says about it.
+#[derive(Debug)]
+pub struct Reply {
+    /// The status code.
+    pub status: u16,
+    /// Fields but for framing, `Connection` and `Date`, which are the door's.
+    pub headers: Headers,
+    /// The body.
+    pub body: Body,
+    /// Says for the log how it came about.
+    pub outcome: Outcome,
+}
+
+impl Reply {
+    /// A reply with a body in memory.
+    pub fn new(status: u16, content_type: &str, body: impl Into<Vec<u8>>) -> Self {
+        Self {
+            status,
+            headers: Headers::from_iter([("Content-Type", content_type)]),
+            body: Body::Bytes(body.into()),
+            outcome: Outcome::default(),
+        }
+    }
+
+    /// The same with a field set.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.headers.set(name, value);
+        self
+    }
+}
+
+/// How a reply came about, for the request's log line.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// `hit`, `miss` …; none when no cache was asked.
+    pub cache: Option<&'static str>,
+    /// Upstream's status, or the stage at which it failed; none when upstream was not asked.
+    pub upstream: Option<String>,
+    /// What went wrong, for the person on call.
+    pub error: Option<String>,
+}
+
+/// Where requests wait for their answers: the door leaves the peer under the request's id, the
+/// worker fetches it and leaves the answer, the door fetches that.
+#[derive(Default)]
+pub struct Desk {
+    slots: Mutex<HashMap<String, Slot>>,
+}
+
+enum Slot {
+    Asked(Peer),
+    Deciding,
+    Answered(Answer),
+}
+
+impl Desk {
+    /// Door: opens the slot `id`.
+    pub fn open(&self, id: &str, peer: Peer) {
+        self.lock().insert(id.to_owned(), Slot::Asked(peer));
+    }
+
+    /// Worker: takes up the request `id`. None when nobody waits for it.
+    pub fn take_up(&self, id: &str) -> Option<Peer> {
+        match std::mem::replace(self.lock().get_mut(id)?, Slot::Deciding) {
+            Slot::Asked(peer) => Some(peer),
+            Slot::Deciding | Slot::Answered(_) => None,
+        }
+    }
+
+    /// Worker: leaves the answer. It is dropped when nobody waits for it any more.
+    pub fn answer(&self, id: &str, answer: Answer) {
+        if let Some(slot) = self.lock().get_mut(id) {
+            *slot = Slot::Answered(answer);
+        }
+    }
+
+    /// Door: closes the slot and fetches the answer, if one was left.
+    pub fn close(&self, id: &str) -> Option<Answer> {
+        match self.lock().remove(id)? {
+            Slot::Answered(answer) => Some(answer),
+            Slot::Asked(_) | Slot::Deciding => None,
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Slot>> {
+        // A map operation leaves no half-done state behind, so a poisoned lock is still good.
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A number nobody outside the process can guess, for request ids and jitter; not for keys.
+/// The standard library seeds each `RandomState` from the system's random source.
+pub fn unguessable() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_ignore_case_and_keep_order() {
+        let mut headers = Headers::from_iter([("Accept", "a"), ("X", "1"), ("accept", "b")]);
+        assert_eq!(headers.joined("ACCEPT").as_deref(), Some("a, b"));
+        assert_eq!(headers.first("x"), Some("1"));
+        headers.set("ACCEPT", "c");
+        assert_eq!(headers.joined("accept").as_deref(), Some("c"));
+        assert_eq!(headers.joined("absent"), None);
+        assert_eq!(headers.len(), 2);
+    }
+
+    #[test]
+    fn a_slot_is_answered_once_and_only_while_it_is_open() {
+        let desk = Desk::default();
+        let peer = Peer {
+            address: None,
+            port: 0,
+            tls: false,
+        };
+        desk.open("1", peer.clone());
+        assert_eq!(desk.take_up("1"), Some(peer.clone()));
+        assert_eq!(desk.take_up("1"), None);
+        desk.answer("1", Answer::Now(Reply::new(200, "text/plain", "ok")));
+        assert!(matches!(desk.close("1"), Some(Answer::Now(reply)) if reply.status == 200));
+        assert!(desk.close("1").is_none());
+        desk.answer("1", Answer::Now(Reply::new(200, "text/plain", "late")));
+        assert!(desk.close("1").is_none());
+        desk.open("2", peer);
+        assert!(desk.close("2").is_none());
+    }
+
+    #[test]
+    fn a_target_splits_at_the_first_question_mark() {
+        let request = Request {
+            method: "GET".into(),
+            target: "/v2/?a?b".into(),
+            headers: Headers::new(),
+            peer: Peer {
+                address: None,
+                port: 0,
+                tls: false,
+            },
+            id: "1".into(),
+        };
+        assert_eq!((request.path(), request.query()), ("/v2/", Some("a?b")));
+    }
+}

@@ -1,0 +1,41 @@
+//! Counters. Owns: every number the process counts about itself. Must not: log, lock or allocate.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Adds one.
+    pub fn inc(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+
+    /// The count so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    /// The count so far; the next reading starts from zero.
+    pub fn take(&self) -> u64 {
+        self.0.swap(0, Relaxed)
+    }
+}
+
+/// Requests answered, of any status.
+pub static REQUESTS: Counter = Counter::new();
+/// Connections refused because the cap was reached or a thread was refused.
+pub static CONNECTIONS_REFUSED: Counter = Counter::new();
+/// Panics caught on workers and connection threads.
+pub static PANICS: Counter = Counter::new();
+/// Lanes to tiny_http that had to be closed.
+pub static LANES_LOST: Counter = Counter::new();
+/// Log lines dropped because nobody read the log.
+pub static LOG_LINES_DROPPED: Counter = Counter::new();
+/// Replies that ended in a reset because their body ended early.
+pub static REPLIES_CUT: Counter = Counter::new();

@@ -1,0 +1,173 @@
+//! The way to registries and AWS. Owns: every outgoing connection. Must not: know what is cached,
+//! or how an AWS identity comes about (an [`Authorizer`] is handed in).
+
+pub mod client;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::log::Secret;
+use crate::message::Headers;
+use crate::oci::Registry;
+
+/// Gives out the `Authorization` value for a registry. Implemented by the token thread's front.
+pub trait Authorizer: Send + Sync {
+    /// The value for `registry`. Blocks at the longest until `deadline`, and only while there is
+    /// no usable token at all.
+    ///
+    /// # Errors
+    /// Why there is none, for the person on call.
+    fn header(&self, registry: &Registry, deadline: Instant) -> Result<Grant, AuthFault>;
+
+    /// The registry refused `generation`: gets a newer value, fetched once however many callers
+    /// ask. Returns at once when a newer one is there already.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn renew(
+        &self,
+        registry: &Registry,
+        generation: u64,
+        deadline: Instant,
+    ) -> Result<Grant, AuthFault>;
+
+    /// The registry that belongs to the identity (`proxyEndpoint`), for when none is configured.
+    ///
+    /// # Errors
+    /// Why it is not known.
+    fn default_registry(&self, deadline: Instant) -> Result<Registry, AuthFault>;
+}
+
+/// An `Authorization` value and the number of the token it was made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// The whole field value (`Basic …`); none when the registry wants no authorization.
+    pub value: Option<Secret<String>>,
+    /// Grows with each token.
+    pub generation: u64,
+}
+
+/// Why there is no authorization: what failed, on what, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthFault(pub String);
+
+impl fmt::Display for AuthFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A call to an AWS API: small both ways.
+#[derive(Debug, Clone)]
+pub struct ApiCall {
+    /// The method.
+    pub method: &'static str,
+    /// The whole URL.
+    pub url: String,
+    /// Fields, sent as they are.
+    pub headers: Headers,
+    /// The body, sent with its `Content-Length`.
+    pub body: Vec<u8>,
+    /// Longest time to connect, TLS handshake included.
+    pub connect_timeout: Duration,
+    /// Longest time from start to end.
+    pub timeout: Duration,
+    /// False for metadata addresses, which no outbound proxy may see.
+    pub through_proxy: bool,
+}
+
+/// The reply to an [`ApiCall`].
+#[derive(Debug, Clone)]
+pub struct ApiReply {
+    /// The status.
+    pub status: u16,
+    /// The fields.
+    pub headers: Headers,
+    /// The body, at most [`client::API_BODY_BYTES_MAX`].
+    pub body: Vec<u8>,
+    /// Wall clock when the call was sent.
+    pub sent: SystemTime,
+    /// Wall clock when the reply had come.
+    pub received: SystemTime,
+}
+
+/// Makes calls to AWS APIs. Blocks for [`ApiCall::timeout`] at the longest.
+pub trait Api: Send + Sync {
+    /// Makes the call; any status is a reply.
+    ///
+    /// # Errors
+    /// When no whole reply came: the stage and the reason.
+    fn call(&self, call: &ApiCall) -> Result<ApiReply, UpstreamError>;
+}
+
+impl<T: Api + ?Sized> Api for Arc<T> {
+    fn call(&self, call: &ApiCall) -> Result<ApiReply, UpstreamError> {
+        (**self).call(call)
+    }
+}
+
+/// Why no reply came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamError {
+    /// Where it failed.
+    pub stage: Stage,
+    /// Whom we called: scheme, host and port, never path or query.
+    pub to: String,
+    /// The reason in words.
+    pub reason: String,
+}
+
+/// Where an exchange with upstream failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// No authorization to send.
+    Authorize,
+    /// The client's own body failed or ended early.
+    ClientBody,
+    /// No connection.
+    Connect,
+    /// A redirect that may not be followed.
+    Redirect,
+    /// The name has no address.
+    Resolve,
+    /// The connection broke, or what came was not HTTP.
+    Transfer,
+    /// A time-out.
+    Timeout,
+    /// A certificate or handshake.
+    Tls,
+    /// Too many exchanges at a time.
+    Queue,
+}
+
+impl Stage {
+    /// One word for logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Authorize => "authorize",
+            Self::ClientBody => "client-body",
+            Self::Connect => "connect",
+            Self::Queue => "queue",
+            Self::Redirect => "redirect",
+            Self::Resolve => "resolve",
+            Self::Timeout => "timeout",
+            Self::Tls => "tls",
+            Self::Transfer => "transfer",
+        }
+    }
+}
+
+impl fmt::Display for UpstreamError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} failed for {}: {}",
+            self.stage.name(),
+            self.to,
+            self.reason
+        )
+    }
+}
+
+impl std::error::Error for UpstreamError {}

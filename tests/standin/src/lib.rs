@@ -1,0 +1,1 @@
+//! A stand-in for ECR, S3, STS and IMDS with a fault script.
