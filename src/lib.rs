@@ -11,8 +11,12 @@
 pub mod aws;
 pub mod clock;
 pub mod config;
+pub mod door;
 pub mod log;
 pub mod message;
 pub mod metrics;
 pub mod oci;
+pub mod pages;
+pub mod pool;
+pub mod proxy;
 pub mod upstream;

@@ -10,6 +10,13 @@ use std::io::{self, Read};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
+/// Names the waiting request on its way through tiny_http; a client's own is removed.
+pub const DOOR_FIELD: &str = "X-Door";
+/// What a worker writes back once the answer is on the [`Desk`].
+pub const ANSWERED: u8 = b'k';
+/// What a worker writes back when it panicked.
+pub const PANICKED: u8 = b'p';
+
 /// Header fields in the order they came, names compared without case (RFC 9110 §5.1).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Headers(Vec<(String, String)>);

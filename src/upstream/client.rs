@@ -1,4 +1,455 @@
-//! The only user of ureq.
+//! HTTP out. Owns: ureq (nobody but this folder names it), the connection pool, TLS roots, time
+//! limits of each stage, what an error means. Must not: follow redirects, add an authorization, or
+//! retry anything but a connection that had gone stale in the pool.
+
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use ureq::http;
+use ureq::tls::{PemItem, RootCerts, TlsConfig, TlsProvider};
+use ureq::unversioned::transport::DefaultConnector;
+use ureq::{Agent, SendBody};
+
+use super::resolver::{ResolveError, Resolver};
+use super::{Api, ApiCall, ApiReply, Stage, UpstreamError};
+use crate::message::{Headers, RequestBody};
+use crate::oci;
 
 /// Longest body of an API reply: a token has no fixed size, a megabyte is far above any seen.
 pub const API_BODY_BYTES_MAX: u64 = 1 << 20;
+/// Longest time to connect, TLS handshake included: two lost SYNs, and with a head at its own limit
+/// still under the 30 s after which containerd gives up.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+/// Longest wait for the next piece of a body, in either direction.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Buffers of one connection, each way: one copy's worth.
+const BUFFER_BYTES: usize = 64 * 1024;
+/// Largest head taken from upstream.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Idle connections kept in all and per host: as many as a busy node uses at a time.
+const POOL_MAX: usize = 64;
+/// Idle connections are closed before the load balancers in front of ECR and S3 do it.
+const POOL_AGE_MAX: Duration = Duration::from_secs(20);
+/// Where Linux distributions keep the roots that their administrator chose.
+const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// One request to one host, without its body.
+#[derive(Debug, Clone, Copy)]
+pub struct Outgoing<'a> {
+    /// The method.
+    pub method: &'a str,
+    /// The whole URL.
+    pub url: &'a str,
+    /// Fields, without framing.
+    pub headers: &'a Headers,
+    /// Until when the reply's head must have come; connecting counts, sending a body does not.
+    pub head_deadline: Instant,
+}
+
+/// A reply whose body is still to be read.
+pub struct Incoming {
+    /// The status.
+    pub status: u16,
+    /// The fields.
+    pub headers: Headers,
+    /// The body. An early end is an error.
+    pub body: Box<dyn Read + Send>,
+    /// `Content-Length`; for a HEAD, of what a GET would bring.
+    pub length: Option<u64>,
+}
+
+/// The way out.
+pub struct Client {
+    agent: Agent,
+    resolver: Resolver,
+}
+
+impl Client {
+    /// Builds the client. `ca_bundle` takes the place of the system's or built-in roots.
+    ///
+    /// # Errors
+    /// When the bundle cannot be read or holds no certificate.
+    pub fn new(resolver: Resolver, ca_bundle: Option<&Path>) -> Result<Self, String> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = TlsConfig::builder()
+            .provider(TlsProvider::Rustls)
+            .root_certs(roots(ca_bundle)?)
+            .client_cert(None)
+            .use_sni(true)
+            .disable_verification(false)
+            .unversioned_rustls_crypto_provider(provider)
+            .build();
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .https_only(false)
+            .ip_family(ureq::config::IpFamily::Any)
+            .tls_config(tls)
+            .proxy(None)
+            .no_delay(true)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .save_redirect_history(false)
+            .user_agent("")
+            .accept("")
+            .accept_encoding("")
+            .timeout_global(None)
+            .timeout_per_call(None)
+            .timeout_per_read(Some(IDLE_TIMEOUT))
+            .timeout_per_write(Some(IDLE_TIMEOUT))
+            .timeout_resolve(Some(CONNECT_TIMEOUT))
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_send_request(Some(IDLE_TIMEOUT))
+            .timeout_send_body(None)
+            .timeout_recv_response(None)
+            .timeout_recv_body(None)
+            .max_response_header_size(HEAD_BYTES_MAX)
+            .input_buffer_size(BUFFER_BYTES)
+            .output_buffer_size(BUFFER_BYTES)
+            .max_idle_connections(POOL_MAX)
+            .max_idle_connections_per_host(POOL_MAX)
+            .max_idle_age(POOL_AGE_MAX)
+            .allow_non_standard_methods(false)
+            .build();
+        let agent = Agent::with_parts(config, DefaultConnector::default(), resolver.clone());
+        Ok(Self { agent, resolver })
+    }
+
+    /// Sends one request without a body and waits for the reply's head. Blocks until then.
+    ///
+    /// # Errors
+    /// The stage that failed, and why.
+    pub fn send(&self, outgoing: Outgoing<'_>) -> Result<Incoming, UpstreamError> {
+        let to = origin(outgoing.url);
+        self.look_up(&to, outgoing.head_deadline)?;
+        let sent = self.send_once(&to, outgoing);
+        let broken = sent
+            .as_ref()
+            .is_err_and(|error| error.stage == Stage::Transfer);
+        if broken && matches!(outgoing.method, "GET" | "HEAD") {
+            // A pooled connection may be closed by its peer just as it is used again.
+            return self.send_once(&to, outgoing);
+        }
+        sent
+    }
+
+    fn send_once(&self, to: &str, outgoing: Outgoing<'_>) -> Result<Incoming, UpstreamError> {
+        let request = builder(outgoing);
+        // Without a length, ureq would send these as chunked.
+        let (request, body) = match outgoing.method {
+            "PATCH" | "POST" | "PUT" => {
+                let empty = SendBody::from_owned_reader(io::empty());
+                (request.header("Content-Length", 0), empty)
+            }
+            _ => (request, SendBody::none()),
+        };
+        let request = request
+            .body(body)
+            .map_err(|fault| classify(&fault.into(), to.into()))?;
+        let left = left(to, outgoing.head_deadline)?;
+        let request = self
+            .agent
+            .configure_request(request)
+            .timeout_connect(Some(left.min(CONNECT_TIMEOUT)))
+            .timeout_recv_response(Some(left))
+            .build();
+        self.agent
+            .run(request)
+            .map(incoming)
+            .map_err(|fault| classify(&fault, to.into()))
+    }
+
+    /// Sends one request, streaming its body, and waits up to `head_timeout` after the body for
+    /// the reply's head. Blocks until then.
+    ///
+    /// # Errors
+    /// The stage that failed, and why.
+    pub fn send_with_body(
+        &self,
+        outgoing: Outgoing<'_>,
+        body: &mut RequestBody<'_>,
+        head_timeout: Duration,
+    ) -> Result<Incoming, UpstreamError> {
+        let to = origin(outgoing.url);
+        self.look_up(&to, outgoing.head_deadline)?;
+        let mut request = builder(outgoing);
+        if let Some(length) = body.length() {
+            request = request.header("Content-Length", length);
+        }
+        let mut body = NeverEarly {
+            remaining: body.length(),
+            body,
+            failed: false,
+        };
+        let request = request
+            .body(SendBody::from_reader(&mut body))
+            .map_err(|fault| classify(&fault.into(), to.clone()))?;
+        let request = self
+            .agent
+            .configure_request(request)
+            .timeout_connect(Some(
+                left(&to, outgoing.head_deadline)?.min(CONNECT_TIMEOUT),
+            ))
+            .timeout_recv_response(Some(head_timeout))
+            .timeout_per_read(Some(head_timeout))
+            .build();
+        let sent = self.agent.run(request);
+        sent.map(incoming).map_err(|fault| {
+            if body.failed {
+                let reason = "the client's body ended early".to_owned();
+                return UpstreamError {
+                    stage: Stage::ClientBody,
+                    to: to.clone(),
+                    reason,
+                };
+            }
+            classify(&fault, to.clone())
+        })
+    }
+
+    /// Looks the name up before ureq does, so that the time it takes counts for the deadline.
+    fn look_up(&self, to: &str, deadline: Instant) -> Result<(), UpstreamError> {
+        let authority = to.split_once("://").map_or(to, |(_, authority)| authority);
+        let found = self.resolver.addresses(oci::host_of(authority), deadline);
+        found.map(drop).map_err(|error| UpstreamError {
+            stage: Stage::Resolve,
+            to: to.to_owned(),
+            reason: error.to_string(),
+        })
+    }
+}
+
+impl Api for Client {
+    fn call(&self, call: &ApiCall) -> Result<ApiReply, UpstreamError> {
+        let to = origin(&call.url);
+        let request = http::Request::builder().method(call.method).uri(&call.url);
+        let fields = call.headers.iter();
+        let request = fields
+            .fold(request, |request, (name, value)| {
+                request.header(name, value)
+            })
+            .body(call.body.as_slice())
+            .map_err(|fault| classify(&fault.into(), to.clone()))?;
+        let request = self
+            .agent
+            .configure_request(request)
+            .timeout_connect(Some(call.connect_timeout))
+            .timeout_global(Some(call.timeout))
+            .build();
+        let sent = SystemTime::now();
+        let reply = self
+            .agent
+            .run(request)
+            .map_err(|fault| classify(&fault, to.clone()))?;
+        let reply = incoming(reply);
+        let received = SystemTime::now();
+        let mut body = Vec::new();
+        let read = reply
+            .body
+            .take(API_BODY_BYTES_MAX + 1)
+            .read_to_end(&mut body);
+        let fault = match read {
+            Ok(_) if body.len() as u64 <= API_BODY_BYTES_MAX => {
+                let (status, headers) = (reply.status, reply.headers);
+                return Ok(ApiReply {
+                    status,
+                    headers,
+                    body,
+                    sent,
+                    received,
+                });
+            }
+            Ok(_) => format!("reply is over {API_BODY_BYTES_MAX} bytes"),
+            Err(error) => error.to_string(),
+        };
+        Err(UpstreamError {
+            stage: Stage::Transfer,
+            to,
+            reason: fault,
+        })
+    }
+}
+
+/// ureq waits forever, at full load, for a body that ends before its length; this makes it fail.
+struct NeverEarly<'a, 'b> {
+    body: &'a mut RequestBody<'b>,
+    remaining: Option<u64>,
+    failed: bool,
+}
+
+impl Read for NeverEarly<'_, '_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let result = match self.body.read(into) {
+            Ok(0) if self.remaining.is_some_and(|left| left > 0) && !into.is_empty() => {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
+            other => other,
+        };
+        match &result {
+            Ok(count) => {
+                self.remaining = self
+                    .remaining
+                    .map(|left| left.saturating_sub(*count as u64));
+            }
+            Err(error) => self.failed |= error.kind() != io::ErrorKind::Interrupted,
+        }
+        result
+    }
+}
+
+fn builder(outgoing: Outgoing<'_>) -> http::request::Builder {
+    let start = http::Request::builder()
+        .method(outgoing.method)
+        .uri(outgoing.url);
+    let fields = outgoing.headers.iter();
+    fields.fold(start, |request, (name, value)| request.header(name, value))
+}
+
+fn incoming(reply: http::Response<ureq::Body>) -> Incoming {
+    let (parts, body) = reply.into_parts();
+    let text = |value: &http::HeaderValue| value.to_str().ok().map(str::to_owned);
+    let headers: Headers = parts
+        .headers
+        .iter()
+        .filter_map(|(name, value)| Some((name.as_str().to_owned(), text(value)?)))
+        .collect();
+    let length = headers
+        .first("content-length")
+        .and_then(|length| length.parse().ok());
+    let length = length.filter(|_| headers.first("transfer-encoding").is_none());
+    let status = parts.status.as_u16();
+    Incoming {
+        status,
+        headers,
+        body: Box::new(body.into_reader()),
+        length,
+    }
+}
+
+fn left(to: &str, deadline: Instant) -> Result<Duration, UpstreamError> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let reason = || "no time was left to ask".to_owned();
+    let late = || UpstreamError {
+        stage: Stage::Timeout,
+        to: to.to_owned(),
+        reason: reason(),
+    };
+    if left.is_zero() {
+        Err(late())
+    } else {
+        Ok(left)
+    }
+}
+
+/// Scheme, host and port of a URL: what may be shown.
+fn origin(url: &str) -> String {
+    let start = url.find("://").map_or(0, |at| at + 3);
+    let length = url.get(start..).and_then(|rest| rest.find(['/', '?']));
+    let end = length.map_or(url.len(), |length| start + length);
+    url.get(..end).unwrap_or(url).to_owned()
+}
+
+/// Says in which stage a call failed.
+fn classify(fault: &ureq::Error, to: String) -> UpstreamError {
+    let stage = match fault {
+        ureq::Error::Timeout(_) => Stage::Timeout,
+        ureq::Error::HostNotFound => Stage::Resolve,
+        ureq::Error::Other(inner) if inner.is::<ResolveError>() => Stage::Resolve,
+        ureq::Error::ConnectionFailed => Stage::Connect,
+        ureq::Error::Rustls(_) | ureq::Error::Tls(_) | ureq::Error::Pem(_) => Stage::Tls,
+        ureq::Error::Io(error) => io_stage(error),
+        _ => Stage::Transfer,
+    };
+    UpstreamError {
+        stage,
+        to,
+        reason: fault.to_string(),
+    }
+}
+
+fn io_stage(error: &io::Error) -> Stage {
+    if error
+        .get_ref()
+        .is_some_and(|inner| inner.is::<rustls::Error>())
+    {
+        return Stage::Tls;
+    }
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::AddrNotAvailable
+        | io::ErrorKind::PermissionDenied => Stage::Connect,
+        io::ErrorKind::TimedOut => Stage::Timeout,
+        _ => Stage::Transfer,
+    }
+}
+
+/// The roots to trust: the bundle; else the system's, which its administrator chose; else
+/// Mozilla's, built in (a scratch image has no file).
+fn roots(ca_bundle: Option<&Path>) -> Result<RootCerts, String> {
+    let Some(path) = ca_bundle else {
+        let system = std::fs::read(SYSTEM_ROOTS)
+            .ok()
+            .and_then(|pem| certificates(&pem).ok());
+        return Ok(system.unwrap_or(RootCerts::WebPki));
+    };
+    let fault = |why: String| format!("AWS_CA_BUNDLE={}: {why}", path.display());
+    let pem = std::fs::read(path).map_err(|error| fault(error.to_string()))?;
+    certificates(&pem).map_err(fault)
+}
+
+/// Every certificate of a PEM file; none, or one that is damaged, is an error.
+fn certificates(pem: &[u8]) -> Result<RootCerts, String> {
+    let mut found = Vec::new();
+    for item in ureq::tls::parse_pem(pem) {
+        match item {
+            Ok(PemItem::Certificate(certificate)) => found.push(certificate),
+            Ok(_) => {}
+            Err(error) => return Err(format!("not a PEM file of certificates: {error}")),
+        }
+    }
+    // ureq takes an empty set of roots, with which every handshake fails, and drops unreadable ones.
+    let mut store = rustls::RootCertStore::empty();
+    let ders = found
+        .iter()
+        .map(|certificate| certificate.der().to_vec().into());
+    let (usable, _) = store.add_parsable_certificates(ders);
+    if usable == 0 {
+        return Err("no usable certificate in it; expected PEM".to_owned());
+    }
+    Ok(RootCerts::from(found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_leave_paths_and_queries_out() {
+        for (url, shown) in [
+            ("https://a.b:1/v2/?X-Amz-Signature=s", "https://a.b:1"),
+            ("http://a?q", "http://a"),
+            ("http://a", "http://a"),
+        ] {
+            assert_eq!(origin(url), shown);
+        }
+    }
+
+    #[test]
+    fn a_bundle_without_a_certificate_is_refused() {
+        assert!(
+            certificates(b"")
+                .unwrap_err()
+                .contains("no usable certificate")
+        );
+        let garbage = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert!(certificates(garbage).is_err());
+        let missing = roots(Some(Path::new("/nonexistent.pem"))).unwrap_err();
+        assert!(
+            missing.starts_with("AWS_CA_BUNDLE=/nonexistent.pem: "),
+            "{missing}"
+        );
+    }
+}

@@ -2,6 +2,10 @@
 //! or how an AWS identity comes about (an [`Authorizer`] is handed in).
 
 pub mod client;
+pub mod exchange;
+pub mod permits;
+pub mod redirect;
+pub mod resolver;
 
 use std::fmt;
 use std::sync::Arc;
@@ -46,6 +50,28 @@ pub struct Grant {
     pub value: Option<Secret<String>>,
     /// Grows with each token.
     pub generation: u64,
+}
+
+/// The authorizer of an upstream that wants no authorization: another `aws-ecr-proxy`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Anonymous;
+
+impl Authorizer for Anonymous {
+    fn header(&self, _registry: &Registry, _deadline: Instant) -> Result<Grant, AuthFault> {
+        Ok(Grant {
+            value: None,
+            generation: 0,
+        })
+    }
+
+    fn renew(&self, _: &Registry, _: u64, _: Instant) -> Result<Grant, AuthFault> {
+        let why = "the upstream asks for a login and UPSTREAM_AUTH is none; set it to ecr";
+        Err(AuthFault(why.to_owned()))
+    }
+
+    fn default_registry(&self, _deadline: Instant) -> Result<Registry, AuthFault> {
+        Err(AuthFault("no registry is known; set ECR".to_owned()))
+    }
 }
 
 /// Why there is no authorization: what failed, on what, and what to do.
@@ -127,8 +153,10 @@ pub enum Stage {
     ClientBody,
     /// No connection.
     Connect,
-    /// A redirect that may not be followed.
+    /// A redirect that may not be followed, or whose target refuses.
     Redirect,
+    /// The registry refuses an authorization that is fresh.
+    Refused,
     /// The name has no address.
     Resolve,
     /// The connection broke, or what came was not HTTP.
@@ -150,6 +178,7 @@ impl Stage {
             Self::Connect => "connect",
             Self::Queue => "queue",
             Self::Redirect => "redirect",
+            Self::Refused => "authorization refused",
             Self::Resolve => "resolve",
             Self::Timeout => "timeout",
             Self::Tls => "tls",

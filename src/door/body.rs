@@ -1,0 +1,350 @@
+//! Request bodies. Owns: the framing of RFC 9112 §6 and §7.1 on the way in, `100 Continue`, the
+//! idle limit. Must not: buffer a body, or let an early end pass for a whole body.
+
+use std::io::{self, Read};
+use std::time::{Duration, Instant};
+
+use super::head::Framing;
+use super::socket::{Socket, is_timeout};
+
+/// A chunk-size line with its extensions; nobody sends extensions of more than a few bytes.
+const CHUNK_LINE_BYTES_MAX: usize = 256;
+/// Hex digits of a chunk size: 64 bits.
+const CHUNK_SIZE_DIGITS_MAX: usize = 16;
+/// All trailer lines of a body together; they are read and dropped.
+const TRAILER_BYTES_MAX: usize = 8 * 1024;
+
+/// Why a body could not be read to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum BodyFault {
+    /// The client ended or broke the connection.
+    Gone,
+    /// The framing is broken.
+    Malformed(String),
+    /// Nothing came for the idle limit.
+    Stalled,
+}
+
+/// Reads one body from the socket and stops at its end.
+pub(super) struct BodyReader<'a> {
+    socket: &'a mut Socket,
+    state: State,
+    expects_continue: bool,
+    idle: Duration,
+    fault: Option<BodyFault>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Bytes left of a body with a length.
+    Length(u64),
+    /// Before a chunk-size line.
+    ChunkLine,
+    /// Bytes left of a chunk.
+    Chunk(u64),
+    /// After the last chunk; bytes of trailer seen.
+    Trailer(usize),
+    Done,
+}
+
+impl<'a> BodyReader<'a> {
+    pub(super) fn new(
+        socket: &'a mut Socket,
+        framing: Framing,
+        expects_continue: bool,
+        idle: Duration,
+    ) -> Self {
+        let state = match framing {
+            Framing::Chunked => State::ChunkLine,
+            Framing::Length(0) => State::Done,
+            Framing::Length(length) => State::Length(length),
+        };
+        Self {
+            socket,
+            state,
+            expects_continue,
+            idle,
+            fault: None,
+        }
+    }
+
+    /// True when the body was read to its end, so that the next request can follow.
+    pub(super) fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+
+    /// Why reading failed, if it did.
+    pub(super) fn fault(&self) -> Option<&BodyFault> {
+        self.fault.as_ref()
+    }
+
+    fn read_body(&mut self, into: &mut [u8]) -> Result<usize, BodyFault> {
+        if self.state == State::Done || into.is_empty() {
+            return Ok(0);
+        }
+        if std::mem::take(&mut self.expects_continue) {
+            let sent = self.socket.write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
+            sent.map_err(|_| BodyFault::Gone)?;
+        }
+        loop {
+            match self.state {
+                State::Done => return Ok(0),
+                State::Length(left) => {
+                    let count = self.read_piece(into, left)?;
+                    let left = left - count as u64;
+                    self.state = if left == 0 {
+                        State::Done
+                    } else {
+                        State::Length(left)
+                    };
+                    return Ok(count);
+                }
+                State::ChunkLine => {
+                    let line = self.read_line(CHUNK_LINE_BYTES_MAX)?;
+                    self.state = match chunk_size(&line)? {
+                        0 => State::Trailer(0),
+                        size => State::Chunk(size),
+                    };
+                }
+                State::Chunk(left) => {
+                    let count = self.read_piece(into, left)?;
+                    let left = left - count as u64;
+                    self.state = State::Chunk(left);
+                    if left == 0 {
+                        self.end_chunk()?;
+                    }
+                    return Ok(count);
+                }
+                State::Trailer(seen) => {
+                    let line = self.read_line(TRAILER_BYTES_MAX.saturating_sub(seen))?;
+                    self.state = match line.len() {
+                        0 => State::Done,
+                        length => State::Trailer(seen + length),
+                    };
+                }
+            }
+        }
+    }
+
+    /// The CRLF that ends a chunk's data.
+    fn end_chunk(&mut self) -> Result<(), BodyFault> {
+        if !self.read_line(0)?.is_empty() {
+            return Err(malformed("chunk is longer than its size"));
+        }
+        self.state = State::ChunkLine;
+        Ok(())
+    }
+
+    fn read_piece(&mut self, into: &mut [u8], left: u64) -> Result<usize, BodyFault> {
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(into.len());
+        let into = into.get_mut(..most).unwrap_or_default();
+        match self.socket.read(into, Instant::now() + self.idle) {
+            Ok(0) => Err(BodyFault::Gone),
+            Ok(count) => Ok(count),
+            Err(error) => Err(fault_of(&error)),
+        }
+    }
+
+    /// A line of at most `limit` bytes, without its CRLF.
+    fn read_line(&mut self, limit: usize) -> Result<Vec<u8>, BodyFault> {
+        loop {
+            let buffered = self.socket.buffered();
+            if let Some(end) = buffered.iter().position(|byte| *byte == b'\n') {
+                let line = buffered.get(..end).unwrap_or_default();
+                let Some(line) = line.strip_suffix(b"\r") else {
+                    return Err(malformed("a line of the chunked body ends in a bare LF"));
+                };
+                let line = line.to_vec();
+                if line.len() > limit || line.contains(&b'\r') || line.contains(&0) {
+                    return Err(malformed(
+                        "a line of the chunked body is too long or malformed",
+                    ));
+                }
+                self.socket.consume(end + 1);
+                return Ok(line);
+            }
+            if buffered.len() > limit + 1 {
+                return Err(malformed(
+                    "a line of the chunked body is too long or malformed",
+                ));
+            }
+            match self.socket.fill(Instant::now() + self.idle) {
+                Ok(0) => return Err(BodyFault::Gone),
+                Ok(_) => {}
+                Err(error) => return Err(fault_of(&error)),
+            }
+        }
+    }
+}
+
+impl Read for BodyReader<'_> {
+    /// An early end is `UnexpectedEof`, never `Ok(0)`; after a fault every read fails.
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.fault.is_none() {
+            match self.read_body(into) {
+                Ok(count) => return Ok(count),
+                Err(fault) => self.fault = Some(fault),
+            }
+        }
+        let (kind, why) = match &self.fault {
+            Some(BodyFault::Malformed(why)) => (io::ErrorKind::InvalidData, why.as_str()),
+            Some(BodyFault::Stalled) => (io::ErrorKind::TimedOut, "client sent nothing"),
+            _ => (io::ErrorKind::UnexpectedEof, "client ended the body early"),
+        };
+        Err(io::Error::new(kind, why.to_owned()))
+    }
+}
+
+fn fault_of(error: &io::Error) -> BodyFault {
+    if is_timeout(error) {
+        BodyFault::Stalled
+    } else {
+        BodyFault::Gone
+    }
+}
+
+fn malformed(why: &str) -> BodyFault {
+    BodyFault::Malformed(why.to_owned())
+}
+
+/// `1*HEXDIG`, then nothing or an extension, which is ignored (RFC 9112 §7.1.1).
+fn chunk_size(line: &[u8]) -> Result<u64, BodyFault> {
+    let digits = line
+        .iter()
+        .take_while(|byte| byte.is_ascii_hexdigit())
+        .count();
+    let (size, extension) = line.split_at(digits);
+    let rest = extension.trim_ascii_start();
+    if digits == 0 || digits > CHUNK_SIZE_DIGITS_MAX || !(rest.is_empty() || rest.starts_with(b";"))
+    {
+        return Err(malformed(
+            "chunk size is not a hex number of at most 16 digits",
+        ));
+    }
+    let size = std::str::from_utf8(size)
+        .ok()
+        .and_then(|text| u64::from_str_radix(text, 16).ok());
+    size.ok_or_else(|| malformed("chunk size is not a hex number of at most 16 digits"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
+
+    /// Reads a body of which the client sends `bytes` and then closes its sending side.
+    fn read(framing: Framing, bytes: &[u8]) -> (Result<Vec<u8>, BodyFault>, Vec<u8>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let stream = Arc::new(listener.accept().unwrap().0);
+        client.write_all(bytes).unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut socket = Socket::new(stream, Duration::from_secs(5)).unwrap();
+        let mut body = BodyReader::new(&mut socket, framing, false, Duration::from_secs(5));
+        let mut whole = Vec::new();
+        let read = body.read_to_end(&mut whole);
+        let result = match (read, body.fault().cloned()) {
+            (Ok(_), None) => {
+                assert!(body.is_done());
+                Ok(whole)
+            }
+            (Err(_), Some(fault)) => Err(fault),
+            other => panic!("{other:?}"),
+        };
+        let mut rest = socket.buffered().to_vec();
+        while socket
+            .fill(Instant::now() + Duration::from_secs(5))
+            .unwrap()
+            > 0
+        {
+            rest = socket.buffered().to_vec();
+        }
+        (result, rest)
+    }
+
+    #[test]
+    fn a_length_ends_the_body() {
+        let (body, rest) = read(Framing::Length(5), b"helloGET /");
+        assert_eq!(
+            (body.unwrap(), rest),
+            (b"hello".to_vec(), b"GET /".to_vec())
+        );
+        assert_eq!(read(Framing::Length(0), b"").0.unwrap(), b"");
+    }
+
+    #[test]
+    fn an_early_end_is_a_fault() {
+        assert_eq!(read(Framing::Length(6), b"hello").0, Err(BodyFault::Gone));
+        for bytes in [
+            "",
+            "5",
+            "5\r\nhel",
+            "5\r\nhello",
+            "5\r\nhello\r\n",
+            "0\r\n",
+            "0\r\nX: 1\r\n",
+        ] {
+            assert_eq!(
+                read(Framing::Chunked, bytes.as_bytes()).0,
+                Err(BodyFault::Gone),
+                "{bytes:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn chunks_are_joined_and_the_next_request_is_left() {
+        let bytes = b"5\r\nhello\r\n00A;x=\"y\"\r\n0123456789\r\n0\r\nTrailer: 1\r\n\r\nGET /";
+        let (body, rest) = read(Framing::Chunked, bytes);
+        assert_eq!(
+            (body.unwrap(), rest),
+            (b"hello0123456789".to_vec(), b"GET /".to_vec())
+        );
+    }
+
+    #[test]
+    fn broken_chunks_are_refused() {
+        let long = format!(
+            "5;{}\r\nhello\r\n0\r\n\r\n",
+            "x".repeat(CHUNK_LINE_BYTES_MAX)
+        );
+        let trailer = format!("0\r\nX: {}\r\n\r\n", "x".repeat(TRAILER_BYTES_MAX));
+        for bytes in [
+            "x\r\n",
+            "-5\r\nhello\r\n",
+            "+5\r\nhello\r\n",
+            "0x5\r\nhello\r\n",
+            " 5\r\nhello\r\n",
+            "5 x\r\nhello\r\n",
+            "11111111111111111\r\n",
+            "5\nhello\r\n",
+            "5\r\nhello\n",
+            "5\r\nhelloX\r\n",
+            "5\r\nhello!!",
+            "\r\n",
+            &long,
+            &trailer,
+        ] {
+            let (result, _) = read(Framing::Chunked, bytes.as_bytes());
+            assert!(
+                matches!(result, Err(BodyFault::Malformed(_))),
+                "{bytes:?} {result:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_stalled_client_is_a_fault() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let stream = Arc::new(listener.accept().unwrap().0);
+        let mut socket = Socket::new(stream, Duration::from_secs(5)).unwrap();
+        let idle = Duration::from_millis(20);
+        let mut body = BodyReader::new(&mut socket, Framing::Length(1), false, idle);
+        assert!(body.read(&mut [0; 8]).is_err());
+        assert_eq!(body.fault(), Some(&BodyFault::Stalled));
+        assert!(body.read(&mut [0; 8]).is_err());
+    }
+}

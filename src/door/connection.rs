@@ -1,0 +1,279 @@
+//! One connection's loop: head, answer, reply, and again. Owns: keep-alive, closing (lingering or
+//! by reset), the request's log line. Must not: be entered by more than its own thread.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::accept::{Entry, Shared};
+use super::body::{BodyFault, BodyReader};
+use super::head::{self, Framing, Head, Refusal, Scan};
+use super::lanes::LaneFault;
+use super::reply::{self, Context, WriteFault, Written};
+use super::socket::{Socket, is_timeout};
+use crate::message::{Answer, Outcome, Peer, Reply, RequestBody, unguessable};
+use crate::oci::{ErrorCode, OciError};
+use crate::{log, metrics};
+
+/// Longest wait for more while a closing connection is read from.
+const LINGER_PIECE: Duration = Duration::from_secs(2);
+/// Said in `Retry-After` when the proxy itself is at a limit.
+const RETRY_AFTER_SECONDS: &str = "2";
+
+/// Serves the connection until it ends.
+pub(super) fn serve(shared: &Shared, entry: &Arc<Entry>, peer: &Peer) {
+    let Ok(mut socket) = Socket::new(entry.stream(), shared.limits.write_idle) else {
+        return;
+    };
+    // The drain closes what is idle when it starts; whoever becomes idle afterwards leaves by itself.
+    while serve_one(shared, entry, peer, &mut socket) == Next::Request && !shared.is_draining() {}
+}
+
+#[derive(PartialEq, Eq)]
+enum Next {
+    Close,
+    Request,
+}
+
+/// How waiting for a head ended without one.
+enum NoHead {
+    /// The client closed, or said nothing for the idle limit: no answer is due.
+    Silent,
+    Refused(Refusal),
+}
+
+fn serve_one(shared: &Shared, entry: &Entry, peer: &Peer, socket: &mut Socket) -> Next {
+    let id = format!("{:016x}", unguessable());
+    let head = read_head(shared, entry, socket);
+    let started = Instant::now();
+    let head = match head {
+        Ok(head) => head,
+        Err(NoHead::Silent) => return Next::Close,
+        Err(NoHead::Refused(refusal)) => {
+            let context = Context {
+                http11: true,
+                head_only: false,
+                keep_alive: false,
+                id: &id,
+            };
+            let line = LogLine {
+                started,
+                peer,
+                id: &id,
+                method: "-",
+                target: "-",
+            };
+            finish(line, socket, refused(&refusal), context);
+            linger(shared, socket);
+            return Next::Close;
+        }
+    };
+    let (reply, body_done) = answer(shared, peer, socket, &head, &id);
+    let context = Context {
+        http11: head.http11,
+        head_only: head.method == "HEAD",
+        keep_alive: head.keep_alive && body_done && !shared.is_draining(),
+        id: &id,
+    };
+    let line = LogLine {
+        started,
+        peer,
+        id: &id,
+        method: &head.method,
+        target: &head.target,
+    };
+    let written = finish(line, socket, reply, context);
+    entry.set_idle();
+    if written.fault.is_none() && !body_done {
+        linger(shared, socket);
+    }
+    if written.keep_alive {
+        Next::Request
+    } else {
+        Next::Close
+    }
+}
+
+/// Waits for a head: as long as the idle limit for its first byte, then the head limit.
+fn read_head(shared: &Shared, entry: &Entry, socket: &mut Socket) -> Result<Head, NoHead> {
+    let mut deadline = Instant::now() + shared.limits.idle;
+    let mut begun = false;
+    let mut scanned = 0;
+    loop {
+        // An empty line before a request is ignored (RFC 9112 §2.2).
+        while scanned == 0 && socket.buffered().starts_with(b"\r\n") {
+            socket.consume(2);
+        }
+        if !begun && !socket.buffered().is_empty() {
+            begun = true;
+            deadline = Instant::now() + shared.limits.head;
+        }
+        let bytes = socket.buffered();
+        match head::scan(bytes, scanned).map_err(NoHead::Refused)? {
+            Scan::End(end) => {
+                let head = head::check(bytes.get(..end).unwrap_or_default());
+                socket.consume(end);
+                // From here on nobody may close the connection for being idle.
+                if !entry.set_busy() {
+                    return Err(NoHead::Silent);
+                }
+                return head.map_err(NoHead::Refused);
+            }
+            Scan::More => scanned = bytes.len(),
+        }
+        match socket.fill(deadline) {
+            Ok(0) => return Err(NoHead::Silent),
+            Ok(_) => {}
+            Err(error) if begun && is_timeout(&error) => {
+                let limit = shared.limits.head.as_secs();
+                let why = format!("head did not come whole within {limit} s");
+                let refusal = OciError::new(ErrorCode::BadRequest, why).with_status(408);
+                return Err(NoHead::Refused(refusal));
+            }
+            Err(_) => return Err(NoHead::Silent),
+        }
+    }
+}
+
+/// Gets the reply: from a worker, and from the exchange the worker named. Also says whether the
+/// request's body was read to its end.
+fn answer(
+    shared: &Shared,
+    peer: &Peer,
+    socket: &mut Socket,
+    head: &Head,
+    id: &str,
+) -> (Reply, bool) {
+    shared.desk.open(id, peer.clone());
+    let asked = shared.lanes.ask(&head.for_lane(id));
+    let answer = shared.desk.close(id);
+    let exchange = match (asked, answer) {
+        (Ok(()), Some(Answer::Now(reply))) => return (reply, head.framing == Framing::Length(0)),
+        (Ok(()), Some(Answer::Later(exchange))) => exchange,
+        (fault, _) => return (no_answer(fault), head.framing == Framing::Length(0)),
+    };
+    let length = match head.framing {
+        Framing::Chunked => None,
+        Framing::Length(length) => Some(length),
+    };
+    let (framing, idle) = (head.framing, shared.limits.body_idle);
+    let mut reader = BodyReader::new(socket, framing, head.expects_continue, idle);
+    // The exchange is dropped by the panic, and nothing it borrowed is used again half-done: the
+    // connection is closed.
+    let run = AssertUnwindSafe(|| exchange(&mut RequestBody::new(&mut reader, length)));
+    let reply = catch_unwind(run).unwrap_or_else(|_| {
+        metrics::PANICS.inc();
+        internal("the exchange panicked")
+    });
+    match reader.fault() {
+        None => {
+            let done = reader.is_done();
+            (reply, done)
+        }
+        Some(fault) => (body_fault(fault, reply.outcome), false),
+    }
+}
+
+/// The reply to a request whose own body failed, whatever the exchange made of that.
+fn body_fault(fault: &BodyFault, outcome: Outcome) -> Reply {
+    let (status, why) = match fault {
+        BodyFault::Gone => (400, "request body ended early".to_owned()),
+        BodyFault::Malformed(why) => (400, why.clone()),
+        BodyFault::Stalled => (408, "request body stalled".to_owned()),
+    };
+    let mut reply = refused(&OciError::new(ErrorCode::BadRequest, why.clone()).with_status(status));
+    reply.outcome = Outcome {
+        error: Some(why),
+        ..outcome
+    };
+    reply
+}
+
+fn no_answer(fault: Result<(), LaneFault>) -> Reply {
+    match fault {
+        Err(LaneFault::Busy) => {
+            let error = OciError::new(ErrorCode::Unavailable, "all workers are busy; try again");
+            refused(&error).with("Retry-After", RETRY_AFTER_SECONDS)
+        }
+        Err(LaneFault::Panicked) => internal("the worker panicked"),
+        Err(LaneFault::Lost) => internal("the lane to the worker was lost"),
+        Ok(()) => internal("the worker left no answer"),
+    }
+}
+
+fn internal(why: &str) -> Reply {
+    let error = OciError::new(
+        ErrorCode::Unavailable,
+        "internal error; the log names it by this id",
+    );
+    let mut reply = refused(&error.with_status(500));
+    reply.outcome.error = Some(why.to_owned());
+    reply
+}
+
+/// An error document as a reply.
+pub(super) fn refused(error: &OciError) -> Reply {
+    let mut reply = Reply::new(error.status, "application/json", error.document());
+    reply.outcome.error = Some(error.message.clone());
+    reply
+}
+
+struct LogLine<'a> {
+    started: Instant,
+    peer: &'a Peer,
+    id: &'a str,
+    method: &'a str,
+    target: &'a str,
+}
+
+/// Writes the reply and the request's log line.
+fn finish(line: LogLine<'_>, socket: &Socket, reply: Reply, context: Context<'_>) -> Written {
+    let (status, outcome) = (reply.status, reply.outcome.clone());
+    let written = reply::write(socket, reply, context);
+    metrics::REQUESTS.inc();
+    let cut = written.fault.as_ref().map(|fault| match fault {
+        WriteFault::Client(error) => format!("client: {error}"),
+        WriteFault::Source(why) => format!("cut: {why}"),
+    });
+    let target = log::target(line.target);
+    let duration = format!("{:.3}", line.started.elapsed().as_secs_f64() * 1e3);
+    let mut fields: Vec<log::Field<'_>> = vec![
+        ("method", &line.method),
+        ("path", &target),
+        ("status", &status),
+        ("bytes", &written.bytes),
+        ("duration_ms", &duration),
+        ("peer", line.peer),
+        ("id", &line.id),
+    ];
+    if let Some(cache) = &outcome.cache {
+        fields.push(("cache", cache));
+    }
+    if let Some(upstream) = &outcome.upstream {
+        fields.push(("upstream", upstream));
+    }
+    if let Some(error) = &outcome.error {
+        fields.push(("error", error));
+    }
+    if let Some(cut) = &cut {
+        fields.push(("aborted", cut));
+    }
+    log::info("request", &fields);
+    written
+}
+
+/// Reads what the client still sends, within limits: closing with unread bytes would reset the
+/// connection, and the reset could overtake the reply (RFC 9112 §9.6).
+fn linger(shared: &Shared, socket: &mut Socket) {
+    socket.finish_writing();
+    let end = Instant::now() + shared.limits.linger;
+    let mut left = shared.limits.linger_bytes;
+    let mut sink = vec![0; 16 * 1024];
+    while left > 0 {
+        let deadline = end.min(Instant::now() + LINGER_PIECE);
+        match socket.read(&mut sink, deadline) {
+            Ok(0) | Err(_) => return,
+            Ok(count) => left = left.saturating_sub(count as u64),
+        }
+    }
+}

@@ -1,0 +1,555 @@
+//! Request heads. Owns: what the door lets in, and in which words a worker gets to see it.
+//! Must not: read a socket, or know what a path means.
+//!
+//! Order of the checks: every byte (no bare LF or CR, no control, nothing beyond ASCII: `httparse`
+//! lets some of it pass), the request line as soon as it is there, then `httparse`, then the rules
+//! of RFC 9112 that decide where the request ends. Whatever two readers could take differently is
+//! refused, for that is how requests are smuggled.
+
+use super::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
+use crate::message::{DOOR_FIELD, Headers};
+use crate::oci::{self, ErrorCode, OciError};
+
+/// Fields that end at the door: hop-by-hop (RFC 9110 §7.6.1), framing, and our own.
+const DOOR_FIELDS: [&str; 12] = [
+    "Connection",
+    "Content-Length",
+    "Expect",
+    "Keep-Alive",
+    "Proxy-Authenticate",
+    "Proxy-Authorization",
+    "Proxy-Connection",
+    "TE",
+    "Trailer",
+    "Transfer-Encoding",
+    "Upgrade",
+    DOOR_FIELD,
+];
+/// A checked head.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// The method.
+    pub method: String,
+    /// Origin form.
+    pub target: String,
+    /// End-to-end fields; `Host` is the target's authority where it had one.
+    pub headers: Headers,
+    /// HTTP/1.1; otherwise HTTP/1.0.
+    pub http11: bool,
+    /// Where the body ends.
+    pub framing: Framing,
+    /// The client would keep the connection.
+    pub keep_alive: bool,
+    /// The client waits for `100 Continue`.
+    pub expects_continue: bool,
+}
+
+/// How a body's end is found (RFC 9112 §6.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// `Transfer-Encoding: chunked`
+    Chunked,
+    /// `Content-Length`, or 0 without one.
+    Length(u64),
+}
+
+/// Why a head is not let in. The connection is closed after the answer.
+pub type Refusal = OciError;
+
+/// How far a head has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scan {
+    /// The head ends before this offset.
+    End(usize),
+    /// More bytes are needed.
+    More,
+}
+
+/// Looks through the bytes of a head as they come. `from` is where the last scan stopped.
+pub(super) fn scan(bytes: &[u8], from: usize) -> Result<Scan, Refusal> {
+    let mut previous = from.checked_sub(1).and_then(|at| bytes.get(at)).copied();
+    for (at, byte) in bytes.iter().copied().enumerate().skip(from) {
+        match (previous, byte) {
+            (Some(b'\r'), b'\n') => {
+                let line = bytes.get(..at.saturating_sub(1)).unwrap_or_default();
+                if !line.contains(&b'\n') {
+                    request_line(line)?;
+                }
+                if line.ends_with(b"\r\n") && at < HEAD_BYTES_MAX {
+                    return Ok(Scan::End(at + 1));
+                }
+            }
+            (_, b'\n') => return Err(bad("a line ends in a bare LF; lines end in CRLF")),
+            (Some(b'\r'), _) => return Err(bad("a CR that no LF follows")),
+            (_, b'\r' | b'\t' | 0x20..=0x7e) => {}
+            _ => return Err(bad(format!("byte 0x{byte:02x} at offset {at} of the head"))),
+        }
+        previous = Some(byte);
+    }
+    if bytes.len() < HEAD_BYTES_MAX {
+        return Ok(Scan::More);
+    }
+    let (status, what) = if bytes.contains(&b'\n') {
+        (431, "head")
+    } else {
+        (414, "request line")
+    };
+    let why = format!("{what} of over {HEAD_BYTES_MAX} bytes");
+    Err(bad(why).with_status(status))
+}
+
+/// Checks a whole head, its empty line included.
+///
+/// # Errors
+/// The answer that refuses it.
+pub fn check(bytes: &[u8]) -> Result<Head, Refusal> {
+    match scan(bytes, 0)? {
+        Scan::End(end) if end == bytes.len() => {}
+        _ => return Err(bad("not one whole head")),
+    }
+    let line_end = bytes
+        .windows(2)
+        .position(|pair| pair == b"\r\n")
+        .unwrap_or_default();
+    let line = request_line(bytes.get(..line_end).unwrap_or_default())?;
+    let mut fields = [httparse::EMPTY_HEADER; HEAD_FIELDS_MAX];
+    let mut parsed = httparse::Request::new(&mut fields);
+    match parsed.parse(bytes) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Ok(httparse::Status::Partial) => return Err(bad("not one whole head")),
+        Err(httparse::Error::TooManyHeaders) => {
+            return Err(bad(format!("over {HEAD_FIELDS_MAX} header fields")).with_status(431));
+        }
+        Err(error) => return Err(bad(format!("malformed head: {error}"))),
+    }
+    let mut headers = Headers::new();
+    for field in parsed.headers.iter() {
+        let value = std::str::from_utf8(field.value).map_err(|_| bad("a value beyond ASCII"))?;
+        headers.add(field.name, value.trim_matches([' ', '\t']));
+    }
+    finish(&line, headers)
+}
+
+/// The rules that look at fields together.
+fn finish(line: &RequestLine<'_>, mut headers: Headers) -> Result<Head, Refusal> {
+    let (authority, target) = split_target(line.target)?;
+    let host = host(&headers, line.http11)?;
+    let framing = framing(&headers, line.http11)?;
+    let expects_continue = match headers.joined("Expect") {
+        None => false,
+        Some(value) if value.eq_ignore_ascii_case("100-continue") => line.http11,
+        Some(value) => return Err(bad(format!("expectation {value:?}")).with_status(417)),
+    };
+    let options: Vec<String> = headers
+        .all("Connection")
+        .flat_map(|value| value.split(','))
+        .map(|option| option.trim().to_ascii_lowercase())
+        .collect();
+    let has = |option: &str| options.iter().any(|other| other == option);
+    let keep_alive = !has("close") && (line.http11 || has("keep-alive"));
+    headers.retain(|name, _| {
+        let nominated = options
+            .iter()
+            .any(|option| option.eq_ignore_ascii_case(name));
+        let own = DOOR_FIELDS
+            .iter()
+            .any(|field| field.eq_ignore_ascii_case(name));
+        // A client may not take away the field that says whom it speaks to.
+        !own && (!nominated || name.eq_ignore_ascii_case("Host"))
+    });
+    if let Some(authority) = authority.or(host) {
+        headers.set("Host", authority);
+    }
+    Ok(Head {
+        method: line.method.to_owned(),
+        target,
+        headers,
+        http11: line.http11,
+        framing,
+        keep_alive,
+        expects_continue,
+    })
+}
+
+impl Head {
+    /// The head as a lane carries it: HTTP/1.1, without framing, named by `id`.
+    pub(super) fn for_lane(&self, id: &str) -> Vec<u8> {
+        let mut text = format!(
+            "{} {} HTTP/1.1\r\n{DOOR_FIELD}: {id}\r\n",
+            self.method, self.target
+        );
+        for (name, value) in self.headers.iter() {
+            text.push_str(name);
+            text.push_str(": ");
+            text.push_str(value);
+            text.push_str("\r\n");
+        }
+        text.push_str("\r\n");
+        text.into_bytes()
+    }
+}
+
+struct RequestLine<'a> {
+    method: &'a str,
+    target: &'a str,
+    http11: bool,
+}
+
+/// `method SP request-target SP HTTP-version` (RFC 9112 §3), one space each.
+fn request_line(line: &[u8]) -> Result<RequestLine<'_>, Refusal> {
+    let text = std::str::from_utf8(line).map_err(|_| bad("a request line beyond ASCII"))?;
+    let mut parts = text.split(' ');
+    let (Some(method), Some(target), Some(version), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(bad("request line is not `method target HTTP/1.1`"));
+    };
+    let tchar = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if method.is_empty() || !method.bytes().all(tchar) {
+        return Err(bad("method is not a token"));
+    }
+    let visible = |b: u8| matches!(b, 0x21..=0x7e) && b != b'#';
+    if target.is_empty() || !target.bytes().all(visible) {
+        return Err(bad("request target has characters that no target may have"));
+    }
+    let http11 = match version {
+        "HTTP/1.1" => true,
+        "HTTP/1.0" => false,
+        other => {
+            let digits = other.strip_prefix("HTTP/").map(str::as_bytes);
+            let is_version = matches!(digits, Some([b'0'..=b'9', b'.', b'0'..=b'9']));
+            let status = if is_version { 505 } else { 400 };
+            let why = format!("version {other:?}; HTTP/1.0 and HTTP/1.1 are spoken here");
+            return Err(bad(why).with_status(status));
+        }
+    };
+    Ok(RequestLine {
+        method,
+        target,
+        http11,
+    })
+}
+
+/// Origin form, and absolute form, whose authority is the host (RFC 9112 §3.2.2).
+fn split_target(target: &str) -> Result<(Option<String>, String), Refusal> {
+    if target.starts_with('/') {
+        return Ok((None, target.to_owned()));
+    }
+    let rest = match target.split_once("://") {
+        Some((scheme, rest))
+            if scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https") =>
+        {
+            rest
+        }
+        _ => return Err(bad("target is neither a path nor an http URL")),
+    };
+    let split = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(split);
+    if !oci::is_authority(authority) {
+        return Err(bad(format!("target names the host {authority:?}")));
+    }
+    let path = if path.starts_with('/') {
+        path.to_owned()
+    } else {
+        format!("/{path}")
+    };
+    Ok((Some(authority.to_owned()), path))
+}
+
+fn host(headers: &Headers, http11: bool) -> Result<Option<String>, Refusal> {
+    let mut hosts = headers.all("Host");
+    match (hosts.next(), hosts.next()) {
+        (Some(_), Some(_)) => Err(bad("two Host fields")),
+        (None, _) if http11 => Err(bad("no Host field")),
+        (None, _) => Ok(None),
+        (Some(host), None) if oci::is_authority(host) => Ok(Some(host.to_owned())),
+        (Some(host), None) => Err(bad(format!("Host {host:?} is not a host and port"))),
+    }
+}
+
+/// RFC 9112 §6.1–6.3, and stricter: one length, in digits; one coding, `chunked`; never both.
+fn framing(headers: &Headers, http11: bool) -> Result<Framing, Refusal> {
+    let mut codings = headers.all("Transfer-Encoding");
+    let mut lengths = headers.all("Content-Length");
+    match (
+        codings.next(),
+        codings.next(),
+        lengths.next(),
+        lengths.next(),
+    ) {
+        (None, _, None, _) => Ok(Framing::Length(0)),
+        (Some(_), _, Some(_), _) => Err(bad("both Transfer-Encoding and Content-Length")),
+        (Some(_), Some(_), None, _) => Err(bad("several Transfer-Encoding fields")),
+        (None, _, Some(_), Some(_)) => Err(bad("several Content-Length fields")),
+        (Some(_), None, None, _) if !http11 => Err(bad("Transfer-Encoding in HTTP/1.0")),
+        (Some(coding), None, None, _) if coding.eq_ignore_ascii_case("chunked") => {
+            Ok(Framing::Chunked)
+        }
+        (Some(coding), None, None, _) => {
+            let token = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+            // An honest coding that we do not speak is 501 (RFC 9112 §6.1), a forged one is 400.
+            let honest = !coding.is_empty() && coding.bytes().all(token);
+            let list = coding
+                .split(',')
+                .map(str::trim)
+                .filter(|c| c.eq_ignore_ascii_case("chunked"));
+            let status = if honest || list.count() == 1 {
+                501
+            } else {
+                400
+            };
+            Err(
+                bad(format!("transfer coding {coding:?}; only chunked is taken"))
+                    .with_status(status),
+            )
+        }
+        (None, _, Some(length), None) => {
+            if length.is_empty() || !length.bytes().all(|b| b.is_ascii_digit()) {
+                return Err(bad(format!("Content-Length {length:?} is not a number")));
+            }
+            let over = |_| bad(format!("Content-Length {length} is over {}", u64::MAX));
+            length.parse().map(Framing::Length).map_err(over)
+        }
+    }
+}
+
+fn bad(why: impl Into<String>) -> Refusal {
+    OciError::new(ErrorCode::BadRequest, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(text: &str) -> Result<Head, Refusal> {
+        check(text.as_bytes())
+    }
+
+    fn get(fields: &str) -> Result<Head, Refusal> {
+        head(&format!("GET /v2/ HTTP/1.1\r\n{fields}\r\n"))
+    }
+
+    fn status(text: &str) -> u16 {
+        head(text).unwrap_err().status
+    }
+
+    #[test]
+    fn a_plain_head() {
+        let head = get("Host: a:80\r\nAccept: x\r\naccept:\ty \r\n").unwrap();
+        assert_eq!(
+            (head.method.as_str(), head.target.as_str()),
+            ("GET", "/v2/")
+        );
+        assert_eq!(head.headers.joined("Accept").as_deref(), Some("x, y"));
+        assert!(head.http11 && head.keep_alive && !head.expects_continue);
+        assert_eq!(head.framing, Framing::Length(0));
+    }
+
+    #[test]
+    fn absolute_form_names_the_host() {
+        let head = head("GET http://b:81/v2/?n=1 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        assert_eq!(head.target, "/v2/?n=1");
+        assert_eq!(head.headers.first("Host"), Some("b:81"));
+        let bare = check(b"GET http://b?x HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        assert_eq!(bare.target, "/?x");
+    }
+
+    #[test]
+    fn other_targets_are_refused() {
+        for target in [
+            "*",
+            "a:80",
+            "ftp://a/",
+            "http://u@a/",
+            "http:///x",
+            "x",
+            "/a#b",
+        ] {
+            assert_eq!(
+                status(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")),
+                400,
+                "{target}"
+            );
+        }
+    }
+
+    #[test]
+    fn request_lines() {
+        for (line, expected) in [
+            ("GET /", 400),
+            ("GET", 400),
+            ("", 400),
+            ("GET  / HTTP/1.1", 400),
+            ("GET / HTTP/1.1 ", 400),
+            (" GET / HTTP/1.1", 400),
+            ("G(T / HTTP/1.1", 400),
+            ("GET / HTTP/2.0", 505),
+            ("GET / HTTP/0.9", 505),
+            ("GET / HTTP/1.2", 505),
+            ("GET / http/1.1", 400),
+            ("GET / HTTP/11", 400),
+            ("PRI * HTTP/2.0", 505),
+        ] {
+            assert_eq!(
+                status(&format!("{line}\r\nHost: a\r\n\r\n")),
+                expected,
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn bytes_that_no_head_has() {
+        for text in [
+            "GET / HTTP/1.1\nHost: a\n\n",
+            "GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\rX: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\0\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: é\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: \x7f\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n",
+            "GET / HTTP/1.1\r\n folded\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost : a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost\r\n\r\n",
+            "GET / HTTP/1.1\r\n: a\r\nHost: a\r\n\r\n",
+        ] {
+            assert_eq!(status(text), 400, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn hosts() {
+        assert_eq!(get("").unwrap_err().status, 400);
+        assert_eq!(get("Host: a\r\nHost: a\r\n").unwrap_err().status, 400);
+        for host in ["", "a b", "a/b", "u@a", "a:0", "a:b", "a,b"] {
+            assert_eq!(
+                get(&format!("Host: {host}\r\n")).unwrap_err().status,
+                400,
+                "{host:?}"
+            );
+        }
+        let old = head("GET / HTTP/1.0\r\n\r\n").unwrap();
+        assert!(!old.keep_alive && !old.http11);
+        assert!(
+            head("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n")
+                .unwrap()
+                .keep_alive
+        );
+    }
+
+    #[test]
+    fn lengths() {
+        let length = |value: &str| get(&format!("Host: a\r\nContent-Length: {value}\r\n"));
+        assert_eq!(length("5").unwrap().framing, Framing::Length(5));
+        assert_eq!(
+            length("18446744073709551615").unwrap().framing,
+            Framing::Length(u64::MAX)
+        );
+        for bad in [
+            "",
+            "-1",
+            "+1",
+            "1 1",
+            "1,1",
+            "0x1",
+            "1.0",
+            "18446744073709551616",
+        ] {
+            assert_eq!(length(bad).unwrap_err().status, 400, "{bad:?}");
+        }
+        let twice = get("Host: a\r\nContent-Length: 5\r\ncontent-length: 5\r\n");
+        assert_eq!(twice.unwrap_err().status, 400);
+    }
+
+    #[test]
+    fn transfer_codings() {
+        let coding = |value: &str| get(&format!("Host: a\r\nTransfer-Encoding: {value}\r\n"));
+        assert_eq!(coding("Chunked").unwrap().framing, Framing::Chunked);
+        for (value, expected) in [
+            ("gzip", 501),
+            ("gzip, chunked", 501),
+            ("identity", 501),
+            ("chunked, chunked", 400),
+            ("\u{b}chunked", 400),
+            ("", 400),
+            ("chunked;a", 400),
+            ("\"chunked\"", 400),
+        ] {
+            assert_eq!(coding(value).unwrap_err().status, expected, "{value:?}");
+        }
+        let both = get("Host: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n");
+        assert_eq!(both.unwrap_err().status, 400);
+        let twice = get("Host: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n");
+        assert_eq!(twice.unwrap_err().status, 400);
+        assert_eq!(
+            status("GET / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            400
+        );
+    }
+
+    #[test]
+    fn limits() {
+        let long = format!("Host: a\r\nX: {}\r\n", "x".repeat(HEAD_BYTES_MAX));
+        assert_eq!(get(&long).unwrap_err().status, 431);
+        let near = format!("Host: a\r\nX: {}\r\n", "x".repeat(HEAD_BYTES_MAX - 64));
+        assert!(get(&near).is_ok());
+        assert!(get(&long).unwrap_err().message.len() < 100);
+        assert_eq!(
+            status(&format!("GET /{} ", "x".repeat(HEAD_BYTES_MAX))),
+            414
+        );
+        let fields = |n| {
+            (1..n).fold("Host: a\r\n".to_owned(), |all, i| {
+                all + &format!("X{i}: 1\r\n")
+            })
+        };
+        assert!(get(&fields(HEAD_FIELDS_MAX)).is_ok());
+        assert_eq!(get(&fields(HEAD_FIELDS_MAX + 1)).unwrap_err().status, 431);
+    }
+
+    #[test]
+    fn expectations() {
+        assert!(
+            get("Host: a\r\nExpect: 100-Continue\r\n")
+                .unwrap()
+                .expects_continue
+        );
+        assert_eq!(get("Host: a\r\nExpect: tea\r\n").unwrap_err().status, 417);
+    }
+
+    #[test]
+    fn hop_by_hop_fields_stay_at_the_door() {
+        let head = get(
+            "Host: a\r\nConnection: close, X-Mine, host\r\nX-Mine: 1\r\nTE: x\r\nX-Door: forged\r\n\
+             Upgrade: h2c\r\nKeep-Alive: 5\r\nContent-Length: 3\r\nX-Other: 2\r\n",
+        )
+        .unwrap();
+        assert!(!head.keep_alive);
+        let names: Vec<&str> = head.headers.iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["X-Other", "Host"]);
+    }
+
+    #[test]
+    fn a_scan_in_pieces_finds_what_a_whole_scan_finds() {
+        let text = b"GET / HTTP/1.1\r\nHost: a\r\n\r\nrest";
+        for cut in 0..text.len() {
+            let scanned = match scan(&text[..cut], 0).unwrap() {
+                Scan::End(end) => Scan::End(end),
+                Scan::More => scan(text, cut).unwrap(),
+            };
+            assert_eq!(scanned, Scan::End(text.len() - 4), "{cut}");
+        }
+    }
+
+    #[test]
+    fn an_old_style_request_is_refused_at_its_first_line() {
+        assert_eq!(scan(b"GET /\r\n", 0).unwrap_err().status, 400);
+    }
+
+    #[test]
+    fn a_lane_carries_our_id_alone() {
+        let head = get("Host: a\r\nX-Door: forged\r\n").unwrap();
+        let text = String::from_utf8(head.for_lane("17")).unwrap();
+        assert_eq!(text, "GET /v2/ HTTP/1.1\r\nX-Door: 17\r\nHost: a\r\n\r\n");
+    }
+}

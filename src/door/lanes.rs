@@ -1,0 +1,204 @@
+//! The lanes to tiny_http: a few private connections over which a head goes in and one byte comes
+//! back. Owns: opening, lending and closing them. Must not: send a body, or let a lane that
+//! answered anything unexpected be used again.
+//!
+//! Locks: the list of free lanes, held to take or return one; never across I/O.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::{SocketAddr, UnixStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::message::{ANSWERED, DOOR_FIELD, PANICKED};
+use crate::{log, metrics};
+
+/// Longest wait for a worker's decision, which touches memory only: far above any, so that only a
+/// hung worker or a lost lane reaches it.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for a free lane: the same, for the lane before ours.
+const LANE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a lane brought no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LaneFault {
+    /// All lanes were busy for too long.
+    Busy,
+    /// The lane broke; it is closed.
+    Lost,
+    /// The worker panicked; the lane is good.
+    Panicked,
+}
+
+/// The lanes.
+pub struct Lanes {
+    free: Mutex<Vec<UnixStream>>,
+    returned: Condvar,
+    opened: usize,
+    alive: AtomicUsize,
+    on_half_lost: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Lanes {
+    /// Opens `count` lanes to tiny_http's socket, one after the other, each proved by a request
+    /// that a worker answers (its pool loses connections that come in a burst). `on_half_lost` is
+    /// called when under half of them are left.
+    ///
+    /// # Errors
+    /// When a lane cannot be opened or is not answered.
+    pub fn open(
+        address: &SocketAddr,
+        count: usize,
+        on_half_lost: Box<dyn Fn() + Send + Sync>,
+    ) -> io::Result<Self> {
+        let mut free = Vec::with_capacity(count);
+        for _ in 0..count {
+            let lane = UnixStream::connect_addr(address)?;
+            lane.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+            lane.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+            // Nobody waits under this id: the worker answers and does nothing else.
+            let probe = format!("GET / HTTP/1.1\r\n{DOOR_FIELD}: probe\r\n\r\n");
+            match exchange(&lane, probe.as_bytes())? {
+                ANSWERED => free.push(lane),
+                other => {
+                    let why = format!("a new lane answered byte 0x{other:02x}");
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+                }
+            }
+        }
+        Ok(Self {
+            free: Mutex::new(free),
+            returned: Condvar::new(),
+            opened: count,
+            alive: AtomicUsize::new(count),
+            on_half_lost,
+        })
+    }
+
+    /// Lanes that still work.
+    pub fn alive(&self) -> usize {
+        self.alive.load(Ordering::Relaxed)
+    }
+
+    /// Sends a head and waits until its answer is on the desk.
+    pub(super) fn ask(&self, head: &[u8]) -> Result<(), LaneFault> {
+        let lane = self.borrow().ok_or(LaneFault::Busy)?;
+        match exchange(&lane, head) {
+            Ok(byte @ (ANSWERED | PANICKED)) => {
+                self.give_back(lane);
+                if byte == ANSWERED {
+                    Ok(())
+                } else {
+                    Err(LaneFault::Panicked)
+                }
+            }
+            other => {
+                drop(lane);
+                self.count_lost(&other);
+                Err(LaneFault::Lost)
+            }
+        }
+    }
+
+    fn borrow(&self) -> Option<UnixStream> {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let empty = |free: &mut Vec<UnixStream>| free.is_empty() && self.alive() > 0;
+        let waited = self.returned.wait_timeout_while(free, LANE_TIMEOUT, empty);
+        let (mut free, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        free.pop()
+    }
+
+    fn give_back(&self, lane: UnixStream) {
+        self.free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(lane);
+        self.returned.notify_one();
+    }
+
+    fn count_lost(&self, answer: &io::Result<u8>) {
+        let left = self.alive.fetch_sub(1, Ordering::Relaxed).saturating_sub(1);
+        metrics::LANES_LOST.inc();
+        let why = match answer {
+            Ok(byte) => format!("answered byte 0x{byte:02x}"),
+            Err(error) => error.to_string(),
+        };
+        log::error(
+            "lane to tiny_http lost",
+            &[("reason", &why), ("left", &left)],
+        );
+        self.returned.notify_all();
+        if left * 2 < self.opened {
+            (self.on_half_lost)();
+        }
+    }
+}
+
+fn exchange(mut lane: &UnixStream, head: &[u8]) -> io::Result<u8> {
+    lane.write_all(head)?;
+    let mut answer = [0];
+    lane.read_exact(&mut answer)?;
+    Ok(answer[0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::UnixListener;
+    use std::sync::Arc;
+
+    /// A stand-in for tiny_http that answers each request on its lanes with the next byte of
+    /// `answers`, and then closes.
+    fn lanes(count: usize, answers: &'static [u8]) -> (Lanes, Arc<AtomicUsize>) {
+        let name = format!("lanes-test-{:x}", crate::message::unguessable());
+        let address = SocketAddr::from_abstract_name(name).unwrap();
+        let listener = UnixListener::bind_addr(&address).unwrap();
+        let serve = move || {
+            for stream in listener.incoming().take(count) {
+                let mut stream = stream.unwrap();
+                let lane = move || {
+                    for answer in answers {
+                        let mut head = Vec::new();
+                        while !head.ends_with(b"\r\n\r\n") {
+                            let mut byte = [0];
+                            if stream.read(&mut byte).unwrap_or(0) == 0 {
+                                return;
+                            }
+                            head.push(byte[0]);
+                        }
+                        stream.write_all(&[*answer]).unwrap();
+                    }
+                };
+                std::thread::Builder::new().spawn(lane).unwrap();
+            }
+        };
+        std::thread::Builder::new().spawn(serve).unwrap();
+        let alarms = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&alarms);
+        let alarm = Box::new(move || {
+            seen.fetch_add(1, Ordering::Relaxed);
+        });
+        (Lanes::open(&address, count, alarm).unwrap(), alarms)
+    }
+
+    const HEAD: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
+
+    #[test]
+    fn a_panic_costs_no_lane() {
+        let (lanes, alarms) = lanes(1, b"kpk");
+        assert_eq!(lanes.ask(HEAD), Err(LaneFault::Panicked));
+        assert_eq!(lanes.ask(HEAD), Ok(()));
+        assert_eq!((lanes.alive(), alarms.load(Ordering::Relaxed)), (1, 0));
+    }
+
+    #[test]
+    fn a_lane_that_answers_anything_else_is_closed() {
+        let (lanes, alarms) = lanes(2, b"kH");
+        assert_eq!(lanes.ask(HEAD), Err(LaneFault::Lost));
+        assert_eq!((lanes.alive(), alarms.load(Ordering::Relaxed)), (1, 0));
+        assert_eq!(lanes.ask(HEAD), Err(LaneFault::Lost));
+        assert_eq!((lanes.alive(), alarms.load(Ordering::Relaxed)), (0, 1));
+        assert_eq!(lanes.ask(HEAD), Err(LaneFault::Busy));
+    }
+}

@@ -1,0 +1,65 @@
+//! The door: the client's socket from accept to close. Owns: connections, request heads and their
+//! limits, body framing, writing replies. Must not: know what a request means (a worker says),
+//! or talk to upstream except by running the exchange it was handed.
+//!
+//! `accept` hands each connection to a thread of its own, `connection` runs the loop there: `head`
+//! checks what came, `lanes` asks a worker, `body` feeds the exchange, `reply` writes the answer.
+
+mod accept;
+mod body;
+mod connection;
+mod head;
+mod lanes;
+mod reply;
+mod socket;
+
+use std::time::Duration;
+
+pub use accept::{Door, Drained};
+pub use head::{Head, Refusal, check};
+pub use lanes::Lanes;
+
+/// Head bytes at the most, request line included: four times what the longest token-bearing
+/// client head needs, and what nginx takes at the most (4 × 8 KiB).
+pub const HEAD_BYTES_MAX: usize = 32 * 1024;
+/// Field lines at the most: the busiest client sends under 20, a chain of proxies adds a few.
+pub const HEAD_FIELDS_MAX: usize = 100;
+/// Stack of a connection's thread. An exchange through TLS with a redirect was measured below
+/// 64 KiB in a debug build; the rest is reserve, and untouched pages cost no memory.
+pub const CONNECTION_STACK_BYTES: usize = 256 * 1024;
+
+/// How long the door waits for a client, and how many it takes. Settings and constants in
+/// production; tests hand in shorter times.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections at a time; further ones take the place of the longest idle one.
+    pub connections: usize,
+    /// Longest wait for a request on an open connection: above the usual 60 s of load balancers,
+    /// so that they close first.
+    pub idle: Duration,
+    /// Longest time from the first to the last byte of a head.
+    pub head: Duration,
+    /// Longest wait for the next piece of a request body.
+    pub body_idle: Duration,
+    /// Longest wait for a client to take the next piece of a reply.
+    pub write_idle: Duration,
+    /// Longest time a closing connection is read from, so that the client sees the reply.
+    pub linger: Duration,
+    /// Bytes a closing connection is read at the most.
+    pub linger_bytes: u64,
+}
+
+impl Limits {
+    /// The limits in force, with `connections` at a time.
+    pub const fn new(connections: usize) -> Self {
+        Self {
+            connections,
+            idle: Duration::from_secs(75),
+            head: Duration::from_secs(20),
+            body_idle: Duration::from_secs(60),
+            write_idle: Duration::from_secs(60),
+            linger: Duration::from_secs(10),
+            linger_bytes: 64 << 20,
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Manifests and blobs on their way to the client. Owns: the fields that a registry owes with them
+//! (`Docker-Content-Digest`, `ETag`, `Content-Type`). Must not: change a byte of either.
+
+use std::io::{Cursor, Read};
+
+use crate::message::{Body, Reply};
+use crate::oci::{Digest, Reference, Registry};
+use crate::upstream::{Stage, UpstreamError};
+
+/// Manifests up to this size are read whole before they are answered, so that their digest is
+/// known: four times what clients take at the most (distribution-spec: 4 MiB).
+const MANIFEST_BYTES_MAX: u64 = 16 << 20;
+const DIGEST_FIELD: &str = "Docker-Content-Digest";
+
+/// A blob by its digest, which is its identity for conditions and ranges too.
+pub(super) fn blob(mut reply: Reply, digest: &Digest) -> Reply {
+    if matches!(reply.status, 200 | 206) {
+        reply.headers.set(DIGEST_FIELD, digest.as_str());
+        reply.headers.set("ETag", format!("\"{digest}\""));
+        let media_type = reply.headers.first("Content-Type").unwrap_or_default();
+        // S3 stores layers under a type of its own.
+        if matches!(media_type, "" | "binary/octet-stream") {
+            reply
+                .headers
+                .set("Content-Type", "application/octet-stream");
+        }
+    }
+    reply
+}
+
+/// A manifest. ECR leaves its digest out of the answer to GET, and clients need it.
+///
+/// # Errors
+/// When it breaks off, or is not what its digest says.
+pub(super) fn manifest(
+    mut reply: Reply,
+    reference: &Reference,
+    registry: &Registry,
+) -> Result<Reply, UpstreamError> {
+    if reply.status != 200 {
+        return Ok(reply);
+    }
+    let asked = match reference {
+        Reference::Digest(digest) => Some(digest.as_str().to_owned()),
+        Reference::Tag(_) => None,
+    };
+    let mut found = asked.clone();
+    if let Body::Stream { mut reader, length } = reply.body {
+        let broken = |reason| UpstreamError {
+            stage: Stage::Transfer,
+            to: registry.url(),
+            reason,
+        };
+        let mut bytes = Vec::new();
+        let read = (&mut reader)
+            .take(MANIFEST_BYTES_MAX + 1)
+            .read_to_end(&mut bytes);
+        read.map_err(|error| broken(format!("manifest broke off: {error}")))?;
+        reply.body = if bytes.len() as u64 > MANIFEST_BYTES_MAX {
+            Body::Stream {
+                reader: Box::new(Cursor::new(bytes).chain(reader)),
+                length,
+            }
+        } else {
+            let algorithm = match reference {
+                Reference::Digest(digest) if digest.algorithm() == "sha512" => {
+                    &ring::digest::SHA512
+                }
+                _ => &ring::digest::SHA256,
+            };
+            let computed = digest_of(&bytes, algorithm);
+            if asked.as_ref().is_some_and(|asked| *asked != computed) {
+                return Err(broken(format!("manifest has the digest {computed}")));
+            }
+            found = Some(computed);
+            Body::Bytes(bytes)
+        };
+    }
+    if let Some(digest) = found.or_else(|| reply.headers.first(DIGEST_FIELD).map(str::to_owned)) {
+        reply.headers.set("ETag", format!("\"{digest}\""));
+        reply.headers.set(DIGEST_FIELD, digest);
+    }
+    Ok(reply)
+}
+
+fn digest_of(bytes: &[u8], algorithm: &'static ring::digest::Algorithm) -> String {
+    use std::fmt::Write as _;
+    let name = if algorithm == &ring::digest::SHA512 {
+        "sha512:"
+    } else {
+        "sha256:"
+    };
+    let digest = ring::digest::digest(algorithm, bytes);
+    digest
+        .as_ref()
+        .iter()
+        .fold(name.to_owned(), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Headers, Outcome};
+
+    const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn reply(status: u16, body: Body) -> Reply {
+        Reply {
+            status,
+            headers: Headers::new(),
+            body,
+            outcome: Outcome::default(),
+        }
+    }
+
+    fn stream(bytes: &'static [u8]) -> Body {
+        Body::Stream {
+            reader: Box::new(bytes),
+            length: Some(bytes.len() as u64),
+        }
+    }
+
+    fn registry() -> Registry {
+        "r.example".parse().unwrap()
+    }
+
+    #[test]
+    fn a_manifest_by_tag_gets_its_digest() {
+        let reference = Reference::Tag("1".parse().unwrap());
+        let reply = manifest(reply(200, stream(b"")), &reference, &registry()).unwrap();
+        assert_eq!(reply.headers.first(DIGEST_FIELD), Some(EMPTY));
+        assert_eq!(
+            reply.headers.first("ETag"),
+            Some(format!("\"{EMPTY}\"").as_str())
+        );
+    }
+
+    #[test]
+    fn a_manifest_that_is_not_what_was_asked_for_is_refused() {
+        let reference = Reference::Digest(EMPTY.parse().unwrap());
+        assert!(manifest(reply(200, stream(b"")), &reference, &registry()).is_ok());
+        let error = manifest(reply(200, stream(b"x")), &reference, &registry()).unwrap_err();
+        assert_eq!(error.stage, Stage::Transfer);
+    }
+
+    #[test]
+    fn a_manifest_that_breaks_off_is_an_error() {
+        struct Broken;
+        impl Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+                Err(std::io::ErrorKind::UnexpectedEof.into())
+            }
+        }
+        let reference = Reference::Tag("1".parse().unwrap());
+        let body = Body::Stream {
+            reader: Box::new(Broken),
+            length: None,
+        };
+        assert!(manifest(reply(200, body), &reference, &registry()).is_err());
+    }
+
+    #[test]
+    fn errors_pass_as_they_are() {
+        let reference = Reference::Tag("1".parse().unwrap());
+        let reply = manifest(reply(404, stream(b"no")), &reference, &registry()).unwrap();
+        assert_eq!(reply.headers.first(DIGEST_FIELD), None);
+        assert_eq!(
+            blob(reply, &EMPTY.parse().unwrap()).headers.first("ETag"),
+            None
+        );
+    }
+
+    #[test]
+    fn a_blob_is_known_by_its_digest() {
+        let stored = reply(206, stream(b"")).with("Content-Type", "binary/octet-stream");
+        let reply = blob(stored.with("ETag", "\"s3\""), &EMPTY.parse().unwrap());
+        assert_eq!(
+            reply.headers.first("ETag"),
+            Some(format!("\"{EMPTY}\"").as_str())
+        );
+        assert_eq!(
+            reply.headers.first("Content-Type"),
+            Some("application/octet-stream")
+        );
+    }
+}

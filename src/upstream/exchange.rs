@@ -1,0 +1,436 @@
+//! One exchange with a registry. Owns: permits, the one renew-and-retry, following redirects to
+//! blob hosts. Must not: know what a reply means to a client, or keep anything of it.
+//!
+//! `Authorization` goes to the registry alone: a blob host answers it with 400 (S3: "Only one auth
+//! mechanism allowed"), and a foreign one must never see it.
+
+use std::io::{Cursor, Read};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::client::{Client, Incoming, Outgoing};
+use super::permits::{Permit, Permits};
+use super::redirect::{REDIRECTS_MAX, Redirects, Url};
+use super::{AuthFault, Authorizer, Grant, Stage, UpstreamError};
+use crate::log;
+use crate::message::{Headers, RequestBody};
+use crate::oci::Registry;
+
+/// Longest time from a request to its reply's head: containerd gives up at 30 s.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(25);
+/// Longest wait for a free permit, out of [`HEAD_TIMEOUT`].
+const PERMIT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest wait for a reply once a body was sent: ECR checks a whole layer before it answers.
+const HEAD_TIMEOUT_AFTER_BODY: Duration = Duration::from_secs(300);
+/// A refusal is read this far to find out whether the token is what is refused.
+const REFUSAL_BYTES_MAX: u64 = 64 * 1024;
+/// Hosts of ECR Public, which says 400 to an expired token (containers-roadmap#2835).
+const PUBLIC_HOSTS: [&str; 2] = ["public.ecr.aws", "ecr-public.aws.com"];
+
+/// A request for a registry.
+#[derive(Debug, Clone, Copy)]
+pub struct Call<'a> {
+    /// The registry; none: the identity's own.
+    pub registry: Option<&'a Registry>,
+    /// The method.
+    pub method: &'a str,
+    /// Path and query, sent byte for byte.
+    pub target: &'a str,
+    /// Fields, without `Host`, framing and `Authorization`.
+    pub headers: &'a Headers,
+}
+
+/// A registry's reply.
+pub struct Fetched {
+    /// The reply.
+    pub reply: Incoming,
+    /// The registry that was asked.
+    pub registry: Registry,
+    /// The reply comes from a blob host that the registry named.
+    pub redirected: bool,
+}
+
+/// The way to registries.
+pub struct Upstream {
+    client: Arc<Client>,
+    authorizer: Arc<dyn Authorizer>,
+    redirects: Redirects,
+    exchanges: Permits,
+    uploads: Permits,
+}
+
+impl Upstream {
+    /// At most `exchanges` wait for a head, and at most `uploads` send a body, at a time.
+    pub fn new(
+        client: Arc<Client>,
+        authorizer: Arc<dyn Authorizer>,
+        redirects: Redirects,
+        exchanges: usize,
+        uploads: usize,
+    ) -> Self {
+        let (exchanges, uploads) = (Permits::new(exchanges), Permits::new(uploads));
+        Self {
+            client,
+            authorizer,
+            redirects,
+            exchanges,
+            uploads,
+        }
+    }
+
+    /// Makes the call and waits for the reply's head. Blocks for [`HEAD_TIMEOUT`] and one
+    /// connection time-out at the longest; with a body, for as long as that takes.
+    ///
+    /// # Errors
+    /// Why there is no reply that could be passed on.
+    pub fn fetch(
+        &self,
+        call: Call<'_>,
+        body: &mut RequestBody<'_>,
+    ) -> Result<Fetched, UpstreamError> {
+        let deadline = Instant::now() + HEAD_TIMEOUT;
+        // A body on any other method has no meaning (RFC 9110 §9.3.1); it is not passed on.
+        let has_body = matches!(call.method, "PATCH" | "POST" | "PUT") && body.length() != Some(0);
+        // An upload may last hours, so it takes a permit of its own kind.
+        let permits = if has_body {
+            &self.uploads
+        } else {
+            &self.exchanges
+        };
+        let _permit = take(permits, deadline)?;
+        let registry = match call.registry {
+            Some(registry) => registry.clone(),
+            None => self
+                .authorizer
+                .default_registry(deadline)
+                .map_err(|fault| unauthorized("the registry of the identity", &fault))?,
+        };
+        let grant = self
+            .authorizer
+            .header(&registry, deadline)
+            .map_err(|fault| unauthorized(&registry.url(), &fault))?;
+        let (reply, redirected) = if has_body {
+            (
+                self.send_with_body(&registry, call, body, &grant, deadline)?,
+                false,
+            )
+        } else {
+            self.send_with_retry(&registry, call, grant, deadline)?
+        };
+        Ok(Fetched {
+            reply,
+            registry,
+            redirected,
+        })
+    }
+
+    /// A body streams past once, so a refusal can only be told: the client tries again, with a
+    /// token that is new by then.
+    fn send_with_body(
+        &self,
+        registry: &Registry,
+        call: Call<'_>,
+        body: &mut RequestBody<'_>,
+        grant: &Grant,
+        deadline: Instant,
+    ) -> Result<Incoming, UpstreamError> {
+        let url = Url::of(registry, call.target).whole();
+        let headers = &authorized(call.headers, grant);
+        let (method, head_deadline) = (call.method, deadline);
+        let outgoing = Outgoing {
+            method,
+            url: &url,
+            headers,
+            head_deadline,
+        };
+        let mut reply = self
+            .client
+            .send_with_body(outgoing, body, HEAD_TIMEOUT_AFTER_BODY)?;
+        match refusal(registry, &mut reply) {
+            None => Ok(reply),
+            Some(why) => {
+                let renewed = self.authorizer.renew(
+                    registry,
+                    grant.generation,
+                    Instant::now() + HEAD_TIMEOUT,
+                );
+                let outcome = match renewed {
+                    Ok(_) => "the token was renewed, try again".to_owned(),
+                    Err(fault) => fault.0,
+                };
+                let reason = format!("{why}; {outcome}");
+                Err(UpstreamError {
+                    stage: Stage::Authorize,
+                    to: registry.url(),
+                    reason,
+                })
+            }
+        }
+    }
+
+    fn send_with_retry(
+        &self,
+        registry: &Registry,
+        call: Call<'_>,
+        grant: Grant,
+        deadline: Instant,
+    ) -> Result<(Incoming, bool), UpstreamError> {
+        let (mut reply, redirected) = self.send_and_follow(registry, call, &grant, deadline)?;
+        let Some(why) = refusal_unless(redirected, registry, &mut reply) else {
+            return Ok((reply, redirected));
+        };
+        log::info(
+            "registry refused the token; renewing it",
+            &[("registry", registry), ("reason", &why)],
+        );
+        let refused = |reason: String| UpstreamError {
+            stage: Stage::Refused,
+            to: registry.url(),
+            reason,
+        };
+        let grant = self
+            .authorizer
+            .renew(registry, grant.generation, deadline)
+            .map_err(|fault| refused(format!("{why}; {fault}")))?;
+        let (mut reply, redirected) = self.send_and_follow(registry, call, &grant, deadline)?;
+        match refusal_unless(redirected, registry, &mut reply) {
+            None => Ok((reply, redirected)),
+            Some(why) => Err(refused(format!(
+                "{why}, with a fresh token too; check that this identity may use this registry \
+                 and that the registry is in the token's region"
+            ))),
+        }
+    }
+
+    /// Sends a request without a body and follows where the registry points.
+    fn send_and_follow(
+        &self,
+        registry: &Registry,
+        call: Call<'_>,
+        grant: &Grant,
+        deadline: Instant,
+    ) -> Result<(Incoming, bool), UpstreamError> {
+        let mut asked_again = false;
+        loop {
+            let first = Url::of(registry, call.target);
+            let headers = authorized(call.headers, grant);
+            let reply = self.send_once(call.method, &first, &headers, deadline)?;
+            if !matches!(call.method, "GET" | "HEAD") || !is_redirect(&reply) {
+                return Ok((reply, false));
+            }
+            let reply = self.follow(registry, call, first, reply, deadline)?;
+            match reply.status {
+                200 | 206 | 304 | 416 => return Ok((reply, true)),
+                // A presigned URL that expired on its way here: the registry signs a new one.
+                403 if !asked_again => asked_again = true,
+                status => {
+                    let reason = format!("the blob host that the registry named answered {status}");
+                    let to = registry.url();
+                    return Err(UpstreamError {
+                        stage: Stage::Redirect,
+                        to,
+                        reason,
+                    });
+                }
+            }
+        }
+    }
+
+    fn follow(
+        &self,
+        registry: &Registry,
+        call: Call<'_>,
+        mut url: Url,
+        mut reply: Incoming,
+        deadline: Instant,
+    ) -> Result<Incoming, UpstreamError> {
+        let fault = |reason| UpstreamError {
+            stage: Stage::Redirect,
+            to: registry.url(),
+            reason,
+        };
+        let headers = blob_headers(call.headers);
+        for _ in 0..REDIRECTS_MAX {
+            let location = reply.headers.first("location").unwrap_or_default();
+            url = url
+                .join(location)
+                .map_err(|why| fault(format!("bad redirect: {why}")))?;
+            self.redirects.check(registry, &url).map_err(&fault)?;
+            // The rest of the reply is dropped, and with it the connection if it is long.
+            let _ = std::io::copy(
+                &mut reply.body.take(REFUSAL_BYTES_MAX),
+                &mut std::io::sink(),
+            );
+            reply = self.send_once(call.method, &url, &headers, deadline)?;
+            if call.method == "HEAD" && matches!(reply.status, 403 | 405) {
+                // A URL signed for GET refuses HEAD; its head is the same.
+                reply = self.send_once("GET", &url, &headers, deadline)?;
+            }
+            if !is_redirect(&reply) {
+                return Ok(reply);
+            }
+        }
+        Err(fault(format!("over {REDIRECTS_MAX} redirects in a row")))
+    }
+
+    fn send_once(
+        &self,
+        method: &str,
+        url: &Url,
+        headers: &Headers,
+        deadline: Instant,
+    ) -> Result<Incoming, UpstreamError> {
+        let url = url.whole();
+        self.client.send(Outgoing {
+            method,
+            url: &url,
+            headers,
+            head_deadline: deadline,
+        })
+    }
+}
+
+fn take(permits: &Permits, deadline: Instant) -> Result<Permit<'_>, UpstreamError> {
+    permits
+        .take(deadline.min(Instant::now() + PERMIT_TIMEOUT))
+        .ok_or_else(|| UpstreamError {
+            stage: Stage::Queue,
+            to: "upstream".to_owned(),
+            reason: format!("no turn came within {} s", PERMIT_TIMEOUT.as_secs()),
+        })
+}
+
+fn unauthorized(to: &str, fault: &AuthFault) -> UpstreamError {
+    UpstreamError {
+        stage: Stage::Authorize,
+        to: to.to_owned(),
+        reason: fault.0.clone(),
+    }
+}
+
+fn authorized(headers: &Headers, grant: &Grant) -> Headers {
+    let mut headers = headers.clone();
+    headers.remove("Authorization");
+    if let Some(value) = &grant.value {
+        headers.add("Authorization", value.expose());
+    }
+    headers
+}
+
+/// What a blob host gets: nothing that names the client, and nothing it could take for a login.
+fn blob_headers(headers: &Headers) -> Headers {
+    let mut kept = Headers::from_iter([("Accept-Encoding", "identity")]);
+    for name in ["Range", "If-Range", "User-Agent"] {
+        if let Some(value) = headers.first(name) {
+            kept.add(name, value);
+        }
+    }
+    kept
+}
+
+fn is_redirect(reply: &Incoming) -> bool {
+    matches!(reply.status, 301 | 302 | 303 | 307 | 308) && reply.headers.first("location").is_some()
+}
+
+fn refusal_unless(redirected: bool, registry: &Registry, reply: &mut Incoming) -> Option<String> {
+    if redirected {
+        None
+    } else {
+        refusal(registry, reply)
+    }
+}
+
+/// Says whether the reply refuses our token, rather than what was asked: 401; 403 that speaks of
+/// the authorization token (an expired one has no challenge); 400 from ECR Public. A 403 of any
+/// other kind is an answer, and its body is kept.
+fn refusal(registry: &Registry, reply: &mut Incoming) -> Option<String> {
+    match reply.status {
+        401 => Some("the registry answered 401".to_owned()),
+        400 if PUBLIC_HOSTS.contains(&registry.host()) => {
+            Some("the registry answered 400".to_owned())
+        }
+        403 => {
+            let mut start = Vec::new();
+            let whole = (&mut reply.body)
+                .take(REFUSAL_BYTES_MAX)
+                .read_to_end(&mut start);
+            let text = String::from_utf8_lossy(&start).to_ascii_lowercase();
+            let refused = whole.is_ok() && text.contains("authorization token");
+            let rest = std::mem::replace(&mut reply.body, Box::new(std::io::empty()));
+            reply.body = Box::new(Cursor::new(start).chain(rest));
+            refused.then(|| "the registry answered 403: the token has expired".to_owned())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(status: u16, body: &'static str) -> Incoming {
+        let headers = Headers::new();
+        Incoming {
+            status,
+            headers,
+            body: Box::new(body.as_bytes()),
+            length: None,
+        }
+    }
+
+    fn refused(host: &str, mut reply: Incoming) -> (bool, String) {
+        let refused = refusal(&host.parse().unwrap(), &mut reply).is_some();
+        let mut body = String::new();
+        reply.body.read_to_string(&mut body).unwrap();
+        (refused, body)
+    }
+
+    #[test]
+    fn a_refused_token_is_told_from_a_refused_request() {
+        let private = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+        let expired = "denied: Your authorization token has expired. Reauthenticate and try again.";
+        let denied = "denied: User: arn is not authorized to perform: ecr:BatchGetImage";
+        assert!(refused(private, reply(401, "")).0);
+        assert!(refused(private, reply(403, expired)).0);
+        assert_eq!(
+            refused(private, reply(403, denied)),
+            (false, denied.to_owned())
+        );
+        assert_eq!(refused(private, reply(400, "x")), (false, "x".to_owned()));
+        assert!(refused("public.ecr.aws", reply(400, "")).0);
+        assert!(!refused(private, reply(404, "authorization token")).0);
+    }
+
+    #[test]
+    fn a_blob_host_gets_no_authorization() {
+        let headers = Headers::from_iter([
+            ("Authorization", "Basic x"),
+            ("Range", "bytes=1-"),
+            ("Cookie", "c"),
+            ("X-Forwarded-For", "10.0.0.1"),
+        ]);
+        let kept = blob_headers(&headers);
+        let names: Vec<&str> = kept.iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["Accept-Encoding", "Range"]);
+    }
+
+    #[test]
+    fn a_clients_authorization_is_replaced() {
+        let headers = Headers::from_iter([("authorization", "Basic client")]);
+        let grant = Grant {
+            value: Some(log::Secret::new("Basic ours".into())),
+            generation: 1,
+        };
+        assert_eq!(
+            authorized(&headers, &grant)
+                .joined("Authorization")
+                .as_deref(),
+            Some("Basic ours")
+        );
+        let none = Grant {
+            value: None,
+            generation: 0,
+        };
+        assert_eq!(authorized(&headers, &none).joined("Authorization"), None);
+    }
+}
