@@ -111,6 +111,48 @@ impl fmt::Display for Realm {
     }
 }
 
+/// The realm of `registry`. Its own region wins over the setting: a token is good in its region
+/// only.
+///
+/// # Errors
+/// When neither tells a region: what to set.
+pub(super) fn realm_of(registry: &Registry, settings: &AwsSettings) -> Result<Realm, String> {
+    match EcrHost::parse(registry.authority()) {
+        Some(EcrHost::Private { region, .. }) => Ok(Realm {
+            region,
+            public: false,
+        }),
+        Some(EcrHost::Public) => Ok(Realm {
+            region: PUBLIC_REGION.into(),
+            public: true,
+        }),
+        None => configured_realm(settings, || {
+            format!("the name of registry {registry} tells no region: set AWS_REGION")
+        }),
+    }
+}
+
+/// The realm of `AWS_REGION`.
+///
+/// # Errors
+/// `missing` when it is not set, or what is wrong with it.
+pub(super) fn configured_realm(
+    settings: &AwsSettings,
+    missing: impl FnOnce() -> String,
+) -> Result<Realm, String> {
+    let text = settings
+        .region
+        .as_deref()
+        .filter(|text| !text.trim().is_empty());
+    let text = text.ok_or_else(missing)?;
+    let region = endpoint::region(text)
+        .ok_or_else(|| format!("AWS_REGION={text:?}: expected a region such as eu-west-1"))?;
+    Ok(Realm {
+        region,
+        public: false,
+    })
+}
+
 /// A token as AWS handed it out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AuthorizationToken {

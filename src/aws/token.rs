@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use self::state::{LIFE_FLOOR, Look, RegionState, Token};
 use super::call::Caller;
 use super::credentials::{Chain, Credentials, CredentialsFault};
-use super::ecr::{self, AuthorizationToken, EcrHost, PUBLIC_REGION, Realm};
+use super::ecr::{self, AuthorizationToken, Realm};
 use super::fault::FaultKind;
 use super::{endpoint, sts};
 use crate::clock::Clock;
@@ -381,7 +381,7 @@ impl Tokens {
     }
 
     fn realm(&self, registry: &Registry) -> Result<Realm, AuthFault> {
-        realm_of(registry, &self.config.aws).map_err(AuthFault)
+        ecr::realm_of(registry, &self.config.aws).map_err(AuthFault)
     }
 
     /// Looks at the state of `realm` and, if need be, waits for the outcome of one attempt.
@@ -496,47 +496,13 @@ fn grant(token: &Token) -> Grant {
     }
 }
 
-/// The registry's own region wins over the setting: a token is good in its region only.
-fn realm_of(registry: &Registry, settings: &AwsSettings) -> Result<Realm, String> {
-    match EcrHost::parse(registry.authority()) {
-        Some(EcrHost::Private { region, .. }) => Ok(Realm {
-            region,
-            public: false,
-        }),
-        Some(EcrHost::Public) => Ok(Realm {
-            region: PUBLIC_REGION.into(),
-            public: true,
-        }),
-        None => configured_realm(settings, || {
-            format!("the name of registry {registry} tells no region: set AWS_REGION")
-        }),
-    }
-}
-
 fn default_realm(config: &TokenConfig) -> Result<Realm, String> {
     match &config.registry {
-        Some(registry) => realm_of(registry, &config.aws),
-        None => configured_realm(&config.aws, || {
+        Some(registry) => ecr::realm_of(registry, &config.aws),
+        None => ecr::configured_realm(&config.aws, || {
             "no registry and no region: set ECR or AWS_REGION".into()
         }),
     }
-}
-
-fn configured_realm(
-    settings: &AwsSettings,
-    missing: impl FnOnce() -> String,
-) -> Result<Realm, String> {
-    let text = settings
-        .region
-        .as_deref()
-        .filter(|text| !text.trim().is_empty());
-    let text = text.ok_or_else(missing)?;
-    let region = endpoint::region(text)
-        .ok_or_else(|| format!("AWS_REGION={text:?}: expected a region such as eu-west-1"))?;
-    Ok(Realm {
-        region,
-        public: false,
-    })
 }
 
 #[cfg(test)]
