@@ -1,0 +1,234 @@
+//! One signed call to an AWS API. Owns: the order sign → send → learn the clock → read a refusal,
+//! and the single retry after the clock was found to be off. Must not: know single services, or
+//! retry anything else; `token` decides when to come again. No locks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::credentials::Credentials;
+use super::fault::{CallFault, FaultKind, Refusal};
+use super::sigv4;
+use super::skew::Skew;
+use crate::clock::Clock;
+use crate::message::Headers;
+use crate::upstream::{Api, ApiCall, ApiReply};
+
+/// Longest time to connect to an AWS API: enough for three lost SYNs.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time for a whole call. Clients wait at most 30 s for a reply's head (containerd), and a
+/// call that fails must leave time to tell them.
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A call before it is signed.
+#[derive(Debug, Clone)]
+pub(super) struct Ask {
+    /// The API's operation.
+    pub(super) operation: &'static str,
+    /// The signing name of the service.
+    pub(super) service: &'static str,
+    /// The region to sign for.
+    pub(super) region: String,
+    /// Where to.
+    pub(super) url: String,
+    /// The fields.
+    pub(super) headers: Headers,
+    /// The body.
+    pub(super) body: &'static str,
+    /// The IAM action it needs, if any.
+    pub(super) permission: Option<&'static str>,
+    /// Longest time for the whole call.
+    pub(super) timeout: Duration,
+}
+
+impl Ask {
+    /// A failure of this call.
+    pub(super) fn fault(
+        &self,
+        credentials: &Credentials,
+        status: Option<u16>,
+        refusal: Refusal,
+    ) -> Box<CallFault> {
+        Box::new(CallFault {
+            call: self.operation,
+            status,
+            code: refusal.code,
+            message: credentials.redact(&refusal.message),
+            region: self.region.clone(),
+            source: credentials.source.clone(),
+            permission: self.permission,
+            kind: refusal.kind,
+        })
+    }
+
+    /// A reply with status 200 that is not what the API documents.
+    pub(super) fn odd_reply(&self, credentials: &Credentials, reason: &str) -> Box<CallFault> {
+        let refusal = Refusal {
+            code: None,
+            message: format!("the reply {reason}; is the endpoint an AWS API?"),
+            kind: FaultKind::Transient,
+        };
+        self.fault(credentials, Some(200), refusal)
+    }
+}
+
+/// Makes signed calls at AWS's time.
+pub(super) struct Caller {
+    api: Arc<dyn Api>,
+    clock: Arc<dyn Clock>,
+    pub(super) skew: Skew,
+}
+
+impl Caller {
+    pub(super) fn new(api: Arc<dyn Api>, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            api,
+            clock,
+            skew: Skew::default(),
+        }
+    }
+
+    /// Makes the call; blocks for twice [`Ask::timeout`] at the longest.
+    ///
+    /// # Errors
+    /// No reply, or one whose status is not 200.
+    pub(super) fn call(
+        &self,
+        ask: &Ask,
+        credentials: &Credentials,
+    ) -> Result<ApiReply, Box<CallFault>> {
+        match self.once(ask, credentials) {
+            Err((fault, true)) if fault.may_be_skew() => {
+                self.once(ask, credentials).map_err(|(fault, _)| fault)
+            }
+            outcome => outcome.map_err(|(fault, _)| fault),
+        }
+    }
+
+    /// The flag beside the fault says that the reply moved our idea of AWS's time far.
+    fn once(
+        &self,
+        ask: &Ask,
+        credentials: &Credentials,
+    ) -> Result<ApiReply, (Box<CallFault>, bool)> {
+        let call = ApiCall {
+            method: "POST",
+            url: ask.url.clone(),
+            headers: ask.headers.clone(),
+            body: ask.body.into(),
+            connect_timeout: CONNECT_TIMEOUT,
+            timeout: ask.timeout,
+            through_proxy: true,
+        };
+        let time = self.skew.correct(self.clock.now());
+        let signed = sigv4::sign(call, credentials, &ask.region, ask.service, time);
+        let signed = signed.map_err(|message| {
+            let refusal = Refusal {
+                code: None,
+                message,
+                kind: FaultKind::Permanent,
+            };
+            (ask.fault(credentials, None, refusal), false)
+        })?;
+        let reply = self.api.call(&signed).map_err(|fault| {
+            let refusal = Refusal::no_reply(&fault);
+            (ask.fault(credentials, None, refusal), false)
+        })?;
+        let moved = self.skew.learn(&reply);
+        if reply.status == 200 {
+            return Ok(reply);
+        }
+        let refusal = Refusal::read(&reply);
+        Err((ask.fault(credentials, Some(reply.status), refusal), moved))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::{FakeApi, clock, credentials, json, refused};
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+    const LATE: &str = r#"{"__type":"InvalidSignatureException","message":"Signature expired"}"#;
+
+    fn ask() -> Ask {
+        Ask {
+            operation: "GetAuthorizationToken",
+            service: "ecr",
+            region: "eu-west-1".into(),
+            url: "https://h/".into(),
+            headers: Headers::new(),
+            body: "{}",
+            permission: None,
+            timeout: CALL_TIMEOUT,
+        }
+    }
+
+    #[test]
+    fn a_clock_off_by_a_day_costs_one_retry_and_no_more() {
+        let (api, clock) = (FakeApi::new(&clock()), clock());
+        api.reply(json(400, LATE).dated(clock.now() + DAY));
+        api.reply(json(200, "{}").dated(clock.now() + DAY));
+        api.reply(json(200, "{}").dated(clock.now() + DAY));
+        let caller = Caller::new(api.clone(), clock);
+        caller.call(&ask(), &credentials()).unwrap();
+        caller.call(&ask(), &credentials()).unwrap();
+        let dates: Vec<String> = api.calls().iter().map(date_of).collect();
+        assert_eq!(
+            dates,
+            ["20231114T221320Z", "20231115T221320Z", "20231115T221320Z"]
+        );
+    }
+
+    fn date_of(call: &ApiCall) -> String {
+        call.headers.first("x-amz-date").unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_refused_signature_with_a_good_clock_is_not_retried() {
+        let (api, clock) = (FakeApi::new(&clock()), clock());
+        api.reply(json(400, LATE).dated(clock.now()));
+        let fault = Caller::new(api.clone(), clock)
+            .call(&ask(), &credentials())
+            .unwrap_err();
+        assert_eq!(fault.code.as_deref(), Some("InvalidSignatureException"));
+        assert_eq!(api.calls().len(), 1);
+    }
+
+    #[test]
+    fn other_refusals_are_not_retried_even_when_the_clock_is_off() {
+        let (api, clock) = (FakeApi::new(&clock()), clock());
+        let body = r#"{"__type":"UnrecognizedClientException","message":"invalid"}"#;
+        api.reply(json(400, body).dated(clock.now() + DAY));
+        let fault = Caller::new(api.clone(), clock)
+            .call(&ask(), &credentials())
+            .unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Permanent);
+        assert_eq!(api.calls().len(), 1);
+    }
+
+    #[test]
+    fn secrets_in_a_refusal_do_not_reach_the_fault() {
+        let (api, clock) = (FakeApi::new(&clock()), clock());
+        let body = r#"{"__type":"SignatureDoesNotMatch","message":"expected key hunter2"}"#;
+        api.reply(json(403, body));
+        let fault = Caller::new(api, clock)
+            .call(&ask(), &credentials())
+            .unwrap_err();
+        assert!(fault.to_string().contains("expected key ***"), "{fault}");
+    }
+
+    #[test]
+    fn a_call_without_reply_names_its_stage() {
+        let (api, clock) = (FakeApi::new(&clock()), clock());
+        api.fail(refused());
+        let fault = Caller::new(api, clock)
+            .call(&ask(), &credentials())
+            .unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Transient);
+        assert!(
+            fault
+                .to_string()
+                .contains("connect failed for https://h: refused")
+        );
+    }
+}

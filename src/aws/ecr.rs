@@ -1,0 +1,496 @@
+//! The Elastic Container Registry's API. Owns: what a registry's host name says, API hosts and
+//! GetAuthorizationToken. Must not: keep tokens; `token` does.
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+
+use super::call::{Ask, CALL_TIMEOUT, Caller};
+use super::credentials::Credentials;
+use super::endpoint;
+use super::fault::CallFault;
+use crate::config::AwsSettings;
+use crate::log::Secret;
+use crate::message::Headers;
+use crate::oci::{self, Registry};
+
+/// The only region of ECR Public's API.
+pub const PUBLIC_REGION: &str = "us-east-1";
+/// The hosts of ECR Public: IPv4 and dual-stack.
+const PUBLIC_HOSTS: [&str; 2] = ["public.ecr.aws", "ecr-public.aws.com"];
+/// The domains of private registries (amazon-ecr-credential-helper, `ecr-login/api/client.go`),
+/// and whether they have IPv6.
+const DOMAINS: [(&str, bool); 9] = [
+    (".amazonaws.com", false),
+    (".amazonaws.com.cn", false),
+    (".amazonaws.eu", false),
+    (".c2s.ic.gov", false),
+    (".cloud.adc-e.uk", false),
+    (".csp.hci.ic.gov", false),
+    (".on.amazonwebservices.com.cn", true),
+    (".on.aws", true),
+    (".sc2s.sgov.gov", false),
+];
+/// Digits of an AWS account id.
+const ACCOUNT_DIGITS: usize = 12;
+
+/// What a registry's host name says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EcrHost {
+    /// A private registry.
+    Private {
+        /// The account it belongs to.
+        account: String,
+        /// The region it is in, which is also the one to sign for.
+        region: String,
+        /// True for a FIPS endpoint.
+        fips: bool,
+        /// True for an endpoint with IPv6.
+        dual_stack: bool,
+    },
+    /// ECR Public.
+    Public,
+}
+
+impl EcrHost {
+    /// Reads `host[:port]`, in any case; none when it is no name of ECR's (a CNAME, a test server).
+    pub fn parse(authority: &str) -> Option<Self> {
+        let host = oci::host_of(authority).to_ascii_lowercase();
+        if PUBLIC_HOSTS.contains(&host.as_str()) {
+            return Some(Self::Public);
+        }
+        let (rest, dual_stack) = DOMAINS
+            .iter()
+            .find_map(|(domain, dual)| host.strip_suffix(domain).map(|rest| (rest, *dual)))?;
+        let (account, rest) = rest.split_once('.')?;
+        if account.len() != ACCOUNT_DIGITS || !account.bytes().all(|b| b.is_ascii_digit()) {
+            return None;
+        }
+        let rest = rest
+            .strip_prefix("dkr.ecr")
+            .or_else(|| rest.strip_prefix("dkr-ecr"))?;
+        let (fips, rest) = match rest.strip_prefix("-fips") {
+            Some(rest) => (true, rest),
+            None => (false, rest),
+        };
+        Some(Self::Private {
+            account: account.to_owned(),
+            region: endpoint::region(rest.strip_prefix('.')?)?,
+            fips,
+            dual_stack,
+        })
+    }
+}
+
+/// The host of the private registry's API in `region`.
+pub fn api_host(region: &str, fips: bool, dual_stack: bool) -> String {
+    let partition = endpoint::partition(region);
+    match (fips, dual_stack) {
+        (false, false) => format!("api.ecr.{region}.{}", partition.suffix),
+        (false, true) => format!("ecr.{region}.{}", partition.dual_stack_suffix),
+        // Newer rule sets of the SDKs say `api.ecr-fips`, the documentation says this one.
+        (true, false) => format!("ecr-fips.{region}.{}", partition.suffix),
+        (true, true) => format!("ecr-fips.{region}.{}", partition.dual_stack_suffix),
+    }
+}
+
+/// Where a token is good: one region of the private registries, or ECR Public.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Realm {
+    /// The region to sign for.
+    pub(super) region: String,
+    /// True for ECR Public.
+    pub(super) public: bool,
+}
+
+impl fmt::Display for Realm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.region)?;
+        f.write_str(if self.public { " (public)" } else { "" })
+    }
+}
+
+/// The realm of `registry`. Its own region wins over the setting: a token is good in its region
+/// only.
+///
+/// # Errors
+/// When neither tells a region: what to set.
+pub(super) fn realm_of(registry: &Registry, settings: &AwsSettings) -> Result<Realm, String> {
+    match EcrHost::parse(registry.authority()) {
+        Some(EcrHost::Private { region, .. }) => Ok(Realm {
+            region,
+            public: false,
+        }),
+        Some(EcrHost::Public) => Ok(Realm {
+            region: PUBLIC_REGION.into(),
+            public: true,
+        }),
+        None => configured_realm(settings, || {
+            format!("the name of registry {registry} tells no region: set AWS_REGION")
+        }),
+    }
+}
+
+/// The realm of `AWS_REGION`.
+///
+/// # Errors
+/// `missing` when it is not set, or what is wrong with it.
+pub(super) fn configured_realm(
+    settings: &AwsSettings,
+    missing: impl FnOnce() -> String,
+) -> Result<Realm, String> {
+    let text = settings
+        .region
+        .as_deref()
+        .filter(|text| !text.trim().is_empty());
+    let text = text.ok_or_else(missing)?;
+    let region = endpoint::region(text)
+        .ok_or_else(|| format!("AWS_REGION={text:?}: expected a region such as eu-west-1"))?;
+    Ok(Realm {
+        region,
+        public: false,
+    })
+}
+
+/// A token as AWS handed it out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct AuthorizationToken {
+    /// The whole value of `Authorization`.
+    pub(super) value: Secret<String>,
+    /// When it ends, by AWS's clock; none when the reply does not say so in a form we know.
+    pub(super) expires: Option<SystemTime>,
+    /// The private registry of the caller's own account in this region.
+    pub(super) proxy_endpoint: Option<Registry>,
+}
+
+/// The URL of the API for `realm`.
+///
+/// # Errors
+/// A bad endpoint setting.
+pub(super) fn api_url(settings: &AwsSettings, realm: &Realm) -> Result<String, String> {
+    // As in the SDKs, the service's own override speaks of private ECR alone.
+    let own = settings
+        .endpoint_url_ecr
+        .as_deref()
+        .filter(|_| !realm.public);
+    let overrides = [
+        ("AWS_ENDPOINT_URL_ECR", own),
+        ("AWS_ENDPOINT_URL", settings.endpoint_url.as_deref()),
+    ];
+    let regional = || {
+        if realm.public {
+            format!("https://api.ecr-public.{PUBLIC_REGION}.amazonaws.com/")
+        } else {
+            format!("https://{}/", api_host(&realm.region, false, false))
+        }
+    };
+    Ok(endpoint::overridden(&overrides)?.unwrap_or_else(regional))
+}
+
+/// Fetches a token for `realm` from `url`. `registryIds` is deprecated and changes nothing, so it
+/// is not sent.
+///
+/// # Errors
+/// What AWS said, or why there was no usable reply.
+pub(super) fn authorization_token(
+    caller: &Caller,
+    url: String,
+    realm: &Realm,
+    credentials: &Credentials,
+) -> Result<AuthorizationToken, Box<CallFault>> {
+    let (service, target, permission) = if realm.public {
+        (
+            "ecr-public",
+            "SpencerFrontendService.GetAuthorizationToken",
+            "ecr-public:GetAuthorizationToken and sts:GetServiceBearerToken",
+        )
+    } else {
+        (
+            "ecr",
+            "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken",
+            "ecr:GetAuthorizationToken",
+        )
+    };
+    let ask = Ask {
+        operation: "GetAuthorizationToken",
+        service,
+        region: realm.region.clone(),
+        url,
+        headers: Headers::from_iter([
+            ("content-type", "application/x-amz-json-1.1"),
+            ("x-amz-target", target),
+        ]),
+        body: "{}",
+        permission: Some(permission),
+        timeout: CALL_TIMEOUT,
+    };
+    let reply = caller.call(&ask, credentials)?;
+    read_token(&reply.body, realm).map_err(|reason| ask.odd_reply(credentials, reason))
+}
+
+fn read_token(body: &[u8], realm: &Realm) -> Result<AuthorizationToken, &'static str> {
+    let document: Value = serde_json::from_slice(body).map_err(|_| "is not JSON")?;
+    let data = document
+        .get("authorizationData")
+        .ok_or("has no authorizationData")?;
+    // An array in ECR, an object in ECR Public.
+    let data = data.get(0).unwrap_or(data);
+    let token = data
+        .get("authorizationToken")
+        .and_then(Value::as_str)
+        .ok_or("has no authorizationToken")?;
+    let token: String = token.split_ascii_whitespace().collect();
+    if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err("has an authorizationToken that fits no header field");
+    }
+    let kind = if realm.public { "Bearer" } else { "Basic" };
+    Ok(AuthorizationToken {
+        value: Secret::new(format!("{kind} {token}")),
+        expires: data.get("expiresAt").and_then(Value::as_f64).and_then(time),
+        proxy_endpoint: data
+            .get("proxyEndpoint")
+            .and_then(Value::as_str)
+            .and_then(|endpoint| endpoint.trim().parse().ok()),
+    })
+}
+
+/// Seconds since 1970, fractions included.
+fn time(seconds: f64) -> Option<SystemTime> {
+    UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(seconds).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::{FakeApi, clock, credentials, json};
+    use super::*;
+
+    fn private(region: &str, fips: bool, dual_stack: bool) -> Option<EcrHost> {
+        Some(EcrHost::Private {
+            account: "123456789012".into(),
+            region: region.into(),
+            fips,
+            dual_stack,
+        })
+    }
+
+    fn realm(public: bool) -> Realm {
+        Realm {
+            region: if public { PUBLIC_REGION } else { "eu-west-1" }.into(),
+            public,
+        }
+    }
+
+    #[test]
+    fn names_of_registries() {
+        let table = [
+            ("dkr.ecr.eu-west-1.amazonaws.com", "eu-west-1", false, false),
+            (
+                "DKR.ECR.EU-West-1.AmazonAWS.com:443",
+                "eu-west-1",
+                false,
+                false,
+            ),
+            (
+                "dkr.ecr.cn-north-1.amazonaws.com.cn",
+                "cn-north-1",
+                false,
+                false,
+            ),
+            (
+                "dkr.ecr-fips.us-east-1.amazonaws.com",
+                "us-east-1",
+                true,
+                false,
+            ),
+            (
+                "dkr.ecr.eusc-de-east-1.amazonaws.eu",
+                "eusc-de-east-1",
+                false,
+                false,
+            ),
+            ("dkr-ecr.eu-west-1.on.aws", "eu-west-1", false, true),
+            (
+                "dkr-ecr-fips.us-gov-west-1.on.aws",
+                "us-gov-west-1",
+                true,
+                true,
+            ),
+            (
+                "dkr-ecr.cn-north-1.on.amazonwebservices.com.cn",
+                "cn-north-1",
+                false,
+                true,
+            ),
+            (
+                "dkr.ecr.us-isob-east-1.sc2s.sgov.gov",
+                "us-isob-east-1",
+                false,
+                false,
+            ),
+            (
+                "dkr.ecr.us-iso-east-1.c2s.ic.gov",
+                "us-iso-east-1",
+                false,
+                false,
+            ),
+            (
+                "dkr.ecr.eu-isoe-west-1.cloud.adc-e.uk",
+                "eu-isoe-west-1",
+                false,
+                false,
+            ),
+            (
+                "dkr.ecr.us-isof-south-1.csp.hci.ic.gov",
+                "us-isof-south-1",
+                false,
+                false,
+            ),
+        ];
+        for (name, region, fips, dual_stack) in table {
+            let found = EcrHost::parse(&format!("123456789012.{name}"));
+            assert_eq!(found, private(region, fips, dual_stack), "{name}");
+        }
+        assert_eq!(EcrHost::parse("Public.ECR.aws:443"), Some(EcrHost::Public));
+        assert_eq!(EcrHost::parse("ecr-public.aws.com"), Some(EcrHost::Public));
+    }
+
+    #[test]
+    fn names_that_only_look_like_registries() {
+        for name in [
+            "",
+            "127.0.0.1:5000",
+            "12345678901.dkr.ecr.eu-west-1.amazonaws.com",
+            "12345678901x.dkr.ecr.eu-west-1.amazonaws.com",
+            "123456789012.dkr.ecr.amazonaws.com",
+            "123456789012.dkr.ecr..amazonaws.com",
+            "123456789012.dkr.ecr.-eu.amazonaws.com",
+            "123456789012.dkr.ecr.eu.west.amazonaws.com",
+            "123456789012.dkr.ecrx.eu-west-1.amazonaws.com",
+            "123456789012.dkr.ecr-fipsx.eu-west-1.amazonaws.com",
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com.evil.example",
+            "123456789012.dkr.ecr.eu-west-1.notamazonaws.com",
+            "x.123456789012.dkr.ecr.eu-west-1.amazonaws.com",
+            "public.ecr.aws.evil.example",
+        ] {
+            assert_eq!(EcrHost::parse(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn api_hosts() {
+        let table = [
+            ("eu-west-1", false, false, "api.ecr.eu-west-1.amazonaws.com"),
+            ("eu-west-1", false, true, "ecr.eu-west-1.api.aws"),
+            ("us-east-1", true, false, "ecr-fips.us-east-1.amazonaws.com"),
+            ("us-east-1", true, true, "ecr-fips.us-east-1.api.aws"),
+            (
+                "cn-north-1",
+                false,
+                false,
+                "api.ecr.cn-north-1.amazonaws.com.cn",
+            ),
+        ];
+        for (region, fips, dual_stack, host) in table {
+            assert_eq!(api_host(region, fips, dual_stack), host);
+        }
+    }
+
+    #[test]
+    fn overrides_beat_the_regional_host() {
+        let mut settings = AwsSettings::default();
+        let urls = |settings: &AwsSettings| {
+            [realm(false), realm(true)].map(|realm| api_url(settings, &realm).unwrap())
+        };
+        let regional = [
+            "https://api.ecr.eu-west-1.amazonaws.com/",
+            "https://api.ecr-public.us-east-1.amazonaws.com/",
+        ];
+        assert_eq!(urls(&settings), regional);
+        settings.endpoint_url = Some("http://any:1".into());
+        assert_eq!(urls(&settings), ["http://any:1/", "http://any:1/"]);
+        settings.endpoint_url_ecr = Some("http://ecr:2".into());
+        assert_eq!(urls(&settings), ["http://ecr:2/", "http://any:1/"]);
+    }
+
+    fn fetch(body: &str, realm: &Realm) -> Result<AuthorizationToken, String> {
+        let api = FakeApi::new(&clock());
+        api.reply(json(200, body));
+        let caller = Caller::new(api, clock());
+        let url = api_url(&AwsSettings::default(), realm).unwrap();
+        authorization_token(&caller, url, realm, &credentials()).map_err(|fault| fault.to_string())
+    }
+
+    #[test]
+    fn a_token_of_5_kb_with_a_newline_is_taken_whole() {
+        let token = "QVdT".repeat(1280);
+        let body = serde_json::json!({"authorizationData": [{
+            "authorizationToken": format!("{token}\n"),
+            "expiresAt": 1.700_043_200_5e9,
+            "proxyEndpoint": "https://123456789012.dkr.ecr.eu-west-1.amazonaws.com",
+        }]});
+        let found = fetch(&body.to_string(), &realm(false)).unwrap();
+        assert_eq!(*found.value.expose(), format!("Basic {token}"));
+        let expires = found.expires.unwrap().duration_since(UNIX_EPOCH).unwrap();
+        assert_eq!(expires.as_secs(), 1_700_043_200);
+        let host = found.proxy_endpoint.unwrap().host().to_owned();
+        assert_eq!(host, "123456789012.dkr.ecr.eu-west-1.amazonaws.com");
+    }
+
+    #[test]
+    fn ecr_public_is_asked_and_answers_in_its_own_way() {
+        let api = FakeApi::new(&clock());
+        api.reply(json(
+            200,
+            r#"{"authorizationData":{"authorizationToken":"dG9r","expiresAt":1.7E9}}"#,
+        ));
+        let caller = Caller::new(api.clone(), clock());
+        let url = api_url(&AwsSettings::default(), &realm(true)).unwrap();
+        let found = authorization_token(&caller, url, &realm(true), &credentials()).unwrap();
+        assert_eq!(found.value.expose(), "Bearer dG9r");
+        assert_eq!(found.proxy_endpoint, None);
+        assert_eq!(
+            found.expires,
+            UNIX_EPOCH.checked_add(Duration::from_secs(1_700_000_000))
+        );
+        let call = api.calls().remove(0);
+        assert_eq!(
+            call.headers.first("x-amz-target"),
+            Some("SpencerFrontendService.GetAuthorizationToken")
+        );
+        let authorization = call.headers.first("authorization").unwrap();
+        assert!(authorization.contains("/us-east-1/ecr-public/aws4_request"));
+    }
+
+    #[test]
+    fn expiry_in_a_form_we_do_not_know_is_no_expiry() {
+        for expires in ["-1", "1e300", "null", "\"soon\"", "true"] {
+            let body = format!(
+                r#"{{"authorizationData":[{{"authorizationToken":"dA==","expiresAt":{expires}}}]}}"#
+            );
+            let found = fetch(&body, &realm(false)).unwrap();
+            assert_eq!(found.expires, None, "{expires}");
+        }
+    }
+
+    #[test]
+    fn replies_without_a_token_are_faults_that_do_not_show_them() {
+        for body in [
+            "",
+            "<html>",
+            "{}",
+            "[]",
+            r#"{"authorizationData":[]}"#,
+            r#"{"authorizationData":[{"authorizationToken":" \n"}]}"#,
+            r#"{"authorizationData":[{"authorizationToken":7}]}"#,
+            r#"{"authorizationData":[{"authorizationToken":"hunter2\u0000"}]}"#,
+        ] {
+            let fault = fetch(body, &realm(false)).unwrap_err();
+            assert!(
+                fault.starts_with("GetAuthorizationToken 200 in eu-west-1"),
+                "{fault}"
+            );
+            assert!(!fault.contains("hunter2"));
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Where AWS's APIs live. Owns: partitions, region names and endpoint overrides. Must not: know
+//! single services; their host names are composed in `ecr` and `sts`.
+
+use crate::oci;
+
+/// Longest region name: it becomes one label of a host name (RFC 1035 §2.3.4).
+const REGION_LENGTH_MAX: usize = 63;
+
+/// A partition: a set of regions with its own domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Partition {
+    /// The domain of IPv4 endpoints.
+    pub(super) suffix: &'static str,
+    /// The domain of endpoints with IPv6.
+    pub(super) dual_stack_suffix: &'static str,
+    /// True for AWS GovCloud, whose plain STS hosts are FIPS hosts.
+    pub(super) gov_cloud: bool,
+}
+
+const AWS: Partition = Partition {
+    suffix: "amazonaws.com",
+    dual_stack_suffix: "api.aws",
+    gov_cloud: false,
+};
+
+/// Region prefixes of all partitions but `aws` (`partitions.json` of the AWS SDKs).
+const PARTITIONS: [(&str, Partition); 7] = [
+    (
+        "us-gov-",
+        Partition {
+            gov_cloud: true,
+            ..AWS
+        },
+    ),
+    (
+        "cn-",
+        Partition {
+            suffix: "amazonaws.com.cn",
+            dual_stack_suffix: "api.amazonwebservices.com.cn",
+            ..AWS
+        },
+    ),
+    (
+        "eusc-",
+        Partition {
+            suffix: "amazonaws.eu",
+            dual_stack_suffix: "api.amazonwebservices.eu",
+            ..AWS
+        },
+    ),
+    (
+        "us-iso-",
+        Partition {
+            suffix: "c2s.ic.gov",
+            dual_stack_suffix: "api.aws.ic.gov",
+            ..AWS
+        },
+    ),
+    (
+        "us-isob-",
+        Partition {
+            suffix: "sc2s.sgov.gov",
+            dual_stack_suffix: "api.aws.scloud",
+            ..AWS
+        },
+    ),
+    (
+        "eu-isoe-",
+        Partition {
+            suffix: "cloud.adc-e.uk",
+            dual_stack_suffix: "api.cloud-aws.adc-e.uk",
+            ..AWS
+        },
+    ),
+    (
+        "us-isof-",
+        Partition {
+            suffix: "csp.hci.ic.gov",
+            dual_stack_suffix: "api.aws.hci.ic.gov",
+            ..AWS
+        },
+    ),
+];
+
+/// The partition of a region; `aws` for one we do not know, as the SDKs have it.
+pub(super) fn partition(region: &str) -> Partition {
+    PARTITIONS
+        .iter()
+        .find(|(prefix, _)| region.starts_with(prefix))
+        .map_or(AWS, |(_, partition)| *partition)
+}
+
+/// A region name as it may stand in a host name: lower case, trimmed.
+pub(super) fn region(text: &str) -> Option<String> {
+    let region = text.trim().to_ascii_lowercase();
+    let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let fits = region.bytes().next().is_some_and(word)
+        && region.len() <= REGION_LENGTH_MAX
+        && region.bytes().all(|b| word(b) || b == b'-' || b == b'_');
+    fits.then_some(region)
+}
+
+/// The first override that is set, out of `(setting, value)`, as a URL with a path.
+///
+/// The port is written as ureq will write it into `Host`, which is signed: without the scheme's
+/// default, without leading zeros.
+///
+/// # Errors
+/// Names the setting, never its value, which may hold a password.
+pub(super) fn overridden(settings: &[(&str, Option<&str>)]) -> Result<Option<String>, String> {
+    let Some((name, text)) = settings
+        .iter()
+        .find_map(|(name, text)| text.map(|text| (name, text)))
+    else {
+        return Ok(None);
+    };
+    normal_url(text.trim())
+        .map(Some)
+        .ok_or_else(|| format!("{name} is not a URL: set it to http(s)://host[:port][/path]"))
+}
+
+fn normal_url(text: &str) -> Option<String> {
+    let (scheme, rest) = text.split_once("://")?;
+    let (scheme, default_port) = match scheme.to_ascii_lowercase().as_str() {
+        "http" => ("http", 80),
+        "https" => ("https", 443),
+        _ => return None,
+    };
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let path_ok = path
+        .bytes()
+        .all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#' | b'"' | b'<' | b'>' | b'\\'));
+    if !oci::is_authority(authority) || !path_ok {
+        return None;
+    }
+    let (host, port) = oci::split_port(authority);
+    let host = host.to_ascii_lowercase();
+    match port.and_then(|port| port.parse::<u16>().ok()) {
+        Some(port) if port != default_port => Some(format!("{scheme}://{host}:{port}/{path}")),
+        _ => Some(format!("{scheme}://{host}/{path}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_pick_their_partition() {
+        let table = [
+            ("eu-west-1", "amazonaws.com", "api.aws"),
+            ("us-gov-west-1", "amazonaws.com", "api.aws"),
+            (
+                "cn-north-1",
+                "amazonaws.com.cn",
+                "api.amazonwebservices.com.cn",
+            ),
+            ("eusc-de-east-1", "amazonaws.eu", "api.amazonwebservices.eu"),
+            ("us-iso-east-1", "c2s.ic.gov", "api.aws.ic.gov"),
+            ("us-isob-east-1", "sc2s.sgov.gov", "api.aws.scloud"),
+            ("eu-isoe-west-1", "cloud.adc-e.uk", "api.cloud-aws.adc-e.uk"),
+            ("us-isof-south-1", "csp.hci.ic.gov", "api.aws.hci.ic.gov"),
+            ("moon-base-1", "amazonaws.com", "api.aws"),
+        ];
+        for (region, suffix, dual_stack_suffix) in table {
+            let found = partition(region);
+            assert_eq!(
+                (found.suffix, found.dual_stack_suffix),
+                (suffix, dual_stack_suffix),
+                "{region}"
+            );
+        }
+    }
+
+    #[test]
+    fn region_names_are_host_labels() {
+        assert_eq!(region(" EU-West-1\n").as_deref(), Some("eu-west-1"));
+        let long = "a".repeat(REGION_LENGTH_MAX + 1);
+        for bad in ["", "-a", "eu west", "eu.west", "a/b", "a@b", "é", &long] {
+            assert_eq!(region(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn overrides_keep_their_port_and_path() {
+        let table = [
+            ("http://127.0.0.1:5951", "http://127.0.0.1:5951/"),
+            ("HTTPS://Ecr.Example:0443", "https://ecr.example/"),
+            ("https://h:80/base/", "https://h:80/base/"),
+            ("http://[::1]:80/x", "http://[::1]/x"),
+        ];
+        for (text, url) in table {
+            let found = overridden(&[("A", None), ("B", Some(text)), ("C", Some("x"))]);
+            assert_eq!(found, Ok(Some(url.to_owned())), "{text}");
+        }
+        assert_eq!(overridden(&[("A", None)]), Ok(None));
+    }
+
+    #[test]
+    fn a_bad_override_names_the_setting_but_not_its_value() {
+        for bad in [
+            "",
+            "host",
+            "ftp://h",
+            "http://",
+            "http://u:hunter2@h",
+            "http://h:0",
+            "http://h/a b",
+            "http://h/?q",
+        ] {
+            let fault = overridden(&[("AWS_ENDPOINT_URL", Some(bad))]).unwrap_err();
+            assert!(fault.starts_with("AWS_ENDPOINT_URL is not"), "{bad}");
+            assert!(!fault.contains("hunter2"));
+        }
+    }
+}

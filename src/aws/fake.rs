@@ -1,0 +1,105 @@
+//! An [`Api`] for tests: answers from a script and records what it was asked.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::credentials::Credentials;
+use crate::clock::{Clock, ManualClock};
+use crate::log::Secret;
+use crate::message::Headers;
+use crate::upstream::{Api, ApiCall, ApiReply, Stage, UpstreamError};
+
+/// 2023-11-14T22:13:20Z in seconds since 1970.
+pub(super) const START: u64 = 1_700_000_000;
+
+pub(super) struct Scripted {
+    status: u16,
+    headers: Headers,
+    body: String,
+}
+
+impl Scripted {
+    pub(super) fn dated(mut self, date: SystemTime) -> Self {
+        self.headers.set("Date", httpdate::fmt_http_date(date));
+        self
+    }
+
+    pub(super) fn with(mut self, name: &str, value: &str) -> Self {
+        self.headers.set(name, value);
+        self
+    }
+}
+
+pub(super) fn json(status: u16, body: &str) -> Scripted {
+    Scripted {
+        status,
+        headers: Headers::new(),
+        body: body.into(),
+    }
+}
+
+pub(super) fn refused() -> UpstreamError {
+    UpstreamError {
+        stage: Stage::Connect,
+        to: "https://h".into(),
+        reason: "refused".into(),
+    }
+}
+
+pub(super) fn clock() -> Arc<ManualClock> {
+    Arc::new(ManualClock::at(UNIX_EPOCH + Duration::from_secs(START)))
+}
+
+pub(super) fn credentials() -> Credentials {
+    Credentials {
+        access_key_id: "AKIDEXAMPLE".into(),
+        secret: Secret::new("hunter2".into()),
+        session_token: None,
+        expires: None,
+        source: "environment".into(),
+    }
+}
+
+pub(super) struct FakeApi {
+    clock: Arc<ManualClock>,
+    script: Mutex<VecDeque<Result<Scripted, UpstreamError>>>,
+    calls: Mutex<Vec<ApiCall>>,
+}
+
+impl FakeApi {
+    pub(super) fn new(clock: &Arc<ManualClock>) -> Arc<Self> {
+        Arc::new(Self {
+            clock: clock.clone(),
+            script: Mutex::default(),
+            calls: Mutex::default(),
+        })
+    }
+
+    pub(super) fn reply(&self, reply: Scripted) {
+        self.script.lock().unwrap().push_back(Ok(reply));
+    }
+
+    pub(super) fn fail(&self, fault: UpstreamError) {
+        self.script.lock().unwrap().push_back(Err(fault));
+    }
+
+    pub(super) fn calls(&self) -> Vec<ApiCall> {
+        self.calls.lock().unwrap().clone()
+    }
+}
+
+impl Api for FakeApi {
+    fn call(&self, call: &ApiCall) -> Result<ApiReply, UpstreamError> {
+        self.calls.lock().unwrap().push(call.clone());
+        let scripted = self.script.lock().unwrap().pop_front();
+        let scripted = scripted.unwrap_or_else(|| Err(refused()))?;
+        Ok(ApiReply {
+            status: scripted.status,
+            headers: scripted.headers,
+            body: scripted.body.into_bytes(),
+            sent: self.clock.now(),
+            received: self.clock.now(),
+        })
+    }
+}
