@@ -8,7 +8,9 @@
 //! `main → cli → app → {door, pool} → {proxy, pages} → aws → upstream → {config, oci, message} →
 //! {metrics, log, clock}`.
 
+pub mod app;
 pub mod aws;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod door;

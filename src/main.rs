@@ -1,3 +1,7 @@
 //! Arguments → settings → `app::run` → exit code; nothing else.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    aws_ecr_proxy::cli::main()
+}

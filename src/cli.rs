@@ -1,0 +1,598 @@
+//! The commands. Owns: which there are, what they print, the exit code. Must not: read the
+//! environment (`config` does), or build the proxy (`app` does).
+
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use crate::app;
+use crate::config::{
+    self, Arguments, COMMIT, EXIT_FAILED, EXIT_OK, EXIT_SETTINGS, Effective, Preset, Resolution,
+    Settings, VERSION,
+};
+
+/// Longest time for `health`, start to end: container engines give a health check 5 s and more,
+/// and a proxy that is well answers within one.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
+/// Largest reply that `health` reads; `/readyz` has one line.
+const HEALTH_REPLY_BYTES_MAX: usize = 16 << 10;
+/// Widest column of `settings`; a longer value moves only its own line.
+const COLUMN_WIDTH_MAX: usize = 40;
+
+/// A command: its name, what it does, and how, if it is built.
+struct Command {
+    name: &'static str,
+    about: &'static str,
+    action: Option<Action>,
+}
+
+#[derive(Clone, Copy)]
+enum Action {
+    Health,
+    Help,
+    Serve,
+    Settings,
+    Version,
+}
+
+const fn built(name: &'static str, about: &'static str, action: Action) -> Command {
+    Command {
+        name,
+        about,
+        action: Some(action),
+    }
+}
+
+const fn later(name: &'static str, about: &'static str) -> Command {
+    Command {
+        name,
+        about,
+        action: None,
+    }
+}
+
+static COMMANDS: &[Command] = &[
+    built(
+        "serve",
+        "run the proxy; also without a command",
+        Action::Serve,
+    ),
+    built(
+        "health",
+        "ask the running proxy whether it is ready",
+        Action::Health,
+    ),
+    built(
+        "settings",
+        "show the settings that hold and their origin",
+        Action::Settings,
+    ),
+    built("help", "show this; also --help and -h", Action::Help),
+    later("check", "test settings, identity, token and registry"),
+    later(
+        "client",
+        "print a client's own configuration for this proxy",
+    ),
+    later("export", "write cached images as an OCI layout"),
+    later("import", "read an OCI layout into the cache"),
+    later("pull", "fetch images into the cache"),
+    later("verify", "tell whether images are complete in the cache"),
+];
+
+/// Runs the command that this process was started with.
+pub fn main() -> ExitCode {
+    let arguments = config::process_arguments();
+    let environment = config::process_environment();
+    // Unlocked handles: `serve` lasts, and the log's thread needs standard error meanwhile.
+    let (mut out, mut err) = (io::stdout(), io::stderr());
+    let code = run(arguments, &environment, &mut out, &mut err, app::run);
+    ExitCode::from(code)
+}
+
+/// Runs a command and returns the exit code; `serve` is what the command of this name does.
+pub fn run(
+    arguments: Vec<OsString>,
+    environment: &[(OsString, OsString)],
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+    serve: impl FnOnce(Settings) -> u8,
+) -> u8 {
+    let arguments = Arguments::parse(arguments);
+    let action = match action(&arguments) {
+        Ok(action) => action,
+        // Its own flags are not built either: calling them unknown would mislead.
+        Err(Refusal::NotBuilt(fault)) => return complain(err, &[fault]),
+        Err(Refusal::Odd(fault)) => {
+            complain(err, &[fault]);
+            let settings = config::resolve(&arguments, environment).settings;
+            return complain(err, &settings.err().unwrap_or_default());
+        }
+    };
+    match action {
+        Action::Help => print(out, err, &help()),
+        Action::Version => print(out, err, &version()),
+        Action::Health | Action::Serve | Action::Settings => {
+            let Resolution {
+                settings,
+                effective,
+            } = config::resolve(&arguments, environment);
+            let shown = match action {
+                Action::Settings => print(out, err, &table(&effective)),
+                _ => EXIT_OK,
+            };
+            match (settings, action) {
+                (Err(faults), _) => complain(err, &faults),
+                (Ok(settings), Action::Health) => health(&settings, out, err),
+                (Ok(settings), Action::Serve) => serve(settings),
+                (Ok(_), _) => shown,
+            }
+        }
+    }
+}
+
+/// Why there is nothing to run.
+enum Refusal {
+    NotBuilt(String),
+    Odd(String),
+}
+
+/// What is asked for, or why that cannot be done.
+fn action(arguments: &Arguments) -> Result<Action, Refusal> {
+    if arguments.help {
+        return Ok(Action::Help);
+    }
+    if arguments.version {
+        return Ok(Action::Version);
+    }
+    let mut words = arguments.words.iter();
+    let Some(word) = words.next() else {
+        return Ok(Action::Serve);
+    };
+    let Some(command) = COMMANDS.iter().find(|command| command.name == word) else {
+        let names: Vec<&str> = COMMANDS.iter().map(|command| command.name).collect();
+        let names = names.join(" ");
+        let fault = format!("{word:?}: unknown command, expected one of {names}");
+        return Err(Refusal::Odd(fault));
+    };
+    let Some(action) = command.action else {
+        let fault = format!("{word}: not built yet in this version");
+        return Err(Refusal::NotBuilt(fault));
+    };
+    match words.next() {
+        None => Ok(action),
+        Some(odd) => {
+            let fault = format!("{odd:?}: unexpected after {word}, which takes flags only");
+            Err(Refusal::Odd(fault))
+        }
+    }
+}
+
+fn help() -> String {
+    let mut text = format!(
+        "aws-ecr-proxy {VERSION}: lets any OCI client use AWS ECR without AWS credentials\n\n\
+         Usage: aws-ecr-proxy [COMMAND] [--SETTING VALUE | --SETTING=VALUE]...\n\nCommands\n"
+    );
+    for command in COMMANDS {
+        let note = if command.action.is_none() {
+            " (not built yet in this version)"
+        } else {
+            ""
+        };
+        text.push_str(&format!("  {:<9} {}{note}\n", command.name, command.about));
+    }
+    text.push_str(
+        "\nExit codes: 0 ok, 1 failed, 64 bad settings, 70 a thread was lost\n\nSettings\n",
+    );
+    text.push_str(&config::help());
+    text
+}
+
+fn version() -> String {
+    let date = config::build_date();
+    format!("aws-ecr-proxy {VERSION} (commit {COMMIT}, built {date})\n")
+}
+
+/// The settings that hold, in columns.
+fn table(effective: &[Effective]) -> String {
+    let rows: Vec<[String; 3]> = effective
+        .iter()
+        .map(|row| {
+            let value = row.value.clone().unwrap_or_else(|| "-".to_owned());
+            let origin = match (&row.value, row.setting.preset) {
+                (None, Preset::Unset(words)) => format!("{}: {words}", row.origin),
+                _ => row.origin.to_string(),
+            };
+            [row.setting.name.to_owned(), value, origin.replace('`', "")]
+        })
+        .collect();
+    let width = |column: fn(&[String; 3]) -> &String| {
+        let widths = rows.iter().map(|row| column(row).chars().count());
+        widths.max().unwrap_or(0).min(COLUMN_WIDTH_MAX)
+    };
+    let (names, values) = (width(|[name, _, _]| name), width(|[_, value, _]| value));
+    let lines = rows
+        .iter()
+        .map(|[name, value, origin]| format!("{name:names$}  {value:values$}  {origin}\n"));
+    lines.collect()
+}
+
+/// Asks `/readyz` of the proxy that runs with the same settings.
+fn health(settings: &Settings, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
+    if settings.listen_port == 0 {
+        let why = "LISTEN_PORT=0: expected the port that the running proxy listens on";
+        return complain(err, &[why]);
+    }
+    let address = SocketAddr::new(reachable(settings.listen_host), settings.listen_port);
+    match ask(address, HEALTH_TIMEOUT) {
+        Ok((200, reason)) => print(out, err, &format!("{reason}\n")),
+        Ok((status, reason)) => fail(out, err, &format!("not ready: {status} {reason}\n")),
+        Err(error) => fail(out, err, &format!("no answer from {address}: {error}\n")),
+    }
+}
+
+/// The address at which a listener on `host` is found from the same machine.
+const fn reachable(host: IpAddr) -> IpAddr {
+    match host {
+        IpAddr::V4(v4) if v4.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(v6) if v6.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        specific => specific,
+    }
+}
+
+/// Status and body of `/readyz`. Blocks for `limit` at the longest.
+fn ask(address: SocketAddr, limit: Duration) -> io::Result<(u16, String)> {
+    let started = Instant::now();
+    let left = || {
+        let left = limit.saturating_sub(started.elapsed());
+        // A zero time-out means none to the system.
+        let late = || io::Error::new(io::ErrorKind::TimedOut, format!("time-out after {limit:?}"));
+        if left.is_zero() {
+            Err(late())
+        } else {
+            Ok(left)
+        }
+    };
+    let mut stream = TcpStream::connect_timeout(&address, left()?)?;
+    stream.set_write_timeout(Some(left()?))?;
+    let request = format!(
+        "GET /readyz HTTP/1.1\r\nHost: {address}\r\nUser-Agent: aws-ecr-proxy/{VERSION} health\r\n\
+         Connection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes())?;
+    let mut reply = Vec::new();
+    let mut piece = [0; 4096];
+    while reply.len() < HEALTH_REPLY_BYTES_MAX {
+        stream.set_read_timeout(Some(left()?))?;
+        match stream.read(&mut piece) {
+            Ok(0) => break,
+            Ok(length) => reply.extend_from_slice(piece.get(..length).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Each read gets what is left, so the reason given is the whole limit.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => drop(left()?),
+            Err(error) => return Err(error),
+        }
+    }
+    status_and_reason(&reply)
+}
+
+/// Splits a reply whose connection was closed after it (RFC 9112 §2.1, §4).
+fn status_and_reason(reply: &[u8]) -> io::Result<(u16, String)> {
+    let odd = || io::Error::new(io::ErrorKind::InvalidData, "the reply is not HTTP");
+    let text = String::from_utf8_lossy(reply);
+    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(odd)?;
+    let line = head.lines().next().unwrap_or_default();
+    let rest = line.strip_prefix("HTTP/1.").ok_or_else(odd)?;
+    let status = rest.split(' ').nth(1).and_then(|word| word.parse().ok());
+    let reason = body.trim().replace(char::is_control, " ");
+    Ok((status.ok_or_else(odd)?, reason))
+}
+
+/// Prints to standard output. A reader that has gone (`| head`) has seen what it wanted.
+fn print(out: &mut dyn Write, err: &mut dyn Write, text: &str) -> u8 {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => EXIT_OK,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => EXIT_OK,
+        Err(error) => {
+            let _ = writeln!(err, "aws-ecr-proxy: standard output failed: {error}");
+            EXIT_FAILED
+        }
+    }
+}
+
+/// Prints a reason to standard output, where container engines look for it.
+fn fail(out: &mut dyn Write, err: &mut dyn Write, text: &str) -> u8 {
+    print(out, err, text);
+    EXIT_FAILED
+}
+
+fn complain(err: &mut dyn Write, faults: &[impl std::fmt::Display]) -> u8 {
+    for fault in faults {
+        // With standard error gone, the exit code has to say it all.
+        let _ = writeln!(err, "aws-ecr-proxy: {fault}");
+    }
+    EXIT_SETTINGS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::thread;
+
+    struct Outcome {
+        code: u8,
+        out: String,
+        err: String,
+        served: Option<Settings>,
+    }
+
+    fn try_run(arguments: &[&str], environment: &[(&str, &str)]) -> Outcome {
+        let (mut out, mut err, mut served) = (Vec::new(), Vec::new(), None);
+        let environment: Vec<(OsString, OsString)> = environment
+            .iter()
+            .map(|(name, value)| (name.into(), value.into()))
+            .collect();
+        let arguments = arguments.iter().map(OsString::from).collect();
+        let serve = |settings| {
+            served = Some(settings);
+            config::EXIT_THREAD_LOST
+        };
+        let code = run(arguments, &environment, &mut out, &mut err, serve);
+        Outcome {
+            code,
+            out: String::from_utf8(out).unwrap(),
+            err: String::from_utf8(err).unwrap(),
+            served,
+        }
+    }
+
+    #[test]
+    fn serve_is_the_default_and_its_code_is_the_exit_code() {
+        for arguments in [
+            &["--workers=3"][..],
+            &["serve", "--workers=3"],
+            &["--workers", "3", "serve"],
+        ] {
+            let outcome = try_run(arguments, &[]);
+            assert_eq!(outcome.code, config::EXIT_THREAD_LOST);
+            assert_eq!(outcome.served.unwrap().workers, 3);
+            assert_eq!((outcome.out.as_str(), outcome.err.as_str()), ("", ""));
+        }
+    }
+
+    #[test]
+    fn faults_are_one_line_each_and_nothing_is_served() {
+        let environment = [("WORKERS", "0"), ("LOG_LEVEL", "LOUD"), ("READ_ONLY", "1")];
+        let outcome = try_run(&["--nope"], &environment);
+        assert_eq!(outcome.code, EXIT_SETTINGS);
+        assert!(outcome.served.is_none());
+        let lines: Vec<&str> = outcome.err.lines().collect();
+        assert_eq!(lines.len(), 4, "{lines:?}");
+        assert!(lines.iter().all(|line| line.starts_with("aws-ecr-proxy: ")));
+    }
+
+    #[test]
+    fn commands_that_are_not_built_are_refused_by_name() {
+        for command in COMMANDS.iter().filter(|command| command.action.is_none()) {
+            let outcome = try_run(&[command.name, "ref", "--to", "dir"], &[]);
+            assert_eq!(outcome.code, EXIT_SETTINGS);
+            let expected = format!(
+                "aws-ecr-proxy: {}: not built yet in this version\n",
+                command.name
+            );
+            assert_eq!(outcome.err, expected);
+            assert!(outcome.served.is_none());
+        }
+        assert_eq!(COMMANDS.iter().filter(|c| c.action.is_none()).count(), 6);
+    }
+
+    #[test]
+    fn unknown_commands_and_odd_words_are_faults_among_others() {
+        let outcome = try_run(&["sevre", "--workers=0"], &[]);
+        assert_eq!(outcome.code, EXIT_SETTINGS);
+        assert!(
+            outcome
+                .err
+                .contains("\"sevre\": unknown command, expected one of serve health")
+        );
+        assert!(outcome.err.contains("--workers=0: expected"));
+        let outcome = try_run(&["serve", "8080"], &[]);
+        assert_eq!(outcome.code, EXIT_SETTINGS);
+        assert!(outcome.err.contains("\"8080\": unexpected after serve"));
+        assert!(outcome.served.is_none());
+    }
+
+    #[test]
+    fn help_shows_commands_and_settings_whatever_else_is_wrong() {
+        for arguments in [
+            &["help"][..],
+            &["--help"],
+            &["-h", "--nope"],
+            &["pull", "-h"],
+        ] {
+            let outcome = try_run(arguments, &[("WORKERS", "0")]);
+            assert_eq!(outcome.code, EXIT_OK);
+            for command in COMMANDS {
+                assert!(outcome.out.contains(&format!("\n  {}", command.name)));
+            }
+            for setting in config::SETTINGS.iter().filter(|setting| setting.is_built()) {
+                assert!(outcome.out.contains(&config::flag_of(setting.name)));
+            }
+        }
+    }
+
+    #[test]
+    fn version_names_commit_and_date() {
+        for flag in ["--version", "-V"] {
+            let outcome = try_run(&[flag], &[]);
+            assert_eq!(outcome.code, EXIT_OK);
+            let start = format!("aws-ecr-proxy {VERSION} (commit {COMMIT}, built 20");
+            assert!(outcome.out.starts_with(&start), "{}", outcome.out);
+        }
+    }
+
+    #[test]
+    fn settings_shows_values_and_origins_but_no_secret() {
+        let environment = [
+            ("AWS_SECRET_ACCESS_KEY", "hunter2secret"),
+            ("PORT", "9000"),
+            ("READ_ONLY", "false"),
+        ];
+        let outcome = try_run(
+            &["settings", "--aws-session-token=hunter2token"],
+            &environment,
+        );
+        assert_eq!((outcome.code, outcome.err.as_str()), (EXIT_OK, ""));
+        let line = |name: &str| {
+            let mut lines = outcome.out.lines();
+            let line = lines.find(|line| line.split_whitespace().next() == Some(name));
+            let words: Vec<&str> = line.unwrap().split_whitespace().skip(1).collect();
+            words.join(" ")
+        };
+        assert_eq!(
+            line("AWS_SECRET_ACCESS_KEY"),
+            "*** environment AWS_SECRET_ACCESS_KEY"
+        );
+        assert_eq!(line("AWS_SESSION_TOKEN"), "*** flag --aws-session-token");
+        assert_eq!(line("LISTEN_PORT"), "9000 environment PORT");
+        assert_eq!(line("READ_ONLY"), "false environment READ_ONLY");
+        assert_eq!(line("WORKERS"), "8 default");
+        assert_eq!(line("ECR"), "- default: the registry that the token names");
+        assert!(!outcome.out.contains("hunter2"));
+        assert!(
+            !outcome.out.contains("CACHE_DIR"),
+            "neither built nor given"
+        );
+    }
+
+    #[test]
+    fn settings_shows_faults_too() {
+        let outcome = try_run(&["settings"], &[("WORKERS", "0")]);
+        assert_eq!(outcome.code, EXIT_SETTINGS);
+        assert!(outcome.out.contains("environment WORKERS"));
+        assert!(
+            outcome
+                .err
+                .starts_with("aws-ecr-proxy: WORKERS=0: expected")
+        );
+    }
+
+    struct Broken(io::ErrorKind);
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_broken_pipe_is_success_and_a_full_disk_is_not() {
+        for (kind, expected) in [
+            (io::ErrorKind::BrokenPipe, EXIT_OK),
+            (io::ErrorKind::StorageFull, EXIT_FAILED),
+        ] {
+            let mut err = Vec::new();
+            let arguments = vec!["help".into()];
+            let code = run(arguments, &[], &mut Broken(kind), &mut err, |_| EXIT_FAILED);
+            assert_eq!(code, expected);
+            assert_eq!(err.is_empty(), expected == EXIT_OK);
+        }
+    }
+
+    /// Answers one connection with `reply` and returns what it was asked.
+    fn responder(reply: &'static [u8]) -> (u16, thread::JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let answer = move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = [0; 1024];
+            let length = stream.read(&mut asked).unwrap();
+            stream.write_all(reply).unwrap();
+            String::from_utf8_lossy(&asked[..length]).into_owned()
+        };
+        let thread = thread::Builder::new().spawn(answer).unwrap();
+        (port, thread)
+    }
+
+    #[test]
+    fn health_is_the_answer_of_readyz() {
+        for (reply, code, expected) in [
+            (
+                &b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nready\n"[..],
+                EXIT_OK,
+                "ready\n",
+            ),
+            (
+                b"HTTP/1.1 503 Service Unavailable\r\n\r\nno token:\ndraining",
+                EXIT_FAILED,
+                "not ready: 503 no token: draining\n",
+            ),
+        ] {
+            let (port, thread) = responder(reply);
+            let outcome = try_run(&["health"], &[("LISTEN_PORT", &port.to_string())]);
+            assert_eq!((outcome.code, outcome.out.as_str()), (code, expected));
+            let asked = thread.join().unwrap();
+            assert!(asked.starts_with("GET /readyz HTTP/1.1\r\nHost: 127.0.0.1:"));
+        }
+    }
+
+    #[test]
+    fn health_fails_when_the_answer_is_not_http_or_there_is_none() {
+        for reply in [&b""[..], b"SSH-2.0-x\r\n\r\n", b"HTTP/1.1 \r\n\r\n"] {
+            let (port, thread) = responder(reply);
+            let outcome = try_run(&["health"], &[("LISTEN_PORT", &port.to_string())]);
+            assert_eq!(outcome.code, EXIT_FAILED);
+            assert!(
+                outcome.out.contains("the reply is not HTTP"),
+                "{}",
+                outcome.out
+            );
+            thread.join().unwrap();
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port().to_string();
+        drop(listener);
+        let outcome = try_run(&["health", "--listen-port", &port], &[]);
+        assert_eq!(outcome.code, EXIT_FAILED);
+        assert!(
+            outcome.out.contains("no answer from 127.0.0.1:"),
+            "{}",
+            outcome.out
+        );
+    }
+
+    #[test]
+    fn health_gives_up_on_a_silent_peer() {
+        // The listener's backlog takes the connection; nobody ever answers.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let error = ask(address, Duration::from_millis(30)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn health_needs_a_port() {
+        let outcome = try_run(&["health"], &[("LISTEN_PORT", "0")]);
+        assert_eq!(outcome.code, EXIT_SETTINGS);
+        assert!(outcome.err.contains("LISTEN_PORT=0: expected the port"));
+    }
+
+    #[test]
+    fn any_address_is_asked_on_loopback() {
+        for (host, expected) in [
+            ("0.0.0.0", "127.0.0.1"),
+            ("::", "::1"),
+            ("192.0.2.7", "192.0.2.7"),
+            ("::1", "::1"),
+        ] {
+            let host: IpAddr = host.parse().unwrap();
+            assert_eq!(reachable(host), expected.parse::<IpAddr>().unwrap());
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The command line as typed. Owns: which words are flags, which their values, which neither. Must
+//! not: judge a value; that comes with the variables, in `config.rs`.
+
+use std::ffi::OsString;
+use std::iter::Peekable;
+
+use super::table::{SETTINGS, Setting, Unit, flag_of};
+use super::{Fault, Given, mask, parse};
+use crate::log::Secret;
+
+/// Edits (insert, delete, replace) up to which an unknown flag is taken for a slip of the pen.
+const SLIP_EDITS_MAX: usize = 2;
+/// Longest word that is compared for slips: the comparison is quadratic.
+const SLIP_LENGTH_MAX: usize = 64;
+
+/// What the command line says.
+#[derive(Debug, Default)]
+pub struct Arguments {
+    /// What is neither a flag nor its value: the command, and what belongs to it.
+    pub words: Vec<String>,
+    /// `--help` or `-h`
+    pub help: bool,
+    /// `--version` or `-V`
+    pub version: bool,
+    pub(super) given: Vec<Given>,
+    pub(super) faults: Vec<Fault>,
+}
+
+impl Arguments {
+    /// Reads the command line, the program's own name left out. Faults are kept for
+    /// [`super::resolve`], which reports them with all others.
+    pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Self {
+        let mut parsed = Self::default();
+        let mut words = arguments.into_iter().map(Word::from).peekable();
+        while let Some(word) = words.next() {
+            match word.text.as_str() {
+                "--help" | "-h" => parsed.help = true,
+                "--version" | "-V" => parsed.version = true,
+                text if text.starts_with('-') => match text.split_once('=') {
+                    None => parsed.flag(text, None, &mut words),
+                    Some((flag, value)) => {
+                        let value = Word {
+                            text: value.to_owned(),
+                            utf8: word.utf8,
+                        };
+                        parsed.flag(flag, Some(value), &mut words);
+                    }
+                },
+                _ => parsed.words.push(word.text),
+            }
+        }
+        parsed
+    }
+
+    fn flag(
+        &mut self,
+        flag: &str,
+        value: Option<Word>,
+        rest: &mut Peekable<impl Iterator<Item = Word>>,
+    ) {
+        let Some((setting, name)) = find(flag) else {
+            self.faults.push(unknown(flag));
+            if value.is_none() {
+                // Most likely its value, and a secret if the flag was the misspelt name of one: as
+                // a word it would be shown.
+                rest.next_if(|next| !next.text.starts_with('-'));
+            }
+            return;
+        };
+        let value = value.or_else(|| match setting.unit() {
+            Unit::Switch => {
+                let next = rest.next_if(|next| parse::switch(&next.text).is_some());
+                Some(next.unwrap_or_else(|| Word::from(OsString::from("true"))))
+            }
+            _ => rest.next_if(|next| !next.text.starts_with("--")),
+        });
+        let Some(value) = value.filter(|value| !value.text.trim().is_empty()) else {
+            let why = format!("{flag}: expected a value, as in {flag}=VALUE");
+            self.faults.push(Fault(why));
+            return;
+        };
+        self.given.push(Given {
+            setting,
+            name,
+            by_flag: true,
+            value: value.utf8.then_some(Secret::new(value.text)),
+        });
+    }
+}
+
+/// A word of the command line.
+struct Word {
+    text: String,
+    /// False when `text` had to be mended.
+    utf8: bool,
+}
+
+impl From<OsString> for Word {
+    fn from(word: OsString) -> Self {
+        match word.into_string() {
+            Ok(text) => Self { text, utf8: true },
+            Err(word) => Self {
+                text: word.to_string_lossy().into_owned(),
+                utf8: false,
+            },
+        }
+    }
+}
+
+fn find(flag: &str) -> Option<(&'static Setting, &'static str)> {
+    SETTINGS.iter().find_map(|setting| {
+        let name = setting.names().find(|name| flag_of(name) == flag)?;
+        Some((setting, name))
+    })
+}
+
+fn unknown(flag: &str) -> Fault {
+    let shown = mask(flag);
+    let flags = SETTINGS
+        .iter()
+        .flat_map(Setting::names)
+        .map(flag_of)
+        .chain(["--help".to_owned(), "--version".to_owned()]);
+    let nearest = flags
+        .map(|known| (edits(flag, &known), known))
+        .filter(|(edits, _)| *edits <= SLIP_EDITS_MAX)
+        .min();
+    Fault(match nearest {
+        Some((_, known)) => format!("{shown}: unknown flag; did you mean {known}?"),
+        None => format!("{shown}: unknown flag; --help lists all"),
+    })
+}
+
+/// Levenshtein distance: one row of the table at a time.
+fn edits(a: &str, b: &str) -> usize {
+    if a.len() > SLIP_LENGTH_MAX {
+        return usize::MAX;
+    }
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut next = vec![i + 1];
+        let mut left = i + 1;
+        for (to, above) in b.iter().zip(row.windows(2)) {
+            let &[diagonal, above] = above else { continue };
+            let replaced = diagonal + usize::from(from != *to);
+            left = replaced.min(above + 1).min(left + 1);
+            next.push(left);
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::ffi::OsStringExt as _;
+
+    fn parse(words: &[&str]) -> Arguments {
+        Arguments::parse(words.iter().map(OsString::from))
+    }
+
+    fn given(arguments: &Arguments) -> Vec<(&str, &str)> {
+        let mut pairs = Vec::new();
+        for given in &arguments.given {
+            let value = given.value.as_ref().map(Secret::expose);
+            pairs.push((given.name, value.map_or("(not UTF-8)", String::as_str)));
+        }
+        pairs
+    }
+
+    fn faults(arguments: &Arguments) -> Vec<String> {
+        arguments.faults.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn both_forms_of_a_flag() {
+        let arguments = parse(&["--listen-port", "1", "serve", "--port=2", "--ecr=a=b"]);
+        assert_eq!(
+            given(&arguments),
+            [("LISTEN_PORT", "1"), ("PORT", "2"), ("ECR", "a=b")]
+        );
+        assert_eq!(arguments.words, ["serve"]);
+        assert_eq!(faults(&arguments), [""; 0]);
+    }
+
+    #[test]
+    fn a_switch_alone_is_true() {
+        let switch = "--disable-proxy-headers";
+        for (words, value) in [
+            (vec![switch], "true"),
+            (vec![switch, "off"], "off"),
+            (vec![switch, "serve"], "true"),
+            (vec!["--disable-proxy-headers=no"], "no"),
+        ] {
+            let arguments = parse(&words);
+            assert_eq!(given(&arguments), [("DISABLE_PROXY_HEADERS", value)]);
+            assert_eq!(arguments.words.len(), usize::from(words.contains(&"serve")));
+        }
+    }
+
+    #[test]
+    fn a_flag_without_its_value_is_a_fault() {
+        for words in [
+            &["--listen-port"][..],
+            &["--listen-port="],
+            &["--listen-port", ""],
+            &["--listen-port", "--workers=1"],
+        ] {
+            let faults = faults(&parse(words));
+            let expected = "--listen-port: expected a value, as in --listen-port=VALUE";
+            assert_eq!(faults, [expected], "{words:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_flags_are_faults_with_a_suggestion() {
+        let arguments = parse(&["--listen-prot=1", "--frobnicate", "-x", "--vrsion"]);
+        assert_eq!(
+            faults(&arguments),
+            [
+                "--listen-prot: unknown flag; did you mean --listen-port?",
+                "--frobnicate: unknown flag; --help lists all",
+                "-x: unknown flag; --help lists all",
+                "--vrsion: unknown flag; did you mean --version?",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_secret_behind_a_misspelt_flag_is_not_shown() {
+        for words in [
+            &["--aws-secret-acess-key", "hunter2"][..],
+            &["--aws-secret-acess-key=hunter2"],
+        ] {
+            let arguments = parse(words);
+            assert_eq!(arguments.words, [""; 0]);
+            let faults = faults(&arguments).join("\n");
+            assert!(faults.contains("did you mean --aws-secret-access-key?"));
+            assert!(!faults.contains("hunter2"), "{faults}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_not_utf_8_is_kept_as_such() {
+        let word = OsString::from_vec(b"--ecr=\xff".to_vec());
+        assert_eq!(given(&Arguments::parse([word])), [("ECR", "(not UTF-8)")]);
+    }
+
+    #[test]
+    fn help_and_version() {
+        let arguments = parse(&["-h", "-V"]);
+        assert!(arguments.help && arguments.version);
+        let arguments = parse(&["help"]);
+        assert!(!arguments.help && !arguments.version);
+    }
+
+    #[test]
+    fn edit_distances() {
+        for (a, b, distance) in [
+            ("", "", 0),
+            ("", "abc", 3),
+            ("kitten", "sitting", 3),
+            ("--port", "--prot", 2),
+            ("flaw", "lawn", 2),
+        ] {
+            assert_eq!(edits(a, b), distance, "{a} {b}");
+            assert_eq!(edits(b, a), distance, "{b} {a}");
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Help and documentation out of the table. Owns: their wording around the rows. Must not: know a
+//! setting by name.
+
+use std::fmt::Write as _;
+
+use super::parse::{in_hours, written};
+use super::table::{Accepts, Group, Kind, Preset, SETTINGS, Setting, State, Unit, flag_of};
+
+/// Columns of help; the width of a plain terminal.
+const HELP_COLUMNS: usize = 80;
+/// Columns that the text below a flag is moved in.
+const HELP_INDENT: usize = 10;
+
+/// The settings part of `--help`.
+pub fn help() -> String {
+    let mut text = String::from(
+        "Each setting is a flag and, in the same words, an environment variable: --listen-port is\n\
+         LISTEN_PORT. A flag beats a variable, which beats the default.\n",
+    );
+    for group in Group::ALL {
+        let rows: Vec<&Setting> = rows(group, true).collect();
+        if rows.is_empty() {
+            continue;
+        }
+        let _ = write!(text, "\n{}\n", group.title());
+        for setting in rows {
+            text.push_str(&help_entry(setting));
+        }
+    }
+    let later: Vec<&str> = Group::ALL
+        .into_iter()
+        .flat_map(|group| rows(group, false))
+        .map(|setting| setting.name)
+        .collect();
+    let _ = write!(text, "\nNot built yet in this version, and refused:\n");
+    wrap(&mut text, &later.join(" "), 2);
+    text
+}
+
+fn help_entry(setting: &Setting) -> String {
+    let mut entry = String::new();
+    for (index, name) in setting.names().enumerate() {
+        let separator = if index == 0 { "  " } else { ", " };
+        let _ = write!(entry, "{separator}{}", flag_of(name));
+    }
+    let placeholder = setting.unit().placeholder();
+    let gap = if placeholder.is_empty() { "" } else { " " };
+    let _ = writeln!(entry, "{gap}{placeholder}");
+    let mut about = setting.meaning.replace('`', "");
+    let preset = setting.preset.text().replace('`', "");
+    let _ = write!(about, " [default: {preset}");
+    let limits = limits(setting);
+    if !limits.is_empty() {
+        let _ = write!(about, "; {limits}");
+    }
+    about.push(']');
+    wrap(&mut entry, &about, HELP_INDENT);
+    entry
+}
+
+/// Adds `words` to `text`, in lines of at most [`HELP_COLUMNS`].
+fn wrap(text: &mut String, words: &str, indent: usize) {
+    let mut column = 0;
+    for word in words.split_whitespace() {
+        let length = word.chars().count();
+        if column > 0 && column + 1 + length > HELP_COLUMNS {
+            text.push('\n');
+            column = 0;
+        }
+        if column == 0 {
+            text.push_str(&" ".repeat(indent));
+            column = indent;
+        } else {
+            text.push(' ');
+            column += 1;
+        }
+        text.push_str(word);
+        column += length;
+    }
+    text.push('\n');
+}
+
+/// `docs/configuration.md`.
+pub fn markdown_page() -> String {
+    format!("{PAGE_HEAD}\n{}\n{}", markdown_tables(), later_table())
+}
+
+const PAGE_HEAD: &str = "\
+# Configuration
+
+<!-- Written from the table in src/config/table.rs by `UPDATE_DOCS=1 cargo test`. -->
+
+Each setting is an environment variable and, in the same words, a flag: `LISTEN_PORT` is
+`--listen-port 8080` or `--listen-port=8080`.
+
+* A flag beats a variable, which beats the default. A blank variable counts as unset.
+* Two names of one setting with different values are an error; the same value twice is fine.
+* A switch takes `true yes on 1` or `false no off 0`; the flag alone means true.
+* A time is a whole number with one of the units `ms s m h`.
+* An unknown flag is an error; an unknown variable is not looked at.
+* All faults are reported at once, one line each, and the exit code is 64.
+* `aws-ecr-proxy settings` shows every value that holds and where it comes from, secrets hidden.
+";
+
+/// The built settings as Markdown, a table for each group.
+pub fn markdown_tables() -> String {
+    let mut text = String::new();
+    for group in Group::ALL {
+        let rows: Vec<&Setting> = rows(group, true).collect();
+        if rows.is_empty() {
+            continue;
+        }
+        let gap = if text.is_empty() { "" } else { "\n" };
+        let _ = write!(
+            text,
+            "{gap}## {}\n\n| setting | other names | takes | default | meaning |\n\
+             | --- | --- | --- | --- | --- |\n",
+            group.title()
+        );
+        for setting in rows {
+            let _ = writeln!(
+                text,
+                "| `{}` | {} | {} | {} | {} |",
+                setting.name,
+                other_names(setting),
+                takes(setting),
+                preset(setting),
+                setting.meaning
+            );
+        }
+    }
+    text
+}
+
+fn later_table() -> String {
+    let mut text = String::from(
+        "## Not built yet\n\n\
+         These are refused by name, so that nobody relies on what is not there. A value that is\n\
+         true without the feature is accepted.\n\n\
+         | setting | other names | accepted today | will mean |\n| --- | --- | --- | --- |\n",
+    );
+    for setting in Group::ALL.into_iter().flat_map(|group| rows(group, false)) {
+        let State::NotBuilt { accepts, .. } = &setting.state else {
+            continue;
+        };
+        let accepted = match accepts {
+            Accepts::Anything => "any value".to_owned(),
+            Accepts::Nothing => String::new(),
+            Accepts::Only(words) => code(words.iter().copied()),
+        };
+        let _ = writeln!(
+            text,
+            "| `{}` | {} | {accepted} | {} |",
+            setting.name,
+            other_names(setting),
+            setting.meaning
+        );
+    }
+    text
+}
+
+fn rows(group: Group, built: bool) -> impl Iterator<Item = &'static Setting> {
+    let rows = SETTINGS.iter();
+    rows.filter(move |setting| setting.group == group && setting.is_built() == built)
+}
+
+fn other_names(setting: &Setting) -> String {
+    code(setting.other_names.iter().copied())
+}
+
+fn code<'a>(words: impl Iterator<Item = &'a str>) -> String {
+    let words: Vec<String> = words.map(|word| format!("`{word}`")).collect();
+    words.join(", ")
+}
+
+fn takes(setting: &Setting) -> String {
+    let unit = match setting.unit() {
+        Unit::Address => "address",
+        Unit::Hours => "hours",
+        Unit::List => "list with commas",
+        Unit::Number => "number",
+        Unit::Path => "path",
+        Unit::Size => "size",
+        Unit::Switch => "switch",
+        Unit::Text => "text",
+        Unit::Time => "time",
+        Unit::Url => "URL",
+    };
+    let limits = limits(setting);
+    if limits.is_empty() {
+        return unit.to_owned();
+    }
+    format!("{unit}, {limits} ({})", reason(setting))
+}
+
+fn preset(setting: &Setting) -> String {
+    match setting.preset {
+        Preset::Unset(text) => text.to_owned(),
+        Preset::Value(text) => format!("`{text}`"),
+    }
+}
+
+/// `1 to 64`, or nothing.
+fn limits(setting: &Setting) -> String {
+    let State::Built(kind) = &setting.state else {
+        return String::new();
+    };
+    match kind {
+        Kind::Hours { min, max, .. } => format!("{} to {}", in_hours(*min), in_hours(*max)),
+        Kind::Number { min, max, .. } => format!("{min} to {max}"),
+        Kind::Switch(_) | Kind::Text { .. } => String::new(),
+        Kind::Time { min, max, .. } => format!("{} to {}", written(*min), written(*max)),
+    }
+}
+
+const fn reason(setting: &Setting) -> &'static str {
+    match &setting.state {
+        State::Built(
+            Kind::Hours { reason, .. } | Kind::Number { reason, .. } | Kind::Time { reason, .. },
+        ) => reason,
+        State::Built(Kind::Switch(_) | Kind::Text { .. }) | State::NotBuilt { .. } => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn help_names_every_setting_and_fits_a_terminal() {
+        let help = help();
+        for setting in SETTINGS {
+            let shown = if setting.is_built() {
+                setting.names().map(flag_of).collect()
+            } else {
+                vec![setting.name.to_owned()]
+            };
+            for name in shown {
+                assert!(help.contains(&name), "{name}");
+            }
+        }
+        for line in help.lines().skip(3) {
+            assert!(line.chars().count() <= HELP_COLUMNS, "{line}");
+        }
+    }
+
+    #[test]
+    fn long_words_are_not_torn() {
+        let mut text = String::new();
+        wrap(&mut text, &format!("a {} b", "x".repeat(90)), 2);
+        assert_eq!(text, format!("  a\n  {}\n  b\n", "x".repeat(90)));
+    }
+
+    /// Holds `docs/configuration.md` to the table; with `UPDATE_DOCS=1` it writes the page.
+    #[test]
+    fn the_page_is_the_table() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+        let page = markdown_page();
+        let environment = super::super::process_environment();
+        if environment.iter().any(|(name, _)| name == "UPDATE_DOCS") {
+            std::fs::write(&path, &page).unwrap();
+        }
+        let kept = std::fs::read_to_string(&path).unwrap_or_default();
+        let differs = kept
+            .lines()
+            .zip(page.lines())
+            .find(|(kept, page)| kept != page);
+        assert!(
+            kept == page,
+            "docs/configuration.md is not what src/config/table.rs says; first difference: \
+             {differs:?}; `UPDATE_DOCS=1 cargo test` writes it anew"
+        );
+    }
+}

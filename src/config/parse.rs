@@ -1,0 +1,460 @@
+//! Text to values. Owns: how each kind of value is written. Must not: know where a text came from,
+//! or name the setting in an error (the caller does).
+
+use std::io::Read as _;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::table::{Accepts, Kind, Setting, State};
+use super::{Settings, UpstreamAuth};
+use crate::log::{Format, Level, Secret};
+use crate::oci::{self, Registry, Scheme};
+
+/// Most entries of `BLOB_HOSTS`: every redirect is held against each of them.
+const BLOB_HOSTS_MAX: usize = 64;
+/// Largest CA bundle; Mozilla's whole list is about 250 kB.
+const CA_BUNDLE_BYTES_MAX: u64 = 4 << 20;
+/// Longest region: it becomes a label of a host name (RFC 1035 §2.3.4).
+const REGION_LENGTH_MAX: usize = 63;
+
+/// Reads `text` for `setting` and stores it.
+///
+/// The error is the part of a fault after `NAME=value: `.
+pub(super) fn apply(setting: &Setting, settings: &mut Settings, text: &str) -> Result<(), String> {
+    match &setting.state {
+        State::Built(kind) => apply_kind(kind, settings, text),
+        State::NotBuilt { accepts, .. } => refuse(*accepts, text),
+    }
+}
+
+fn apply_kind(kind: &Kind, settings: &mut Settings, text: &str) -> Result<(), String> {
+    match kind {
+        Kind::Hours {
+            min,
+            max,
+            reason,
+            set,
+        } => {
+            let time = hours(text).filter(|time| (*min..=*max).contains(time));
+            let expected = || {
+                let (min, max) = (in_hours(*min), in_hours(*max));
+                format!("expected a number of hours from {min} to {max} ({reason})")
+            };
+            set(settings, time.ok_or_else(expected)?);
+        }
+        Kind::Number {
+            min,
+            max,
+            reason,
+            set,
+        } => {
+            let number = number(text).filter(|number| (*min..=*max).contains(number));
+            let expected = || format!("expected a whole number from {min} to {max} ({reason})");
+            set(settings, number.ok_or_else(expected)?);
+        }
+        Kind::Switch(set) => {
+            let expected = "expected true or false (or yes, no, on, off, 1, 0)";
+            set(settings, switch(text).ok_or(expected)?);
+        }
+        Kind::Text { expected, set, .. } => {
+            set(settings, text).map_err(|why| match why.as_str() {
+                "" => format!("expected {expected}"),
+                why => format!("expected {expected}; {why}"),
+            })?;
+        }
+        Kind::Time {
+            min,
+            max,
+            reason,
+            set,
+        } => {
+            let time = time(text).map_err(|why| format!("expected a time {why}"))?;
+            if !(*min..=*max).contains(&time) {
+                let (min, max) = (written(*min), written(*max));
+                return Err(format!("expected a time from {min} to {max} ({reason})"));
+            }
+            set(settings, time);
+        }
+    }
+    Ok(())
+}
+
+/// A value of a feature that does not exist passes only when it is true without it.
+fn refuse(accepts: Accepts, text: &str) -> Result<(), String> {
+    match accepts {
+        Accepts::Anything => Ok(()),
+        Accepts::Nothing => Err("not built yet in this version, expected it unset".to_owned()),
+        Accepts::Only(words) if words.iter().any(|word| word.eq_ignore_ascii_case(text)) => Ok(()),
+        Accepts::Only(words) => {
+            let word = words.first().copied().unwrap_or_default();
+            Err(format!(
+                "not built yet in this version, expected it unset or {word}"
+            ))
+        }
+    }
+}
+
+/// `true`, `yes`, `on`, `1` and their opposites, in any case.
+pub(super) fn switch(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "on" | "true" | "yes" => Some(true),
+        "0" | "false" | "no" | "off" => Some(false),
+        _ => None,
+    }
+}
+
+/// Digits only: `u32::from_str` would take a sign.
+fn number(text: &str) -> Option<u32> {
+    let digits = text.bytes().all(|b| b.is_ascii_digit());
+    if digits { text.parse().ok() } else { None }
+}
+
+/// `6`, `0.5`; no exponent, sign or infinity, which `f64::from_str` would take.
+fn hours(text: &str) -> Option<Duration> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if !digits(whole) || !digits(part) {
+        return None;
+    }
+    let hours: f64 = text.parse().ok()?;
+    Duration::try_from_secs_f64(hours * 3600.0).ok()
+}
+
+/// A whole number and one of `ms s m h`.
+fn time(text: &str) -> Result<Duration, String> {
+    const FORM: &str = "such as 500ms, 30s, 5m or 2h";
+    let end = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (digits, unit) = text.split_at_checked(end).unwrap_or((text, ""));
+    if digits.is_empty() {
+        return Err(FORM.to_owned());
+    }
+    let unit_ms: u64 = match unit {
+        "h" => 3_600_000,
+        "m" => 60_000,
+        "ms" => 1,
+        "s" => 1000,
+        "" => {
+            return Err(format!(
+                "with its unit, {FORM}; for {digits} seconds write {digits}s"
+            ));
+        }
+        _ => return Err(FORM.to_owned()),
+    };
+    let ms = digits.parse().ok().and_then(|n| unit_ms.checked_mul(n));
+    ms.map(Duration::from_millis).ok_or_else(|| FORM.to_owned())
+}
+
+/// A time as [`time`] reads it, in the largest unit that is exact.
+pub(super) fn written(time: Duration) -> String {
+    let ms = time.as_millis();
+    match ms {
+        0 => "0s".to_owned(),
+        ms if ms % 3_600_000 == 0 => format!("{}h", ms / 3_600_000),
+        ms if ms % 60_000 == 0 => format!("{}m", ms / 60_000),
+        ms if ms % 1000 == 0 => format!("{}s", ms / 1000),
+        ms => format!("{ms}ms"),
+    }
+}
+
+/// A time as [`hours`] reads it.
+pub(super) fn in_hours(time: Duration) -> f64 {
+    time.as_secs_f64() / 3600.0
+}
+
+/// The entries of a list with commas, blanks around them dropped.
+fn list(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+}
+
+pub(super) fn registry(settings: &mut Settings, text: &str) -> Result<(), String> {
+    let mut entries = list(text);
+    let first = entries.next().ok_or("")?;
+    if entries.next().is_some() {
+        return Err("several registries are not built yet in this version".to_owned());
+    }
+    settings.registry = Some(first.parse().map_err(|why| format!("this has {why}"))?);
+    Ok(())
+}
+
+pub(super) fn upstream_auth(settings: &mut Settings, text: &str) -> Result<(), String> {
+    settings.upstream_auth = match text.to_ascii_lowercase().as_str() {
+        "ecr" => UpstreamAuth::Ecr,
+        "none" => UpstreamAuth::None,
+        _ => return Err(String::new()),
+    };
+    Ok(())
+}
+
+pub(super) fn blob_hosts(settings: &mut Settings, text: &str) -> Result<(), String> {
+    let hosts: Vec<String> = list(text).map(str::to_ascii_lowercase).collect();
+    if hosts.len() > BLOB_HOSTS_MAX {
+        return Err(format!("these are {}", hosts.len()));
+    }
+    // A lone dot, or a suffix that is only one label, would open whole top-level domains.
+    let fit = |host: &&String| match host.strip_prefix('.') {
+        Some(suffix) => suffix.contains('.') && !suffix.contains(':') && is_host(suffix),
+        None => is_host(host),
+    };
+    if let Some(bad) = hosts.iter().find(|host| !fit(host)) {
+        let bad = super::mask(bad);
+        return Err(format!("{bad} is none of these"));
+    }
+    settings.blob_hosts = hosts;
+    Ok(())
+}
+
+/// An authority whose host has no empty label at its start.
+fn is_host(text: &str) -> bool {
+    !text.starts_with('.') && oci::is_authority(text)
+}
+
+pub(super) fn region(settings: &mut Settings, text: &str) -> Result<(), String> {
+    // It becomes part of a host name that credentials are sent to.
+    let fit = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if text.len() > REGION_LENGTH_MAX || !text.bytes().all(fit) {
+        return Err(String::new());
+    }
+    settings.aws.region = Some(text.to_owned());
+    Ok(())
+}
+
+pub(super) fn access_key_id(settings: &mut Settings, text: &str) -> Result<(), String> {
+    settings.aws.access_key_id = Some(visible(text)?);
+    Ok(())
+}
+
+pub(super) fn secret_access_key(settings: &mut Settings, text: &str) -> Result<(), String> {
+    settings.aws.secret_access_key = Some(Secret::new(visible(text)?));
+    Ok(())
+}
+
+pub(super) fn session_token(settings: &mut Settings, text: &str) -> Result<(), String> {
+    settings.aws.session_token = Some(Secret::new(visible(text)?));
+    Ok(())
+}
+
+/// Key and token travel in header fields, where anything else would break or forge a line.
+fn visible(text: &str) -> Result<String, String> {
+    if text.bytes().all(|b| b.is_ascii_graphic()) {
+        return Ok(text.to_owned());
+    }
+    Err(String::new())
+}
+
+pub(super) fn endpoint_url(settings: &mut Settings, text: &str) -> Result<(), String> {
+    settings.aws.endpoint_url = Some(url(text)?);
+    Ok(())
+}
+
+pub(super) fn endpoint_url_ecr(settings: &mut Settings, text: &str) -> Result<(), String> {
+    settings.aws.endpoint_url_ecr = Some(url(text)?);
+    Ok(())
+}
+
+pub(super) fn endpoint_url_sts(settings: &mut Settings, text: &str) -> Result<(), String> {
+    settings.aws.endpoint_url_sts = Some(url(text)?);
+    Ok(())
+}
+
+/// `scheme://host[:port]`, without a slash at the end.
+fn url(text: &str) -> Result<String, String> {
+    if !text.contains("://") {
+        return Err("this has no scheme".to_owned());
+    }
+    let endpoint: Registry = text.parse().map_err(|why| format!("this has {why}"))?;
+    // The default port is left out, because clients leave it out of the Host field that is signed.
+    let default_port = match endpoint.scheme() {
+        Scheme::Http => ":80",
+        Scheme::Https => ":443",
+    };
+    let url = endpoint.url();
+    Ok(url.strip_suffix(default_port).unwrap_or(&url).to_owned())
+}
+
+pub(super) fn ca_bundle(settings: &mut Settings, text: &str) -> Result<(), String> {
+    let path = Path::new(text);
+    let why = |error: std::io::Error| format!("it cannot be read: {error}");
+    // Opening a pipe would wait for its writer, so the kind comes first.
+    if !path.metadata().map_err(why)?.is_file() {
+        return Err("it is not a regular file".to_owned());
+    }
+    let file = std::fs::File::open(path).map_err(why)?;
+    let mut bytes = Vec::new();
+    let mut limited = file.take(CA_BUNDLE_BYTES_MAX + 1);
+    let length = limited.read_to_end(&mut bytes).map_err(why)?;
+    if u64::try_from(length).unwrap_or(u64::MAX) > CA_BUNDLE_BYTES_MAX {
+        let limit_mib = CA_BUNDLE_BYTES_MAX >> 20;
+        return Err(format!("it is larger than {limit_mib} MiB"));
+    }
+    if !has_certificate(&bytes) {
+        return Err("it has none".to_owned());
+    }
+    settings.aws.ca_bundle = Some(PathBuf::from(path));
+    Ok(())
+}
+
+/// True when a line that begins a certificate is followed by one that ends it (RFC 7468 §5).
+fn has_certificate(bytes: &[u8]) -> bool {
+    let mut lines = bytes.split(|b| *b == b'\n').map(<[u8]>::trim_ascii);
+    lines.any(|line| line == b"-----BEGIN CERTIFICATE-----")
+        && lines.any(|line| line == b"-----END CERTIFICATE-----")
+}
+
+pub(super) fn listen_host(settings: &mut Settings, text: &str) -> Result<(), String> {
+    if text.starts_with("unix:") {
+        return Err("unix sockets are not built yet in this version".to_owned());
+    }
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let address = match bare {
+        Some(v6) => v6.parse().ok().map(IpAddr::V6),
+        None => text.parse().ok(),
+    };
+    settings.listen_host = address.ok_or_else(String::new)?;
+    Ok(())
+}
+
+pub(super) fn log_level(settings: &mut Settings, text: &str) -> Result<(), String> {
+    settings.log_level = match text.to_ascii_lowercase().as_str() {
+        "debug" => Level::Debug,
+        "error" => Level::Error,
+        "info" => Level::Info,
+        "warn" | "warning" => Level::Warn,
+        _ => return Err(String::new()),
+    };
+    Ok(())
+}
+
+pub(super) fn log_format(settings: &mut Settings, text: &str) -> Result<(), String> {
+    settings.log_format = match text.to_ascii_lowercase().as_str() {
+        "json" => Format::Json,
+        "text" => Format::Text,
+        _ => return Err(String::new()),
+    };
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_need_a_unit() {
+        assert_eq!(time("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(time("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(time("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(time("2h"), Ok(Duration::from_secs(7200)));
+        assert!(time("90").unwrap_err().ends_with("write 90s"));
+        for bad in [
+            "", "s", "-1s", "+1s", "1.5s", "1 s", "1S", "1d", "1m30s", "1µs",
+        ] {
+            assert!(time(bad).is_err(), "{bad}");
+        }
+        assert!(time("18446744073709551615h").is_err());
+        assert!(time("18446744073709551616ms").is_err());
+    }
+
+    #[test]
+    fn written_times_read_back() {
+        for ms in [0, 1, 999, 1000, 1500, 60_000, 61_000, 3_600_000, 7_200_000] {
+            let duration = Duration::from_millis(ms);
+            assert_eq!(time(&written(duration)), Ok(duration));
+        }
+    }
+
+    #[test]
+    fn hours_are_plain_decimals() {
+        assert_eq!(hours("6"), Some(Duration::from_secs(6 * 3600)));
+        assert_eq!(hours("0.5"), Some(Duration::from_secs(1800)));
+        assert_eq!(hours("0.01"), Some(Duration::from_secs(36)));
+        for bad in [
+            "", ".", ".5", "5.", "-1", "+1", "1e3", "inf", "nan", "6h", "1.2.3", "1,5",
+        ] {
+            assert_eq!(hours(bad), None, "{bad}");
+        }
+        assert_eq!(hours(&"9".repeat(400)), None);
+    }
+
+    #[test]
+    fn numbers_are_digits() {
+        assert_eq!(number("0"), Some(0));
+        assert_eq!(number("65536"), Some(65536));
+        for bad in ["", "+1", "-1", "1k", " 1", "0x1", "4294967296", "٣"] {
+            assert_eq!(number(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn switches() {
+        for on in ["true", "TRUE", "1", "yes", "On"] {
+            assert_eq!(switch(on), Some(true), "{on}");
+        }
+        for off in ["false", "0", "No", "off"] {
+            assert_eq!(switch(off), Some(false), "{off}");
+        }
+        for bad in ["", "t", "2", "enabled"] {
+            assert_eq!(switch(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn urls_have_a_scheme_and_a_host() {
+        for (text, kept) in [
+            ("http://127.0.0.1:5000/", "http://127.0.0.1:5000"),
+            (
+                "https://VPCE.ecr.amazonaws.com",
+                "https://vpce.ecr.amazonaws.com",
+            ),
+            ("https://h:443", "https://h"),
+            ("http://h:80/", "http://h"),
+            ("http://h:443", "http://h:443"),
+        ] {
+            assert_eq!(url(text).as_deref(), Ok(kept));
+        }
+        for bad in [
+            "h",
+            "h:80",
+            "ftp://h",
+            "http://",
+            "http://u:p@h",
+            "http://h/path",
+            "http://h?x=1",
+        ] {
+            assert!(url(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn blob_hosts_are_hosts_ports_and_suffixes() {
+        let mut settings = Settings::default();
+        blob_hosts(&mut settings, "S3.local:9000, .cdn.example.com,,[::1]:80").unwrap();
+        let expected = ["s3.local:9000", ".cdn.example.com", "[::1]:80"];
+        assert_eq!(settings.blob_hosts, expected);
+        for bad in [
+            ".", ".com", "..a.b", "*.a.b", "http://h", "h/p", "h:0", "a b", ".a.b:80", "u:p@h",
+        ] {
+            let why = blob_hosts(&mut settings, bad).unwrap_err();
+            assert!(why.ends_with("is none of these"), "{bad}: {why}");
+        }
+        let many = "h,".repeat(BLOB_HOSTS_MAX + 1);
+        let why = blob_hosts(&mut settings, &many).unwrap_err();
+        assert_eq!(why, "these are 65");
+        assert_eq!(settings.blob_hosts, expected);
+    }
+
+    #[test]
+    fn certificates_are_found_by_their_lines() {
+        let whole =
+            b"# roots\n-----BEGIN CERTIFICATE-----\r\nMIIB\r\n-----END CERTIFICATE-----\r\n";
+        assert!(has_certificate(whole));
+        assert!(!has_certificate(b""));
+        assert!(!has_certificate(b"-----BEGIN CERTIFICATE-----\nMIIB\n"));
+        assert!(!has_certificate(
+            b"-----BEGIN PRIVATE KEY-----\nMIIB\n-----END PRIVATE KEY-----\n"
+        ));
+    }
+}
