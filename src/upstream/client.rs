@@ -28,8 +28,8 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Largest head taken from upstream.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// Idle connections kept in all and per host: as many as a busy node uses at a time.
-const POOL_MAX: usize = 64;
+/// Idle connections kept in all and per host at the most: as many as a busy node uses at a time.
+pub const POOL_MAX: usize = 64;
 /// Idle connections are closed before the load balancers in front of ECR and S3 do it.
 const POOL_AGE_MAX: Duration = Duration::from_secs(20);
 /// Where Linux distributions keep the roots that their administrator chose.
@@ -67,11 +67,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// Builds the client. `ca_bundle` takes the place of the system's or built-in roots.
+    /// Builds the client, with up to `pool` idle connections. `ca_bundle` takes the place of the
+    /// system's or built-in roots.
     ///
     /// # Errors
     /// When the bundle cannot be read or holds no certificate.
-    pub fn new(resolver: Resolver, ca_bundle: Option<&Path>) -> Result<Self, String> {
+    pub fn new(resolver: Resolver, ca_bundle: Option<&Path>, pool: usize) -> Result<Self, String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = TlsConfig::builder()
             .provider(TlsProvider::Rustls)
@@ -107,8 +108,8 @@ impl Client {
             .max_response_header_size(HEAD_BYTES_MAX)
             .input_buffer_size(BUFFER_BYTES)
             .output_buffer_size(BUFFER_BYTES)
-            .max_idle_connections(POOL_MAX)
-            .max_idle_connections_per_host(POOL_MAX)
+            .max_idle_connections(pool)
+            .max_idle_connections_per_host(pool)
             .max_idle_age(POOL_AGE_MAX)
             .allow_non_standard_methods(false)
             .build();

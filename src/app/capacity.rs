@@ -1,0 +1,130 @@
+//! How many connections this process can take. Owns: resource limits. Must not: start anything.
+//!
+//! The cap is lowered until neither descriptors nor threads can run out: a process that runs into
+//! either fails in places that have nothing to do with the client that caused it.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::config::Settings;
+use crate::log;
+
+/// Descriptors of one connection: the client, upstream in use, and an idle one kept for later.
+const DESCRIPTORS_PER_CONNECTION: u64 = 3;
+/// Descriptors of one lane: our end, and two of tiny_http's.
+const DESCRIPTORS_PER_LANE: u64 = 3;
+/// Standard streams, listeners, signals, name look-ups, and some to spare.
+const DESCRIPTORS_RESERVED: u64 = 32;
+/// Threads beside workers, lanes and connections: main, log, signal, accept, token, resolve, drain,
+/// the five that tiny_http starts with, and some to spare.
+const THREADS_RESERVED: u64 = 20;
+/// Fewer connections than this are no service.
+const CONNECTIONS_MIN: u64 = 4;
+
+/// Raises the soft descriptor limit to the hard one and says how many connections fit.
+///
+/// # Errors
+/// When too few fit to be of use.
+pub(super) fn connections(settings: &Settings) -> Result<usize, String> {
+    let descriptors = raise_descriptors();
+    let lanes = settings.lanes as u64;
+    let threads = THREADS_RESERVED + settings.workers as u64 + lanes;
+    let fixed = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_LANE * lanes;
+    let limits = [
+        (
+            "RLIMIT_NOFILE",
+            descriptors,
+            fixed,
+            DESCRIPTORS_PER_CONNECTION,
+        ),
+        (
+            "RLIMIT_NPROC",
+            getrlimit(Resource::Nproc).current,
+            threads,
+            1,
+        ),
+        ("pids.max", cgroup_pids(), threads, 1),
+    ];
+    let wanted = settings.max_connections as u64;
+    let mut most = wanted;
+    for (name, limit, fixed, each) in limits {
+        let Some(limit) = limit else { continue };
+        let room = fit(limit, fixed, each);
+        if room < CONNECTIONS_MIN.min(wanted) {
+            let needed = fixed + each * CONNECTIONS_MIN;
+            return Err(format!(
+                "{name} is {limit}; at least {needed} are needed to serve anybody"
+            ));
+        }
+        if room < most {
+            log::warn(
+                "fewer connections than MAX_CONNECTIONS fit",
+                &[
+                    ("limit", &name),
+                    ("value", &limit),
+                    ("wanted", &wanted),
+                    ("fit", &room),
+                ],
+            );
+            most = room;
+        }
+    }
+    Ok(usize::try_from(most).unwrap_or(settings.max_connections))
+}
+
+const fn fit(limit: u64, fixed: u64, each: u64) -> u64 {
+    limit.saturating_sub(fixed) / each
+}
+
+fn raise_descriptors() -> Option<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            log::warn("cannot raise RLIMIT_NOFILE", &[("error", &error)]);
+        }
+    }
+    getrlimit(Resource::Nofile).current
+}
+
+/// The process limit of our own cgroup (version 2), if it has one.
+fn cgroup_pids() -> Option<u64> {
+    let membership = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = membership
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))?;
+    // In a container the path may be that of the host; the root is then our own.
+    let files = [
+        format!("/sys/fs/cgroup{path}/pids.max"),
+        "/sys/fs/cgroup/pids.max".to_owned(),
+    ];
+    files
+        .iter()
+        .find_map(|file| std::fs::read_to_string(file).ok())?
+        .trim()
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_reserved_is_not_given_out() {
+        assert_eq!(fit(200, 80, 3), 40);
+        assert_eq!(fit(50, 80, 3), 0);
+        assert_eq!(fit(u64::MAX, 80, 1), u64::MAX - 80);
+    }
+
+    #[test]
+    fn the_machine_itself_has_room() {
+        let settings = Settings {
+            max_connections: 16,
+            ..Settings::default()
+        };
+        assert_eq!(connections(&settings), Ok(16));
+    }
+}
