@@ -131,10 +131,15 @@ pub(crate) fn decode(text: &str) -> String {
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
     for part in parts {
         match part.get(..2).map(|hex| u8::from_str_radix(hex, 16)) {
-            Some(Ok(byte)) => bytes.push(byte),
-            _ => bytes.extend_from_slice(b"%"),
+            Some(Ok(byte)) => {
+                bytes.push(byte);
+                bytes.extend_from_slice(&part.as_bytes()[2..]);
+            }
+            _ => {
+                bytes.push(b'%');
+                bytes.extend_from_slice(part.as_bytes());
+            }
         }
-        bytes.extend_from_slice(part.get(2..).unwrap_or_default().as_bytes());
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
