@@ -1,1 +1,12 @@
-//! Integration tests.
+//! Integration tests: the real binary against the stand-in in `tests/standin`.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "test code: a panic here is a test's verdict, and says where"
+)]
+
+mod layers;
+mod standin;
+mod support;
+mod tidy;

@@ -1,0 +1,12 @@
+//! What tests share: the proxy as a child process, and clients that notice every wrong byte.
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "a toolbox: not every tool is in use at all times"
+)]
+
+mod client;
+mod proxy;
+
+pub(crate) use client::{Http, Response, raw};
+pub(crate) use proxy::{Proxy, proxy_for, wait_until};
