@@ -73,12 +73,21 @@ fn accept(core: &Arc<Core>, server: Server, listener: &TcpListener, closing: &At
             .name(format!("standin-{}-{id}", server.name()))
             .stack_size(STACK_BYTES)
             .spawn(move || {
+                let _forgotten = Forget(&core_of_connection, id);
                 let _ = serve(&core_of_connection, server, id, &stream);
-                core_of_connection.forget(id);
             });
         if spawned.is_err() {
             core.forget(id);
         }
+    }
+}
+
+/// Lets go of a connection when its thread ends, by a panic too: then the client sees the end.
+struct Forget<'a>(&'a Core, u64);
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.0.forget(self.1);
     }
 }
 
