@@ -4,7 +4,8 @@
 use std::ffi::OsString;
 use std::iter::Peekable;
 
-use super::table::{SETTINGS, Setting, Unit, flag_of};
+use super::rows::SETTINGS;
+use super::table::{Setting, Unit, flag_of};
 use super::{Fault, Given, mask, parse};
 use crate::log::Secret;
 

@@ -4,7 +4,8 @@
 use std::fmt::Write as _;
 
 use super::parse::{in_hours, written};
-use super::table::{Accepts, Group, Kind, Preset, SETTINGS, Setting, State, Unit, flag_of};
+use super::rows::SETTINGS;
+use super::table::{Accepts, Group, Kind, Preset, Setting, State, Unit, flag_of};
 
 /// Columns of help; the width of a plain terminal.
 const HELP_COLUMNS: usize = 80;
