@@ -37,9 +37,7 @@ run: ## build and run the proxy on port 8080 (LISTEN_PORT); without AWS settings
 	fi
 	cargo build --release --locked --bin aws-ecr-proxy --example standin
 	# Nothing of a half-filled environment may reach the stand-in's proxy.
-	unset AWS_REGION AWS_DEFAULT_REGION AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_CA_BUNDLE \
-		AWS_ENDPOINT_URL AWS_ENDPOINT_URL_ECR AWS_ENDPOINT_URL_STS AWS_ROLE_SESSION_NAME \
-		HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy
+	unset $${!AWS_@} HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy
 	state=$$(mktemp -d)
 	standin= proxy=
 	end() {
