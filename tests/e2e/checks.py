@@ -621,7 +621,8 @@ HEALTH_SECONDS_MAX = 10.0
 
 def health_stays_up(fixtures, load, env):
     """/healthz answers in time under `load`, and the process is the same afterwards."""
-    proxy = fixtures.bench.proxy(env, name="proxy-" + load.__name__.replace("_", "-"))
+    name = "proxy-" + load.__name__.replace("_", "-")
+    proxy = fixtures.bench.proxy({**env, **measure.SHORT_GRACE}, name=name)
     slowest = max(measure.health_under(proxy, load, samples=5))
     want(slowest < HEALTH_SECONDS_MAX, f"/healthz took {slowest:.2f} s")
     want(proxy.process.alive(), "the process ended")
