@@ -1,0 +1,175 @@
+# Two commands matter: `make run` and `make test`. Each does its own set-up on a Debian machine that
+# has Rust (rustup, see README.md): what is missing is installed by tests/e2e/setup.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# rustup's place, for shells that have not read its profile; Debian's sbin, for those without root.
+export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
+
+SETUP := tests/e2e/setup
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n1)
+ARCH := $(shell uname -m)
+MUSL := $(ARCH)-unknown-linux-musl
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: help
+help: ## this text
+	@sed -n 's/^\([a-z0-9]*\):.*## /make \1\t/p' Makefile | expand -t 16
+
+.PHONY: run
+run: ## build and run the proxy on port 8080 (LISTEN_PORT); without AWS settings with a stand-in
+	@$(SETUP) rust build
+	# A region or a CA bundle alone says nothing about a registry, nor about who asks.
+	aws=
+	for name in ECR UPSTREAM AWS_ACCESS_KEY_ID AWS_PROFILE AWS_ROLE_ARN \
+		AWS_WEB_IDENTITY_TOKEN_FILE AWS_SHARED_CREDENTIALS_FILE AWS_CONFIG_FILE \
+		AWS_CONTAINER_CREDENTIALS_RELATIVE_URI AWS_CONTAINER_CREDENTIALS_FULL_URI; do
+		if [ -n "$${!name:-}" ]; then aws="$$aws $$name"; fi
+	done
+	if [ -n "$$aws" ]; then
+		cargo build --release --locked --bin aws-ecr-proxy
+		echo "make run: AWS settings found:$$aws"
+		exec $(TARGET)/release/aws-ecr-proxy
+	fi
+	cargo build --release --locked --bin aws-ecr-proxy --example standin
+	# Nothing of a half-filled environment may reach the stand-in's proxy.
+	unset $${!AWS_@} HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy
+	state=$$(mktemp -d)
+	standin= proxy=
+	end() {
+		trap - EXIT INT TERM HUP
+		for pid in $$proxy $$standin; do kill -TERM "$$pid" 2>/dev/null || true; done
+		wait 2>/dev/null || true
+		rm -rf "$$state"
+	}
+	stop() { if [ -n "$$proxy" ]; then kill -TERM "$$proxy" 2>/dev/null || true; else exit 130; fi; }
+	trap end EXIT
+	trap stop INT TERM HUP
+	$(TARGET)/release/examples/standin --out "$$state/settings" >"$$state/out" &
+	standin=$$!
+	for _ in {1..100}; do
+		[ ! -s "$$state/settings" ] || break
+		kill -0 "$$standin" 2>/dev/null || break
+		sleep 0.1
+	done
+	if [ ! -s "$$state/settings" ]; then
+		echo "make run: the stand-in registry did not start" >&2
+		cat "$$state/out" >&2
+		exit 1
+	fi
+	while IFS='=' read -r name value; do
+		case $$name in ECR | AWS_* | BLOB_HOSTS) export "$$name=$$value" ;; esac
+	done <"$$state/settings"
+	port=$${LISTEN_PORT:-$${PORT:-8080}}
+	echo "make run: no AWS settings in the environment, so a stand-in registry runs beside the proxy"
+	echo "make run: it is at $$ECR and holds sample/hello:1.0, in memory; try"
+	echo "    curl localhost:$$port/v2/_catalog"
+	echo "    skopeo inspect --tls-verify=false docker://localhost:$$port/sample/hello:1.0"
+	echo "make run: for a real registry set ECR, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+	$(TARGET)/release/aws-ecr-proxy &
+	proxy=$$!
+	# A signal ends the first wait early; the proxy's own exit code is what counts.
+	code=0
+	while :; do
+		code=0
+		wait "$$proxy" || code=$$?
+		kill -0 "$$proxy" 2>/dev/null || break
+	done
+	wait "$$proxy" 2>/dev/null || code=$$?
+	exit $$code
+
+.PHONY: test
+test: ## every test: unit, integration, documentation, end to end; installs what they need
+	@$(SETUP) rust build static image test
+	cargo test --workspace --all-targets --locked
+	cargo test --workspace --doc --locked
+	$(MAKE) image
+	tests/e2e/run
+
+.PHONY: e2e
+e2e: ## the end-to-end checks alone; ONLY="tls 300" picks some by name
+	@$(SETUP) rust build static image test
+	$(MAKE) image
+	tests/e2e/run $(ONLY)
+
+.PHONY: measure
+measure: ## memory of a 300 MB pull, /healthz under load: medians of 5
+	@$(SETUP) rust build static test
+	$(MAKE) static
+	tests/e2e/measure.py
+
+.PHONY: static
+static: ## a stripped static binary in dist/
+	@$(SETUP) rust build static
+	mkdir -p dist
+	if [ -n "$$(ls "$$(rustc --print target-libdir --target $(MUSL) 2>/dev/null)" 2>/dev/null)" ] ||
+		{ command -v rustup >/dev/null && rustup target add $(MUSL); }; then
+		target=$(MUSL)
+		# ring has C in it, which musl's own compiler must see.
+		export CC_$(subst -,_,$(MUSL))=musl-gcc
+	else
+		echo "make static: the target $(MUSL) cannot be added, so this is a static glibc build"
+		target=$(ARCH)-unknown-linux-gnu
+		export RUSTFLAGS="$${RUSTFLAGS:-} -C target-feature=+crt-static"
+	fi
+	cargo build --release --locked --bin aws-ecr-proxy --target "$$target"
+	install -m 755 "$(TARGET)/$$target/release/aws-ecr-proxy" dist/aws-ecr-proxy
+	kind=$$(file -b dist/aws-ecr-proxy)
+	case $$kind in
+		*static*) ;;
+		*) echo "make static: dist/aws-ecr-proxy is not static: $$kind" >&2; exit 1 ;;
+	esac
+	case $$kind in
+		*"not stripped"*) echo "make static: dist/aws-ecr-proxy is not stripped" >&2; exit 1 ;;
+	esac
+	# ldd ends with 1 for a plain static binary and with 0 for a static position-independent one.
+	linked=$$(ldd dist/aws-ecr-proxy 2>&1 || true)
+	case $$linked in
+		*"=>"*) echo "make static: dist/aws-ecr-proxy needs libraries: $$linked" >&2; exit 1 ;;
+	esac
+	echo "dist/aws-ecr-proxy: $$(stat -c %s dist/aws-ecr-proxy) bytes, static, for $$target"
+
+.PHONY: image
+image: static ## the container image from dist/, without a network, as a docker-archive in dist/
+	@$(SETUP) image
+	# The Containerfile's last stage as it stands, with a folder in the place of its first stage.
+	rm -rf dist/stage
+	mkdir -p dist/stage/out dist/stage/etc/ssl/certs
+	install -m 755 dist/aws-ecr-proxy dist/stage/out/aws-ecr-proxy
+	# Debian's own roots, not this machine's bundle, which may hold a company's.
+	cat /usr/share/ca-certificates/mozilla/*.crt >dist/stage/etc/ssl/certs/ca-certificates.crt
+	chmod 644 dist/stage/etc/ssl/certs/ca-certificates.crt
+	# A storage of its own: nothing on this machine is touched. vfs works on every file system.
+	store=$$(mktemp -d)
+	trap 'buildah unshare rm -rf "$$store" 2>/dev/null || rm -rf "$$store"' EXIT
+	mkdir "$$store/root" "$$store/run" "$$store/tmp"
+	buildah="buildah --root $$store/root --runroot $$store/run --storage-driver vfs"
+	export TMPDIR="$$store/tmp" BUILDAH_ISOLATION=chroot
+	# OCI's own image format has no HEALTHCHECK: --format docker keeps it. The time is that of the
+	# commit, so that the same source gives the same image.
+	$$buildah build --quiet --format docker --pull-never \
+		--timestamp "$$(git log -1 --format=%ct 2>/dev/null || echo 0)" \
+		--build-context build="$$PWD/dist/stage" \
+		--tag aws-ecr-proxy:$(VERSION) --file Containerfile dist/stage >/dev/null
+	rm -f dist/aws-ecr-proxy-image.tar
+	$$buildah push --quiet aws-ecr-proxy:$(VERSION) \
+		docker-archive:dist/aws-ecr-proxy-image.tar:aws-ecr-proxy:$(VERSION)
+	rm -rf dist/stage
+	echo "dist/aws-ecr-proxy-image.tar: $$(stat -c %s dist/aws-ecr-proxy-image.tar) bytes, aws-ecr-proxy:$(VERSION); load it by"
+	echo "    docker load -i dist/aws-ecr-proxy-image.tar"
+	echo "    podman load -i dist/aws-ecr-proxy-image.tar"
+
+.PHONY: lint
+lint: ## formatting, and clippy with warnings denied
+	@$(SETUP) rust build lint
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+.PHONY: clean
+clean: ## removes everything that was built
+	cargo clean
+	rm -rf dist tests/.venv
