@@ -2,7 +2,7 @@
 //!
 //! The way of a request: `door` (the client's socket) → `pool` (tiny_http and the workers) →
 //! `proxy` or `pages` (what the request means) → back to the connection's own thread, which talks
-//! to `upstream` where needed and writes the reply. `aws` keeps identity and tokens fresh beside it.
+//! to `upstream` where needed and writes the reply. `aws` keeps identity and tokens beside it.
 //!
 //! Imports point one way; `tests/it/layers.rs` holds them to it:
 //! `main → cli → app → {door, pool} → {proxy, pages} → aws → upstream → {config, oci, message} →

@@ -122,7 +122,7 @@ pub fn split_port(authority: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// A repository's name: path components of lower-case words (distribution-spec "Pulling manifests").
+/// A repository's name: components of lower-case words (distribution-spec "Pulling manifests").
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Repository(String);
 

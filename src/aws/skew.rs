@@ -42,7 +42,7 @@ impl Skew {
         let moved = u128::from(measured.abs_diff(before)) > SKEW_MIN.as_millis();
         if moved {
             log::warn(
-                "clock differs from AWS's, signing with the corrected time; mend this machine's clock",
+                "clock differs from AWS's, signing with the corrected time; mend this clock",
                 &[("seconds", &(measured / 1000))],
             );
         }

@@ -96,7 +96,8 @@ mod tests {
     use super::super::fake::{FakeApi, clock, credentials, json};
     use super::*;
 
-    const REPLY: &str = "<GetCallerIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\
+    const REPLY: &str = "<GetCallerIdentityResponse xmlns=\
+        \"https://sts.amazonaws.com/doc/2011-06-15/\">\
         <GetCallerIdentityResult><Arn>arn:aws:iam::123456789012:user/a&amp;b</Arn>\
         <UserId>AIDAX</UserId><Account>123456789012</Account></GetCallerIdentityResult>\
         </GetCallerIdentityResponse>";

@@ -315,8 +315,8 @@ impl Tokens {
         );
         if report_odd {
             log::warn(
-                "ECR token has no life left by its own expiresAt, renewing every minute; check this \
-                 machine's clock and AWS_ENDPOINT_URL",
+                "ECR token has no life left by its own expiresAt, renewing every minute; check \
+                 this machine's clock and AWS_ENDPOINT_URL",
                 &[("region", &realm), ("expires", &expires)],
             );
         }

@@ -1,5 +1,5 @@
 //! Listening and the registry of connections. Owns: the accept threads, the connection cap, drain.
-//! Must not: read or write a client's bytes, but for the canned refusal when no thread is to be had.
+//! Must not: read or write a client's bytes, but for the canned refusal when there is no thread.
 //!
 //! Locks: the registry's map, held for map operations and for choosing the longest idle
 //! connection; never across I/O.
@@ -33,8 +33,8 @@ const ROOM_TIMEOUT: Duration = Duration::from_millis(250);
 const REFUSED_READS_MAX: usize = 8;
 /// What a client gets when there is no thread for it.
 const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n\
-Content-Length: 88\r\nRetry-After: 2\r\nConnection: close\r\n\r\n\
-{\"errors\":[{\"code\":\"UNAVAILABLE\",\"message\":\"too many connections; try again shortly\"}]}\n";
+Content-Length: 85\r\nRetry-After: 2\r\nConnection: close\r\n\r\n\
+{\"errors\":[{\"code\":\"UNAVAILABLE\",\"message\":\"too many connections; try again soon\"}]}\n";
 
 const IDLE: u8 = 0;
 const BUSY: u8 = 1;

@@ -25,7 +25,7 @@ pub(super) fn serve(shared: &Shared, entry: &Arc<Entry>, peer: &Peer) {
     let Ok(mut socket) = Socket::new(entry.stream(), shared.limits.write_idle) else {
         return;
     };
-    // The drain closes what is idle when it starts; whoever becomes idle afterwards leaves by itself.
+    // The drain closes what is idle when it starts; who becomes idle afterwards leaves by itself.
     while serve_one(shared, entry, peer, &mut socket) == Next::Request && !shared.is_draining() {}
 }
 

@@ -411,7 +411,7 @@ fn certificates(pem: &[u8]) -> Result<RootCerts, String> {
             Err(error) => return Err(format!("not a PEM file of certificates: {error}")),
         }
     }
-    // ureq takes an empty set of roots, with which every handshake fails, and drops unreadable ones.
+    // ureq takes an empty set of roots, with which every handshake fails, and drops bad ones.
     let mut store = rustls::RootCertStore::empty();
     let ders = found
         .iter()

@@ -2,7 +2,7 @@
 //! Must not: connect anywhere.
 //!
 //! A registry's redirect decides where the proxy connects to, so only hosts that serve layers are
-//! followed: AWS's own S3 and CloudFront names, the registry's own host, and what `BLOB_HOSTS` adds.
+//! followed: AWS's own S3 and CloudFront names, the registry's host, and what `BLOB_HOSTS` adds.
 
 use crate::oci::{self, Registry, Scheme};
 

@@ -520,7 +520,7 @@ def tls_of_an_unknown_ca_is_refused(fixtures, rig):
         time.sleep(2)
         want(proxy.get("/healthz").status == 200, "not alive")
         want(proxy.get("/readyz").status == 503, "ready without a verified AWS")
-        want(proxy.get("/v2/").status in (502, 503), "served without a verified AWS")
+        want(proxy.get("/v2/_catalog").status in (502, 503), "served without a verified AWS")
     finally:
         proxy.process.stop()
 
@@ -540,7 +540,7 @@ def own_pages(fixtures, rig):
 @check("denied")
 def wrong_aws_secret_is_said_clearly(fixtures, rig):
     def refused():
-        return rig.proxy.get("/v2/").status == 503
+        return rig.proxy.get("/v2/_catalog").status == 503
 
     wait_until(rig.proxy.process, "a 503", refused)
     reply = rig.proxy.get("/v2/team/single/manifests/1")

@@ -220,8 +220,8 @@ impl RegionState {
         }
         if let Err(wait) = self.allow_reactive(now) {
             return Look::Refused(format!(
-                "the registry refused ECR token {generation}, and renewals are limited: next in {} s; \
-                 check the policies of the identity and of the repository",
+                "the registry refused ECR token {generation}, and renewals are limited: next in {} \
+                 s; check the policies of the identity and of the repository",
                 wait.as_secs() + 1
             ));
         }

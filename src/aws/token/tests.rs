@@ -75,7 +75,8 @@ fn keys() -> AwsSettings {
 
 fn token(text: &str, expires: u64) -> fake::Scripted {
     let body = format!(
-        r#"{{"authorizationData":[{{"authorizationToken":"{text}","expiresAt":{expires}.5,"proxyEndpoint":"https://{EU}"}}]}}"#
+        r#"{{"authorizationData":[{{"authorizationToken":"{text}","expiresAt":{expires}.5,
+            "proxyEndpoint":"https://{EU}"}}]}}"#
     );
     json(200, &body)
 }
