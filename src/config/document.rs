@@ -89,7 +89,7 @@ pub fn markdown_page() -> String {
 const PAGE_HEAD: &str = "\
 # Configuration
 
-<!-- Written from the table in src/config/table.rs by `UPDATE_DOCS=1 cargo test`. -->
+<!-- Written from the table in src/config/rows.rs by `UPDATE_DOCS=1 cargo test`. -->
 
 Each setting is an environment variable and, in the same words, a flag: `LISTEN_PORT` is
 `--listen-port 8080` or `--listen-port=8080`.
@@ -102,6 +102,22 @@ Each setting is an environment variable and, in the same words, a flag: `LISTEN_
 * All faults are reported at once, one line each, and the exit code is 64.
 * `aws-ecr-proxy settings` shows every value that holds and where it comes from, secrets hidden.
 ";
+
+/// The built settings as one Markdown table, for the README.
+pub fn readme_table() -> String {
+    let mut text = "| setting | default | meaning |\n| --- | --- | --- |\n".to_owned();
+    for setting in Group::ALL.into_iter().flat_map(|group| rows(group, true)) {
+        let names: Vec<String> = setting.names().map(|name| format!("`{name}`")).collect();
+        let meaning = setting.meaning.replace('|', "\\|");
+        let _ = writeln!(
+            text,
+            "| {} | {} | {meaning} |",
+            names.join(", "),
+            preset(setting)
+        );
+    }
+    text
+}
 
 /// The built settings as Markdown, a table for each group.
 pub fn markdown_tables() -> String {
@@ -253,24 +269,37 @@ mod tests {
         assert_eq!(text, format!("  a\n  {}\n  b\n", "x".repeat(90)));
     }
 
-    /// Holds `docs/configuration.md` to the table; with `UPDATE_DOCS=1` it writes the page.
-    #[test]
-    fn the_page_is_the_table() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
-        let page = markdown_page();
+    /// Holds `path` to `text`; with `UPDATE_DOCS=1` it writes the file.
+    fn hold(path: &str, text: impl Fn(&str) -> String) {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+        let kept = std::fs::read_to_string(&file).unwrap_or_default();
+        let wanted = text(&kept);
         let environment = super::super::process_environment();
         if environment.iter().any(|(name, _)| name == "UPDATE_DOCS") {
-            std::fs::write(&path, &page).unwrap();
+            std::fs::write(&file, &wanted).unwrap();
+            return;
         }
-        let kept = std::fs::read_to_string(&path).unwrap_or_default();
-        let differs = kept
-            .lines()
-            .zip(page.lines())
-            .find(|(kept, page)| kept != page);
+        let mut lines = kept.lines().zip(wanted.lines());
+        let differs = lines.find(|(kept, wanted)| kept != wanted);
         assert!(
-            kept == page,
-            "docs/configuration.md is not what src/config/table.rs says; first difference: \
-             {differs:?}; `UPDATE_DOCS=1 cargo test` writes it anew"
+            kept == wanted,
+            "{path} is not what src/config/rows.rs says; first difference: {differs:?}; \
+             `UPDATE_DOCS=1 cargo test` writes it anew"
         );
+    }
+
+    #[test]
+    fn the_page_is_the_table() {
+        hold("docs/configuration.md", |_| markdown_page());
+    }
+
+    #[test]
+    fn the_readme_has_the_table() {
+        hold("README.md", |readme| {
+            let (before, rest) = readme.split_once("<!-- settings -->\n").unwrap();
+            let (_, after) = rest.split_once("<!-- /settings -->").unwrap();
+            let table = readme_table();
+            format!("{before}<!-- settings -->\n{table}<!-- /settings -->{after}")
+        });
     }
 }

@@ -160,8 +160,8 @@ pub static SETTINGS: &[Setting] = &[
     Setting {
         name: "AWS_CA_BUNDLE",
         group: Group::Aws,
-        preset: Preset::Unset("the built-in roots of Mozilla"),
-        meaning: "PEM file of the certificate authorities to trust, in place of the built-in ones.",
+        preset: Preset::Unset("`/etc/ssl/certs/ca-certificates.crt` if there, else built-in roots"),
+        meaning: "PEM file of the certificate authorities to trust, in place of all others.",
         state: text(
             Unit::Path,
             "a readable file with at least one PEM CERTIFICATE block",
