@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
@@ -184,6 +185,32 @@ pub enum Answer {
     Later(Exchange),
 }
 
+/// The next part of a body that comes from files.
+pub enum Piece<'a> {
+    /// Bytes in memory.
+    Bytes(&'a [u8]),
+    /// The body is whole.
+    End,
+    /// Bytes of a file, which the door may send without copying them.
+    File {
+        /// The file; its own position is not used.
+        file: &'a File,
+        /// Where the bytes begin.
+        offset: u64,
+        /// How many there are; at least one.
+        length: u64,
+    },
+}
+
+/// A body that comes piece by piece. Each piece is sent whole before the next is asked for.
+pub trait Pieces: Send {
+    /// The next piece. Blocks until there is one, for the idle limit of the source at the longest.
+    ///
+    /// # Errors
+    /// When there will be none; the reply is then cut.
+    fn next(&mut self) -> io::Result<Piece<'_>>;
+}
+
 /// A reply's body. `Content-Length` and `Transfer-Encoding` follow from it; a reply's headers name
 /// neither.
 pub enum Body {
@@ -194,6 +221,14 @@ pub enum Body {
     },
     /// Bytes in memory.
     Bytes(Vec<u8>),
+    /// Pieces of files, complete or still growing. When the source fails, or ends before `length`,
+    /// the connection is reset.
+    Pieces {
+        /// Where they come from.
+        pieces: Box<dyn Pieces>,
+        /// Bytes in all, when known; otherwise as for [`Body::Stream`].
+        length: Option<u64>,
+    },
     /// Bytes that are still arriving. When the reader fails, or ends before `length`, the
     /// connection is reset, so that no client takes the body for whole.
     Stream {
@@ -214,7 +249,9 @@ impl Body {
     /// Bytes in all, when known.
     pub fn length(&self) -> Option<u64> {
         match self {
-            Self::Empty { length } | Self::Stream { length, .. } => *length,
+            Self::Empty { length } | Self::Pieces { length, .. } | Self::Stream { length, .. } => {
+                *length
+            }
             Self::Bytes(bytes) => Some(bytes.len() as u64),
         }
     }
@@ -225,6 +262,7 @@ impl fmt::Debug for Body {
         let kind = match self {
             Self::Empty { .. } => "empty",
             Self::Bytes(_) => "bytes",
+            Self::Pieces { .. } => "pieces",
             Self::Stream { .. } => "stream",
         };
         write!(f, "{kind}({:?})", self.length())

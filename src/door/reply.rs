@@ -2,11 +2,12 @@
 //! connection), and cutting a reply whose body ends early. Must not: change what a reply means.
 
 use std::fmt::Write as _;
+use std::fs::File;
 use std::io::{self, Read};
 use std::time::SystemTime;
 
 use super::socket::Socket;
-use crate::message::{Body, Reply};
+use crate::message::{Body, Piece, Pieces, Reply};
 use crate::metrics;
 
 /// Bytes copied at a time from a streaming body: large enough for full speed, and small enough
@@ -81,10 +82,14 @@ pub(super) fn write(socket: &Socket, reply: Reply, context: Context<'_>) -> Writ
             .write_all(&head)
             .map_err(WriteFault::Client)
             .and_then(|()| copy(socket, &mut *reader, framing, &mut bytes)),
+        Body::Pieces { mut pieces, .. } if !bodiless => socket
+            .write_all(&head)
+            .map_err(WriteFault::Client)
+            .and_then(|()| send_pieces(socket, &mut *pieces, framing, &mut bytes)),
         Body::Empty { length: Some(1..) } if !bodiless => Err(WriteFault::Source(
             "a body was announced and is not there".to_owned(),
         )),
-        Body::Bytes(_) | Body::Empty { .. } | Body::Stream { .. } => {
+        Body::Bytes(_) | Body::Empty { .. } | Body::Pieces { .. } | Body::Stream { .. } => {
             socket.write_all(&head).map_err(WriteFault::Client)
         }
     };
@@ -197,6 +202,63 @@ fn copy(
         }
         *sent += count as u64;
     }
+}
+
+/// Sends a body piece by piece: files without copying them, unless each piece is to be framed.
+fn send_pieces(
+    socket: &Socket,
+    pieces: &mut dyn Pieces,
+    framing: Framing,
+    sent: &mut u64,
+) -> Result<(), WriteFault> {
+    let chunked = framing == Framing::Chunked;
+    let frame = |text: String| match chunked {
+        true => socket.write_all(text.as_bytes()).map_err(WriteFault::Client),
+        false => Ok(()),
+    };
+    loop {
+        let piece = pieces.next().map_err(|error| WriteFault::Source(error.to_string()))?;
+        let length = match &piece {
+            Piece::Bytes(bytes) => bytes.len() as u64,
+            Piece::End => return end_pieces(framing, *sent).and_then(|()| frame("0\r\n\r\n".into())),
+            Piece::File { length, .. } => *length,
+        };
+        if matches!(framing, Framing::Length(whole) if length > whole - *sent) {
+            return Err(WriteFault::Source("body is longer than its length".to_owned()));
+        }
+        if length == 0 {
+            continue;
+        }
+        frame(format!("{length:x}\r\n"))?;
+        match piece {
+            Piece::Bytes(bytes) => socket.write_all(bytes).map_err(WriteFault::Client)?,
+            Piece::End => {}
+            Piece::File { file, offset, length } => send_file(socket, file, offset, length)?,
+        }
+        frame("\r\n".into())?;
+        *sent += length;
+    }
+}
+
+fn end_pieces(framing: Framing, sent: u64) -> Result<(), WriteFault> {
+    match framing {
+        Framing::Length(length) if sent < length => {
+            Err(WriteFault::Source(format!("body ended {} bytes early", length - sent)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn send_file(socket: &Socket, file: &File, offset: u64, length: u64) -> Result<(), WriteFault> {
+    let mut done = 0;
+    while done < length {
+        match socket.send_file(file, offset + done, length - done) {
+            Ok(0) => return Err(WriteFault::Source("the cached file is too short".to_owned())),
+            Ok(count) => done += count,
+            Err(error) => return Err(WriteFault::Client(error)),
+        }
+    }
+    Ok(())
 }
 
 /// Reason phrases of RFC 9110 §15; clients ignore them, people read them.

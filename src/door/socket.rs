@@ -1,6 +1,7 @@
 //! One client's socket with what was read from it and not yet used. Owns: the read buffer and the
 //! time limit of each read and write. Must not: know HTTP.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
@@ -8,6 +9,9 @@ use std::time::{Duration, Instant};
 
 /// Bytes asked of the socket at a time while a head is read.
 const READ_BYTES: usize = 4096;
+
+/// Bytes handed to the kernel at a time, so that the write limit is a limit on progress.
+const SEND_BYTES_MAX: usize = 1 << 20;
 
 /// A client's connection. Only its own thread reads and writes it; others may shut it down.
 pub(super) struct Socket {
@@ -77,13 +81,30 @@ impl Socket {
     pub(super) fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
         (&*self.stream)
             .write_all(bytes)
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("client took nothing for {} s", self.write_idle.as_secs()),
-                ),
-                _ => error,
-            })
+            .map_err(|error| self.write_error(error))
+    }
+
+    /// Sends up to `length` bytes of `file` from `offset` on without copying them through us, and
+    /// says how many went; 0 is the end of the file. Each wait lasts the write limit at the longest.
+    pub(super) fn send_file(&self, file: &File, offset: u64, length: u64) -> io::Result<u64> {
+        let mut position = offset;
+        let most = usize::try_from(length).unwrap_or(usize::MAX).min(SEND_BYTES_MAX);
+        loop {
+            match rustix::fs::sendfile(&*self.stream, file, Some(&mut position), most) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(self.write_error(error.into())),
+                Ok(count) => return Ok(count as u64),
+            }
+        }
+    }
+
+    fn write_error(&self, error: io::Error) -> io::Error {
+        if is_timeout(&error) {
+            let limit = self.write_idle.as_secs();
+            let why = format!("client took nothing for {limit} s");
+            return io::Error::new(io::ErrorKind::TimedOut, why);
+        }
+        error
     }
 
     /// Says that nothing more will be written.

@@ -4,6 +4,7 @@
 //! [`Proxy::decide`] runs on a worker and touches memory only. What needs upstream is the exchange
 //! it returns, which the connection's own thread runs.
 
+mod conditional;
 mod headers;
 mod listing;
 mod pull;

@@ -8,6 +8,7 @@ use std::io::{Cursor, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::breaker::Breaker;
 use super::client::{Client, Incoming, Outgoing};
 use super::permits::{Permit, Permits};
 use super::redirect::{REDIRECTS_MAX, Redirects, Url};
@@ -30,22 +31,23 @@ const PUBLIC_HOSTS: [&str; 2] = ["public.ecr.aws", "ecr-public.aws.com"];
 /// A request for a registry.
 #[derive(Debug, Clone, Copy)]
 pub struct Call<'a> {
-    /// The registry; none: the identity's own.
-    pub registry: Option<&'a Registry>,
+    /// The registry.
+    pub registry: &'a Registry,
     /// The method.
     pub method: &'a str,
     /// Path and query, sent byte for byte.
     pub target: &'a str,
     /// Fields, without `Host`, framing and `Authorization`.
     pub headers: &'a Headers,
+    /// Longest wait for the reply's head, [`HEAD_TIMEOUT`] at the most; less where an older
+    /// answer is at hand.
+    pub patience: Duration,
 }
 
 /// A registry's reply.
 pub struct Fetched {
     /// The reply.
     pub reply: Incoming,
-    /// The registry that was asked.
-    pub registry: Registry,
     /// The reply comes from a blob host that the registry named.
     pub redirected: bool,
 }
@@ -55,6 +57,7 @@ pub struct Upstream {
     client: Arc<Client>,
     authorizer: Arc<dyn Authorizer>,
     redirects: Redirects,
+    breaker: Breaker,
     exchanges: Permits,
     uploads: Permits,
 }
@@ -73,6 +76,7 @@ impl Upstream {
             client,
             authorizer,
             redirects,
+            breaker: Breaker::default(),
             exchanges,
             uploads,
         }
@@ -88,40 +92,60 @@ impl Upstream {
         call: Call<'_>,
         body: &mut RequestBody<'_>,
     ) -> Result<Fetched, UpstreamError> {
-        let deadline = Instant::now() + HEAD_TIMEOUT;
+        let deadline = Instant::now() + call.patience.min(HEAD_TIMEOUT);
+        let registry = call.registry;
+        let circuit = registry.url();
+        self.breaker.allow(&circuit, Instant::now()).map_err(|left| UpstreamError {
+            stage: Stage::Connect,
+            to: circuit.clone(),
+            reason: format!("out of reach lately; next try in {} ms", left.as_millis()),
+        })?;
+        let fetched = self.fetch_from(registry, call, body, deadline);
+        match &fetched {
+            Err(error) if error.stage.is_out_of_reach() => {
+                self.breaker.failed(&circuit, Instant::now());
+            }
+            _ => self.breaker.succeeded(&circuit),
+        }
+        fetched
+    }
+
+    /// The registry that belongs to the identity, for when none is configured. Blocks until
+    /// `deadline` at the longest.
+    ///
+    /// # Errors
+    /// Why it is not known.
+    pub fn default_registry(&self, deadline: Instant) -> Result<Registry, UpstreamError> {
+        let unknown = |fault: AuthFault| unauthorized("the registry of the identity", &fault);
+        self.authorizer.default_registry(deadline).map_err(unknown)
+    }
+
+    fn fetch_from(
+        &self,
+        registry: &Registry,
+        call: Call<'_>,
+        body: &mut RequestBody<'_>,
+        deadline: Instant,
+    ) -> Result<Fetched, UpstreamError> {
         // A body on any other method has no meaning (RFC 9110 §9.3.1); it is not passed on.
-        let has_body = matches!(call.method, "PATCH" | "POST" | "PUT") && body.length() != Some(0);
+        let has_body =
+            matches!(call.method, "PATCH" | "POST" | "PUT") && body.length() != Some(0);
         // An upload may last hours, so it takes a permit of its own kind.
-        let permits = if has_body {
-            &self.uploads
-        } else {
-            &self.exchanges
-        };
+        let permits = if has_body { &self.uploads } else { &self.exchanges };
         let _permit = take(permits, deadline)?;
-        let registry = match call.registry {
-            Some(registry) => registry.clone(),
-            None => self
-                .authorizer
-                .default_registry(deadline)
-                .map_err(|fault| unauthorized("the registry of the identity", &fault))?,
-        };
         let grant = self
             .authorizer
-            .header(&registry, deadline)
+            .header(registry, deadline)
             .map_err(|fault| unauthorized(&registry.url(), &fault))?;
         let (reply, redirected) = if has_body {
             (
-                self.send_with_body(&registry, call, body, &grant, deadline)?,
+                self.send_with_body(registry, call, body, &grant, deadline)?,
                 false,
             )
         } else {
-            self.send_with_retry(&registry, call, grant, deadline)?
+            self.send_with_retry(registry, call, grant, deadline)?
         };
-        Ok(Fetched {
-            reply,
-            registry,
-            redirected,
-        })
+        Ok(Fetched { reply, redirected })
     }
 
     /// A body streams past once, so a refusal can only be told: the client tries again, with a

@@ -1,6 +1,7 @@
 //! The way to registries and AWS. Owns: every outgoing connection. Must not: know what is cached,
 //! or how an AWS identity comes about (an [`Authorizer`] is handed in).
 
+pub mod breaker;
 pub mod client;
 pub mod exchange;
 pub mod permits;
@@ -170,6 +171,11 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// True when the registry could not be reached at all, so that others need not try at once.
+    pub const fn is_out_of_reach(self) -> bool {
+        matches!(self, Self::Connect | Self::Resolve | Self::Timeout | Self::Tls)
+    }
+
     /// One word for logs.
     pub const fn name(self) -> &'static str {
         match self {

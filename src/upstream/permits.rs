@@ -1,7 +1,7 @@
 //! A number of things that may go on at a time. Owns: counting and waiting. Must not: know what
 //! it counts.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// A counted set of permits.
@@ -35,6 +35,18 @@ impl Permits {
         Some(Permit(self))
     }
 
+    /// The same for a permit that outlives the caller's frame.
+    pub fn take_owned(self: &Arc<Self>, deadline: Instant) -> Option<OwnedPermit> {
+        // The borrowed permit is not given back: the owned one will be.
+        self.take(deadline).map(std::mem::forget)?;
+        Some(OwnedPermit(Arc::clone(self)))
+    }
+
+    fn give_back(&self) {
+        *self.lock() += 1;
+        self.returned.notify_one();
+    }
+
     fn lock(&self) -> MutexGuard<'_, usize> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -42,8 +54,17 @@ impl Permits {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        *self.0.lock() += 1;
-        self.0.returned.notify_one();
+        self.0.give_back();
+    }
+}
+
+/// One permit of a shared set; dropping it gives it back.
+#[derive(Debug)]
+pub struct OwnedPermit(Arc<Permits>);
+
+impl Drop for OwnedPermit {
+    fn drop(&mut self) {
+        self.0.give_back();
     }
 }
 
@@ -61,6 +82,17 @@ mod tests {
         assert!(permits.take(now + Duration::from_millis(10)).is_none());
         drop(first);
         assert!(permits.take(now).is_some());
+    }
+
+    #[test]
+    fn an_owned_permit_is_given_back_once() {
+        let permits = Arc::new(Permits::new(1));
+        let now = Instant::now();
+        let owned = permits.take_owned(now);
+        assert!(owned.is_some() && permits.take_owned(now).is_none());
+        drop(owned);
+        let again = permits.take(now);
+        assert!(again.is_some() && permits.take(now).is_none());
     }
 
     #[test]

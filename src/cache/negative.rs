@@ -1,0 +1,95 @@
+//! What upstream lately said is not there. Owns: a short memory of 404s, so that a loop of pulls of
+//! a missing tag does not become a loop of upstream calls. Must not: outlive a push.
+//!
+//! Locks: the map, held for map operations.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::fill::Refused;
+
+/// How long a 404 is remembered: long enough for the retries of one pull, short enough that nobody
+/// waits for a tag that was just pushed elsewhere.
+pub const NEGATIVE_TTL: Duration = Duration::from_secs(10);
+/// Entries kept; when they are full they are forgotten, which costs upstream calls and no more.
+const ENTRIES_MAX: usize = 4096;
+
+/// The memory.
+#[derive(Default)]
+pub struct Negative {
+    entries: Mutex<HashMap<String, (Instant, Refused)>>,
+}
+
+impl Negative {
+    /// The answer remembered under `key`, if it is young enough at `now`.
+    pub fn get(&self, key: &str, now: Instant) -> Option<Refused> {
+        let mut entries = self.lock();
+        let (until, refused) = entries.get(key)?;
+        if now < *until {
+            return Some(refused.clone());
+        }
+        entries.remove(key);
+        None
+    }
+
+    /// Remembers an answer.
+    pub fn put(&self, key: &str, refused: Refused, now: Instant) {
+        let mut entries = self.lock();
+        if entries.len() >= ENTRIES_MAX {
+            entries.retain(|_, (until, _)| now < *until);
+        }
+        if entries.len() >= ENTRIES_MAX {
+            entries.clear();
+        }
+        entries.insert(key.to_owned(), (now + NEGATIVE_TTL, refused));
+    }
+
+    /// Forgets every answer whose key begins with `prefix`: something was pushed there.
+    pub fn forget(&self, prefix: &str) {
+        self.lock().retain(|key, _| !key.starts_with(prefix));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, (Instant, Refused)>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Headers;
+
+    fn refused() -> Refused {
+        Refused { status: 404, headers: Headers::new(), body: b"no".to_vec() }
+    }
+
+    #[test]
+    fn an_answer_lives_for_its_time() {
+        let (negative, now) = (Negative::default(), Instant::now());
+        negative.put("a", refused(), now);
+        assert_eq!(negative.get("a", now).unwrap().status, 404);
+        assert!(negative.get("b", now).is_none());
+        assert!(negative.get("a", now + NEGATIVE_TTL).is_none());
+        assert!(negative.get("a", now).is_none());
+    }
+
+    #[test]
+    fn a_push_ends_it() {
+        let (negative, now) = (Negative::default(), Instant::now());
+        negative.put("r/a manifest 1", refused(), now);
+        negative.put("r/b manifest 1", refused(), now);
+        negative.forget("r/a ");
+        assert!(negative.get("r/a manifest 1", now).is_none());
+        assert!(negative.get("r/b manifest 1", now).is_some());
+    }
+
+    #[test]
+    fn it_is_bounded() {
+        let (negative, now) = (Negative::default(), Instant::now());
+        for number in 0..ENTRIES_MAX * 2 {
+            negative.put(&number.to_string(), refused(), now);
+        }
+        assert!(negative.lock().len() <= ENTRIES_MAX);
+    }
+}

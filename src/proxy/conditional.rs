@@ -1,0 +1,191 @@
+//! What a request asks of a representation: ranges, conditions, media types. Owns: the rules of
+//! RFC 9110 §12.5.1 (`Accept`), §13.1 (conditions) and §14 (ranges). Must not: do I/O.
+
+use crate::message::Headers;
+
+/// What of a blob is to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Selected {
+    /// Bytes `start..end`, as 206.
+    Part { start: u64, end: u64 },
+    /// 416.
+    Unsatisfiable,
+    /// All of it, as 200.
+    Whole,
+}
+
+/// What a `Range` field asks for, before the size is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// `first-`, or `first-last`.
+    From(u64, Option<u64>),
+    /// `-length`
+    Suffix(u64),
+    /// No range, several of them (for which the whole is a right answer too), another unit, or a
+    /// malformed field, which is ignored.
+    Whole,
+}
+
+/// Reads `Range`, unless `If-Range` names another representation than `tag`.
+pub(super) fn wanted(headers: &Headers, tag: &str) -> Wanted {
+    if headers.first("If-Range").is_some_and(|condition| condition != tag) {
+        return Wanted::Whole;
+    }
+    let mut fields = headers.all("Range");
+    match (fields.next(), fields.next()) {
+        (Some(range), None) => parse(range).unwrap_or(Wanted::Whole),
+        _ => Wanted::Whole,
+    }
+}
+
+fn parse(range: &str) -> Option<Wanted> {
+    let (unit, spec) = range.split_once('=')?;
+    if !unit.trim().eq_ignore_ascii_case("bytes") || spec.contains(',') {
+        return None;
+    }
+    let (first, last) = spec.trim().split_once('-')?;
+    let number = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        // A position beyond 64 bits is beyond the end of anything.
+        digits.then(|| text.parse().unwrap_or(u64::MAX))
+    };
+    match (first.is_empty(), last.is_empty()) {
+        (true, _) => Some(Wanted::Suffix(number(last)?)),
+        (false, true) => Some(Wanted::From(number(first)?, None)),
+        (false, false) => {
+            let (first, last) = (number(first)?, number(last)?);
+            (first <= last).then_some(Wanted::From(first, Some(last)))
+        }
+    }
+}
+
+impl Wanted {
+    /// Says what of `size` bytes that is. An empty blob is always sent whole.
+    pub(super) const fn of(self, size: u64) -> Selected {
+        match self {
+            _ if size == 0 => Selected::Whole,
+            Self::Whole => Selected::Whole,
+            Self::Suffix(0) => Selected::Unsatisfiable,
+            Self::From(first, _) if first >= size => Selected::Unsatisfiable,
+            Self::Suffix(length) => Selected::Part { start: size.saturating_sub(length), end: size },
+            Self::From(first, None) => Selected::Part { start: first, end: size },
+            Self::From(first, Some(last)) => {
+                let end = if last < size { last + 1 } else { size };
+                Selected::Part { start: first, end }
+            }
+        }
+    }
+}
+
+/// True when the client holds the representation `tag` (quoted) already: `If-None-Match` names it,
+/// weakly or even without its quotes, as some clients do, or is `*`.
+pub(super) fn is_not_modified(headers: &Headers, tag: &str) -> bool {
+    headers.all("If-None-Match").flat_map(|field| field.split(',')).map(str::trim).any(|given| {
+        let given = given.strip_prefix("W/").unwrap_or(given);
+        given == "*" || given == tag || given == tag.trim_matches('"')
+    })
+}
+
+/// True when `Accept` takes `media_type`, or takes everything by being absent.
+pub(super) fn accepts(headers: &Headers, media_type: &str) -> bool {
+    let mut ranges = headers.all("Accept").flat_map(|field| field.split(',')).peekable();
+    ranges.peek().is_none()
+        || ranges.any(|range| {
+            let mut parts = range.split(';').map(str::trim);
+            let name = parts.next().unwrap_or_default();
+            let refused = parts.any(|part| {
+                let quality = part.strip_prefix("q=").and_then(|quality| quality.parse().ok());
+                quality.is_some_and(|quality: f32| quality == 0.0)
+            });
+            !refused && is_in_range(name, media_type)
+        })
+}
+
+fn is_in_range(range: &str, media_type: &str) -> bool {
+    match range.split_once('/') {
+        Some(("*", "*")) => true,
+        Some((kind, "*")) => {
+            media_type.split('/').next().is_some_and(|other| other.eq_ignore_ascii_case(kind))
+        }
+        _ => range.is_empty() || range.eq_ignore_ascii_case(media_type),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn select(range: &str, size: u64) -> Selected {
+        wanted(&Headers::from_iter([("Range", range)]), "\"t\"").of(size)
+    }
+
+    const fn part(start: u64, end: u64) -> Selected {
+        Selected::Part { start, end }
+    }
+
+    #[test]
+    fn ranges() {
+        assert_eq!(select("bytes=0-", 10), part(0, 10));
+        assert_eq!(select("bytes=2-4", 10), part(2, 5));
+        assert_eq!(select("Bytes = 2-4", 10), part(2, 5));
+        assert_eq!(select("bytes=9-9", 10), part(9, 10));
+        assert_eq!(select("bytes=5-99", 10), part(5, 10));
+        assert_eq!(select("bytes=5-99999999999999999999999", 10), part(5, 10));
+        assert_eq!(select("bytes=5-18446744073709551615", 10), part(5, 10));
+        assert_eq!(select("bytes=-3", 10), part(7, 10));
+        assert_eq!(select("bytes=-30", 10), part(0, 10));
+    }
+
+    #[test]
+    fn ranges_beyond_the_end() {
+        for range in ["bytes=10-", "bytes=10-12", "bytes=-0", "bytes=99999999999999999999-"] {
+            assert_eq!(select(range, 10), Selected::Unsatisfiable, "{range}");
+        }
+        assert_eq!(select("bytes=0-", 0), Selected::Whole);
+    }
+
+    #[test]
+    fn fields_that_are_no_single_byte_range_are_ignored() {
+        for range in [
+            "", "bytes", "bytes=", "bytes=-", "bytes=a-", "bytes=1-b", "bytes=5-2", "items=0-1",
+            "bytes=0-1,3-4", "bytes=+1-2", "bytes=1--2", "bytes=0x1-2", "0-1",
+        ] {
+            assert_eq!(select(range, 10), Selected::Whole, "{range}");
+        }
+        let twice = Headers::from_iter([("Range", "bytes=0-1"), ("Range", "bytes=2-3")]);
+        assert_eq!(wanted(&twice, "\"t\""), Wanted::Whole);
+    }
+
+    #[test]
+    fn a_range_of_another_representation_is_the_whole() {
+        let fields = |tag| Headers::from_iter([("Range", "bytes=1-"), ("If-Range", tag)]);
+        assert_eq!(wanted(&fields("\"t\""), "\"t\"").of(10), part(1, 10));
+        assert_eq!(wanted(&fields("\"u\""), "\"t\"").of(10), Selected::Whole);
+        assert_eq!(wanted(&fields("W/\"t\""), "\"t\"").of(10), Selected::Whole);
+    }
+
+    #[test]
+    fn conditions() {
+        let held = |value| is_not_modified(&Headers::from_iter([("If-None-Match", value)]), "\"t\"");
+        for value in ["\"t\"", "t", "W/\"t\"", "*", "\"a\", \"t\""] {
+            assert!(held(value), "{value}");
+        }
+        for value in ["", "\"a\"", "tt", "W/\"a\""] {
+            assert!(!held(value), "{value}");
+        }
+        assert!(!is_not_modified(&Headers::new(), "\"t\""));
+    }
+
+    #[test]
+    fn media_types() {
+        let oci = "application/vnd.oci.image.index.v1+json";
+        let takes = |fields: &[&str]| {
+            accepts(&fields.iter().map(|field| ("Accept", *field)).collect(), oci)
+        };
+        assert!(takes(&[]));
+        assert!(takes(&["*/*"]) && takes(&["application/*;q=0.5"]) && takes(&["text/x, */*"]));
+        assert!(takes(&["text/x", "Application/vnd.oci.image.index.v1+json"]));
+        assert!(!takes(&["application/vnd.docker.distribution.manifest.v2+json"]));
+        assert!(!takes(&[&format!("{oci};q=0")]));
+    }
+}
