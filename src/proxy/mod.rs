@@ -91,6 +91,8 @@ impl Exchange {
             method: &self.method,
             target: &self.target,
             headers: &self.headers,
+            // Its digest is told in the head, so it is read before the head goes out.
+            whole: matches!(self.route, Route::Manifest(..)),
         };
         match self.upstream.fetch(call, body) {
             Ok(fetched) => self.reply(fetched).unwrap_or_else(|error| fail(&error)),
