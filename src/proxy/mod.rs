@@ -111,13 +111,17 @@ impl Exchange {
             upstream: Some(incoming.status.to_string()),
             ..Outcome::default()
         };
-        if matches!(incoming.status, 300..=303 | 305..=399) {
+        // A 101 would end HTTP on the client's connection; past 599 there is no status (RFC 9110
+        // §15).
+        let stage = match incoming.status {
+            200..=299 | 304 | 400..=599 => None,
+            300..=399 => Some(Stage::Redirect),
+            _ => Some(Stage::Transfer),
+        };
+        if let Some(stage) = stage {
             let reason = format!("answered {} to a {}", incoming.status, self.method);
-            return Err(UpstreamError {
-                stage: Stage::Redirect,
-                to: registry.url(),
-                reason,
-            });
+            let to = registry.url();
+            return Err(UpstreamError { stage, to, reason });
         }
         let body = if self.method == "HEAD" {
             Body::Empty {
