@@ -22,6 +22,9 @@ const RETRY_AFTER_SECONDS: &str = "5";
 /// What every answer under `/v2` says of itself; docker takes it for the sign of a registry.
 const API_VERSION: (&str, &str) = ("Docker-Distribution-Api-Version", "registry/2.0");
 
+/// No URI has these as they are (RFC 3986 §2), and ureq sends none that does.
+const NEVER_IN_TARGET: [char; 4] = ['"', '<', '>', '`'];
+
 /// The proxy: one registry and the way to it.
 pub struct Proxy {
     upstream: Arc<Upstream>,
@@ -55,6 +58,10 @@ impl Proxy {
             let why = format!("{} is not possible here", request.method);
             let error = OciError::new(ErrorCode::Unsupported, why);
             return Answer::Now(refuse(&error).with("Allow", methods.join(", ")));
+        }
+        if let Some(odd) = request.target.chars().find(|c| NEVER_IN_TARGET.contains(c)) {
+            let why = format!("{odd} in the request target: expected it percent-encoded");
+            return Answer::Now(refuse(&OciError::new(ErrorCode::BadRequest, why)));
         }
         if route == Route::Base {
             let reply = Reply::new(200, "application/json", "{}");
