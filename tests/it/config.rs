@@ -37,11 +37,11 @@ fn help_lists_every_setting_and_command() {
             "{arguments:?}"
         );
         for setting in SETTINGS {
-            assert!(
-                help.out.contains(&flag_of(setting.name)),
-                "{}",
-                setting.name
-            );
+            // Those not built yet are listed by name, at the end.
+            let flag = flag_of(setting.name);
+            let mut words = help.out.split([' ', ',', '\n']);
+            let found = words.any(|word| word == flag || word == setting.name);
+            assert!(found, "{}", setting.name);
         }
         for command in ["serve", "health", "settings"] {
             assert!(help.out.contains(&format!("\n  {command} ")), "{command}");
@@ -70,7 +70,10 @@ fn all_faults_are_told_at_once() {
     let told = ["--workers", "--no-such-flag", "--shutdown-grace"];
     let start = |name: &str| format!("aws-ecr-proxy: {name}");
     for name in variables.iter().map(|(name, _)| *name).chain(told) {
-        let lines = refused.err.lines().filter(|line| line.starts_with(&start(name)));
+        let lines = refused
+            .err
+            .lines()
+            .filter(|line| line.starts_with(&start(name)));
         assert_eq!(lines.count(), 1, "{name} in {}", refused.err);
     }
     assert_eq!(refused.err.lines().count(), 9, "{}", refused.err);

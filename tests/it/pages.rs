@@ -108,7 +108,7 @@ fn names_that_cannot_be_never_reach_upstream() {
         ("/v2/a/%2e%2e/b/manifests/1".to_owned(), "NAME_INVALID"),
         ("/v2/a%2Fb/manifests/1".to_owned(), "NAME_INVALID"),
         ("/v2/a/./b/tags/list".to_owned(), "NAME_INVALID"),
-        (format!("/v2/{}/tags/list", "a".repeat(256)), "NAME_INVALID"),
+        (format!("/v2/{}/tags/list", "a".repeat(257)), "NAME_INVALID"),
         ("/v2/a/manifests/-x".to_owned(), "TAG_INVALID"),
         ("/v2/a/manifests/..".to_owned(), "TAG_INVALID"),
         ("/v2/a/manifests/%2e%2e".to_owned(), "TAG_INVALID"),
@@ -134,6 +134,20 @@ fn names_that_cannot_be_never_reach_upstream() {
     assert!(front.seen(Server::Registry).is_empty());
     assert_eq!(front.get("/v2/a/manifests/_ok.1-x").status, 404);
     assert_eq!(front.seen(Server::Registry).len(), 1);
+}
+
+#[test]
+fn targets_that_no_uri_may_have_are_400() {
+    let front = Front::start();
+    for odd in ["\"", "<", ">", "`"] {
+        let got = front.get(&format!("/v2/a/tags/list?last=a{odd}b"));
+        assert_eq!(
+            (got.status, error_of(&got).0),
+            (400, "BAD_REQUEST".into()),
+            "{odd}"
+        );
+    }
+    assert!(front.seen(Server::Registry).is_empty());
 }
 
 #[test]

@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-use standin::{Options, Quirks, Server};
+use standin::{Fault, Match, Options, Quirks, Server};
 
-use crate::support::{Front, error_of, target_of};
+use crate::support::{Front, error_of, raw, target_of};
 
 const UPLOADS: &str = "/v2/new/repo/blobs/uploads/";
 const ECR: &str = "https://123456789012.dkr.ecr.eu-west-1.amazonaws.com";
@@ -201,4 +201,37 @@ fn a_list_that_upstream_refuses_is_refused() {
     assert_eq!((got.status, error_of(&got).0), (405, "UNSUPPORTED".into()));
     let got = front.get("/v2/team/absent/tags/list");
     assert_eq!((got.status, error_of(&got).0), (404, "NAME_UNKNOWN".into()));
+}
+
+#[test]
+fn a_client_that_names_no_host_gets_paths() {
+    let front = Front::start();
+    let asked = b"POST /v2/new/repo/blobs/uploads/ HTTP/1.0\r\n\r\n";
+    let answer = String::from_utf8(raw(front.address(), asked)).unwrap();
+    let location = answer
+        .lines()
+        .find_map(|line| line.strip_prefix("location: "));
+    assert!(
+        location.is_some_and(|path| path.starts_with(UPLOADS)),
+        "{answer}"
+    );
+}
+
+#[test]
+fn each_of_several_link_lines_is_rewritten() {
+    let front = Front::start();
+    let lines = [
+        ("Link", format!("<{ECR}/v2/_catalog?last=a>; rel=\"next\"")),
+        ("link", "</v2/>; rel=x".into()),
+    ];
+    let fields = lines.map(|(name, value)| (name.to_owned(), value)).to_vec();
+    let fault = Fault::Status(200, fields, b"{}".to_vec());
+    front.standin.fault(Match::registry(), fault);
+    let got = front.get("/v2/_catalog");
+    let own = format!("http://{}", front.address());
+    let expected = [
+        format!("<{own}/v2/_catalog?last=a>; rel=\"next\""),
+        format!("<{own}/v2/>; rel=x"),
+    ];
+    assert_eq!(got.all("Link").collect::<Vec<_>>(), expected);
 }

@@ -198,11 +198,7 @@ fn each_request_has_one_line() {
             get("peer").is_some_and(|peer| peer.starts_with("127.0.0.1:")),
             "{line}"
         );
-        let lines = front.proxy.log();
-        let of_it = lines
-            .lines()
-            .filter(|line| line.contains(&id) && line.contains(" request "));
-        assert_eq!(of_it.count(), 1);
+        assert_eq!(front.proxy.log().matches(id.as_str()).count(), 1);
     }
     for forged in front.seen(Server::Registry) {
         assert_eq!(forged.header("X-Request-Id"), None);

@@ -316,3 +316,47 @@ fn another_proxy_needs_no_token() {
     assert_eq!((got.status, got.header("WWW-Authenticate")), (502, None));
     assert!(error_of(&got).1.contains("UPSTREAM_AUTH"), "{}", got.text());
 }
+
+#[test]
+fn faults_of_the_api_pass_and_are_told_meanwhile() {
+    for fault in [
+        Fault::aws_error(400, "ThrottlingException", "Rate exceeded"),
+        Fault::aws_error(500, "ServerException", "again"),
+        Fault::status(503),
+        Fault::Status(200, Vec::new(), b"{\"authorizationData\":[]}".to_vec()),
+        Fault::Status(200, Vec::new(), b"no json".to_vec()),
+        Fault::Status(200, Vec::new(), vec![b' '; 3 << 20]),
+        Fault::CutAfter(20),
+        Fault::CloseBeforeHead,
+        Fault::garbage_head(),
+    ] {
+        let standin = Standin::start(Options::default());
+        standin.put_image("team/app", "1.0", &[]);
+        standin.fault(Match::api(), fault.clone());
+        let proxy = Proxy::in_front_of(&standin, &[]);
+        let front = Front { proxy, standin };
+        front.proxy.wait_for_log("no new ECR token");
+        let words = front.get("/readyz").text();
+        assert!(words.contains("GetAuthorizationToken"), "{words}");
+        if matches!(fault, Fault::Status(200, ..)) {
+            // Whether that mends itself is not ours to say.
+            continue;
+        }
+        wait_until("the proxy is ready", SOON, || is_ready(&front));
+        assert_eq!(front.get(MANIFEST).status, 200, "{fault:?}");
+    }
+}
+
+#[test]
+fn an_endpoint_that_is_no_registry_is_told() {
+    for proxy_endpoint in ["garbage /x", ""] {
+        let options = Options {
+            proxy_endpoint: Some(proxy_endpoint.into()),
+            ..Options::default()
+        };
+        let front = front_without(options, &[("ECR", "")]);
+        let got = front.get(MANIFEST);
+        assert_eq!(got.status, 503);
+        assert!(error_of(&got).1.contains("set ECR"), "{}", got.text());
+    }
+}

@@ -142,35 +142,85 @@ fn a_slow_blob_arrives_as_it_comes() {
 }
 
 #[test]
-fn a_registry_that_never_answers_is_a_504_before_containerd_gives_up() {
+fn what_stalls_is_a_504_before_containerd_gives_up() {
     let front = Front::start();
     front.standin.put_image("team/app", "1.0", &[]);
     let blob = front.standin.add_blob("team/app", b"x");
-    front
-        .standin
-        .fault(Match::registry().path("/manifests/"), Fault::Silent);
+    let manifest = |fault| {
+        front
+            .standin
+            .fault(Match::registry().path("/manifests/"), fault)
+    };
+    manifest(Fault::Silent);
+    manifest(Fault::StallAfter(5));
+    manifest(Fault::Drip {
+        bytes: 1,
+        every: Duration::from_secs(1),
+    });
     front.standin.fault(Match::s3(), Fault::Silent);
-    let targets = [MANIFEST.to_owned(), format!("/v2/team/app/blobs/{blob}")];
+    let blob = format!("/v2/team/app/blobs/{blob}");
+    // With one permit for all: whoever waits in vain for a turn is told to come back.
+    let narrow = Front::with(Options::default(), &[("MAX_EXCHANGES", "1")]);
+    narrow.standin.fault(Match::registry(), Fault::Silent);
+    let ask = |front: &Front, target: &str| {
+        let start = Instant::now();
+        let mut http = Http::connect_within(front.address(), Duration::from_secs(40));
+        let got = http.get(target);
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(29), "{took:?}");
+        assert_eq!(error_of(&got).0, "UNAVAILABLE");
+        (got.status, got.header("Retry-After").is_some())
+    };
     std::thread::scope(|scope| {
-        for target in &targets {
-            let front = &front;
-            scope.spawn(move || {
-                let start = Instant::now();
-                let mut http = Http::connect_within(front.address(), Duration::from_secs(40));
-                let got = http.get(target);
-                let took = start.elapsed();
-                assert_eq!(got.status, 504, "{}", got.text());
-                assert!(took < Duration::from_secs(29), "{took:?}");
-                assert_eq!(error_of(&got).0, "UNAVAILABLE");
-            });
+        for target in [MANIFEST, MANIFEST, MANIFEST, &blob] {
+            let (front, ask) = (&front, &ask);
+            scope.spawn(move || assert_eq!(ask(front, target), (504, false)));
         }
+        scope.spawn(|| assert_eq!(ask(&narrow, MANIFEST), (504, false)));
+        let asked = |seen: &[standin::Seen]| seen.iter().any(|s| s.target == MANIFEST);
+        assert!(narrow.standin.wait_for(SOON, asked));
+        scope.spawn(|| assert_eq!(ask(&narrow, MANIFEST), (503, true)));
         // Meanwhile everything else goes on.
-        assert!(front.standin.wait_for(SOON, |seen| seen.len() > 3));
+        assert!(front.standin.wait_for(SOON, |seen| seen.len() > 5));
         let start = Instant::now();
         assert_eq!(front.get("/healthz").status, 200);
+        assert_eq!(narrow.get("/healthz").status, 200);
         assert_eq!(front.get("/v2/_catalog").status, 200);
         assert!(start.elapsed() < Duration::from_secs(2));
     });
+}
+
+#[test]
+fn a_body_on_its_way_takes_no_turn() {
+    let front = Front::with(Options::default(), &[("MAX_EXCHANGES", "1")]);
+    let blob = front.standin.add_blob("team/app", b"abcdefghij");
+    let target = format!("/v2/team/app/blobs/{blob}");
+    front.standin.fault(Match::s3(), Fault::StallAfter(4));
+    let mut http = front.http();
+    http.send_head("GET", &target, &[]).unwrap();
+    let answered = |seen: &[standin::Seen]| {
+        seen.iter()
+            .any(|s| s.server == Server::S3 && s.status.is_some())
+    };
+    assert!(front.standin.wait_for(SOON, answered));
+    assert_eq!(front.get(&target).digest, blob);
+    front.standin.release();
+    assert_eq!(http.receive("GET").unwrap().digest, blob);
+}
+
+#[test]
+fn a_body_without_meaning_is_not_passed_on() {
+    let front = Front::start();
+    front.standin.put_image("team/app", "1.0", &[]);
+    for method in ["GET", "DELETE"] {
+        let got = front.call(method, MANIFEST, &[], b"GET /v2/ HTTP/1.1\r\n\r\n");
+        assert!(got.status < 300, "{}", got.text());
+        assert_eq!(got.header("Connection"), Some("close"));
+        let seen = front.seen(Server::Registry).pop().unwrap();
+        assert_eq!((seen.method.as_str(), seen.body_len), (method, 0));
+        assert_eq!(seen.header("Content-Length"), None);
+    }
+    assert_eq!(front.seen(Server::Registry).len(), 2);
 }
 
 #[test]
@@ -207,6 +257,37 @@ fn what_is_no_http_is_a_502() {
         .standin
         .fault(Match::registry(), Fault::CloseBeforeHead);
     assert_eq!(front.get(MANIFEST).status, 200);
+}
+
+#[test]
+fn a_status_that_is_no_answer_is_a_502() {
+    let front = Front::start();
+    for head in [
+        "101 Switching Protocols\r\nUpgrade: x",
+        "600 Beyond",
+        "999 Beyond",
+    ] {
+        let raw = format!("HTTP/1.1 {head}\r\nContent-Length: 0\r\n\r\n").into_bytes();
+        front.standin.clear_faults();
+        front
+            .standin
+            .fault(Match::registry().always(), Fault::Raw(raw));
+        for (method, body) in [("GET", &b""[..]), ("PUT", b""), ("PUT", b"{}")] {
+            let got = front.call(method, MANIFEST, &[], body);
+            assert_eq!(got.status, 502, "{method} {head}: {}", got.text());
+            assert_eq!(error_of(&got).0, "UNAVAILABLE");
+        }
+    }
+    // An interim answer before the real one is none of the client's business.
+    let raw = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n\
+                HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+    front.standin.clear_faults();
+    front
+        .standin
+        .fault(Match::registry(), Fault::Raw(raw.to_vec()));
+    let got = front.get(MANIFEST);
+    assert_eq!((got.status, got.text().as_str()), (200, "{}"));
+    assert_eq!(got.header("Link"), None);
 }
 
 #[test]
