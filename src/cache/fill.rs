@@ -403,6 +403,7 @@ impl<'a> Fill<'a> {
             target: &wanted.target(),
             headers: &headers,
             patience: HEAD_TIMEOUT,
+            whole: false,
         };
         let fetched = self.fills.upstream.fetch(call, &mut RequestBody::new(&mut io::empty(), Some(0)));
         let mut fetched = match fetched {
@@ -665,6 +666,7 @@ impl Reader {
             target: &wanted.target(),
             headers: &headers,
             patience: HEAD_TIMEOUT,
+            whole: false,
         };
         let none = &mut RequestBody::new(&mut io::empty(), Some(0));
         let fetched = self.growing.upstream.fetch(call, none).map_err(io::Error::other)?;

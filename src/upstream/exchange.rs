@@ -42,6 +42,8 @@ pub struct Call<'a> {
     /// Longest wait for the reply's head, [`HEAD_TIMEOUT`] at the most; less where an older
     /// answer is at hand.
     pub patience: Duration,
+    /// The reply's body must come within the time for its head, too.
+    pub whole: bool,
 }
 
 /// A registry's reply.
@@ -166,6 +168,7 @@ impl Upstream {
             url: &url,
             headers,
             head_deadline,
+            whole: false,
         };
         let mut reply = self
             .client
@@ -238,7 +241,7 @@ impl Upstream {
         loop {
             let first = Url::of(registry, call.target);
             let headers = authorized(call.headers, grant);
-            let reply = self.send_once(call.method, &first, &headers, deadline)?;
+            let reply = self.send_once(call, call.method, &first, &headers, deadline)?;
             if !matches!(call.method, "GET" | "HEAD") || !is_redirect(&reply) {
                 return Ok((reply, false));
             }
@@ -285,10 +288,10 @@ impl Upstream {
                 &mut reply.body.take(REFUSAL_BYTES_MAX),
                 &mut std::io::sink(),
             );
-            reply = self.send_once(call.method, &url, &headers, deadline)?;
+            reply = self.send_once(call, call.method, &url, &headers, deadline)?;
             if call.method == "HEAD" && matches!(reply.status, 403 | 405) {
                 // A URL signed for GET refuses HEAD; its head is the same.
-                reply = self.send_once("GET", &url, &headers, deadline)?;
+                reply = self.send_once(call, "GET", &url, &headers, deadline)?;
             }
             if !is_redirect(&reply) {
                 return Ok(reply);
@@ -299,6 +302,7 @@ impl Upstream {
 
     fn send_once(
         &self,
+        call: Call<'_>,
         method: &str,
         url: &Url,
         headers: &Headers,
@@ -310,6 +314,7 @@ impl Upstream {
             url: &url,
             headers,
             head_deadline: deadline,
+            whole: call.whole,
         })
     }
 }

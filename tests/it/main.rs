@@ -6,7 +6,15 @@
     reason = "test code: a panic here is a test's verdict, and says where"
 )]
 
+mod config;
 mod layers;
+mod pages;
+mod pull;
+mod push;
+mod rewrite;
+mod secrets;
 mod standin;
 mod support;
 mod tidy;
+mod token;
+mod upstream_faults;

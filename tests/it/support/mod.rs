@@ -6,7 +6,9 @@
 )]
 
 mod client;
+mod front;
 mod proxy;
 
 pub(crate) use client::{Http, Response, raw};
+pub(crate) use front::{Front, SOON, error_of, target_of};
 pub(crate) use proxy::{Proxy, proxy_for, wait_until};
