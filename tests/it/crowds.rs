@@ -11,14 +11,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Barrier;
 use std::time::Duration;
 
-use standin::{Fault, Match, Server};
+use standin::{Fault, Match, Server, Standin};
 
+use crate::attacks::assert_is_refusal;
 use crate::support::{Http, Proxy, Target, in_parallel, raise_descriptors, wait_until};
 
 /// For what is to happen soon.
 const SOON: Duration = Duration::from_secs(10);
-/// A user whom nobody is: a limit of processes counts all of a user's.
-const NOBODY: &str = "61234";
 /// So many requests fill a pipe (64 KiB) and the log's queue (4096 lines) several times.
 const UNREAD_REQUESTS: usize = 20_000;
 
@@ -62,7 +61,8 @@ struct OpenBinary(PathBuf);
 
 impl OpenBinary {
     fn new() -> Self {
-        let name = format!("aws-ecr-proxy-test-{}", std::process::id());
+        let unique = aws_ecr_proxy::message::unguessable();
+        let name = format!("aws-ecr-proxy-test-{unique:x}");
         let folder = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&folder).unwrap();
         let binary = folder.join("aws-ecr-proxy");
@@ -80,40 +80,45 @@ impl Drop for OpenBinary {
     }
 }
 
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn as_user(user: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", user, "--regid", user, "--clear-groups"]);
+    command
+}
+
 /// The proxy as a user who may have 100 processes, and has no others. Root itself has no such
 /// limit: it becomes somebody else. Others get a user namespace, where they are counted anew.
-fn command_with_100_processes(binary: &Path) -> Command {
-    let is_root = rustix::process::geteuid().is_root();
-    let become_nobody: &[&str] = if is_root {
-        &[
-            "setpriv",
-            "--reuid",
-            NOBODY,
-            "--regid",
-            NOBODY,
-            "--clear-groups",
-        ]
+fn command_with_100_processes(binary: &Path, user: &str) -> Command {
+    let mut command = if is_root() {
+        as_user(user)
     } else {
-        &["unshare", "--user"]
+        let mut command = Command::new("unshare");
+        command.arg("--user");
+        command
     };
-    let mut command = Command::new(become_nobody[0]);
-    command.args(&become_nobody[1..]);
     command.args(["prlimit", "--nproc=100:100"]).arg(binary);
     command
+}
+
+fn start_with_100_processes(standin: &Standin, binary: &OpenBinary, user: &str) -> Proxy {
+    let mut command = command_with_100_processes(&binary.0.join("aws-ecr-proxy"), user);
+    command
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+        .envs([("LISTEN_HOST", "127.0.0.1"), ("LISTEN_PORT", "0")])
+        .envs(standin.settings());
+    Proxy::start_command(command)
 }
 
 #[test]
 fn two_hundred_connections_under_100_processes() {
     let binary = OpenBinary::new();
-    let mut target = Target::start_with(|standin| {
-        let mut command = command_with_100_processes(&binary.0.join("aws-ecr-proxy"));
-        command
-            .env_clear()
-            .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
-            .envs([("LISTEN_HOST", "127.0.0.1"), ("LISTEN_PORT", "0")])
-            .envs(standin.settings());
-        Proxy::start_command(command)
-    });
+    let mut target =
+        Target::start_with(|standin| start_with_100_processes(standin, &binary, "61234"));
     target.proxy.wait_for_log("limit=RLIMIT_NPROC value=100");
     let held: Vec<TcpStream> = (0..200)
         .map(|number| {
@@ -129,6 +134,56 @@ fn two_hundred_connections_under_100_processes() {
         assert!(target.proxy.threads() <= 100);
     }
     drop(held);
+    target.assert_well();
+    target.assert_nothing_leaked();
+}
+
+/// Sets a soft limit of the running proxy, as the user it runs as.
+fn limit(proxy: &Proxy, limit: &str, user: Option<&str>) {
+    let pid = proxy.pid().to_string();
+    let mut command = match user.filter(|_| is_root()) {
+        Some(user) => as_user(user),
+        None => Command::new("env"),
+    };
+    let set = command.args(["prlimit", "--pid", &pid, limit]).status();
+    assert!(set.unwrap().success(), "prlimit {limit}");
+}
+
+#[test]
+fn accept_survives_a_shortage_of_descriptors() {
+    let mut target = Target::start();
+    // What is open stays open; nothing more can be opened.
+    limit(&target.proxy, "--nofile=3:", None);
+    let mut waiting: Vec<Http> = (0..20).map(|_| Http::connect(target.address())).collect();
+    for client in &mut waiting {
+        client.send_head("GET", "/healthz", &[]).unwrap();
+    }
+    target.proxy.wait_for_log("accept failed; pausing");
+    limit(&target.proxy, "--nofile=1000:", None);
+    // One that was let in last may have had to make room for the next before it was heard.
+    let answers = waiting
+        .iter_mut()
+        .filter_map(|client| client.receive("GET").ok());
+    let answered = answers.filter(|reply| reply.status == 200).count();
+    assert!(answered >= 10, "only {answered} of 20 are answered");
+    drop(waiting);
+    target.assert_well();
+    target.assert_nothing_leaked();
+}
+
+#[test]
+fn a_refused_thread_is_a_503() {
+    let binary = OpenBinary::new();
+    let mut target =
+        Target::start_with(|standin| start_with_100_processes(standin, &binary, "61235"));
+    // The user is over the limit now, and gets no thread any more.
+    limit(&target.proxy, "--nproc=1:", Some("61235"));
+    for _ in 0..20 {
+        let mut client = Http::connect(target.address());
+        let _ = client.send_head("GET", "/healthz", &[]);
+        assert_is_refusal("no thread", &client.receive("GET").unwrap(), 503);
+    }
+    limit(&target.proxy, "--nproc=100:", Some("61235"));
     target.assert_well();
     target.assert_nothing_leaked();
 }
@@ -262,7 +317,7 @@ fn a_hundred_requests_to_a_silent_registry() {
     }
     drop(held);
     target.assert_well();
-    target.assert_nothing_leaked();
+    target.assert_no_thread_leaked();
 }
 
 #[test]

@@ -91,6 +91,19 @@ fn a_drain_ends_with_the_grace() {
 }
 
 #[test]
+fn without_grace_the_idle_are_not_counted_as_cut() {
+    let mut target =
+        Target::start_with(|standin| Proxy::in_front_of(standin, &[("SHUTDOWN_GRACE", "0s")]));
+    let mut idle: Vec<Http> = (0..50).map(|_| Http::connect(target.address())).collect();
+    for client in &mut idle {
+        assert_eq!(client.get("/healthz").status, 200);
+    }
+    target.proxy.term();
+    assert_eq!(target.proxy.wait_exit().code(), Some(0));
+    target.proxy.wait_for_log("stopped connections_cut=0");
+}
+
+#[test]
 fn a_second_signal_ends_at_once() {
     let Busy { mut target, client } = busy("60s");
     target.proxy.term();

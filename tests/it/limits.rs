@@ -213,6 +213,7 @@ fn the_longest_idle_connection_makes_room() {
     assert_eq!(older.get("/").status, 200);
     let mut newer = Http::connect(server.address());
     assert_eq!(newer.get("/").status, 200);
+    pause();
     assert_eq!(server.door().connections(), 3);
     // Idle for longer than the other now, though it connected later.
     assert_eq!(older.get("/").status, 200);
@@ -222,6 +223,10 @@ fn the_longest_idle_connection_makes_room() {
     assert_eq!(older.get("/").status, 200);
     for _ in 0..20 {
         assert_eq!(Http::get_once(server.address(), "/").status, 200);
+        // Its thread is busy for a moment after the client has its reply.
+        wait_until("the connection is let go", SOON, || {
+            server.door().connections() < 3
+        });
     }
     busy.send(b"hello").unwrap();
     assert_eq!(busy.receive("POST").unwrap().text(), "5");
@@ -272,4 +277,40 @@ fn refused_clients_that_stay_make_room() {
     // They linger for up to 10 s, and are not in the way meanwhile.
     assert_eq!(Http::get_once(server.address(), "/").status, 200);
     server.assert_whole();
+}
+
+#[test]
+fn an_empty_line_may_come_in_two_pieces() {
+    let server = Server::start(limits(), decide);
+    let mut client = Http::connect(server.address());
+    for piece in ["\r", "\n\r", "\nGET / HTTP/1.1\r\nHost: a\r\n\r", "\n"] {
+        client.send(piece.as_bytes()).unwrap();
+        pause();
+    }
+    assert_eq!(client.receive("GET").unwrap().status, 200);
+    server.assert_whole();
+}
+
+#[test]
+fn a_long_last_reply_arrives_whatever_follows_its_request() {
+    const BYTES: usize = 8 << 20;
+    let server = Server::start(limits(), |_| {
+        Answer::Now(Reply::new(200, "text/plain", vec![b'x'; BYTES]))
+    });
+    for version in ["1.0", "1.1"] {
+        let mut client = Http::connect(server.address());
+        let head = format!("GET / HTTP/{version}\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let more = "GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1000);
+        client.send(format!("{head}{more}").as_bytes()).unwrap();
+        // It reads only once all is on its way: by then the proxy is done with it.
+        wait_until("the reply is written or waits", SOON, || {
+            client.stream().peek(&mut [0]).is_ok_and(|count| count > 0)
+        });
+        pause();
+        let reply = client.receive("GET").unwrap();
+        assert!(reply.complete, "HTTP/{version}: {:?}", reply.fault);
+        assert_eq!(reply.length, BYTES as u64);
+        assert!(client.is_closed_within(SOON));
+    }
+    assert_gone(&server);
 }

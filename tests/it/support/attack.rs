@@ -97,6 +97,13 @@ impl Target {
         });
     }
 
+    /// Panics unless threads go back to what they were; connections to upstream may be kept.
+    pub(crate) fn assert_no_thread_leaked(&self) {
+        wait_until("threads are given back", SETTLED, || {
+            self.proxy.threads() <= self.threads
+        });
+    }
+
     /// Requests that reached the registry and whose target contains `text`.
     pub(crate) fn reached_upstream(&self, text: &str) -> usize {
         let requests = self.standin.requests();
