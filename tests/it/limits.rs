@@ -167,6 +167,8 @@ fn a_client_that_takes_nothing_is_cut() {
     );
     let mut client = Http::connect(server.address());
     client.send_head("GET", "/endless", &[]).unwrap();
+    // The reply has begun, and nobody takes it.
+    client.stream().peek(&mut [0]).unwrap();
     assert_gone(&server);
     let reply = client.receive("GET").unwrap();
     assert!(!reply.complete, "{} bytes and a good end", reply.length);
