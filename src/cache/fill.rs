@@ -511,7 +511,6 @@ impl<'a> Fill<'a> {
     /// A new file, for what upstream sends from its first byte on again.
     fn start_again(&mut self) -> io::Result<()> {
         let digest = &self.growing.wanted.digest;
-        self.fills.store.add_used(-i64::try_from(self.have).unwrap_or(0));
         self.file = Arc::new(self.fills.store.fresh_partial(digest)?);
         self.hasher = Hasher::new(digest);
         self.have = 0;
@@ -562,7 +561,6 @@ impl<'a> Fill<'a> {
     }
 
     fn discard(&self) {
-        self.fills.store.add_used(-i64::try_from(self.have).unwrap_or(0));
         self.fills.store.discard_partial(&self.growing.wanted.digest);
     }
 

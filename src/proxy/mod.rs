@@ -4,18 +4,27 @@
 //! [`Proxy::decide`] runs on a worker and touches memory only. What needs upstream is the exchange
 //! it returns, which the connection's own thread runs.
 
+mod blob;
 mod conditional;
 mod headers;
 mod listing;
+mod manifest;
 mod pull;
 mod push;
 
+use std::fmt::Display;
+use std::io::Cursor;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use crate::cache::Cache;
+use crate::cache::fill::Refused;
+use crate::cache::names::Scope;
 use crate::log;
 use crate::message::{Answer, Body, Headers, Outcome, Reply, Request, RequestBody};
-use crate::oci::{ErrorCode, OciError, Registry, Route};
-use crate::upstream::exchange::{Call, Fetched, Upstream};
+use crate::oci::{ErrorCode, OciError, Registry, Repository, Route};
+use crate::upstream::client::Incoming;
+use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT, Upstream};
 use crate::upstream::{Stage, UpstreamError};
 
 /// Said in `Retry-After` when the proxy or its way out is at a limit.
@@ -23,13 +32,16 @@ const RETRY_AFTER_SECONDS: &str = "5";
 /// What every answer under `/v2` says of itself; docker takes it for the sign of a registry.
 const API_VERSION: (&str, &str) = ("Docker-Distribution-Api-Version", "registry/2.0");
 
+/// Text of a `Warning` at the most; clients take 4096 bytes.
+const WARNING_BYTES_MAX: usize = 512;
 /// No URI has these as they are (RFC 3986 §2), and ureq sends none that does.
 const NEVER_IN_TARGET: [char; 4] = ['"', '<', '>', '`'];
 
-/// The proxy: one registry and the way to it.
+/// The proxy: one registry, the way to it, and what is kept of it.
 pub struct Proxy {
     upstream: Arc<Upstream>,
     registry: Option<Registry>,
+    cache: Option<Arc<Cache>>,
     trust_proxy_headers: bool,
 }
 
@@ -39,13 +51,10 @@ impl Proxy {
     pub const fn new(
         upstream: Arc<Upstream>,
         registry: Option<Registry>,
+        cache: Option<Arc<Cache>>,
         trust_proxy_headers: bool,
     ) -> Self {
-        Self {
-            upstream,
-            registry,
-            trust_proxy_headers,
-        }
+        Self { upstream, registry, cache, trust_proxy_headers }
     }
 
     /// Decides what a request under `/v2` gets. Never blocks.
@@ -71,9 +80,10 @@ impl Proxy {
         let exchange = Exchange {
             upstream: Arc::clone(&self.upstream),
             registry: self.registry.clone(),
+            cache: self.cache.clone(),
             own_address: headers::own_address(request, self.trust_proxy_headers),
             headers: headers::for_upstream(&request.headers, &route),
-            method: request.method.clone(),
+            request: request.clone(),
             target: headers::without_namespace(&request.target),
             route,
         };
@@ -85,36 +95,80 @@ impl Proxy {
 struct Exchange {
     upstream: Arc<Upstream>,
     registry: Option<Registry>,
+    cache: Option<Arc<Cache>>,
     own_address: String,
+    /// The client's fields as upstream gets them.
     headers: Headers,
-    method: String,
+    /// As the client sent it.
+    request: Request,
     target: String,
     route: Route,
 }
 
 impl Exchange {
     fn run(self, body: &mut RequestBody<'_>) -> Reply {
-        let call = Call {
-            registry: self.registry.as_ref(),
-            method: &self.method,
-            target: &self.target,
-            headers: &self.headers,
-            // Its digest is told in the head, so it is read before the head goes out.
-            whole: matches!(self.route, Route::Manifest(..)),
+        let registry = match self.registry() {
+            Ok(registry) => registry,
+            Err(error) => return fail(&error),
         };
-        match self.upstream.fetch(call, body) {
-            Ok(fetched) => self.reply(fetched).unwrap_or_else(|error| fail(&error)),
-            Err(error) => fail(&error),
+        let pull = matches!(self.request.method.as_str(), "GET" | "HEAD");
+        let Some(cache) = &self.cache else { return self.forward_or_fail(&registry, body) };
+        let context = Pull { exchange: &self, cache, registry: &registry };
+        match &self.route {
+            Route::Blob(repository, digest) if pull => blob::get(&context, repository, digest),
+            Route::Manifest(repository, reference) if pull => {
+                manifest::get(&context, repository, reference)
+            }
+            Route::Catalog | Route::Tags(_) => listing::get(&context),
+            Route::Base | Route::Referrers(..) => self.forward_or_fail(&registry, body),
+            Route::Blob(..) | Route::Manifest(..) | Route::Upload(_) | Route::Uploads(_) => {
+                let reply = self.forward_or_fail(&registry, body);
+                push::note(&context, &reply);
+                reply
+            }
         }
     }
 
-    /// Makes upstream's reply the client's: what both share here, what a route adds in its file.
-    fn reply(&self, fetched: Fetched) -> Result<Reply, UpstreamError> {
-        let Fetched {
-            reply: incoming,
+    /// The registry that is asked for: the one that is set, that of the identity, or, before there
+    /// is an identity, the one the cache was filled from.
+    fn registry(&self) -> Result<Registry, UpstreamError> {
+        if let Some(registry) = &self.registry {
+            return Ok(registry.clone());
+        }
+        if let Ok(registry) = self.upstream.default_registry(Instant::now()) {
+            return Ok(registry);
+        }
+        match self.cache.as_ref().and_then(|cache| cache.names.remembered_registry()) {
+            Some(registry) => Ok(registry),
+            None => self.upstream.default_registry(Instant::now() + HEAD_TIMEOUT),
+        }
+    }
+
+    fn forward_or_fail(&self, registry: &Registry, body: &mut RequestBody<'_>) -> Reply {
+        self.forward(registry, body).unwrap_or_else(|error| fail(&error))
+    }
+
+    /// Passes the request on, and the reply back.
+    fn forward(
+        &self,
+        registry: &Registry,
+        body: &mut RequestBody<'_>,
+    ) -> Result<Reply, UpstreamError> {
+        let call = Call {
             registry,
-            redirected,
-        } = fetched;
+            method: &self.request.method,
+            target: &self.target,
+            headers: &self.headers,
+            patience: HEAD_TIMEOUT,
+            // Its digest is told in the head, so it is read before the head goes out.
+            whole: matches!(self.route, Route::Manifest(..)),
+        };
+        self.reply(registry, self.upstream.fetch(call, body)?)
+    }
+
+    /// Makes upstream's reply the client's: what both share here, what a route adds in its file.
+    fn reply(&self, registry: &Registry, fetched: Fetched) -> Result<Reply, UpstreamError> {
+        let Fetched { reply: incoming, redirected } = fetched;
         let outcome = Outcome {
             upstream: Some(incoming.status.to_string()),
             ..Outcome::default()
@@ -127,11 +181,11 @@ impl Exchange {
             _ => Some(Stage::Transfer),
         };
         if let Some(stage) = stage {
-            let reason = format!("answered {} to a {}", incoming.status, self.method);
+            let reason = format!("answered {} to a {}", incoming.status, self.request.method);
             let to = registry.url();
             return Err(UpstreamError { stage, to, reason });
         }
-        let body = if self.method == "HEAD" {
+        let body = if self.request.method == "HEAD" {
             Body::Empty {
                 length: incoming.length,
             }
@@ -155,14 +209,114 @@ impl Exchange {
         };
         match &self.route {
             Route::Blob(_, digest) => Ok(pull::blob(reply, digest)),
-            Route::Manifest(_, reference) if matches!(self.method.as_str(), "GET" | "HEAD") => {
-                pull::manifest(reply, reference, &registry)
+            Route::Manifest(_, reference) if matches!(self.request.method.as_str(), "GET" | "HEAD") => {
+                pull::manifest(reply, reference, registry)
             }
             Route::Catalog | Route::Tags(_) => Ok(listing::names(reply)),
             Route::Uploads(_) | Route::Upload(_) | Route::Manifest(..) => Ok(push::reply(reply)),
             Route::Base | Route::Referrers(..) => Ok(reply),
         }
     }
+}
+
+/// A pull that may be answered from the cache.
+struct Pull<'a> {
+    exchange: &'a Exchange,
+    cache: &'a Arc<Cache>,
+    registry: &'a Registry,
+}
+
+impl<'a> Pull<'a> {
+    const fn scope(&self, repository: &'a Repository) -> Scope<'a> {
+        Scope { registry: self.registry, repository }
+    }
+
+    fn is_head(&self) -> bool {
+        self.exchange.request.method == "HEAD"
+    }
+
+    /// Names what is asked for in the memory of 404s and in flights.
+    fn key(&self, repository: &Repository, what: &dyn Display) -> String {
+        format!("{}/{repository} {what}", self.registry)
+    }
+
+    /// Passes the request on without keeping anything.
+    fn bypass(&self) -> Reply {
+        let none = &mut RequestBody::new(&mut std::io::empty(), Some(0));
+        marked(self.exchange.forward_or_fail(self.registry, none), CacheOutcome::Bypass)
+    }
+
+    /// Upstream's own answer, where it was not what was asked for.
+    fn refused(&self, refused: Refused) -> Reply {
+        let length = Some(refused.body.len() as u64);
+        let reply = Incoming {
+            status: refused.status,
+            headers: refused.headers,
+            body: Box::new(Cursor::new(refused.body)),
+            length,
+        };
+        let reply = self.exchange.reply(self.registry, Fetched { reply, redirected: false });
+        marked(reply.unwrap_or_else(|error| fail(&error)), CacheOutcome::Miss)
+    }
+
+    /// Asks upstream whether `target` is there, under `headers`. Blocks for `patience`.
+    fn head(
+        &self,
+        target: &str,
+        headers: &Headers,
+        patience: Duration,
+    ) -> Result<Incoming, UpstreamError> {
+        let registry = self.registry;
+        let call = Call { registry, method: "HEAD", target, headers, patience, whole: false };
+        let none = &mut RequestBody::new(&mut std::io::empty(), Some(0));
+        Ok(self.exchange.upstream.fetch(call, none)?.reply)
+    }
+
+    /// The fields under which the cache itself asks: what the client accepts, and nothing that
+    /// would make the answer less than the whole.
+    fn own_headers(&self) -> Headers {
+        let mut headers = self.exchange.headers.clone();
+        const KEPT: [&str; 3] = ["Accept", "Accept-Encoding", "User-Agent"];
+        headers.retain(|name, _| KEPT.iter().any(|kept| kept.eq_ignore_ascii_case(name)));
+        headers
+    }
+}
+
+/// What the cache had to do with an answer, as `X-Cache` says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CacheOutcome {
+    Bypass,
+    Hit,
+    Miss,
+    Revalidated,
+    Stale,
+}
+
+/// Says in the reply, and in the log, what the cache had to do with it.
+fn marked(mut reply: Reply, outcome: CacheOutcome) -> Reply {
+    let (shown, logged) = match outcome {
+        CacheOutcome::Bypass => ("BYPASS", "bypass"),
+        CacheOutcome::Hit => ("HIT", "hit"),
+        CacheOutcome::Miss => ("MISS", "miss"),
+        CacheOutcome::Revalidated => ("REVALIDATED", "revalidated"),
+        CacheOutcome::Stale => ("STALE", "stale"),
+    };
+    reply.headers.set("X-Cache", shown);
+    // Users of the nginx proxy watch this one.
+    reply.headers.set("X-Cache-Status", shown);
+    reply.outcome.cache = Some(logged);
+    reply
+}
+
+/// The `Warning` of an answer that upstream could not confirm (RFC 7234 §5.5; the distribution-spec
+/// allows 299 alone).
+fn stale_warning(why: &UpstreamError) -> String {
+    let text: String = why.to_string().chars().filter(|c| !"\"\\".contains(*c)).collect();
+    let mut end = text.len().min(WARNING_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("299 - \"upstream is out of reach: {}\"", text.get(..end).unwrap_or_default())
 }
 
 /// The one place that turns a failure of upstream into an answer. Out of reach is 504, out of

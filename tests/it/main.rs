@@ -6,20 +6,19 @@
     reason = "test code: a panic here is a test's verdict, and says where"
 )]
 
-mod config;
-mod layers;
-mod pages;
-mod pull;
-mod push;
-mod rewrite;
-mod secrets;
 mod attacks;
+mod config;
 mod crowds;
 mod drain;
 mod framing;
 mod layers;
 mod limits;
+mod pages;
 mod pool;
+mod pull;
+mod push;
+mod rewrite;
+mod secrets;
 mod standin;
 mod support;
 mod tidy;

@@ -1,0 +1,360 @@
+//! Manifests through the cache. Owns: freshness of tags, revalidation, stale answers, what a
+//! manifest vouches for. Must not: change or convert a manifest, or answer a tag from another
+//! media type than the client takes.
+//!
+//! By digest: immutable, no upstream call. By tag: within `CACHE_TAG_TTL` no upstream call, after
+//! it one HEAD however many ask; if that fails for any reason but a true 404, what we have.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::conditional;
+use super::{CacheOutcome, Pull, fail, marked, stale_warning};
+use crate::cache::fill::Refused;
+use crate::cache::hash;
+use crate::cache::names::{TagEntry, named_by};
+use crate::log;
+use crate::message::{Body, Headers, Outcome, Reply, RequestBody};
+use crate::oci::{Digest, Reference, Repository, Tag};
+use crate::upstream::client::Incoming;
+use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
+use crate::upstream::{Stage, UpstreamError};
+
+/// Manifests up to this size are kept: four times what clients take at the most.
+const MANIFEST_BYTES_MAX: u64 = 16 << 20;
+/// Longest wait for upstream's word on a tag that we hold an older answer to: half of what makes a
+/// person doubt, and several round trips of a bad link.
+const STALE_PATIENCE: Duration = Duration::from_secs(2);
+/// A refusal's body is kept this far.
+const REFUSAL_BYTES_MAX: u64 = 64 * 1024;
+const DIGEST_FIELD: &str = "Docker-Content-Digest";
+
+/// A manifest in memory.
+#[derive(Debug, Clone)]
+pub struct Manifest {
+    digest: Digest,
+    media_type: String,
+    bytes: Arc<Vec<u8>>,
+}
+
+/// What asking for a manifest came to; shared by all who asked at the same time.
+#[derive(Debug, Clone)]
+pub enum Asked {
+    Failed(UpstreamError),
+    /// Upstream answered something else.
+    Refused(Refused),
+    /// Upstream confirmed what we have, or sent it anew.
+    Found(Manifest, Freshness),
+    /// Too large to keep.
+    TooLarge,
+}
+
+/// Where a found manifest comes from.
+#[derive(Debug, Clone)]
+pub enum Freshness {
+    Fetched,
+    Revalidated,
+    /// Upstream could not say; last confirmed so many seconds ago.
+    Stale(UpstreamError, u64),
+}
+
+/// Answers GET and HEAD of a manifest.
+pub(super) fn get(pull: &Pull<'_>, repository: &Repository, reference: &Reference) -> Reply {
+    match reference {
+        Reference::Digest(digest) => by_digest(pull, repository, digest),
+        Reference::Tag(tag) => by_tag(pull, repository, tag),
+    }
+}
+
+fn by_digest(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> Reply {
+    let key = pull.key(repository, digest);
+    if let Some(manifest) = stored(pull, repository, digest) {
+        return found(pull, &manifest, CacheOutcome::Hit);
+    }
+    if let Some(refused) = pull.cache.negative.get(&key, Instant::now()) {
+        return pull.refused(refused);
+    }
+    let deadline = Instant::now() + HEAD_TIMEOUT;
+    let asked = pull.cache.flights.run(&key, deadline, || {
+        match adopt(pull, repository, digest) {
+            Some(manifest) => Asked::Found(manifest, Freshness::Revalidated),
+            None => fetch(pull, repository, &Reference::Digest(digest.clone())),
+        }
+    });
+    answer(pull, &key, asked)
+}
+
+/// A manifest that another repository brought into the cache: one HEAD says whether it is in this
+/// one too, and no second download is needed.
+fn adopt(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> Option<Manifest> {
+    if !pull.cache.store.has(digest) {
+        return None;
+    }
+    let target = format!("/v2/{repository}/manifests/{digest}");
+    let reply = pull.head(&target, &pull.own_headers(), HEAD_TIMEOUT).ok()?;
+    let media_type = media_type(&reply.headers).filter(|_| reply.status == 200)?;
+    let bytes = read(pull, digest)?;
+    let manifest = Manifest { digest: digest.clone(), media_type, bytes: Arc::new(bytes) };
+    vouch(pull, repository, &manifest);
+    Some(manifest)
+}
+
+fn by_tag(pull: &Pull<'_>, repository: &Repository, tag: &Tag) -> Reply {
+    let cache = pull.cache;
+    let scope = pull.scope(repository);
+    let partition = cache.partition(&pull.exchange.request);
+    let accepts = &pull.exchange.request.headers;
+    let held = cache.names.tag(scope, &partition, tag).into_iter().find_map(|entry| {
+        let taken = conditional::accepts(accepts, &entry.media_type);
+        let manifest = stored(pull, repository, &entry.digest).filter(|_| taken)?;
+        Some((entry, manifest))
+    });
+    if let Some((entry, manifest)) = &held {
+        cache.names.touch(scope, &partition, Some(tag), &entry.digest);
+        if cache.is_fresh(entry.confirmed) {
+            return found(pull, manifest, CacheOutcome::Hit);
+        }
+    }
+    let key = pull.key(repository, &tag.as_str());
+    if held.is_none()
+        && let Some(refused) = cache.negative.get(&key, Instant::now())
+    {
+        return pull.refused(refused);
+    }
+    // Clients that accept different types may get different manifests.
+    let accept = accepts.joined("Accept").unwrap_or_default();
+    let flight = format!("{key} {partition} {accept}");
+    let deadline = Instant::now() + HEAD_TIMEOUT;
+    let asked = cache.flights.run(&flight, deadline, || {
+        ask(pull, repository, tag, &partition, held.as_ref())
+    });
+    answer(pull, &key, asked)
+}
+
+/// Asks upstream for a tag: whether it still is what we hold, or what it is.
+fn ask(
+    pull: &Pull<'_>,
+    repository: &Repository,
+    tag: &Tag,
+    partition: &str,
+    held: Option<&(TagEntry, Manifest)>,
+) -> Asked {
+    let (cache, scope) = (pull.cache, pull.scope(repository));
+    let reference = Reference::Tag(tag.clone());
+    let Some((entry, manifest)) = held else {
+        let asked = fetch(pull, repository, &reference);
+        if let Asked::Found(manifest, _) = &asked {
+            keep_tag(pull, repository, tag, partition, manifest);
+        }
+        return asked;
+    };
+    let stale = |error: UpstreamError| {
+        let age = SystemTime::now().duration_since(entry.confirmed).unwrap_or_default();
+        log::info("tag served stale", &[("tag", &tag.as_str()), ("reason", &error)]);
+        Asked::Found(manifest.clone(), Freshness::Stale(error, age.as_secs()))
+    };
+    let target = format!("/v2/{repository}/manifests/{}", tag.as_str());
+    let reply = match pull.head(&target, &pull.own_headers(), STALE_PATIENCE) {
+        Ok(reply) => reply,
+        Err(error) => return stale(error),
+    };
+    match (reply.status, reply.headers.first(DIGEST_FIELD)) {
+        (200, Some(digest)) if digest == manifest.digest.as_str() => {
+            let confirmed =
+                cache.names.confirm_tag(scope, partition, tag, &entry.digest, SystemTime::now());
+            if let Err(error) = confirmed {
+                cache.fills.complain("tag", &error);
+            }
+            Asked::Found(manifest.clone(), Freshness::Revalidated)
+        }
+        (200, _) => match fetch(pull, repository, &reference) {
+            Asked::Found(manifest, freshness) => {
+                keep_tag(pull, repository, tag, partition, &manifest);
+                Asked::Found(manifest, freshness)
+            }
+            Asked::Failed(error) => stale(error),
+            Asked::Refused(refused) if refused.status != 404 => stale(unusual(pull, refused.status)),
+            asked => asked,
+        },
+        (404, _) => {
+            cache.names.remove_tag(scope, tag);
+            cache.sweeper.mark_dirty();
+            // A HEAD has no body to pass on, so the registry is asked for its words.
+            fetch(pull, repository, &reference)
+        }
+        (status, _) => stale(unusual(pull, status)),
+    }
+}
+
+fn unusual(pull: &Pull<'_>, status: u16) -> UpstreamError {
+    let reason = format!("it answered {status}");
+    UpstreamError { stage: Stage::Transfer, to: pull.registry.url(), reason }
+}
+
+/// Downloads a manifest, verifies and keeps it.
+fn fetch(pull: &Pull<'_>, repository: &Repository, reference: &Reference) -> Asked {
+    let name = match reference {
+        Reference::Digest(digest) => digest.as_str(),
+        Reference::Tag(tag) => tag.as_str(),
+    };
+    let call = Call {
+        registry: pull.registry,
+        method: "GET",
+        target: &format!("/v2/{repository}/manifests/{name}"),
+        headers: &pull.own_headers(),
+        patience: HEAD_TIMEOUT,
+        whole: true,
+    };
+    let none = &mut RequestBody::new(&mut std::io::empty(), Some(0));
+    let reply = match pull.exchange.upstream.fetch(call, none) {
+        Ok(fetched) => fetched.reply,
+        Err(error) => return Asked::Failed(error),
+    };
+    take(pull, repository, reference, reply).unwrap_or_else(Asked::Failed)
+}
+
+fn take(
+    pull: &Pull<'_>,
+    repository: &Repository,
+    reference: &Reference,
+    reply: Incoming,
+) -> Result<Asked, UpstreamError> {
+    let failed = |stage, reason| UpstreamError { stage, to: pull.registry.url(), reason };
+    let limit = if reply.status == 200 { MANIFEST_BYTES_MAX } else { REFUSAL_BYTES_MAX };
+    let media_type = media_type(&reply.headers);
+    let mut bytes = Vec::new();
+    reply.body.take(limit + 1).read_to_end(&mut bytes).map_err(|error| {
+        let late = error.kind() == std::io::ErrorKind::TimedOut;
+        let stage = if late { Stage::Timeout } else { Stage::Transfer };
+        failed(stage, format!("manifest broke off: {error}"))
+    })?;
+    if reply.status != 200 {
+        let (status, headers) = (reply.status, reply.headers);
+        return Ok(Asked::Refused(Refused { status, headers, body: bytes }));
+    }
+    if bytes.len() as u64 > MANIFEST_BYTES_MAX {
+        return Ok(Asked::TooLarge);
+    }
+    let digest = match reference {
+        Reference::Digest(digest) if hash::matches(digest, &bytes) => digest.clone(),
+        Reference::Digest(_) => {
+            let found = hash::sha256_hex(&bytes);
+            return Err(failed(Stage::Transfer, format!("manifest has the digest sha256:{found}")));
+        }
+        Reference::Tag(_) => {
+            let found = format!("sha256:{}", hash::sha256_hex(&bytes));
+            let named = reply.headers.first(DIGEST_FIELD).filter(|named| named.starts_with("sha256:"));
+            if named.is_some_and(|named| named != found) {
+                return Err(failed(Stage::Transfer, format!("manifest has the digest {found}")));
+            }
+            found.parse().map_err(|_| failed(Stage::Transfer, "no digest".to_owned()))?
+        }
+    };
+    let media_type = media_type.unwrap_or_else(|| "application/octet-stream".to_owned());
+    let manifest = Manifest { digest, media_type, bytes: Arc::new(bytes) };
+    match pull.cache.store.put(&manifest.digest, &manifest.bytes) {
+        Ok(()) => vouch(pull, repository, &manifest),
+        Err(error) => pull.cache.fills.complain("manifest", &error),
+    }
+    Ok(Asked::Found(manifest, Freshness::Fetched))
+}
+
+/// A manifest that upstream has shown in a repository vouches for every digest it names.
+fn vouch(pull: &Pull<'_>, repository: &Repository, manifest: &Manifest) {
+    let (cache, scope) = (pull.cache, pull.scope(repository));
+    let mut links = vec![(manifest.digest.clone(), Some(manifest.media_type.clone()))];
+    links.extend(named_by(&manifest.bytes).into_iter().map(|(digest, _)| (digest, None)));
+    for (digest, media_type) in links {
+        if let Err(error) = cache.names.set_link(scope, &digest, media_type.as_deref()) {
+            return cache.fills.complain("link", &error);
+        }
+    }
+    cache.remember(pull.registry);
+    cache.sweeper.mark_dirty();
+}
+
+fn keep_tag(
+    pull: &Pull<'_>,
+    repository: &Repository,
+    tag: &Tag,
+    partition: &str,
+    manifest: &Manifest,
+) {
+    let entry = TagEntry {
+        digest: manifest.digest.clone(),
+        media_type: manifest.media_type.clone(),
+        size: manifest.bytes.len() as u64,
+        confirmed: SystemTime::now(),
+    };
+    let kept = pull.cache.names.set_tag(pull.scope(repository), partition, tag, entry);
+    if let Err(error) = kept {
+        pull.cache.fills.complain("tag", &error);
+    }
+    pull.cache.sweeper.mark_dirty();
+}
+
+/// A manifest that the cache holds for this repository.
+fn stored(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> Option<Manifest> {
+    let scope = pull.scope(repository);
+    let media_type = pull.cache.names.link(scope, digest)?.media_type?;
+    let bytes = read(pull, digest)?;
+    pull.cache.names.touch(scope, "", None, digest);
+    Some(Manifest { digest: digest.clone(), media_type, bytes: Arc::new(bytes) })
+}
+
+fn read(pull: &Pull<'_>, digest: &Digest) -> Option<Vec<u8>> {
+    pull.cache.store.read(digest, MANIFEST_BYTES_MAX).unwrap_or_else(|error| {
+        pull.cache.fills.complain("manifest", &error);
+        None
+    })
+}
+
+fn media_type(headers: &Headers) -> Option<String> {
+    let value = headers.first("Content-Type")?.split(';').next()?.trim();
+    (!value.is_empty()).then(|| value.to_owned())
+}
+
+fn answer(pull: &Pull<'_>, key: &str, asked: Option<Asked>) -> Reply {
+    match asked {
+        Some(Asked::Failed(error)) => marked(fail(&error), CacheOutcome::Miss),
+        Some(Asked::Found(manifest, Freshness::Fetched)) => {
+            found(pull, &manifest, CacheOutcome::Miss)
+        }
+        Some(Asked::Found(manifest, Freshness::Revalidated)) => {
+            found(pull, &manifest, CacheOutcome::Revalidated)
+        }
+        Some(Asked::Found(manifest, Freshness::Stale(error, age))) => {
+            found(pull, &manifest, CacheOutcome::Stale)
+                .with("Warning", stale_warning(&error))
+                .with("Age", age.to_string())
+        }
+        Some(Asked::Refused(refused)) => {
+            if refused.status == 404 {
+                pull.cache.negative.put(key, refused.clone(), Instant::now());
+            }
+            pull.refused(refused)
+        }
+        Some(Asked::TooLarge) => pull.bypass(),
+        // The one who asked for all of us is gone, or takes too long.
+        None => pull.bypass(),
+    }
+}
+
+fn found(pull: &Pull<'_>, manifest: &Manifest, outcome: CacheOutcome) -> Reply {
+    let tag = format!("\"{}\"", manifest.digest);
+    let unchanged = conditional::is_not_modified(&pull.exchange.request.headers, &tag);
+    let length = Some(manifest.bytes.len() as u64);
+    let (status, body) = match (unchanged, pull.is_head()) {
+        (true, _) => (304, Body::empty()),
+        (false, true) => (200, Body::Empty { length }),
+        (false, false) => (200, Body::Bytes(manifest.bytes.to_vec())),
+    };
+    let headers = Headers::from_iter([
+        (super::API_VERSION.0, super::API_VERSION.1.to_owned()),
+        ("Content-Type", manifest.media_type.clone()),
+        (DIGEST_FIELD, manifest.digest.to_string()),
+        ("ETag", tag),
+    ]);
+    marked(Reply { status, headers, body, outcome: Outcome::default() }, outcome)
+}
