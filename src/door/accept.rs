@@ -189,14 +189,14 @@ impl Door {
             let waited = self.shared.closed.wait_timeout(connections, left);
             (connections, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
-        for entry in connections.values() {
+        // Those that were idle are on their way out, with nothing left to say.
+        let busy = |entry: &&Arc<Entry>| entry.state.load(Ordering::SeqCst) == BUSY;
+        let cut = connections.values().filter(busy).map(|entry| {
             let zero = Some(Duration::ZERO);
             let _ = rustix::net::sockopt::set_socket_linger(&*entry.stream, zero);
             let _ = entry.stream.shutdown(Shutdown::Both);
-        }
-        Drained {
-            cut: connections.len(),
-        }
+        });
+        Drained { cut: cut.count() }
     }
 }
 
@@ -227,8 +227,9 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
                     "accept failed; pausing",
                     &[("error", &error), ("pause_ms", &pause)],
                 );
-                close_longest_idle(shared);
+                // First the pause: whoever was let in last gets the time to say what it wants.
                 std::thread::sleep(backoff);
+                close_longest_idle(shared);
                 backoff = (backoff * 2).min(BACKOFF_MAX);
             }
         }

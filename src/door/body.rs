@@ -207,16 +207,22 @@ fn malformed(why: &str) -> BodyFault {
     BodyFault::Malformed(why.to_owned())
 }
 
-/// `1*HEXDIG`, then nothing or an extension, which is ignored (RFC 9112 §7.1.1).
+/// `1*HEXDIG`, then nothing or an extension, which is ignored (RFC 9112 §7.1.1). White space is
+/// allowed before an extension only, and control characters nowhere.
 fn chunk_size(line: &[u8]) -> Result<u64, BodyFault> {
     let digits = line
         .iter()
         .take_while(|byte| byte.is_ascii_hexdigit())
         .count();
     let (size, extension) = line.split_at(digits);
-    let rest = extension.trim_ascii_start();
-    if digits == 0 || digits > CHUNK_SIZE_DIGITS_MAX || !(rest.is_empty() || rest.starts_with(b";"))
-    {
+    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let first = extension.iter().find(|byte| !is_blank(byte));
+    let is_extension = first == Some(&b';')
+        && extension
+            .iter()
+            .all(|byte| is_blank(byte) || !byte.is_ascii_control());
+    let is_malformed = !extension.is_empty() && !is_extension;
+    if digits == 0 || digits > CHUNK_SIZE_DIGITS_MAX || is_malformed {
         return Err(malformed(
             "chunk size is not a hex number of at most 16 digits",
         ));
@@ -318,6 +324,10 @@ mod tests {
             "0x5\r\nhello\r\n",
             " 5\r\nhello\r\n",
             "5 x\r\nhello\r\n",
+            "5 \r\nhello\r\n",
+            "5\t\r\nhello\r\n",
+            "5\x0c;\r\nhello\r\n",
+            "5;\x7f\r\nhello\r\n",
             "11111111111111111\r\n",
             "5\nhello\r\n",
             "5\r\nhello\n",

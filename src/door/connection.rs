@@ -64,6 +64,8 @@ fn serve_one(shared: &Shared, entry: &Entry, peer: &Peer, socket: &mut Socket) -
                 target: "-",
             };
             finish(line, socket, refused(&refusal), context);
+            // From here on it may have to make room: a client that only stays is not busy.
+            entry.set_idle();
             linger(shared, socket);
             return Next::Close;
         }
@@ -84,14 +86,13 @@ fn serve_one(shared: &Shared, entry: &Entry, peer: &Peer, socket: &mut Socket) -
     };
     let written = finish(line, socket, reply, context);
     entry.set_idle();
-    if written.fault.is_none() && !body_done {
+    if written.keep_alive {
+        return Next::Request;
+    }
+    if written.fault.is_none() {
         linger(shared, socket);
     }
-    if written.keep_alive {
-        Next::Request
-    } else {
-        Next::Close
-    }
+    Next::Close
 }
 
 /// Waits for a head: as long as the idle limit for its first byte, then the head limit.
@@ -101,8 +102,9 @@ fn read_head(shared: &Shared, entry: &Entry, socket: &mut Socket) -> Result<Head
     let mut scanned = 0;
     loop {
         // An empty line before a request is ignored (RFC 9112 §2.2).
-        while scanned == 0 && socket.buffered().starts_with(b"\r\n") {
+        while socket.buffered().starts_with(b"\r\n") {
             socket.consume(2);
+            scanned = 0;
         }
         if !begun && !socket.buffered().is_empty() {
             begun = true;

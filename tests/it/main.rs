@@ -6,7 +6,13 @@
     reason = "test code: a panic here is a test's verdict, and says where"
 )]
 
+mod attacks;
+mod crowds;
+mod drain;
+mod framing;
 mod layers;
+mod limits;
+mod pool;
 mod standin;
 mod support;
 mod tidy;

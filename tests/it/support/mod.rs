@@ -5,8 +5,11 @@
     reason = "a toolbox: not every tool is in use at all times"
 )]
 
+mod attack;
 mod client;
+pub(crate) mod door;
 mod proxy;
 
+pub(crate) use attack::{Target, in_parallel, raise_descriptors};
 pub(crate) use client::{Http, Response, raw};
 pub(crate) use proxy::{Proxy, proxy_for, wait_until};
