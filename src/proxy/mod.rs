@@ -22,6 +22,9 @@ const RETRY_AFTER_SECONDS: &str = "5";
 /// What every answer under `/v2` says of itself; docker takes it for the sign of a registry.
 const API_VERSION: (&str, &str) = ("Docker-Distribution-Api-Version", "registry/2.0");
 
+/// No URI has these as they are (RFC 3986 §2), and ureq sends none that does.
+const NEVER_IN_TARGET: [char; 4] = ['"', '<', '>', '`'];
+
 /// The proxy: one registry and the way to it.
 pub struct Proxy {
     upstream: Arc<Upstream>,
@@ -55,6 +58,10 @@ impl Proxy {
             let why = format!("{} is not possible here", request.method);
             let error = OciError::new(ErrorCode::Unsupported, why);
             return Answer::Now(refuse(&error).with("Allow", methods.join(", ")));
+        }
+        if let Some(odd) = request.target.chars().find(|c| NEVER_IN_TARGET.contains(c)) {
+            let why = format!("{odd} in the request target: expected it percent-encoded");
+            return Answer::Now(refuse(&OciError::new(ErrorCode::BadRequest, why)));
         }
         if route == Route::Base {
             let reply = Reply::new(200, "application/json", "{}");
@@ -91,6 +98,8 @@ impl Exchange {
             method: &self.method,
             target: &self.target,
             headers: &self.headers,
+            // Its digest is told in the head, so it is read before the head goes out.
+            whole: matches!(self.route, Route::Manifest(..)),
         };
         match self.upstream.fetch(call, body) {
             Ok(fetched) => self.reply(fetched).unwrap_or_else(|error| fail(&error)),
@@ -109,13 +118,17 @@ impl Exchange {
             upstream: Some(incoming.status.to_string()),
             ..Outcome::default()
         };
-        if matches!(incoming.status, 300..=303 | 305..=399) {
+        // A 101 would end HTTP on the client's connection; past 599 there is no status (RFC 9110
+        // §15).
+        let stage = match incoming.status {
+            200..=299 | 304 | 400..=599 => None,
+            300..=399 => Some(Stage::Redirect),
+            _ => Some(Stage::Transfer),
+        };
+        if let Some(stage) = stage {
             let reason = format!("answered {} to a {}", incoming.status, self.method);
-            return Err(UpstreamError {
-                stage: Stage::Redirect,
-                to: registry.url(),
-                reason,
-            });
+            let to = registry.url();
+            return Err(UpstreamError { stage, to, reason });
         }
         let body = if self.method == "HEAD" {
             Body::Empty {

@@ -1,7 +1,7 @@
 //! Manifests and blobs on their way to the client. Owns: the fields that a registry owes with them
 //! (`Docker-Content-Digest`, `ETag`, `Content-Type`). Must not: change a byte of either.
 
-use std::io::{Cursor, Read};
+use std::io::{self, Cursor, Read};
 
 use crate::message::{Body, Reply};
 use crate::oci::{Digest, Reference, Registry};
@@ -46,8 +46,8 @@ pub(super) fn manifest(
     };
     let mut found = asked.clone();
     if let Body::Stream { mut reader, length } = reply.body {
-        let broken = |reason| UpstreamError {
-            stage: Stage::Transfer,
+        let failed = |stage, reason| UpstreamError {
+            stage,
             to: registry.url(),
             reason,
         };
@@ -55,7 +55,15 @@ pub(super) fn manifest(
         let read = (&mut reader)
             .take(MANIFEST_BYTES_MAX + 1)
             .read_to_end(&mut bytes);
-        read.map_err(|error| broken(format!("manifest broke off: {error}")))?;
+        read.map_err(|error| {
+            let late = error.kind() == io::ErrorKind::TimedOut;
+            let stage = if late {
+                Stage::Timeout
+            } else {
+                Stage::Transfer
+            };
+            failed(stage, format!("manifest broke off: {error}"))
+        })?;
         reply.body = if bytes.len() as u64 > MANIFEST_BYTES_MAX {
             Body::Stream {
                 reader: Box::new(Cursor::new(bytes).chain(reader)),
@@ -70,7 +78,8 @@ pub(super) fn manifest(
             };
             let computed = digest_of(&bytes, algorithm);
             if asked.as_ref().is_some_and(|asked| *asked != computed) {
-                return Err(broken(format!("manifest has the digest {computed}")));
+                let reason = format!("manifest has the digest {computed}");
+                return Err(failed(Stage::Transfer, reason));
             }
             found = Some(computed);
             Body::Bytes(bytes)
@@ -150,8 +159,8 @@ mod tests {
     fn a_manifest_that_breaks_off_is_an_error() {
         struct Broken;
         impl Read for Broken {
-            fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
-                Err(std::io::ErrorKind::UnexpectedEof.into())
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::UnexpectedEof.into())
             }
         }
         let reference = Reference::Tag("1".parse().unwrap());

@@ -46,6 +46,8 @@ pub struct Outgoing<'a> {
     pub headers: &'a Headers,
     /// Until when the reply's head must have come; connecting counts, sending a body does not.
     pub head_deadline: Instant,
+    /// The body must have come by then, too: it is read whole before a client gets a head.
+    pub whole: bool,
 }
 
 /// A reply whose body is still to be read.
@@ -154,6 +156,7 @@ impl Client {
             .configure_request(request)
             .timeout_connect(Some(left.min(CONNECT_TIMEOUT)))
             .timeout_recv_response(Some(left))
+            .timeout_global(outgoing.whole.then_some(left))
             .build();
         self.agent
             .run(request)
@@ -323,8 +326,23 @@ fn incoming(reply: http::Response<ureq::Body>) -> Incoming {
     Incoming {
         status,
         headers,
-        body: Box::new(body.into_reader()),
+        body: Box::new(TimedBody(body.into_reader())),
         length,
+    }
+}
+
+/// ureq's time-outs reach a body's reader as errors of no kind; this names them.
+struct TimedBody<R>(R);
+
+impl<R: Read> Read for TimedBody<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.0.read(into).map_err(|error| {
+            let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+            if let Some(ureq::Error::Timeout(_)) = inner {
+                return io::Error::new(io::ErrorKind::TimedOut, error);
+            }
+            error
+        })
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Call<'a> {
     pub target: &'a str,
     /// Fields, without `Host`, framing and `Authorization`.
     pub headers: &'a Headers,
+    /// The reply's body must come within the time for its head, too.
+    pub whole: bool,
 }
 
 /// A registry's reply.
@@ -142,6 +144,7 @@ impl Upstream {
             url: &url,
             headers,
             head_deadline,
+            whole: false,
         };
         let mut reply = self
             .client
@@ -214,7 +217,7 @@ impl Upstream {
         loop {
             let first = Url::of(registry, call.target);
             let headers = authorized(call.headers, grant);
-            let reply = self.send_once(call.method, &first, &headers, deadline)?;
+            let reply = self.send_once(call, call.method, &first, &headers, deadline)?;
             if !matches!(call.method, "GET" | "HEAD") || !is_redirect(&reply) {
                 return Ok((reply, false));
             }
@@ -261,10 +264,10 @@ impl Upstream {
                 &mut reply.body.take(REFUSAL_BYTES_MAX),
                 &mut std::io::sink(),
             );
-            reply = self.send_once(call.method, &url, &headers, deadline)?;
+            reply = self.send_once(call, call.method, &url, &headers, deadline)?;
             if call.method == "HEAD" && matches!(reply.status, 403 | 405) {
                 // A URL signed for GET refuses HEAD; its head is the same.
-                reply = self.send_once("GET", &url, &headers, deadline)?;
+                reply = self.send_once(call, "GET", &url, &headers, deadline)?;
             }
             if !is_redirect(&reply) {
                 return Ok(reply);
@@ -275,6 +278,7 @@ impl Upstream {
 
     fn send_once(
         &self,
+        call: Call<'_>,
         method: &str,
         url: &Url,
         headers: &Headers,
@@ -286,6 +290,7 @@ impl Upstream {
             url: &url,
             headers,
             head_deadline: deadline,
+            whole: call.whole,
         })
     }
 }

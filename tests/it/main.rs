@@ -7,12 +7,20 @@
 )]
 
 mod attacks;
+mod config;
 mod crowds;
 mod drain;
 mod framing;
 mod layers;
 mod limits;
+mod pages;
 mod pool;
+mod pull;
+mod push;
+mod rewrite;
+mod secrets;
 mod standin;
 mod support;
 mod tidy;
+mod token;
+mod upstream_faults;

@@ -8,8 +8,10 @@
 mod attack;
 mod client;
 pub(crate) mod door;
+mod front;
 mod proxy;
 
 pub(crate) use attack::{Target, in_parallel, raise_descriptors};
 pub(crate) use client::{Http, Response, raw};
+pub(crate) use front::{Front, SOON, error_of, target_of};
 pub(crate) use proxy::{Proxy, proxy_for, wait_until};

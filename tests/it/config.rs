@@ -1,0 +1,212 @@
+//! The command line of the real binary: help, faults, names of the predecessors, `settings`,
+//! `health`, exit codes.
+
+use std::process::Command;
+
+use aws_ecr_proxy::config::{SETTINGS, flag_of};
+use standin::{Options, Server, Standin};
+
+use crate::support::{Front, Http, Proxy, SOON, wait_until};
+
+struct Run {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+/// Runs the binary with these variables alone.
+fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aws-ecr-proxy"));
+    command.env_clear().envs(variables.iter().copied());
+    let output = command.args(arguments).output().expect("the binary runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    Run {
+        code: output.status.code(),
+        out: text(output.stdout),
+        err: text(output.stderr),
+    }
+}
+
+#[test]
+fn help_lists_every_setting_and_command() {
+    for arguments in [&["--help"][..], &["-h"], &["help"], &["serve", "--help"]] {
+        let help = run(arguments, &[]);
+        assert_eq!(
+            (help.code, help.err.as_str()),
+            (Some(0), ""),
+            "{arguments:?}"
+        );
+        for setting in SETTINGS {
+            // Those not built yet are listed by name, at the end.
+            let flag = flag_of(setting.name);
+            let mut words = help.out.split([' ', ',', '\n']);
+            let found = words.any(|word| word == flag || word == setting.name);
+            assert!(found, "{}", setting.name);
+        }
+        for command in ["serve", "health", "settings"] {
+            assert!(help.out.contains(&format!("\n  {command} ")), "{command}");
+        }
+    }
+    let version = run(&["--version"], &[]);
+    assert_eq!(version.code, Some(0));
+    assert!(version.out.starts_with("aws-ecr-proxy "), "{}", version.out);
+}
+
+#[test]
+fn all_faults_are_told_at_once() {
+    let variables = [
+        ("LISTEN_PORT", "99999"),
+        ("LOG_LEVEL", "loud"),
+        ("ECR", "ftp://nowhere"),
+        ("RENEW_INTERVAL_HOURS", "never"),
+        ("CACHE_DIR", "/var/cache"),
+        ("AWS_SECRET_ACCESS_KEY", "not a \u{1} secret"),
+    ];
+    let refused = run(
+        &["--workers=0", "--no-such-flag", "--shutdown-grace=30"],
+        &variables,
+    );
+    assert_eq!((refused.code, refused.out.as_str()), (Some(64), ""));
+    let told = ["--workers", "--no-such-flag", "--shutdown-grace"];
+    let start = |name: &str| format!("aws-ecr-proxy: {name}");
+    for name in variables.iter().map(|(name, _)| *name).chain(told) {
+        let lines = refused
+            .err
+            .lines()
+            .filter(|line| line.starts_with(&start(name)));
+        assert_eq!(lines.count(), 1, "{name} in {}", refused.err);
+    }
+    assert_eq!(refused.err.lines().count(), 9, "{}", refused.err);
+    assert!(!refused.err.contains("not a"), "{}", refused.err);
+}
+
+#[test]
+fn what_is_not_built_is_refused_by_name() {
+    for (name, value) in [
+        ("ENABLE_SSL", "true"),
+        ("AUTH_FILE", "/htpasswd"),
+        ("READ_ONLY", "true"),
+        ("ALLOW_REPOSITORIES", "team/*"),
+        ("HTTPS_PROXY", "http://proxy:3128"),
+        ("PREFETCH", "team/app:1.0"),
+        ("AWS_PROFILE", "prod"),
+        ("REGISTRY_HTTP_TLS_KEY", "/key.pem"),
+    ] {
+        for command in ["serve", "settings", "health"] {
+            let refused = run(&[command], &[(name, value)]);
+            assert_eq!(refused.code, Some(64), "{name} {command}");
+            let told = format!("aws-ecr-proxy: {name}={value}: not built yet");
+            assert!(refused.err.contains(&told), "{}", refused.err);
+        }
+    }
+    for command in ["pull", "check", "export"] {
+        let refused = run(&[command, "x"], &[]);
+        assert_eq!(refused.code, Some(64));
+        assert!(refused.err.contains("not built yet"), "{}", refused.err);
+    }
+    assert_eq!(run(&["frobnicate"], &[]).code, Some(64));
+}
+
+#[test]
+fn names_of_the_predecessors_still_work() {
+    let standin = Standin::start(Options::default());
+    standin.put_image("team/app", "1.0", &[]);
+    let host = standin.registry_url();
+    let settings = [
+        ("ECR", ""),
+        ("UPSTREAM", host.as_str()),
+        ("LISTEN_PORT", ""),
+        ("PORT", "0"),
+    ];
+    let proxy = Proxy::in_front_of(&standin, &settings);
+    let front = Front { proxy, standin };
+    assert_eq!(front.get("/v2/team/app/manifests/1.0").status, 200);
+    let both = [
+        ("ECR", "http://a.example"),
+        ("UPSTREAM", "http://b.example"),
+    ];
+    let refused = run(&["settings"], &both);
+    assert_eq!(refused.code, Some(64));
+    assert!(
+        refused.err.contains("ECR") && refused.err.contains("UPSTREAM"),
+        "{}",
+        refused.err
+    );
+    let same = [("PORT", "5000"), ("LISTEN_PORT", "5000")];
+    assert_eq!(run(&["settings"], &same).code, Some(0));
+}
+
+#[test]
+fn settings_are_shown_with_their_origin_and_without_secrets() {
+    let variables = [
+        ("ECR", "http://registry.example:5000"),
+        ("AWS_SECRET_ACCESS_KEY", "the-secret-key"),
+        ("AWS_SESSION_TOKEN", "the-session-token"),
+        ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
+        ("LISTEN_PORT", "5000"),
+    ];
+    let shown = run(&["settings", "--listen-port", "6000"], &variables);
+    assert_eq!((shown.code, shown.err.as_str()), (Some(0), ""));
+    let line = |name: &str| {
+        let lines = shown.out.lines();
+        let mut found = lines.filter(|line| line.split(' ').next() == Some(name));
+        let words = found.next().expect(name).split_whitespace();
+        words.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(line("LISTEN_PORT"), "LISTEN_PORT 6000 flag --listen-port");
+    assert_eq!(
+        line("ECR"),
+        "ECR http://registry.example:5000 environment ECR"
+    );
+    assert_eq!(line("WORKERS"), "WORKERS 8 default");
+    let secret = "AWS_SECRET_ACCESS_KEY *** environment AWS_SECRET_ACCESS_KEY";
+    assert_eq!(line("AWS_SECRET_ACCESS_KEY"), secret);
+    assert!(!shown.out.contains("the-se"), "{}", shown.out);
+}
+
+#[test]
+fn health_says_by_its_exit_code_whether_it_is_ready() {
+    let front = Front::start();
+    wait_until("the proxy is ready", SOON, || {
+        front.get("/readyz").status == 200
+    });
+    let port = front.address().port().to_string();
+    let health = run(&["health"], &[("LISTEN_PORT", &port)]);
+    assert_eq!(health.code, Some(0), "{}{}", health.out, health.err);
+    let front = Front::with(
+        Options::default(),
+        &[("AWS_ACCESS_KEY_ID", ""), ("AWS_SECRET_ACCESS_KEY", "")],
+    );
+    let port = front.address().port().to_string();
+    let health = run(&["health", "--listen-port", &port], &[]);
+    assert_eq!(health.code, Some(1), "{}{}", health.out, health.err);
+    assert!(health.out.contains("not ready: 503"), "{}", health.out);
+    let address = front.address();
+    drop(front);
+    assert!(std::net::TcpStream::connect(address).is_err());
+    let health = run(&["health", "--listen-port", &port], &[]);
+    assert_eq!(health.code, Some(1));
+    assert!(health.out.contains("no answer from"), "{}", health.out);
+}
+
+#[test]
+fn a_port_that_is_taken_fails_the_start_with_words() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let failed = run(&["--listen-host=127.0.0.1", "--listen-port", &port], &[]);
+    assert_eq!(failed.code, Some(1), "{}", failed.err);
+    assert!(failed.err.contains("LISTEN_PORT"), "{}", failed.err);
+}
+
+#[test]
+fn flags_start_it_as_variables_do() {
+    let standin = Standin::start(Options::default());
+    let mut command = Proxy::command();
+    command.env("LISTEN_PORT", "1").arg("--listen-port=0");
+    for (name, value) in standin.settings() {
+        command.args([flag_of(name), value]);
+    }
+    let proxy = Proxy::start_command(command);
+    assert_eq!(Http::get_once(proxy.address(), "/v2/_catalog").status, 200);
+    assert_eq!(standin.count(Server::Registry, "GET", "/v2/_catalog"), 1);
+}
