@@ -50,6 +50,7 @@ enum Event {
 /// Serves until a signal ends it; returns the exit code. Blocks for as long.
 pub fn run(settings: Settings) -> u8 {
     log::init(settings.log_level, settings.log_format);
+    log::hook_panics();
     let (events, incoming) = channel();
     let code = match start(&settings, &events) {
         Ok(running) => running.wait(&incoming, &events, settings.shutdown_grace),

@@ -108,6 +108,26 @@ pub fn init(level: Level, format: Format) {
     }
 }
 
+/// Logs panics like everything else: the standard hook would write past the format, and block when
+/// nobody reads the log.
+pub fn hook_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let place = panic
+            .location()
+            .map_or_else(String::new, ToString::to_string);
+        let message = panic.payload_as_str().unwrap_or("no message");
+        error(
+            "panicked",
+            &[
+                ("thread", &thread.name().unwrap_or("unnamed")),
+                ("at", &place),
+                ("reason", &message),
+            ],
+        );
+    }));
+}
+
 /// Waits until the lines logged so far are written, at the longest `limit`.
 pub fn flush(limit: Duration) {
     let Some(logger) = LOGGER.get() else { return };
@@ -204,11 +224,7 @@ fn write(level: Level, message: &str, fields: &[Field<'_>]) {
     if !enabled(level) {
         return;
     }
-    let format = LOGGER.get().map_or(Format::Text, |logger| logger.format);
-    let line = match format {
-        Format::Json => json_line(SystemTime::now(), level, message, fields),
-        Format::Text => text_line(SystemTime::now(), level, message, fields),
-    };
+    let line = line(level, message, fields);
     match LOGGER.get() {
         None => write_stderr(&line),
         Some(logger) => {
@@ -216,6 +232,13 @@ fn write(level: Level, message: &str, fields: &[Field<'_>]) {
                 metrics::LOG_LINES_DROPPED.inc();
             }
         }
+    }
+}
+
+fn line(level: Level, message: &str, fields: &[Field<'_>]) -> String {
+    match LOGGER.get().map_or(Format::Text, |logger| logger.format) {
+        Format::Json => json_line(SystemTime::now(), level, message, fields),
+        Format::Text => text_line(SystemTime::now(), level, message, fields),
     }
 }
 
@@ -246,8 +269,10 @@ fn json_line(time: SystemTime, level: Level, message: &str, fields: &[Field<'_>]
     );
     for (name, value) in fields {
         let value = value.to_string();
-        // Numbers stay numbers, so that a log store can sum and compare them.
-        let number = !value.is_empty()
+        // Numbers stay numbers, so that a log store can sum and compare them; a field that is only
+        // sometimes one is always text, or the store would refuse it the other times.
+        let number = *name != "upstream"
+            && !value.is_empty()
             && value.len() < 16
             && value.bytes().all(|b| b.is_ascii_digit())
             && (value == "0" || !value.starts_with('0'));
@@ -279,12 +304,7 @@ fn write_lines(lines: &Receiver<Entry>) {
         let dropped = metrics::LOG_LINES_DROPPED.take();
         if dropped > 0 {
             let fields: [Field<'_>; 1] = [("lines", &dropped)];
-            write_stderr(&text_line(
-                SystemTime::now(),
-                Level::Warn,
-                "log lines dropped",
-                &fields,
-            ));
+            write_stderr(&line(Level::Warn, "log lines dropped", &fields));
         }
     }
 }

@@ -103,8 +103,9 @@ Each setting is an environment variable and, in the same words, a flag: `LISTEN_
 * `aws-ecr-proxy settings` shows every value that holds and where it comes from, secrets hidden.
 ";
 
-/// The built settings as one Markdown table, for the README.
-pub fn readme_table() -> String {
+/// The built settings as one Markdown table: the README's, which a test holds to it.
+#[cfg(test)]
+fn readme_table() -> String {
     let mut text = "| setting | default | meaning |\n| --- | --- | --- |\n".to_owned();
     for setting in Group::ALL.into_iter().flat_map(|group| rows(group, true)) {
         let names: Vec<String> = setting.names().map(|name| format!("`{name}`")).collect();

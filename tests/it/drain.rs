@@ -3,7 +3,7 @@
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use standin::{Fault, Match, Server};
+use standin::{Fault, Match, Server, digest};
 
 use crate::support::{Http, Proxy, Target, wait_until};
 
@@ -70,6 +70,40 @@ fn a_drain_waits_for_the_busy_and_for_nobody_else() {
     });
     assert_eq!((reply.status, reply.complete), (200, true));
     assert_eq!(reply.length, SIZE);
+    assert_eq!(target.proxy.wait_exit().code(), Some(0));
+    target.proxy.wait_for_log("stopped connections_cut=0");
+}
+
+#[test]
+fn an_upload_that_ends_in_the_drain_is_told_that_it_was_the_last() {
+    let mut target = Target::start();
+    let path = "/v2/sample/new/blobs/uploads/";
+    let with_digest = format!("{path}?digest={}", digest(b"hello"));
+    let mut client = Http::connect(target.address());
+    let length = [("Content-Length", "5")];
+    client.send_head("POST", &with_digest, &length).unwrap();
+    client.send(b"he").unwrap();
+    wait_until("the upload has begun", SOON, || {
+        target.standin.count(Server::Registry, "POST", path) == 1
+    });
+    target.proxy.term();
+    target.proxy.wait_for_log("draining");
+    client
+        .send(b"lloGET /readyz HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
+    let reply = client.receive("POST").unwrap();
+    assert_eq!(
+        (reply.status, reply.header("connection")),
+        (201, Some("close"))
+    );
+    client.half_close();
+    assert!(client.is_closed_within(SOON), "a second answer");
+    assert!(
+        target
+            .standin
+            .blob("sample/new", &digest(b"hello"))
+            .is_some()
+    );
     assert_eq!(target.proxy.wait_exit().code(), Some(0));
     target.proxy.wait_for_log("stopped connections_cut=0");
 }

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_ecr_proxy::door::Limits;
+use aws_ecr_proxy::door::{Limits, check};
 use aws_ecr_proxy::message::{Answer, Reply, Request};
 
-use crate::support::door::Server;
+use crate::support::door::{Server, ok};
 use crate::support::{Http, in_parallel, wait_until};
 
 const ROUNDS: usize = 50;
@@ -71,4 +71,124 @@ fn panics_cost_one_request_each_and_nothing_more() {
     wait_until("exchanges are dropped", CLOSED, || {
         Arc::strong_count(&token) == 2
     });
+}
+
+/// Numbers that look like chance and are the same every time (xorshift64*, Marsaglia 2003).
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        let number = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33;
+        usize::try_from(number).unwrap_or_default() % limit
+    }
+
+    fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
+        from[self.below(from.len())]
+    }
+
+    /// Any visible characters, and now and then a blank.
+    fn text(&mut self, longest: usize) -> String {
+        let length = self.below(longest);
+        let mut character = || char::from(b' ' + u8::try_from(self.below(95)).unwrap_or_default());
+        (0..length).map(|_| character()).collect()
+    }
+
+    fn head(&mut self) -> String {
+        let methods = [
+            "GET",
+            "HEAD",
+            "PATCH",
+            "M-SEARCH",
+            "TRACE",
+            "!#$%&'*+-.^_`|~",
+            "get",
+        ];
+        let targets = [
+            "/",
+            "//",
+            "/v2/?a=b&c",
+            "/%",
+            "/a;b,c",
+            "http://b/x",
+            "/\\\"<>{}|^`",
+            "/?",
+        ];
+        let names = [
+            "X",
+            "Accept",
+            "Connection",
+            "Content-Type",
+            "TE",
+            "Upgrade",
+            "Trailer",
+            "X-Door",
+            "Expect",
+            "Cookie",
+            "Range",
+            "Content-Encoding",
+            "!#$%&'*+-.^_`|~",
+            "0",
+            "Keep-Alive",
+        ];
+        let values = [
+            "",
+            "keep-alive",
+            "upgrade, x",
+            "trailers",
+            "100-continue",
+            "a:b:c",
+            ":",
+            "\t",
+            "h2c",
+            "bytes=0-",
+            "\"",
+            "close, Host, X-Door",
+        ];
+        let mut head = format!("{} {}", self.pick(&methods), self.pick(&targets));
+        head += &self.text(30).replace(' ', "");
+        head += self.pick(&[
+            " HTTP/1.1\r\nHost: a\r\n",
+            " HTTP/1.0\r\n",
+            " HTTP/1.0\r\nHost: [::1]\r\n",
+        ]);
+        for _ in 0..self.below(6) {
+            let value = match self.below(2) {
+                0 => self.pick(&values).to_owned(),
+                _ => self.text(60),
+            };
+            head += &format!(
+                "{}:{}{value}\r\n",
+                self.pick(&names),
+                self.pick(&["", " ", "\t "])
+            );
+        }
+        head + "\r\n"
+    }
+}
+
+#[test]
+fn every_head_that_the_door_passes_is_answered() {
+    let server = Server::start(Limits::new(100), ok);
+    let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
+    let mut client = Http::connect(server.address());
+    let mut passed = 0;
+    for _ in 0..5000 {
+        let head = chance.head();
+        let Ok(checked) = check(head.as_bytes()) else {
+            continue;
+        };
+        passed += 1;
+        client.send(head.as_bytes()).unwrap();
+        let reply = client.receive(&checked.method);
+        let reply = reply.unwrap_or_else(|error| panic!("{head:?}: {error}"));
+        assert_eq!(reply.status, 200, "{head:?}");
+        if !checked.keep_alive {
+            client = Http::connect(server.address());
+        }
+    }
+    assert!(passed > 2000, "only {passed} heads were good");
+    server.assert_whole();
 }

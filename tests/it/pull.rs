@@ -1,11 +1,12 @@
 //! Pulls: manifests and blobs through the proxy, byte for byte, and what either side gets to see.
 
+use std::io::Read;
 use std::net::TcpListener;
 
 use standin::image::{INDEX, MANIFEST};
 use standin::{Fault, Layer, Match, Options, Quirks, Server};
 
-use crate::support::{Front, Response, error_of, target_of};
+use crate::support::{Front, Http, Proxy, Response, SOON, error_of, target_of, wait_until};
 
 /// Fields that no side may pass on (RFC 9110 §7.6.1).
 const HOP_BY_HOP: [(&str, &str); 6] = [
@@ -197,7 +198,7 @@ fn a_head_of_a_blob_is_answered_though_its_url_is_signed_for_get() {
         .parse()
         .unwrap();
     let fields = [("Authorization", basic.as_str())];
-    let redirect = crate::support::Http::once(registry, "GET", &target, &fields, b"");
+    let redirect = Http::once(registry, "GET", &target, &fields, b"");
     let url = redirect.header("Location").unwrap().to_owned();
     let pick = Match::registry().method("HEAD");
     front.standin.fault(pick, Fault::RedirectTo(url.clone()));
@@ -415,4 +416,70 @@ fn connections_to_upstream_are_used_again() {
         assert!(used.len() <= 2, "{} connections to {server:?}", used.len());
         assert!(front.standin.connections(server) <= 2);
     }
+}
+
+#[test]
+fn many_blobs_at_a_time_take_constant_memory() {
+    let front = Front::start();
+    let blob = front.standin.add_blob_of("team/app", 20 << 20, 9);
+    let target = format!("/v2/team/app/blobs/{blob}");
+    std::thread::scope(|scope| {
+        for _ in 0..12 {
+            scope.spawn(|| assert_eq!(front.get(&target).digest, blob));
+        }
+    });
+    let peak = front.proxy.peak_rss_kib();
+    assert!(peak < 64 << 10, "{peak} KiB resident at the most");
+}
+
+#[test]
+fn a_client_that_hangs_up_ends_the_download() {
+    let front = Front::start();
+    let blob = front.standin.add_blob_of("team/app", 100 << 20, 10);
+    let mut http = front.http();
+    let target = format!("/v2/team/app/blobs/{blob}");
+    http.send_head("GET", &target, &[]).unwrap();
+    let mut start = [0; 4096];
+    (&mut http.stream()).read_exact(&mut start).unwrap();
+    assert!(start.starts_with(b"HTTP/1.1 200 "));
+    drop(http);
+    wait_until("the blob host's connection is closed", SOON, || {
+        front.standin.connections(Server::S3) == 0
+    });
+    wait_until("its thread is gone", SOON, || {
+        let names = front.proxy.thread_names();
+        !names.iter().any(|name| name.starts_with("conn-"))
+    });
+    front.proxy.wait_for_log(" aborted=\"client: ");
+    assert_eq!(front.get("/healthz").status, 200);
+}
+
+#[test]
+fn a_proxy_behind_a_proxy_serves_the_same() {
+    let site = Front::start();
+    let image = site.standin.put_image("team/app", "1.0", &[]);
+    let blob = site.standin.add_blob("team/app", b"abcdefghij");
+    site.standin.add_repositories(150);
+    let url = format!("http://{}", site.address());
+    let node = [("ECR", url.as_str()), ("UPSTREAM_AUTH", "none")];
+    let node = Proxy::start(&node);
+    let get = |target: &str| Http::get_once(node.address(), target);
+    let manifest = get("/v2/team/app/manifests/1.0");
+    assert_eq!((manifest.status, &manifest.body), (200, &image.bytes));
+    assert_eq!(digest_field(&manifest), image.manifest);
+    assert_eq!(get(&format!("/v2/team/app/blobs/{blob}")).digest, blob);
+    let own = format!("<http://{}/v2/_catalog?n=100&last=", node.address());
+    let page = get("/v2/_catalog?n=100");
+    assert!(
+        page.header("Link")
+            .is_some_and(|link| link.starts_with(&own))
+    );
+    let begun = Http::once(node.address(), "POST", "/v2/new/blobs/uploads/", &[], b"");
+    let location = begun.header("Location").unwrap();
+    let own = format!("http://{}/v2/new/blobs/uploads/", node.address());
+    assert!(location.starts_with(&own), "{location}");
+    let target = target_of(location);
+    let patch = Http::once(node.address(), "PATCH", target, &[], b"abc");
+    assert_eq!(patch.status, 201);
+    assert_eq!(get("/v2/team/app/manifests/9").status, 404);
 }

@@ -73,6 +73,10 @@ fn a_blob_is_pushed_in_chunks() {
             let reply = http.request("PATCH", &target, &fields, part);
             assert_eq!(reply.status, status_of_patch, "{}", reply.text());
             assert!(reply.header("Range").is_some());
+            let seen = front.seen(Server::Registry).pop().unwrap();
+            for (name, value) in fields {
+                assert_eq!(seen.header(name), Some(value));
+            }
             target = next(&front, &reply);
         }
         let progress = http.get(&target);

@@ -98,25 +98,53 @@ fn a_hundred_pulls_with_an_expired_token_renew_it_once() {
 
 #[test]
 fn a_registry_that_refuses_every_token_is_told_of_and_not_asked_in_a_loop() {
-    let front = front(Options::default());
-    let all = Match::registry().always();
-    front.standin.fault(all, Fault::Unauthorized401);
-    let mut http = front.http();
-    for _ in 0..20 {
-        let got = http.get(MANIFEST);
-        assert_eq!(got.status, 502, "{}", got.text());
-        assert_eq!(got.header("WWW-Authenticate"), None);
-        let (code, message) = error_of(&got);
-        assert_eq!(code, "UNAVAILABLE");
-        assert!(
-            message.contains("401") || message.contains("refused"),
-            "{message}"
-        );
-        assert!(message.contains("check "), "{message}");
+    for fault in [Fault::Unauthorized401, Fault::ExpiredToken403] {
+        let front = front(Options::default());
+        front.standin.fault(Match::registry().always(), fault);
+        let mut http = front.http();
+        for _ in 0..20 {
+            let got = http.get(MANIFEST);
+            assert_eq!(got.status, 502, "{}", got.text());
+            assert_eq!(got.header("WWW-Authenticate"), None);
+            let (code, message) = error_of(&got);
+            assert_eq!(code, "UNAVAILABLE");
+            assert!(message.contains("40"), "{message}");
+            assert!(message.contains("check "), "{message}");
+        }
+        assert!(front.token_calls() <= 4, "{} calls", front.token_calls());
+        let asked = front.seen(Server::Registry).len();
+        assert!(asked <= 40, "{asked} requests for 20 pulls");
+        let upload = front.call("PUT", "/v2/new/manifests/1", &[], b"{}");
+        assert!(matches!(upload.status, 502 | 503), "{}", upload.text());
+        assert_eq!(upload.header("WWW-Authenticate"), None);
     }
-    assert!(front.token_calls() <= 4, "{} calls", front.token_calls());
-    let asked = front.seen(Server::Registry).len();
-    assert!(asked <= 40, "{asked} requests for 20 pulls");
+}
+
+#[test]
+fn pulls_that_come_before_the_first_token_share_it() {
+    let standin = Standin::start(Options::default());
+    standin.put_image("team/app", "1.0", &[]);
+    let pick = Match::api().path("GetAuthorizationToken");
+    standin.fault(pick, Fault::StallAfter(10));
+    let proxy = Proxy::in_front_of(&standin, &[]);
+    let front = Front { proxy, standin };
+    std::thread::scope(|scope| {
+        for _ in 0..50 {
+            scope.spawn(|| assert_eq!(front.get(MANIFEST).status, 200));
+        }
+        assert_eq!(front.get("/readyz").status, 503);
+        let waiting = || front.proxy.thread_names();
+        wait_until("all of them wait", SOON, || {
+            waiting()
+                .iter()
+                .filter(|name| name.starts_with("conn-"))
+                .count()
+                >= 50
+        });
+        assert!(front.seen(Server::Registry).is_empty());
+        front.standin.release();
+    });
+    assert_eq!(front.token_calls(), 1);
 }
 
 #[test]

@@ -7,8 +7,8 @@
 
 mod attack;
 mod client;
-mod front;
 pub(crate) mod door;
+mod front;
 mod proxy;
 
 pub(crate) use attack::{Target, in_parallel, raise_descriptors};
