@@ -7,6 +7,7 @@
 mod capacity;
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,8 +19,10 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::aws::token::{TokenConfig, Tokens};
+use crate::cache::store::OpenError;
+use crate::cache::{self, Cache};
 use crate::clock::SystemClock;
-use crate::config::{self, Settings, UpstreamAuth};
+use crate::config::{self, CacheDir, Settings, UpstreamAuth};
 use crate::door::{Door, Drained, Lanes, Limits};
 use crate::log;
 use crate::message::{Answer, Desk, Request};
@@ -36,6 +39,10 @@ use crate::upstream::{Anonymous, Authorizer};
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Stack of the token thread: TLS and JSON, measured well below.
 const TOKEN_STACK_BYTES: usize = 512 * 1024;
+/// Stack of the sweep thread: manifests are parsed there.
+const SWEEP_STACK_BYTES: usize = 512 * 1024;
+/// Where a container image keeps its volume.
+const DEFAULT_CACHE_DIR: &str = "/cache";
 /// Stack of the threads that only wait and pass on.
 const SMALL_STACK_BYTES: usize = 128 * 1024;
 
@@ -66,6 +73,7 @@ pub fn run(settings: Settings) -> u8 {
 struct Running {
     door: Arc<Door>,
     tokens: Option<Arc<Tokens>>,
+    cache: Option<Arc<Cache>>,
     draining: Arc<AtomicBool>,
 }
 
@@ -92,7 +100,14 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, String>
         client, authorizer, redirects, exchanges, uploads,
     ));
     let draining = Arc::new(AtomicBool::new(false));
-    let decide = decide(settings, upstream, tokens.clone(), Arc::clone(&draining));
+    let cache = open_cache(settings, &upstream, &on_lost)?;
+    let decide = decide(
+        settings,
+        upstream,
+        tokens.clone(),
+        cache.clone(),
+        Arc::clone(&draining),
+    );
     let desk = Arc::new(Desk::default());
     let workers = |error| format!("workers: {error}");
     let pool = Pool::start(settings.workers, &desk, &decide, &on_lost).map_err(workers)?;
@@ -109,6 +124,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, String>
     Ok(Running {
         door: Arc::new(door),
         tokens,
+        cache,
         draining,
     })
 }
@@ -182,16 +198,60 @@ fn start_tokens(
     Ok(Some(tokens))
 }
 
+/// Opens the cache, if there is to be one, and starts its thread. A directory that cannot be used
+/// is said in the log, and the proxy runs without a cache: it is still of use.
+fn open_cache(
+    settings: &Settings,
+    upstream: &Arc<Upstream>,
+    on_lost: &Arc<dyn Fn(&str) + Send + Sync>,
+) -> Result<Option<Arc<Cache>>, String> {
+    let directory = match &settings.cache_dir {
+        CacheDir::Off => return Ok(None),
+        CacheDir::At(directory) => directory.clone(),
+        CacheDir::Unset if Path::new(DEFAULT_CACHE_DIR).is_dir() => DEFAULT_CACHE_DIR.into(),
+        CacheDir::Unset => return Ok(None),
+    };
+    let kept = cache::Settings {
+        quota: settings.cache_max_size,
+        tag_ttl: settings.cache_tag_ttl,
+        max_fills: settings.max_fills,
+    };
+    let cache = match Cache::open(&directory, kept, Arc::clone(upstream)) {
+        Ok(cache) => Arc::new(cache),
+        // Using it would lose what a newer version has written there.
+        Err(error @ OpenError::Newer { .. }) => return Err(error.to_string()),
+        Err(error) => {
+            log::error("running without a cache", &[("error", &error)]);
+            return Ok(None);
+        }
+    };
+    let (sweeper, on_lost) = (Arc::clone(&cache.sweeper), Arc::clone(on_lost));
+    let sweep = move || {
+        // Returns by itself only when it was told to stop.
+        if catch_unwind(AssertUnwindSafe(|| sweeper.run())).is_err() {
+            on_lost("sweep");
+        }
+    };
+    let thread = Builder::new().name("sweep".into()).stack_size(SWEEP_STACK_BYTES);
+    thread.spawn(sweep).map_err(|error| format!("thread sweep: {error}"))?;
+    let root = cache.store.root().display();
+    log::info("cache opened", &[("directory", &root), ("quota_bytes", &settings.cache_max_size)]);
+    Ok(Some(cache))
+}
+
 /// What the workers run: `/v2` is the proxy's, the rest the pages'.
 fn decide(
     settings: &Settings,
     upstream: Arc<Upstream>,
     tokens: Option<Arc<Tokens>>,
+    cache: Option<Arc<Cache>>,
     draining: Arc<AtomicBool>,
 ) -> Arc<Decide> {
     let proxy = Proxy::new(
         upstream,
         settings.registry.clone(),
+        cache.clone(),
+        settings.cache_key.clone(),
         settings.trust_proxy_headers,
     );
     let version = serde_json::json!({
@@ -199,7 +259,7 @@ fn decide(
         "commit": config::COMMIT,
         "build_date": config::build_date(),
     });
-    let pages = Pages::new(readiness(tokens), draining, version.to_string());
+    let pages = Pages::new(readiness(tokens, cache), draining, version.to_string());
     Arc::new(move |request: &Request| {
         let path = request.path();
         if path == "/v2" || path.starts_with("/v2/") {
@@ -210,7 +270,7 @@ fn decide(
     })
 }
 
-fn readiness(tokens: Option<Arc<Tokens>>) -> Box<Readiness> {
+fn readiness(tokens: Option<Arc<Tokens>>, cache: Option<Arc<Cache>>) -> Box<Readiness> {
     let Some(tokens) = tokens else {
         return Box::new(|| Ok("the upstream needs no token".to_owned()));
     };
@@ -225,9 +285,13 @@ fn readiness(tokens: Option<Arc<Tokens>>) -> Box<Readiness> {
                 .map_or_else(|| "unknown".to_owned(), log::timestamp);
             return Ok(format!("token of {who} until {until}"));
         }
-        Err(status
+        let why = status
             .last_error
-            .unwrap_or_else(|| "waiting for the first token".to_owned()))
+            .unwrap_or_else(|| "waiting for the first token".to_owned());
+        match &cache {
+            Some(cache) if cache.has_content() => Ok(format!("cache only, without a token: {why}")),
+            _ => Err(why),
+        }
     })
 }
 
@@ -261,6 +325,10 @@ impl Running {
                 Event::Drained(drained) => {
                     if let Some(tokens) = &self.tokens {
                         tokens.stop();
+                    }
+                    if let Some(cache) = &self.cache {
+                        cache.sweeper.stop();
+                        cache.sweeper.write_index_now();
                     }
                     log::info("stopped", &[("connections_cut", &drained.cut)]);
                     return config::EXIT_OK;

@@ -6,6 +6,7 @@
 //! all faults are reported at once.
 
 mod arguments;
+mod cache;
 mod document;
 mod parse;
 mod rows;
@@ -21,6 +22,7 @@ use crate::log::{self, Format, Level, Secret};
 use crate::oci::Registry;
 
 pub use arguments::Arguments;
+pub use cache::{CacheDir, CacheKey, KeyPart, TagTtl};
 pub use document::{help, markdown_page, markdown_tables};
 pub use rows::SETTINGS;
 pub use table::{Accepts, Group, Kind, Preset, Setting, State, Unit, flag_of};
@@ -68,6 +70,14 @@ pub struct Settings {
     pub trust_proxy_headers: bool,
     /// `BLOB_HOSTS`: `host`, `host:port`, or `.suffix`; lower case
     pub blob_hosts: Vec<String>,
+    /// `CACHE_DIR`
+    pub cache_dir: CacheDir,
+    /// `CACHE_MAX_SIZE`, in bytes
+    pub cache_max_size: u64,
+    /// `CACHE_KEY`
+    pub cache_key: CacheKey,
+    /// `CACHE_TAG_TTL`
+    pub cache_tag_ttl: TagTtl,
     /// `WORKERS`
     pub workers: usize,
     /// `LANES`
@@ -78,6 +88,8 @@ pub struct Settings {
     pub max_exchanges: usize,
     /// `MAX_UPLOADS`
     pub max_uploads: usize,
+    /// `MAX_FILLS`
+    pub max_fills: usize,
     /// `SHUTDOWN_GRACE`
     pub shutdown_grace: Duration,
     /// `LOG_LEVEL`
@@ -140,11 +152,16 @@ impl Settings {
             listen_port: 0,
             trust_proxy_headers: false,
             blob_hosts: Vec::new(),
+            cache_dir: CacheDir::Unset,
+            cache_max_size: 0,
+            cache_key: CacheKey::uri(),
+            cache_tag_ttl: TagTtl::For(Duration::ZERO),
             workers: 0,
             lanes: 0,
             max_connections: 0,
             max_exchanges: 0,
             max_uploads: 0,
+            max_fills: 0,
             shutdown_grace: Duration::ZERO,
             log_level: Level::Info,
             log_format: Format::Text,

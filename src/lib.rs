@@ -5,11 +5,12 @@
 //! to `upstream` where needed and writes the reply. `aws` keeps identity and tokens beside it.
 //!
 //! Imports point one way; `tests/it/layers.rs` holds them to it:
-//! `main → cli → app → {door, pool} → {proxy, pages} → aws → upstream → {config, oci, message} →
+//! `main → cli → app → {door, pool} → {proxy, pages} → {aws, cache} → upstream → {config, oci, message} →
 //! {metrics, log, clock}`.
 
 pub mod app;
 pub mod aws;
+pub mod cache;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -16,6 +16,11 @@ impl Counter {
         self.0.fetch_add(1, Relaxed);
     }
 
+    /// Adds `count`.
+    pub fn add(&self, count: u64) {
+        self.0.fetch_add(count, Relaxed);
+    }
+
     /// The count so far.
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
@@ -39,3 +44,13 @@ pub static LANES_LOST: Counter = Counter::new();
 pub static LOG_LINES_DROPPED: Counter = Counter::new();
 /// Replies that ended in a reset because their body ended early.
 pub static REPLIES_CUT: Counter = Counter::new();
+/// Cached blobs whose bytes were not what their name says.
+pub static CACHE_BLOBS_DAMAGED: Counter = Counter::new();
+/// Images evicted to hold the quota.
+pub static CACHE_IMAGES_EVICTED: Counter = Counter::new();
+/// Bytes evicted to hold the quota.
+pub static CACHE_BYTES_EVICTED: Counter = Counter::new();
+/// Downloads whose bytes were not what their digest says.
+pub static DIGEST_FAILURES: Counter = Counter::new();
+/// Times the cache could not be written.
+pub static CACHE_WRITE_FAILURES: Counter = Counter::new();

@@ -18,10 +18,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::hash::Hasher;
 use super::names::{Names, Scope};
-use super::store::{Hasher, Reading, Store};
+use super::store::{Reading, Store};
 use super::sweep::{Reservation, Sweeper};
-use crate::message::{Body, Headers, Piece, Pieces, RequestBody};
+use crate::message::{Body, Headers, Piece, Pieces};
 use crate::oci::{Digest, Registry, Repository};
 use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT, Upstream};
 use crate::upstream::permits::Permits;
@@ -63,7 +64,10 @@ pub struct Wanted {
 impl Wanted {
     /// Where its names are kept.
     pub const fn scope(&self) -> Scope<'_> {
-        Scope { registry: &self.registry, repository: &self.repository }
+        Scope {
+            registry: &self.registry,
+            repository: &self.repository,
+        }
     }
 
     fn target(&self) -> String {
@@ -235,7 +239,10 @@ impl Fills {
     pub fn complain(&self, what: &str, error: &io::Error) {
         metrics::CACHE_WRITE_FAILURES.inc();
         let now = Instant::now();
-        let mut last = self.complained.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self
+            .complained
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if last.is_none_or(|last| now - last >= COMPLAINT_INTERVAL) {
             *last = Some(now);
             drop(last);
@@ -260,7 +267,10 @@ impl Growing {
 
     /// How far it has come.
     pub fn written(&self) -> u64 {
-        self.lock().file.as_ref().map_or(0, |(_, readable)| *readable)
+        self.lock()
+            .file
+            .as_ref()
+            .map_or(0, |(_, readable)| *readable)
     }
 
     /// A body of the bytes `start..end`; without `end`, to wherever the blob ends.
@@ -274,7 +284,10 @@ impl Growing {
             own: None,
             buffer: Vec::new(),
         };
-        Body::Pieces { pieces: Box::new(pieces), length }
+        Body::Pieces {
+            pieces: Box::new(pieces),
+            length,
+        }
     }
 
     fn wait_until_begun(self: Arc<Self>, deadline: Instant) -> Joined {
@@ -305,7 +318,11 @@ impl Growing {
     }
 
     fn fault(&self, stage: Stage, reason: String) -> UpstreamError {
-        UpstreamError { stage, to: self.wanted.registry.url(), reason }
+        UpstreamError {
+            stage,
+            to: self.wanted.registry.url(),
+            reason,
+        }
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -359,7 +376,15 @@ impl<'a> Fill<'a> {
             have += count as u64;
         }
         let file = Arc::new(partial.file);
-        Ok(Self { fills, growing, file, hasher, have, downloaded: 0, reserved: None })
+        Ok(Self {
+            fills,
+            growing,
+            file,
+            hasher,
+            have,
+            downloaded: 0,
+            reserved: None,
+        })
     }
 
     fn run(mut self) -> Outcome {
@@ -375,7 +400,11 @@ impl<'a> Fill<'a> {
                     return outcome;
                 }
                 Try::Broken(error) => {
-                    failures = if self.downloaded > before { 1 } else { failures + 1 };
+                    failures = if self.downloaded > before {
+                        1
+                    } else {
+                        failures + 1
+                    };
                     if failures >= FAILURES_MAX || !self.growing.lock().begun {
                         // What came so far is kept: the next download goes on from there.
                         return Outcome::Failed(error);
@@ -405,7 +434,7 @@ impl<'a> Fill<'a> {
             patience: HEAD_TIMEOUT,
             whole: false,
         };
-        let fetched = self.fills.upstream.fetch(call, &mut RequestBody::new(&mut io::empty(), Some(0)));
+        let fetched = self.fills.upstream.fetch_bodiless(call);
         let mut fetched = match fetched {
             Ok(fetched) => fetched,
             Err(error) => return Try::Broken(error),
@@ -448,12 +477,21 @@ impl<'a> Fill<'a> {
         let missing = total.unwrap_or(0).saturating_sub(self.have);
         let free = self.fills.store.free_bytes().unwrap_or(u64::MAX);
         if free.saturating_sub(FREE_BYTES_MIN) < missing {
-            log::info("blob is larger than the free space; not cached", &[("bytes", &missing)]);
+            log::info(
+                "blob is larger than the free space; not cached",
+                &[("bytes", &missing)],
+            );
             return Err(Outcome::Bypass);
         }
-        self.reserved = self.fills.sweeper.make_room(missing, Instant::now() + ROOM_TIMEOUT);
+        self.reserved = self
+            .fills
+            .sweeper
+            .make_room(missing, Instant::now() + ROOM_TIMEOUT);
         if self.reserved.is_none() {
-            log::info("no room for the blob in CACHE_MAX_SIZE; not cached", &[("bytes", &missing)]);
+            log::info(
+                "no room for the blob in CACHE_MAX_SIZE; not cached",
+                &[("bytes", &missing)],
+            );
             return Err(Outcome::Bypass);
         }
         self.growing.change(|state| {
@@ -493,6 +531,9 @@ impl<'a> Fill<'a> {
             self.have += count as u64;
             self.downloaded += count as u64;
             self.fills.store.add_used(i64::try_from(count).unwrap_or(0));
+            if let Some(reserved) = &mut self.reserved {
+                reserved.spend(count as u64);
+            }
             self.show();
         }
     }
@@ -502,7 +543,11 @@ impl<'a> Fill<'a> {
     fn show(&self) {
         let (file, have) = (Arc::clone(&self.file), self.have);
         self.growing.change(|state| {
-            if state.file.as_ref().is_none_or(|(_, readable)| *readable <= have) {
+            if state
+                .file
+                .as_ref()
+                .is_none_or(|(_, readable)| *readable <= have)
+            {
                 state.file = Some((file, have));
             }
         });
@@ -535,7 +580,11 @@ impl<'a> Fill<'a> {
             self.discard();
             return Outcome::Done;
         }
-        if let Err(error) = self.fills.names.set_link(wanted.scope(), &wanted.digest, None) {
+        if let Err(error) = self
+            .fills
+            .names
+            .set_link(wanted.scope(), &wanted.digest, None)
+        {
             self.fills.complain("link", &error);
         }
         self.fills.sweeper.mark_dirty();
@@ -547,12 +596,20 @@ impl<'a> Fill<'a> {
             return Try::Broken(self.broken(format!("answered {}", fetched.reply.status)));
         }
         let mut body = Vec::new();
-        let read = fetched.reply.body.take(REFUSAL_BYTES_MAX).read_to_end(&mut body);
+        let read = fetched
+            .reply
+            .body
+            .take(REFUSAL_BYTES_MAX)
+            .read_to_end(&mut body);
         if let Err(error) = read {
             return Try::Broken(self.broken(error.to_string()));
         }
         let (status, headers) = (fetched.reply.status, fetched.reply.headers);
-        Try::End(Outcome::Refused(Refused { status, headers, body }))
+        Try::End(Outcome::Refused(Refused {
+            status,
+            headers,
+            body,
+        }))
     }
 
     fn disk_failed(&self, what: &str, error: &io::Error) -> Try {
@@ -561,7 +618,9 @@ impl<'a> Fill<'a> {
     }
 
     fn discard(&self) {
-        self.fills.store.discard_partial(&self.growing.wanted.digest);
+        self.fills
+            .store
+            .discard_partial(&self.growing.wanted.digest);
     }
 
     fn broken(&self, reason: String) -> UpstreamError {
@@ -571,7 +630,10 @@ impl<'a> Fill<'a> {
 
 /// Start and total of `Content-Range: bytes start-end/total` (RFC 9110 §14.4).
 fn content_range(headers: &Headers) -> Option<(u64, u64)> {
-    let (range, total) = headers.first("Content-Range")?.strip_prefix("bytes ")?.split_once('/')?;
+    let (range, total) = headers
+        .first("Content-Range")?
+        .strip_prefix("bytes ")?
+        .split_once('/')?;
     let (start, end) = range.split_once('-')?;
     let (start, end, total): (u64, u64, u64) =
         (start.parse().ok()?, end.parse().ok()?, total.parse().ok()?);
@@ -607,7 +669,11 @@ impl Pieces for Reader {
                     let offset = self.position;
                     self.position += length;
                     let file = self.file.insert(file);
-                    return Ok(Piece::File { file, offset, length });
+                    return Ok(Piece::File {
+                        file,
+                        offset,
+                        length,
+                    });
                 }
                 Found::End => return Ok(Piece::End),
                 Found::OnOwn => self.own = Some(self.download_rest()?),
@@ -643,7 +709,10 @@ impl Reader {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "upstream sent nothing"));
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "upstream sent nothing",
+                ));
             }
             let waited = self.growing.changed.wait_timeout(state, left);
             (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -657,7 +726,8 @@ impl Reader {
             Some(end) => format!("bytes={}-{}", self.position, end - 1),
             None => format!("bytes={}-", self.position),
         };
-        let headers = Headers::from_iter([("Accept-Encoding", "identity".to_owned()), ("Range", range)]);
+        let headers =
+            Headers::from_iter([("Accept-Encoding", "identity".to_owned()), ("Range", range)]);
         let call = Call {
             registry: &wanted.registry,
             method: "GET",
@@ -666,10 +736,16 @@ impl Reader {
             patience: HEAD_TIMEOUT,
             whole: false,
         };
-        let none = &mut RequestBody::new(&mut io::empty(), Some(0));
-        let fetched = self.growing.upstream.fetch(call, none).map_err(io::Error::other)?;
+        let fetched = self
+            .growing
+            .upstream
+            .fetch_bodiless(call)
+            .map_err(io::Error::other)?;
         let mut body = fetched.reply.body;
-        match (fetched.reply.status, content_range_start(&fetched.reply.headers)) {
+        match (
+            fetched.reply.status,
+            content_range_start(&fetched.reply.headers),
+        ) {
             (206, Some(start)) if start == self.position => Ok(body),
             (200, _) => {
                 let skipped = io::copy(&mut (&mut body).take(self.position), &mut io::sink())?;
@@ -678,12 +754,16 @@ impl Reader {
                 }
                 Ok(body)
             }
-            (status, _) => Err(io::Error::other(format!("upstream answered {status} to a range"))),
+            (status, _) => Err(io::Error::other(format!(
+                "upstream answered {status} to a range"
+            ))),
         }
     }
 
     fn next_of_own(&mut self) -> io::Result<Piece<'_>> {
-        let Some(own) = &mut self.own else { return Ok(Piece::End) };
+        let Some(own) = &mut self.own else {
+            return Ok(Piece::End);
+        };
         self.buffer.resize(COPY_BYTES, 0);
         let left = self.end.map_or(u64::MAX, |end| end - self.position);
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(COPY_BYTES);

@@ -29,7 +29,9 @@ enum Landing<T> {
 
 impl<T> Default for Flights<T> {
     fn default() -> Self {
-        Self { running: Mutex::default() }
+        Self {
+            running: Mutex::default(),
+        }
     }
 }
 
@@ -42,7 +44,12 @@ impl<T: Clone> Flights<T> {
             return flight.wait(deadline);
         }
         // Ends the flight also when `fetch` panics.
-        let mut landing = Land { flights: self, key, flight: &flight, result: None };
+        let mut landing = Land {
+            flights: self,
+            key,
+            flight: &flight,
+            result: None,
+        };
         let result = fetch();
         landing.result = Some(result.clone());
         drop(landing);
@@ -54,7 +61,10 @@ impl<T: Clone> Flights<T> {
         if let Some(flight) = running.get(key) {
             return (Arc::clone(flight), false);
         }
-        let flight = Arc::new(Flight { result: Mutex::new(Landing::Flying), landed: Condvar::new() });
+        let flight = Arc::new(Flight {
+            result: Mutex::new(Landing::Flying),
+            landed: Condvar::new(),
+        });
         running.insert(key.to_owned(), Arc::clone(&flight));
         (flight, true)
     }
@@ -88,8 +98,16 @@ struct Land<'a, T> {
 impl<T> Drop for Land<'_, T> {
     fn drop(&mut self) {
         let landing = self.result.take().map_or(Landing::Lost, Landing::With);
-        self.flights.running.lock().unwrap_or_else(PoisonError::into_inner).remove(self.key);
-        *self.flight.result.lock().unwrap_or_else(PoisonError::into_inner) = landing;
+        self.flights
+            .running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(self.key);
+        *self
+            .flight
+            .result
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = landing;
         self.flight.landed.notify_all();
     }
 }
@@ -123,7 +141,11 @@ mod tests {
             });
             first_is_in.recv().unwrap();
             let followers: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| flights.run("k", soon(), || fetches.fetch_add(1, Ordering::SeqCst) + 7)))
+                .map(|_| {
+                    scope.spawn(|| {
+                        flights.run("k", soon(), || fetches.fetch_add(1, Ordering::SeqCst) + 7)
+                    })
+                })
                 .collect();
             assert_eq!(flights.run("other", soon(), || 2), Some(2));
             release.send(()).unwrap();

@@ -61,7 +61,11 @@ mod tests {
     use crate::message::Headers;
 
     fn refused() -> Refused {
-        Refused { status: 404, headers: Headers::new(), body: b"no".to_vec() }
+        Refused {
+            status: 404,
+            headers: Headers::new(),
+            body: b"no".to_vec(),
+        }
     }
 
     #[test]

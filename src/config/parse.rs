@@ -122,7 +122,7 @@ fn hours(text: &str) -> Option<Duration> {
 }
 
 /// A whole number and one of `ms s m h`.
-fn time(text: &str) -> Result<Duration, String> {
+pub(super) fn time(text: &str) -> Result<Duration, String> {
     const FORM: &str = "such as 500ms, 30s, 5m or 2h";
     let end = text.bytes().take_while(u8::is_ascii_digit).count();
     let (digits, unit) = text.split_at_checked(end).unwrap_or((text, ""));

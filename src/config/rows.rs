@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-use super::parse;
 use super::table::*;
+use super::{cache, parse};
 
 /// Every setting there is.
 pub static SETTINGS: &[Setting] = &[
@@ -408,32 +408,37 @@ pub static SETTINGS: &[Setting] = &[
         name: "CACHE_DIR",
         group: Group::Cache,
         preset: Preset::Unset("`$CACHE_DIRECTORY`, else `/cache` if it exists, else off"),
-        meaning: "Directory of the cache; `off` for none.",
-        state: later(Unit::Path, Accepts::Only(&["off"])),
+        meaning: "Directory of the cache, an OCI image layout; `off` for none.",
+        state: text(Unit::Path, "a path, or off", cache::directory),
         ..ROW
     },
     Setting {
         name: "CACHE_MAX_SIZE",
         group: Group::Cache,
         preset: Preset::Value("75g"),
-        meaning: "Quota on disk.",
-        state: later(Unit::Size, Accepts::Nothing),
+        meaning: "Quota on disk, downloads in progress included.",
+        state: text(
+            Unit::Size,
+            "a whole number of bytes, or with k, m or g",
+            cache::max_size,
+        ),
         ..ROW
     },
     Setting {
         name: "CACHE_KEY",
         group: Group::Cache,
         preset: Preset::Value("$uri"),
-        meaning: "Template that partitions tag entries.",
-        state: later(Unit::Text, Accepts::Only(&["$uri"])),
+        meaning: "Template that partitions tag entries, of nginx's `$uri $host $scheme $args $is_args \
+                  $request_uri $request_method $http_NAME`.",
+        state: text(Unit::Text, "a template", cache::key),
         ..ROW
     },
     Setting {
         name: "CACHE_TAG_TTL",
         group: Group::Cache,
         preset: Preset::Value("15s"),
-        meaning: "How long a tag is served without asking upstream.",
-        state: later(Unit::Time, Accepts::Nothing),
+        meaning: "How long a tag is served without asking upstream; `0s` always asks, `forever` never.",
+        state: text(Unit::Time, "a time such as 15s, or forever", cache::tag_ttl),
         ..ROW
     },
     Setting {
@@ -551,7 +556,9 @@ pub static SETTINGS: &[Setting] = &[
         group: Group::Limits,
         preset: Preset::Value("32"),
         meaning: "Cold blobs fetched into the cache at a time.",
-        state: later(Unit::Number, Accepts::Nothing),
+        state: number(1, 1024, "each is a thread", |settings, count| {
+            settings.max_fills = size(count);
+        }),
         ..ROW
     },
     Setting {

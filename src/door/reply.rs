@@ -213,18 +213,26 @@ fn send_pieces(
 ) -> Result<(), WriteFault> {
     let chunked = framing == Framing::Chunked;
     let frame = |text: String| match chunked {
-        true => socket.write_all(text.as_bytes()).map_err(WriteFault::Client),
+        true => socket
+            .write_all(text.as_bytes())
+            .map_err(WriteFault::Client),
         false => Ok(()),
     };
     loop {
-        let piece = pieces.next().map_err(|error| WriteFault::Source(error.to_string()))?;
+        let piece = pieces
+            .next()
+            .map_err(|error| WriteFault::Source(error.to_string()))?;
         let length = match &piece {
             Piece::Bytes(bytes) => bytes.len() as u64,
-            Piece::End => return end_pieces(framing, *sent).and_then(|()| frame("0\r\n\r\n".into())),
+            Piece::End => {
+                return end_pieces(framing, *sent).and_then(|()| frame("0\r\n\r\n".into()));
+            }
             Piece::File { length, .. } => *length,
         };
         if matches!(framing, Framing::Length(whole) if length > whole - *sent) {
-            return Err(WriteFault::Source("body is longer than its length".to_owned()));
+            return Err(WriteFault::Source(
+                "body is longer than its length".to_owned(),
+            ));
         }
         if length == 0 {
             continue;
@@ -233,7 +241,11 @@ fn send_pieces(
         match piece {
             Piece::Bytes(bytes) => socket.write_all(bytes).map_err(WriteFault::Client)?,
             Piece::End => {}
-            Piece::File { file, offset, length } => send_file(socket, file, offset, length)?,
+            Piece::File {
+                file,
+                offset,
+                length,
+            } => send_file(socket, file, offset, length)?,
         }
         frame("\r\n".into())?;
         *sent += length;
@@ -242,9 +254,10 @@ fn send_pieces(
 
 fn end_pieces(framing: Framing, sent: u64) -> Result<(), WriteFault> {
     match framing {
-        Framing::Length(length) if sent < length => {
-            Err(WriteFault::Source(format!("body ended {} bytes early", length - sent)))
-        }
+        Framing::Length(length) if sent < length => Err(WriteFault::Source(format!(
+            "body ended {} bytes early",
+            length - sent
+        ))),
         _ => Ok(()),
     }
 }
@@ -253,7 +266,11 @@ fn send_file(socket: &Socket, file: &File, offset: u64, length: u64) -> Result<(
     let mut done = 0;
     while done < length {
         match socket.send_file(file, offset + done, length - done) {
-            Ok(0) => return Err(WriteFault::Source("the cached file is too short".to_owned())),
+            Ok(0) => {
+                return Err(WriteFault::Source(
+                    "the cached file is too short".to_owned(),
+                ));
+            }
             Ok(count) => done += count,
             Err(error) => return Err(WriteFault::Client(error)),
         }

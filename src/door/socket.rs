@@ -88,7 +88,9 @@ impl Socket {
     /// says how many went; 0 is the end of the file. Each wait lasts the write limit at the longest.
     pub(super) fn send_file(&self, file: &File, offset: u64, length: u64) -> io::Result<u64> {
         let mut position = offset;
-        let most = usize::try_from(length).unwrap_or(usize::MAX).min(SEND_BYTES_MAX);
+        let most = usize::try_from(length)
+            .unwrap_or(usize::MAX)
+            .min(SEND_BYTES_MAX);
         loop {
             match rustix::fs::sendfile(&*self.stream, file, Some(&mut position), most) {
                 Err(rustix::io::Errno::INTR) => {}

@@ -56,13 +56,18 @@ pub(super) fn get(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> 
         Joined::Failed(error) => marked(fail(&error), CacheOutcome::Miss),
         Joined::Refused(refused) => {
             if refused.status == 404 {
-                pull.cache.negative.put(&key, refused.clone(), std::time::Instant::now());
+                pull.cache
+                    .negative
+                    .put(&key, refused.clone(), std::time::Instant::now());
             }
             pull.refused(refused)
         }
         Joined::Bypass(Some(fetched)) if !asks_for_part(pull, digest) => {
             let reply = pull.exchange.reply(pull.registry, fetched);
-            marked(reply.unwrap_or_else(|error| fail(&error)), CacheOutcome::Bypass)
+            marked(
+                reply.unwrap_or_else(|error| fail(&error)),
+                CacheOutcome::Bypass,
+            )
         }
         Joined::Bypass(_) => pull.bypass(),
     }
@@ -88,7 +93,11 @@ fn belonging(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> Resul
 }
 
 fn link(pull: &Pull<'_>, repository: &Repository, digest: &Digest) {
-    if let Err(error) = pull.cache.names.set_link(pull.scope(repository), digest, None) {
+    if let Err(error) = pull
+        .cache
+        .names
+        .set_link(pull.scope(repository), digest, None)
+    {
         pull.cache.fills.complain("link", &error);
     }
 }
@@ -118,11 +127,23 @@ fn whole(pull: &Pull<'_>, digest: &Digest, blob: Blob) -> Reply {
     let size = blob.size;
     let body = |start: u64, end: u64| {
         let length = Some(end - start);
-        let pieces = Box::new(Part { blob, position: start, end });
-        if pull.is_head() { Body::Empty { length } } else { Body::Pieces { pieces, length } }
+        let pieces = Box::new(Part {
+            blob,
+            position: start,
+            end,
+        });
+        if pull.is_head() {
+            Body::Empty { length }
+        } else {
+            Body::Pieces { pieces, length }
+        }
     };
     // A range on a HEAD has no meaning (RFC 9110 §14.2).
-    let range = if pull.is_head() { Range::Whole } else { range(pull, digest) };
+    let range = if pull.is_head() {
+        Range::Whole
+    } else {
+        range(pull, digest)
+    };
     let reply = match range.of(size) {
         Selected::Whole => reply(digest, 200, body(0, size)),
         Selected::Part { start, end } => reply(digest, 206, body(start, end))
@@ -135,17 +156,25 @@ fn whole(pull: &Pull<'_>, digest: &Digest, blob: Blob) -> Reply {
 /// A blob that is still being downloaded.
 fn growing_reply(pull: &Pull<'_>, digest: &Digest, growing: &Arc<Growing>) -> Reply {
     let Some(total) = growing.total() else {
-        return marked(reply(digest, 200, growing.body(0, None)), CacheOutcome::Miss);
+        return marked(
+            reply(digest, 200, growing.body(0, None)),
+            CacheOutcome::Miss,
+        );
     };
     let reply = match range(pull, digest).of(total) {
         Selected::Whole => reply(digest, 200, growing.body(0, Some(total))),
         Selected::Unsatisfiable => unsatisfiable(digest, total),
         Selected::Part { start, .. } if start > growing.written() + RANGE_AHEAD_BYTES => {
-            log::debug("range far ahead of the download", &[("digest", digest), ("at", &start)]);
+            log::debug(
+                "range far ahead of the download",
+                &[("digest", digest), ("at", &start)],
+            );
             return pull.bypass();
         }
-        Selected::Part { start, end } => reply(digest, 206, growing.body(start, Some(end)))
-            .with("Content-Range", format!("bytes {start}-{}/{total}", end - 1)),
+        Selected::Part { start, end } => reply(digest, 206, growing.body(start, Some(end))).with(
+            "Content-Range",
+            format!("bytes {start}-{}/{total}", end - 1),
+        ),
     };
     marked(reply, CacheOutcome::Miss)
 }
@@ -163,7 +192,12 @@ fn reply(digest: &Digest, status: u16, body: Body) -> Reply {
         ("Accept-Ranges", "bytes".to_owned()),
         ("Cache-Control", CACHE_CONTROL.to_owned()),
     ]);
-    Reply { status, headers, body, outcome: Outcome::default() }
+    Reply {
+        status,
+        headers,
+        body,
+        outcome: Outcome::default(),
+    }
 }
 
 /// Bytes of a complete blob, which eviction leaves alone while they are read.
@@ -181,6 +215,10 @@ impl Pieces for Part {
         let (offset, length) = (self.position, self.end - self.position);
         self.position = self.end;
         let file: &File = &self.blob.file;
-        Ok(Piece::File { file, offset, length })
+        Ok(Piece::File {
+            file,
+            offset,
+            length,
+        })
     }
 }

@@ -28,7 +28,10 @@ pub(super) enum Wanted {
 
 /// Reads `Range`, unless `If-Range` names another representation than `tag`.
 pub(super) fn wanted(headers: &Headers, tag: &str) -> Wanted {
-    if headers.first("If-Range").is_some_and(|condition| condition != tag) {
+    if headers
+        .first("If-Range")
+        .is_some_and(|condition| condition != tag)
+    {
         return Wanted::Whole;
     }
     let mut fields = headers.all("Range");
@@ -67,8 +70,14 @@ impl Wanted {
             Self::Whole => Selected::Whole,
             Self::Suffix(0) => Selected::Unsatisfiable,
             Self::From(first, _) if first >= size => Selected::Unsatisfiable,
-            Self::Suffix(length) => Selected::Part { start: size.saturating_sub(length), end: size },
-            Self::From(first, None) => Selected::Part { start: first, end: size },
+            Self::Suffix(length) => Selected::Part {
+                start: size.saturating_sub(length),
+                end: size,
+            },
+            Self::From(first, None) => Selected::Part {
+                start: first,
+                end: size,
+            },
             Self::From(first, Some(last)) => {
                 let end = if last < size { last + 1 } else { size };
                 Selected::Part { start: first, end }
@@ -80,21 +89,30 @@ impl Wanted {
 /// True when the client holds the representation `tag` (quoted) already: `If-None-Match` names it,
 /// weakly or even without its quotes, as some clients do, or is `*`.
 pub(super) fn is_not_modified(headers: &Headers, tag: &str) -> bool {
-    headers.all("If-None-Match").flat_map(|field| field.split(',')).map(str::trim).any(|given| {
-        let given = given.strip_prefix("W/").unwrap_or(given);
-        given == "*" || given == tag || given == tag.trim_matches('"')
-    })
+    headers
+        .all("If-None-Match")
+        .flat_map(|field| field.split(','))
+        .map(str::trim)
+        .any(|given| {
+            let given = given.strip_prefix("W/").unwrap_or(given);
+            given == "*" || given == tag || given == tag.trim_matches('"')
+        })
 }
 
 /// True when `Accept` takes `media_type`, or takes everything by being absent.
 pub(super) fn accepts(headers: &Headers, media_type: &str) -> bool {
-    let mut ranges = headers.all("Accept").flat_map(|field| field.split(',')).peekable();
+    let mut ranges = headers
+        .all("Accept")
+        .flat_map(|field| field.split(','))
+        .peekable();
     ranges.peek().is_none()
         || ranges.any(|range| {
             let mut parts = range.split(';').map(str::trim);
             let name = parts.next().unwrap_or_default();
             let refused = parts.any(|part| {
-                let quality = part.strip_prefix("q=").and_then(|quality| quality.parse().ok());
+                let quality = part
+                    .strip_prefix("q=")
+                    .and_then(|quality| quality.parse().ok());
                 quality.is_some_and(|quality: f32| quality == 0.0)
             });
             !refused && is_in_range(name, media_type)
@@ -104,9 +122,10 @@ pub(super) fn accepts(headers: &Headers, media_type: &str) -> bool {
 fn is_in_range(range: &str, media_type: &str) -> bool {
     match range.split_once('/') {
         Some(("*", "*")) => true,
-        Some((kind, "*")) => {
-            media_type.split('/').next().is_some_and(|other| other.eq_ignore_ascii_case(kind))
-        }
+        Some((kind, "*")) => media_type
+            .split('/')
+            .next()
+            .is_some_and(|other| other.eq_ignore_ascii_case(kind)),
         _ => range.is_empty() || range.eq_ignore_ascii_case(media_type),
     }
 }
@@ -138,7 +157,12 @@ mod tests {
 
     #[test]
     fn ranges_beyond_the_end() {
-        for range in ["bytes=10-", "bytes=10-12", "bytes=-0", "bytes=99999999999999999999-"] {
+        for range in [
+            "bytes=10-",
+            "bytes=10-12",
+            "bytes=-0",
+            "bytes=99999999999999999999-",
+        ] {
             assert_eq!(select(range, 10), Selected::Unsatisfiable, "{range}");
         }
         assert_eq!(select("bytes=0-", 0), Selected::Whole);
@@ -147,8 +171,19 @@ mod tests {
     #[test]
     fn fields_that_are_no_single_byte_range_are_ignored() {
         for range in [
-            "", "bytes", "bytes=", "bytes=-", "bytes=a-", "bytes=1-b", "bytes=5-2", "items=0-1",
-            "bytes=0-1,3-4", "bytes=+1-2", "bytes=1--2", "bytes=0x1-2", "0-1",
+            "",
+            "bytes",
+            "bytes=",
+            "bytes=-",
+            "bytes=a-",
+            "bytes=1-b",
+            "bytes=5-2",
+            "items=0-1",
+            "bytes=0-1,3-4",
+            "bytes=+1-2",
+            "bytes=1--2",
+            "bytes=0x1-2",
+            "0-1",
         ] {
             assert_eq!(select(range, 10), Selected::Whole, "{range}");
         }
@@ -166,7 +201,8 @@ mod tests {
 
     #[test]
     fn conditions() {
-        let held = |value| is_not_modified(&Headers::from_iter([("If-None-Match", value)]), "\"t\"");
+        let held =
+            |value| is_not_modified(&Headers::from_iter([("If-None-Match", value)]), "\"t\"");
         for value in ["\"t\"", "t", "W/\"t\"", "*", "\"a\", \"t\""] {
             assert!(held(value), "{value}");
         }
@@ -180,12 +216,20 @@ mod tests {
     fn media_types() {
         let oci = "application/vnd.oci.image.index.v1+json";
         let takes = |fields: &[&str]| {
-            accepts(&fields.iter().map(|field| ("Accept", *field)).collect(), oci)
+            accepts(
+                &fields.iter().map(|field| ("Accept", *field)).collect(),
+                oci,
+            )
         };
         assert!(takes(&[]));
         assert!(takes(&["*/*"]) && takes(&["application/*;q=0.5"]) && takes(&["text/x, */*"]));
-        assert!(takes(&["text/x", "Application/vnd.oci.image.index.v1+json"]));
-        assert!(!takes(&["application/vnd.docker.distribution.manifest.v2+json"]));
+        assert!(takes(&[
+            "text/x",
+            "Application/vnd.oci.image.index.v1+json"
+        ]));
+        assert!(!takes(&[
+            "application/vnd.docker.distribution.manifest.v2+json"
+        ]));
         assert!(!takes(&[&format!("{oci};q=0")]));
     }
 }

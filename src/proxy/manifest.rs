@@ -13,9 +13,10 @@ use super::conditional;
 use super::{CacheOutcome, Pull, fail, marked, stale_warning};
 use crate::cache::fill::Refused;
 use crate::cache::hash;
-use crate::cache::names::{TagEntry, named_by};
+use crate::cache::manifest::named_by;
+use crate::cache::names::TagEntry;
 use crate::log;
-use crate::message::{Body, Headers, Outcome, Reply, RequestBody};
+use crate::message::{Body, Headers, Outcome, Reply};
 use crate::oci::{Digest, Reference, Repository, Tag};
 use crate::upstream::client::Incoming;
 use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
@@ -32,7 +33,7 @@ const DIGEST_FIELD: &str = "Docker-Content-Digest";
 
 /// A manifest in memory.
 #[derive(Debug, Clone)]
-pub struct Manifest {
+pub(super) struct Manifest {
     digest: Digest,
     media_type: String,
     bytes: Arc<Vec<u8>>,
@@ -40,7 +41,7 @@ pub struct Manifest {
 
 /// What asking for a manifest came to; shared by all who asked at the same time.
 #[derive(Debug, Clone)]
-pub enum Asked {
+pub(super) enum Asked {
     Failed(UpstreamError),
     /// Upstream answered something else.
     Refused(Refused),
@@ -52,7 +53,7 @@ pub enum Asked {
 
 /// Where a found manifest comes from.
 #[derive(Debug, Clone)]
-pub enum Freshness {
+pub(super) enum Freshness {
     Fetched,
     Revalidated,
     /// Upstream could not say; last confirmed so many seconds ago.
@@ -76,12 +77,13 @@ fn by_digest(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> Reply
         return pull.refused(refused);
     }
     let deadline = Instant::now() + HEAD_TIMEOUT;
-    let asked = pull.cache.flights.run(&key, deadline, || {
-        match adopt(pull, repository, digest) {
-            Some(manifest) => Asked::Found(manifest, Freshness::Revalidated),
-            None => fetch(pull, repository, &Reference::Digest(digest.clone())),
-        }
-    });
+    let asked =
+        pull.exchange
+            .manifests
+            .run(&key, deadline, || match adopt(pull, repository, digest) {
+                Some(manifest) => Asked::Found(manifest, Freshness::Revalidated),
+                None => fetch(pull, repository, &Reference::Digest(digest.clone())),
+            });
     answer(pull, &key, asked)
 }
 
@@ -95,7 +97,11 @@ fn adopt(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> Option<Ma
     let reply = pull.head(&target, &pull.own_headers(), HEAD_TIMEOUT).ok()?;
     let media_type = media_type(&reply.headers).filter(|_| reply.status == 200)?;
     let bytes = read(pull, digest)?;
-    let manifest = Manifest { digest: digest.clone(), media_type, bytes: Arc::new(bytes) };
+    let manifest = Manifest {
+        digest: digest.clone(),
+        media_type,
+        bytes: Arc::new(bytes),
+    };
     vouch(pull, repository, &manifest);
     Some(manifest)
 }
@@ -103,15 +109,21 @@ fn adopt(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> Option<Ma
 fn by_tag(pull: &Pull<'_>, repository: &Repository, tag: &Tag) -> Reply {
     let cache = pull.cache;
     let scope = pull.scope(repository);
-    let partition = cache.partition(&pull.exchange.request);
+    let partition = pull.exchange.partition.as_str();
     let accepts = &pull.exchange.request.headers;
-    let held = cache.names.tag(scope, &partition, tag).into_iter().find_map(|entry| {
-        let taken = conditional::accepts(accepts, &entry.media_type);
-        let manifest = stored(pull, repository, &entry.digest).filter(|_| taken)?;
-        Some((entry, manifest))
-    });
+    let held = cache
+        .names
+        .tag(scope, partition, tag)
+        .into_iter()
+        .find_map(|entry| {
+            let taken = conditional::accepts(accepts, &entry.media_type);
+            let manifest = stored(pull, repository, &entry.digest).filter(|_| taken)?;
+            Some((entry, manifest))
+        });
     if let Some((entry, manifest)) = &held {
-        cache.names.touch(scope, &partition, Some(tag), &entry.digest);
+        cache
+            .names
+            .touch(scope, partition, Some(tag), &entry.digest);
         if cache.is_fresh(entry.confirmed) {
             return found(pull, manifest, CacheOutcome::Hit);
         }
@@ -126,8 +138,8 @@ fn by_tag(pull: &Pull<'_>, repository: &Repository, tag: &Tag) -> Reply {
     let accept = accepts.joined("Accept").unwrap_or_default();
     let flight = format!("{key} {partition} {accept}");
     let deadline = Instant::now() + HEAD_TIMEOUT;
-    let asked = cache.flights.run(&flight, deadline, || {
-        ask(pull, repository, tag, &partition, held.as_ref())
+    let asked = pull.exchange.manifests.run(&flight, deadline, || {
+        ask(pull, repository, tag, partition, held.as_ref())
     });
     answer(pull, &key, asked)
 }
@@ -150,8 +162,13 @@ fn ask(
         return asked;
     };
     let stale = |error: UpstreamError| {
-        let age = SystemTime::now().duration_since(entry.confirmed).unwrap_or_default();
-        log::info("tag served stale", &[("tag", &tag.as_str()), ("reason", &error)]);
+        let age = SystemTime::now()
+            .duration_since(entry.confirmed)
+            .unwrap_or_default();
+        log::info(
+            "tag served stale",
+            &[("tag", &tag.as_str()), ("reason", &error)],
+        );
         Asked::Found(manifest.clone(), Freshness::Stale(error, age.as_secs()))
     };
     let target = format!("/v2/{repository}/manifests/{}", tag.as_str());
@@ -162,7 +179,9 @@ fn ask(
     match (reply.status, reply.headers.first(DIGEST_FIELD)) {
         (200, Some(digest)) if digest == manifest.digest.as_str() => {
             let confirmed =
-                cache.names.confirm_tag(scope, partition, tag, &entry.digest, SystemTime::now());
+                cache
+                    .names
+                    .confirm_tag(scope, partition, tag, &entry.digest, SystemTime::now());
             if let Err(error) = confirmed {
                 cache.fills.complain("tag", &error);
             }
@@ -174,7 +193,9 @@ fn ask(
                 Asked::Found(manifest, freshness)
             }
             Asked::Failed(error) => stale(error),
-            Asked::Refused(refused) if refused.status != 404 => stale(unusual(pull, refused.status)),
+            Asked::Refused(refused) if refused.status != 404 => {
+                stale(unusual(pull, refused.status))
+            }
             asked => asked,
         },
         (404, _) => {
@@ -189,7 +210,11 @@ fn ask(
 
 fn unusual(pull: &Pull<'_>, status: u16) -> UpstreamError {
     let reason = format!("it answered {status}");
-    UpstreamError { stage: Stage::Transfer, to: pull.registry.url(), reason }
+    UpstreamError {
+        stage: Stage::Transfer,
+        to: pull.registry.url(),
+        reason,
+    }
 }
 
 /// Downloads a manifest, verifies and keeps it.
@@ -206,8 +231,7 @@ fn fetch(pull: &Pull<'_>, repository: &Repository, reference: &Reference) -> Ask
         patience: HEAD_TIMEOUT,
         whole: true,
     };
-    let none = &mut RequestBody::new(&mut std::io::empty(), Some(0));
-    let reply = match pull.exchange.upstream.fetch(call, none) {
+    let reply = match pull.exchange.upstream.fetch_bodiless(call) {
         Ok(fetched) => fetched.reply,
         Err(error) => return Asked::Failed(error),
     };
@@ -220,18 +244,38 @@ fn take(
     reference: &Reference,
     reply: Incoming,
 ) -> Result<Asked, UpstreamError> {
-    let failed = |stage, reason| UpstreamError { stage, to: pull.registry.url(), reason };
-    let limit = if reply.status == 200 { MANIFEST_BYTES_MAX } else { REFUSAL_BYTES_MAX };
+    let failed = |stage, reason| UpstreamError {
+        stage,
+        to: pull.registry.url(),
+        reason,
+    };
+    let limit = if reply.status == 200 {
+        MANIFEST_BYTES_MAX
+    } else {
+        REFUSAL_BYTES_MAX
+    };
     let media_type = media_type(&reply.headers);
     let mut bytes = Vec::new();
-    reply.body.take(limit + 1).read_to_end(&mut bytes).map_err(|error| {
-        let late = error.kind() == std::io::ErrorKind::TimedOut;
-        let stage = if late { Stage::Timeout } else { Stage::Transfer };
-        failed(stage, format!("manifest broke off: {error}"))
-    })?;
+    reply
+        .body
+        .take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| {
+            let late = error.kind() == std::io::ErrorKind::TimedOut;
+            let stage = if late {
+                Stage::Timeout
+            } else {
+                Stage::Transfer
+            };
+            failed(stage, format!("manifest broke off: {error}"))
+        })?;
     if reply.status != 200 {
         let (status, headers) = (reply.status, reply.headers);
-        return Ok(Asked::Refused(Refused { status, headers, body: bytes }));
+        return Ok(Asked::Refused(Refused {
+            status,
+            headers,
+            body: bytes,
+        }));
     }
     if bytes.len() as u64 > MANIFEST_BYTES_MAX {
         return Ok(Asked::TooLarge);
@@ -240,19 +284,34 @@ fn take(
         Reference::Digest(digest) if hash::matches(digest, &bytes) => digest.clone(),
         Reference::Digest(_) => {
             let found = hash::sha256_hex(&bytes);
-            return Err(failed(Stage::Transfer, format!("manifest has the digest sha256:{found}")));
+            return Err(failed(
+                Stage::Transfer,
+                format!("manifest has the digest sha256:{found}"),
+            ));
         }
         Reference::Tag(_) => {
             let found = format!("sha256:{}", hash::sha256_hex(&bytes));
-            let named = reply.headers.first(DIGEST_FIELD).filter(|named| named.starts_with("sha256:"));
+            let named = reply
+                .headers
+                .first(DIGEST_FIELD)
+                .filter(|named| named.starts_with("sha256:"));
             if named.is_some_and(|named| named != found) {
-                return Err(failed(Stage::Transfer, format!("manifest has the digest {found}")));
+                return Err(failed(
+                    Stage::Transfer,
+                    format!("manifest has the digest {found}"),
+                ));
             }
-            found.parse().map_err(|_| failed(Stage::Transfer, "no digest".to_owned()))?
+            found
+                .parse()
+                .map_err(|_| failed(Stage::Transfer, "no digest".to_owned()))?
         }
     };
     let media_type = media_type.unwrap_or_else(|| "application/octet-stream".to_owned());
-    let manifest = Manifest { digest, media_type, bytes: Arc::new(bytes) };
+    let manifest = Manifest {
+        digest,
+        media_type,
+        bytes: Arc::new(bytes),
+    };
     match pull.cache.store.put(&manifest.digest, &manifest.bytes) {
         Ok(()) => vouch(pull, repository, &manifest),
         Err(error) => pull.cache.fills.complain("manifest", &error),
@@ -264,7 +323,11 @@ fn take(
 fn vouch(pull: &Pull<'_>, repository: &Repository, manifest: &Manifest) {
     let (cache, scope) = (pull.cache, pull.scope(repository));
     let mut links = vec![(manifest.digest.clone(), Some(manifest.media_type.clone()))];
-    links.extend(named_by(&manifest.bytes).into_iter().map(|(digest, _)| (digest, None)));
+    links.extend(
+        named_by(&manifest.bytes)
+            .into_iter()
+            .map(|(digest, _)| (digest, None)),
+    );
     for (digest, media_type) in links {
         if let Err(error) = cache.names.set_link(scope, &digest, media_type.as_deref()) {
             return cache.fills.complain("link", &error);
@@ -287,7 +350,10 @@ fn keep_tag(
         size: manifest.bytes.len() as u64,
         confirmed: SystemTime::now(),
     };
-    let kept = pull.cache.names.set_tag(pull.scope(repository), partition, tag, entry);
+    let kept = pull
+        .cache
+        .names
+        .set_tag(pull.scope(repository), partition, tag, entry);
     if let Err(error) = kept {
         pull.cache.fills.complain("tag", &error);
     }
@@ -300,14 +366,21 @@ fn stored(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> Option<M
     let media_type = pull.cache.names.link(scope, digest)?.media_type?;
     let bytes = read(pull, digest)?;
     pull.cache.names.touch(scope, "", None, digest);
-    Some(Manifest { digest: digest.clone(), media_type, bytes: Arc::new(bytes) })
+    Some(Manifest {
+        digest: digest.clone(),
+        media_type,
+        bytes: Arc::new(bytes),
+    })
 }
 
 fn read(pull: &Pull<'_>, digest: &Digest) -> Option<Vec<u8>> {
-    pull.cache.store.read(digest, MANIFEST_BYTES_MAX).unwrap_or_else(|error| {
-        pull.cache.fills.complain("manifest", &error);
-        None
-    })
+    pull.cache
+        .store
+        .read(digest, MANIFEST_BYTES_MAX)
+        .unwrap_or_else(|error| {
+            pull.cache.fills.complain("manifest", &error);
+            None
+        })
 }
 
 fn media_type(headers: &Headers) -> Option<String> {
@@ -331,7 +404,9 @@ fn answer(pull: &Pull<'_>, key: &str, asked: Option<Asked>) -> Reply {
         }
         Some(Asked::Refused(refused)) => {
             if refused.status == 404 {
-                pull.cache.negative.put(key, refused.clone(), Instant::now());
+                pull.cache
+                    .negative
+                    .put(key, refused.clone(), Instant::now());
             }
             pull.refused(refused)
         }
@@ -356,5 +431,13 @@ fn found(pull: &Pull<'_>, manifest: &Manifest, outcome: CacheOutcome) -> Reply {
         (DIGEST_FIELD, manifest.digest.to_string()),
         ("ETag", tag),
     ]);
-    marked(Reply { status, headers, body, outcome: Outcome::default() }, outcome)
+    marked(
+        Reply {
+            status,
+            headers,
+            body,
+            outcome: Outcome::default(),
+        },
+        outcome,
+    )
 }

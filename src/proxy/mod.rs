@@ -5,6 +5,7 @@
 //! it returns, which the connection's own thread runs.
 
 mod blob;
+mod cache_key;
 mod conditional;
 mod headers;
 mod listing;
@@ -19,7 +20,9 @@ use std::time::{Duration, Instant};
 
 use crate::cache::Cache;
 use crate::cache::fill::Refused;
+use crate::cache::flights::Flights;
 use crate::cache::names::Scope;
+use crate::config::CacheKey;
 use crate::log;
 use crate::message::{Answer, Body, Headers, Outcome, Reply, Request, RequestBody};
 use crate::oci::{ErrorCode, OciError, Registry, Repository, Route};
@@ -42,19 +45,29 @@ pub struct Proxy {
     upstream: Arc<Upstream>,
     registry: Option<Registry>,
     cache: Option<Arc<Cache>>,
+    cache_key: CacheKey,
+    manifests: Arc<Flights<manifest::Asked>>,
     trust_proxy_headers: bool,
 }
 
 impl Proxy {
     /// `registry`: none for the one that belongs to the identity. `trust_proxy_headers`: believe
     /// what `Forwarded` and `X-Forwarded-*` say of the address the client sees.
-    pub const fn new(
+    pub fn new(
         upstream: Arc<Upstream>,
         registry: Option<Registry>,
         cache: Option<Arc<Cache>>,
+        cache_key: CacheKey,
         trust_proxy_headers: bool,
     ) -> Self {
-        Self { upstream, registry, cache, trust_proxy_headers }
+        Self {
+            upstream,
+            registry,
+            cache,
+            cache_key,
+            manifests: Arc::default(),
+            trust_proxy_headers,
+        }
     }
 
     /// Decides what a request under `/v2` gets. Never blocks.
@@ -81,6 +94,8 @@ impl Proxy {
             upstream: Arc::clone(&self.upstream),
             registry: self.registry.clone(),
             cache: self.cache.clone(),
+            partition: cache_key::partition(&self.cache_key, request),
+            manifests: Arc::clone(&self.manifests),
             own_address: headers::own_address(request, self.trust_proxy_headers),
             headers: headers::for_upstream(&request.headers, &route),
             request: request.clone(),
@@ -96,6 +111,9 @@ struct Exchange {
     upstream: Arc<Upstream>,
     registry: Option<Registry>,
     cache: Option<Arc<Cache>>,
+    /// Of the tag entries.
+    partition: String,
+    manifests: Arc<Flights<manifest::Asked>>,
     own_address: String,
     /// The client's fields as upstream gets them.
     headers: Headers,
@@ -112,8 +130,14 @@ impl Exchange {
             Err(error) => return fail(&error),
         };
         let pull = matches!(self.request.method.as_str(), "GET" | "HEAD");
-        let Some(cache) = &self.cache else { return self.forward_or_fail(&registry, body) };
-        let context = Pull { exchange: &self, cache, registry: &registry };
+        let Some(cache) = &self.cache else {
+            return self.forward_or_fail(&registry, body);
+        };
+        let context = Pull {
+            exchange: &self,
+            cache,
+            registry: &registry,
+        };
         match &self.route {
             Route::Blob(repository, digest) if pull => blob::get(&context, repository, digest),
             Route::Manifest(repository, reference) if pull => {
@@ -138,14 +162,21 @@ impl Exchange {
         if let Ok(registry) = self.upstream.default_registry(Instant::now()) {
             return Ok(registry);
         }
-        match self.cache.as_ref().and_then(|cache| cache.names.remembered_registry()) {
+        match self
+            .cache
+            .as_ref()
+            .and_then(|cache| cache.names.remembered_registry())
+        {
             Some(registry) => Ok(registry),
-            None => self.upstream.default_registry(Instant::now() + HEAD_TIMEOUT),
+            None => self
+                .upstream
+                .default_registry(Instant::now() + HEAD_TIMEOUT),
         }
     }
 
     fn forward_or_fail(&self, registry: &Registry, body: &mut RequestBody<'_>) -> Reply {
-        self.forward(registry, body).unwrap_or_else(|error| fail(&error))
+        self.forward(registry, body)
+            .unwrap_or_else(|error| fail(&error))
     }
 
     /// Passes the request on, and the reply back.
@@ -168,7 +199,10 @@ impl Exchange {
 
     /// Makes upstream's reply the client's: what both share here, what a route adds in its file.
     fn reply(&self, registry: &Registry, fetched: Fetched) -> Result<Reply, UpstreamError> {
-        let Fetched { reply: incoming, redirected } = fetched;
+        let Fetched {
+            reply: incoming,
+            redirected,
+        } = fetched;
         let outcome = Outcome {
             upstream: Some(incoming.status.to_string()),
             ..Outcome::default()
@@ -209,7 +243,9 @@ impl Exchange {
         };
         match &self.route {
             Route::Blob(_, digest) => Ok(pull::blob(reply, digest)),
-            Route::Manifest(_, reference) if matches!(self.request.method.as_str(), "GET" | "HEAD") => {
+            Route::Manifest(_, reference)
+                if matches!(self.request.method.as_str(), "GET" | "HEAD") =>
+            {
                 pull::manifest(reply, reference, registry)
             }
             Route::Catalog | Route::Tags(_) => Ok(listing::names(reply)),
@@ -228,7 +264,10 @@ struct Pull<'a> {
 
 impl<'a> Pull<'a> {
     const fn scope(&self, repository: &'a Repository) -> Scope<'a> {
-        Scope { registry: self.registry, repository }
+        Scope {
+            registry: self.registry,
+            repository,
+        }
     }
 
     fn is_head(&self) -> bool {
@@ -242,8 +281,9 @@ impl<'a> Pull<'a> {
 
     /// Passes the request on without keeping anything.
     fn bypass(&self) -> Reply {
-        let none = &mut RequestBody::new(&mut std::io::empty(), Some(0));
-        marked(self.exchange.forward_or_fail(self.registry, none), CacheOutcome::Bypass)
+        let mut nothing = std::io::empty();
+        let body = &mut RequestBody::new(&mut nothing, Some(0));
+        marked(self.exchange.forward_or_fail(self.registry, body), CacheOutcome::Bypass)
     }
 
     /// Upstream's own answer, where it was not what was asked for.
@@ -255,8 +295,17 @@ impl<'a> Pull<'a> {
             body: Box::new(Cursor::new(refused.body)),
             length,
         };
-        let reply = self.exchange.reply(self.registry, Fetched { reply, redirected: false });
-        marked(reply.unwrap_or_else(|error| fail(&error)), CacheOutcome::Miss)
+        let reply = self.exchange.reply(
+            self.registry,
+            Fetched {
+                reply,
+                redirected: false,
+            },
+        );
+        marked(
+            reply.unwrap_or_else(|error| fail(&error)),
+            CacheOutcome::Miss,
+        )
     }
 
     /// Asks upstream whether `target` is there, under `headers`. Blocks for `patience`.
@@ -267,9 +316,15 @@ impl<'a> Pull<'a> {
         patience: Duration,
     ) -> Result<Incoming, UpstreamError> {
         let registry = self.registry;
-        let call = Call { registry, method: "HEAD", target, headers, patience, whole: false };
-        let none = &mut RequestBody::new(&mut std::io::empty(), Some(0));
-        Ok(self.exchange.upstream.fetch(call, none)?.reply)
+        let call = Call {
+            registry,
+            method: "HEAD",
+            target,
+            headers,
+            patience,
+            whole: false,
+        };
+        Ok(self.exchange.upstream.fetch_bodiless(call)?.reply)
     }
 
     /// The fields under which the cache itself asks: what the client accepts, and nothing that
@@ -311,12 +366,19 @@ fn marked(mut reply: Reply, outcome: CacheOutcome) -> Reply {
 /// The `Warning` of an answer that upstream could not confirm (RFC 7234 §5.5; the distribution-spec
 /// allows 299 alone).
 fn stale_warning(why: &UpstreamError) -> String {
-    let text: String = why.to_string().chars().filter(|c| !"\"\\".contains(*c)).collect();
+    let text: String = why
+        .to_string()
+        .chars()
+        .filter(|c| !"\"\\".contains(*c))
+        .collect();
     let mut end = text.len().min(WARNING_BYTES_MAX);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    format!("299 - \"upstream is out of reach: {}\"", text.get(..end).unwrap_or_default())
+    format!(
+        "299 - \"upstream is out of reach: {}\"",
+        text.get(..end).unwrap_or_default()
+    )
 }
 
 /// The one place that turns a failure of upstream into an answer. Out of reach is 504, out of

@@ -42,7 +42,9 @@ impl Breaker {
     /// How long until the next try.
     pub fn allow(&self, to: &str, now: Instant) -> Result<(), Duration> {
         let mut circuits = self.lock();
-        let Some(circuit) = circuits.get_mut(to) else { return Ok(()) };
+        let Some(circuit) = circuits.get_mut(to) else {
+            return Ok(());
+        };
         match circuit.open_until {
             None => Ok(()),
             Some(until) if now < until => Err(until - now),

@@ -97,11 +97,13 @@ impl Upstream {
         let deadline = Instant::now() + call.patience.min(HEAD_TIMEOUT);
         let registry = call.registry;
         let circuit = registry.url();
-        self.breaker.allow(&circuit, Instant::now()).map_err(|left| UpstreamError {
-            stage: Stage::Connect,
-            to: circuit.clone(),
-            reason: format!("out of reach lately; next try in {} ms", left.as_millis()),
-        })?;
+        self.breaker
+            .allow(&circuit, Instant::now())
+            .map_err(|left| UpstreamError {
+                stage: Stage::Connect,
+                to: circuit.clone(),
+                reason: format!("out of reach lately; next try in {} ms", left.as_millis()),
+            })?;
         let fetched = self.fetch_from(registry, call, body, deadline);
         match &fetched {
             Err(error) if error.stage.is_out_of_reach() => {
@@ -110,6 +112,15 @@ impl Upstream {
             _ => self.breaker.succeeded(&circuit),
         }
         fetched
+    }
+
+    /// The same for a request without a body.
+    ///
+    /// # Errors
+    /// Why there is no reply that could be passed on.
+    pub fn fetch_bodiless(&self, call: Call<'_>) -> Result<Fetched, UpstreamError> {
+        let mut nothing = std::io::empty();
+        self.fetch(call, &mut RequestBody::new(&mut nothing, Some(0)))
     }
 
     /// The registry that belongs to the identity, for when none is configured. Blocks until
@@ -130,10 +141,13 @@ impl Upstream {
         deadline: Instant,
     ) -> Result<Fetched, UpstreamError> {
         // A body on any other method has no meaning (RFC 9110 §9.3.1); it is not passed on.
-        let has_body =
-            matches!(call.method, "PATCH" | "POST" | "PUT") && body.length() != Some(0);
+        let has_body = matches!(call.method, "PATCH" | "POST" | "PUT") && body.length() != Some(0);
         // An upload may last hours, so it takes a permit of its own kind.
-        let permits = if has_body { &self.uploads } else { &self.exchanges };
+        let permits = if has_body {
+            &self.uploads
+        } else {
+            &self.exchanges
+        };
         let _permit = take(permits, deadline)?;
         let grant = self
             .authorizer

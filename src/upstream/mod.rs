@@ -173,7 +173,10 @@ pub enum Stage {
 impl Stage {
     /// True when the registry could not be reached at all, so that others need not try at once.
     pub const fn is_out_of_reach(self) -> bool {
-        matches!(self, Self::Connect | Self::Resolve | Self::Timeout | Self::Tls)
+        matches!(
+            self,
+            Self::Connect | Self::Resolve | Self::Timeout | Self::Tls
+        )
     }
 
     /// One word for logs.

@@ -1,0 +1,106 @@
+//! Writing small files so that a crash leaves the old one or the new one. Owns: the names of
+//! temporary files. Must not: know what is in a file.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What the name of every temporary file begins with.
+const PREFIX: &str = "temp-";
+
+/// Replaces `path` with a file that holds `bytes`: a temporary file in `temps` (same file system),
+/// fsync, rename, fsync of the directory. Makes missing directories.
+pub(super) fn replace(temps: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(temps);
+    let temp = temps.join(temp_name());
+    let renamed = write(&temp, bytes).and_then(|()| rename(&temp, path, folder));
+    if renamed.is_err() {
+        let _ = fs::remove_file(&temp);
+        return renamed;
+    }
+    sync_directory(folder)
+}
+
+/// Renames into a directory that may be missing: eviction takes empty ones away at any moment.
+fn rename(from: &Path, to: &Path, folder: &Path) -> io::Result<()> {
+    const ATTEMPTS: usize = 4;
+    let mut renamed = fs::rename(from, to);
+    for _ in 0..ATTEMPTS {
+        match &renamed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            _ => break,
+        }
+        fs::create_dir_all(folder)?;
+        renamed = fs::rename(from, to);
+    }
+    renamed
+}
+
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::options().write(true).create_new(true).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Makes a rename in `path` outlive a power cut.
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// A name no other temporary file has, of this process or an earlier one.
+pub(super) fn temp_name() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!("{PREFIX}{}-{}", run(), COUNT.fetch_add(1, Relaxed))
+}
+
+/// True for a temporary file that an earlier process left behind.
+pub(super) fn is_leftover(name: &str) -> bool {
+    let own = |rest: &str| rest.split('-').next() == Some(run());
+    name.strip_prefix(PREFIX).is_some_and(|rest| !own(rest))
+}
+
+/// This process: in a container each one has the same pid, so the time of its start goes along.
+fn run() -> &'static str {
+    static RUN: OnceLock<String> = OnceLock::new();
+    RUN.get_or_init(|| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let nanos = since.map_or(0, |since| since.as_nanos());
+        format!("{nanos:x}.{}", std::process::id())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::scratch::Scratch;
+
+    #[test]
+    fn a_file_is_replaced_whole_and_no_temp_stays() {
+        let scratch = Scratch::new();
+        let path = scratch.path().join("a/b/file");
+        replace(scratch.path(), &path, b"one").unwrap();
+        replace(scratch.path(), &path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_no_temp() {
+        let scratch = Scratch::new();
+        fs::write(scratch.path().join("in-the-way"), "").unwrap();
+        let path = scratch.path().join("in-the-way/file");
+        assert!(replace(scratch.path(), &path, b"one").is_err());
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_an_earlier_run_leaves_leftovers() {
+        assert_ne!(temp_name(), temp_name());
+        assert!(!is_leftover(&temp_name()));
+        assert!(is_leftover("temp-18c0ffee.1-0"));
+        assert!(!is_leftover("sha256"));
+    }
+}

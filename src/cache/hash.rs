@@ -1,0 +1,79 @@
+//! Digests of content. Owns: hashing with ring. Must not: do I/O.
+
+use ring::digest::{Context, SHA256, SHA512};
+
+use crate::oci::Digest;
+
+/// Hashes content piece by piece with the algorithm of the digest it should have.
+pub struct Hasher {
+    algorithm: &'static str,
+    context: Context,
+}
+
+impl Hasher {
+    /// For content that should have `digest`.
+    pub fn new(digest: &Digest) -> Self {
+        let (algorithm, function) = match digest.algorithm() {
+            "sha512" => ("sha512", &SHA512),
+            _ => ("sha256", &SHA256),
+        };
+        Self {
+            algorithm,
+            context: Context::new(function),
+        }
+    }
+
+    /// Takes in the next piece.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.context.update(bytes);
+    }
+
+    /// `algorithm:hex` of all pieces.
+    pub fn finish(self) -> String {
+        let hash = self.context.finish();
+        format!("{}:{}", self.algorithm, hex(hash.as_ref()))
+    }
+}
+
+/// The hex digits of the SHA-256 of `bytes`.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(ring::digest::digest(&SHA256, bytes).as_ref())
+}
+
+/// True when `bytes` have `digest`.
+pub fn matches(digest: &Digest, bytes: &[u8]) -> bool {
+    let mut hasher = Hasher::new(digest);
+    hasher.update(bytes);
+    hasher.finish() == digest.as_str()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_algorithms_hash_in_pieces() {
+        // FIPS 180-4, examples for "abc".
+        let short = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let long = "sha512:ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a\
+                    2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f";
+        for text in [short, long] {
+            let digest: Digest = text.parse().unwrap();
+            let mut hasher = Hasher::new(&digest);
+            hasher.update(b"a");
+            hasher.update(b"bc");
+            assert_eq!(hasher.finish(), text);
+            assert!(matches(&digest, b"abc"));
+            assert!(!matches(&digest, b"abd"));
+        }
+        assert_eq!(format!("sha256:{}", sha256_hex(b"abc")), short);
+    }
+}

@@ -1,0 +1,497 @@
+//! Blobs and manifests by their digest. Owns: `blobs/`, `partial/`, the format marker with the lock
+//! on it, the account of bytes, and who is reading what. Must not: know tags or repositories.
+//!
+//! A file below `blobs/` is complete and verified: it comes there by fsync and rename, from
+//! `partial/`, after its maker has checked length and digest. No other way leads there.
+//!
+//! Locks: the account and the readers, each a leaf, held for arithmetic and map operations; never
+//! across I/O.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use super::files;
+pub use super::hash::{Hasher, matches, sha256_hex};
+pub use super::open::{FORMAT, OpenError};
+use crate::oci::Digest;
+use crate::{log, metrics};
+
+/// The registered algorithms; each has a folder in `blobs/` and in `partial/`.
+pub(super) const ALGORITHMS: [&str; 2] = ["sha256", "sha512"];
+
+/// The files of the cache.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+    account: Mutex<Account>,
+    readers: Mutex<HashMap<Digest, usize>>,
+    /// Keeps the lock on the directory.
+    _marker: File,
+}
+
+/// Bytes on disk, by length of file.
+#[derive(Debug, Default)]
+struct Account {
+    blobs: u64,
+    partial: u64,
+    /// Grows with every change of `partial`: shows a count that it was overtaken.
+    partial_changes: u64,
+    /// Blobs that came while a count runs, with their sizes; the count leaves them out.
+    arrived: Option<HashMap<Digest, u64>>,
+    /// Blobs that came while an eviction runs.
+    watched: Option<Vec<Digest>>,
+}
+
+/// A complete blob, open for reading.
+#[derive(Debug)]
+pub struct Blob {
+    /// The file, at its start.
+    pub file: Arc<File>,
+    /// Its length.
+    pub size: u64,
+    /// Keeps eviction from it.
+    pub reading: Reading,
+}
+
+/// A download that has begun or may go on.
+#[derive(Debug)]
+pub struct Partial {
+    /// Open for reading and writing.
+    pub file: File,
+    /// Bytes it holds.
+    pub length: u64,
+}
+
+/// While it lives, eviction leaves the digest alone, be it complete or growing.
+#[derive(Debug)]
+pub struct Reading {
+    store: Arc<Store>,
+    digest: Digest,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let mut readers = locked(&self.store.readers);
+        if let Some(count) = readers.get_mut(&self.digest) {
+            *count -= 1;
+            if *count == 0 {
+                readers.remove(&self.digest);
+            }
+        }
+    }
+}
+
+/// A file of `blobs/` or `partial/`.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) modified: SystemTime,
+}
+
+impl Store {
+    /// Opens the cache in `dir`, or makes it: there, or in its subdirectory `aws-ecr-proxy` when
+    /// `dir` holds something else. Does not look at the blobs.
+    ///
+    /// # Errors
+    /// The cache is of a newer format, in use by another process, or cannot be written.
+    pub fn open(dir: &Path) -> Result<Self, OpenError> {
+        let (root, marker) = super::open::prepare(dir)?;
+        let account = Account {
+            arrived: Some(HashMap::new()),
+            ..Account::default()
+        };
+        let store = Self {
+            root,
+            account: Mutex::new(account),
+            readers: Mutex::default(),
+            _marker: marker,
+        };
+        // Few, so they are counted at once; from here on the account follows every change.
+        let mut partial = 0;
+        store
+            .each_partial(&mut |entry| partial += entry.size)
+            .map_err(|error| OpenError::io(&store.root, error))?;
+        locked(&store.account).partial = partial;
+        Ok(store)
+    }
+
+    /// The directory of the layout.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Opens a complete blob.
+    ///
+    /// # Errors
+    /// The disk's own; an absent blob is none.
+    pub fn blob(self: &Arc<Self>, digest: &Digest) -> io::Result<Option<Blob>> {
+        let reading = self.reading(digest);
+        let Some((file, size)) = self.open_blob(digest)? else {
+            return Ok(None);
+        };
+        let file = Arc::new(file);
+        Ok(Some(Blob {
+            file,
+            size,
+            reading,
+        }))
+    }
+
+    /// True when the blob is complete.
+    pub fn has(&self, digest: &Digest) -> bool {
+        self.size(digest).is_some()
+    }
+
+    /// The size of a complete blob.
+    pub fn size(&self, digest: &Digest) -> Option<u64> {
+        let metadata = fs::metadata(self.blob_path(digest)).ok()?;
+        metadata.is_file().then_some(metadata.len())
+    }
+
+    /// Reads a whole small blob, such as a manifest, and checks its digest again. One that is not
+    /// what its name says is [quarantined](Self::quarantine) and counts as absent.
+    ///
+    /// # Errors
+    /// The disk's own, and a blob of more than `limit` bytes.
+    pub fn read(&self, digest: &Digest, limit: u64) -> io::Result<Option<Vec<u8>>> {
+        let Some((file, size)) = self.open_blob(digest)? else {
+            return Ok(None);
+        };
+        if size > limit {
+            let why = format!("blob {digest} of {size} bytes, at most {limit} are read at once");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+        }
+        let mut bytes = Vec::new();
+        file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+        if matches(digest, &bytes) {
+            return Ok(Some(bytes));
+        }
+        self.quarantine(digest);
+        Ok(None)
+    }
+
+    /// Stores verified bytes. A blob that is there already stays.
+    ///
+    /// # Errors
+    /// The disk's own; nothing is kept then.
+    pub fn put(&self, digest: &Digest, bytes: &[u8]) -> io::Result<()> {
+        if self.has(digest) {
+            return Ok(());
+        }
+        let size = length(bytes);
+        self.arriving(digest, size);
+        let stored = files::replace(&self.partial_root(), &self.blob_path(digest), bytes);
+        if stored.is_err() && !self.has(digest) {
+            self.departed(digest, 0);
+            return stored;
+        }
+        locked(&self.account).blobs += size;
+        stored
+    }
+
+    /// Opens the download of a blob, which may hold bytes of an earlier attempt.
+    ///
+    /// # Errors
+    /// The disk's own.
+    pub fn partial(&self, digest: &Digest) -> io::Result<Partial> {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(self.partial_path(digest))?;
+        let length = file.metadata()?.len();
+        Ok(Partial { file, length })
+    }
+
+    /// Puts a new, empty file in the place of a download; readers of the old one keep theirs.
+    ///
+    /// # Errors
+    /// The disk's own.
+    pub fn fresh_partial(&self, digest: &Digest) -> io::Result<File> {
+        let path = self.partial_path(digest);
+        let temp = self.partial_root().join(files::temp_name());
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&temp)?;
+        let old = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        if let Err(error) = fs::rename(&temp, &path) {
+            let _ = fs::remove_file(&temp);
+            return Err(error);
+        }
+        self.partial_shrunk(old);
+        Ok(file)
+    }
+
+    /// Makes a download that its caller has verified a blob. `file` must be the very file that
+    /// [`Self::partial`] or [`Self::fresh_partial`] gave out last.
+    ///
+    /// # Errors
+    /// The disk's own, and a download that somebody replaced or removed meanwhile.
+    pub fn publish(&self, digest: &Digest, file: &File) -> io::Result<()> {
+        file.sync_all()?;
+        let (from, to) = (self.partial_path(digest), self.blob_path(digest));
+        let (ours, there) = (file.metadata()?, fs::metadata(&from)?);
+        if (ours.dev(), ours.ino()) != (there.dev(), there.ino()) {
+            // Renaming it would publish bytes that nobody has verified.
+            let why = format!("the download of {digest} was replaced while it was verified");
+            return Err(io::Error::other(why));
+        }
+        let size = ours.len();
+        let before = fs::metadata(&to).map_or(0, |metadata| metadata.len());
+        self.arriving(digest, size);
+        if let Err(error) = fs::rename(&from, &to) {
+            self.departed(digest, 0);
+            return Err(error);
+        }
+        self.partial_shrunk(size);
+        {
+            let mut account = locked(&self.account);
+            account.blobs = (account.blobs + size).saturating_sub(before);
+        }
+        files::sync_directory(&self.folder("blobs", digest))
+    }
+
+    /// Removes a download.
+    pub fn discard_partial(&self, digest: &Digest) {
+        let path = self.partial_path(digest);
+        let size = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        if fs::remove_file(&path).is_ok() {
+            self.partial_shrunk(size);
+        }
+    }
+
+    /// Removes a blob; readers that have it open keep it. An absent one is no error.
+    ///
+    /// # Errors
+    /// The disk's own.
+    pub fn remove(&self, digest: &Digest) -> io::Result<()> {
+        let path = self.blob_path(digest);
+        let size = match fs::metadata(&path) {
+            Ok(metadata) => metadata.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        match fs::remove_file(&path) {
+            Ok(()) => {
+                self.departed(digest, size);
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes a blob whose bytes are not what its name says: counted, and said in the log. It is
+    /// deleted, not kept aside, so that the quota holds.
+    pub fn quarantine(&self, digest: &Digest) {
+        metrics::CACHE_BLOBS_DAMAGED.inc();
+        let result = self.remove(digest);
+        let outcome = result.map_or_else(|error| error.to_string(), |()| "removed".to_owned());
+        log::warn(
+            "cached blob is damaged; it will be fetched again, check the disk",
+            &[("digest", digest), ("outcome", &outcome)],
+        );
+    }
+
+    /// Bytes of all blobs and downloads. Until the first count has ended, those of earlier runs'
+    /// blobs are missing.
+    pub fn used_bytes(&self) -> u64 {
+        let account = locked(&self.account);
+        account.blobs.saturating_add(account.partial)
+    }
+
+    /// Adds what a download grew (or, negative, was cut by).
+    pub fn add_used(&self, bytes: i64) {
+        let mut account = locked(&self.account);
+        account.partial = account.partial.saturating_add_signed(bytes);
+        account.partial_changes += 1;
+    }
+
+    /// Bytes that may still be written to the file system.
+    ///
+    /// # Errors
+    /// The disk's own.
+    pub fn free_bytes(&self) -> io::Result<u64> {
+        let disk = rustix::fs::statvfs(&self.root)?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
+    /// Keeps eviction from a digest.
+    pub fn reading(self: &Arc<Self>, digest: &Digest) -> Reading {
+        *locked(&self.readers).entry(digest.clone()).or_insert(0) += 1;
+        Reading {
+            store: Arc::clone(self),
+            digest: digest.clone(),
+        }
+    }
+
+    /// True while a [`Reading`] of the digest lives.
+    pub fn is_read(&self, digest: &Digest) -> bool {
+        locked(&self.readers).contains_key(digest)
+    }
+
+    fn open_blob(&self, digest: &Digest) -> io::Result<Option<(File, u64)>> {
+        let file = match File::open(self.blob_path(digest)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let metadata = file.metadata()?;
+        Ok(metadata.is_file().then_some((file, metadata.len())))
+    }
+
+    fn folder(&self, kind: &str, digest: &Digest) -> PathBuf {
+        self.root.join(kind).join(digest.algorithm())
+    }
+
+    fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.folder("blobs", digest).join(digest.hex())
+    }
+
+    fn partial_path(&self, digest: &Digest) -> PathBuf {
+        self.folder("partial", digest).join(digest.hex())
+    }
+
+    /// Where temporary files are made.
+    pub(super) fn partial_root(&self) -> PathBuf {
+        self.root.join("partial")
+    }
+
+    /// Must come before the rename, so that a running count sees the blob here or not at all.
+    fn arriving(&self, digest: &Digest, size: u64) {
+        let mut account = locked(&self.account);
+        if let Some(arrived) = &mut account.arrived {
+            arrived.insert(digest.clone(), size);
+        }
+        if let Some(watched) = &mut account.watched {
+            watched.push(digest.clone());
+        }
+    }
+
+    fn departed(&self, digest: &Digest, size: u64) {
+        let mut account = locked(&self.account);
+        account.blobs = account.blobs.saturating_sub(size);
+        if let Some(arrived) = &mut account.arrived {
+            arrived.remove(digest);
+        }
+    }
+
+    fn partial_shrunk(&self, bytes: u64) {
+        let mut account = locked(&self.account);
+        account.partial = account.partial.saturating_sub(bytes);
+        account.partial_changes += 1;
+    }
+}
+
+/// What the sweep asks for.
+impl Store {
+    /// Calls `visit` for every blob, and sets the account to what was found. What arrives meanwhile
+    /// is counted once; what is removed meanwhile may be counted until the next time.
+    pub(super) fn count(&self, visit: &mut dyn FnMut(Entry)) -> io::Result<()> {
+        locked(&self.account).arrived.get_or_insert_default();
+        let mut seen = 0_u64;
+        let counted = self.each("blobs", &mut |entry| {
+            let arrived = |arrived: &HashMap<_, _>| arrived.contains_key(&entry.digest);
+            if !locked(&self.account).arrived.as_ref().is_some_and(arrived) {
+                seen = seen.saturating_add(entry.size);
+            }
+            visit(entry);
+        });
+        {
+            let mut account = locked(&self.account);
+            let arrived = account.arrived.take().unwrap_or_default();
+            if counted.is_ok() {
+                account.blobs = arrived.values().fold(seen, |sum, size| sum + size);
+            }
+        }
+        counted?;
+        self.count_partial()
+    }
+
+    /// Takes the measured size of all downloads for true, if none changed meanwhile.
+    fn count_partial(&self) -> io::Result<()> {
+        let before = locked(&self.account).partial_changes;
+        let mut partial = 0_u64;
+        self.each_partial(&mut |entry| partial = partial.saturating_add(entry.size))?;
+        let mut account = locked(&self.account);
+        if account.partial_changes == before {
+            account.partial = partial;
+        }
+        Ok(())
+    }
+
+    /// Calls `visit` for every download.
+    pub(super) fn each_partial(&self, visit: &mut dyn FnMut(Entry)) -> io::Result<()> {
+        self.each("partial", visit)
+    }
+
+    fn each(&self, kind: &str, visit: &mut dyn FnMut(Entry)) -> io::Result<()> {
+        for algorithm in ALGORITHMS {
+            for found in fs::read_dir(self.root.join(kind).join(algorithm))? {
+                let found = found?;
+                let name = found.file_name();
+                let digest = name
+                    .to_str()
+                    .and_then(|hex| format!("{algorithm}:{hex}").parse().ok());
+                // Gone meanwhile, or not ours: an operator's file is neither counted nor touched.
+                let (Some(digest), Ok(metadata)) = (digest, found.metadata()) else {
+                    continue;
+                };
+                if !metadata.is_file() {
+                    continue;
+                }
+                visit(Entry {
+                    digest,
+                    size: metadata.len(),
+                    modified: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the temporary files that an earlier process left; says how many.
+    pub(super) fn remove_leftovers(&self) -> io::Result<usize> {
+        let mut removed = 0;
+        for found in fs::read_dir(self.partial_root())? {
+            let found = found?;
+            let leftover = found.file_name().to_str().is_some_and(files::is_leftover);
+            if leftover && fs::remove_file(found.path()).is_ok() {
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// From now on arrivals are remembered for [`Self::arrivals`].
+    pub(super) fn watch(&self, on: bool) {
+        locked(&self.account).watched = on.then(Vec::new);
+    }
+
+    /// What arrived since the last call.
+    pub(super) fn arrivals(&self) -> Vec<Digest> {
+        let mut account = locked(&self.account);
+        account
+            .watched
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn length(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}

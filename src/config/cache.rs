@@ -1,0 +1,277 @@
+//! Settings of the cache. Owns: their types and how they are read. Must not: open anything.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Settings;
+use super::parse::time;
+
+/// `CACHE_DIR`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CacheDir {
+    /// This one.
+    At(PathBuf),
+    /// None.
+    Off,
+    /// Not said: `/cache` if it exists.
+    Unset,
+}
+
+/// `CACHE_TAG_TTL`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TagTtl {
+    /// For this long; zero: always ask.
+    For(Duration),
+    /// Never ask again.
+    Forever,
+}
+
+/// `CACHE_KEY`, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheKey(Vec<KeyPart>);
+
+/// A part of a [`CacheKey`]: text, or one of nginx's variables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyPart {
+    /// `$args`: the query.
+    Args,
+    /// `$http_NAME`: a header field; dashes are underscores in NAME.
+    Field(String),
+    /// `$host`: without port, lower case.
+    Host,
+    /// `$is_args`: `?` when there is a query.
+    IsArgs,
+    /// `$request_method`
+    Method,
+    /// `$scheme`
+    Scheme,
+    /// `$request_uri`: path and query.
+    Target,
+    /// Itself.
+    Text(String),
+    /// `$uri`: the path.
+    Uri,
+}
+
+impl CacheKey {
+    /// The default, `$uri`.
+    pub fn uri() -> Self {
+        Self(vec![KeyPart::Uri])
+    }
+
+    /// True for a key that tells no two requests for one tag apart: `$uri` alone.
+    pub fn is_default(&self) -> bool {
+        self.0.as_slice() == [KeyPart::Uri]
+    }
+
+    /// The parts in order.
+    pub fn parts(&self) -> &[KeyPart] {
+        &self.0
+    }
+}
+
+/// Smallest quota that can hold an image worth having.
+const SIZE_MIN: u64 = 1 << 20;
+/// Longest template.
+const KEY_LENGTH_MAX: usize = 1024;
+/// Longest time to live but `forever`: a year.
+const TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+pub(super) fn directory(settings: &mut Settings, text: &str) -> Result<(), String> {
+    settings.cache_dir = match text {
+        "off" => CacheDir::Off,
+        path => CacheDir::At(PathBuf::from(path)),
+    };
+    Ok(())
+}
+
+pub(super) fn max_size(settings: &mut Settings, text: &str) -> Result<(), String> {
+    let bytes = size(text).ok_or_else(String::new)?;
+    if bytes < SIZE_MIN {
+        return Err("at least 1m; CACHE_DIR=off is for no cache".to_owned());
+    }
+    settings.cache_max_size = bytes;
+    Ok(())
+}
+
+/// A whole number of bytes, or of `k`, `m`, `g` (1024 each), as nginx writes sizes.
+fn size(text: &str) -> Option<u64> {
+    let (digits, unit) = match text.strip_suffix(|c: char| c.is_ascii_alphabetic()) {
+        None => (text, 1),
+        Some(digits) => match text.chars().last()?.to_ascii_lowercase() {
+            'k' => (digits, 1 << 10),
+            'm' => (digits, 1 << 20),
+            'g' => (digits, 1 << 30),
+            _ => return None,
+        },
+    };
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+pub(super) fn tag_ttl(settings: &mut Settings, text: &str) -> Result<(), String> {
+    settings.cache_tag_ttl = match text {
+        "forever" => TagTtl::Forever,
+        text => match time(text)? {
+            ttl if ttl <= TTL_MAX => TagTtl::For(ttl),
+            _ => return Err("at most 8760h, or forever".to_owned()),
+        },
+    };
+    Ok(())
+}
+
+pub(super) fn key(settings: &mut Settings, text: &str) -> Result<(), String> {
+    if text.len() > KEY_LENGTH_MAX {
+        return Err(format!("at most {KEY_LENGTH_MAX} characters"));
+    }
+    let mut parts = Vec::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('$') {
+        push_text(&mut parts, before);
+        let (name, left) = variable(after);
+        parts.push(part(name).ok_or_else(|| {
+            format!(
+                "the variable ${name} is unknown; expected of $uri $host $scheme $args $is_args \
+                 $request_uri $request_method $http_NAME"
+            )
+        })?);
+        rest = left;
+    }
+    push_text(&mut parts, rest);
+    settings.cache_key = CacheKey(parts);
+    Ok(())
+}
+
+/// The name after a `$`, with or without braces, and what follows.
+fn variable(text: &str) -> (&str, &str) {
+    if let Some(braced) = text.strip_prefix('{') {
+        return braced.split_once('}').unwrap_or((braced, ""));
+    }
+    let end = text.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    text.split_at(end.unwrap_or(text.len()))
+}
+
+fn part(name: &str) -> Option<KeyPart> {
+    Some(match name {
+        "args" => KeyPart::Args,
+        "host" => KeyPart::Host,
+        "is_args" => KeyPart::IsArgs,
+        "request_method" => KeyPart::Method,
+        "request_uri" => KeyPart::Target,
+        "scheme" => KeyPart::Scheme,
+        "uri" => KeyPart::Uri,
+        name => {
+            let field = name
+                .strip_prefix("http_")
+                .filter(|field| !field.is_empty())?;
+            KeyPart::Field(field.replace('_', "-"))
+        }
+    })
+}
+
+fn push_text(parts: &mut Vec<KeyPart>, text: &str) {
+    if !text.is_empty() {
+        parts.push(KeyPart::Text(text.to_owned()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings::default()
+    }
+
+    #[test]
+    fn sizes_as_nginx_writes_them() {
+        for (text, bytes) in [
+            ("1048576", 1 << 20),
+            ("2m", 2 << 20),
+            ("75g", 75 << 30),
+            ("5K", 5 << 10),
+        ] {
+            assert_eq!(size(text), Some(bytes), "{text}");
+        }
+        for bad in [
+            "",
+            "g",
+            "-1m",
+            "+1m",
+            "1.5g",
+            "1 g",
+            "1t",
+            "1mb",
+            "99999999999999999999",
+            "18446744073709551615g",
+        ] {
+            assert_eq!(size(bad), None, "{bad}");
+        }
+        assert!(
+            max_size(&mut settings(), "1k")
+                .unwrap_err()
+                .contains("at least 1m")
+        );
+        let mut read = settings();
+        assert_eq!(
+            (max_size(&mut read, "10m"), read.cache_max_size),
+            (Ok(()), 10 << 20)
+        );
+    }
+
+    #[test]
+    fn times_to_live() {
+        let ttl = |text| {
+            let mut read = settings();
+            tag_ttl(&mut read, text).map(|()| read.cache_tag_ttl)
+        };
+        assert_eq!(ttl("0s"), Ok(TagTtl::For(Duration::ZERO)));
+        assert_eq!(ttl("5m"), Ok(TagTtl::For(Duration::from_secs(300))));
+        assert_eq!(ttl("forever"), Ok(TagTtl::Forever));
+        for bad in ["", "15", "never", "9000h"] {
+            assert!(ttl(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn keys_are_templates() {
+        let parts = |text| {
+            let mut read = settings();
+            key(&mut read, text).map(|()| read.cache_key.0)
+        };
+        assert_eq!(parts("$uri"), Ok(CacheKey::uri().0));
+        assert!(settings().cache_key.is_default());
+        let text = |text: &str| KeyPart::Text(text.to_owned());
+        assert_eq!(
+            parts("a-${scheme}://$host$uri$is_args$args|$http_x_team"),
+            Ok(vec![
+                text("a-"),
+                KeyPart::Scheme,
+                text("://"),
+                KeyPart::Host,
+                KeyPart::Uri,
+                KeyPart::IsArgs,
+                KeyPart::Args,
+                text("|"),
+                KeyPart::Field("x-team".into()),
+            ])
+        );
+        for bad in ["$", "$nope", "${uri", "$http_", "${}"] {
+            let fault = parts(bad);
+            assert!(bad == "${uri" || fault.is_err(), "{bad}");
+        }
+        assert!(parts(&"x".repeat(KEY_LENGTH_MAX + 1)).is_err());
+    }
+
+    #[test]
+    fn a_directory_or_none() {
+        let mut read = settings();
+        assert_eq!(read.cache_dir, CacheDir::Unset);
+        directory(&mut read, "off").unwrap();
+        assert_eq!(read.cache_dir, CacheDir::Off);
+        directory(&mut read, "/var/cache/ecr").unwrap();
+        assert_eq!(read.cache_dir, CacheDir::At("/var/cache/ecr".into()));
+    }
+}
