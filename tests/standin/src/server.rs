@@ -66,7 +66,7 @@ fn accept(core: &Arc<Core>, server: Server, listener: &TcpListener, closing: &At
         }
         let Ok((stream, _)) = accepted else {
             // Out of descriptors, or a client that left again: neither ends the listener.
-            core.pause(std::time::Duration::from_millis(10));
+            core.pause(Duration::from_millis(10));
             continue;
         };
         let id = CONNECTION.fetch_add(1, Ordering::Relaxed);
