@@ -37,6 +37,7 @@ mod sigv4;
 mod store;
 mod uploads;
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -275,12 +276,14 @@ pub struct Standin {
     core: Arc<Core>,
     /// By [`Server::index`]; none while the server is down.
     listeners: Mutex<[Option<Listener>; 3]>,
+    /// The ports of the servers that are down, by [`Server::index`].
+    held: Mutex<[Option<OwnedFd>; 3]>,
 }
 
 impl Standin {
     /// Starts the three servers on free ports of 127.0.0.1.
     pub fn start(options: Options) -> Self {
-        let sockets = [(); 3].map(|()| server::bind(None));
+        let sockets = [(); 3].map(|()| server::bind());
         let address = |index: usize| sockets[index].local_addr().expect("an address");
         let addresses = [address(0), address(1), address(2)];
         let core = Arc::new(Core::new(options, addresses));
@@ -292,6 +295,7 @@ impl Standin {
         Self {
             core,
             listeners: Mutex::new(listeners),
+            held: Mutex::default(),
         }
     }
 
@@ -516,6 +520,9 @@ impl Standin {
         let listener = lock(&self.listeners)[server.index()].take();
         drop(listener);
         self.core.cut_connections(server);
+        // Bound and not listening: refused, and nobody else's until it is up again.
+        let held = server::hold(self.core.addresses[server.index()]);
+        lock(&self.held)[server.index()] = Some(held);
     }
 
     /// Opens the same port again.
@@ -523,7 +530,8 @@ impl Standin {
         let mut listeners = lock(&self.listeners);
         let listener = &mut listeners[server.index()];
         if listener.is_none() {
-            let socket = server::bind(Some(self.core.addresses[server.index()]));
+            let held = lock(&self.held)[server.index()].take();
+            let socket = held.map_or_else(server::bind, server::listen);
             *listener = Some(Listener::start(&self.core, server, socket));
         }
     }

@@ -3,9 +3,13 @@
 
 use std::io::{self, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 
 use crate::core::Core;
 use crate::fault::Then;
@@ -62,7 +66,7 @@ fn accept(core: &Arc<Core>, server: Server, listener: &TcpListener, closing: &At
         }
         let Ok((stream, _)) = accepted else {
             // Out of descriptors, or a client that left again: neither ends the listener.
-            core.pause(std::time::Duration::from_millis(10));
+            core.pause(Duration::from_millis(10));
             continue;
         };
         let id = CONNECTION.fetch_add(1, Ordering::Relaxed);
@@ -222,8 +226,34 @@ pub(crate) fn redirect(url: String) -> Reply {
     Reply::empty(307).with("Location", url)
 }
 
-/// Listens where a server listened before, or on a free port.
-pub(crate) fn bind(address: Option<SocketAddr>) -> TcpListener {
-    let address = address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
-    TcpListener::bind(address).expect("a port on the loopback interface")
+/// Listens on a free port.
+pub(crate) fn bind() -> TcpListener {
+    TcpListener::bind(("127.0.0.1", 0)).expect("a port on the loopback interface")
 }
+
+/// Takes a port that was just closed without listening on it.
+pub(crate) fn hold(address: SocketAddr) -> OwnedFd {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None);
+    let socket = socket.expect("a socket");
+    sockopt::set_socket_reuseaddr(&socket, true).expect("SO_REUSEADDR");
+    // An outgoing connection may have the port for a moment.
+    for _ in 0..HOLD_ATTEMPTS {
+        if rustix::net::bind(&socket, &address).is_ok() {
+            return socket;
+        }
+        std::thread::sleep(HOLD_PAUSE);
+    }
+    panic!("{address} was taken while the server was down");
+}
+
+/// Listens on a port that was held.
+pub(crate) fn listen(held: OwnedFd) -> TcpListener {
+    const BACKLOG: i32 = 1024;
+    rustix::net::listen(&held, BACKLOG).expect("to listen where we listened before");
+    TcpListener::from(held)
+}
+
+/// Tries to take a port back.
+const HOLD_ATTEMPTS: usize = 500;
+const HOLD_PAUSE: Duration = Duration::from_millis(10);
