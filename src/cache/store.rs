@@ -195,7 +195,9 @@ impl Store {
         stored
     }
 
-    /// Opens the download of a blob, which may hold bytes of an earlier attempt.
+    /// Opens the download of a blob, which may hold bytes of an earlier attempt. Hold a
+    /// [`Reading`] of the digest from before this call to after [`Self::publish`]: a download that
+    /// nobody holds is the first thing evicted.
     ///
     /// # Errors
     /// The disk's own.
@@ -495,3 +497,6 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn length(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;
