@@ -65,6 +65,7 @@ fn the_least_recently_used_image_goes_first_and_whole() {
     evict(&cache, used - 1);
     assert_eq!(whole(&cache), [true, true, false]);
     let cache = cache.restart();
+    sweeper(&cache, 0).first_count();
     evict(&cache, 25_000);
     assert_eq!(whole(&cache), [true, false, false]);
     cache.with("b", |scope| assert!(cache.names.tags(scope).is_empty()));
@@ -275,8 +276,13 @@ fn a_damaged_manifest_or_tag_stops_no_eviction() {
         .path()
         .join("repos/host.example/a/_tags/worse");
     std::fs::write(repos, "{").unwrap();
+    let worse: Tag = "worse".parse().unwrap();
+    cache.with("a", |scope| {
+        cache.names.touch_at(scope, "", Some(&worse), &bad, at(5))
+    });
     let path = cache.scratch.path().join("blobs/sha256").join(bad.hex());
     std::fs::write(path, "{").unwrap();
+    sweeper(&cache, 0).first_count();
     evict(&cache, 0);
     assert_eq!(cache.store.used_bytes(), 0);
     cache.with("a", |scope| {
