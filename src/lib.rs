@@ -5,8 +5,8 @@
 //! to `upstream` where needed and writes the reply. `aws` keeps identity and tokens beside it.
 //!
 //! Imports point one way; `tests/it/layers.rs` holds them to it:
-//! `main → cli → app → {door, pool} → {proxy, pages} → {aws, cache} → upstream → {config, oci, message} →
-//! {metrics, log, clock}`.
+//! `main → cli → app → {door, pool} → {proxy, pages} → {aws, cache} → upstream →
+//! {config, oci, message} → {metrics, log, clock}`.
 
 pub mod app;
 pub mod aws;

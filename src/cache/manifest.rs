@@ -49,7 +49,7 @@ mod tests {
         format!("sha256:{}", format!("{n:02x}").repeat(32))
     }
 
-    fn named(document: &serde_json::Value) -> Vec<(String, Option<String>)> {
+    fn named(document: &Value) -> Vec<(String, Option<String>)> {
         named_by(document.to_string().as_bytes())
             .into_iter()
             .map(|(digest, media_type)| (digest.as_str().to_owned(), media_type))

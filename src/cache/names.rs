@@ -23,8 +23,8 @@ use crate::oci::{Digest, Registry, Repository, Tag};
 const COMPONENT_BYTES_MAX: usize = 255;
 /// Longest media type (RFC 6838 §4.2: two names of 127 characters and a slash), and the file's end.
 const LINK_BYTES_MAX: u64 = 256;
-/// What the link of a digest holds that is no manifest.
-const BLOB_LINK: &str = "blob\n";
+/// What the link of a digest holds that is no manifest; shorter than any media type.
+const BLOB_LINK: &str = "-\n";
 const TAGS: &str = "_tags";
 const LINKS: &str = "_links";
 /// Holds the registry's URL; no registry's name begins with a dot.
@@ -462,7 +462,7 @@ fn read_link(path: &Path) -> Option<Link> {
     parse_link(&read_bounded(path, LINK_BYTES_MAX)?)
 }
 
-/// `blob`, or a media type; each with its line end, without which the file is not whole.
+/// A dash, or a media type; each with its line end, without which the file is not whole.
 fn parse_link(text: &str) -> Option<Link> {
     if text == BLOB_LINK {
         return Some(Link { media_type: None });
@@ -535,3 +535,6 @@ fn children(folder: &Path, wanted: fn(&fs::FileType) -> bool) -> Vec<String> {
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

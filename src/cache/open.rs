@@ -189,3 +189,132 @@ fn lay_out(root: &Path) -> io::Result<()> {
     }
     files::sync_directory(root)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::scratch::Scratch;
+    use crate::cache::store::Store;
+
+    fn names(path: &Path) -> Vec<String> {
+        let entries = fs::read_dir(path).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn a_new_directory_becomes_a_layout() {
+        let scratch = Scratch::new();
+        let dir = scratch.path().join("a/b");
+        fs::create_dir_all(dir.join(LOST_FOUND)).unwrap();
+        let store = Store::open(&dir).unwrap();
+        assert_eq!(store.root(), dir);
+        let made = [
+            "aws-ecr-proxy-format",
+            "blobs",
+            "index.json",
+            LOST_FOUND,
+            "oci-layout",
+        ];
+        assert_eq!(
+            names(&dir),
+            [made.as_slice(), &["partial", "repos"]].concat()
+        );
+        for kind in ["blobs", "partial"] {
+            assert_eq!(names(&dir.join(kind)), ALGORITHMS);
+            assert!(names(&dir.join(kind).join("sha256")).is_empty());
+        }
+        let layout = fs::read(dir.join("oci-layout")).unwrap();
+        let layout: serde_json::Value = serde_json::from_slice(&layout).unwrap();
+        assert_eq!(layout["imageLayoutVersion"], "1.0.0");
+        assert_eq!(fs::read_to_string(dir.join(MARKER)).unwrap(), "1\n");
+        drop(store);
+        assert_eq!(Store::open(&dir).unwrap().root(), dir);
+    }
+
+    #[test]
+    fn a_foreign_directory_is_left_alone() {
+        let scratch = Scratch::new();
+        fs::write(scratch.path().join("nginx"), "x").unwrap();
+        let below = scratch.path().join(SUBDIRECTORY);
+        assert_eq!(Store::open(scratch.path()).unwrap().root(), below);
+        assert_eq!(Store::open(scratch.path()).unwrap().root(), below);
+        assert_eq!(names(scratch.path()), [SUBDIRECTORY, "nginx"]);
+
+        let full = Scratch::new();
+        fs::create_dir(full.path().join(SUBDIRECTORY)).unwrap();
+        fs::write(full.path().join(SUBDIRECTORY).join("x"), "x").unwrap();
+        let error = Store::open(full.path()).unwrap_err();
+        assert!(error.to_string().contains("something else"), "{error}");
+        assert_eq!(names(&full.path().join(SUBDIRECTORY)), ["x"]);
+    }
+
+    #[test]
+    fn only_a_known_format_is_opened() {
+        let scratch = Scratch::new();
+        let marker = scratch.path().join(MARKER);
+        fs::write(&marker, "2\n").unwrap();
+        let error = Store::open(scratch.path()).unwrap_err();
+        assert!(matches!(
+            error,
+            OpenError::Newer {
+                found: 2,
+                known: 1,
+                ..
+            }
+        ));
+        assert!(
+            error.to_string().contains("run the newer version"),
+            "{error}"
+        );
+        for text in ["x", "0", "-1", "1 2"] {
+            fs::write(&marker, text).unwrap();
+            let error = Store::open(scratch.path()).unwrap_err();
+            assert!(matches!(error, OpenError::Io { .. }), "{text}: {error}");
+            assert_eq!(fs::read_to_string(&marker).unwrap(), text);
+        }
+        // A crash between making the marker and writing it.
+        fs::write(&marker, "").unwrap();
+        Store::open(scratch.path()).unwrap();
+        assert_eq!(fs::read_to_string(&marker).unwrap(), "1\n");
+    }
+
+    #[test]
+    fn two_processes_do_not_share_a_directory() {
+        let scratch = Scratch::new();
+        let first = Store::open(scratch.path()).unwrap();
+        let error = Store::open(scratch.path()).unwrap_err();
+        assert!(matches!(error, OpenError::InUse { .. }), "{error}");
+        drop(first);
+        Store::open(scratch.path()).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_named_with_its_remedy() {
+        let scratch = Scratch::new();
+        let file = scratch.path().join("file");
+        fs::write(&file, "x").unwrap();
+        let uid = format!("uid {}", rustix::process::getuid().as_raw());
+        // The kernel makes no directories in /proc, not even for root.
+        for dir in [
+            file.as_path(),
+            Path::new("/proc/cache"),
+            Path::new("/proc/sys"),
+        ] {
+            let error = Store::open(dir).unwrap_err();
+            assert!(matches!(error, OpenError::Io { .. }), "{error}");
+            let text = error.to_string();
+            for part in [dir.to_str().unwrap(), uid.as_str(), "set CACHE_DIR"] {
+                assert!(text.contains(part), "{text}");
+            }
+        }
+        let scratch = Scratch::new();
+        Store::open(scratch.path()).unwrap();
+        fs::remove_dir(scratch.path().join("blobs/sha512")).unwrap();
+        fs::write(scratch.path().join("blobs/sha512"), "").unwrap();
+        assert!(Store::open(scratch.path()).is_err());
+    }
+}

@@ -185,17 +185,19 @@ impl Store {
             return Ok(());
         }
         let size = length(bytes);
-        self.arriving(digest, size);
+        self.arriving(digest);
         let stored = files::replace(&self.partial_root(), &self.blob_path(digest), bytes);
         if stored.is_err() && !self.has(digest) {
             self.departed(digest, 0);
             return stored;
         }
-        locked(&self.account).blobs += size;
+        self.arrived(digest, size, 0);
         stored
     }
 
-    /// Opens the download of a blob, which may hold bytes of an earlier attempt.
+    /// Opens the download of a blob, which may hold bytes of an earlier attempt. Hold a
+    /// [`Reading`] of the digest from before this call to after [`Self::publish`]: a download that
+    /// nobody holds is the first thing evicted.
     ///
     /// # Errors
     /// The disk's own.
@@ -247,16 +249,13 @@ impl Store {
         }
         let size = ours.len();
         let before = fs::metadata(&to).map_or(0, |metadata| metadata.len());
-        self.arriving(digest, size);
+        self.arriving(digest);
         if let Err(error) = fs::rename(&from, &to) {
             self.departed(digest, 0);
             return Err(error);
         }
         self.partial_shrunk(size);
-        {
-            let mut account = locked(&self.account);
-            account.blobs = (account.blobs + size).saturating_sub(before);
-        }
+        self.arrived(digest, size, before);
         files::sync_directory(&self.folder("blobs", digest))
     }
 
@@ -367,10 +366,20 @@ impl Store {
     }
 
     /// Must come before the rename, so that a running count sees the blob here or not at all.
-    fn arriving(&self, digest: &Digest, size: u64) {
+    fn arriving(&self, digest: &Digest) {
         let mut account = locked(&self.account);
         if let Some(arrived) = &mut account.arrived {
-            arrived.insert(digest.clone(), size);
+            arrived.insert(digest.clone(), 0);
+        }
+    }
+
+    /// Must come after the rename, so that whoever is told of the blob can read it.
+    fn arrived(&self, digest: &Digest, grown: u64, shrunk: u64) {
+        let mut account = locked(&self.account);
+        account.blobs = account.blobs.saturating_add(grown).saturating_sub(shrunk);
+        // A count that ended meanwhile has left it out: then the line above was all.
+        if let Some(arrived) = &mut account.arrived {
+            arrived.insert(digest.clone(), grown);
         }
         if let Some(watched) = &mut account.watched {
             watched.push(digest.clone());
@@ -495,3 +504,6 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn length(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -139,13 +139,13 @@ impl Sweeper {
             if state.stopped || hopeless || left.is_zero() {
                 return None;
             }
-            state.wanted += bytes;
+            state.wanted = state.wanted.saturating_add(bytes);
             self.work.notify_all();
             let waited = self.room.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
             state.wanted = state.wanted.saturating_sub(bytes);
         }
-        state.reserved += bytes;
+        state.reserved = state.reserved.saturating_add(bytes);
         drop(state);
         Some(Reservation {
             sweeper: Arc::clone(self),
@@ -251,3 +251,6 @@ fn rest(begun: Instant) -> Instant {
     let pause = now.duration_since(begun).saturating_mul(REST_FACTOR);
     now + pause.max(TICK)
 }
+
+#[cfg(test)]
+mod tests;

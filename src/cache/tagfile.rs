@@ -112,3 +112,75 @@ fn millis(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(n: u8) -> Digest {
+        let hex = format!("{n:02x}").repeat(32);
+        format!("sha256:{hex}").parse().unwrap()
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn entry(n: u8, media_type: &str, confirmed: u64) -> TagEntry {
+        TagEntry {
+            digest: digest(n),
+            media_type: media_type.to_owned(),
+            size: u64::from(n),
+            confirmed: at(confirmed),
+        }
+    }
+
+    #[test]
+    fn a_file_reads_as_it_was_written() {
+        let mut file = TagFile::default();
+        file.set(entry(1, "a/a", 5), at(5));
+        file.set(entry(2, "b/b", 7), at(7));
+        file.set(entry(3, "a/a", 6), at(8));
+        let read = TagFile::parse(&file.to_json());
+        assert_eq!(read.history.len(), 1);
+        assert_eq!(read.history[0]["digest"], digest(1).as_str());
+        let expected = [entry(2, "b/b", 7), entry(3, "a/a", 6)];
+        assert_eq!(read.into_entries(), expected);
+    }
+
+    #[test]
+    fn the_longest_file_still_reads() {
+        let mut file = TagFile::default();
+        let long = format!("sha512:{}", "a".repeat(128));
+        for n in 0..40 {
+            let mut new = entry(1, &format!("{}/{n}", "m".repeat(250)), n);
+            new.digest = long.parse().unwrap();
+            file.set(new.clone(), at(n));
+            new.digest = digest(2);
+            file.set(new, at(n));
+        }
+        let text = file.to_json();
+        assert!((text.len() as u64) < TAG_FILE_BYTES_MAX, "{}", text.len());
+        let read = TagFile::parse(&text);
+        assert_eq!(
+            (read.entries.len(), read.history.len()),
+            (ENTRIES_MAX, HISTORY_MAX)
+        );
+        assert_eq!(read.entries[0].confirmed, at(39));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_left_out() {
+        for text in ["", "{", "7", r#"{"entries":{}}"#, r#"{"entries":[{}, 5]}"#] {
+            assert!(TagFile::parse(text).is_empty(), "{text}");
+        }
+        let mut file = TagFile::default();
+        file.set(entry(1, "a/a", 5), at(5));
+        let text = file.to_json();
+        assert!(!TagFile::parse(&text).is_empty());
+        assert!(TagFile::parse(&text.replace("sha256:", "sha256:../")).is_empty());
+        let far = TagFile::parse(&text.replace("5000", "18446744073709551615"));
+        assert!(far.into_entries()[0].confirmed > at(5));
+        assert!(TagFile::parse(&text.replace("5000", "-5")).is_empty());
+    }
+}

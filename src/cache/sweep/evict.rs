@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use super::survey::{Id, Image, MANIFEST_BYTES_MAX, Survey};
+use super::survey::{Id, Image, MANIFEST_BYTES_MAX, Place, Survey};
 use crate::cache::names::{Names, named_by};
 use crate::cache::store::Store;
 use crate::{log, metrics};
@@ -37,16 +37,20 @@ pub(super) fn evict(store: &Store, names: &Names, target: u64, stop: &dyn Fn() -
     let bytes = before.saturating_sub(after);
     metrics::CACHE_IMAGES_EVICTED.add(images);
     metrics::CACHE_BYTES_EVICTED.add(bytes);
-    log::info(
-        "cache evicted",
-        &[
-            ("images", &images),
-            ("bytes", &bytes),
-            ("used", &after),
-            ("target", &target),
-            ("ms", &begun.elapsed().as_millis()),
-        ],
-    );
+    let took = begun.elapsed().as_millis();
+    let fields: [log::Field<'_>; 5] = [
+        ("images", &images),
+        ("bytes", &bytes),
+        ("used", &after),
+        ("target", &target),
+        ("ms", &took),
+    ];
+    if bytes == 0 && images == 0 {
+        // All that is left is in use: it will be tried again every few seconds.
+        log::debug("cache over its quota, and nothing may go", &fields);
+    } else {
+        log::info("cache evicted", &fields);
+    }
 }
 
 /// Downloads that nobody goes on with, the oldest first.
@@ -167,16 +171,14 @@ impl Eviction<'_> {
 
     /// A blob that no manifest names may be linked in any repository.
     fn remove_links_everywhere(&self, image: &Image) {
-        let digests = image
-            .parts
-            .iter()
-            .filter_map(|id| self.survey.nodes.get(*id));
-        for node in digests {
-            for place in &self.survey.places {
-                if self.names.link(place.scope(), &node.digest).is_some() {
-                    self.names.remove_link(place.scope(), &node.digest);
-                    self.names.prune(place.scope());
-                }
+        for id in &image.parts {
+            let Some(node) = self.survey.nodes.get(*id) else {
+                continue;
+            };
+            let linked = |place: &&Place| place.links.contains_key(id);
+            for place in self.survey.places.iter().filter(linked) {
+                self.names.remove_link(place.scope(), &node.digest);
+                self.names.prune(place.scope());
             }
         }
     }

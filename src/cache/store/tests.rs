@@ -1,0 +1,240 @@
+//! Blobs come whole, go whole, and are counted.
+
+use std::io::{Seek as _, SeekFrom, Write as _};
+
+use super::*;
+use crate::cache::scratch::Scratch;
+
+fn open(scratch: &Scratch) -> Arc<Store> {
+    Arc::new(Store::open(scratch.path()).unwrap())
+}
+
+fn digest_of(bytes: &[u8]) -> Digest {
+    format!("sha256:{}", sha256_hex(bytes)).parse().unwrap()
+}
+
+/// Downloads as a fill does.
+fn fill(store: &Store, digest: &Digest, bytes: &[u8]) -> File {
+    let mut partial = store.partial(digest).unwrap();
+    partial.file.seek(SeekFrom::End(0)).unwrap();
+    partial.file.write_all(bytes).unwrap();
+    store.add_used(i64::try_from(bytes.len()).unwrap());
+    partial.file
+}
+
+/// What a count from nothing finds.
+fn counted(store: &Store) -> u64 {
+    store.count(&mut |_| ()).unwrap();
+    store.used_bytes()
+}
+
+#[test]
+fn put_bytes_are_read_back() {
+    let scratch = Scratch::new();
+    let store = open(&scratch);
+    let digest = digest_of(b"manifest");
+    assert!(store.blob(&digest).unwrap().is_none());
+    assert!(store.read(&digest, 100).unwrap().is_none());
+    assert!(!store.has(&digest));
+    store.put(&digest, b"manifest").unwrap();
+    store.put(&digest, b"manifest").unwrap();
+    assert_eq!(store.used_bytes(), 8);
+    assert_eq!(store.size(&digest), Some(8));
+    assert_eq!(store.read(&digest, 8).unwrap().unwrap(), b"manifest");
+    let error = store.read(&digest, 7).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+    let blob = store.blob(&digest).unwrap().unwrap();
+    assert_eq!(blob.size, 8);
+    store.remove(&digest).unwrap();
+    store.remove(&digest).unwrap();
+    assert_eq!(store.used_bytes(), 0);
+    // Removed, yet whole for whoever has it open.
+    let mut bytes = Vec::new();
+    (&*blob.file).read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes, b"manifest");
+}
+
+#[test]
+fn a_long_digest_has_its_own_folder() {
+    let scratch = Scratch::new();
+    let store = open(&scratch);
+    let digest: Digest = format!("sha512:{}", "0".repeat(128)).parse().unwrap();
+    let mut hasher = Hasher::new(&digest);
+    hasher.update(b"x");
+    let digest: Digest = hasher.finish().parse().unwrap();
+    store.put(&digest, b"x").unwrap();
+    assert!(
+        scratch
+            .path()
+            .join("blobs/sha512")
+            .join(digest.hex())
+            .exists()
+    );
+    assert_eq!(store.read(&digest, 1).unwrap().unwrap(), b"x");
+}
+
+#[test]
+fn a_damaged_manifest_is_removed_and_counted() {
+    let scratch = Scratch::new();
+    let store = open(&scratch);
+    for bad in [b"manifesT".as_slice(), b"manif", b""] {
+        let digest = digest_of(b"manifest");
+        store.put(&digest, b"manifest").unwrap();
+        let path = scratch.path().join("blobs/sha256").join(digest.hex());
+        fs::write(&path, bad).unwrap();
+        let before = metrics::CACHE_BLOBS_DAMAGED.get();
+        assert_eq!(store.read(&digest, 100).unwrap(), None);
+        assert!(metrics::CACHE_BLOBS_DAMAGED.get() > before);
+        assert!(!path.exists());
+    }
+}
+
+#[test]
+fn a_download_goes_on_after_a_restart_and_is_published() {
+    let scratch = Scratch::new();
+    let digest = digest_of(b"hello world");
+    {
+        let store = open(&scratch);
+        drop(fill(&store, &digest, b"hello "));
+        assert!(!store.has(&digest));
+    }
+    let store = open(&scratch);
+    assert_eq!(store.used_bytes(), 6);
+    assert_eq!(store.partial(&digest).unwrap().length, 6);
+    let file = fill(&store, &digest, b"world");
+    assert_eq!(store.used_bytes(), 11);
+    store.publish(&digest, &file).unwrap();
+    assert_eq!(store.read(&digest, 100).unwrap().unwrap(), b"hello world");
+    assert_eq!(store.used_bytes(), 11);
+    assert_eq!(counted(&store), 11);
+    assert_eq!(store.partial(&digest).unwrap().length, 0);
+}
+
+#[test]
+fn a_restarted_download_is_another_file() {
+    let scratch = Scratch::new();
+    let store = open(&scratch);
+    let digest = digest_of(b"right");
+    let mut old = fill(&store, &digest, b"wrong bytes");
+    let mut new = store.fresh_partial(&digest).unwrap();
+    assert_eq!(store.used_bytes(), 0);
+    new.write_all(b"right").unwrap();
+    store.add_used(5);
+    let mut bytes = String::new();
+    old.rewind().unwrap();
+    old.read_to_string(&mut bytes).unwrap();
+    assert_eq!(bytes, "wrong bytes");
+    // The old file must never come under the blob's name.
+    assert!(store.publish(&digest, &old).is_err());
+    assert!(!store.has(&digest));
+    store.publish(&digest, &new).unwrap();
+    assert_eq!(store.read(&digest, 5).unwrap().unwrap(), b"right");
+    assert_eq!(store.used_bytes(), 5);
+}
+
+#[test]
+fn a_discarded_download_is_not_published() {
+    let scratch = Scratch::new();
+    let store = open(&scratch);
+    let digest = digest_of(b"x");
+    let file = fill(&store, &digest, b"x");
+    store.discard_partial(&digest);
+    store.discard_partial(&digest);
+    assert_eq!(store.used_bytes(), 0);
+    assert!(store.publish(&digest, &file).is_err());
+    assert!(!store.has(&digest));
+    assert_eq!(counted(&store), 0);
+}
+
+#[test]
+fn a_failed_put_keeps_nothing() {
+    let scratch = Scratch::new();
+    let store = open(&scratch);
+    let digest = digest_of(b"x");
+    let folder = scratch.path().join("blobs/sha256");
+    fs::remove_dir(&folder).unwrap();
+    fs::write(&folder, "in the way").unwrap();
+    assert!(store.put(&digest, b"x").is_err());
+    assert_eq!(store.used_bytes(), 0);
+    assert!(store.blob(&digest).is_err());
+    assert!(!store.has(&digest));
+}
+
+#[test]
+fn a_count_finds_what_an_earlier_run_left() {
+    let scratch = Scratch::new();
+    {
+        let store = open(&scratch);
+        store.put(&digest_of(b"one"), b"one").unwrap();
+        drop(fill(&store, &digest_of(b"two"), b"tw"));
+    }
+    fs::write(scratch.path().join("blobs/sha256/not-ours"), "12345").unwrap();
+    fs::write(scratch.path().join("partial/temp-0.1-7"), "12345").unwrap();
+    let store = open(&scratch);
+    // Before the count: only the downloads, and what comes.
+    assert_eq!(store.used_bytes(), 2);
+    store.put(&digest_of(b"three"), b"three").unwrap();
+    let own = scratch.path().join("partial").join(files::temp_name());
+    fs::write(&own, "").unwrap();
+    assert_eq!(store.remove_leftovers().unwrap(), 1);
+    assert!(own.exists());
+    assert_eq!(counted(&store), 10);
+    assert_eq!(counted(&store), 10);
+    // A hand in the directory: the next count sees it.
+    fs::remove_file(store.blob_path(&digest_of(b"one"))).unwrap();
+    fs::remove_file(store.partial_path(&digest_of(b"two"))).unwrap();
+    assert_eq!(store.used_bytes(), 10);
+    assert_eq!(counted(&store), 5);
+}
+
+#[test]
+fn what_arrives_while_a_count_runs_is_counted_once() {
+    let scratch = Scratch::new();
+    {
+        let store = open(&scratch);
+        store.put(&digest_of(b"old"), b"old").unwrap();
+    }
+    let store = open(&scratch);
+    let mut came = false;
+    let during = &mut |_| {
+        // `count` holds no lock here, and the folder of the longer digests is yet to be read.
+        if !std::mem::replace(&mut came, true) {
+            store.put(&digest_of(b"four"), b"four").unwrap();
+            let long: Digest = {
+                let mut hasher = Hasher::new(&format!("sha512:{:0128}", 0).parse().unwrap());
+                hasher.update(b"fives");
+                hasher.finish().parse().unwrap()
+            };
+            store.put(&long, b"fives").unwrap();
+        }
+    };
+    store.count(during).unwrap();
+    assert_eq!(store.used_bytes(), 3 + 4 + 5);
+}
+
+#[test]
+fn readers_are_counted() {
+    let scratch = Scratch::new();
+    let store = open(&scratch);
+    let digest = digest_of(b"x");
+    assert!(!store.is_read(&digest));
+    let one = store.reading(&digest);
+    let two = store.reading(&digest);
+    drop(one);
+    assert!(store.is_read(&digest));
+    drop(two);
+    assert!(!store.is_read(&digest));
+    assert!(store.blob(&digest).unwrap().is_none());
+    assert!(!store.is_read(&digest));
+    store.put(&digest, b"x").unwrap();
+    let blob = store.blob(&digest).unwrap();
+    assert!(store.is_read(&digest));
+    drop(blob);
+    assert!(!store.is_read(&digest));
+}
+
+#[test]
+fn the_disk_says_what_is_free() {
+    let scratch = Scratch::new();
+    assert!(open(&scratch).free_bytes().unwrap() > 0);
+}
