@@ -7,8 +7,8 @@
 mod capacity;
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -232,10 +232,20 @@ fn open_cache(
             on_lost("sweep");
         }
     };
-    let thread = Builder::new().name("sweep".into()).stack_size(SWEEP_STACK_BYTES);
-    thread.spawn(sweep).map_err(|error| format!("thread sweep: {error}"))?;
+    let thread = Builder::new()
+        .name("sweep".into())
+        .stack_size(SWEEP_STACK_BYTES);
+    thread
+        .spawn(sweep)
+        .map_err(|error| format!("thread sweep: {error}"))?;
     let root = cache.store.root().display();
-    log::info("cache opened", &[("directory", &root), ("quota_bytes", &settings.cache_max_size)]);
+    log::info(
+        "cache opened",
+        &[
+            ("directory", &root),
+            ("quota_bytes", &settings.cache_max_size),
+        ],
+    );
     Ok(Some(cache))
 }
 

@@ -265,6 +265,9 @@ pub fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> R
             faults.push(fault);
         }
     }
+    if settings.cache_dir == CacheDir::Unset {
+        cache::take_over_directory(&mut settings, environment);
+    }
     if settings.upstream_auth == UpstreamAuth::None && effective_unset(&effective, "ECR") {
         let why = "UPSTREAM_AUTH=none: expected ECR to be set too, as no token names a registry";
         faults.push(Fault(why.to_owned()));

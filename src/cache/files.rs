@@ -24,6 +24,18 @@ pub(super) fn replace(temps: &Path, path: &Path, bytes: &[u8]) -> io::Result<()>
     sync_directory(folder)
 }
 
+/// The same without any fsync, for what costs no more than a question upstream when it is lost. A
+/// file that a power cut leaves empty must read as absent.
+pub(super) fn replace_unsynced(temps: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(temps);
+    let temp = temps.join(temp_name());
+    let written = fs::write(&temp, bytes).and_then(|()| rename(&temp, path, folder));
+    if written.is_err() {
+        let _ = fs::remove_file(&temp);
+    }
+    written
+}
+
 /// Renames into a directory that may be missing: eviction takes empty ones away at any moment.
 fn rename(from: &Path, to: &Path, folder: &Path) -> io::Result<()> {
     const ATTEMPTS: usize = 4;

@@ -186,7 +186,8 @@ impl Names {
             Some(known) if media_type.is_none() || known.media_type.as_deref() == media_type => {
                 Ok(())
             }
-            _ => files::replace(&self.temps, &path, text.as_bytes()),
+            // A manifest may name a hundred blobs, and a client waits for it.
+            _ => files::replace_unsynced(&self.temps, &path, text.as_bytes()),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Settings of the cache. Owns: their types and how they are read. Must not: open anything.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -83,6 +84,17 @@ pub(super) fn directory(settings: &mut Settings, text: &str) -> Result<(), Strin
         path => CacheDir::At(PathBuf::from(path)),
     };
     Ok(())
+}
+
+/// systemd names the directory of `CacheDirectory=` in a variable of its own; the first of several.
+pub(super) fn take_over_directory(settings: &mut Settings, environment: &[(OsString, OsString)]) {
+    let named = environment
+        .iter()
+        .find(|(name, _)| name == "CACHE_DIRECTORY");
+    let first = named.and_then(|(_, value)| value.to_str()?.split(':').next());
+    if let Some(directory) = first.filter(|directory| !directory.trim().is_empty()) {
+        settings.cache_dir = CacheDir::At(PathBuf::from(directory));
+    }
 }
 
 pub(super) fn max_size(settings: &mut Settings, text: &str) -> Result<(), String> {
@@ -273,5 +285,20 @@ mod tests {
         assert_eq!(read.cache_dir, CacheDir::Off);
         directory(&mut read, "/var/cache/ecr").unwrap();
         assert_eq!(read.cache_dir, CacheDir::At("/var/cache/ecr".into()));
+    }
+
+    #[test]
+    fn systemds_directory_is_taken_when_none_is_set() {
+        let read = |variables: &[(&str, &str)]| {
+            let pair = |(name, value): &(&str, &str)| (name.into(), value.into());
+            let environment: Vec<(OsString, OsString)> = variables.iter().map(pair).collect();
+            let resolution =
+                super::super::resolve(&super::super::Arguments::parse([]), &environment);
+            resolution.settings.unwrap().cache_dir
+        };
+        let systemd = ("CACHE_DIRECTORY", "/var/cache/a:/var/cache/b");
+        assert_eq!(read(&[systemd]), CacheDir::At("/var/cache/a".into()));
+        assert_eq!(read(&[systemd, ("CACHE_DIR", "off")]), CacheDir::Off);
+        assert_eq!(read(&[("CACHE_DIRECTORY", "")]), CacheDir::Unset);
     }
 }

@@ -5,14 +5,13 @@
 //! By digest: immutable, no upstream call. By tag: within `CACHE_TAG_TTL` no upstream call, after
 //! it one HEAD however many ask; if that fails for any reason but a true 404, what we have.
 
-use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::conditional;
+use super::pull::{self, DIGEST_FIELD, MANIFEST_BYTES_MAX};
 use super::{CacheOutcome, Pull, fail, marked, stale_warning};
 use crate::cache::fill::Refused;
-use crate::cache::hash;
 use crate::cache::manifest::named_by;
 use crate::cache::names::TagEntry;
 use crate::log;
@@ -22,14 +21,11 @@ use crate::upstream::client::Incoming;
 use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
 use crate::upstream::{Stage, UpstreamError};
 
-/// Manifests up to this size are kept: four times what clients take at the most.
-const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 /// Longest wait for upstream's word on a tag that we hold an older answer to: half of what makes a
 /// person doubt, and several round trips of a bad link.
 const STALE_PATIENCE: Duration = Duration::from_secs(2);
 /// A refusal's body is kept this far.
 const REFUSAL_BYTES_MAX: u64 = 64 * 1024;
-const DIGEST_FIELD: &str = "Docker-Content-Digest";
 
 /// A manifest in memory.
 #[derive(Debug, Clone)]
@@ -242,70 +238,24 @@ fn take(
     pull: &Pull<'_>,
     repository: &Repository,
     reference: &Reference,
-    reply: Incoming,
+    mut reply: Incoming,
 ) -> Result<Asked, UpstreamError> {
-    let failed = |stage, reason| UpstreamError {
-        stage,
-        to: pull.registry.url(),
-        reason,
-    };
-    let limit = if reply.status == 200 {
-        MANIFEST_BYTES_MAX
-    } else {
-        REFUSAL_BYTES_MAX
-    };
-    let media_type = media_type(&reply.headers);
-    let mut bytes = Vec::new();
-    reply
-        .body
-        .take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| {
-            let late = error.kind() == std::io::ErrorKind::TimedOut;
-            let stage = if late {
-                Stage::Timeout
-            } else {
-                Stage::Transfer
-            };
-            failed(stage, format!("manifest broke off: {error}"))
-        })?;
     if reply.status != 200 {
+        let body = pull::read_whole(&mut *reply.body, REFUSAL_BYTES_MAX, pull.registry)?;
         let (status, headers) = (reply.status, reply.headers);
         return Ok(Asked::Refused(Refused {
             status,
             headers,
-            body: bytes,
+            body,
         }));
     }
+    let bytes = pull::read_whole(&mut *reply.body, MANIFEST_BYTES_MAX, pull.registry)?;
     if bytes.len() as u64 > MANIFEST_BYTES_MAX {
         return Ok(Asked::TooLarge);
     }
-    let digest = match reference {
-        Reference::Digest(digest) if hash::matches(digest, &bytes) => digest.clone(),
-        Reference::Digest(_) => {
-            let found = hash::sha256_hex(&bytes);
-            return Err(failed(
-                Stage::Transfer,
-                format!("manifest has the digest sha256:{found}"),
-            ));
-        }
-        Reference::Tag(_) => {
-            let found = format!("sha256:{}", hash::sha256_hex(&bytes));
-            let named = reply
-                .headers
-                .first(DIGEST_FIELD)
-                .filter(|named| named.starts_with("sha256:"));
-            if named.is_some_and(|named| named != found) {
-                return Err(failed(
-                    Stage::Transfer,
-                    format!("manifest has the digest {found}"),
-                ));
-            }
-            found
-                .parse()
-                .map_err(|_| failed(Stage::Transfer, "no digest".to_owned()))?
-        }
-    };
+    let named = reply.headers.first(DIGEST_FIELD);
+    let digest = pull::verify(reference, &bytes, named, pull.registry)?;
+    let media_type = media_type(&reply.headers);
     let media_type = media_type.unwrap_or_else(|| "application/octet-stream".to_owned());
     let manifest = Manifest {
         digest,

@@ -283,7 +283,10 @@ impl<'a> Pull<'a> {
     fn bypass(&self) -> Reply {
         let mut nothing = std::io::empty();
         let body = &mut RequestBody::new(&mut nothing, Some(0));
-        marked(self.exchange.forward_or_fail(self.registry, body), CacheOutcome::Bypass)
+        marked(
+            self.exchange.forward_or_fail(self.registry, body),
+            CacheOutcome::Bypass,
+        )
     }
 
     /// Upstream's own answer, where it was not what was asked for.

@@ -3,14 +3,15 @@
 
 use std::io::{self, Cursor, Read};
 
+use crate::cache::hash;
 use crate::message::{Body, Reply};
 use crate::oci::{Digest, Reference, Registry};
 use crate::upstream::{Stage, UpstreamError};
 
 /// Manifests up to this size are read whole before they are answered, so that their digest is
 /// known: four times what clients take at the most (distribution-spec: 4 MiB).
-const MANIFEST_BYTES_MAX: u64 = 16 << 20;
-const DIGEST_FIELD: &str = "Docker-Content-Digest";
+pub(super) const MANIFEST_BYTES_MAX: u64 = 16 << 20;
+pub(super) const DIGEST_FIELD: &str = "Docker-Content-Digest";
 
 /// A blob by its digest, which is its identity for conditions and ranges too.
 pub(super) fn blob(mut reply: Reply, digest: &Digest) -> Reply {
@@ -40,73 +41,76 @@ pub(super) fn manifest(
     if reply.status != 200 {
         return Ok(reply);
     }
-    let asked = match reference {
-        Reference::Digest(digest) => Some(digest.as_str().to_owned()),
-        Reference::Tag(_) => None,
+    let mut found = match reference {
+        Reference::Digest(digest) => Some(digest.to_string()),
+        Reference::Tag(_) => reply.headers.first(DIGEST_FIELD).map(str::to_owned),
     };
-    let mut found = asked.clone();
     if let Body::Stream { mut reader, length } = reply.body {
-        let failed = |stage, reason| UpstreamError {
-            stage,
-            to: registry.url(),
-            reason,
-        };
-        let mut bytes = Vec::new();
-        let read = (&mut reader)
-            .take(MANIFEST_BYTES_MAX + 1)
-            .read_to_end(&mut bytes);
-        read.map_err(|error| {
-            let late = error.kind() == io::ErrorKind::TimedOut;
-            let stage = if late {
-                Stage::Timeout
-            } else {
-                Stage::Transfer
-            };
-            failed(stage, format!("manifest broke off: {error}"))
-        })?;
+        let bytes = read_whole(&mut *reader, MANIFEST_BYTES_MAX, registry)?;
         reply.body = if bytes.len() as u64 > MANIFEST_BYTES_MAX {
-            Body::Stream {
-                reader: Box::new(Cursor::new(bytes).chain(reader)),
-                length,
-            }
+            let reader = Box::new(Cursor::new(bytes).chain(reader));
+            Body::Stream { reader, length }
         } else {
-            let algorithm = match reference {
-                Reference::Digest(digest) if digest.algorithm() == "sha512" => {
-                    &ring::digest::SHA512
-                }
-                _ => &ring::digest::SHA256,
-            };
-            let computed = digest_of(&bytes, algorithm);
-            if asked.as_ref().is_some_and(|asked| *asked != computed) {
-                let reason = format!("manifest has the digest {computed}");
-                return Err(failed(Stage::Transfer, reason));
-            }
-            found = Some(computed);
+            found = Some(verify(reference, &bytes, found.as_deref(), registry)?.to_string());
             Body::Bytes(bytes)
         };
     }
-    if let Some(digest) = found.or_else(|| reply.headers.first(DIGEST_FIELD).map(str::to_owned)) {
+    if let Some(digest) = found {
         reply.headers.set("ETag", format!("\"{digest}\""));
         reply.headers.set(DIGEST_FIELD, digest);
     }
     Ok(reply)
 }
 
-fn digest_of(bytes: &[u8], algorithm: &'static ring::digest::Algorithm) -> String {
-    use std::fmt::Write as _;
-    let name = if algorithm == &ring::digest::SHA512 {
-        "sha512:"
-    } else {
-        "sha256:"
+/// Reads a small body to its end, or one byte past `limit`.
+///
+/// # Errors
+/// When it breaks off or comes too late.
+pub(super) fn read_whole(
+    reader: &mut dyn Read,
+    limit: u64,
+    registry: &Registry,
+) -> Result<Vec<u8>, UpstreamError> {
+    let mut bytes = Vec::new();
+    let read = reader.take(limit + 1).read_to_end(&mut bytes);
+    read.map_err(|error| {
+        let late = error.kind() == io::ErrorKind::TimedOut;
+        let stage = if late {
+            Stage::Timeout
+        } else {
+            Stage::Transfer
+        };
+        let (to, reason) = (registry.url(), format!("body broke off: {error}"));
+        UpstreamError { stage, to, reason }
+    })?;
+    Ok(bytes)
+}
+
+/// A manifest's digest: the one it was asked for by, else the one it has, which must be the one that
+/// upstream gave it.
+///
+/// # Errors
+/// When the bytes are not what a digest says.
+pub(super) fn verify(
+    reference: &Reference,
+    bytes: &[u8],
+    named: Option<&str>,
+    registry: &Registry,
+) -> Result<Digest, UpstreamError> {
+    let found = format!("sha256:{}", hash::sha256_hex(bytes));
+    let wrong = || UpstreamError {
+        stage: Stage::Transfer,
+        to: registry.url(),
+        reason: format!("manifest has the digest {found}"),
     };
-    let digest = ring::digest::digest(algorithm, bytes);
-    digest
-        .as_ref()
-        .iter()
-        .fold(name.to_owned(), |mut hex, byte| {
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+    match reference {
+        Reference::Digest(digest) if hash::matches(digest, bytes) => Ok(digest.clone()),
+        Reference::Digest(_) => Err(wrong()),
+        Reference::Tag(_) => match named.filter(|named| named.starts_with("sha256:")) {
+            Some(named) if named != found => Err(wrong()),
+            _ => found.parse().map_err(|_| wrong()),
+        },
+    }
 }
 
 #[cfg(test)]

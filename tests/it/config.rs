@@ -59,7 +59,7 @@ fn all_faults_are_told_at_once() {
         ("LOG_LEVEL", "loud"),
         ("ECR", "ftp://nowhere"),
         ("RENEW_INTERVAL_HOURS", "never"),
-        ("CACHE_DIR", "/var/cache"),
+        ("CACHE_MAX_SIZE", "1"),
         ("AWS_SECRET_ACCESS_KEY", "not a \u{1} secret"),
     ];
     let refused = run(
