@@ -462,7 +462,7 @@ mod tests {
         assert_eq!(line("ECR"), "- default: the registry that the token names");
         assert!(!outcome.out.contains("hunter2"));
         assert!(
-            !outcome.out.contains("CACHE_DIR"),
+            !outcome.out.contains("AUTH_FILE"),
             "neither built nor given"
         );
     }
