@@ -428,8 +428,8 @@ pub static SETTINGS: &[Setting] = &[
         name: "CACHE_KEY",
         group: Group::Cache,
         preset: Preset::Value("$uri"),
-        meaning: "Template that partitions tag entries, of nginx's `$uri $host $scheme $args $is_args \
-                  $request_uri $request_method $http_NAME`.",
+        meaning: "Template that partitions tag entries, of nginx's `$uri $host $scheme $args \
+                  $is_args $request_uri $request_method $http_NAME`.",
         state: text(Unit::Text, "a template", cache::key),
         ..ROW
     },
@@ -437,7 +437,8 @@ pub static SETTINGS: &[Setting] = &[
         name: "CACHE_TAG_TTL",
         group: Group::Cache,
         preset: Preset::Value("15s"),
-        meaning: "How long a tag is served without asking upstream; `0s` always asks, `forever` never.",
+        meaning: "How long a tag is served without asking upstream; `0s` always asks, `forever` \
+                  never.",
         state: text(Unit::Time, "a time such as 15s, or forever", cache::tag_ttl),
         ..ROW
     },

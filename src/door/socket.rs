@@ -85,7 +85,7 @@ impl Socket {
     }
 
     /// Sends up to `length` bytes of `file` from `offset` on without copying them through us, and
-    /// says how many went; 0 is the end of the file. Each wait lasts the write limit at the longest.
+    /// says how many went; 0 is the end of the file. Each wait lasts the write limit at most.
     pub(super) fn send_file(&self, file: &File, offset: u64, length: u64) -> io::Result<u64> {
         let mut position = offset;
         let most = usize::try_from(length)

@@ -86,8 +86,8 @@ pub(super) fn read_whole(
     Ok(bytes)
 }
 
-/// A manifest's digest: the one it was asked for by, else the one it has, which must be the one that
-/// upstream gave it.
+/// A manifest's digest: the one it was asked for by, else the one it has, which must be the one
+/// that upstream gave it.
 ///
 /// # Errors
 /// When the bytes are not what a digest says.

@@ -1,7 +1,7 @@
 //! A circuit breaker for each registry. Owns: when an upstream that is out of reach is asked again.
 //! Must not: know why it is.
 //!
-//! Without it every request of an outage would wait for its own connect time-out. After a few
+//! Without it every request of an outage would wait for its own connect time-out. After a few slow
 //! failures in a row the registry counts as out of reach, and requests fail at once; after a pause
 //! one request is let through to try, and the pause doubles until one succeeds.
 //!

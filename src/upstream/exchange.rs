@@ -23,6 +23,8 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(25);
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest wait for a reply once a body was sent: ECR checks a whole layer before it answers.
 const HEAD_TIMEOUT_AFTER_BODY: Duration = Duration::from_secs(300);
+/// A failure that took this long opens the circuit: everybody would wait as long.
+const SLOW_FAILURE: Duration = Duration::from_millis(500);
 /// A refusal is read this far to find out whether the token is what is refused.
 const REFUSAL_BYTES_MAX: u64 = 64 * 1024;
 /// Hosts of ECR Public, which says 400 to an expired token (containers-roadmap#2835).
@@ -104,9 +106,11 @@ impl Upstream {
                 to: circuit.clone(),
                 reason: format!("out of reach lately; next try in {} ms", left.as_millis()),
             })?;
+        let asked = Instant::now();
         let fetched = self.fetch_from(registry, call, body, deadline);
         match &fetched {
-            Err(error) if error.stage.is_out_of_reach() => {
+            // A refused connection costs nobody any time, and is noticed to be back at once.
+            Err(error) if error.stage.is_out_of_reach() && asked.elapsed() >= SLOW_FAILURE => {
                 self.breaker.failed(&circuit, Instant::now());
             }
             _ => self.breaker.succeeded(&circuit),
