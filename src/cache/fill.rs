@@ -3,8 +3,8 @@
 //! went away.
 //!
 //! A *miss is a hit on a file that is still growing*: the client that asked first is served like
-//! any other, from the file. Readers get all but the last byte until length and digest are verified, so
-//! that a wrong blob can always be cut.
+//! any other, from the file. Readers get all but the last byte until length and digest are verified,
+//! so that a wrong blob can always be cut.
 //!
 //! Locks: the map of running fills, and each fill's state; both held for a few reads and writes of
 //! memory, never across I/O.
