@@ -10,7 +10,6 @@ use super::{cache, parse};
 
 /// Every setting there is.
 pub static SETTINGS: &[Setting] = &[
-    // Registry
     Setting {
         name: "ECR",
         other_names: &["UPSTREAM"],
@@ -92,7 +91,6 @@ pub static SETTINGS: &[Setting] = &[
         state: later(Unit::Switch, OFF),
         ..ROW
     },
-    // AWS identity
     Setting {
         name: "AWS_REGION",
         other_names: &["AWS_DEFAULT_REGION"],
@@ -314,7 +312,6 @@ pub static SETTINGS: &[Setting] = &[
         state: later(Unit::Text, Accepts::Only(&["regional"])),
         ..ROW
     },
-    // Clients
     Setting {
         name: "LISTEN_HOST",
         group: Group::Clients,
@@ -370,7 +367,6 @@ pub static SETTINGS: &[Setting] = &[
         state: later(Unit::Path, Accepts::Nothing),
         ..ROW
     },
-    // Access
     Setting {
         name: "SSL_CLIENT_CA",
         group: Group::Access,
@@ -403,7 +399,6 @@ pub static SETTINGS: &[Setting] = &[
         state: later(Unit::List, Accepts::Only(&["*"])),
         ..ROW
     },
-    // Cache
     Setting {
         name: "CACHE_DIR",
         group: Group::Cache,
@@ -482,7 +477,6 @@ pub static SETTINGS: &[Setting] = &[
         state: later(Unit::Time, Accepts::Only(&["0s"])),
         ..ROW
     },
-    // Threads and limits
     Setting {
         name: "WORKERS",
         group: Group::Limits,
@@ -570,7 +564,6 @@ pub static SETTINGS: &[Setting] = &[
         state: later(Unit::Size, Accepts::Nothing),
         ..ROW
     },
-    // Operation
     Setting {
         name: "SHUTDOWN_GRACE",
         group: Group::Operation,

@@ -1,0 +1,331 @@
+//! One download, as its thread does it. Owns: the partial file, resuming, verifying, publishing.
+//! Must not: know its readers; it tells the growing state, and they look there.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{COPY_BYTES, Fills, Growing, Outcome, Refused};
+use crate::cache::hash::Hasher;
+use crate::cache::sweep::Reservation;
+use crate::message::Headers;
+use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT};
+use crate::upstream::{Stage, UpstreamError};
+use crate::{log, metrics};
+
+/// Longest wait of a fill for room under the quota.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
+/// Failures in a row, without a byte in between, after which a download is given up.
+const FAILURES_MAX: u32 = 5;
+/// Pause after the first of them; doubles.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Room left free on the disk for everything else that writes there.
+const FREE_BYTES_MIN: u64 = 1 << 20;
+/// A refusal's body is kept this far.
+const REFUSAL_BYTES_MAX: u64 = 64 * 1024;
+
+/// The download as its thread does it.
+pub(super) struct Fill<'a> {
+    fills: &'a Fills,
+    growing: &'a Growing,
+    file: Arc<File>,
+    hasher: Hasher,
+    /// Bytes written to the file, and hashed.
+    have: u64,
+    /// Bytes of it that this run downloaded.
+    downloaded: u64,
+    reserved: Option<Reservation>,
+}
+
+/// How one try ended.
+enum Try {
+    /// The body came to its end.
+    Complete,
+    /// For good.
+    End(Outcome),
+    /// May be tried again.
+    Broken(UpstreamError),
+}
+
+impl<'a> Fill<'a> {
+    /// Opens what an earlier download left, and hashes it.
+    pub(super) fn open(fills: &'a Fills, growing: &'a Growing) -> io::Result<Self> {
+        let digest = &growing.wanted.digest;
+        let partial = fills.store.partial(digest)?;
+        let mut hasher = Hasher::new(digest);
+        let mut buffer = vec![0; COPY_BYTES];
+        let mut have = 0;
+        while have < partial.length {
+            let count = partial.file.read_at(&mut buffer, have)?;
+            if count == 0 {
+                break;
+            }
+            hasher.update(buffer.get(..count).unwrap_or_default());
+            have += count as u64;
+        }
+        let file = Arc::new(partial.file);
+        Ok(Self {
+            fills,
+            growing,
+            file,
+            hasher,
+            have,
+            downloaded: 0,
+            reserved: None,
+        })
+    }
+
+    pub(super) fn run(mut self) -> Outcome {
+        let mut failures = 0;
+        loop {
+            let before = self.downloaded;
+            match self.attempt() {
+                Try::Complete => return self.finish(),
+                Try::End(outcome) => {
+                    if self.have == 0 || matches!(outcome, Outcome::Bypass) {
+                        self.discard();
+                    }
+                    return outcome;
+                }
+                Try::Broken(error) => {
+                    failures = if self.downloaded > before {
+                        1
+                    } else {
+                        failures + 1
+                    };
+                    if failures >= FAILURES_MAX || !self.growing.lock().begun {
+                        // What came so far is kept: the next download goes on from there.
+                        return Outcome::Failed(error);
+                    }
+                    let digest = &self.growing.wanted.digest;
+                    log::info(
+                        "download broke off; resuming",
+                        &[("digest", digest), ("at", &self.have), ("error", &error)],
+                    );
+                    std::thread::sleep(PAUSE_MIN * 2_u32.saturating_pow(failures - 1));
+                }
+            }
+        }
+    }
+
+    fn attempt(&mut self) -> Try {
+        let wanted = &self.growing.wanted;
+        let mut headers = Headers::from_iter([("Accept-Encoding", "identity")]);
+        if self.have > 0 {
+            headers.add("Range", format!("bytes={}-", self.have));
+        }
+        let call = Call {
+            registry: &wanted.registry,
+            method: "GET",
+            target: &wanted.target(),
+            headers: &headers,
+            patience: HEAD_TIMEOUT,
+            whole: false,
+        };
+        let fetched = self.fills.upstream.fetch_bodiless(call);
+        let mut fetched = match fetched {
+            Ok(fetched) => fetched,
+            Err(error) => return Try::Broken(error),
+        };
+        let total = match (fetched.reply.status, content_range(&fetched.reply.headers)) {
+            (200, _) if self.have > 0 => match self.start_again() {
+                Ok(()) => fetched.reply.length,
+                Err(error) => return self.disk_failed("partial file", &error),
+            },
+            (200, _) => fetched.reply.length,
+            (206, Some((start, total))) if start == self.have => Some(total),
+            (206 | 416, _) if self.have > 0 => {
+                return match self.start_again() {
+                    Ok(()) => Try::Broken(self.broken("upstream has no such range".into())),
+                    Err(error) => self.disk_failed("partial file", &error),
+                };
+            }
+            _ => return self.refused(fetched),
+        };
+        if let Err(outcome) = self.begin(total) {
+            if matches!(outcome, Outcome::Bypass) && self.have == 0 {
+                self.growing.change(|state| state.handover = Some(fetched));
+            }
+            return Try::End(outcome);
+        }
+        self.copy(total, &mut *fetched.reply.body)
+    }
+
+    /// Tells readers that bytes are coming, once there is room for them.
+    fn begin(&mut self, total: Option<u64>) -> Result<(), Outcome> {
+        let begun = self.growing.lock().begun;
+        if begun {
+            let known = self.growing.lock().total;
+            if known.is_some() && total.is_some() && known != total {
+                let why = format!("length changed from {known:?} to {total:?} bytes");
+                return Err(Outcome::Failed(self.broken(why)));
+            }
+            return Ok(());
+        }
+        let missing = total.unwrap_or(0).saturating_sub(self.have);
+        let free = self.fills.store.free_bytes().unwrap_or(u64::MAX);
+        if free.saturating_sub(FREE_BYTES_MIN) < missing {
+            log::info(
+                "blob is larger than the free space; not cached",
+                &[("bytes", &missing)],
+            );
+            return Err(Outcome::Bypass);
+        }
+        self.reserved = self
+            .fills
+            .sweeper
+            .make_room(missing, Instant::now() + ROOM_TIMEOUT);
+        if self.reserved.is_none() {
+            log::info(
+                "no room for the blob in CACHE_MAX_SIZE; not cached",
+                &[("bytes", &missing)],
+            );
+            return Err(Outcome::Bypass);
+        }
+        self.growing.change(|state| {
+            state.begun = true;
+            state.total = total;
+        });
+        self.show();
+        Ok(())
+    }
+
+    fn copy(&mut self, total: Option<u64>, body: &mut dyn Read) -> Try {
+        let mut buffer = vec![0; COPY_BYTES];
+        loop {
+            let count = match body.read(&mut buffer) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Try::Broken(self.broken(error.to_string())),
+            };
+            if count == 0 {
+                return match total {
+                    Some(total) if self.have < total => {
+                        Try::Broken(self.broken(format!("body ended at byte {}", self.have)))
+                    }
+                    _ => Try::Complete,
+                };
+            }
+            let piece = buffer.get(..count).unwrap_or_default();
+            if total.is_some_and(|total| self.have + count as u64 > total) {
+                self.discard();
+                let why = "body is longer than its length".to_owned();
+                return Try::End(Outcome::Failed(self.broken(why)));
+            }
+            if let Err(error) = self.file.write_all_at(piece, self.have) {
+                return self.disk_failed("partial file", &error);
+            }
+            self.hasher.update(piece);
+            self.have += count as u64;
+            self.downloaded += count as u64;
+            self.fills.store.add_used(i64::try_from(count).unwrap_or(0));
+            if let Some(reserved) = &mut self.reserved {
+                reserved.spend(count as u64);
+            }
+            self.show();
+        }
+    }
+
+    /// Lets readers see what was written. After a restart in a new file they keep the old one until
+    /// the new one has come further.
+    fn show(&self) {
+        let (file, have) = (Arc::clone(&self.file), self.have);
+        self.growing.change(|state| {
+            if state
+                .file
+                .as_ref()
+                .is_none_or(|(_, readable)| *readable <= have)
+            {
+                state.file = Some((file, have));
+            }
+        });
+    }
+
+    /// A new file, for what upstream sends from its first byte on again.
+    fn start_again(&mut self) -> io::Result<()> {
+        let digest = &self.growing.wanted.digest;
+        self.file = Arc::new(self.fills.store.fresh_partial(digest)?);
+        self.hasher = Hasher::new(digest);
+        self.have = 0;
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Outcome {
+        let wanted = &self.growing.wanted;
+        let found = std::mem::replace(&mut self.hasher, Hasher::new(&wanted.digest)).finish();
+        if found != wanted.digest.as_str() {
+            metrics::DIGEST_FAILURES.inc();
+            self.discard();
+            return Outcome::Failed(self.broken(format!("blob has the digest {found}")));
+        }
+        let have = self.have;
+        self.growing.change(|state| {
+            state.verified = true;
+            state.total = Some(have);
+        });
+        if let Err(error) = self.fills.store.publish(&wanted.digest, &self.file) {
+            self.fills.complain("blob", &error);
+            self.discard();
+            return Outcome::Done;
+        }
+        if let Err(error) = self
+            .fills
+            .names
+            .set_link(wanted.scope(), &wanted.digest, None)
+        {
+            self.fills.complain("link", &error);
+        }
+        self.fills.sweeper.mark_dirty();
+        Outcome::Done
+    }
+
+    fn refused(&self, fetched: Fetched) -> Try {
+        if self.growing.lock().begun {
+            return Try::Broken(self.broken(format!("answered {}", fetched.reply.status)));
+        }
+        let mut body = Vec::new();
+        let read = fetched
+            .reply
+            .body
+            .take(REFUSAL_BYTES_MAX)
+            .read_to_end(&mut body);
+        if let Err(error) = read {
+            return Try::Broken(self.broken(error.to_string()));
+        }
+        let (status, headers) = (fetched.reply.status, fetched.reply.headers);
+        Try::End(Outcome::Refused(Refused {
+            status,
+            headers,
+            body,
+        }))
+    }
+
+    fn disk_failed(&self, what: &str, error: &io::Error) -> Try {
+        self.fills.complain(what, error);
+        Try::End(Outcome::Bypass)
+    }
+
+    fn discard(&self) {
+        self.fills
+            .store
+            .discard_partial(&self.growing.wanted.digest);
+    }
+
+    fn broken(&self, reason: String) -> UpstreamError {
+        self.growing.fault(Stage::Transfer, reason)
+    }
+}
+
+/// Start and total of `Content-Range: bytes start-end/total` (RFC 9110 §14.4).
+fn content_range(headers: &Headers) -> Option<(u64, u64)> {
+    let (range, total) = headers
+        .first("Content-Range")?
+        .strip_prefix("bytes ")?
+        .split_once('/')?;
+    let (start, end) = range.split_once('-')?;
+    let (start, end, total): (u64, u64, u64) =
+        (start.parse().ok()?, end.parse().ok()?, total.parse().ok()?);
+    (start <= end && end.checked_add(1)? == total).then_some((start, total))
+}

@@ -1,0 +1,170 @@
+//! One client's way through a growing file. Owns: waiting for bytes, and going on alone when the
+//! shared download has lost its disk. Must not: give out the last byte of what is not verified.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{COPY_BYTES, Growing, Outcome};
+use crate::message::{Headers, Piece, Pieces};
+use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
+
+/// Longest wait of a reader for the next byte: the fill's own idle limit and its tries.
+const READER_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// One client's way through a growing file.
+pub(super) struct Reader {
+    growing: Arc<Growing>,
+    position: u64,
+    end: Option<u64>,
+    file: Option<Arc<File>>,
+    /// The client's own download, once the shared one has lost its disk.
+    own: Option<Box<dyn Read + Send>>,
+    buffer: Vec<u8>,
+}
+
+/// What a reader finds.
+enum Found {
+    Bytes(Arc<File>, u64),
+    End,
+    OnOwn,
+}
+
+impl Pieces for Reader {
+    fn next(&mut self) -> io::Result<Piece<'_>> {
+        if self.end.is_some_and(|end| self.position >= end) {
+            return Ok(Piece::End);
+        }
+        if self.own.is_none() {
+            match self.find()? {
+                Found::Bytes(file, length) => {
+                    let offset = self.position;
+                    self.position += length;
+                    let file = self.file.insert(file);
+                    return Ok(Piece::File {
+                        file,
+                        offset,
+                        length,
+                    });
+                }
+                Found::End => return Ok(Piece::End),
+                Found::OnOwn => self.own = Some(self.download_rest()?),
+            }
+        }
+        self.next_of_own()
+    }
+}
+
+impl Reader {
+    /// Reads `start..end`; without `end`, to wherever the blob ends.
+    pub(super) const fn new(growing: Arc<Growing>, start: u64, end: Option<u64>) -> Self {
+        Self {
+            growing,
+            position: start,
+            end,
+            file: None,
+            own: None,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Waits for bytes at our position.
+    fn find(&mut self) -> io::Result<Found> {
+        let deadline = Instant::now() + READER_TIMEOUT;
+        let mut state = self.growing.lock();
+        loop {
+            let readable = state.readable();
+            if state.verified {
+                self.end = self.end.or(state.total);
+            }
+            let until = self.end.map_or(readable, |end| end.min(readable));
+            if let (Some((file, _)), true) = (&state.file, until > self.position) {
+                return Ok(Found::Bytes(Arc::clone(file), until - self.position));
+            }
+            match &state.outcome {
+                Some(Outcome::Bypass) => return Ok(Found::OnOwn),
+                Some(Outcome::Done) => return Ok(Found::End),
+                Some(Outcome::Failed(error)) => return Err(io::Error::other(error.clone())),
+                Some(Outcome::Refused(refused)) => {
+                    let why = format!("upstream answered {}", refused.status);
+                    return Err(io::Error::other(why));
+                }
+                None => {}
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "upstream sent nothing",
+                ));
+            }
+            let waited = self.growing.changed.wait_timeout(state, left);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Asks upstream for what this client still lacks.
+    fn download_rest(&self) -> io::Result<Box<dyn Read + Send>> {
+        let wanted = &self.growing.wanted;
+        let range = match self.end {
+            Some(end) => format!("bytes={}-{}", self.position, end - 1),
+            None => format!("bytes={}-", self.position),
+        };
+        let headers =
+            Headers::from_iter([("Accept-Encoding", "identity".to_owned()), ("Range", range)]);
+        let call = Call {
+            registry: &wanted.registry,
+            method: "GET",
+            target: &wanted.target(),
+            headers: &headers,
+            patience: HEAD_TIMEOUT,
+            whole: false,
+        };
+        let fetched = self
+            .growing
+            .upstream
+            .fetch_bodiless(call)
+            .map_err(io::Error::other)?;
+        let mut body = fetched.reply.body;
+        match (
+            fetched.reply.status,
+            content_range_start(&fetched.reply.headers),
+        ) {
+            (206, Some(start)) if start == self.position => Ok(body),
+            (200, _) => {
+                let skipped = io::copy(&mut (&mut body).take(self.position), &mut io::sink())?;
+                if skipped < self.position {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                Ok(body)
+            }
+            (status, _) => Err(io::Error::other(format!(
+                "upstream answered {status} to a range"
+            ))),
+        }
+    }
+
+    fn next_of_own(&mut self) -> io::Result<Piece<'_>> {
+        let Some(own) = &mut self.own else {
+            return Ok(Piece::End);
+        };
+        self.buffer.resize(COPY_BYTES, 0);
+        let left = self.end.map_or(u64::MAX, |end| end - self.position);
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(COPY_BYTES);
+        let count = own.read(self.buffer.get_mut(..most).unwrap_or_default())?;
+        if count == 0 {
+            return match self.end {
+                Some(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+                None => Ok(Piece::End),
+            };
+        }
+        self.position += count as u64;
+        Ok(Piece::Bytes(self.buffer.get(..count).unwrap_or_default()))
+    }
+}
+
+fn content_range_start(headers: &Headers) -> Option<u64> {
+    let range = headers.first("Content-Range")?.strip_prefix("bytes ")?;
+    range.split_once('-')?.0.parse().ok()
+}
