@@ -160,7 +160,12 @@ impl Fills {
         if first {
             self.begin(&growing);
         }
-        growing.wait_until_begun(deadline)
+        let same = growing.wanted.repository == wanted.repository;
+        match growing.wait_until_begun(deadline) {
+            // What upstream says of the other repository says nothing of ours.
+            Joined::Failed(_) | Joined::Refused(_) if !same => Joined::Bypass(None),
+            joined => joined,
+        }
     }
 
     /// The download of `digest` that is going on, if one is.
