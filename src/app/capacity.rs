@@ -5,7 +5,7 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::config::{CacheDir, Settings};
+use crate::config::Settings;
 use crate::log;
 
 /// Descriptors of one connection: the client, upstream in use, and an idle one kept for later.
@@ -26,13 +26,13 @@ const CONNECTIONS_MIN: u64 = 4;
 ///
 /// # Errors
 /// When too few fit to be of use.
-pub(super) fn connections(settings: &Settings) -> Result<usize, String> {
+pub(super) fn connections(settings: &Settings, with_cache: bool) -> Result<usize, String> {
     let descriptors = raise_descriptors();
     let lanes = settings.lanes as u64;
-    let fills = if settings.cache_dir == CacheDir::Off {
-        0
-    } else {
+    let fills = if with_cache {
         settings.max_fills as u64
+    } else {
+        0
     };
     let threads = THREADS_RESERVED + settings.workers as u64 + lanes + fills;
     let fixed = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_LANE * lanes + DESCRIPTORS_PER_FILL * fills;
@@ -132,6 +132,6 @@ mod tests {
             max_connections: 16,
             ..Settings::default()
         };
-        assert_eq!(connections(&settings), Ok(16));
+        assert_eq!(connections(&settings, true), Ok(16));
     }
 }
