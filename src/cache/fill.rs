@@ -114,7 +114,7 @@ pub struct Growing {
 struct State {
     /// Upstream has answered with the blob.
     begun: bool,
-    total: Option<u64>,
+    total: u64,
     /// What readers read, and how far it is good.
     file: Option<(Arc<File>, u64)>,
     verified: bool,
@@ -256,8 +256,8 @@ impl Fills {
 }
 
 impl Growing {
-    /// Bytes in all, once upstream has said so.
-    pub fn total(&self) -> Option<u64> {
+    /// Bytes in all; 0 until upstream has answered.
+    pub fn total(&self) -> u64 {
         self.lock().total
     }
 
@@ -269,9 +269,9 @@ impl Growing {
             .map_or(0, |(_, readable)| *readable)
     }
 
-    /// A body of the bytes `start..end`; without `end`, to wherever the blob ends.
-    pub fn body(self: &Arc<Self>, start: u64, end: Option<u64>) -> Body {
-        let length = end.map(|end| end.saturating_sub(start));
+    /// A body of the bytes `start..end`.
+    pub fn body(self: &Arc<Self>, start: u64, end: u64) -> Body {
+        let length = Some(end.saturating_sub(start));
         let pieces = Box::new(Reader::new(Arc::clone(self), start, end));
         Body::Pieces { pieces, length }
     }
@@ -326,10 +326,10 @@ impl State {
     /// All but the last byte may be read until the blob is verified.
     fn readable(&self) -> u64 {
         let readable = self.file.as_ref().map_or(0, |(_, readable)| *readable);
-        match (self.verified, self.total) {
-            (true, _) => readable,
-            (false, Some(total)) => readable.min(total.saturating_sub(1)),
-            (false, None) => readable.saturating_sub(1),
+        if self.verified {
+            readable
+        } else {
+            readable.min(self.total.saturating_sub(1))
         }
     }
 }
