@@ -261,6 +261,12 @@ impl Growing {
         self.lock().total
     }
 
+    /// Bytes in all, once readers were told that bytes are coming.
+    fn begun_with(&self) -> Option<u64> {
+        let state = self.lock();
+        state.begun.then_some(state.total)
+    }
+
     /// How far it has come.
     pub fn written(&self) -> u64 {
         self.lock()

@@ -174,8 +174,7 @@ impl<'a> Fill<'a> {
             log::info("blob of unknown length; not cached", &[]);
             return Err(Outcome::Bypass);
         };
-        let known = self.growing.lock().begun.then(|| self.growing.total());
-        if let Some(known) = known {
+        if let Some(known) = self.growing.begun_with() {
             if known != total {
                 let why = format!("length changed from {known} to {total} bytes");
                 return Err(Outcome::Failed(self.broken(why)));
