@@ -1,13 +1,14 @@
 //! The bundled stand-in registry, for `make run` without an AWS account: holds `sample/hello:1.0`,
-//! takes pushes, prints the settings a proxy needs, and serves until its standard input ends.
+//! takes pushes, prints the settings a proxy needs, and serves until it is killed.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
     reason = "printing settings is its purpose"
 )]
 
+use std::convert::Infallible;
 use std::fs;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -16,7 +17,7 @@ use standin::{Layer, Options, Standin};
 /// Shown for `--help`, and with a wrong argument.
 const USAGE: &str = "usage: standin [--out FILE]
 Starts a stand-in for ECR on free ports of 127.0.0.1 and prints the settings with which the proxy
-uses it, as NAME=value lines for a shell, then `ready`. Ends with its standard input.
+uses it, as NAME=value lines for a shell, then `ready`. Serves until it is killed.
   --out FILE   also writes the settings to FILE, whole or not at all";
 
 fn main() -> ExitCode {
@@ -30,16 +31,12 @@ fn main() -> ExitCode {
             return ExitCode::from(64);
         }
     };
-    match run(out.as_deref()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("standin: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    let Err(error) = run(out.as_deref());
+    eprintln!("standin: {error}");
+    ExitCode::FAILURE
 }
 
-fn run(out: Option<&Path>) -> io::Result<()> {
+fn run(out: Option<&Path>) -> io::Result<Infallible> {
     let standin = Standin::start(Options::default());
     let text: &[u8] = b"Hello from the stand-in registry.\n";
     let layer = Layer::of_files(&[("hello.txt", text)]);
@@ -59,8 +56,7 @@ fn run(out: Option<&Path>) -> io::Result<()> {
     print!("{settings}");
     println!("ready");
     io::stdout().flush()?;
-    let mut input = io::stdin().lock();
-    let mut ignored = [0; 1024];
-    while input.read(&mut ignored)? > 0 {}
-    Ok(())
+    loop {
+        std::thread::park();
+    }
 }
