@@ -25,7 +25,7 @@ use super::store::{Reading, Store};
 use super::sweep::Sweeper;
 use crate::message::{Body, Headers};
 use crate::oci::{Digest, Registry, Repository};
-use crate::upstream::exchange::{Fetched, HEAD_TIMEOUT, Upstream};
+use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT, Upstream};
 use crate::upstream::permits::Permits;
 use crate::upstream::{Stage, UpstreamError};
 use crate::{log, metrics};
@@ -307,6 +307,18 @@ impl Growing {
             let waited = self.changed.wait_timeout(state, left);
             (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Asks upstream for the blob, under `headers`. Blocks until its head is there.
+    fn ask(&self, headers: &Headers) -> Result<Fetched, UpstreamError> {
+        self.upstream.fetch_bodiless(Call {
+            registry: &self.wanted.registry,
+            method: "GET",
+            target: &self.wanted.target(),
+            headers,
+            patience: HEAD_TIMEOUT,
+            whole: false,
+        })
     }
 
     fn fault(&self, stage: Stage, reason: String) -> UpstreamError {

@@ -73,13 +73,12 @@ fn by_digest(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> Reply
         return pull.refused(refused);
     }
     let deadline = Instant::now() + HEAD_TIMEOUT;
-    let asked =
-        pull.exchange
-            .manifests
-            .run(&key, deadline, || match adopt(pull, repository, digest) {
-                Some(manifest) => Asked::Found(manifest, Freshness::Revalidated),
-                None => fetch(pull, repository, &Reference::Digest(digest.clone())),
-            });
+    let asked = pull.exchange.parts.manifests.run(&key, deadline, || {
+        match adopt(pull, repository, digest) {
+            Some(manifest) => Asked::Found(manifest, Freshness::Revalidated),
+            None => fetch(pull, repository, &Reference::Digest(digest.clone())),
+        }
+    });
     answer(pull, &key, asked)
 }
 
@@ -134,7 +133,7 @@ fn by_tag(pull: &Pull<'_>, repository: &Repository, tag: &Tag) -> Reply {
     let accept = accepts.joined("Accept").unwrap_or_default();
     let flight = format!("{key} {partition} {accept}");
     let deadline = Instant::now() + HEAD_TIMEOUT;
-    let asked = pull.exchange.manifests.run(&flight, deadline, || {
+    let asked = pull.exchange.parts.manifests.run(&flight, deadline, || {
         ask(pull, repository, tag, partition, held.as_ref())
     });
     answer(pull, &key, asked)
@@ -228,7 +227,7 @@ fn fetch(pull: &Pull<'_>, repository: &Repository, reference: &Reference) -> Ask
         patience: HEAD_TIMEOUT,
         whole: true,
     };
-    let reply = match pull.exchange.upstream.fetch_bodiless(call) {
+    let reply = match pull.exchange.parts.upstream.fetch_bodiless(call) {
         Ok(fetched) => fetched.reply,
         Err(error) => return Asked::Failed(error),
     };

@@ -40,13 +40,18 @@ const WARNING_BYTES_MAX: usize = 512;
 /// No URI has these as they are (RFC 3986 §2), and ureq sends none that does.
 const NEVER_IN_TARGET: [char; 4] = ['"', '<', '>', '`'];
 
-/// The proxy: one registry, the way to it, and what is kept of it.
+/// The proxy.
 pub struct Proxy {
+    parts: Arc<Parts>,
+}
+
+/// One registry, the way to it, and what is kept of it.
+struct Parts {
     upstream: Arc<Upstream>,
     registry: Option<Registry>,
     cache: Option<Arc<Cache>>,
     cache_key: CacheKey,
-    manifests: Arc<Flights<manifest::Asked>>,
+    manifests: Flights<manifest::Asked>,
     trust_proxy_headers: bool,
 }
 
@@ -60,13 +65,17 @@ impl Proxy {
         cache_key: CacheKey,
         trust_proxy_headers: bool,
     ) -> Self {
-        Self {
+        let manifests = Flights::default();
+        let parts = Parts {
             upstream,
             registry,
             cache,
             cache_key,
-            manifests: Arc::default(),
+            manifests,
             trust_proxy_headers,
+        };
+        Self {
+            parts: Arc::new(parts),
         }
     }
 
@@ -91,12 +100,9 @@ impl Proxy {
             return Answer::Now(reply.with(API_VERSION.0, API_VERSION.1));
         }
         let exchange = Exchange {
-            upstream: Arc::clone(&self.upstream),
-            registry: self.registry.clone(),
-            cache: self.cache.clone(),
-            partition: cache_key::partition(&self.cache_key, request),
-            manifests: Arc::clone(&self.manifests),
-            own_address: headers::own_address(request, self.trust_proxy_headers),
+            parts: Arc::clone(&self.parts),
+            partition: cache_key::partition(&self.parts.cache_key, request),
+            own_address: headers::own_address(request, self.parts.trust_proxy_headers),
             headers: headers::for_upstream(&request.headers, &route),
             request: request.clone(),
             target: headers::without_namespace(&request.target),
@@ -108,12 +114,9 @@ impl Proxy {
 
 /// One request on its way to upstream and back.
 struct Exchange {
-    upstream: Arc<Upstream>,
-    registry: Option<Registry>,
-    cache: Option<Arc<Cache>>,
+    parts: Arc<Parts>,
     /// Of the tag entries.
     partition: String,
-    manifests: Arc<Flights<manifest::Asked>>,
     own_address: String,
     /// The client's fields as upstream gets them.
     headers: Headers,
@@ -130,7 +133,7 @@ impl Exchange {
             Err(error) => return fail(&error),
         };
         let pull = matches!(self.request.method.as_str(), "GET" | "HEAD");
-        let Some(cache) = &self.cache else {
+        let Some(cache) = &self.parts.cache else {
             return self.forward_or_fail(&registry, body);
         };
         let context = Pull {
@@ -156,19 +159,21 @@ impl Exchange {
     /// The registry that is asked for: the one that is set, that of the identity, or, before there
     /// is an identity, the one the cache was filled from.
     fn registry(&self) -> Result<Registry, UpstreamError> {
-        if let Some(registry) = &self.registry {
+        if let Some(registry) = &self.parts.registry {
             return Ok(registry.clone());
         }
-        if let Ok(registry) = self.upstream.default_registry(Instant::now()) {
+        if let Ok(registry) = self.parts.upstream.default_registry(Instant::now()) {
             return Ok(registry);
         }
         match self
+            .parts
             .cache
             .as_ref()
             .and_then(|cache| cache.names.remembered_registry())
         {
             Some(registry) => Ok(registry),
             None => self
+                .parts
                 .upstream
                 .default_registry(Instant::now() + HEAD_TIMEOUT),
         }
@@ -194,7 +199,7 @@ impl Exchange {
             // Its digest is told in the head, so it is read before the head goes out.
             whole: matches!(self.route, Route::Manifest(..)),
         };
-        self.reply(registry, self.upstream.fetch(call, body)?)
+        self.reply(registry, self.parts.upstream.fetch(call, body)?)
     }
 
     /// Makes upstream's reply the client's: what both share here, what a route adds in its file.
@@ -327,7 +332,7 @@ impl<'a> Pull<'a> {
             patience,
             whole: false,
         };
-        Ok(self.exchange.upstream.fetch_bodiless(call)?.reply)
+        Ok(self.exchange.parts.upstream.fetch_bodiless(call)?.reply)
     }
 
     /// The fields under which the cache itself asks: what the client accepts, and nothing that

@@ -11,7 +11,7 @@ use super::{COPY_BYTES, Fills, Growing, Outcome, Refused};
 use crate::cache::hash::Hasher;
 use crate::cache::sweep::Reservation;
 use crate::message::Headers;
-use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT};
+use crate::upstream::exchange::Fetched;
 use crate::upstream::{Stage, UpstreamError};
 use crate::{log, metrics};
 
@@ -118,21 +118,11 @@ impl<'a> Fill<'a> {
     }
 
     fn attempt(&mut self) -> Try {
-        let wanted = &self.growing.wanted;
         let mut headers = Headers::from_iter([("Accept-Encoding", "identity")]);
         if self.have > 0 {
             headers.add("Range", format!("bytes={}-", self.have));
         }
-        let call = Call {
-            registry: &wanted.registry,
-            method: "GET",
-            target: &wanted.target(),
-            headers: &headers,
-            patience: HEAD_TIMEOUT,
-            whole: false,
-        };
-        let fetched = self.fills.upstream.fetch_bodiless(call);
-        let mut fetched = match fetched {
+        let mut fetched = match self.growing.ask(&headers) {
             Ok(fetched) => fetched,
             Err(error) => return Try::Broken(error),
         };

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use super::{COPY_BYTES, Growing, Outcome};
 use crate::message::{Headers, Piece, Pieces};
-use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
 
 /// Longest wait of a reader for the next byte: the fill's own idle limit and its tries.
 const READER_TIMEOUT: Duration = Duration::from_secs(90);
@@ -102,23 +101,10 @@ impl Reader {
 
     /// Asks upstream for what this client still lacks.
     fn download_rest(&self) -> io::Result<Box<dyn Read + Send>> {
-        let wanted = &self.growing.wanted;
         let range = format!("bytes={}-{}", self.position, self.end - 1);
         let headers =
             Headers::from_iter([("Accept-Encoding", "identity".to_owned()), ("Range", range)]);
-        let call = Call {
-            registry: &wanted.registry,
-            method: "GET",
-            target: &wanted.target(),
-            headers: &headers,
-            patience: HEAD_TIMEOUT,
-            whole: false,
-        };
-        let fetched = self
-            .growing
-            .upstream
-            .fetch_bodiless(call)
-            .map_err(io::Error::other)?;
+        let fetched = self.growing.ask(&headers).map_err(io::Error::other)?;
         let mut body = fetched.reply.body;
         match (
             fetched.reply.status,
