@@ -85,8 +85,8 @@ impl fmt::Display for AuthFault {
     }
 }
 
-/// A call to an AWS API: small both ways. Its fields and body hold signatures and tokens, so that it
-/// prints as its method and host alone.
+/// A call to an AWS API: small both ways. Its fields and body hold signatures and tokens, so that
+/// it prints as its method and host alone.
 #[derive(Clone)]
 pub struct ApiCall {
     /// The method.

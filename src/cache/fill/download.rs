@@ -320,8 +320,8 @@ impl<'a> Fill<'a> {
     }
 }
 
-/// `Content-Range: bytes start-end/total`, or `bytes */total` without a start (RFC 9110 §14.4), of a
-/// range that goes to the end.
+/// `Content-Range: bytes start-end/total`, or `bytes */total` without a start (RFC 9110 §14.4), of
+/// a range that goes to the end.
 fn content_range(headers: &Headers) -> Option<(Option<u64>, u64)> {
     let field = headers.first("Content-Range")?;
     let (range, total) = field.strip_prefix("bytes ")?.split_once('/')?;
