@@ -22,7 +22,7 @@ const CACHE_CONTROL: &str = "max-age=31536000, immutable";
 
 /// Answers GET and HEAD of a blob.
 pub(super) fn get(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> Reply {
-    let key = pull.key(repository, digest);
+    let key = pull.key(repository, &format_args!("blobs/{digest}"));
     if let Some(refused) = pull.cache.negative.get(&key, std::time::Instant::now()) {
         return pull.refused(refused);
     }
