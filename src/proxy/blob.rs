@@ -41,18 +41,19 @@ pub(super) fn get(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> 
         // A HEAD does not download.
         return cold_head(pull, repository, digest);
     }
-    if pull.cache.fills.running(digest).is_some()
-        && let Err(reply) = belonging(pull, repository, digest)
-    {
-        return *reply;
-    }
     let wanted = Wanted {
         registry: pull.registry.clone(),
         repository: repository.clone(),
         digest: digest.clone(),
     };
     match pull.cache.fills.join(&wanted) {
-        Joined::Growing(growing) => growing_reply(pull, digest, &growing),
+        Joined::Growing(growing) if growing.is_for(repository) => {
+            growing_reply(pull, digest, &growing)
+        }
+        Joined::Growing(growing) => match belonging(pull, repository, digest) {
+            Ok(()) => growing_reply(pull, digest, &growing),
+            Err(reply) => *reply,
+        },
         Joined::Failed(error) => marked(fail(&error), CacheOutcome::Miss),
         Joined::Refused(refused) => {
             if refused.status == 404 {
