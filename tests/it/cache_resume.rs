@@ -53,13 +53,21 @@ fn a_cut_download_goes_on_where_it_stopped() {
 
 #[test]
 fn a_resumed_request_that_is_answered_whole_starts_again() {
-    let bytes = Content::Generated { size: SIZE, seed: 2 }.to_vec();
+    let bytes = Content::Generated {
+        size: SIZE,
+        seed: 2,
+    }
+    .to_vec();
     resumed_with(2, Some(Fault::Status(200, Vec::new(), bytes)), 2);
 }
 
 #[test]
 fn another_range_than_was_asked_for_starts_again() {
-    let bytes = Content::Generated { size: SIZE, seed: 3 }.to_vec();
+    let bytes = Content::Generated {
+        size: SIZE,
+        seed: 3,
+    }
+    .to_vec();
     let wrong = format!("bytes {}-{}/{SIZE}", HALF - 1, SIZE - 1);
     let headers = vec![("Content-Range".to_owned(), wrong)];
     let part = bytes[bytes.len() / 2 - 1..].to_vec();
@@ -108,7 +116,10 @@ fn a_download_that_fails_again_and_again_is_cut_and_goes_on_next_time() {
     cached.standin.fault(pick, Fault::status(503));
     let got = cached.try_get(&target(&digest)).unwrap();
     assert_eq!((got.status, got.complete), (200, false));
-    assert_eq!((got.length, &got.body[..]), (HALF, &bytes[..bytes.len() / 2]));
+    assert_eq!(
+        (got.length, &got.body[..]),
+        (HALF, &bytes[..bytes.len() / 2])
+    );
     assert!(cached.blobs().is_empty());
     assert_eq!(cached.partials().get(&digest), Some(&HALF));
     cached.standin.clear_faults();
@@ -131,7 +142,10 @@ fn an_upstream_that_never_gets_further_is_given_up() {
     raw.extend_from_slice(&bytes[..100_000]);
     cached.standin.fault(Match::s3().always(), Fault::Raw(raw));
     let got = cached.try_get(&target(&digest)).unwrap();
-    assert_eq!((got.status, got.complete, got.length), (200, false, 100_000));
+    assert_eq!(
+        (got.status, got.complete, got.length),
+        (200, false, 100_000)
+    );
     assert_eq!(got.body, bytes[..100_000]);
     let asked = cached.seen(Server::S3).len();
     assert!(asked <= 8, "{asked} requests without getting further");
@@ -173,10 +187,14 @@ fn a_download_that_lacked_its_end_alone_is_not_fetched_again() {
     assert_eq!(cached.standin.sent(Server::S3), 0);
     cached.wait_for_blob(&digest);
     // What is longer than the blob, or is wrong, is fetched anew.
-    for (seed, wrong) in [(11, vec![7; bytes.len()]), (12, vec![7; bytes.len() + 1])] {
+    for (seed, length) in [(11, bytes.len()), (12, bytes.len() + 1)] {
         let (digest, bytes) = blob(&cached, seed);
         let partial = cached.path("partial/sha256").join(&digest[7..]);
-        std::fs::write(&partial, &wrong).unwrap();
+        std::fs::write(&partial, vec![7; length]).unwrap();
+        if length == bytes.len() {
+            let got = cached.try_get(&target(&digest)).unwrap();
+            assert!(!got.complete);
+        }
         let got = cached.get(&target(&digest));
         assert_eq!((got.status, got.complete), (200, true), "{}", got.text());
         assert_eq!(got.body, bytes);

@@ -177,9 +177,7 @@ impl Cached {
     }
 
     pub(crate) fn wait_for_blob(&self, digest: &str) {
-        let path = self
-            .path("blobs/sha256")
-            .join(&digest["sha256:".len()..]);
+        let path = self.path("blobs/sha256").join(&digest["sha256:".len()..]);
         wait_until("the blob is complete", SOON, || path.exists());
         assert!(self.has(digest));
         // The link comes after the blob.
@@ -197,10 +195,7 @@ fn sizes(folder: &Path) -> BTreeMap<String, u64> {
         let name = format!("sha256:{}", entry.file_name().to_str()?);
         Some((name, entry.metadata().ok()?.len()))
     };
-    entries
-        .filter_map(Result::ok)
-        .filter_map(size)
-        .collect()
+    entries.filter_map(Result::ok).filter_map(size).collect()
 }
 
 /// All paths below a directory, with their lengths.
@@ -214,7 +209,11 @@ pub(crate) fn listing(folder: &Path) -> BTreeMap<PathBuf, u64> {
             if metadata.is_dir() {
                 folders.push(entry.path());
             }
-            let length = if metadata.is_file() { metadata.len() } else { 0 };
+            let length = if metadata.is_file() {
+                metadata.len()
+            } else {
+                0
+            };
             found.insert(entry.path(), length);
         }
     }
@@ -272,10 +271,14 @@ impl Begun {
 
     /// True when not a byte more comes within `limit`.
     pub(crate) fn is_silent_for(&mut self, limit: Duration) -> bool {
-        self.stream.set_read_timeout(Some(limit)).expect("a time-out");
+        self.stream
+            .set_read_timeout(Some(limit))
+            .expect("a time-out");
         let mut buf = [0; 1];
         let read = self.stream.read(&mut buf);
-        self.stream.set_read_timeout(Some(DEADLINE)).expect("a time-out");
+        self.stream
+            .set_read_timeout(Some(DEADLINE))
+            .expect("a time-out");
         if let Ok(count) = read {
             self.body.extend_from_slice(&buf[..count]);
         }
