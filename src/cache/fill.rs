@@ -160,17 +160,14 @@ impl Fills {
         if first {
             self.begin(&growing);
         }
-        let same = growing.wanted.repository == wanted.repository;
+        let same = growing.is_for(&wanted.repository);
         match growing.wait_until_begun(deadline) {
             // What upstream says of the other repository says nothing of ours.
-            Joined::Failed(_) | Joined::Refused(_) if !same => Joined::Bypass(None),
+            Joined::Failed(_) | Joined::Refused(_) | Joined::Bypass(_) if !same => {
+                Joined::Bypass(None)
+            }
             joined => joined,
         }
-    }
-
-    /// The download of `digest` that is going on, if one is.
-    pub fn running(&self, digest: &Digest) -> Option<Arc<Growing>> {
-        self.lock().get(digest).cloned()
     }
 
     fn enter(&self, wanted: &Wanted) -> (Arc<Growing>, bool) {
@@ -256,6 +253,11 @@ impl Fills {
 }
 
 impl Growing {
+    /// True when upstream was asked for the blob in this repository.
+    pub fn is_for(&self, repository: &Repository) -> bool {
+        self.wanted.repository == *repository
+    }
+
     /// Bytes in all; 0 until upstream has answered.
     pub fn total(&self) -> u64 {
         self.lock().total

@@ -22,7 +22,7 @@ const CACHE_CONTROL: &str = "max-age=31536000, immutable";
 
 /// Answers GET and HEAD of a blob.
 pub(super) fn get(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> Reply {
-    let key = pull.key(repository, digest);
+    let key = pull.key(repository, &format_args!("blobs/{digest}"));
     if let Some(refused) = pull.cache.negative.get(&key, std::time::Instant::now()) {
         return pull.refused(refused);
     }
@@ -41,18 +41,19 @@ pub(super) fn get(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> 
         // A HEAD does not download.
         return cold_head(pull, repository, digest);
     }
-    if pull.cache.fills.running(digest).is_some()
-        && let Err(reply) = belonging(pull, repository, digest)
-    {
-        return *reply;
-    }
     let wanted = Wanted {
         registry: pull.registry.clone(),
         repository: repository.clone(),
         digest: digest.clone(),
     };
     match pull.cache.fills.join(&wanted) {
-        Joined::Growing(growing) => growing_reply(pull, digest, &growing),
+        Joined::Growing(growing) if growing.is_for(repository) => {
+            growing_reply(pull, digest, &growing)
+        }
+        Joined::Growing(growing) => match belonging(pull, repository, digest) {
+            Ok(()) => growing_reply(pull, digest, &growing),
+            Err(reply) => *reply,
+        },
         Joined::Failed(error) => marked(fail(&error), CacheOutcome::Miss),
         Joined::Refused(refused) => {
             if refused.status == 404 {

@@ -65,7 +65,7 @@ pub(super) fn get(pull: &Pull<'_>, repository: &Repository, reference: &Referenc
 }
 
 fn by_digest(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> Reply {
-    let key = pull.key(repository, digest);
+    let key = key(pull, repository, digest.as_str());
     if let Some(manifest) = stored(pull, repository, digest) {
         return found(pull, &manifest, CacheOutcome::Hit);
     }
@@ -80,6 +80,17 @@ fn by_digest(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> Reply
         }
     });
     answer(pull, &key, asked)
+}
+
+/// Names what is asked for. Clients that accept different types may get different manifests, or
+/// none.
+fn key(pull: &Pull<'_>, repository: &Repository, name: &str) -> String {
+    let accept = pull.exchange.request.headers.joined("Accept");
+    let accept = accept.unwrap_or_default();
+    pull.key(
+        repository,
+        &format_args!("manifests/{name} accept={accept}"),
+    )
 }
 
 /// A manifest that another repository brought into the cache: one HEAD says whether it is in this
@@ -123,15 +134,13 @@ fn by_tag(pull: &Pull<'_>, repository: &Repository, tag: &Tag) -> Reply {
             return found(pull, manifest, CacheOutcome::Hit);
         }
     }
-    let key = pull.key(repository, &tag.as_str());
+    let key = key(pull, repository, tag.as_str());
     if held.is_none()
         && let Some(refused) = cache.negative.get(&key, Instant::now())
     {
         return pull.refused(refused);
     }
-    // Clients that accept different types may get different manifests.
-    let accept = accepts.joined("Accept").unwrap_or_default();
-    let flight = format!("{key} {partition} {accept}");
+    let flight = format!("{key} {partition}");
     let deadline = Instant::now() + HEAD_TIMEOUT;
     let asked = pull.exchange.parts.manifests.run(&flight, deadline, || {
         ask(pull, repository, tag, partition, held.as_ref())

@@ -7,6 +7,14 @@
 )]
 
 mod attacks;
+mod cache_disk;
+mod cache_fill;
+mod cache_outage;
+mod cache_quota;
+mod cache_range;
+mod cache_resume;
+mod cache_store;
+mod cache_tags;
 mod config;
 mod crowds;
 mod drain;

@@ -17,7 +17,7 @@ use crate::{log, metrics};
 
 /// Longest wait of a fill for room under the quota.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
-/// Failures in a row, without a byte in between, after which a download is given up.
+/// Failures in a row, without getting further in between, after which a download is given up.
 const FAILURES_MAX: u32 = 5;
 /// Pause after the first of them; doubles.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -34,8 +34,6 @@ pub(super) struct Fill<'a> {
     hasher: Hasher,
     /// Bytes written to the file, and hashed.
     have: u64,
-    /// Bytes of it that this run downloaded.
-    downloaded: u64,
     reserved: Option<Reservation>,
 }
 
@@ -74,47 +72,48 @@ impl<'a> Fill<'a> {
             file,
             hasher,
             have,
-            downloaded: 0,
             reserved: None,
         })
     }
 
     pub(super) fn run(mut self) -> Outcome {
-        let mut failures = 0;
         let mut restarted = false;
-        loop {
-            let before = self.downloaded;
-            match self.attempt() {
+        let (mut failures, mut furthest) = (0, 0);
+        let outcome = loop {
+            let error = match self.attempt() {
                 Try::Complete => return self.finish(),
-                Try::End(outcome) => {
-                    if self.have == 0 || matches!(outcome, Outcome::Bypass) {
-                        self.discard();
-                    }
-                    return outcome;
+                Try::End(outcome) => break outcome,
+                Try::Restarted if !restarted => {
+                    restarted = true;
+                    continue;
                 }
-                Try::Restarted if !restarted => restarted = true,
                 Try::Restarted => {
-                    return Outcome::Failed(self.broken("upstream answers no range".to_owned()));
+                    break Outcome::Failed(self.broken("upstream answers no range".to_owned()));
                 }
-                Try::Broken(error) => {
-                    failures = if self.downloaded > before {
-                        1
-                    } else {
-                        failures + 1
-                    };
-                    if failures >= FAILURES_MAX || !self.growing.lock().begun {
-                        // What came so far is kept: the next download goes on from there.
-                        return Outcome::Failed(error);
-                    }
-                    let digest = &self.growing.wanted.digest;
-                    log::info(
-                        "download broke off; resuming",
-                        &[("digest", digest), ("at", &self.have), ("error", &error)],
-                    );
-                    std::thread::sleep(PAUSE_MIN * 2_u32.saturating_pow(failures - 1));
-                }
+                Try::Broken(error) => error,
+            };
+            // One that starts again and breaks off at the same byte each time has no end.
+            failures = match self.have > furthest {
+                true => 1,
+                false => failures + 1,
+            };
+            furthest = furthest.max(self.have);
+            if failures >= FAILURES_MAX || !self.growing.lock().begun {
+                break Outcome::Failed(error);
             }
+            let digest = &self.growing.wanted.digest;
+            log::info(
+                "download broke off; resuming",
+                &[("digest", digest), ("at", &self.have), ("error", &error)],
+            );
+            std::thread::sleep(PAUSE_MIN * 2_u32.saturating_pow(failures - 1));
+        };
+        // What came so far is kept, and the next download goes on from there. Empty files would
+        // pile up, one for each digest that is asked for while upstream is down.
+        if self.have == 0 || matches!(outcome, Outcome::Bypass) {
+            self.discard();
         }
+        outcome
     }
 
     fn attempt(&mut self) -> Try {
@@ -225,7 +224,6 @@ impl<'a> Fill<'a> {
             }
             self.hasher.update(piece);
             self.have += count as u64;
-            self.downloaded += count as u64;
             self.fills.store.add_used(i64::try_from(count).unwrap_or(0));
             if let Some(reserved) = &mut self.reserved {
                 reserved.spend(count as u64);

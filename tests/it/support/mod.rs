@@ -6,12 +6,16 @@
 )]
 
 mod attack;
+mod cached;
 mod client;
 pub(crate) mod door;
 mod front;
 mod proxy;
+mod scratch;
 
 pub(crate) use attack::{Target, in_parallel, raise_descriptors};
+pub(crate) use cached::{Begun, Cached, listing};
 pub(crate) use client::{Http, Response, raw};
 pub(crate) use front::{Front, SOON, error_of, target_of};
 pub(crate) use proxy::{Proxy, proxy_for, wait_until};
+pub(crate) use scratch::Scratch;

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -28,6 +29,8 @@ pub(crate) struct Core {
     gate: Mutex<Gate>,
     gate_opened: Condvar,
     rates: [Mutex<Rate>; 3],
+    /// Bytes of bodies, by [`Server::index`].
+    sent: [AtomicU64; 3],
     connections: Mutex<HashMap<u64, (Server, Arc<TcpStream>)>>,
 }
 
@@ -113,6 +116,7 @@ impl Core {
             gate: Mutex::default(),
             gate_opened: Condvar::new(),
             rates: Default::default(),
+            sent: Default::default(),
             connections: Mutex::default(),
         }
     }
@@ -257,6 +261,16 @@ impl Core {
             start.saturating_duration_since(Instant::now())
         };
         wait.is_zero() || self.pause(wait)
+    }
+
+    // === what was sent ===
+
+    pub(crate) fn count_sent(&self, server: Server, bytes: usize) {
+        self.sent[server.index()].fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn sent(&self, server: Server) -> u64 {
+        self.sent[server.index()].load(Ordering::Relaxed)
     }
 
     // === connections ===

@@ -390,6 +390,7 @@ impl Writer<'_> {
                 self.send(format!("{count:x}\r\n").as_bytes())?;
             }
             self.send(&buf[..count])?;
+            self.core.count_sent(self.server, count);
             if plan.chunked {
                 self.send(b"\r\n")?;
             }

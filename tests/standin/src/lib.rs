@@ -551,6 +551,11 @@ impl Standin {
         self.requests().iter().filter(fits).count()
     }
 
+    /// Bytes of bodies that a server has sent so far.
+    pub fn sent(&self, server: Server) -> u64 {
+        self.core.sent(server)
+    }
+
     /// Waits until `done` likes the requests so far; false when it does not in time.
     pub fn wait_for(&self, limit: Duration, done: impl FnMut(&[Seen]) -> bool) -> bool {
         self.core.wait_for(limit, done)
