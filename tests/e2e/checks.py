@@ -131,9 +131,14 @@ class Fixtures:
         return self._rig(registry, self.aws, layers, {"LOG_FORMAT": "json"})
 
     @functools.cached_property
+    def authority(self):
+        """A CA that nobody knows unless told."""
+        return self.bench.authority()
+
+    @functools.cached_property
     def tls(self):
         """Registry, second host and AWS over TLS, with a CA that only `AWS_CA_BUNDLE` knows."""
-        tls = self.bench.authority()
+        tls = self.authority
         aws = self.bench.moto(enforce=True, tls=tls)
         storage = self.bench.path("tls-storage")
         os.makedirs(storage)

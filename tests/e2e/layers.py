@@ -6,8 +6,9 @@
 
 Like S3 it answers 400 to a request that carries `Authorization` beside a presigned query (with
 `--files`: to any request that carries it), so that a proxy which leaks the registry's token fails.
-`GET /-/seen` tells how many requests came and how many were refused; `POST /-/cut?N` makes it cut
-the replies that follow after N bytes (0: no longer).
+`GET /-/seen` tells how many requests came and how many were refused, how many were GETs, the bytes
+sent to them and the ranges they asked for; `POST /-/cut?N` makes it cut the replies that follow
+after N bytes, `POST /-/rate?N` sends each at N bytes a second (0: no longer).
 """
 
 import argparse
@@ -16,6 +17,7 @@ import json
 import os
 import ssl
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 PIECE = 64 * 1024
@@ -27,12 +29,13 @@ class State:
     def __init__(self, options):
         self.options = options
         self.lock = threading.Lock()
-        self.seen = {"requests": 0, "refused": 0}
+        self.seen = {"requests": 0, "refused": 0, "gets": 0, "bytes": 0, "ranges": []}
         self.cut_after = 0
+        self.rate = 0
 
-    def count(self, name):
+    def count(self, name, number=1):
         with self.lock:
-            self.seen[name] += 1
+            self.seen[name] += number
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -55,6 +58,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(200, json.dumps(self.state.seen).encode())
         if self.path.startswith("/-/cut?"):
             self.state.cut_after = int(self.path.partition("?")[2])
+            return self.reply(200, b"")
+        if self.path.startswith("/-/rate?"):
+            self.state.rate = int(self.path.partition("?")[2])
             return self.reply(200, b"")
         authorized = "Authorization" in self.headers
         presigned = "X-Amz-Signature=" in self.path
@@ -90,17 +96,25 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return None
+        self.state.count("gets")
+        with self.state.lock:
+            self.state.seen["ranges"].append(self.headers.get("Range"))
         return self.send_piecewise(path, first, last - first + 1)
 
     def send_piecewise(self, path, first, count):
         cut_after = self.state.cut_after or count
+        rate, begin, sent = self.state.rate, time.monotonic(), 0
         with open(path, "rb") as file:
             file.seek(first)
             left = min(count, cut_after)
             while left > 0:
                 piece = file.read(min(PIECE, left))
                 self.wfile.write(piece)
+                self.state.count("bytes", len(piece))
                 left -= len(piece)
+                sent += len(piece)
+                if rate:
+                    time.sleep(max(0, sent / rate - (time.monotonic() - begin)))
         if cut_after < count:
             # A plain close after too few bytes: the hardest cut to notice.
             self.wfile.flush()
