@@ -8,7 +8,7 @@ mod capacity;
 
 use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -80,7 +80,8 @@ struct Running {
 fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, String> {
     let on_lost = on_lost(events);
     watch_signals(events).map_err(|error| format!("signals: {error}"))?;
-    let connections = capacity::connections(settings)?;
+    let cache_directory = cache_directory(settings);
+    let connections = capacity::connections(settings, cache_directory.is_some())?;
     let address = SocketAddr::new(settings.listen_host, settings.listen_port);
     let listener = TcpListener::bind(address).map_err(|error| {
         format!("cannot listen on {address}: {error}; set LISTEN_HOST or LISTEN_PORT")
@@ -100,7 +101,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, String>
         client, authorizer, redirects, exchanges, uploads,
     ));
     let draining = Arc::new(AtomicBool::new(false));
-    let cache = open_cache(settings, &upstream, &on_lost)?;
+    let cache = open_cache(settings, cache_directory, &upstream, &on_lost)?;
     let decide = decide(
         settings,
         upstream,
@@ -198,18 +199,28 @@ fn start_tokens(
     Ok(Some(tokens))
 }
 
+/// Where the cache is to be, if there is to be one.
+fn cache_directory(settings: &Settings) -> Option<PathBuf> {
+    match &settings.cache_dir {
+        CacheDir::At(directory) => Some(directory.clone()),
+        CacheDir::Off => None,
+        CacheDir::Unset => {
+            let default = PathBuf::from(DEFAULT_CACHE_DIR);
+            default.is_dir().then_some(default)
+        }
+    }
+}
+
 /// Opens the cache, if there is to be one, and starts its thread. A directory that cannot be used
 /// is said in the log, and the proxy runs without a cache: it is still of use.
 fn open_cache(
     settings: &Settings,
+    directory: Option<PathBuf>,
     upstream: &Arc<Upstream>,
     on_lost: &Arc<dyn Fn(&str) + Send + Sync>,
 ) -> Result<Option<Arc<Cache>>, String> {
-    let directory = match &settings.cache_dir {
-        CacheDir::Off => return Ok(None),
-        CacheDir::At(directory) => directory.clone(),
-        CacheDir::Unset if Path::new(DEFAULT_CACHE_DIR).is_dir() => DEFAULT_CACHE_DIR.into(),
-        CacheDir::Unset => return Ok(None),
+    let Some(directory) = directory else {
+        return Ok(None);
     };
     let kept = cache::Settings {
         quota: settings.cache_max_size,

@@ -14,9 +14,11 @@ const DESCRIPTORS_PER_CONNECTION: u64 = 3;
 const DESCRIPTORS_PER_LANE: u64 = 3;
 /// Standard streams, listeners, signals, name look-ups, and some to spare.
 const DESCRIPTORS_RESERVED: u64 = 32;
-/// Threads beside workers, lanes and connections: main, log, signal, accept, token, resolve, drain,
+/// Threads beside workers, lanes and connections: main, log, signal, accept, token, resolve, sweep, drain,
 /// the five that tiny_http starts with, and some to spare.
 const THREADS_RESERVED: u64 = 20;
+/// Descriptors of one download into the cache: its file, and upstream.
+const DESCRIPTORS_PER_FILL: u64 = 2;
 /// Fewer connections than this are no service.
 const CONNECTIONS_MIN: u64 = 4;
 
@@ -24,11 +26,16 @@ const CONNECTIONS_MIN: u64 = 4;
 ///
 /// # Errors
 /// When too few fit to be of use.
-pub(super) fn connections(settings: &Settings) -> Result<usize, String> {
+pub(super) fn connections(settings: &Settings, with_cache: bool) -> Result<usize, String> {
     let descriptors = raise_descriptors();
     let lanes = settings.lanes as u64;
-    let threads = THREADS_RESERVED + settings.workers as u64 + lanes;
-    let fixed = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_LANE * lanes;
+    let fills = if with_cache {
+        settings.max_fills as u64
+    } else {
+        0
+    };
+    let threads = THREADS_RESERVED + settings.workers as u64 + lanes + fills;
+    let fixed = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_LANE * lanes + DESCRIPTORS_PER_FILL * fills;
     let limits = [
         (
             "RLIMIT_NOFILE",
@@ -125,6 +132,6 @@ mod tests {
             max_connections: 16,
             ..Settings::default()
         };
-        assert_eq!(connections(&settings), Ok(16));
+        assert_eq!(connections(&settings, true), Ok(16));
     }
 }

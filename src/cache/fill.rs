@@ -114,7 +114,7 @@ pub struct Growing {
 struct State {
     /// Upstream has answered with the blob.
     begun: bool,
-    total: Option<u64>,
+    total: u64,
     /// What readers read, and how far it is good.
     file: Option<(Arc<File>, u64)>,
     verified: bool,
@@ -160,7 +160,12 @@ impl Fills {
         if first {
             self.begin(&growing);
         }
-        growing.wait_until_begun(deadline)
+        let same = growing.wanted.repository == wanted.repository;
+        match growing.wait_until_begun(deadline) {
+            // What upstream says of the other repository says nothing of ours.
+            Joined::Failed(_) | Joined::Refused(_) if !same => Joined::Bypass(None),
+            joined => joined,
+        }
     }
 
     /// The download of `digest` that is going on, if one is.
@@ -251,9 +256,15 @@ impl Fills {
 }
 
 impl Growing {
-    /// Bytes in all, once upstream has said so.
-    pub fn total(&self) -> Option<u64> {
+    /// Bytes in all; 0 until upstream has answered.
+    pub fn total(&self) -> u64 {
         self.lock().total
+    }
+
+    /// Bytes in all, once readers were told that bytes are coming.
+    fn begun_with(&self) -> Option<u64> {
+        let state = self.lock();
+        state.begun.then_some(state.total)
     }
 
     /// How far it has come.
@@ -264,9 +275,9 @@ impl Growing {
             .map_or(0, |(_, readable)| *readable)
     }
 
-    /// A body of the bytes `start..end`; without `end`, to wherever the blob ends.
-    pub fn body(self: &Arc<Self>, start: u64, end: Option<u64>) -> Body {
-        let length = end.map(|end| end.saturating_sub(start));
+    /// A body of the bytes `start..end`.
+    pub fn body(self: &Arc<Self>, start: u64, end: u64) -> Body {
+        let length = Some(end.saturating_sub(start));
         let pieces = Box::new(Reader::new(Arc::clone(self), start, end));
         Body::Pieces { pieces, length }
     }
@@ -321,10 +332,10 @@ impl State {
     /// All but the last byte may be read until the blob is verified.
     fn readable(&self) -> u64 {
         let readable = self.file.as_ref().map_or(0, |(_, readable)| *readable);
-        match (self.verified, self.total) {
-            (true, _) => readable,
-            (false, Some(total)) => readable.min(total.saturating_sub(1)),
-            (false, None) => readable.saturating_sub(1),
+        if self.verified {
+            readable
+        } else {
+            readable.min(self.total.saturating_sub(1))
         }
     }
 }

@@ -21,7 +21,7 @@ pub mod sweep;
 mod tagfile;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -56,6 +56,7 @@ pub struct Cache {
     settings: Settings,
     remembered: Mutex<Option<Registry>>,
     has_content: AtomicBool,
+    pushes: AtomicU64,
 }
 
 impl Cache {
@@ -88,12 +89,24 @@ impl Cache {
             settings,
             has_content: AtomicBool::new(remembered.is_some()),
             remembered: Mutex::new(remembered),
+            pushes: AtomicU64::new(0),
         })
     }
 
     /// True when something was ever kept here, so that some pulls can be answered without upstream.
     pub fn has_content(&self) -> bool {
         self.has_content.load(Ordering::Relaxed)
+    }
+
+    /// Manifests pushed or deleted through us so far. Who asks upstream for a tag notes it before,
+    /// and keeps the answer only if it is the same afterwards: the answer may be older than a push.
+    pub fn pushes(&self) -> u64 {
+        self.pushes.load(Ordering::SeqCst)
+    }
+
+    /// A manifest was pushed or deleted through us.
+    pub fn count_push(&self) {
+        self.pushes.fetch_add(1, Ordering::SeqCst);
     }
 
     /// True while a tag confirmed at `confirmed` needs no upstream call.

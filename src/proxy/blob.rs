@@ -155,14 +155,9 @@ fn whole(pull: &Pull<'_>, digest: &Digest, blob: Blob) -> Reply {
 
 /// A blob that is still being downloaded.
 fn growing_reply(pull: &Pull<'_>, digest: &Digest, growing: &Arc<Growing>) -> Reply {
-    let Some(total) = growing.total() else {
-        return marked(
-            reply(digest, 200, growing.body(0, None)),
-            CacheOutcome::Miss,
-        );
-    };
+    let total = growing.total();
     let reply = match range(pull, digest).of(total) {
-        Selected::Whole => reply(digest, 200, growing.body(0, Some(total))),
+        Selected::Whole => reply(digest, 200, growing.body(0, total)),
         Selected::Unsatisfiable => unsatisfiable(digest, total),
         Selected::Part { start, .. } if start > growing.written() + RANGE_AHEAD_BYTES => {
             log::debug(
@@ -171,7 +166,7 @@ fn growing_reply(pull: &Pull<'_>, digest: &Digest, growing: &Arc<Growing>) -> Re
             );
             return pull.bypass();
         }
-        Selected::Part { start, end } => reply(digest, 206, growing.body(start, Some(end))).with(
+        Selected::Part { start, end } => reply(digest, 206, growing.body(start, end)).with(
             "Content-Range",
             format!("bytes {start}-{}/{total}", end - 1),
         ),

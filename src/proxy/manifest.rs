@@ -149,11 +149,12 @@ fn ask(
     held: Option<&(TagEntry, Manifest)>,
 ) -> Asked {
     let (cache, scope) = (pull.cache, pull.scope(repository));
+    let pushes = cache.pushes();
     let reference = Reference::Tag(tag.clone());
     let Some((entry, manifest)) = held else {
         let asked = fetch(pull, repository, &reference);
         if let Asked::Found(manifest, _) = &asked {
-            keep_tag(pull, repository, tag, partition, manifest);
+            keep_tag(pull, repository, tag, pushes, manifest);
         }
         return asked;
     };
@@ -185,7 +186,7 @@ fn ask(
         }
         (200, _) => match fetch(pull, repository, &reference) {
             Asked::Found(manifest, freshness) => {
-                keep_tag(pull, repository, tag, partition, &manifest);
+                keep_tag(pull, repository, tag, pushes, &manifest);
                 Asked::Found(manifest, freshness)
             }
             Asked::Failed(error) => stale(error),
@@ -291,9 +292,13 @@ fn keep_tag(
     pull: &Pull<'_>,
     repository: &Repository,
     tag: &Tag,
-    partition: &str,
+    pushes_before: u64,
     manifest: &Manifest,
 ) {
+    if pull.cache.pushes() != pushes_before {
+        return;
+    }
+    let partition = &pull.exchange.partition;
     let entry = TagEntry {
         digest: manifest.digest.clone(),
         media_type: manifest.media_type.clone(),

@@ -20,6 +20,7 @@ pub(super) fn note(pull: &Pull<'_>, reply: &Reply) {
     let forget = |repository: &Repository| cache.negative.forget(&pull.key(repository, &""));
     match &pull.exchange.route {
         Route::Manifest(repository, reference) => {
+            cache.count_push();
             forget(repository);
             let scope = pull.scope(repository);
             match reference {

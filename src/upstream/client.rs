@@ -362,7 +362,7 @@ fn left(to: &str, deadline: Instant) -> Result<Duration, UpstreamError> {
 }
 
 /// Scheme, host and port of a URL: what may be shown.
-fn origin(url: &str) -> String {
+pub(super) fn origin(url: &str) -> String {
     let start = url.find("://").map_or(0, |at| at + 3);
     let length = url.get(start..).and_then(|rest| rest.find(['/', '?']));
     let end = length.map_or(url.len(), |length| start + length);

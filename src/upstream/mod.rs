@@ -85,8 +85,9 @@ impl fmt::Display for AuthFault {
     }
 }
 
-/// A call to an AWS API: small both ways.
-#[derive(Debug, Clone)]
+/// A call to an AWS API: small both ways. Its fields and body hold signatures and tokens, so that it
+/// prints as its method and host alone.
+#[derive(Clone)]
 pub struct ApiCall {
     /// The method.
     pub method: &'static str,
@@ -104,8 +105,14 @@ pub struct ApiCall {
     pub through_proxy: bool,
 }
 
-/// The reply to an [`ApiCall`].
-#[derive(Debug, Clone)]
+impl fmt::Debug for ApiCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method, client::origin(&self.url))
+    }
+}
+
+/// The reply to an [`ApiCall`], which may hold a token; it prints as its status alone.
+#[derive(Clone)]
 pub struct ApiReply {
     /// The status.
     pub status: u16,
@@ -117,6 +124,12 @@ pub struct ApiReply {
     pub sent: SystemTime,
     /// Wall clock when the reply had come.
     pub received: SystemTime,
+}
+
+impl fmt::Debug for ApiReply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.status)
+    }
 }
 
 /// Makes calls to AWS APIs. Blocks for [`ApiCall::timeout`] at the longest.
@@ -209,3 +222,32 @@ impl fmt::Display for UpstreamError {
 }
 
 impl std::error::Error for UpstreamError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_and_replies_print_no_secret() {
+        let headers = Headers::from_iter([("authorization", "AWS4 hunter2")]);
+        let call = ApiCall {
+            method: "POST",
+            url: "https://sts.example/?Token=hunter2".into(),
+            headers: headers.clone(),
+            body: b"hunter2".to_vec(),
+            connect_timeout: Duration::ZERO,
+            timeout: Duration::ZERO,
+            through_proxy: true,
+        };
+        assert_eq!(format!("{call:?}"), "POST https://sts.example");
+        let (sent, received) = (SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH);
+        let reply = ApiReply {
+            status: 200,
+            headers,
+            body: b"hunter2".to_vec(),
+            sent,
+            received,
+        };
+        assert_eq!(format!("{reply:?}"), "200");
+    }
+}

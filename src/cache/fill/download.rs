@@ -47,6 +47,8 @@ enum Try {
     End(Outcome),
     /// May be tried again.
     Broken(UpstreamError),
+    /// To be tried again from the first byte: upstream does not go on where we are.
+    Restarted,
 }
 
 impl<'a> Fill<'a> {
@@ -79,6 +81,7 @@ impl<'a> Fill<'a> {
 
     pub(super) fn run(mut self) -> Outcome {
         let mut failures = 0;
+        let mut restarted = false;
         loop {
             let before = self.downloaded;
             match self.attempt() {
@@ -88,6 +91,10 @@ impl<'a> Fill<'a> {
                         self.discard();
                     }
                     return outcome;
+                }
+                Try::Restarted if !restarted => restarted = true,
+                Try::Restarted => {
+                    return Outcome::Failed(self.broken("upstream answers no range".to_owned()));
                 }
                 Try::Broken(error) => {
                     failures = if self.downloaded > before {
@@ -129,16 +136,24 @@ impl<'a> Fill<'a> {
             Ok(fetched) => fetched,
             Err(error) => return Try::Broken(error),
         };
-        let total = match (fetched.reply.status, content_range(&fetched.reply.headers)) {
+        let ranged = content_range(&fetched.reply.headers);
+        let total = match (fetched.reply.status, ranged) {
             (200, _) if self.have > 0 => match self.start_again() {
                 Ok(()) => fetched.reply.length,
                 Err(error) => return self.disk_failed("partial file", &error),
             },
             (200, _) => fetched.reply.length,
-            (206, Some((start, total))) if start == self.have => Some(total),
+            (206, Some((Some(start), total))) if start == self.have => Some(total),
+            // Killed between its last byte and its publication.
+            (416, Some((None, total))) if self.have > 0 && total == self.have => {
+                return match self.begin(Some(total)) {
+                    Ok(()) => Try::Complete,
+                    Err(outcome) => Try::End(outcome),
+                };
+            }
             (206 | 416, _) if self.have > 0 => {
                 return match self.start_again() {
-                    Ok(()) => Try::Broken(self.broken("upstream has no such range".into())),
+                    Ok(()) => Try::Restarted,
                     Err(error) => self.disk_failed("partial file", &error),
                 };
             }
@@ -150,21 +165,23 @@ impl<'a> Fill<'a> {
             }
             return Try::End(outcome);
         }
-        self.copy(total, &mut *fetched.reply.body)
+        self.copy(&mut *fetched.reply.body)
     }
 
     /// Tells readers that bytes are coming, once there is room for them.
     fn begin(&mut self, total: Option<u64>) -> Result<(), Outcome> {
-        let begun = self.growing.lock().begun;
-        if begun {
-            let known = self.growing.lock().total;
-            if known.is_some() && total.is_some() && known != total {
-                let why = format!("length changed from {known:?} to {total:?} bytes");
+        let Some(total) = total else {
+            log::info("blob of unknown length; not cached", &[]);
+            return Err(Outcome::Bypass);
+        };
+        if let Some(known) = self.growing.begun_with() {
+            if known != total {
+                let why = format!("length changed from {known} to {total} bytes");
                 return Err(Outcome::Failed(self.broken(why)));
             }
             return Ok(());
         }
-        let missing = total.unwrap_or(0).saturating_sub(self.have);
+        let missing = total.saturating_sub(self.have);
         let free = self.fills.store.free_bytes().unwrap_or(u64::MAX);
         if free.saturating_sub(FREE_BYTES_MIN) < missing {
             log::info(
@@ -192,7 +209,8 @@ impl<'a> Fill<'a> {
         Ok(())
     }
 
-    fn copy(&mut self, total: Option<u64>, body: &mut dyn Read) -> Try {
+    fn copy(&mut self, body: &mut dyn Read) -> Try {
+        let total = self.growing.total();
         let mut buffer = vec![0; COPY_BYTES];
         loop {
             let count = match body.read(&mut buffer) {
@@ -200,16 +218,14 @@ impl<'a> Fill<'a> {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Try::Broken(self.broken(error.to_string())),
             };
+            if count == 0 && self.have == total {
+                return Try::Complete;
+            }
             if count == 0 {
-                return match total {
-                    Some(total) if self.have < total => {
-                        Try::Broken(self.broken(format!("body ended at byte {}", self.have)))
-                    }
-                    _ => Try::Complete,
-                };
+                return Try::Broken(self.broken(format!("body ended at byte {}", self.have)));
             }
             let piece = buffer.get(..count).unwrap_or_default();
-            if total.is_some_and(|total| self.have + count as u64 > total) {
+            if self.have + count as u64 > total {
                 self.discard();
                 let why = "body is longer than its length".to_owned();
                 return Try::End(Outcome::Failed(self.broken(why)));
@@ -260,11 +276,7 @@ impl<'a> Fill<'a> {
             self.discard();
             return Outcome::Failed(self.broken(format!("blob has the digest {found}")));
         }
-        let have = self.have;
-        self.growing.change(|state| {
-            state.verified = true;
-            state.total = Some(have);
-        });
+        self.growing.change(|state| state.verified = true);
         if let Err(error) = self.fills.store.publish(&wanted.digest, &self.file) {
             self.fills.complain("blob", &error);
             self.discard();
@@ -318,14 +330,39 @@ impl<'a> Fill<'a> {
     }
 }
 
-/// Start and total of `Content-Range: bytes start-end/total` (RFC 9110 §14.4).
-fn content_range(headers: &Headers) -> Option<(u64, u64)> {
-    let (range, total) = headers
-        .first("Content-Range")?
-        .strip_prefix("bytes ")?
-        .split_once('/')?;
+/// `Content-Range: bytes start-end/total`, or `bytes */total` without a start (RFC 9110 §14.4), of a
+/// range that goes to the end.
+fn content_range(headers: &Headers) -> Option<(Option<u64>, u64)> {
+    let field = headers.first("Content-Range")?;
+    let (range, total) = field.strip_prefix("bytes ")?.split_once('/')?;
+    let total: u64 = total.parse().ok()?;
+    if range == "*" {
+        return Some((None, total));
+    }
     let (start, end) = range.split_once('-')?;
-    let (start, end, total): (u64, u64, u64) =
-        (start.parse().ok()?, end.parse().ok()?, total.parse().ok()?);
-    (start <= end && end.checked_add(1)? == total).then_some((start, total))
+    let (start, end): (u64, u64) = (start.parse().ok()?, end.parse().ok()?);
+    (start <= end && end.checked_add(1)? == total).then_some((Some(start), total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges() {
+        let read = |value| content_range(&Headers::from_iter([("Content-Range", value)]));
+        assert_eq!(read("bytes 5-9/10"), Some((Some(5), 10)));
+        assert_eq!(read("bytes */10"), Some((None, 10)));
+        let max = "bytes 0-18446744073709551615/18446744073709551615";
+        for odd in [
+            "bytes 5-8/10",
+            "bytes 9-5/10",
+            "bytes 5-9/*",
+            "items 5-9/10",
+            "5-9/10",
+            max,
+        ] {
+            assert_eq!(read(odd), None, "{odd}");
+        }
+    }
 }

@@ -17,7 +17,7 @@ const READER_TIMEOUT: Duration = Duration::from_secs(90);
 pub(super) struct Reader {
     growing: Arc<Growing>,
     position: u64,
-    end: Option<u64>,
+    end: u64,
     file: Option<Arc<File>>,
     /// The client's own download, once the shared one has lost its disk.
     own: Option<Box<dyn Read + Send>>,
@@ -33,7 +33,7 @@ enum Found {
 
 impl Pieces for Reader {
     fn next(&mut self) -> io::Result<Piece<'_>> {
-        if self.end.is_some_and(|end| self.position >= end) {
+        if self.position >= self.end {
             return Ok(Piece::End);
         }
         if self.own.is_none() {
@@ -57,8 +57,8 @@ impl Pieces for Reader {
 }
 
 impl Reader {
-    /// Reads `start..end`; without `end`, to wherever the blob ends.
-    pub(super) const fn new(growing: Arc<Growing>, start: u64, end: Option<u64>) -> Self {
+    /// Reads `start..end`.
+    pub(super) const fn new(growing: Arc<Growing>, start: u64, end: u64) -> Self {
         Self {
             growing,
             position: start,
@@ -70,15 +70,11 @@ impl Reader {
     }
 
     /// Waits for bytes at our position.
-    fn find(&mut self) -> io::Result<Found> {
+    fn find(&self) -> io::Result<Found> {
         let deadline = Instant::now() + READER_TIMEOUT;
         let mut state = self.growing.lock();
         loop {
-            let readable = state.readable();
-            if state.verified {
-                self.end = self.end.or(state.total);
-            }
-            let until = self.end.map_or(readable, |end| end.min(readable));
+            let until = self.end.min(state.readable());
             if let (Some((file, _)), true) = (&state.file, until > self.position) {
                 return Ok(Found::Bytes(Arc::clone(file), until - self.position));
             }
@@ -107,10 +103,7 @@ impl Reader {
     /// Asks upstream for what this client still lacks.
     fn download_rest(&self) -> io::Result<Box<dyn Read + Send>> {
         let wanted = &self.growing.wanted;
-        let range = match self.end {
-            Some(end) => format!("bytes={}-{}", self.position, end - 1),
-            None => format!("bytes={}-", self.position),
-        };
+        let range = format!("bytes={}-{}", self.position, self.end - 1);
         let headers =
             Headers::from_iter([("Accept-Encoding", "identity".to_owned()), ("Range", range)]);
         let call = Call {
@@ -150,14 +143,11 @@ impl Reader {
             return Ok(Piece::End);
         };
         self.buffer.resize(COPY_BYTES, 0);
-        let left = self.end.map_or(u64::MAX, |end| end - self.position);
+        let left = self.end - self.position;
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(COPY_BYTES);
         let count = own.read(self.buffer.get_mut(..most).unwrap_or_default())?;
         if count == 0 {
-            return match self.end {
-                Some(_) => Err(io::ErrorKind::UnexpectedEof.into()),
-                None => Ok(Piece::End),
-            };
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.position += count as u64;
         Ok(Piece::Bytes(self.buffer.get(..count).unwrap_or_default()))
