@@ -119,6 +119,10 @@ impl<'a> Fill<'a> {
 
     fn attempt(&mut self) -> Try {
         let wanted = &self.growing.wanted;
+        let belongs = || self.fills.names.link(wanted.scope(), &wanted.digest).is_some();
+        if self.is_whole() && belongs() {
+            return self.publish_whole();
+        }
         let mut headers = Headers::from_iter([("Accept-Encoding", "identity")]);
         if self.have > 0 {
             headers.add("Range", format!("bytes={}-", self.have));
@@ -151,6 +155,8 @@ impl<'a> Fill<'a> {
                     Err(outcome) => Try::End(outcome),
                 };
             }
+            // Upstream has the blob here, and no byte of it that we have not.
+            (416, _) if self.is_whole() => return self.publish_whole(),
             (206 | 416, _) if self.have > 0 => {
                 return match self.start_again() {
                     Ok(()) => Try::Restarted,
@@ -166,6 +172,18 @@ impl<'a> Fill<'a> {
             return Try::End(outcome);
         }
         self.copy(&mut *fetched.reply.body)
+    }
+
+    /// True when the process was stopped after the last byte and before the blob was published.
+    fn is_whole(&self) -> bool {
+        self.have > 0 && self.hasher.clone().finish() == self.growing.wanted.digest.as_str()
+    }
+
+    fn publish_whole(&mut self) -> Try {
+        match self.begin(Some(self.have)) {
+            Ok(()) => Try::Complete,
+            Err(outcome) => Try::End(outcome),
+        }
     }
 
     /// Tells readers that bytes are coming, once there is room for them.
