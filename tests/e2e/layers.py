@@ -29,7 +29,8 @@ class State:
     def __init__(self, options):
         self.options = options
         self.lock = threading.Lock()
-        self.seen = {"requests": 0, "refused": 0, "gets": 0, "bytes": 0, "ranges": []}
+        self.seen = {"requests": 0, "refused": 0, "gets": 0, "bytes": 0, "ranges": [],
+                     "active": 0}
         self.cut_after = 0
         self.rate = 0
 
@@ -87,6 +88,11 @@ class Handler(BaseHTTPRequestHandler):
             first = int(start) if start else max(0, size - int(end))
             last = min(last, int(end)) if start and end else last
             status = 206
+            if first >= size:
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{size}")
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
         self.send_response(status)
         self.send_header("Content-Length", str(last - first + 1))
         self.send_header("Content-Type", "application/octet-stream")
@@ -96,10 +102,18 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return None
-        self.state.count("gets")
         with self.state.lock:
+            self.state.seen["gets"] += 1
+            self.state.seen["active"] += 1
             self.state.seen["ranges"].append(self.headers.get("Range"))
-        return self.send_piecewise(path, first, last - first + 1)
+        try:
+            return self.send_piecewise(path, first, last - first + 1)
+        except OSError:
+            # The client went away, which is what many a check is about.
+            self.close_connection = True
+            return None
+        finally:
+            self.state.count("active", -1)
 
     def send_piecewise(self, path, first, count):
         cut_after = self.state.cut_after or count

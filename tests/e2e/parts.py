@@ -101,6 +101,10 @@ class Bench:
     def path(self, *names):
         return os.path.join(self.folder, *names)
 
+    def fresh(self, name):
+        """A new folder."""
+        return tempfile.mkdtemp(prefix=name + "-", dir=self.folder)
+
     def start(self, name, command, env=None):
         """Starts `command` with nothing in its environment but PATH, a home and `env`."""
         log = self.path(f"{len(self.processes):02}-{name}.log")
