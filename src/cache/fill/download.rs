@@ -119,7 +119,12 @@ impl<'a> Fill<'a> {
 
     fn attempt(&mut self) -> Try {
         let wanted = &self.growing.wanted;
-        let belongs = || self.fills.names.link(wanted.scope(), &wanted.digest).is_some();
+        let belongs = || {
+            self.fills
+                .names
+                .link(wanted.scope(), &wanted.digest)
+                .is_some()
+        };
         if self.is_whole() && belongs() {
             return self.publish_whole();
         }
