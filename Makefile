@@ -97,10 +97,16 @@ e2e: ## the end-to-end checks alone; ONLY="tls 300" picks some by name
 	tests/e2e/run $(ONLY)
 
 .PHONY: measure
-measure: ## memory of a 300 MB pull, /healthz under load: medians of 5
-	@$(SETUP) rust build static test
+measure: ## memory, /healthz under load, 16 clients of one blob, CPU beside nginx: medians of 5
+	@$(SETUP) rust build static test measure
 	$(MAKE) static
 	tests/e2e/measure.py
+
+.PHONY: soak
+soak: ## kill -9 during downloads, 50 times (KILLS), and what is in the cache afterwards
+	@$(SETUP) rust build static test
+	$(MAKE) static
+	tests/e2e/soak.py
 
 .PHONY: static
 static: ## a stripped static binary in dist/
