@@ -144,7 +144,7 @@ image: static ## the container image from dist/, without a network, as a docker-
 	@$(SETUP) image
 	# The Containerfile's last stage as it stands, with a folder in the place of its first stage.
 	rm -rf dist/stage
-	mkdir -p dist/stage/out dist/stage/etc/ssl/certs
+	mkdir -p dist/stage/out/cache dist/stage/etc/ssl/certs
 	install -m 755 dist/aws-ecr-proxy dist/stage/out/aws-ecr-proxy
 	# Debian's own roots, not this machine's bundle, which may hold a company's.
 	cat /usr/share/ca-certificates/mozilla/*.crt >dist/stage/etc/ssl/certs/ca-certificates.crt

@@ -675,9 +675,12 @@ def image_runs_serves_and_is_healthy(fixtures, built):
     want(re.search(r"\d+\.\d+\.\d+", said), said)
     rig = fixtures.files
     port = free_port()
+    owner = os.stat(os.path.join(built.root, "cache"))
+    want((owner.st_uid, owner.st_gid) == (65532, 65532), "/cache belongs to", owner.st_uid)
     env = {**rig.env, "LISTEN_HOST": "127.0.0.1", "LISTEN_PORT": str(port)}
     process = built.start(env)
     want(wait_listening(process) == port, "listens elsewhere")
     wait_until(process, "/readyz 200 by `health`", lambda: built.health(env) == 0)
+    want("cache opened" in process.text(), "no cache in /cache")
     process.stop()
     want(built.health(env) != 0, "`health` is content without a proxy")
