@@ -97,10 +97,16 @@ e2e: ## the end-to-end checks alone; ONLY="tls 300" picks some by name
 	tests/e2e/run $(ONLY)
 
 .PHONY: measure
-measure: ## memory of a 300 MB pull, /healthz under load: medians of 5
-	@$(SETUP) rust build static test
+measure: ## memory, /healthz under load, 16 clients of one blob, CPU beside nginx: medians of 5
+	@$(SETUP) rust build static test measure
 	$(MAKE) static
 	tests/e2e/measure.py
+
+.PHONY: soak
+soak: ## kill -9 during downloads, 50 times (KILLS), and what is in the cache afterwards
+	@$(SETUP) rust build static test
+	$(MAKE) static
+	tests/e2e/soak.py
 
 .PHONY: static
 static: ## a stripped static binary in dist/
@@ -138,7 +144,7 @@ image: static ## the container image from dist/, without a network, as a docker-
 	@$(SETUP) image
 	# The Containerfile's last stage as it stands, with a folder in the place of its first stage.
 	rm -rf dist/stage
-	mkdir -p dist/stage/out dist/stage/etc/ssl/certs
+	mkdir -p dist/stage/out/cache dist/stage/etc/ssl/certs
 	install -m 755 dist/aws-ecr-proxy dist/stage/out/aws-ecr-proxy
 	# Debian's own roots, not this machine's bundle, which may hold a company's.
 	cat /usr/share/ca-certificates/mozilla/*.crt >dist/stage/etc/ssl/certs/ca-certificates.crt

@@ -5,6 +5,7 @@ use ring::digest::{Context, SHA256, SHA512};
 use crate::oci::Digest;
 
 /// Hashes content piece by piece with the algorithm of the digest it should have.
+#[derive(Clone)]
 pub struct Hasher {
     algorithm: &'static str,
     context: Context,

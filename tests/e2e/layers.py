@@ -6,8 +6,9 @@
 
 Like S3 it answers 400 to a request that carries `Authorization` beside a presigned query (with
 `--files`: to any request that carries it), so that a proxy which leaks the registry's token fails.
-`GET /-/seen` tells how many requests came and how many were refused; `POST /-/cut?N` makes it cut
-the replies that follow after N bytes (0: no longer).
+`GET /-/seen` tells how many requests came and how many were refused, how many were GETs, the bytes
+sent to them and the ranges they asked for; `POST /-/cut?N` makes it cut the replies that follow
+after N bytes, `POST /-/rate?N` sends each at N bytes a second (0: no longer).
 """
 
 import argparse
@@ -16,6 +17,7 @@ import json
 import os
 import ssl
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 PIECE = 64 * 1024
@@ -27,12 +29,14 @@ class State:
     def __init__(self, options):
         self.options = options
         self.lock = threading.Lock()
-        self.seen = {"requests": 0, "refused": 0}
+        self.seen = {"requests": 0, "refused": 0, "gets": 0, "bytes": 0, "ranges": [],
+                     "active": 0}
         self.cut_after = 0
+        self.rate = 0
 
-    def count(self, name):
+    def count(self, name, number=1):
         with self.lock:
-            self.seen[name] += 1
+            self.seen[name] += number
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -55,6 +59,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(200, json.dumps(self.state.seen).encode())
         if self.path.startswith("/-/cut?"):
             self.state.cut_after = int(self.path.partition("?")[2])
+            return self.reply(200, b"")
+        if self.path.startswith("/-/rate?"):
+            self.state.rate = int(self.path.partition("?")[2])
             return self.reply(200, b"")
         authorized = "Authorization" in self.headers
         presigned = "X-Amz-Signature=" in self.path
@@ -81,6 +88,11 @@ class Handler(BaseHTTPRequestHandler):
             first = int(start) if start else max(0, size - int(end))
             last = min(last, int(end)) if start and end else last
             status = 206
+            if first >= size:
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{size}")
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
         self.send_response(status)
         self.send_header("Content-Length", str(last - first + 1))
         self.send_header("Content-Type", "application/octet-stream")
@@ -90,17 +102,33 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return None
-        return self.send_piecewise(path, first, last - first + 1)
+        with self.state.lock:
+            self.state.seen["gets"] += 1
+            self.state.seen["active"] += 1
+            self.state.seen["ranges"].append(self.headers.get("Range"))
+        try:
+            return self.send_piecewise(path, first, last - first + 1)
+        except OSError:
+            # The client went away, which is what many a check is about.
+            self.close_connection = True
+            return None
+        finally:
+            self.state.count("active", -1)
 
     def send_piecewise(self, path, first, count):
         cut_after = self.state.cut_after or count
+        rate, begin, sent = self.state.rate, time.monotonic(), 0
         with open(path, "rb") as file:
             file.seek(first)
             left = min(count, cut_after)
             while left > 0:
                 piece = file.read(min(PIECE, left))
                 self.wfile.write(piece)
+                self.state.count("bytes", len(piece))
                 left -= len(piece)
+                sent += len(piece)
+                if rate:
+                    time.sleep(max(0, sent / rate - (time.monotonic() - begin)))
         if cut_after < count:
             # A plain close after too few bytes: the hardest cut to notice.
             self.wfile.flush()

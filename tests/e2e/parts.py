@@ -27,6 +27,8 @@ ACCOUNT = "123456789012"
 # What moto's GetAuthorizationToken hands out for that account.
 USER, PASSWORD = "AWS", ACCOUNT + "-auth-token"
 REGION = "eu-west-1"
+# The registry that moto's token names.
+ECR_HOST = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
 
 # Every kind of manifest, as a client asks for it.
 MANIFESTS = ", ".join([
@@ -99,6 +101,10 @@ class Bench:
     def path(self, *names):
         return os.path.join(self.folder, *names)
 
+    def fresh(self, name):
+        """A new folder."""
+        return tempfile.mkdtemp(prefix=name + "-", dir=self.folder)
+
     def start(self, name, command, env=None):
         """Starts `command` with nothing in its environment but PATH, a home and `env`."""
         log = self.path(f"{len(self.processes):02}-{name}.log")
@@ -147,9 +153,10 @@ class Bench:
         wait_port(process, port)
         return LayerHost(process, port, tls)
 
-    def registry(self, storage, name="registry", tls=None):
-        """A docker-registry with the token's user name and password and absolute Locations."""
-        port = free_port()
+    def registry(self, storage, name="registry", tls=None, at=None):
+        """A docker-registry with the token's user name and password and absolute Locations; on a
+        free port of 127.0.0.1, or `at` an IP address and port."""
+        ip, port = at or ("127.0.0.1", free_port())
         htpasswd = self.path("htpasswd")
         if not os.path.exists(htpasswd):
             with open(htpasswd, "wb") as file:
@@ -158,7 +165,7 @@ class Bench:
             "version": "0.1",
             "log": {"level": "error", "accesslog": {"disabled": False}},
             "auth": {"htpasswd": {"realm": "https://ecr.test/", "path": htpasswd}},
-            "http": {"addr": f"127.0.0.1:{port}", "secret": "x", "relativeurls": False},
+            "http": {"addr": f"{ip}:{port}", "secret": "x", "relativeurls": False},
             **storage,
         }
         if tls:
@@ -167,24 +174,27 @@ class Bench:
         with open(file_name, "w") as file:
             json.dump(config, file)  # JSON is YAML
         process = self.start(name, ["docker-registry", "serve", file_name])
-        wait_port(process, port)
+        wait_port(process, port, ip)
         return Registry(process, port, tls)
 
-    def proxy(self, env, name="proxy", wait_ready=True):
-        """The proxy under test, on a port of its own choice, logging at DEBUG."""
-        env = {"LISTEN_HOST": "127.0.0.1", "LISTEN_PORT": "0", "LOG_LEVEL": "DEBUG", **env}
-        process = self.start(name, proxy_command(), env)
+    def proxy(self, env, name="proxy", wait_ready=True, wrap=()):
+        """The proxy under test, on a port of its own choice, logging at DEBUG and without a cache
+        unless `env` says otherwise; `wrap` is a command that becomes it."""
+        env = {"LISTEN_HOST": "127.0.0.1", "LISTEN_PORT": "0", "LOG_LEVEL": "DEBUG",
+               "CACHE_DIR": "off", **env}
+        process = self.start(name, [*wrap, *proxy_command()], env)
         proxy = Proxy(process, wait_listening(process))
         if wait_ready:
             wait_until(process, "a token (/readyz 200)", lambda: proxy.get("/readyz").status == 200)
         return proxy
 
     def authority(self):
-        """A CA of this run and a certificate of it for 127.0.0.1 and localhost."""
+        """A CA of this run, its certificate for 127.0.0.1, localhost and the real ECR's name."""
         tls = Tls(self.path("ca.pem"), self.path("chain.pem"), self.path("key.pem"))
         ca_key, request, extensions = self.path("ca.key"), self.path("csr"), self.path("ext")
         with open(extensions, "w") as file:
-            file.write("subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
+            names = f"DNS:localhost,DNS:{ECR_HOST},IP:127.0.0.1"
+            file.write(f"subjectAltName={names}\nbasicConstraints=CA:FALSE\n")
             file.write("extendedKeyUsage=serverAuth\n")
         key_type = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
         run("openssl", "req", "-x509", *key_type, "-keyout", ca_key, "-out", tls.ca,
@@ -282,6 +292,9 @@ class LayerHost(Host):
     def cut_after(self, count):
         self.request("POST", f"/-/cut?{count}")
 
+    def rate(self, bytes_per_second):
+        self.request("POST", f"/-/rate?{bytes_per_second}")
+
 
 class Registry(Host):
     """A docker-registry in ECR's place."""
@@ -342,10 +355,10 @@ def wait_until(process, what, done, seconds=START_SECONDS):
     raise Failed(f"{process.name}: no sign of {what} in {seconds} s")
 
 
-def wait_port(process, port):
+def wait_port(process, port, ip="127.0.0.1"):
     """Waits until somebody listens."""
     def open_now():
-        socket.create_connection(("127.0.0.1", port), 1).close()
+        socket.create_connection((ip, port), 1).close()
         return True
 
     wait_until(process, f"a listener on port {port}", open_now)

@@ -117,6 +117,16 @@ impl<'a> Fill<'a> {
     }
 
     fn attempt(&mut self) -> Try {
+        let wanted = &self.growing.wanted;
+        let belongs = || {
+            self.fills
+                .names
+                .link(wanted.scope(), &wanted.digest)
+                .is_some()
+        };
+        if self.is_whole() && belongs() {
+            return self.publish_whole();
+        }
         let mut headers = Headers::from_iter([("Accept-Encoding", "identity")]);
         if self.have > 0 {
             headers.add("Range", format!("bytes={}-", self.have));
@@ -133,13 +143,8 @@ impl<'a> Fill<'a> {
             },
             (200, _) => fetched.reply.length,
             (206, Some((Some(start), total))) if start == self.have => Some(total),
-            // Killed between its last byte and its publication.
-            (416, Some((None, total))) if self.have > 0 && total == self.have => {
-                return match self.begin(Some(total)) {
-                    Ok(()) => Try::Complete,
-                    Err(outcome) => Try::End(outcome),
-                };
-            }
+            // Upstream has the blob here, and no byte of it that we have not.
+            (416, _) if self.is_whole() => return self.publish_whole(),
             (206 | 416, _) if self.have > 0 => {
                 return match self.start_again() {
                     Ok(()) => Try::Restarted,
@@ -155,6 +160,18 @@ impl<'a> Fill<'a> {
             return Try::End(outcome);
         }
         self.copy(&mut *fetched.reply.body)
+    }
+
+    /// True when the process was stopped after the last byte and before the blob was published.
+    fn is_whole(&self) -> bool {
+        self.have > 0 && self.hasher.clone().finish() == self.growing.wanted.digest.as_str()
+    }
+
+    fn publish_whole(&mut self) -> Try {
+        match self.begin(Some(self.have)) {
+            Ok(()) => Try::Complete,
+            Err(outcome) => Try::End(outcome),
+        }
     }
 
     /// Tells readers that bytes are coming, once there is room for them.
