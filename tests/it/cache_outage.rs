@@ -19,7 +19,10 @@ fn assert_stale(got: &Response, image: &Image) {
     assert_eq!((got.status, x_cache(got)), (200, "STALE"), "{}", got.text());
     assert_eq!(got.body, image.bytes);
     let warning = got.header("Warning").unwrap_or_default();
-    assert!(warning.starts_with("299 - \"upstream is out of reach: "), "{warning}");
+    assert!(
+        warning.starts_with("299 - \"upstream is out of reach: "),
+        "{warning}"
+    );
     assert!(warning.ends_with('"') && warning.len() < 600, "{warning}");
     let age = got.header("Age").unwrap_or_default();
     assert!(age.parse::<u64>().is_ok_and(|age| age < 60), "{age}");
@@ -64,7 +67,10 @@ fn assert_pulls(cached: &Cached, image: &Image) {
     let tags = timed("/v2/team/app/tags/list");
     assert_eq!((tags.status, x_cache(&tags)), (200, "STALE"));
     assert_eq!(tags.text(), r#"{"name":"team/app","tags":["1.0"]}"#);
-    assert!(tags.header("Warning").is_some_and(|w| w.starts_with("299 - ")));
+    assert!(
+        tags.header("Warning")
+            .is_some_and(|w| w.starts_with("299 - "))
+    );
 }
 
 #[test]
@@ -134,7 +140,9 @@ fn refusals_of_upstream_are_no_reason_to_have_nothing() {
         Fault::ExpiredToken403,
         Fault::Unauthorized401,
         Fault::registry_error(403, "DENIED", "not you"),
-        Fault::TooMany429 { retry_after: Some(1) },
+        Fault::TooMany429 {
+            retry_after: Some(1),
+        },
         Fault::status(500),
         Fault::status(502),
         Fault::status(503),
@@ -144,7 +152,12 @@ fn refusals_of_upstream_are_no_reason_to_have_nothing() {
         cached.standin.clear_faults();
         cached.standin.fault(pick(), fault.clone());
         let got = cached.get(TAG);
-        assert!(x_cache(&got) == "STALE", "{fault:?}: {} {}", got.status, got.text());
+        assert!(
+            x_cache(&got) == "STALE",
+            "{fault:?}: {} {}",
+            got.status,
+            got.text()
+        );
         assert_stale(&got, &image);
         let tags = cached.get("/v2/team/app/tags/list");
         assert_eq!((tags.status, x_cache(&tags)), (200, "STALE"), "{fault:?}");
@@ -177,7 +190,11 @@ fn a_silent_upstream_costs_two_seconds_once_or_twice() {
     for _ in 0..2 {
         let since = Instant::now();
         assert_stale(&cached.get(TAG), &image);
-        assert!(since.elapsed() < Duration::from_secs(4), "{:?}", since.elapsed());
+        assert!(
+            since.elapsed() < Duration::from_secs(4),
+            "{:?}",
+            since.elapsed()
+        );
     }
     // Now the circuit is open: nobody waits, but for the one that tries.
     let mut waits = 0;
@@ -188,6 +205,7 @@ fn a_silent_upstream_costs_two_seconds_once_or_twice() {
     }
     assert!(waits <= 1, "{waits} of 20 answers were slow");
     let since = Instant::now();
+    assert_eq!(x_cache(&cached.get("/v2/team/app/tags/list")), "STALE");
     let absent = cached.get("/v2/team/app/manifests/2.0");
     assert_eq!(absent.status, 504, "{}", absent.text());
     assert!(since.elapsed() < Duration::from_secs(4));
@@ -228,7 +246,12 @@ fn lists_come_from_the_cache_in_pages() {
     cached.all_down();
     let text = |target: &str| {
         let got = cached.get(target);
-        assert_eq!((got.status, x_cache(&got)), (200, "STALE"), "{}", got.text());
+        assert_eq!(
+            (got.status, x_cache(&got)),
+            (200, "STALE"),
+            "{}",
+            got.text()
+        );
         assert_eq!(got.header("Content-Type"), Some("application/json"));
         assert!(got.header("Warning").is_some());
         (got.text(), got.header("Link").map(str::to_owned))

@@ -76,18 +76,29 @@ fn ranges_of_a_cached_blob() {
     }
     let own = format!("\"{digest}\"");
     let part = ("Range", "bytes=5-9");
-    assert_eq!(ask(&cached, &digest, &[part, ("If-Range", &own)]).status, 206);
+    assert_eq!(
+        ask(&cached, &digest, &[part, ("If-Range", &own)]).status,
+        206
+    );
     let other = [part, ("If-Range", "\"another\"")];
     assert_eq!(ask(&cached, &digest, &other).body, bytes);
     let date = [part, ("If-Range", "Sun, 06 Nov 1994 08:49:37 GMT")];
     assert_eq!(ask(&cached, &digest, &date).status, 200);
-    for tags in [own.as_str(), "*", &format!("W/{own}"), &format!("\"x\", {own}")] {
+    for tags in [
+        own.as_str(),
+        "*",
+        &format!("W/{own}"),
+        &format!("\"x\", {own}"),
+    ] {
         let got = ask(&cached, &digest, &[("If-None-Match", tags)]);
         assert_eq!((got.status, got.length), (304, 0), "{tags}");
         assert_eq!(got.header("ETag"), Some(own.as_str()));
     }
     let head = cached.call("HEAD", &target(&digest), &[part]);
-    assert_eq!((head.status, head.header("Content-Length")), (200, Some("100000")));
+    assert_eq!(
+        (head.status, head.header("Content-Length")),
+        (200, Some("100000"))
+    );
     assert_eq!(cached.calls(), calls);
     // An empty blob has no byte to give a range of.
     let (empty, _) = cold(&cached, 0, 2);
@@ -124,14 +135,23 @@ fn a_head_of_a_cold_blob_downloads_nothing() {
     let absent = cached.head(&target(&format!("sha256:{}", "0".repeat(64))));
     assert_eq!(absent.status, 404);
     assert!(cached.blobs().is_empty() && cached.partials().is_empty());
-    assert_eq!(cached.seen(Server::S3).iter().filter(|s| s.method == "GET").count(), 0);
+    assert_eq!(
+        cached
+            .seen(Server::S3)
+            .iter()
+            .filter(|s| s.method == "GET")
+            .count(),
+        0
+    );
 }
 
 #[test]
 fn a_range_within_what_has_come_is_served_from_it() {
     let cached = Cached::start();
     let (digest, bytes) = cold(&cached, 3 << 20, 4);
-    cached.standin.fault(Match::s3(), Fault::StallAfter(1 << 20));
+    cached
+        .standin
+        .fault(Match::s3(), Fault::StallAfter(1 << 20));
     let mut first = cached.begin(&target(&digest), &[]);
     first.read_to(1 << 20);
     let got = ask(&cached, &digest, &[("Range", "bytes=1000-199999")]);
@@ -139,7 +159,11 @@ fn a_range_within_what_has_come_is_served_from_it() {
     // A suffix waits for its bytes.
     let suffix = cached.begin(&target(&digest), &[("Range", "bytes=-1000")]);
     assert_eq!(suffix.status(), "206");
-    assert!(suffix.head.contains("bytes 3144728-3145727/3145728"), "{}", suffix.head);
+    assert!(
+        suffix.head.contains("bytes 3144728-3145727/3145728"),
+        "{}",
+        suffix.head
+    );
     cached.standin.release();
     assert_eq!(suffix.whole(1000).unwrap(), bytes[bytes.len() - 1000..]);
     assert_eq!(first.whole(bytes.len()).unwrap(), bytes);
@@ -150,7 +174,9 @@ fn a_range_within_what_has_come_is_served_from_it() {
 fn a_range_far_ahead_is_fetched_on_its_own() {
     let cached = Cached::start();
     let (digest, bytes) = cold(&cached, 20 << 20, 5);
-    cached.standin.fault(Match::s3(), Fault::StallAfter(1 << 20));
+    cached
+        .standin
+        .fault(Match::s3(), Fault::StallAfter(1 << 20));
     let mut first = cached.begin(&target(&digest), &[]);
     first.read_to(1 << 20);
     let since = Instant::now();
@@ -204,12 +230,17 @@ fn a_download_going_on_is_not_for_every_repository() {
     let (digest, bytes) = cold(&cached, 3 << 20, 6);
     cached.standin.add_blob("second/app", &bytes);
     cached.standin.add_blob("third/app", b"x");
-    cached.standin.fault(Match::s3().method("GET"), Fault::StallAfter(1 << 20));
+    cached
+        .standin
+        .fault(Match::s3().method("GET"), Fault::StallAfter(1 << 20));
     let mut first = cached.begin(&target(&digest), &[]);
     first.read_to(1 << 20);
     let mut second = cached.begin(&format!("/v2/second/app/blobs/{digest}"), &[]);
     second.read_to(1 << 20);
-    assert_eq!(cached.get(&format!("/v2/third/app/blobs/{digest}")).status, 404);
+    assert_eq!(
+        cached.get(&format!("/v2/third/app/blobs/{digest}")).status,
+        404
+    );
     cached.standin.release();
     assert_eq!(first.whole(bytes.len()).unwrap(), bytes);
     assert_eq!(second.whole(bytes.len()).unwrap(), bytes);

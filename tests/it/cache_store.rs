@@ -29,7 +29,9 @@ fn a_cache_of_a_newer_format_is_refused() {
     fs::write(&marker, "2\n").unwrap();
     let standin = Standin::start(Options::default());
     let mut command = Proxy::command();
-    command.envs(standin.settings()).env("CACHE_DIR", scratch.path());
+    command
+        .envs(standin.settings())
+        .env("CACHE_DIR", scratch.path());
     let mut proxy = Proxy::spawn(command);
     assert_eq!(proxy.wait_exit().code(), Some(1));
     let log = proxy.log();
@@ -156,7 +158,11 @@ fn no_request_gets_out_of_the_cache() {
             let Ok(got) = http.try_request(method, target, &[], b"") else {
                 continue;
             };
-            assert!([400, 404, 405].contains(&got.status), "{method} {target}: {}", got.status);
+            assert!(
+                [400, 404, 405].contains(&got.status),
+                "{method} {target}: {}",
+                got.status
+            );
             assert!(!got.text().contains("hunter2"), "{method} {target}");
         }
     }

@@ -78,9 +78,15 @@ fn a_head_by_tag_is_enough_to_pull_without_upstream() {
     cached.stop();
     cached.start_again();
     let got = cached.get(TAG);
-    assert_eq!((got.status, x_cache(&got), &got.body), (200, "STALE", &image.bytes));
+    assert_eq!(
+        (got.status, x_cache(&got), &got.body),
+        (200, "STALE", &image.bytes)
+    );
     let got = cached.get(&by_digest(&image.manifest));
-    assert_eq!((got.status, x_cache(&got), &got.body), (200, "HIT", &image.bytes));
+    assert_eq!(
+        (got.status, x_cache(&got), &got.body),
+        (200, "HIT", &image.bytes)
+    );
     for digest in [&image.config, &image.layers[0]] {
         let got = cached.get(&format!("/v2/team/app/blobs/{digest}"));
         assert_eq!((&got.digest, x_cache(&got)), (digest, "HIT"));
@@ -107,7 +113,11 @@ fn after_its_time_a_tag_costs_one_head_however_many_ask() {
     in_parallel(32, |_| {
         let got = cached.get(TAG);
         assert_eq!((got.status, &got.body), (200, &image.bytes));
-        assert!(["REVALIDATED", "HIT"].contains(&x_cache(&got)), "{}", x_cache(&got));
+        assert!(
+            ["REVALIDATED", "HIT"].contains(&x_cache(&got)),
+            "{}",
+            x_cache(&got)
+        );
     });
     cached.standin.throttle(Server::Registry, None);
     let seen = cached.seen(Server::Registry);
@@ -130,7 +140,10 @@ fn a_tag_that_moved_is_fetched_and_one_that_went_is_gone() {
     assert_eq!(cached.get(&by_digest(&first.manifest)).body, first.bytes);
     cached.standin.remove_tag("team/app", "1.0");
     let got = cached.get(TAG);
-    assert_eq!((got.status, error_of(&got).0.as_str()), (404, "MANIFEST_UNKNOWN"));
+    assert_eq!(
+        (got.status, error_of(&got).0.as_str()),
+        (404, "MANIFEST_UNKNOWN")
+    );
     // It does not come back by an outage.
     cached.all_down();
     wait_until("the 404 is forgotten, or not", SOON, || {
@@ -166,13 +179,19 @@ fn an_answer_is_of_a_type_that_the_client_takes() {
     let headers = vec![("Content-Type".to_owned(), DOCKER.to_owned())];
     let both = format!("{DOCKER}, application/vnd.docker.distribution.manifest.list.v2+json");
     let pick = Match::registry().path("/manifests/1.0");
-    cached.standin.fault(pick, Fault::Status(200, headers, docker.to_vec()));
+    cached
+        .standin
+        .fault(pick, Fault::Status(200, headers, docker.to_vec()));
     let got = ask(&both);
     assert_eq!((got.status, &got.body[..]), (200, &docker[..]));
     assert_eq!(got.header("Content-Type"), Some(DOCKER));
     // Both are kept.
     let calls = cached.calls();
-    for (accept, bytes) in [(MANIFEST, &oci.bytes[..]), (DOCKER, &docker[..]), ("x/y, */*", b"")] {
+    for (accept, bytes) in [
+        (MANIFEST, &oci.bytes[..]),
+        (DOCKER, &docker[..]),
+        ("x/y, */*", b""),
+    ] {
         let got = ask(accept);
         assert_eq!(x_cache(&got), "HIT", "{accept}");
         assert!(accept.contains('*') || got.body == bytes, "{accept}");
@@ -247,7 +266,9 @@ fn a_deleted_tag_is_gone_in_every_partition() {
     assert_eq!(deleted.status, 202, "{}", deleted.text());
     assert_eq!(cached.call("GET", TAG, &team).status, 404);
     assert_eq!(
-        std::fs::read_dir(cached.path("blobs/sha256")).unwrap().count(),
+        std::fs::read_dir(cached.path("blobs/sha256"))
+            .unwrap()
+            .count(),
         1,
         "the bytes are eviction's"
     );
@@ -265,8 +286,14 @@ fn the_cache_key_partitions_tags_and_shares_blobs() {
     let ask = |team: &str| cached.call("GET", TAG, &[("X-Team", team)]);
     assert_eq!(ask("one").body, first.bytes);
     let second = put(&cached, "second");
-    assert_eq!((x_cache(&ask("one")), ask("one").body), ("HIT", first.bytes));
-    assert_eq!((x_cache(&ask("two")), ask("two").body), ("MISS", second.bytes.clone()));
+    assert_eq!(
+        (x_cache(&ask("one")), ask("one").body),
+        ("HIT", first.bytes)
+    );
+    assert_eq!(
+        (x_cache(&ask("two")), ask("two").body),
+        ("MISS", second.bytes.clone())
+    );
     assert_eq!(x_cache(&ask("two")), "HIT");
     let blob = format!("/v2/team/app/blobs/{}", second.config);
     let get = |team: &str| cached.call("GET", &blob, &[("X-Team", team)]);
