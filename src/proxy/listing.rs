@@ -2,11 +2,17 @@
 //! of what is cached when upstream is out of reach. Must not: read or make up a cursor of the
 //! registry's.
 
+use std::time::Duration;
+
 use super::{CacheOutcome, Pull, fail, marked, stale_warning};
 use crate::message::{Reply, RequestBody};
 use crate::oci::Route;
+use crate::upstream::exchange::HEAD_TIMEOUT;
 use crate::upstream::{Stage, UpstreamError};
 
+/// Longest wait for upstream's list where names are cached: longer than for a tag, since the cache
+/// knows but a few of all names.
+const STALE_PATIENCE: Duration = Duration::from_secs(5);
 /// Names on a page at the most, as ECR has it.
 const PAGE_MAX: usize = 1000;
 
@@ -23,39 +29,45 @@ pub(super) fn names(reply: Reply) -> Reply {
 pub(super) fn get(pull: &Pull<'_>) -> Reply {
     let mut nothing = std::io::empty();
     let body = &mut RequestBody::new(&mut nothing, Some(0));
-    let why = match pull.exchange.forward(pull.registry, body) {
+    let held = held(pull);
+    let patience = match held.is_empty() {
+        true => HEAD_TIMEOUT,
+        false => STALE_PATIENCE,
+    };
+    let why = match pull.exchange.forward(pull.registry, body, patience) {
         Ok(reply) if matches!(reply.status, 401 | 403 | 429 | 500..=599) => {
             let why = UpstreamError {
                 stage: Stage::Transfer,
                 to: pull.registry.url(),
                 reason: format!("it answered {}", reply.status),
             };
-            return cached(pull, &why).unwrap_or(reply);
+            return cached(pull, &held, &why).unwrap_or(reply);
         }
         Ok(reply) => return reply,
         Err(error) => error,
     };
-    cached(pull, &why).unwrap_or_else(|| fail(&why))
+    cached(pull, &held, &why).unwrap_or_else(|| fail(&why))
+}
+
+/// The names that are cached.
+fn held(pull: &Pull<'_>) -> Vec<String> {
+    match &pull.exchange.route {
+        Route::Tags(repository) => pull.cache.names.tags(pull.scope(repository)),
+        _ => pull.cache.names.repositories(pull.registry),
+    }
 }
 
 /// The list of what is cached; none when there is nothing.
-fn cached(pull: &Pull<'_>, why: &UpstreamError) -> Option<Reply> {
-    let (field, all, head) = match &pull.exchange.route {
-        Route::Tags(repository) => {
-            let head = serde_json::json!({"name": repository.as_str()});
-            ("tags", pull.cache.names.tags(pull.scope(repository)), head)
-        }
-        _ => (
-            "repositories",
-            pull.cache.names.repositories(pull.registry),
-            serde_json::json!({}),
-        ),
-    };
+fn cached(pull: &Pull<'_>, all: &[String], why: &UpstreamError) -> Option<Reply> {
     if all.is_empty() {
         return None;
     }
+    let (field, head) = match &pull.exchange.route {
+        Route::Tags(repository) => ("tags", serde_json::json!({"name": repository.as_str()})),
+        _ => ("repositories", serde_json::json!({})),
+    };
     let query = pull.exchange.request.query().unwrap_or_default();
-    let (page, more) = page(&all, query);
+    let (page, more) = page(all, query);
     let mut document = head;
     if let Some(document) = document.as_object_mut() {
         document.insert(field.to_owned(), serde_json::json!(page));

@@ -180,22 +180,23 @@ impl Exchange {
     }
 
     fn forward_or_fail(&self, registry: &Registry, body: &mut RequestBody<'_>) -> Reply {
-        self.forward(registry, body)
+        self.forward(registry, body, HEAD_TIMEOUT)
             .unwrap_or_else(|error| fail(&error))
     }
 
-    /// Passes the request on, and the reply back.
+    /// Passes the request on, and the reply back, whose head must come within `patience`.
     fn forward(
         &self,
         registry: &Registry,
         body: &mut RequestBody<'_>,
+        patience: Duration,
     ) -> Result<Reply, UpstreamError> {
         let call = Call {
             registry,
             method: &self.request.method,
             target: &self.target,
             headers: &self.headers,
-            patience: HEAD_TIMEOUT,
+            patience,
             // Its digest is told in the head, so it is read before the head goes out.
             whole: matches!(self.route, Route::Manifest(..)),
         };

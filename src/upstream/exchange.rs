@@ -153,10 +153,7 @@ impl Upstream {
             &self.exchanges
         };
         let _permit = take(permits, deadline)?;
-        let grant = self
-            .authorizer
-            .header(registry, deadline)
-            .map_err(|fault| unauthorized(&registry.url(), &fault))?;
+        let grant = self.grant(registry, call, deadline)?;
         let (reply, redirected) = if has_body {
             (
                 self.send_with_body(registry, call, body, &grant, deadline)?,
@@ -166,6 +163,31 @@ impl Upstream {
             self.send_with_retry(registry, call, grant, deadline)?
         };
         Ok(Fetched { reply, redirected })
+    }
+
+    /// The token. Where an older answer is at hand, an API that is silent must not cost every
+    /// request its patience: a circuit of its own sees to that. Who has nothing else waits.
+    fn grant(
+        &self,
+        registry: &Registry,
+        call: Call<'_>,
+        deadline: Instant,
+    ) -> Result<Grant, UpstreamError> {
+        let in_a_hurry = call.patience < HEAD_TIMEOUT;
+        let (to, asked) = (registry.url(), Instant::now());
+        let circuit = format!("token {to}");
+        if in_a_hurry && let Err(left) = self.breaker.allow(&circuit, asked) {
+            let why = format!("no token came lately; next try in {} ms", left.as_millis());
+            return Err(unauthorized(&to, &AuthFault(why)));
+        }
+        let grant = self.authorizer.header(registry, deadline);
+        match &grant {
+            Err(_) if in_a_hurry && asked.elapsed() >= SLOW_FAILURE => {
+                self.breaker.failed(&circuit, Instant::now());
+            }
+            _ => self.breaker.succeeded(&circuit),
+        }
+        grant.map_err(|fault| unauthorized(&to, &fault))
     }
 
     /// A body streams past once, so a refusal can only be told: the client tries again, with a
