@@ -70,7 +70,7 @@ fn a_disk_that_fills_up_in_mid_download_cuts_nobody() {
     }
     let part = cached.begin(&target(&digest), &[("Range", "bytes=4000000-5999999")]);
     let filler = fill_up(&cached);
-    cached.standin.release();
+    cached.release();
     for reader in readers {
         assert!(reader.whole(bytes.len()).expect("all bytes") == bytes);
     }

@@ -56,7 +56,7 @@ fn bytes_reach_the_client_before_upstream_has_sent_them_all() {
     // The head comes with upstream's head, and each byte when it is there.
     let begun = cached.begin(&target(&digest), &[]);
     assert_eq!(begun.status(), "200");
-    cached.standin.release();
+    cached.release();
     assert_eq!(begun.whole(bytes.len()).unwrap(), bytes);
     let (digest, bytes) = blob(&cached, SIZE, 3);
     cached
@@ -71,7 +71,7 @@ fn bytes_reach_the_client_before_upstream_has_sent_them_all() {
     assert_eq!(cached.partials().get(&digest), Some(&(1 << 20)));
     assert!(!cached.has(&digest));
     assert!(first.is_silent_for(Duration::from_millis(200)));
-    cached.standin.release();
+    cached.release();
     assert_eq!(first.whole(bytes.len()).unwrap(), bytes);
     assert_eq!(second.whole(bytes.len()).unwrap(), bytes);
     assert_eq!(cached.seen(Server::S3).len(), 2);
@@ -90,7 +90,7 @@ fn a_download_outlives_its_clients() {
         .collect();
     clients[0].read_to(1000);
     drop(clients);
-    cached.standin.release();
+    cached.release();
     cached.wait_for_blob(&digest);
     let calls = cached.calls();
     let got = cached.get(&target(&digest));
@@ -118,7 +118,7 @@ fn the_last_byte_is_held_until_the_blob_is_verified() {
     begun.read_to(bytes.len() - 1);
     assert!(begun.is_silent_for(Duration::from_millis(200)));
     assert!(!cached.has(&digest));
-    cached.standin.release();
+    cached.release();
     assert_eq!(begun.whole(bytes.len()).unwrap(), bytes);
 }
 
@@ -243,7 +243,7 @@ fn a_stalled_download_goes_on() {
     let (other, _) = blob(&cached, 50_000, 32);
     assert_eq!(cached.get(&target(&other)).digest, other);
     assert!(since.elapsed() < SOON);
-    cached.standin.release();
+    cached.release();
     assert_eq!(begun.whole(bytes.len()).unwrap(), bytes);
     assert_eq!(cached.standin.count(Server::S3, "GET", &digest[7..]), 1);
 }

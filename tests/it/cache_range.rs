@@ -164,7 +164,7 @@ fn a_range_within_what_has_come_is_served_from_it() {
         "{}",
         suffix.head
     );
-    cached.standin.release();
+    cached.release();
     assert_eq!(suffix.whole(1000).unwrap(), bytes[bytes.len() - 1000..]);
     assert_eq!(first.whole(bytes.len()).unwrap(), bytes);
     assert_eq!(cached.seen(Server::S3).len(), 1);
@@ -189,7 +189,7 @@ fn a_range_far_ahead_is_fetched_on_its_own() {
     assert_eq!(seen[1].header("Range"), Some("bytes=15000000-15000999"));
     // The download goes on meanwhile.
     assert!(!cached.has(&digest));
-    cached.standin.release();
+    cached.release();
     assert!(first.whole(bytes.len()).unwrap() == bytes);
     cached.wait_for_blob(&digest);
     assert_eq!(cached.standin.sent(Server::S3), (20 << 20) + 1000);
@@ -241,7 +241,7 @@ fn a_download_going_on_is_not_for_every_repository() {
         cached.get(&format!("/v2/third/app/blobs/{digest}")).status,
         404
     );
-    cached.standin.release();
+    cached.release();
     assert_eq!(first.whole(bytes.len()).unwrap(), bytes);
     assert_eq!(second.whole(bytes.len()).unwrap(), bytes);
     assert_eq!(cached.standin.sent(Server::S3), 3 << 20);

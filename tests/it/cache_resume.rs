@@ -98,7 +98,7 @@ fn an_upstream_that_is_down_for_a_moment_is_no_end() {
     let mut begun = cached.begin(&target(&digest), &[]);
     begun.read_to(bytes.len() / 2);
     cached.standin.down(Server::S3);
-    cached.standin.release();
+    cached.release();
     cached.proxy().wait_for_log("download broke off");
     std::thread::sleep(Duration::from_millis(300));
     cached.standin.up(Server::S3);
@@ -161,7 +161,7 @@ fn a_killed_proxy_goes_on_where_it_was() {
     begun.read_to(bytes.len() / 2);
     cached.kill();
     assert!(begun.whole(bytes.len()).is_none());
-    cached.standin.release();
+    cached.release();
     assert!(cached.blobs().is_empty());
     assert_eq!(cached.partials().get(&digest), Some(&HALF));
     cached.start_again();

@@ -95,13 +95,13 @@ fn a_head_by_tag_is_enough_to_pull_without_upstream() {
 
 #[test]
 fn after_its_time_a_tag_costs_one_head_however_many_ask() {
-    let cached = Cached::with(&[("CACHE_TAG_TTL", "1s")]);
+    let cached = Cached::with(&[("CACHE_TAG_TTL", "3s")]);
     let image = put(&cached, "ttl");
     assert_eq!(x_cache(&cached.get(TAG)), "MISS");
     let calls = cached.calls();
     assert_eq!(x_cache(&cached.get(TAG)), "HIT");
     assert_eq!(cached.calls(), calls);
-    std::thread::sleep(Duration::from_millis(1100));
+    std::thread::sleep(Duration::from_millis(3100));
     // Slow enough that all 32 come while it is being answered.
     let pick = Match::registry().method("HEAD");
     let slow = Fault::Drip {

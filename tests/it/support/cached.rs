@@ -96,6 +96,14 @@ impl Cached {
         Server::ALL.into_iter().for_each(|s| self.standin.up(s));
     }
 
+    /// Lets the transfer that is to stall go on, once it has stalled.
+    pub(crate) fn release(&self) {
+        wait_until("a transfer has stalled", SOON, || {
+            self.standin.stalled() > 0
+        });
+        self.standin.release();
+    }
+
     pub(crate) fn get(&self, target: &str) -> Response {
         Http::get_once(self.address(), target)
     }

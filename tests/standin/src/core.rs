@@ -37,6 +37,8 @@ pub(crate) struct Core {
 #[derive(Default)]
 struct Gate {
     releases: u64,
+    /// Who waits for a release now.
+    stalled: usize,
     stopped: bool,
 }
 
@@ -205,11 +207,18 @@ impl Core {
 
     /// Waits until somebody releases what is stalled; false when the stand-in stops.
     pub(crate) fn wait_for_release(&self) -> bool {
-        let gate = lock(&self.gate);
+        let mut gate = lock(&self.gate);
+        gate.stalled += 1;
         let releases = gate.releases;
         let closed = |gate: &mut Gate| !gate.stopped && gate.releases == releases;
         let gate = self.gate_opened.wait_while(gate, closed);
-        !gate.unwrap_or_else(PoisonError::into_inner).stopped
+        let mut gate = gate.unwrap_or_else(PoisonError::into_inner);
+        gate.stalled -= 1;
+        !gate.stopped
+    }
+
+    pub(crate) fn stalled(&self) -> usize {
+        lock(&self.gate).stalled
     }
 
     pub(crate) fn release(&self) {

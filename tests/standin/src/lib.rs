@@ -510,6 +510,11 @@ impl Standin {
         self.core.release();
     }
 
+    /// How many requests are stalled now: a release reaches no later ones.
+    pub fn stalled(&self) -> usize {
+        self.core.stalled()
+    }
+
     /// Sends no faster than that, all connections of the server together; none: no limit.
     pub fn throttle(&self, server: Server, bytes_per_second: Option<u64>) {
         self.core.set_rate(server, bytes_per_second);
