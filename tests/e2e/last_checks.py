@@ -1,7 +1,13 @@
-"""What is checked last: the logs of every proxy that the other checks started."""
+"""What is checked last: `make run`, and the logs of every proxy that the other checks started."""
+
+import json
+import os
 
 from checks import check, want
-from parts import PASSWORD, basic
+from parts import PASSWORD, ROOT, Host, basic, free_port, skopeo, wait_until
+
+# A release build on a slow machine, when nothing of it is built yet.
+BUILD_SECONDS = 900
 
 
 @check("files")
@@ -20,3 +26,22 @@ def no_secret_in_any_debug_log(fixtures, rig):
         for what, secret in secrets.items():
             lines = [line for line in log.text().splitlines() if secret in line]
             want(not lines, f"{what} in the log of {log.name}: {lines[:1]}")
+
+
+@check("layout")
+def make_run_serves_the_stand_in_without_a_terminal(fixtures, _layout):
+    # The stand-in once ended with its standard input, which is empty wherever nobody types.
+    port = free_port()
+    home = {name: os.environ[name] for name in ("HOME", "CARGO_HOME") if name in os.environ}
+    env = {**home, "LISTEN_PORT": str(port)}
+    process = fixtures.bench.start("make-run", ["make", "--silent", "-C", ROOT, "run"], env)
+    host = Host(process, port)
+    wait_until(process, "a proxy", lambda: host.get("/readyz").status == 200, BUILD_SECONDS)
+    listed = json.loads(host.get("/v2/_catalog").body)
+    want(listed == {"repositories": ["sample/hello"]}, listed)
+    image = f"docker://{host.address}/sample/hello:1.0"
+    skopeo("inspect", "--tls-verify=false", image)
+    pushed = f"docker://{host.address}/team/new:1.0"
+    skopeo("copy", "--src-tls-verify=false", "--dest-tls-verify=false", image, pushed)
+    skopeo("inspect", "--tls-verify=false", pushed)
+    process.stop()
