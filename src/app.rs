@@ -334,6 +334,7 @@ impl Running {
                     return config::EXIT_FAILED;
                 }
                 Event::Signal(_) => {
+                    self.door.stop_accepting();
                     log::info("draining", &[("grace_s", &grace.as_secs())]);
                     if let Err(error) = self.drain(events.clone(), grace) {
                         log::error(

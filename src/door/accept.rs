@@ -168,14 +168,19 @@ impl Door {
         self.shared.connections().len()
     }
 
-    /// Stops accepting, closes idle connections, waits up to `grace` for busy ones, cuts the rest.
-    /// Blocks for as long.
-    pub fn drain(&self, grace: Duration) -> Drained {
+    /// Stops accepting; replies from now on close their connection.
+    pub fn stop_accepting(&self) {
         self.shared.draining.store(true, Ordering::SeqCst);
         for listener in &self.listeners {
             // Wakes the accept thread; on Linux a listening socket may be shut down.
             let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
         }
+    }
+
+    /// Stops accepting, closes idle connections, waits up to `grace` for busy ones, cuts the rest.
+    /// Blocks for as long.
+    pub fn drain(&self, grace: Duration) -> Drained {
+        self.stop_accepting();
         let deadline = Instant::now() + grace;
         let mut connections = self.shared.connections();
         loop {

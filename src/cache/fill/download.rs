@@ -18,8 +18,8 @@ use crate::{log, metrics};
 /// Longest wait of a fill for room under the quota.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Failures in a row, without getting further in between, after which a download is given up.
-const FAILURES_MAX: u32 = 5;
-/// Pause after the first of them; doubles.
+const FAILURES_MAX: u32 = 6;
+/// Pause after the first of them; doubles, so that an upstream gets 3 s to come back.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// Room left free on the disk for everything else that writes there.
 const FREE_BYTES_MIN: u64 = 1 << 20;
