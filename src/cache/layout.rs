@@ -11,9 +11,6 @@ use super::names::{Names, Scope};
 use super::store::Store;
 use crate::oci::{Repository, Tag};
 
-/// The index of a layout that holds nothing.
-pub(super) const EMPTY_INDEX: &str = r#"{"schemaVersion":2,"manifests":[]}"#;
-
 /// Writes the index anew if anything in it has changed: one descriptor for every cached tag whose
 /// manifest is here, named `host/repository:tag` (image-spec `annotations.md`).
 ///

@@ -16,6 +16,7 @@ use std::time::SystemTime;
 
 use super::files;
 pub use super::manifest::named_by;
+pub use super::tagfile::TagEntry;
 use super::tagfile::{TAG_FILE_BYTES_MAX, TagFile};
 use crate::oci::{Digest, Registry, Repository, Tag};
 
@@ -46,19 +47,6 @@ pub struct Scope<'a> {
     pub registry: &'a Registry,
     /// Its name there.
     pub repository: &'a Repository,
-}
-
-/// What a tag means, for one media type.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TagEntry {
-    /// The manifest.
-    pub digest: Digest,
-    /// Its media type.
-    pub media_type: String,
-    /// Its length in bytes.
-    pub size: u64,
-    /// When upstream last said so; kept to the millisecond.
-    pub confirmed: SystemTime,
 }
 
 /// A digest that belongs to a repository.

@@ -7,8 +7,10 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::files;
-use super::store::ALGORITHMS;
+use super::hash::ALGORITHMS;
 
+/// The index of a layout that holds nothing.
+const EMPTY_INDEX: &str = r#"{"schemaVersion":2,"manifests":[]}"#;
 /// The format this version writes; a higher number in the marker is a newer cache.
 pub const FORMAT: u64 = 1;
 /// The file that says whose directory this is. It is the lock, too.
@@ -180,7 +182,7 @@ fn lay_out(root: &Path) -> io::Result<()> {
     let temps = root.join("partial");
     for (name, text) in [
         ("oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#),
-        ("index.json", super::layout::EMPTY_INDEX),
+        ("index.json", EMPTY_INDEX),
     ] {
         let path = root.join(name);
         if !path.exists() {

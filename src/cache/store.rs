@@ -16,13 +16,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use super::files;
+use super::hash::ALGORITHMS;
 pub use super::hash::{Hasher, matches, sha256_hex};
 pub use super::open::{FORMAT, OpenError};
 use crate::oci::Digest;
 use crate::{log, metrics};
-
-/// The registered algorithms; each has a folder in `blobs/` and in `partial/`.
-pub(super) const ALGORITHMS: [&str; 2] = ["sha256", "sha512"];
 
 /// The files of the cache.
 #[derive(Debug)]

@@ -5,8 +5,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use super::names::TagEntry;
 use crate::oci::Digest;
+
+/// What a tag means, for one media type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TagEntry {
+    /// The manifest.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// Its length in bytes.
+    pub size: u64,
+    /// When upstream last said so; kept to the millisecond.
+    pub confirmed: SystemTime,
+}
 
 /// Media types kept for one tag: clients in use ask for four.
 const ENTRIES_MAX: usize = 8;

@@ -5,8 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::accept::{Entry, Shared};
 use super::body::{BodyFault, BodyReader};
+use super::connections::{Entry, Shared};
 use super::head::{self, Framing, Head, Refusal, Scan};
 use super::lanes::LaneFault;
 use super::reply::{self, Context, WriteFault, Written};

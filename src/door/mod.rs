@@ -2,12 +2,14 @@
 //! limits, body framing, writing replies. Must not: know what a request means (a worker says),
 //! or talk to upstream except by running the exchange it was handed.
 //!
-//! `accept` hands each connection to a thread of its own, `connection` runs the loop there: `head`
-//! checks what came, `lanes` asks a worker, `body` feeds the exchange, `reply` writes the answer.
+//! `accept` hands each connection to a thread of its own and `connections` keeps the list of them;
+//! `connection` runs the loop there: `head` checks what came, `lanes` asks a worker, `body` feeds
+//! the exchange, `reply` writes the answer.
 
 mod accept;
 mod body;
 mod connection;
+mod connections;
 mod head;
 mod lanes;
 mod reply;
