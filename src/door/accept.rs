@@ -1,5 +1,5 @@
-//! Listening. Owns: the accept threads, giving each connection a thread of its own, the start of the
-//! drain. Must not: read or write a client's bytes, but for the canned refusal when there is no
+//! Listening. Owns: the accept threads, giving each connection a thread of its own, the start of
+//! the drain. Must not: read or write a client's bytes, but for the canned refusal when there is no
 //! thread.
 
 use std::io::{self, Read, Write};
