@@ -232,4 +232,54 @@ mod tests {
         ]));
         assert!(!takes(&[&format!("{oci};q=0")]));
     }
+
+    #[test]
+    fn no_odd_range_leaves_the_blob() {
+        const PARTS: [&str; 16] = [
+            "bytes=",
+            "bytes",
+            "=",
+            "-",
+            ",",
+            " ",
+            "0",
+            "9",
+            "10",
+            "18446744073709551615",
+            "+1",
+            "x",
+            "*",
+            "/",
+            "\t",
+            "99999999999999999999",
+        ];
+        let mut parts = 0;
+        for start in 0..200_000_u64 {
+            let mut seed = start;
+            let mut range = if seed % 4 == 0 {
+                String::new()
+            } else {
+                "bytes=".to_owned()
+            };
+            for _ in 0..seed % 6 {
+                seed = seed
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                range.push_str(PARTS[usize::try_from((seed >> 33) % 16).unwrap()]);
+            }
+            for size in [0, 1, 10, u64::MAX] {
+                if let Selected::Part { start, end } = select(&range, size) {
+                    assert!(
+                        start < end && end <= size,
+                        "{range} of {size}: {start}..{end}"
+                    );
+                    parts += 1;
+                }
+            }
+        }
+        assert!(
+            parts > 1000,
+            "{parts} parts were selected: too few to show anything"
+        );
+    }
 }
