@@ -214,6 +214,23 @@ fn partial_bytes_that_are_wrong_cut_one_pull_alone() {
     assert_eq!((got.complete, &got.body), (true, &bytes));
 }
 
+#[test]
+fn wrong_bytes_of_before_a_restart_are_never_part_of_a_whole_blob() {
+    let cached = Cached::start();
+    let (digest, bytes) = blob(&cached, 14);
+    let partial = cached.path("partial/sha256").join(&digest[7..]);
+    std::fs::write(&partial, vec![7; 100_000]).unwrap();
+    // The reader gets the wrong bytes; then the download breaks off and begins anew.
+    cached.standin.fault(Match::s3(), Fault::CutAfter(HALF));
+    let whole = Fault::Status(200, Vec::new(), bytes.clone());
+    cached.standin.fault(Match::s3(), whole);
+    let got = cached.try_get(&target(&digest)).unwrap();
+    assert!(!got.complete, "wrong bytes in a body that looks whole");
+    cached.wait_for_blob(&digest);
+    let got = cached.get(&target(&digest));
+    assert_eq!((got.complete, &got.body), (true, &bytes));
+}
+
 /// `KILLS` says how often; 5 unless said otherwise.
 #[test]
 fn kills_at_random_points_never_leave_a_wrong_blob() {

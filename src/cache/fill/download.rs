@@ -34,6 +34,8 @@ pub(super) struct Fill<'a> {
     hasher: Hasher,
     /// Bytes written to the file, and hashed.
     have: u64,
+    /// Files of before a restart, and how far readers may have read them.
+    shown: Vec<(Arc<File>, u64)>,
     reserved: Option<Reservation>,
 }
 
@@ -72,6 +74,7 @@ impl<'a> Fill<'a> {
             file,
             hasher,
             have,
+            shown: Vec::new(),
             reserved: None,
         })
     }
@@ -267,6 +270,7 @@ impl<'a> Fill<'a> {
     /// A new file, for what upstream sends from its first byte on again.
     fn start_again(&mut self) -> io::Result<()> {
         let digest = &self.growing.wanted.digest;
+        self.shown.extend(self.growing.lock().file.clone());
         self.file = Arc::new(self.fills.store.fresh_partial(digest)?);
         self.hasher = Hasher::new(digest);
         self.have = 0;
@@ -281,11 +285,19 @@ impl<'a> Fill<'a> {
             self.discard();
             return Outcome::Failed(self.broken(format!("blob has the digest {found}")));
         }
-        self.growing.change(|state| state.verified = true);
+        let same = self.was_shown_right();
+        if same {
+            self.growing.change(|state| state.verified = true);
+        }
+        let outcome = match same {
+            true => Outcome::Done,
+            // The blob is good, and what readers got of it before the restart is not.
+            false => Outcome::Failed(self.broken("the bytes of before a restart are wrong".into())),
+        };
         if let Err(error) = self.fills.store.publish(&wanted.digest, &self.file) {
             self.fills.complain("blob", &error);
             self.discard();
-            return Outcome::Done;
+            return outcome;
         }
         if let Err(error) = self
             .fills
@@ -295,7 +307,35 @@ impl<'a> Fill<'a> {
             self.fills.complain("link", &error);
         }
         self.fills.sweeper.mark_dirty();
-        Outcome::Done
+        outcome
+    }
+
+    /// True when what readers may have got from the files of before a restart is what the verified
+    /// file has in its place: only that one's digest was checked.
+    fn was_shown_right(&self) -> bool {
+        let (mut old, mut new) = (vec![0; COPY_BYTES], vec![0; COPY_BYTES]);
+        self.shown.iter().all(|(file, readable)| {
+            let mut at = 0;
+            while at < *readable {
+                let most = usize::try_from(readable - at).unwrap_or(COPY_BYTES);
+                let (Some(old), Some(new)) = (
+                    old.get_mut(..most.min(COPY_BYTES)),
+                    new.get_mut(..most.min(COPY_BYTES)),
+                ) else {
+                    return false;
+                };
+                let read = file.read_exact_at(old, at);
+                if read
+                    .and_then(|()| self.file.read_exact_at(new, at))
+                    .is_err()
+                    || old != new
+                {
+                    return false;
+                }
+                at += old.len() as u64;
+            }
+            true
+        })
     }
 
     fn refused(&self, fetched: Fetched) -> Try {
