@@ -14,6 +14,8 @@ use super::fill::Refused;
 pub const NEGATIVE_TTL: Duration = Duration::from_secs(10);
 /// Entries kept; when they are full they are forgotten, which costs upstream calls and no more.
 const ENTRIES_MAX: usize = 4096;
+/// Bytes of an answer at the most: ECR's are a few hundred, and all entries together stay in 16 MB.
+const ENTRY_BYTES_MAX: usize = 4096;
 
 /// The memory.
 #[derive(Default)]
@@ -33,8 +35,13 @@ impl Negative {
         None
     }
 
-    /// Remembers an answer.
+    /// Remembers an answer, unless it is of an odd size.
     pub fn put(&self, key: &str, refused: Refused, now: Instant) {
+        let fields = refused.headers.iter();
+        let bytes: usize = fields.map(|(name, value)| name.len() + value.len()).sum();
+        if bytes + refused.body.len() > ENTRY_BYTES_MAX {
+            return;
+        }
         let mut entries = self.lock();
         if entries.len() >= ENTRIES_MAX {
             entries.retain(|_, (until, _)| now < *until);
@@ -86,6 +93,18 @@ mod tests {
         negative.forget("r/a ");
         assert!(negative.get("r/a manifest 1", now).is_none());
         assert!(negative.get("r/b manifest 1", now).is_some());
+    }
+
+    #[test]
+    fn a_large_answer_is_not_kept() {
+        let (negative, now) = (Negative::default(), Instant::now());
+        let sized = |bytes| Refused {
+            body: vec![b'x'; bytes],
+            ..refused()
+        };
+        negative.put("a", sized(ENTRY_BYTES_MAX), now);
+        negative.put("b", sized(ENTRY_BYTES_MAX + 1), now);
+        assert!(negative.get("a", now).is_some() && negative.get("b", now).is_none());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::conditional;
 use super::pull::{self, DIGEST_FIELD, MANIFEST_BYTES_MAX};
 use super::{CacheOutcome, Pull, fail, marked, stale_warning};
 use crate::cache::fill::Refused;
+use crate::cache::hash;
 use crate::cache::manifest::named_by;
 use crate::cache::names::TagEntry;
 use crate::log;
@@ -83,13 +84,16 @@ fn by_digest(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> Reply
 }
 
 /// Names what is asked for. Clients that accept different types may get different manifests, or
-/// none.
+/// none. A client may send as much of `Accept` as fits a head, so the key holds its digest.
 fn key(pull: &Pull<'_>, repository: &Repository, name: &str) -> String {
     let accept = pull.exchange.request.headers.joined("Accept");
     let accept = accept.unwrap_or_default();
     pull.key(
         repository,
-        &format_args!("manifests/{name} accept={accept}"),
+        &format_args!(
+            "manifests/{name} accept={}",
+            hash::sha256_hex(accept.as_bytes())
+        ),
     )
 }
 
