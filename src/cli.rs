@@ -417,7 +417,7 @@ mod tests {
             for command in COMMANDS {
                 assert!(outcome.out.contains(&format!("\n  {}", command.name)));
             }
-            for setting in config::SETTINGS.iter().filter(|setting| setting.is_built()) {
+            for setting in config::table_rows().filter(|setting| setting.is_built()) {
                 assert!(outcome.out.contains(&config::flag_of(setting.name)));
             }
         }

@@ -5,9 +5,13 @@
 //! `document.rs` writes help and documentation. A flag beats a variable, which beats the default;
 //! all faults are reported at once.
 
+mod access;
 mod arguments;
+mod aws;
 mod cache;
+mod clients;
 mod document;
+mod outbound;
 mod parse;
 mod rows;
 mod table;
@@ -15,16 +19,19 @@ mod table;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::log::{self, Format, Level, Secret};
 use crate::oci::Registry;
 
+pub use access::AccessSettings;
 pub use arguments::Arguments;
+pub use aws::AwsSettings;
 pub use cache::{CacheDir, CacheKey, KeyPart, TagTtl};
+pub use clients::TlsSettings;
 pub use document::{help, markdown_page, markdown_tables};
-pub use rows::SETTINGS;
+pub use outbound::OutboundSettings;
+pub use rows::table_rows;
 pub use table::{Accepts, Group, Kind, Preset, Setting, State, Unit, flag_of};
 
 /// The version of this program.
@@ -58,8 +65,14 @@ pub struct Settings {
     pub registry: Option<Registry>,
     /// `UPSTREAM_AUTH`
     pub upstream_auth: UpstreamAuth,
+    /// What clients may do.
+    pub access: AccessSettings,
     /// The AWS settings.
     pub aws: AwsSettings,
+    /// The way out.
+    pub outbound: OutboundSettings,
+    /// TLS towards clients.
+    pub tls: TlsSettings,
     /// `RENEW_INTERVAL_HOURS`
     pub renew_interval: Duration,
     /// `LISTEN_HOST`
@@ -107,32 +120,11 @@ pub enum UpstreamAuth {
     None,
 }
 
-/// The settings AWS SDKs share. Blank counts as unset.
-#[derive(Debug, Clone, Default)]
-pub struct AwsSettings {
-    /// `AWS_REGION`
-    pub region: Option<String>,
-    /// `AWS_ACCESS_KEY_ID`
-    pub access_key_id: Option<String>,
-    /// `AWS_SECRET_ACCESS_KEY`
-    pub secret_access_key: Option<Secret<String>>,
-    /// `AWS_SESSION_TOKEN`
-    pub session_token: Option<Secret<String>>,
-    /// `AWS_ENDPOINT_URL`: `scheme://host[:port]`, no slash at the end, default port left out
-    pub endpoint_url: Option<String>,
-    /// `AWS_ENDPOINT_URL_ECR`, likewise
-    pub endpoint_url_ecr: Option<String>,
-    /// `AWS_ENDPOINT_URL_STS`, likewise
-    pub endpoint_url_sts: Option<String>,
-    /// `AWS_CA_BUNDLE`: PEM, in place of the built-in roots.
-    pub ca_bundle: Option<PathBuf>,
-}
-
 impl Default for Settings {
     /// The defaults of the table.
     fn default() -> Self {
         let mut settings = Self::unset();
-        for setting in SETTINGS {
+        for setting in table_rows() {
             // A test holds every default of the table to its own parser.
             let _ = apply_preset(setting, &mut settings);
         }
@@ -146,7 +138,10 @@ impl Settings {
         Self {
             registry: None,
             upstream_auth: UpstreamAuth::Ecr,
+            access: AccessSettings::default(),
             aws: AwsSettings::default(),
+            outbound: OutboundSettings::default(),
+            tls: TlsSettings::default(),
             renew_interval: Duration::ZERO,
             listen_host: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             listen_port: 0,
@@ -246,7 +241,7 @@ pub fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> R
     let mut faults = arguments.faults.clone();
     let mut settings = Settings::unset();
     let mut effective = Vec::new();
-    for setting in SETTINGS {
+    for setting in table_rows() {
         let given = given(setting, arguments, environment);
         let Some(first) = given.first() else {
             // The test of the defaults is why no fault can come of them here.

@@ -108,6 +108,19 @@ pub struct Peer {
     pub port: u16,
     /// True when the connection is TLS.
     pub tls: bool,
+    /// What the client showed of itself.
+    pub certificate: Certificate,
+}
+
+/// The client's certificate on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Certificate {
+    /// Asked for, and the client has none: probes alone are for it.
+    Absent,
+    /// Nobody asks for one (no `SSL_CLIENT_CA`).
+    NotAsked,
+    /// Shown and verified.
+    Verified,
 }
 
 impl fmt::Display for Peer {
@@ -389,6 +402,7 @@ mod tests {
             address: None,
             port: 0,
             tls: false,
+            certificate: Certificate::NotAsked,
         };
         desk.open("1", peer.clone());
         assert_eq!(desk.take_up("1"), Some(peer.clone()));
@@ -412,6 +426,7 @@ mod tests {
                 address: None,
                 port: 0,
                 tls: false,
+                certificate: Certificate::NotAsked,
             },
             id: "1".into(),
         };

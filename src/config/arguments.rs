@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::iter::Peekable;
 
-use super::rows::SETTINGS;
+use super::rows::table_rows;
 use super::table::{Setting, Unit, flag_of};
 use super::{Fault, Given, mask, parse};
 use crate::log::Secret;
@@ -109,7 +109,7 @@ impl From<OsString> for Word {
 }
 
 fn find(flag: &str) -> Option<(&'static Setting, &'static str)> {
-    SETTINGS.iter().find_map(|setting| {
+    table_rows().find_map(|setting| {
         let name = setting.names().find(|name| flag_of(name) == flag)?;
         Some((setting, name))
     })
@@ -117,8 +117,7 @@ fn find(flag: &str) -> Option<(&'static Setting, &'static str)> {
 
 fn unknown(flag: &str) -> Fault {
     let shown = mask(flag);
-    let flags = SETTINGS
-        .iter()
+    let flags = table_rows()
         .flat_map(Setting::names)
         .map(flag_of)
         .chain(["--help".to_owned(), "--version".to_owned()]);

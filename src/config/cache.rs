@@ -193,7 +193,7 @@ fn push_text(parts: &mut Vec<KeyPart>, text: &str) {
 mod tests {
     use super::*;
 
-    fn settings() -> Settings {
+    fn table_rows() -> Settings {
         Settings::default()
     }
 
@@ -222,11 +222,11 @@ mod tests {
             assert_eq!(size(bad), None, "{bad}");
         }
         assert!(
-            max_size(&mut settings(), "1k")
+            max_size(&mut table_rows(), "1k")
                 .unwrap_err()
                 .contains("at least 1m")
         );
-        let mut read = settings();
+        let mut read = table_rows();
         assert_eq!(
             (max_size(&mut read, "10m"), read.cache_max_size),
             (Ok(()), 10 << 20)
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn times_to_live() {
         let ttl = |text| {
-            let mut read = settings();
+            let mut read = table_rows();
             tag_ttl(&mut read, text).map(|()| read.cache_tag_ttl)
         };
         assert_eq!(ttl("0s"), Ok(TagTtl::For(Duration::ZERO)));
@@ -250,11 +250,11 @@ mod tests {
     #[test]
     fn keys_are_templates() {
         let parts = |text| {
-            let mut read = settings();
+            let mut read = table_rows();
             key(&mut read, text).map(|()| read.cache_key.0)
         };
         assert_eq!(parts("$uri"), Ok(CacheKey::uri().0));
-        assert!(settings().cache_key.is_default());
+        assert!(table_rows().cache_key.is_default());
         let text = |text: &str| KeyPart::Text(text.to_owned());
         assert_eq!(
             parts("a-${scheme}://$host$uri$is_args$args|$http_x_team"),
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_directory_or_none() {
-        let mut read = settings();
+        let mut read = table_rows();
         assert_eq!(read.cache_dir, CacheDir::Unset);
         directory(&mut read, "off").unwrap();
         assert_eq!(read.cache_dir, CacheDir::Off);

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::parse::{in_hours, written};
-use super::rows::SETTINGS;
+use super::rows::table_rows;
 use super::table::{Accepts, Group, Kind, Preset, Setting, State, Unit, flag_of};
 
 /// Columns of help; the width of a plain terminal.
@@ -178,7 +178,7 @@ fn later_table() -> String {
 }
 
 fn rows(group: Group, built: bool) -> impl Iterator<Item = &'static Setting> {
-    let rows = SETTINGS.iter();
+    let rows = table_rows();
     rows.filter(move |setting| setting.group == group && setting.is_built() == built)
 }
 
@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn help_names_every_setting_and_fits_a_terminal() {
         let help = help();
-        for setting in SETTINGS {
+        for setting in table_rows() {
             let shown = if setting.is_built() {
                 setting.names().map(flag_of).collect()
             } else {

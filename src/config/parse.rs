@@ -1,23 +1,16 @@
 //! Text to values. Owns: how each kind of value is written. Must not: know where a text came from,
 //! or name the setting in an error (the caller does).
 
-use std::io::Read as _;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::table::{Accepts, Kind, Setting, State};
 use super::{Settings, UpstreamAuth};
-use crate::log::{Format, Level, Secret};
+use crate::log::{Format, Level};
 use crate::oci::{self, Registry, Scheme};
 
 /// Most entries of `BLOB_HOSTS`: every redirect is held against each of them.
 const BLOB_HOSTS_MAX: usize = 64;
-/// Largest CA bundle; Mozilla's whole list is about 250 kB.
-const CA_BUNDLE_BYTES_MAX: u64 = 4 << 20;
-/// Longest region: it becomes a label of a host name (RFC 1035 §2.3.4).
-const REGION_LENGTH_MAX: usize = 63;
-
 /// Reads `text` for `setting` and stores it.
 ///
 /// The error is the part of a fault after `NAME=value: `.
@@ -211,56 +204,8 @@ fn is_host(text: &str) -> bool {
     !text.starts_with('.') && oci::is_authority(text)
 }
 
-pub(super) fn region(settings: &mut Settings, text: &str) -> Result<(), String> {
-    // It becomes part of a host name that credentials are sent to.
-    let fit = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    if text.len() > REGION_LENGTH_MAX || !text.bytes().all(fit) {
-        return Err(String::new());
-    }
-    settings.aws.region = Some(text.to_owned());
-    Ok(())
-}
-
-pub(super) fn access_key_id(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.aws.access_key_id = Some(visible(text)?);
-    Ok(())
-}
-
-pub(super) fn secret_access_key(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.aws.secret_access_key = Some(Secret::new(visible(text)?));
-    Ok(())
-}
-
-pub(super) fn session_token(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.aws.session_token = Some(Secret::new(visible(text)?));
-    Ok(())
-}
-
-/// Key and token travel in header fields, where anything else would break or forge a line.
-fn visible(text: &str) -> Result<String, String> {
-    if text.bytes().all(|b| b.is_ascii_graphic()) {
-        return Ok(text.to_owned());
-    }
-    Err(String::new())
-}
-
-pub(super) fn endpoint_url(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.aws.endpoint_url = Some(url(text)?);
-    Ok(())
-}
-
-pub(super) fn endpoint_url_ecr(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.aws.endpoint_url_ecr = Some(url(text)?);
-    Ok(())
-}
-
-pub(super) fn endpoint_url_sts(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.aws.endpoint_url_sts = Some(url(text)?);
-    Ok(())
-}
-
 /// `scheme://host[:port]`, without a slash at the end.
-fn url(text: &str) -> Result<String, String> {
+pub(super) fn url(text: &str) -> Result<String, String> {
     if !text.contains("://") {
         return Err("this has no scheme".to_owned());
     }
@@ -272,35 +217,6 @@ fn url(text: &str) -> Result<String, String> {
     };
     let url = endpoint.url();
     Ok(url.strip_suffix(default_port).unwrap_or(&url).to_owned())
-}
-
-pub(super) fn ca_bundle(settings: &mut Settings, text: &str) -> Result<(), String> {
-    let path = Path::new(text);
-    let why = |error: std::io::Error| format!("it cannot be read: {error}");
-    // Opening a pipe would wait for its writer, so the kind comes first.
-    if !path.metadata().map_err(why)?.is_file() {
-        return Err("it is not a regular file".to_owned());
-    }
-    let file = std::fs::File::open(path).map_err(why)?;
-    let mut bytes = Vec::new();
-    let mut limited = file.take(CA_BUNDLE_BYTES_MAX + 1);
-    let length = limited.read_to_end(&mut bytes).map_err(why)?;
-    if u64::try_from(length).unwrap_or(u64::MAX) > CA_BUNDLE_BYTES_MAX {
-        let limit_mib = CA_BUNDLE_BYTES_MAX >> 20;
-        return Err(format!("it is larger than {limit_mib} MiB"));
-    }
-    if !has_certificate(&bytes) {
-        return Err("it has none".to_owned());
-    }
-    settings.aws.ca_bundle = Some(PathBuf::from(path));
-    Ok(())
-}
-
-/// True when a line that begins a certificate is followed by one that ends it (RFC 7468 §5).
-fn has_certificate(bytes: &[u8]) -> bool {
-    let mut lines = bytes.split(|b| *b == b'\n').map(<[u8]>::trim_ascii);
-    lines.any(|line| line == b"-----BEGIN CERTIFICATE-----")
-        && lines.any(|line| line == b"-----END CERTIFICATE-----")
 }
 
 pub(super) fn listen_host(settings: &mut Settings, text: &str) -> Result<(), String> {
@@ -444,17 +360,5 @@ mod tests {
         let why = blob_hosts(&mut settings, &many).unwrap_err();
         assert_eq!(why, "these are 65");
         assert_eq!(settings.blob_hosts, expected);
-    }
-
-    #[test]
-    fn certificates_are_found_by_their_lines() {
-        let whole =
-            b"# roots\n-----BEGIN CERTIFICATE-----\r\nMIIB\r\n-----END CERTIFICATE-----\r\n";
-        assert!(has_certificate(whole));
-        assert!(!has_certificate(b""));
-        assert!(!has_certificate(b"-----BEGIN CERTIFICATE-----\nMIIB\n"));
-        assert!(!has_certificate(
-            b"-----BEGIN PRIVATE KEY-----\nMIIB\n-----END PRIVATE KEY-----\n"
-        ));
     }
 }

@@ -4,6 +4,7 @@ use super::*;
 use crate::oci::Scheme;
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStringExt as _;
+use std::path::PathBuf;
 
 type Pairs<'a> = &'a [(&'a str, &'a str)];
 
@@ -34,7 +35,7 @@ fn fault(name: &str, value: &str) -> String {
 #[test]
 fn no_name_and_no_flag_means_two_settings() {
     let mut names = HashSet::from(["HELP".to_owned(), "VERSION".to_owned()]);
-    for setting in SETTINGS {
+    for setting in table_rows() {
         let mut own: Vec<String> = setting.names().map(str::to_ascii_uppercase).collect();
         own.dedup();
         for name in own {
@@ -45,7 +46,7 @@ fn no_name_and_no_flag_means_two_settings() {
 
 #[test]
 fn every_row_is_whole() {
-    for setting in SETTINGS {
+    for setting in table_rows() {
         let name = setting.name;
         let fit = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
         assert!(!name.is_empty() && name.bytes().all(fit), "{name}");
@@ -82,9 +83,7 @@ fn no_setting_of_the_contract_is_missing() {
         SHUTDOWN_GRACE LOG_LEVEL LOG_FORMAT"
         .split_whitespace()
     {
-        let known = SETTINGS
-            .iter()
-            .any(|setting| setting.names().any(|n| n == name));
+        let known = table_rows().any(|setting| setting.names().any(|n| n == name));
         assert!(known, "{name}");
     }
 }
@@ -364,7 +363,7 @@ fn without_a_token_the_registry_must_be_named() {
 
 #[test]
 fn what_is_not_built_passes_only_when_it_is_true_today() {
-    for setting in SETTINGS {
+    for setting in table_rows() {
         let State::NotBuilt { accepts, .. } = &setting.state else {
             continue;
         };

@@ -12,7 +12,7 @@ use super::connection;
 use super::connections::{Entry, Shared};
 use super::lanes::Lanes;
 use super::{CONNECTION_STACK_BYTES, Limits};
-use crate::message::{Desk, Peer};
+use crate::message::{Certificate, Desk, Peer};
 use crate::{log, metrics};
 
 /// First pause after accept failed for want of descriptors or memory; doubles up to the next.
@@ -153,6 +153,7 @@ fn admit(shared: &Arc<Shared>, stream: TcpStream, address: SocketAddr, number: u
         address: Some(address.ip()),
         port: address.port(),
         tls: false,
+        certificate: Certificate::NotAsked,
     };
     let thread = std::thread::Builder::new().name(format!("conn-{number}"));
     let (run_shared, run_entry) = (Arc::clone(shared), Arc::clone(&entry));

@@ -67,7 +67,7 @@ fn document(error: &OciError) -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Headers, Peer};
+    use crate::message::{Certificate, Headers, Peer};
 
     fn status(pages: &Pages, method: &str, target: &str) -> u16 {
         let request = Request {
@@ -78,6 +78,7 @@ mod tests {
                 address: None,
                 port: 0,
                 tls: false,
+                certificate: Certificate::NotAsked,
             },
             id: "1".into(),
         };

@@ -56,7 +56,7 @@ fn render(key: &CacheKey, request: &Request) -> String {
 mod tests {
     use super::*;
     use crate::config::Settings;
-    use crate::message::{Headers, Peer};
+    use crate::message::{Certificate, Headers, Peer};
 
     fn request(method: &str, target: &str, host: &str, team: &str) -> Request {
         Request {
@@ -67,6 +67,7 @@ mod tests {
                 address: None,
                 port: 0,
                 tls: false,
+                certificate: Certificate::NotAsked,
             },
             id: "1".into(),
         }

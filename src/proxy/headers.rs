@@ -266,7 +266,7 @@ fn next_target(text: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::Peer;
+    use crate::message::{Certificate, Peer};
 
     const OWN: &str = "http://proxy:8080";
 
@@ -279,6 +279,7 @@ mod tests {
                 address: None,
                 port: 0,
                 tls: false,
+                certificate: Certificate::NotAsked,
             },
             id: "1".into(),
         }

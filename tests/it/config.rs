@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use aws_ecr_proxy::config::{SETTINGS, flag_of};
+use aws_ecr_proxy::config::{flag_of, table_rows};
 use standin::{Options, Server, Standin};
 
 use crate::support::{Front, Http, Proxy, SOON, wait_until};
@@ -36,7 +36,7 @@ fn help_lists_every_setting_and_command() {
             (Some(0), ""),
             "{arguments:?}"
         );
-        for setting in SETTINGS {
+        for setting in table_rows() {
             // Those not built yet are listed by name, at the end.
             let flag = flag_of(setting.name);
             let mut words = help.out.split([' ', ',', '\n']);

@@ -1,0 +1,62 @@
+//! Rows of the table: listening to clients. Pure data.
+
+use crate::config::parse;
+use crate::config::table::*;
+
+pub(super) static ROWS: &[Setting] = &[
+    Setting {
+        name: "LISTEN_HOST",
+        group: Group::Clients,
+        preset: Preset::Value("0.0.0.0"),
+        meaning: "IP address to listen on; `::` for IPv6. `unix:/path` is not built yet.",
+        state: text(Unit::Address, "an IP address", parse::listen_host),
+        ..ROW
+    },
+    Setting {
+        name: "LISTEN_PORT",
+        other_names: &["PORT"],
+        group: Group::Clients,
+        preset: Preset::Value("8080"),
+        meaning: "Port to listen on; `0` picks one. The address is logged as `listening on …`.",
+        state: number(0, 65535, "a TCP port", |settings, port| {
+            settings.listen_port = u16::try_from(port).unwrap_or(u16::MAX);
+        }),
+        ..ROW
+    },
+    Setting {
+        name: "DISABLE_PROXY_HEADERS",
+        group: Group::Clients,
+        preset: Preset::Value("false"),
+        meaning: "Ignore `X-Forwarded-*`, `Forwarded` and `X-Real-IP`.",
+        state: State::Built(Kind::Switch(|settings, on| {
+            settings.trust_proxy_headers = !on;
+        })),
+        ..ROW
+    },
+    Setting {
+        name: "ENABLE_SSL",
+        group: Group::Clients,
+        preset: Preset::Value("false"),
+        meaning: "Serve https with the next two.",
+        state: later(Unit::Switch, OFF),
+        ..ROW
+    },
+    Setting {
+        name: "SSL_CERTIFICATE",
+        other_names: &["REGISTRY_HTTP_TLS_CERTIFICATE"],
+        group: Group::Clients,
+        preset: Preset::Unset("none"),
+        meaning: "PEM file of the certificate chain.",
+        state: later(Unit::Path, Accepts::Nothing),
+        ..ROW
+    },
+    Setting {
+        name: "SSL_KEY",
+        other_names: &["REGISTRY_HTTP_TLS_KEY"],
+        group: Group::Clients,
+        preset: Preset::Unset("none"),
+        meaning: "PEM file of the private key.",
+        state: later(Unit::Path, Accepts::Nothing),
+        ..ROW
+    },
+];

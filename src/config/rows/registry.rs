@@ -1,0 +1,50 @@
+//! Rows of the table: which registry, and what may be fetched for it. Pure data.
+
+use crate::config::parse;
+use crate::config::table::*;
+
+pub(super) static ROWS: &[Setting] = &[
+    Setting {
+        name: "ECR",
+        other_names: &["UPSTREAM"],
+        group: Group::Registry,
+        preset: Preset::Unset("the registry that the token names"),
+        meaning: "The registry, `[https://]host[:port]`. `http://` is for another proxy or a test.",
+        state: text(
+            Unit::Url,
+            "one registry as [http://|https://]host[:port]",
+            parse::registry,
+        ),
+        ..ROW
+    },
+    Setting {
+        name: "UPSTREAM_AUTH",
+        group: Group::Registry,
+        preset: Preset::Value("ecr"),
+        meaning: "`ecr` sends an ECR token; `none` sends nothing, for an upstream that is another \
+                  `aws-ecr-proxy`.",
+        state: text(Unit::Text, "ecr or none", parse::upstream_auth),
+        ..ROW
+    },
+    Setting {
+        name: "BLOB_HOSTS",
+        group: Group::Registry,
+        preset: Preset::Unset("none but AWS's own S3 and CloudFront hosts"),
+        meaning: "Further hosts that a redirect of the registry may lead to, as `host`, \
+                  `host:port` or `.suffix`.",
+        state: text(
+            Unit::List,
+            "at most 64 of host, host:port or .suffix, with commas",
+            parse::blob_hosts,
+        ),
+        ..ROW
+    },
+    Setting {
+        name: "BLOB_REDIRECT",
+        preset: Preset::Value("follow"),
+        meaning: "`follow` fetches blobs through the proxy; `pass` hands the registry's redirect \
+                  to the client.",
+        state: later(Unit::Text, Accepts::Only(&["follow"])),
+        ..ROW
+    },
+];
