@@ -119,7 +119,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, String>
     pool.seal().map_err(workers)?;
     let bound = listener.local_addr().unwrap_or(address);
     let limits = Limits::new(connections);
-    let door = Door::open(vec![listener], lanes, desk, limits, on_lost)
+    let door = Door::open(vec![listener.into()], lanes, desk, limits, on_lost)
         .map_err(|error| format!("thread accept: {error}"))?;
     announce(settings, bound, connections);
     Ok(Running {

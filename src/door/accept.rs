@@ -3,7 +3,7 @@
 //! thread.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::connection;
 use super::connections::{Entry, Shared};
 use super::lanes::Lanes;
+use super::stream::{Listener, Stream};
 use super::{CONNECTION_STACK_BYTES, Limits};
 use crate::message::{Certificate, Desk, Peer};
 use crate::{log, metrics};
@@ -29,7 +30,7 @@ Content-Length: 85\r\nRetry-After: 2\r\nConnection: close\r\n\r\n\
 /// The listening side of the proxy.
 pub struct Door {
     shared: Arc<Shared>,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listener>,
 }
 
 /// What a drain came to.
@@ -46,7 +47,7 @@ impl Door {
     /// # Errors
     /// When a thread or a descriptor is refused.
     pub fn open(
-        listeners: Vec<TcpListener>,
+        listeners: Vec<Listener>,
         lanes: Lanes,
         desk: Arc<Desk>,
         limits: Limits,
@@ -83,8 +84,7 @@ impl Door {
     pub fn stop_accepting(&self) {
         self.shared.set_draining();
         for listener in &self.listeners {
-            // Wakes the accept thread; on Linux a listening socket may be shut down.
-            let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
+            listener.shutdown();
         }
     }
 
@@ -98,7 +98,7 @@ impl Door {
     }
 }
 
-fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
+fn accept(listener: &Listener, shared: &Arc<Shared>) {
     let mut backoff = BACKOFF_MIN;
     let mut number = 0;
     while !shared.is_draining() {
@@ -144,14 +144,14 @@ fn is_shortage(error: &io::Error) -> bool {
 }
 
 /// Gives the connection a thread, in the place of the longest idle one when the cap is reached.
-fn admit(shared: &Arc<Shared>, stream: TcpStream, address: SocketAddr, number: u64) {
+fn admit(shared: &Arc<Shared>, stream: Stream, address: Option<SocketAddr>, number: u64) {
     if !shared.make_room() {
         return refuse(&stream, "every connection is busy");
     }
     let entry = shared.enter(number, stream);
     let peer = Peer {
-        address: Some(address.ip()),
-        port: address.port(),
+        address: address.map(|address| address.ip()),
+        port: address.map_or(0, |address| address.port()),
         tls: false,
         certificate: Certificate::NotAsked,
     };
@@ -175,7 +175,7 @@ fn run_connection(shared: &Shared, entry: Arc<Entry>, peer: &Peer, number: u64) 
 }
 
 /// Tells the client without waiting for it: the accept thread must not block.
-fn refuse(stream: &TcpStream, why: &str) {
+fn refuse(stream: &Stream, why: &str) {
     metrics::CONNECTIONS_REFUSED.inc();
     log::warn("connection refused", &[("reason", &why)]);
     // The few bytes fit any send buffer; a client that takes nothing gets nothing.

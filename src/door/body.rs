@@ -244,7 +244,7 @@ mod tests {
     fn read(framing: Framing, bytes: &[u8]) -> (Result<Vec<u8>, BodyFault>, Vec<u8>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let stream = Arc::new(listener.accept().unwrap().0);
+        let stream = Arc::new(listener.accept().unwrap().0.into());
         client.write_all(bytes).unwrap();
         client.shutdown(std::net::Shutdown::Write).unwrap();
         let mut socket = Socket::new(stream, Duration::from_secs(5)).unwrap();
@@ -349,7 +349,7 @@ mod tests {
     fn a_stalled_client_is_a_fault() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let stream = Arc::new(listener.accept().unwrap().0);
+        let stream = Arc::new(listener.accept().unwrap().0.into());
         let mut socket = Socket::new(stream, Duration::from_secs(5)).unwrap();
         let idle = Duration::from_millis(20);
         let mut body = BodyReader::new(&mut socket, Framing::Length(1), false, idle);

@@ -10,13 +10,14 @@
 //! request is ever dropped.
 
 use std::collections::HashMap;
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Limits;
 use super::lanes::Lanes;
+use super::stream::Stream;
 use crate::message::Desk;
 
 /// Longest wait for a connection that was told to close to make room.
@@ -66,7 +67,7 @@ impl Shared {
     }
 
     /// Registers a connection, idle as it is.
-    pub(super) fn enter(&self, number: u64, stream: TcpStream) -> Arc<Entry> {
+    pub(super) fn enter(&self, number: u64, stream: Stream) -> Arc<Entry> {
         let entry = Arc::new(Entry {
             stream: Arc::new(stream),
             state: AtomicU8::new(IDLE),
@@ -145,14 +146,14 @@ impl Shared {
 
 /// A connection as others see it.
 pub(super) struct Entry {
-    stream: Arc<TcpStream>,
+    stream: Arc<Stream>,
     state: AtomicU8,
     idle_since_ms: AtomicU64,
     started: Instant,
 }
 
 impl Entry {
-    pub(super) fn stream(&self) -> Arc<TcpStream> {
+    pub(super) fn stream(&self) -> Arc<Stream> {
         Arc::clone(&self.stream)
     }
 

@@ -14,12 +14,14 @@ mod head;
 mod lanes;
 mod reply;
 mod socket;
+mod stream;
 
 use std::time::Duration;
 
 pub use accept::{Door, Drained};
 pub use head::{Head, Refusal, check};
 pub use lanes::Lanes;
+pub use stream::Listener;
 
 /// Head bytes at the most, request line included: four times what the longest token-bearing
 /// client head needs, and what nginx takes at the most (4 × 8 KiB).

@@ -355,7 +355,7 @@ mod tests {
     fn written(reply: Reply, context: Context<'_>) -> (String, bool, Written) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let stream = Arc::new(listener.accept().unwrap().0);
+        let stream = Arc::new(listener.accept().unwrap().0.into());
         let socket = Socket::new(stream, Duration::from_secs(5)).unwrap();
         let written = write(&socket, reply, context);
         drop(socket);

@@ -3,9 +3,11 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use super::stream::Stream;
 
 /// Bytes asked of the socket at a time while a head is read.
 const READ_BYTES: usize = 4096;
@@ -15,7 +17,7 @@ const SEND_BYTES_MAX: usize = 1 << 20;
 
 /// A client's connection. Only its own thread reads and writes it; others may shut it down.
 pub(super) struct Socket {
-    stream: Arc<TcpStream>,
+    stream: Arc<Stream>,
     buffer: Vec<u8>,
     used: usize,
     write_idle: Duration,
@@ -23,9 +25,9 @@ pub(super) struct Socket {
 
 impl Socket {
     /// Takes the stream over. Every write then lasts `write_idle` at the longest.
-    pub(super) fn new(stream: Arc<TcpStream>, write_idle: Duration) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(write_idle))?;
+    pub(super) fn new(stream: Arc<Stream>, write_idle: Duration) -> io::Result<Self> {
+        stream.set_nodelay()?;
+        stream.set_write_timeout(write_idle)?;
         Ok(Self {
             stream,
             buffer: Vec::new(),
@@ -126,12 +128,12 @@ impl Socket {
             return Err(io::ErrorKind::TimedOut.into());
         }
         self.stream
-            .set_read_timeout(Some(left.max(Duration::from_millis(1))))
+            .set_read_timeout(left.max(Duration::from_millis(1)))
     }
 }
 
 /// With a read time-out set, a signal interrupts even a restartable read (signal(7)).
-fn read_uninterrupted(mut stream: &TcpStream, into: &mut [u8]) -> io::Result<usize> {
+fn read_uninterrupted(mut stream: &Stream, into: &mut [u8]) -> io::Result<usize> {
     loop {
         match stream.read(into) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

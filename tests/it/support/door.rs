@@ -49,7 +49,7 @@ impl Server {
         let pool = Pool::start(WORKERS, &desk, &decide, &on_lost).expect("workers");
         let lanes = Lanes::open(pool.address(), LANES, alarm).expect("lanes");
         pool.seal().expect("a sealed socket");
-        let door = Door::open(vec![listener], lanes, desk, limits, on_lost).expect("a door");
+        let door = Door::open(vec![listener.into()], lanes, desk, limits, on_lost).expect("a door");
         Self {
             door,
             address,
