@@ -257,7 +257,8 @@ fn kills_at_random_points_never_leave_a_wrong_blob() {
         );
         cached.start_again();
         let got = cached.get(&target(&digest));
-        assert_eq!((got.complete, &got.body), (true, &bytes), "had {had}");
+        let told = (got.status, got.body.len(), &got.fault, cached.proxy().log());
+        assert!(got.complete && got.body == bytes, "had {had}: {told:?}");
         cached.wait_for_blob(&digest);
         let seen = cached.seen(Server::S3);
         let from = format!("bytes={had}-");
@@ -266,7 +267,9 @@ fn kills_at_random_points_never_leave_a_wrong_blob() {
             (false, 0) => vec![None],
             (false, _) => vec![Some(from.as_str())],
         };
-        assert_eq!(ranges(&seen[asked..]), expected);
+        // Killed between the link and the blob, it has nothing left to ask.
+        let whole = had == SIZE && seen.len() == asked;
+        assert!(whole || ranges(&seen[asked..]) == expected, "had {had}");
         if !complete {
             let fetched = cached.standin.sent(Server::S3) - sent;
             assert!(fetched <= SIZE - had + IN_FLIGHT, "{fetched} after {had}");

@@ -294,17 +294,18 @@ impl<'a> Fill<'a> {
             // The blob is good, and what readers got of it before the restart is not.
             false => Outcome::Failed(self.broken("the bytes of before a restart are wrong".into())),
         };
-        if let Err(error) = self.fills.store.publish(&wanted.digest, &self.file) {
-            self.fills.complain("blob", &error);
-            self.discard();
-            return outcome;
-        }
+        // The link first: a blob that is there without one would cost whoever asks now a HEAD.
         if let Err(error) = self
             .fills
             .names
             .set_link(wanted.scope(), &wanted.digest, None)
         {
             self.fills.complain("link", &error);
+        }
+        if let Err(error) = self.fills.store.publish(&wanted.digest, &self.file) {
+            self.fills.complain("blob", &error);
+            self.discard();
+            return outcome;
         }
         self.fills.sweeper.mark_dirty();
         outcome
