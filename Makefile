@@ -84,17 +84,23 @@ run: ## build and run the proxy on port 8080 (LISTEN_PORT); without AWS settings
 
 .PHONY: test
 test: ## every test: unit, integration, documentation, end to end; installs what they need
-	@$(SETUP) rust build static image test
+	@$(SETUP) rust build static image test fuzz
 	cargo test --workspace --all-targets --locked
 	cargo test --workspace --doc --locked
 	$(MAKE) image
 	tests/e2e/run
+	$(MAKE) fuzz
 
 .PHONY: e2e
 e2e: ## the end-to-end checks alone; ONLY="tls 300" picks some by name
 	@$(SETUP) rust build static image test
 	$(MAKE) image
 	tests/e2e/run $(ONLY)
+
+.PHONY: fuzz
+fuzz: ## every parser of outside bytes under the fuzzer, FUZZ_SECONDS (10) each; FUZZ=off for none
+	@$(SETUP) rust build fuzz
+	fuzz/run $(ONLY)
 
 .PHONY: measure
 measure: ## memory, /healthz under load, 16 clients of one blob, CPU beside nginx: medians of 5

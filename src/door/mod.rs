@@ -10,6 +10,8 @@ mod accept;
 mod body;
 mod connection;
 mod connections;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod head;
 mod lanes;
 mod reply;

@@ -7,6 +7,8 @@
 mod blob;
 mod cache_key;
 mod conditional;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod headers;
 mod listing;
 mod manifest;

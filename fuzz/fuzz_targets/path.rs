@@ -1,0 +1,4 @@
+//! Request paths.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| aws_ecr_proxy::proxy::fuzz::path(bytes));

@@ -1,0 +1,76 @@
+//! What the fuzzer calls of the door; compiled for it alone. Owns: what must hold of any bytes.
+//! Must not: be part of the program.
+
+use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::body::BodyReader;
+use super::head::{self, Framing, Scan};
+use super::lanes::Lanes;
+use super::socket::Socket;
+use super::stream::Stream;
+
+/// Nobody waits longer than this for what is in the socket's buffer already.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A head, whole or not: what the door passes, tiny_http accepts, and scanning it piece by piece
+/// comes to the same as at once.
+///
+/// # Panics
+/// When that does not hold.
+pub fn head(bytes: &[u8], lanes: &Lanes) {
+    let at_once = head::scan(bytes, 0);
+    let half = bytes.len() / 2;
+    let begun = head::scan(bytes.get(..half).unwrap_or_default(), 0);
+    if let (Ok(Scan::More), Ok(Scan::End(end))) = (&begun, &at_once) {
+        let resumed = head::scan(bytes, half);
+        assert!(
+            matches!(resumed, Ok(Scan::End(other)) if other == *end),
+            "two scans end at different bytes"
+        );
+    }
+    let Ok(Scan::End(end)) = at_once else {
+        return;
+    };
+    let Ok(head) = head::check(bytes.get(..end).unwrap_or_default()) else {
+        return;
+    };
+    assert!(
+        lanes.ask(&head.for_lane("fuzz")).is_ok(),
+        "tiny_http refused a head that the door passes: {head:?}"
+    );
+}
+
+/// A request's body: reading it ends, and its end is one only when the framing says so. The first
+/// byte says how it is framed.
+///
+/// # Panics
+/// When that does not hold.
+pub fn body(bytes: &[u8]) {
+    let Some((kind, bytes)) = bytes.split_first() else {
+        return;
+    };
+    // More than a socket takes at once would need a second thread.
+    let bytes = bytes.get(..bytes.len().min(32 * 1024)).unwrap_or_default();
+    let framing = match kind % 2 {
+        0 => Framing::Chunked,
+        _ => Framing::Length(u64::from(*kind) * 7),
+    };
+    let Ok((ours, mut theirs)) = UnixStream::pair() else {
+        return;
+    };
+    theirs.write_all(bytes).expect("room in the socket");
+    let _ = theirs.shutdown(Shutdown::Write);
+    let mut socket = Socket::new(Arc::new(Stream::Unix(ours)), PATIENCE).expect("a socket");
+    let mut reader = BodyReader::new(&mut socket, framing, false, PATIENCE);
+    let mut read = Vec::new();
+    let result = reader.read_to_end(&mut read);
+    assert_eq!(result.is_ok(), reader.is_done(), "an end that is none");
+    assert!(read.len() <= bytes.len(), "more came out than went in");
+    if let (Framing::Length(length), true) = (framing, reader.is_done()) {
+        assert_eq!(read.len() as u64, length);
+    }
+}
