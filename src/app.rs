@@ -304,7 +304,10 @@ fn readiness(tokens: Option<Arc<Tokens>>, cache: Option<Arc<Cache>>) -> Box<Read
             let until = status
                 .expires
                 .map_or_else(|| "unknown".to_owned(), log::timestamp);
-            return Ok(format!("token of {who} until {until}"));
+            let source = status
+                .source
+                .unwrap_or_else(|| "an unknown source".to_owned());
+            return Ok(format!("token of {who} via {source} until {until}"));
         }
         let why = status
             .last_error

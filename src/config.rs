@@ -26,7 +26,7 @@ use crate::oci::Registry;
 
 pub use access::AccessSettings;
 pub use arguments::Arguments;
-pub use aws::AwsSettings;
+pub use aws::{AwsSettings, ProfileEndpoints, StsEndpoints, is_role_arn, is_session_name};
 pub use cache::{CacheDir, CacheKey, KeyPart, TagTtl};
 pub use clients::TlsSettings;
 pub use document::{help, markdown_page, markdown_tables};
@@ -260,6 +260,7 @@ pub fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> R
             faults.push(fault);
         }
     }
+    aws::take_over_home(&mut settings, environment);
     if settings.cache_dir == CacheDir::Unset {
         cache::take_over_directory(&mut settings, environment);
     }

@@ -1,15 +1,16 @@
-//! One signed call to an AWS API. Owns: the order sign → send → learn the clock → read a refusal,
+//! One call to an AWS API. Owns: the order sign → send → learn the clock → read a refusal,
 //! and the single retry after the clock was found to be off. Must not: know single services, or
 //! retry anything else; `token` decides when to come again. No locks.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::credentials::Credentials;
 use super::fault::{CallFault, FaultKind, Refusal};
 use super::sigv4;
 use super::skew::Skew;
 use crate::clock::Clock;
+use crate::log::Secret;
 use crate::message::Headers;
 use crate::upstream::{Api, ApiCall, ApiReply};
 
@@ -32,8 +33,8 @@ pub(super) struct Ask {
     pub(super) url: String,
     /// The fields.
     pub(super) headers: Headers,
-    /// The body.
-    pub(super) body: &'static str,
+    /// The body, which may hold a proof of identity.
+    pub(super) body: Secret<String>,
     /// The IAM action it needs, if any.
     pub(super) permission: Option<&'static str>,
     /// Longest time for the whole call.
@@ -71,7 +72,7 @@ impl Ask {
     }
 }
 
-/// Makes signed calls at AWS's time.
+/// Makes calls at AWS's time.
 pub(super) struct Caller {
     api: Arc<dyn Api>,
     clock: Arc<dyn Clock>,
@@ -87,7 +88,17 @@ impl Caller {
         }
     }
 
-    /// Makes the call; blocks for twice [`Ask::timeout`] at the longest.
+    /// AWS's time, as far as we know it.
+    pub(super) fn aws_now(&self) -> SystemTime {
+        self.skew.correct(self.clock.now())
+    }
+
+    /// Monotonic time.
+    pub(super) fn monotonic(&self) -> Instant {
+        self.clock.monotonic()
+    }
+
+    /// Makes a signed call; blocks for twice [`Ask::timeout`] at the longest.
     ///
     /// # Errors
     /// No reply, or one whose status is not 200.
@@ -104,23 +115,33 @@ impl Caller {
         }
     }
 
+    /// Makes a call whose body holds the proof of identity (see [`Credentials::bearer`]); blocks
+    /// for [`Ask::timeout`] at the longest.
+    ///
+    /// # Errors
+    /// No reply, or one whose status is not 200.
+    pub(super) fn call_unsigned(
+        &self,
+        ask: &Ask,
+        bearer: &Credentials,
+    ) -> Result<ApiReply, Box<CallFault>> {
+        let outcome = self.send(ask, bearer, &request(ask));
+        outcome.map_err(|(fault, _)| fault)
+    }
+
     /// The flag beside the fault says that the reply moved our idea of AWS's time far.
     fn once(
         &self,
         ask: &Ask,
         credentials: &Credentials,
     ) -> Result<ApiReply, (Box<CallFault>, bool)> {
-        let call = ApiCall {
-            method: "POST",
-            url: ask.url.clone(),
-            headers: ask.headers.clone(),
-            body: ask.body.into(),
-            connect_timeout: CONNECT_TIMEOUT,
-            timeout: ask.timeout,
-            through_proxy: true,
-        };
-        let time = self.skew.correct(self.clock.now());
-        let signed = sigv4::sign(call, credentials, &ask.region, ask.service, time);
+        let signed = sigv4::sign(
+            request(ask),
+            credentials,
+            &ask.region,
+            ask.service,
+            self.aws_now(),
+        );
         let signed = signed.map_err(|message| {
             let refusal = Refusal {
                 code: None,
@@ -129,7 +150,16 @@ impl Caller {
             };
             (ask.fault(credentials, None, refusal), false)
         })?;
-        let reply = self.api.call(&signed).map_err(|fault| {
+        self.send(ask, credentials, &signed)
+    }
+
+    fn send(
+        &self,
+        ask: &Ask,
+        credentials: &Credentials,
+        call: &ApiCall,
+    ) -> Result<ApiReply, (Box<CallFault>, bool)> {
+        let reply = self.api.call(call).map_err(|fault| {
             let refusal = Refusal::no_reply(&fault);
             (ask.fault(credentials, None, refusal), false)
         })?;
@@ -139,6 +169,18 @@ impl Caller {
         }
         let refusal = Refusal::read(&reply);
         Err((ask.fault(credentials, Some(reply.status), refusal), moved))
+    }
+}
+
+fn request(ask: &Ask) -> ApiCall {
+    ApiCall {
+        method: "POST",
+        url: ask.url.clone(),
+        headers: ask.headers.clone(),
+        body: ask.body.expose().clone().into_bytes(),
+        connect_timeout: CONNECT_TIMEOUT,
+        timeout: ask.timeout,
+        through_proxy: true,
     }
 }
 
@@ -157,7 +199,7 @@ mod tests {
             region: "eu-west-1".into(),
             url: "https://h/".into(),
             headers: Headers::new(),
-            body: "{}",
+            body: Secret::new("{}".into()),
             permission: None,
             timeout: CALL_TIMEOUT,
         }
@@ -215,6 +257,26 @@ mod tests {
             .call(&ask(), &credentials())
             .unwrap_err();
         assert!(fault.to_string().contains("expected key ***"), "{fault}");
+    }
+
+    #[test]
+    fn a_call_that_brings_its_own_proof_is_not_signed_and_hides_it() {
+        let (api, clock) = (FakeApi::new(&clock()), clock());
+        let body = r#"{"__type":"InvalidIdentityToken","message":"bad token hunter2"}"#;
+        api.reply(json(400, body));
+        let bearer = Credentials::bearer("web identity".into(), Secret::new("hunter2".into()));
+        let fault = Caller::new(api.clone(), clock)
+            .call_unsigned(&ask(), &bearer)
+            .unwrap_err();
+        assert!(
+            fault
+                .to_string()
+                .contains("via web identity: bad token ***")
+        );
+        let call = api.calls().remove(0);
+        assert_eq!(call.headers.first("authorization"), None);
+        assert_eq!(call.headers.first("x-amz-security-token"), None);
+        assert!(!format!("{:?}", ask()).contains("{}"));
     }
 
     #[test]

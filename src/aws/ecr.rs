@@ -102,12 +102,29 @@ pub(super) struct Realm {
     pub(super) region: String,
     /// True for ECR Public.
     pub(super) public: bool,
+    /// True when it is fetched from the FIPS host: settings or the registry's name want it so.
+    pub(super) fips: bool,
+    /// The same of the dual-stack host.
+    pub(super) dual_stack: bool,
+}
+
+impl Realm {
+    fn private(region: String, settings: &AwsSettings) -> Self {
+        Self {
+            region,
+            public: false,
+            fips: settings.use_fips == Some(true),
+            dual_stack: settings.use_dual_stack == Some(true),
+        }
+    }
 }
 
 impl fmt::Display for Realm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.region)?;
-        f.write_str(if self.public { " (public)" } else { "" })
+        f.write_str(if self.public { " (public)" } else { "" })?;
+        f.write_str(if self.fips { " (FIPS)" } else { "" })?;
+        f.write_str(if self.dual_stack { " (dual-stack)" } else { "" })
     }
 }
 
@@ -118,14 +135,24 @@ impl fmt::Display for Realm {
 /// When neither tells a region: what to set.
 pub(super) fn realm_of(registry: &Registry, settings: &AwsSettings) -> Result<Realm, String> {
     match EcrHost::parse(registry.authority()) {
-        Some(EcrHost::Private { region, .. }) => Ok(Realm {
+        Some(EcrHost::Private {
             region,
-            public: false,
-        }),
-        Some(EcrHost::Public) => Ok(Realm {
-            region: PUBLIC_REGION.into(),
-            public: true,
-        }),
+            fips,
+            dual_stack,
+            ..
+        }) => {
+            let mut realm = Realm::private(region, settings);
+            // Where only such hosts can be reached, this is true of the API's, too
+            // (amazon-ecr-credential-helper does the same).
+            realm.fips |= fips;
+            realm.dual_stack |= dual_stack;
+            Ok(realm)
+        }
+        Some(EcrHost::Public) => {
+            let mut realm = Realm::private(PUBLIC_REGION.into(), settings);
+            realm.public = true;
+            Ok(realm)
+        }
         None => configured_realm(settings, || {
             format!("the name of registry {registry} tells no region: set AWS_REGION")
         }),
@@ -147,10 +174,7 @@ pub(super) fn configured_realm(
     let text = text.ok_or_else(missing)?;
     let region = endpoint::region(text)
         .ok_or_else(|| format!("AWS_REGION={text:?}: expected a region such as eu-west-1"))?;
-    Ok(Realm {
-        region,
-        public: false,
-    })
+    Ok(Realm::private(region, settings))
 }
 
 /// A token as AWS handed it out.
@@ -169,23 +193,35 @@ pub(super) struct AuthorizationToken {
 /// # Errors
 /// A bad endpoint setting.
 pub(super) fn api_url(settings: &AwsSettings, realm: &Realm) -> Result<String, String> {
-    // As in the SDKs, the service's own override speaks of private ECR alone.
-    let own = settings
-        .endpoint_url_ecr
-        .as_deref()
-        .filter(|_| !realm.public);
-    let overrides = [
-        ("AWS_ENDPOINT_URL_ECR", own),
-        ("AWS_ENDPOINT_URL", settings.endpoint_url.as_deref()),
-    ];
-    let regional = || {
-        if realm.public {
-            format!("https://api.ecr-public.{PUBLIC_REGION}.amazonaws.com/")
-        } else {
-            format!("https://{}/", api_host(&realm.region, false, false))
-        }
+    let service = if realm.public {
+        endpoint::Service::EcrPublic
+    } else {
+        endpoint::Service::Ecr
     };
-    Ok(endpoint::overridden(&overrides)?.unwrap_or_else(regional))
+    if let Some(url) = endpoint::custom(settings, service)? {
+        return Ok(url);
+    }
+    let host = match realm {
+        Realm {
+            public: true,
+            fips: true,
+            ..
+        } => {
+            return Err(
+                "ECR Public has no FIPS endpoint: unset AWS_USE_FIPS_ENDPOINT or use another \
+                 registry"
+                    .into(),
+            );
+        }
+        Realm {
+            public: true,
+            dual_stack: true,
+            ..
+        } => format!("ecr-public.{PUBLIC_REGION}.api.aws"),
+        Realm { public: true, .. } => format!("api.ecr-public.{PUBLIC_REGION}.amazonaws.com"),
+        realm => api_host(&realm.region, realm.fips, realm.dual_stack),
+    };
+    Ok(format!("https://{host}/"))
 }
 
 /// Fetches a token for `realm` from `url`. `registryIds` is deprecated and changes nothing, so it
@@ -221,7 +257,7 @@ pub(super) fn authorization_token(
             ("content-type", "application/x-amz-json-1.1"),
             ("x-amz-target", target),
         ]),
-        body: "{}",
+        body: Secret::new("{}".into()),
         permission: Some(permission),
         timeout: CALL_TIMEOUT,
     };
@@ -278,6 +314,8 @@ mod tests {
         Realm {
             region: if public { PUBLIC_REGION } else { "eu-west-1" }.into(),
             public,
+            fips: false,
+            dual_stack: false,
         }
     }
 

@@ -1,6 +1,7 @@
-//! Where AWS's APIs live. Owns: partitions, region names and endpoint overrides. Must not: know
-//! single services; their host names are composed in `ecr` and `sts`.
+//! Where AWS's APIs live. Owns: partitions, region names and endpoint overrides. Must not: compose
+//! host names; `ecr` and `sts` do.
 
+use crate::config::AwsSettings;
 use crate::oci;
 
 /// Longest region name: it becomes one label of a host name (RFC 1035 §2.3.4).
@@ -100,6 +101,67 @@ pub(super) fn region(text: &str) -> Option<String> {
     fits.then_some(region)
 }
 
+/// Whose endpoint is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Service {
+    /// The private registries.
+    Ecr,
+    /// ECR Public, of which the override for ECR does not speak (as in the SDKs).
+    EcrPublic,
+    /// The Security Token Service.
+    Sts,
+}
+
+/// The address that settings or profile put in place of AWS's own, if they do.
+///
+/// The order is that of the AWS SDKs: the service's variable, the variable for all, the profile's
+/// `services` section, the profile's `endpoint_url`.
+///
+/// # Errors
+/// One that is no URL. One beside a wish for FIPS or dual-stack hosts: which of both holds cannot
+/// be told, and the endpoint rule sets of the SDKs refuse it, too.
+pub(super) fn custom(settings: &AwsSettings, service: Service) -> Result<Option<String>, String> {
+    if settings.ignore_endpoint_urls == Some(true) {
+        return Ok(None);
+    }
+    let in_profile = &settings.profile_endpoints;
+    let (name, variable, section) = match service {
+        Service::Ecr => (
+            "AWS_ENDPOINT_URL_ECR",
+            &settings.endpoint_url_ecr,
+            &in_profile.ecr,
+        ),
+        Service::EcrPublic => ("", &None, &None),
+        Service::Sts => (
+            "AWS_ENDPOINT_URL_STS",
+            &settings.endpoint_url_sts,
+            &in_profile.sts,
+        ),
+    };
+    let ranked = [
+        (name, variable.as_deref()),
+        ("AWS_ENDPOINT_URL", settings.endpoint_url.as_deref()),
+        (
+            "endpoint_url in the profile's services section",
+            section.as_deref(),
+        ),
+        ("endpoint_url in the profile", in_profile.any.as_deref()),
+    ];
+    let found = overridden(&ranked)?;
+    let set = ranked.iter().find(|(_, value)| value.is_some());
+    for (wish, wanted) in [
+        ("AWS_USE_FIPS_ENDPOINT", settings.use_fips),
+        ("AWS_USE_DUALSTACK_ENDPOINT", settings.use_dual_stack),
+    ] {
+        if let (Some(true), Some((name, _))) = (wanted, set) {
+            return Err(format!(
+                "{name} and {wish} (or the profile's word for it) exclude each other: unset one"
+            ));
+        }
+    }
+    Ok(found)
+}
+
 /// The first override that is set, out of `(setting, value)`, as a URL with a path.
 ///
 /// The port is written as ureq will write it into `Host`, which is signed: without the scheme's
@@ -107,7 +169,7 @@ pub(super) fn region(text: &str) -> Option<String> {
 ///
 /// # Errors
 /// Names the setting, never its value, which may hold a password.
-pub(super) fn overridden(settings: &[(&str, Option<&str>)]) -> Result<Option<String>, String> {
+fn overridden(settings: &[(&str, Option<&str>)]) -> Result<Option<String>, String> {
     let Some((name, text)) = settings
         .iter()
         .find_map(|(name, text)| text.map(|text| (name, text)))
@@ -194,6 +256,55 @@ mod tests {
             assert_eq!(found, Ok(Some(url.to_owned())), "{text}");
         }
         assert_eq!(overridden(&[("A", None)]), Ok(None));
+    }
+
+    #[test]
+    fn the_variables_beat_the_profile_and_the_service_beats_all() {
+        let mut settings = AwsSettings::default();
+        let found = |settings: &AwsSettings| {
+            [Service::Ecr, Service::Sts, Service::EcrPublic]
+                .map(|service| custom(settings, service).unwrap())
+                .map(|url| {
+                    url.unwrap_or_default()
+                        .replace("http://", "")
+                        .replace('/', "")
+                })
+        };
+        assert_eq!(found(&settings), ["", "", ""]);
+        settings.profile_endpoints.any = Some("http://profile".into());
+        assert_eq!(found(&settings), ["profile", "profile", "profile"]);
+        settings.profile_endpoints.ecr = Some("http://section-ecr".into());
+        settings.profile_endpoints.sts = Some("http://section-sts".into());
+        assert_eq!(found(&settings), ["section-ecr", "section-sts", "profile"]);
+        settings.endpoint_url = Some("http://any".into());
+        assert_eq!(found(&settings), ["any", "any", "any"]);
+        settings.endpoint_url_ecr = Some("http://ecr".into());
+        settings.endpoint_url_sts = Some("http://sts".into());
+        assert_eq!(found(&settings), ["ecr", "sts", "any"]);
+        settings.ignore_endpoint_urls = Some(true);
+        assert_eq!(found(&settings), ["", "", ""]);
+    }
+
+    #[test]
+    fn an_override_beside_fips_or_dual_stack_is_a_fault() {
+        let mut settings = AwsSettings {
+            endpoint_url_sts: Some("http://h".into()),
+            use_fips: Some(true),
+            ..AwsSettings::default()
+        };
+        assert_eq!(custom(&settings, Service::Ecr), Ok(None));
+        let fault = custom(&settings, Service::Sts).unwrap_err();
+        assert!(
+            fault.starts_with("AWS_ENDPOINT_URL_STS and AWS_USE_FIPS_ENDPOINT"),
+            "{fault}"
+        );
+        settings.use_fips = Some(false);
+        assert!(custom(&settings, Service::Sts).is_ok());
+        settings.use_dual_stack = Some(true);
+        let fault = custom(&settings, Service::Sts).unwrap_err();
+        assert!(fault.contains("AWS_USE_DUALSTACK_ENDPOINT"), "{fault}");
+        settings.ignore_endpoint_urls = Some(true);
+        assert_eq!(custom(&settings, Service::Sts), Ok(None));
     }
 
     #[test]

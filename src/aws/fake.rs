@@ -1,6 +1,8 @@
-//! An [`Api`] for tests: answers from a script and records what it was asked.
+//! For tests: an [`Api`] that answers from a script and records what it was asked, and a folder.
 
 use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -101,5 +103,36 @@ impl Api for FakeApi {
             sent: self.clock.now(),
             received: self.clock.now(),
         })
+    }
+}
+
+/// A directory of the test's own, removed at its end.
+pub(super) struct Folder(PathBuf);
+
+impl Folder {
+    pub(super) fn new() -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("aws-credentials-{}-{number}", std::process::id());
+        // The crate's sources leave the environment to `config`.
+        let path = Path::new("/tmp").join(name);
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(super) fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }

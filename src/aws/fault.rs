@@ -69,15 +69,38 @@ impl CallFault {
         )
     }
 
+    /// True when AWS knows the key not, or no longer: others must be fetched.
+    pub(super) fn rejects_key(&self) -> bool {
+        matches!(
+            self.code.as_deref(),
+            Some(
+                "ExpiredToken"
+                    | "ExpiredTokenException"
+                    | "InvalidClientTokenId"
+                    | "UnrecognizedClientException"
+            )
+        )
+    }
+
     fn remedy(&self) -> Option<String> {
         if let FaultKind::ClockSkew = self.kind {
             return Some("set this machine's clock".into());
         }
-        let remedy = match self.code.as_deref()? {
+        let code = self.code.as_deref()?;
+        if let Some(remedy) = web_identity_remedy(self.call, code) {
+            return Some(remedy.into());
+        }
+        let remedy = match code {
             "AccessDenied" | "AccessDeniedException" => {
                 return self.permission.map(|action| format!("grant {action}"));
             }
             "ExpiredToken" | "ExpiredTokenException" => "renew the temporary credentials",
+            "RegionDisabledException" => {
+                "enable STS for this region in the account, or set AWS_REGION to another one"
+            }
+            "ValidationError" => {
+                "check the role's ARN, the name of the session and duration_seconds"
+            }
             "InvalidClientTokenId" | "UnrecognizedClientException" => {
                 "check the access key id, the session token and whether the region is enabled"
             }
@@ -88,6 +111,30 @@ impl CallFault {
         };
         Some(remedy.into())
     }
+}
+
+/// What to mend when STS refuses a web identity token (STS API reference,
+/// `AssumeRoleWithWebIdentity`, Errors).
+fn web_identity_remedy(call: &str, code: &str) -> Option<&'static str> {
+    if call != "AssumeRoleWithWebIdentity" {
+        return None;
+    }
+    Some(match code {
+        "AccessDenied" | "AccessDeniedException" => {
+            "check the role's ARN, and let its trust policy allow sts:AssumeRoleWithWebIdentity for \
+             the token's issuer, subject and audience"
+        }
+        "ExpiredToken" | "ExpiredTokenException" => {
+            "the web identity token has ended; see that its file is rotated"
+        }
+        "IDPCommunicationError" => "AWS cannot reach the token's issuer; it is tried again",
+        "IDPRejectedClaim" => "the token's issuer has rejected or revoked it; issue a new one",
+        "InvalidIdentityToken" => {
+            "make the token's issuer an identity provider of the role's account (IAM, OpenID \
+             Connect), with the token's audience"
+        }
+        _ => return None,
+    })
 }
 
 impl fmt::Display for CallFault {
@@ -220,7 +267,11 @@ fn kind(reply: &ApiReply, code: Option<&str>, message: &str) -> FaultKind {
         | (
             _,
             Some(
-                "InternalFailure"
+                // The two of STS pass when an issuer is back, or known everywhere in AWS: the SDK
+                // for Go tries again after either (`stscreds`, `WebIdentityRoleProvider`).
+                "IDPCommunicationError"
+                | "InternalFailure"
+                | "InvalidIdentityToken"
                 | "RequestTimeout"
                 | "RequestTimeoutException"
                 | "ServerException"
@@ -333,6 +384,10 @@ mod tests {
             (301, "", FaultKind::Permanent),
             (403, "RequestTimeTooSkewed", FaultKind::ClockSkew),
             (403, "SignatureDoesNotMatch", FaultKind::Permanent),
+            (400, "IDPCommunicationError", FaultKind::Transient),
+            (400, "InvalidIdentityToken", FaultKind::Transient),
+            (403, "IDPRejectedClaim", FaultKind::Permanent),
+            (403, "RegionDisabledException", FaultKind::Permanent),
         ];
         for (status, code, kind) in table {
             let body = serde_json::json!({"__type": code}).to_string();
@@ -387,5 +442,38 @@ mod tests {
         );
         fault.kind = FaultKind::ClockSkew;
         assert!(fault.to_string().ends_with("; set this machine's clock"));
+    }
+
+    #[test]
+    fn each_refusal_of_sts_says_what_to_mend() {
+        let told = |call: &'static str, code: &str| {
+            let fault = CallFault {
+                call,
+                status: Some(403),
+                code: Some(code.into()),
+                message: "no".into(),
+                region: "eu-west-1".into(),
+                source: "web identity".into(),
+                permission: Some("sts:AssumeRole"),
+                kind: FaultKind::Permanent,
+            };
+            fault.to_string()
+        };
+        for (code, remedy) in [
+            ("AccessDenied", "trust policy"),
+            ("ExpiredTokenException", "its file is rotated"),
+            ("IDPCommunicationError", "tried again"),
+            ("IDPRejectedClaim", "issue a new one"),
+            ("InvalidIdentityToken", "identity provider"),
+            ("RegionDisabledException", "AWS_REGION"),
+            ("ValidationError", "the role's ARN"),
+        ] {
+            let text = told("AssumeRoleWithWebIdentity", code);
+            let start =
+                format!("AssumeRoleWithWebIdentity 403 {code} in eu-west-1 via web identity");
+            assert!(text.starts_with(&start) && text.contains(remedy), "{text}");
+        }
+        assert!(told("AssumeRole", "AccessDenied").ends_with("; grant sts:AssumeRole"));
+        assert!(told("AssumeRole", "ExpiredToken").ends_with("temporary credentials"));
     }
 }

@@ -10,8 +10,11 @@ mod fault;
 mod sigv4;
 mod skew;
 pub mod sts;
+mod time;
 pub mod token;
 mod xml;
 
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod hosts;

@@ -1,18 +1,45 @@
-//! The Security Token Service. Owns: its hosts and GetCallerIdentity. Must not: matter; STS may be
-//! out of reach in a VPC where ECR is not.
+//! The Security Token Service. Owns: its hosts, GetCallerIdentity and the assuming of roles. Must
+//! not: keep what it gives out; `credentials` does.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::call::{Ask, Caller};
-use super::credentials::Credentials;
+use super::call::{Ask, CALL_TIMEOUT, Caller};
+use super::credentials::{Credentials, SourceFault};
 use super::fault::CallFault;
-use super::{endpoint, xml};
-use crate::config::AwsSettings;
+use super::{endpoint, time, xml};
+use crate::config::{AwsSettings, StsEndpoints};
+use crate::log::{self, Secret};
 use crate::message::Headers;
+use crate::upstream::ApiReply;
 
-/// Longest time for the call. It runs on the thread that renews tokens and only adds a line to the
-/// log, so it gets less than a call that matters.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time for asking who we are. It runs on the thread that renews tokens and only adds a
+/// line to the log, so it gets less than a call that matters.
+const IDENTITY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The session's name unless another one is set: a constant, so that trust policies can demand it
+/// (`sts:RoleSessionName`).
+pub(super) const SESSION_NAME: &str = "aws-ecr-proxy";
+/// The region that signs for the global host.
+const GLOBAL_REGION: &str = "us-east-1";
+/// The regions that `legacy` leads to the global host (endpoint rule set of the AWS SDKs).
+const LEGACY_REGIONS: [&str; 16] = [
+    "ap-northeast-1",
+    "ap-south-1",
+    "ap-southeast-1",
+    "ap-southeast-2",
+    "aws-global",
+    "ca-central-1",
+    "eu-central-1",
+    "eu-north-1",
+    "eu-west-1",
+    "eu-west-2",
+    "eu-west-3",
+    "sa-east-1",
+    "us-east-1",
+    "us-east-2",
+    "us-west-1",
+    "us-west-2",
+];
 
 /// Who AWS says we are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,19 +62,13 @@ pub(super) fn caller_identity(
     region: &str,
     credentials: &Credentials,
 ) -> Result<Identity, String> {
-    let ask = Ask {
-        operation: "GetCallerIdentity",
-        service: "sts",
-        region: region.into(),
-        url: url(settings, region)?,
-        headers: Headers::from_iter([(
-            "content-type",
-            "application/x-www-form-urlencoded; charset=utf-8",
-        )]),
-        body: "Action=GetCallerIdentity&Version=2011-06-15",
-        permission: None,
-        timeout: TIMEOUT,
-    };
+    let ask = ask(
+        settings,
+        region,
+        "GetCallerIdentity",
+        &[],
+        (None, IDENTITY_TIMEOUT),
+    )?;
     let read = |ask: &Ask| -> Result<Identity, Box<CallFault>> {
         let reply = caller.call(ask, credentials)?;
         let document = String::from_utf8_lossy(&reply.body);
@@ -65,13 +86,220 @@ pub(super) fn caller_identity(
     read(&ask).map_err(|fault| fault.to_string())
 }
 
-fn url(settings: &AwsSettings, region: &str) -> Result<String, String> {
-    let overrides = [
-        ("AWS_ENDPOINT_URL_STS", settings.endpoint_url_sts.as_deref()),
-        ("AWS_ENDPOINT_URL", settings.endpoint_url.as_deref()),
-    ];
-    let regional = || format!("https://{}/", host(region, false, false));
-    Ok(endpoint::overridden(&overrides)?.unwrap_or_else(regional))
+/// A role to assume, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Role {
+    /// Which.
+    pub(super) arn: String,
+    /// Shown in CloudTrail and in the assumed identity's ARN.
+    pub(super) session_name: String,
+    /// What the trust policy may ask for; no secret (IAM user guide, "third party").
+    pub(super) external_id: Option<String>,
+    /// How long the session lasts; none: an hour.
+    pub(super) duration_s: Option<u32>,
+}
+
+/// Assumes roles, in one region.
+pub(super) struct Sts {
+    caller: Arc<Caller>,
+    settings: AwsSettings,
+    region: Option<String>,
+}
+
+impl Sts {
+    /// In the region of the settings, else in `region`, which the registry's name told.
+    pub(super) fn new(
+        caller: &Arc<Caller>,
+        settings: &AwsSettings,
+        region: Option<String>,
+    ) -> Self {
+        let configured = settings.region.as_deref().and_then(endpoint::region);
+        Self {
+            caller: Arc::clone(caller),
+            settings: settings.clone(),
+            region: configured.or(region),
+        }
+    }
+
+    /// Assumes `role` as `base`.
+    ///
+    /// # Errors
+    /// What AWS said, or what to set.
+    pub(super) fn assume_role(
+        &self,
+        base: &Credentials,
+        role: &Role,
+    ) -> Result<Credentials, SourceFault> {
+        let mut fields = role.fields();
+        if let Some(id) = &role.external_id {
+            fields.push(("ExternalId", id));
+        }
+        let duration = role.duration_s.map(|seconds| seconds.to_string());
+        if let Some(seconds) = &duration {
+            fields.push(("DurationSeconds", seconds));
+        }
+        let permission = "sts:AssumeRole on the role to this identity, let the role's trust policy \
+                          name it, and give the external_id that the policy may ask for";
+        let ask = self.ask("AssumeRole", &fields, Some(permission))?;
+        let base = base.with_source(format!("{}, assuming {}", base.source, role.arn));
+        let reply = self.caller.call(&ask, &base)?;
+        Ok(session(&ask, &base, &reply)?)
+    }
+
+    /// Assumes `role` with a web identity token; `source` says where that is from.
+    ///
+    /// # Errors
+    /// What AWS said, or what to set.
+    pub(super) fn assume_role_with_web_identity(
+        &self,
+        source: &str,
+        token: &Secret<String>,
+        role: &Role,
+    ) -> Result<Credentials, WebIdentityFault> {
+        let mut fields = role.fields();
+        fields.push(("WebIdentityToken", token.expose()));
+        let duration = role.duration_s.map(|seconds| seconds.to_string());
+        if let Some(seconds) = &duration {
+            fields.push(("DurationSeconds", seconds));
+        }
+        let ask = self
+            .ask("AssumeRoleWithWebIdentity", &fields, None)
+            .map_err(WebIdentityFault::Settings)?;
+        let bearer = Credentials::bearer(format!("{source}, assuming {}", role.arn), token.clone());
+        let reply = self.caller.call_unsigned(&ask, &bearer);
+        reply
+            .and_then(|reply| session(&ask, &bearer, &reply))
+            .map_err(WebIdentityFault::Call)
+    }
+
+    fn ask(
+        &self,
+        operation: &'static str,
+        fields: &[(&str, &str)],
+        permission: Option<&'static str>,
+    ) -> Result<Ask, SourceFault> {
+        let region = self.region.as_deref().ok_or_else(|| {
+            SourceFault::lasting(format!("no region for {operation}: set AWS_REGION"))
+        })?;
+        ask(
+            &self.settings,
+            region,
+            operation,
+            fields,
+            (permission, CALL_TIMEOUT),
+        )
+        .map_err(SourceFault::lasting)
+    }
+}
+
+impl Role {
+    fn fields(&self) -> Vec<(&'static str, &str)> {
+        vec![
+            ("RoleArn", &self.arn),
+            ("RoleSessionName", &self.session_name),
+        ]
+    }
+}
+
+/// Why a web identity token brought no credentials.
+#[derive(Debug)]
+pub(super) enum WebIdentityFault {
+    /// The call failed.
+    Call(Box<CallFault>),
+    /// There was no call.
+    Settings(SourceFault),
+}
+
+impl From<WebIdentityFault> for SourceFault {
+    fn from(fault: WebIdentityFault) -> Self {
+        match fault {
+            WebIdentityFault::Call(fault) => fault.into(),
+            WebIdentityFault::Settings(fault) => fault,
+        }
+    }
+}
+
+/// A call in STS's query protocol.
+fn ask(
+    settings: &AwsSettings,
+    region: &str,
+    operation: &'static str,
+    fields: &[(&str, &str)],
+    (permission, timeout): (Option<&'static str>, Duration),
+) -> Result<Ask, String> {
+    let (url, region) = address(settings, region)?;
+    let mut body = format!("Action={operation}&Version=2011-06-15");
+    for (name, value) in fields {
+        body.push_str(&format!("&{name}={}", encoded(value)));
+    }
+    Ok(Ask {
+        operation,
+        service: "sts",
+        region,
+        url,
+        headers: Headers::from_iter([(
+            "content-type",
+            "application/x-www-form-urlencoded; charset=utf-8",
+        )]),
+        body: Secret::new(body),
+        permission,
+        timeout,
+    })
+}
+
+/// Everything but RFC 3986's unreserved characters as `%XX`.
+fn encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+/// The credentials in a reply. They live as long as AWS says; `base` tells where they come from.
+fn session(ask: &Ask, base: &Credentials, reply: &ApiReply) -> Result<Credentials, Box<CallFault>> {
+    let document = String::from_utf8_lossy(&reply.body);
+    let text = |name| {
+        xml::first_text(&document, name)
+            .filter(|text| !text.is_empty())
+            .ok_or_else(|| ask.odd_reply(base, &format!("has no {name}")))
+    };
+    let expires = time::parse(&text("Expiration")?)
+        .ok_or_else(|| ask.odd_reply(base, "has an Expiration that is no time"))?;
+    let credentials = Credentials {
+        access_key_id: text("AccessKeyId")?,
+        secret: Secret::new(text("SecretAccessKey")?),
+        session_token: Some(Secret::new(text("SessionToken")?)),
+        expires: Some(expires),
+        source: base.source.replace(", assuming ", ", role "),
+    };
+    log::info(
+        "role assumed",
+        &[
+            ("source", &credentials.source),
+            ("expires", &log::timestamp(expires)),
+        ],
+    );
+    Ok(credentials)
+}
+
+/// URL and signing region of STS for `region`.
+fn address(settings: &AwsSettings, region: &str) -> Result<(String, String), String> {
+    if let Some(url) = endpoint::custom(settings, endpoint::Service::Sts)? {
+        return Ok((url, region.into()));
+    }
+    let fips = settings.use_fips == Some(true);
+    let dual_stack = settings.use_dual_stack == Some(true);
+    let legacy = settings.sts_endpoints == Some(StsEndpoints::Legacy);
+    if legacy && !fips && !dual_stack && LEGACY_REGIONS.contains(&region) {
+        return Ok(("https://sts.amazonaws.com/".into(), GLOBAL_REGION.into()));
+    }
+    let url = format!("https://{}/", host(region, fips, dual_stack));
+    Ok((url, region.into()))
 }
 
 /// The regional host of STS (endpoint rule set of the AWS SDKs).
@@ -147,7 +375,147 @@ mod tests {
                 .unwrap()
                 .contains("/eu-west-1/sts/")
         );
-        assert_eq!(call.timeout, TIMEOUT);
+        assert_eq!(call.timeout, IDENTITY_TIMEOUT);
+    }
+
+    #[test]
+    fn legacy_leads_the_older_regions_to_the_global_host() {
+        let mut settings = AwsSettings {
+            sts_endpoints: Some(StsEndpoints::Legacy),
+            ..AwsSettings::default()
+        };
+        let found = |settings: &AwsSettings, region: &str| address(settings, region).unwrap();
+        let global = ("https://sts.amazonaws.com/".to_owned(), "us-east-1".into());
+        assert_eq!(found(&settings, "eu-west-1"), global);
+        let newer = found(&settings, "eu-south-1");
+        assert_eq!(newer.0, "https://sts.eu-south-1.amazonaws.com/");
+        assert_eq!(newer.1, "eu-south-1");
+        settings.use_fips = Some(true);
+        let fips = found(&settings, "us-west-2").0;
+        assert_eq!(fips, "https://sts-fips.us-west-2.amazonaws.com/");
+        settings.use_fips = None;
+        settings.sts_endpoints = Some(StsEndpoints::Regional);
+        assert_eq!(
+            found(&settings, "us-east-1").0,
+            "https://sts.us-east-1.amazonaws.com/"
+        );
+    }
+
+    const SESSION: &str = "<R><Credentials><AccessKeyId>ASIAX</AccessKeyId><SecretAccessKey>sec/ret\
+        </SecretAccessKey><SessionToken>tok+en==</SessionToken>\
+        <Expiration>2023-11-14T23:13:20.5Z</Expiration></Credentials></R>";
+
+    fn role() -> Role {
+        Role {
+            arn: "arn:aws:iam::123456789012:role/puller".into(),
+            session_name: "node-1".into(),
+            external_id: Some("a b&c=d".into()),
+            duration_s: Some(900),
+        }
+    }
+
+    fn sts(api: &Arc<FakeApi>) -> Sts {
+        let caller = Arc::new(Caller::new(api.clone(), clock()));
+        Sts::new(&caller, &AwsSettings::default(), Some("eu-west-1".into()))
+    }
+
+    #[test]
+    fn a_role_is_assumed_with_a_signed_form() {
+        let api = FakeApi::new(&clock());
+        api.reply(json(200, SESSION));
+        let found = sts(&api).assume_role(&credentials(), &role()).unwrap();
+        assert_eq!(found.access_key_id, "ASIAX");
+        assert_eq!(found.secret.expose(), "sec/ret");
+        assert_eq!(found.session_token.unwrap().expose(), "tok+en==");
+        let expires = Duration::from_millis(super::super::fake::START * 1000 + 3_600_500);
+        assert_eq!(found.expires, Some(std::time::UNIX_EPOCH + expires));
+        assert_eq!(
+            found.source,
+            "environment, role arn:aws:iam::123456789012:role/puller"
+        );
+        let call = api.calls().remove(0);
+        assert_eq!(
+            String::from_utf8(call.body).unwrap(),
+            "Action=AssumeRole&Version=2011-06-15&RoleArn=arn%3Aaws%3Aiam%3A%3A123456789012%3Arole\
+             %2Fpuller&RoleSessionName=node-1&ExternalId=a%20b%26c%3Dd&DurationSeconds=900"
+        );
+        let authorization = call.headers.first("authorization").unwrap();
+        assert!(authorization.contains("/eu-west-1/sts/"));
+    }
+
+    #[test]
+    fn a_web_identity_is_sent_unsigned() {
+        let api = FakeApi::new(&clock());
+        api.reply(json(200, SESSION));
+        let token = Secret::new("head.pay-load.sig_1".into());
+        let found = sts(&api)
+            .assume_role_with_web_identity("web identity", &token, &role())
+            .unwrap();
+        assert!(found.source.starts_with("web identity, role arn:"));
+        let call = api.calls().remove(0);
+        assert_eq!(call.headers.first("authorization"), None);
+        let body = String::from_utf8(call.body).unwrap();
+        assert!(body.starts_with("Action=AssumeRoleWithWebIdentity&"));
+        assert!(body.contains("&WebIdentityToken=head.pay-load.sig_1"));
+        assert!(!body.contains("ExternalId"));
+    }
+
+    #[test]
+    fn refusals_name_call_code_source_and_role_but_no_secret() {
+        let api = FakeApi::new(&clock());
+        let refused = "<ErrorResponse><Error><Code>AccessDenied</Code><Message>User x is not \
+                       authorized, token tok.en</Message></Error></ErrorResponse>";
+        api.reply(json(403, refused));
+        api.reply(json(403, refused));
+        let fault = sts(&api).assume_role(&credentials(), &role()).unwrap_err();
+        let start = "AssumeRole 403 AccessDenied in eu-west-1 via environment, assuming \
+                     arn:aws:iam::123456789012:role/puller: User x";
+        assert!(fault.to_string().starts_with(start), "{fault}");
+        assert!(
+            fault
+                .to_string()
+                .contains("; grant sts:AssumeRole on the role")
+        );
+        let token = Secret::new("tok.en".into());
+        let fault = sts(&api).assume_role_with_web_identity("web identity", &token, &role());
+        let fault = SourceFault::from(fault.unwrap_err()).to_string();
+        assert!(fault.contains("via web identity, assuming arn:"), "{fault}");
+        assert!(
+            fault.contains("token ***") && !fault.contains("tok.en"),
+            "{fault}"
+        );
+    }
+
+    #[test]
+    fn replies_without_whole_credentials_are_faults_that_do_not_show_them() {
+        let api = FakeApi::new(&clock());
+        for (cut, told) in [
+            ("<AccessKeyId>ASIAX</AccessKeyId>", "no AccessKeyId"),
+            ("tok+en==", "no SessionToken"),
+            ("2023-11-14T23:13:20.5Z", "no Expiration"),
+            ("-14T", "Expiration that is no time"),
+        ] {
+            api.reply(json(200, &SESSION.replace(cut, "")));
+            let fault = sts(&api).assume_role(&credentials(), &role()).unwrap_err();
+            let fault = fault.to_string();
+            assert!(
+                fault.contains(told) && !fault.contains("sec/ret"),
+                "{fault}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_a_region_nothing_is_asked() {
+        let api = FakeApi::new(&clock());
+        let caller = Arc::new(Caller::new(api.clone(), clock()));
+        let sts = Sts::new(&caller, &AwsSettings::default(), None);
+        let fault = sts.assume_role(&credentials(), &role()).unwrap_err();
+        assert_eq!(
+            fault.to_string(),
+            "no region for AssumeRole: set AWS_REGION"
+        );
+        assert!(api.calls().is_empty());
     }
 
     #[test]

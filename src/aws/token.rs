@@ -1,8 +1,9 @@
 //! ECR tokens. Owns: the tokens of every region in use, the thread that fetches them, and the
 //! [`Authorizer`] that hands them out. Must not: know what they are used for.
 //!
-//! The rules are in `state`, as functions of time; here are the lock and the calls. Locks: `shared`
-//! alone, never held across a call to AWS. `work` wakes the thread, `done` wakes its callers.
+//! The rules are in `state`, as functions of time; here are the lock and the calls. Locks: `shared`,
+//! and within it that of the chain of credentials for a look; neither is held across a call to
+//! AWS. `work` wakes the thread, `done` wakes its callers.
 
 mod state;
 
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use self::state::{LIFE_FLOOR, Look, RegionState, Token};
 use super::call::Caller;
-use super::credentials::{Chain, Credentials, CredentialsFault};
+use super::credentials::{Chain, Credentials, CredentialsFault, profile};
 use super::ecr::{self, AuthorizationToken, Realm};
 use super::fault::FaultKind;
 use super::{endpoint, sts};
@@ -52,6 +53,8 @@ pub struct Status {
     pub last_error: Option<String>,
     /// Who we are, once STS has said so.
     pub arn: Option<String>,
+    /// Where the credentials of the last token came from.
+    pub source: Option<String>,
 }
 
 /// The tokens of every region in use.
@@ -59,8 +62,10 @@ pub struct Tokens {
     config: TokenConfig,
     /// The realm fetched at start, or why there is none.
     default_realm: Result<Realm, String>,
+    /// What is wrong with the profile's words on endpoints.
+    profile_fault: Option<String>,
     chain: Chain,
-    caller: Caller,
+    caller: Arc<Caller>,
     clock: Arc<dyn Clock>,
     shared: Mutex<Shared>,
     work: Condvar,
@@ -71,6 +76,7 @@ struct Shared {
     regions: HashMap<Realm, RegionState>,
     generation: u64,
     identity: IdentityLookup,
+    source: Option<String>,
     stopping: bool,
 }
 
@@ -85,6 +91,8 @@ enum IdentityLookup {
 enum Job {
     Fetch(Realm),
     Identify(String),
+    /// Credentials are about to end.
+    Refresh,
     Sleep(Duration),
     Stop,
 }
@@ -104,6 +112,18 @@ impl Failure {
     }
 }
 
+impl From<CredentialsFault> for Failure {
+    fn from(fault: CredentialsFault) -> Self {
+        Self {
+            text: fault.to_string(),
+            kind: match fault {
+                CredentialsFault::Broken(fault) => fault.kind(),
+                CredentialsFault::NotConfigured => FaultKind::Unconfigured,
+            },
+        }
+    }
+}
+
 impl fmt::Debug for Tokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tokens({:?})", self.default_realm)
@@ -111,18 +131,26 @@ impl fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// Knows of no token yet; [`run`](Self::run) fetches them.
-    pub fn new(config: TokenConfig, api: Arc<dyn Api>, clock: Arc<dyn Clock>) -> Arc<Self> {
+    /// Knows of no token yet; [`run`](Self::run) fetches them. Reads the profile's region and
+    /// endpoints.
+    pub fn new(mut config: TokenConfig, api: Arc<dyn Api>, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let (aws, profile_fault) = profile::complete(config.aws);
+        config.aws = aws;
         let default_realm = default_realm(&config);
         let now = clock.monotonic();
         let first = default_realm.iter().cloned();
+        let caller = Arc::new(Caller::new(api, Arc::clone(&clock)));
+        let region = default_realm.as_ref().ok();
+        let region = region.map(|realm: &Realm| realm.region.clone());
         Arc::new(Self {
-            chain: Chain::new(&config.aws),
-            caller: Caller::new(api, Arc::clone(&clock)),
+            chain: Chain::new(&config.aws, &caller, region),
+            caller,
+            profile_fault,
             shared: Mutex::new(Shared {
                 regions: first.map(|realm| (realm, RegionState::new(now))).collect(),
                 generation: 0,
                 identity: IdentityLookup::AfterFirstToken,
+                source: None,
                 stopping: false,
             }),
             work: Condvar::new(),
@@ -142,7 +170,7 @@ impl Tokens {
         loop {
             match self.step() {
                 Job::Stop => return,
-                Job::Fetch(_) | Job::Identify(_) => {}
+                Job::Fetch(_) | Job::Identify(_) | Job::Refresh => {}
                 Job::Sleep(wait) => {
                     let shared = self.lock();
                     // Between step() and here a caller may have asked and notified nobody.
@@ -185,6 +213,7 @@ impl Tokens {
                 IdentityLookup::Ended(arn) => arn.clone(),
                 IdentityLookup::AfterFirstToken | IdentityLookup::Due(_) => None,
             },
+            source: shared.source.clone(),
         }
     }
 
@@ -200,7 +229,7 @@ impl Tokens {
                     }
                 }
                 Job::Identify(_) => shared.identity = IdentityLookup::Ended(None),
-                Job::Sleep(_) | Job::Stop => {}
+                Job::Refresh | Job::Sleep(_) | Job::Stop => {}
             }
             job
         };
@@ -210,12 +239,15 @@ impl Tokens {
                 self.settle(realm, outcome);
             }
             Job::Identify(region) => self.identify(region),
+            // A failure is logged there; if they end before it passes, the next token says so.
+            Job::Refresh => drop(self.chain.fetch()),
             Job::Sleep(_) | Job::Stop => {}
         }
         job
     }
 
-    /// Tokens come first, the longest due one before the others; who we are can wait.
+    /// Tokens come first, the longest due one before the others; who we are can wait, and so can
+    /// credentials that have not ended.
     fn next_job(&self, shared: &Shared) -> Job {
         if shared.stopping {
             return Job::Stop;
@@ -226,41 +258,48 @@ impl Tokens {
             .iter()
             .filter_map(|(realm, state)| state.next_attempt().map(|due| (due, realm)))
             .min_by_key(|(due, _)| *due);
+        let refresh = self.chain.refresh_due();
         match (next, &shared.identity) {
             (Some((due, realm)), _) if due <= now => Job::Fetch(realm.clone()),
             (_, IdentityLookup::Due(region)) => Job::Identify(region.clone()),
-            (Some((due, _)), _) => Job::Sleep(due.saturating_duration_since(now).min(IDLE_MAX)),
-            (None, _) => Job::Sleep(IDLE_MAX),
+            _ if refresh.is_some_and(|due| due <= now) => Job::Refresh,
+            (next, _) => {
+                let due = next.map(|(due, _)| due).into_iter().chain(refresh).min();
+                let wait = due.map_or(IDLE_MAX, |due| due.saturating_duration_since(now));
+                Job::Sleep(wait.min(IDLE_MAX))
+            }
         }
     }
 
     fn fetch(&self, realm: &Realm) -> Result<AuthorizationToken, Failure> {
+        if let Some(fault) = &self.profile_fault {
+            return Err(Failure::unconfigured(fault.clone()));
+        }
         let url = ecr::api_url(&self.config.aws, realm).map_err(Failure::unconfigured)?;
-        let credentials = self.credentials()?;
+        let credentials = self.chain.fetch()?;
         let ask = |credentials: &Credentials| {
+            self.lock().source = Some(credentials.source.clone());
             ecr::authorization_token(&self.caller, url.clone(), realm, credentials)
         };
         let outcome = match ask(&credentials) {
-            // Another process may have replaced them since; the same ones would fail again.
-            Err(fault) if fault.kind == FaultKind::ExpiredCredentials => match self.credentials() {
-                Ok(fresh) if fresh != credentials => ask(&fresh),
-                _ => Err(fault),
-            },
+            // Somebody may have replaced them since; the same ones would fail again.
+            Err(fault) if fault.kind == FaultKind::ExpiredCredentials => {
+                match self.chain.refetch() {
+                    Ok(fresh) if fresh != credentials => ask(&fresh),
+                    Ok(_) => Err(fault),
+                    Err(why) => return Err(why.into()),
+                }
+            }
             outcome => outcome,
         };
-        outcome.map_err(|fault| Failure {
-            text: fault.to_string(),
-            kind: fault.kind,
-        })
-    }
-
-    fn credentials(&self) -> Result<Credentials, Failure> {
-        self.chain.fetch().map_err(|fault| Failure {
-            text: fault.to_string(),
-            kind: match fault {
-                CredentialsFault::Broken(_) => FaultKind::Permanent,
-                CredentialsFault::NotConfigured => FaultKind::Unconfigured,
-            },
+        outcome.map_err(|fault| {
+            if fault.rejects_key() {
+                self.chain.forget();
+            }
+            Failure {
+                text: fault.to_string(),
+                kind: fault.kind,
+            }
         })
     }
 
@@ -351,7 +390,7 @@ impl Tokens {
 
     /// Says who we are, for the log alone.
     fn identify(&self, region: &str) {
-        let Ok(credentials) = self.credentials() else {
+        let Ok(credentials) = self.chain.fetch() else {
             return;
         };
         match sts::caller_identity(&self.caller, &self.config.aws, region, &credentials) {

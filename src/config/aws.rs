@@ -1,6 +1,7 @@
 //! The settings that AWS SDKs share. Owns: their values and how they are written. Must not: read
 //! AWS's own files or ask AWS.
 
+use std::ffi::OsString;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,10 @@ use crate::log::Secret;
 
 /// Largest CA bundle; Mozilla's whole list is about 250 kB.
 const CA_BUNDLE_BYTES_MAX: u64 = 4 << 20;
+/// Longest ARN of a role (STS API reference, `AssumeRole`).
+const ROLE_ARN_LENGTH_MAX: usize = 2048;
+/// Shortest and longest name of a role's session (STS API reference, `AssumeRole`).
+const SESSION_NAME_LENGTH: std::ops::RangeInclusive<usize> = 2..=64;
 /// Longest region: it becomes a label of a host name (RFC 1035 §2.3.4).
 const REGION_LENGTH_MAX: usize = 63;
 
@@ -32,6 +37,91 @@ pub struct AwsSettings {
     pub endpoint_url_sts: Option<String>,
     /// `AWS_CA_BUNDLE`: PEM, in place of the built-in roots.
     pub ca_bundle: Option<PathBuf>,
+    /// `AWS_PROFILE`
+    pub profile: Option<String>,
+    /// `AWS_SHARED_CREDENTIALS_FILE`
+    pub credentials_file: Option<PathBuf>,
+    /// `AWS_CONFIG_FILE`
+    pub config_file: Option<PathBuf>,
+    /// `HOME`, where the shared files are unless the two above say otherwise
+    pub home: Option<PathBuf>,
+    /// `AWS_ROLE_ARN`
+    pub role_arn: Option<String>,
+    /// `AWS_WEB_IDENTITY_TOKEN_FILE`
+    pub web_identity_token_file: Option<PathBuf>,
+    /// `AWS_ROLE_SESSION_NAME`
+    pub role_session_name: Option<String>,
+    /// `AWS_USE_FIPS_ENDPOINT`; none: what the profile says
+    pub use_fips: Option<bool>,
+    /// `AWS_USE_DUALSTACK_ENDPOINT`; none: what the profile says
+    pub use_dual_stack: Option<bool>,
+    /// `AWS_STS_REGIONAL_ENDPOINTS`; none: what the profile says
+    pub sts_endpoints: Option<StsEndpoints>,
+    /// `AWS_IGNORE_CONFIGURED_ENDPOINT_URLS`; none: what the profile says
+    pub ignore_endpoint_urls: Option<bool>,
+    /// The endpoints that the profile names; the environment cannot set them.
+    pub profile_endpoints: ProfileEndpoints,
+}
+
+/// Endpoints in the shared config file, as written there. They rank below the variables.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProfileEndpoints {
+    /// The profile's own `endpoint_url`
+    pub any: Option<String>,
+    /// That of `ecr` in the profile's `services` section
+    pub ecr: Option<String>,
+    /// That of `sts` in the profile's `services` section
+    pub sts: Option<String>,
+}
+
+/// Which hosts of STS are called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StsEndpoints {
+    /// The region's own.
+    Regional,
+    /// `sts.amazonaws.com` for the regions that AWS had when it was the only one.
+    Legacy,
+}
+
+impl StsEndpoints {
+    /// Reads the setting's value, or that of `sts_regional_endpoints`, in any case.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text.to_ascii_lowercase().as_str() {
+            "regional" => Some(Self::Regional),
+            "legacy" => Some(Self::Legacy),
+            _ => None,
+        }
+    }
+}
+
+/// True for a name that STS takes for a role's session (`[\w+=,.@-]{2,64}`).
+pub fn is_session_name(text: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"_+=,.@-".contains(&b);
+    SESSION_NAME_LENGTH.contains(&text.len()) && text.bytes().all(fits)
+}
+
+/// True for what looks like the ARN of a role, in any partition.
+pub fn is_role_arn(text: &str) -> bool {
+    let whole = text.len() <= ROLE_ARN_LENGTH_MAX && text.bytes().all(|b| b.is_ascii_graphic());
+    // arn:partition:iam::account:role/name
+    let mut fields = text.splitn(6, ':');
+    let mut field = || fields.next().unwrap_or_default();
+    let (arn, partition, service) = (field(), field(), field());
+    let (_region, account, resource) = (field(), field(), field());
+    whole
+        && (arn, service) == ("arn", "iam")
+        && !partition.is_empty()
+        && !account.is_empty()
+        && resource
+            .strip_prefix("role/")
+            .is_some_and(|name| !name.is_empty())
+}
+
+/// Takes the home directory over: it is no setting of ours, and AWS's files are in it.
+pub(super) fn take_over_home(settings: &mut Settings, environment: &[(OsString, OsString)]) {
+    let named = environment.iter().find(|(name, _)| name == "HOME");
+    let home = named.map(|(_, value)| PathBuf::from(value));
+    settings.aws.home = home.filter(|home| home.is_absolute());
 }
 
 pub(super) fn region(settings: &mut Settings, text: &str) -> Result<(), String> {
@@ -82,6 +172,50 @@ pub(super) fn endpoint_url_sts(settings: &mut Settings, text: &str) -> Result<()
     Ok(())
 }
 
+pub(super) fn profile(settings: &mut Settings, text: &str) -> Result<(), String> {
+    if text.contains([']', '\n']) || text.chars().any(char::is_control) {
+        return Err(String::new());
+    }
+    settings.aws.profile = Some(text.to_owned());
+    Ok(())
+}
+
+pub(super) fn credentials_file(settings: &mut Settings, text: &str) -> Result<(), String> {
+    settings.aws.credentials_file = Some(PathBuf::from(text));
+    Ok(())
+}
+
+pub(super) fn config_file(settings: &mut Settings, text: &str) -> Result<(), String> {
+    settings.aws.config_file = Some(PathBuf::from(text));
+    Ok(())
+}
+
+pub(super) fn role_arn(settings: &mut Settings, text: &str) -> Result<(), String> {
+    if !is_role_arn(text) {
+        return Err(String::new());
+    }
+    settings.aws.role_arn = Some(text.to_owned());
+    Ok(())
+}
+
+pub(super) fn web_identity_token_file(settings: &mut Settings, text: &str) -> Result<(), String> {
+    settings.aws.web_identity_token_file = Some(PathBuf::from(text));
+    Ok(())
+}
+
+pub(super) fn role_session_name(settings: &mut Settings, text: &str) -> Result<(), String> {
+    if !is_session_name(text) {
+        return Err(String::new());
+    }
+    settings.aws.role_session_name = Some(text.to_owned());
+    Ok(())
+}
+
+pub(super) fn sts_endpoints(settings: &mut Settings, text: &str) -> Result<(), String> {
+    settings.aws.sts_endpoints = Some(StsEndpoints::parse(text).ok_or_else(String::new)?);
+    Ok(())
+}
+
 pub(super) fn ca_bundle(settings: &mut Settings, text: &str) -> Result<(), String> {
     let path = Path::new(text);
     let why = |error: std::io::Error| format!("it cannot be read: {error}");
@@ -114,6 +248,39 @@ fn has_certificate(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn roles_are_told_from_other_arns() {
+        for good in [
+            "arn:aws:iam::123456789012:role/puller",
+            "arn:aws-cn:iam::123456789012:role/path/to/puller",
+        ] {
+            assert!(is_role_arn(good), "{good}");
+        }
+        let long = format!("arn:aws:iam::1:role/{}", "a".repeat(ROLE_ARN_LENGTH_MAX));
+        for bad in [
+            "",
+            "puller",
+            "arn:aws:iam::123456789012:user/a",
+            "arn:aws:iam::123456789012:role/",
+            "arn:aws:sts::123456789012:role/a",
+            "arn::iam::123456789012:role/a",
+            "arn:aws:iam::123456789012:role/a b",
+            &long,
+        ] {
+            assert!(!is_role_arn(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn session_names_are_those_of_sts() {
+        for good in ["ab", "node-1.site@example+x=y,z_", &"a".repeat(64)] {
+            assert!(is_session_name(good), "{good}");
+        }
+        for bad in ["", "a", "a b", "a/b", "é", &"a".repeat(65)] {
+            assert!(!is_session_name(bad), "{bad}");
+        }
+    }
 
     #[test]
     fn certificates_are_found_by_their_lines() {

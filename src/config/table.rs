@@ -294,6 +294,7 @@ pub(super) const fn text(
 
 pub(super) const URL: &str = "http:// or https://, a host and at most a port";
 pub(super) const VISIBLE: &str = "visible ASCII characters without spaces";
+pub(super) const ROLE_ARN: &str = "the ARN of a role, arn:PARTITION:iam::ACCOUNT:role/NAME";
 pub(super) const COUNT_REASON: &str = "each holds up to 256 KiB of buffers";
 
 /// A count as the rest of the program keeps it; lossless, as Linux has no 16-bit machines.

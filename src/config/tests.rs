@@ -73,8 +73,8 @@ fn no_setting_of_the_contract_is_missing() {
         AWS_EC2_METADATA_DISABLED AWS_EC2_METADATA_SERVICE_ENDPOINT \
         AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE AWS_ENDPOINT_URL AWS_ENDPOINT_URL_ECR \
         AWS_ENDPOINT_URL_STS AWS_USE_FIPS_ENDPOINT AWS_USE_DUALSTACK_ENDPOINT \
-        AWS_STS_REGIONAL_ENDPOINTS AWS_CA_BUNDLE RENEW_INTERVAL_HOURS LISTEN_HOST LISTEN_PORT \
-        PORT ENABLE_SSL SSL_CERTIFICATE SSL_KEY REGISTRY_HTTP_TLS_CERTIFICATE \
+        AWS_STS_REGIONAL_ENDPOINTS AWS_IGNORE_CONFIGURED_ENDPOINT_URLS AWS_CA_BUNDLE \
+        RENEW_INTERVAL_HOURS LISTEN_HOST LISTEN_PORT PORT ENABLE_SSL SSL_CERTIFICATE SSL_KEY REGISTRY_HTTP_TLS_CERTIFICATE \
         REGISTRY_HTTP_TLS_KEY SSL_CLIENT_CA AUTH_FILE READ_ONLY ALLOW_REPOSITORIES \
         DISABLE_PROXY_HEADERS CACHE_DIR CACHE_MAX_SIZE CACHE_KEY CACHE_TAG_TTL BLOB_REDIRECT \
         BLOB_HOSTS RESOLVER HTTPS_PROXY HTTP_PROXY NO_PROXY https_proxy http_proxy no_proxy \
@@ -168,6 +168,43 @@ fn every_built_setting_arrives() {
         (settings.log_level, settings.log_format),
         (Level::Warn, Format::Json)
     );
+}
+
+#[test]
+fn every_setting_of_files_and_roles_arrives() {
+    let settings = read(
+        &[],
+        &[
+            ("AWS_DEFAULT_PROFILE", "prod"),
+            ("AWS_SHARED_CREDENTIALS_FILE", "/run/credentials"),
+            ("AWS_CONFIG_FILE", "~/aws-config"),
+            ("HOME", "/home/me"),
+            ("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/puller"),
+            ("AWS_WEB_IDENTITY_TOKEN_FILE", "/run/token"),
+            ("AWS_ROLE_SESSION_NAME", "node-1"),
+            ("AWS_USE_FIPS_ENDPOINT", "TRUE"),
+            ("AWS_USE_DUALSTACK_ENDPOINT", "false"),
+            ("AWS_STS_REGIONAL_ENDPOINTS", "Legacy"),
+            ("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true"),
+        ],
+    );
+    let aws = settings.aws;
+    assert_eq!(aws.profile.as_deref(), Some("prod"));
+    assert_eq!(aws.credentials_file, Some("/run/credentials".into()));
+    assert_eq!(aws.config_file, Some("~/aws-config".into()));
+    assert_eq!(aws.home, Some("/home/me".into()));
+    let role = "arn:aws:iam::123456789012:role/puller";
+    assert_eq!(aws.role_arn.as_deref(), Some(role));
+    assert_eq!(aws.web_identity_token_file, Some("/run/token".into()));
+    assert_eq!(aws.role_session_name.as_deref(), Some("node-1"));
+    assert_eq!(
+        (aws.use_fips, aws.use_dual_stack),
+        (Some(true), Some(false))
+    );
+    assert_eq!(aws.sts_endpoints, Some(StsEndpoints::Legacy));
+    assert_eq!(aws.ignore_endpoint_urls, Some(true));
+    let relative = read(&[], &[("HOME", "home")]);
+    assert_eq!(relative.aws.home, None);
 }
 
 #[test]
@@ -321,6 +358,15 @@ fn texts_have_a_form() {
         ("AWS_REGION", "eu west", "such as eu-west-1"),
         ("AWS_REGION", "evil.example/", "such as eu-west-1"),
         ("AWS_ENDPOINT_URL_STS", "sts.local", "this has no scheme"),
+        ("AWS_ROLE_ARN", "puller", "expected the ARN of a role"),
+        ("AWS_ROLE_SESSION_NAME", "a/b", "expected 2 to 64 letters"),
+        ("AWS_PROFILE", "a]b", "expected the name of a profile"),
+        ("AWS_USE_FIPS_ENDPOINT", "maybe", "expected true or false"),
+        (
+            "AWS_STS_REGIONAL_ENDPOINTS",
+            "global",
+            "expected regional or legacy",
+        ),
         ("LISTEN_HOST", "localhost", "expected an IP address"),
         (
             "LISTEN_HOST",

@@ -89,7 +89,6 @@ fn what_is_not_built_is_refused_by_name() {
         ("ALLOW_REPOSITORIES", "team/*"),
         ("HTTPS_PROXY", "http://proxy:3128"),
         ("PREFETCH", "team/app:1.0"),
-        ("AWS_PROFILE", "prod"),
         ("REGISTRY_HTTP_TLS_KEY", "/key.pem"),
     ] {
         for command in ["serve", "settings", "health"] {

@@ -1,13 +1,24 @@
-//! Who we are to AWS. Owns: [`Credentials`] and the [`Chain`] of sources that may have them. Must
-//! not: keep credentials; the caller asks anew for each use, so that rotated ones are noticed.
+//! Who we are to AWS. Owns: [`Credentials`], the [`Chain`] of sources that may have them, and the
+//! temporary ones in use. Must not: keep what says no expiry; it is asked for anew at each use, so
+//! that rotated keys are noticed. Locks: `kept` alone, never held while a source is asked.
 
 mod env;
+mod file;
+mod kept;
+mod process;
+pub(super) mod profile;
+mod web_identity;
 
 use std::fmt;
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
 
+use self::kept::{Kept, Standing};
+use super::call::Caller;
+use super::fault::{CallFault, FaultKind};
+use super::sts::Sts;
 use crate::config::AwsSettings;
-use crate::log::Secret;
+use crate::log::{self, Secret};
 
 /// What signs a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +36,26 @@ pub struct Credentials {
 }
 
 impl Credentials {
+    /// What stands in for credentials in a call that has its proof of identity in the body: it
+    /// names the source, and hides the proof.
+    pub(super) fn bearer(source: String, proof: Secret<String>) -> Self {
+        Self {
+            access_key_id: String::new(),
+            secret: Secret::default(),
+            session_token: Some(proof),
+            expires: None,
+            source,
+        }
+    }
+
+    /// The same from another source, for errors.
+    pub(super) fn with_source(&self, source: String) -> Self {
+        Self {
+            source,
+            ..self.clone()
+        }
+    }
+
     /// `text` without our secrets: AWS answers a wrong signature with the request it expected,
     /// session token included.
     pub(super) fn redact(&self, text: &str) -> String {
@@ -48,13 +79,67 @@ pub trait Source: Send + Sync {
     /// When the source is configured and fails: what to mend. It does not fall through to the next
     /// source, or a process would act under an identity nobody meant.
     fn fetch(&self) -> Result<Option<Credentials>, String>;
+
+    /// The same, saying also whether the failure may pass. Sources that can tell override it; of
+    /// others the failure is taken to pass, so that they are asked again soon.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch).
+    fn attempt(&self) -> Result<Option<Credentials>, SourceFault> {
+        self.fetch().map_err(SourceFault::passing)
+    }
+}
+
+/// Why a source that is configured has no credentials: words, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFault {
+    text: String,
+    kind: FaultKind,
+}
+
+impl SourceFault {
+    /// Nothing changes until somebody changes something.
+    pub(super) fn lasting(text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            kind: FaultKind::Permanent,
+        }
+    }
+
+    /// May well work the next time.
+    pub(super) fn passing(text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            kind: FaultKind::Transient,
+        }
+    }
+
+    /// What to do.
+    pub(super) const fn kind(&self) -> FaultKind {
+        self.kind
+    }
+}
+
+impl From<Box<CallFault>> for SourceFault {
+    fn from(fault: Box<CallFault>) -> Self {
+        Self {
+            text: fault.to_string(),
+            kind: fault.kind,
+        }
+    }
+}
+
+impl fmt::Display for SourceFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
 }
 
 /// Why there are no credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CredentialsFault {
     /// A source is configured and failed.
-    Broken(String),
+    Broken(SourceFault),
     /// No source is configured.
     NotConfigured,
 }
@@ -65,77 +150,123 @@ impl fmt::Display for CredentialsFault {
             Self::Broken(reason) => write!(f, "AWS credentials: {reason}"),
             Self::NotConfigured => f.write_str(
                 "no AWS credentials configured: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY \
-                 (and AWS_SESSION_TOKEN for temporary ones)",
+                 (and AWS_SESSION_TOKEN for temporary ones), or AWS_WEB_IDENTITY_TOKEN_FILE and \
+                 AWS_ROLE_ARN, or AWS_PROFILE",
             ),
         }
     }
 }
 
 /// The sources in the order they are asked; the first that is configured decides.
-pub struct Chain(Vec<Box<dyn Source>>);
+///
+/// Only the token thread asks, so there is one flight at a time without a lock around it.
+pub struct Chain {
+    sources: Vec<Arc<dyn Source>>,
+    caller: Arc<Caller>,
+    /// Temporary credentials in use.
+    kept: Mutex<Option<Kept>>,
+}
 
 impl Chain {
-    /// The sources that `settings` speak of.
-    pub fn new(settings: &AwsSettings) -> Self {
-        Self(vec![Box::new(env::Environment::new(settings))])
+    /// The sources that `settings` speak of. STS is asked in the settings' region, else in
+    /// `region`.
+    pub(super) fn new(
+        settings: &AwsSettings,
+        caller: &Arc<Caller>,
+        region: Option<String>,
+    ) -> Self {
+        let sts = Arc::new(Sts::new(caller, settings, region));
+        let environment: Arc<dyn Source> = Arc::new(env::Environment::new(settings));
+        // Sources that a profile may name as its `credential_source`, too.
+        let named = profile::NamedSources {
+            environment: Arc::clone(&environment),
+            container: None,
+            instance_metadata: None,
+        };
+        let profile = Arc::new(profile::Profile::new(settings, &sts, named));
+        let sources: Vec<Arc<dyn Source>> = vec![
+            Arc::new(profile::UnlessTakenBy::new(&profile, environment)),
+            Arc::new(web_identity::WebIdentity::from_environment(settings, &sts)),
+            profile,
+        ];
+        Self::of(sources, caller)
     }
 
-    /// Fetches credentials.
+    fn of(sources: Vec<Arc<dyn Source>>, caller: &Arc<Caller>) -> Self {
+        Self {
+            sources,
+            caller: Arc::clone(caller),
+            kept: Mutex::new(None),
+        }
+    }
+
+    /// Credentials that AWS should take: those in use until they are about to end, else fresh
+    /// ones. When fresh ones fail to come, those in use stay until their real end.
     ///
     /// # Errors
     /// When the deciding source fails, or none is configured.
     pub fn fetch(&self) -> Result<Credentials, CredentialsFault> {
-        for source in &self.0 {
-            if let Some(credentials) = source.fetch().map_err(CredentialsFault::Broken)? {
+        let now = self.caller.monotonic();
+        let kept = self.lock().clone();
+        let standing = kept
+            .as_ref()
+            .map(|kept| kept.standing(self.caller.aws_now(), now));
+        match (kept, standing) {
+            (Some(kept), Some(Standing::Fresh)) => Ok(kept.credentials),
+            (Some(kept), Some(Standing::Due)) => match self.refetch() {
+                Err(fault) => {
+                    log::warn(
+                        "AWS credentials not refreshed, the old ones stay in use until their end",
+                        &[
+                            ("source", &kept.credentials.source),
+                            ("expires", &log::timestamp(kept.expires)),
+                            ("error", &fault),
+                        ],
+                    );
+                    let credentials = kept.credentials.clone();
+                    *self.lock() = Some(kept.tried(now));
+                    Ok(credentials)
+                }
+                fresh => fresh,
+            },
+            _ => self.refetch(),
+        }
+    }
+
+    /// Fresh credentials, whatever is in use: AWS says that those have ended. They are given out
+    /// even if they seem to have ended, too: our clock may be wrong, and AWS judges by its own.
+    ///
+    /// # Errors
+    /// When the deciding source fails, or none is configured.
+    pub fn refetch(&self) -> Result<Credentials, CredentialsFault> {
+        for source in &self.sources {
+            let found = source.attempt().map_err(CredentialsFault::Broken)?;
+            if let Some(credentials) = found {
+                *self.lock() = Kept::new(&credentials, self.caller.monotonic());
                 return Ok(credentials);
             }
         }
         Err(CredentialsFault::NotConfigured)
     }
+
+    /// Forgets what is in use: AWS does not know it.
+    pub fn forget(&self) {
+        *self.lock() = None;
+    }
+
+    /// When those in use are to be refreshed; none when there are none, or only such as do not
+    /// end. Once they have ended this waits until somebody needs credentials.
+    pub fn refresh_due(&self) -> Option<Instant> {
+        let now = self.caller.monotonic();
+        let kept = self.lock();
+        kept.as_ref()?.due(self.caller.aws_now(), now)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Kept>> {
+        // A whole value is put there, or none.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Fixed(Result<Option<&'static str>, &'static str>);
-
-    impl Source for Fixed {
-        fn fetch(&self) -> Result<Option<Credentials>, String> {
-            let credentials = |id: &str| Credentials {
-                access_key_id: id.into(),
-                secret: Secret::new("hunter2".into()),
-                session_token: Some(Secret::new("token+/=".into())),
-                expires: None,
-                source: "test".into(),
-            };
-            self.0
-                .map(|id| id.map(credentials))
-                .map_err(ToOwned::to_owned)
-        }
-    }
-
-    fn chain(sources: [Fixed; 3]) -> Result<String, CredentialsFault> {
-        let boxed = sources.map(|source| Box::new(source) as Box<dyn Source>);
-        Chain(boxed.into()).fetch().map(|found| found.access_key_id)
-    }
-
-    #[test]
-    fn the_first_configured_source_decides_even_by_failing() {
-        let found = chain([Fixed(Ok(None)), Fixed(Ok(Some("b"))), Fixed(Err("late"))]);
-        assert_eq!(found, Ok("b".into()));
-        let failed = chain([Fixed(Ok(None)), Fixed(Err("broken")), Fixed(Ok(Some("c")))]);
-        assert_eq!(failed, Err(CredentialsFault::Broken("broken".into())));
-        let none = chain([Fixed(Ok(None)), Fixed(Ok(None)), Fixed(Ok(None))]);
-        assert_eq!(none, Err(CredentialsFault::NotConfigured));
-    }
-
-    #[test]
-    fn secrets_are_cut_out_of_texts_and_debug_prints() {
-        let credentials = Fixed(Ok(Some("AKID"))).fetch().unwrap().unwrap();
-        let text = credentials.redact("key hunter2, x-amz-security-token:token+/= for AKID");
-        assert_eq!(text, "key ***, x-amz-security-token:*** for AKID");
-        let debug = format!("{credentials:?}");
-        assert!(!debug.contains("hunter2") && !debug.contains("token+"));
-    }
-}
+mod tests;

@@ -10,7 +10,7 @@ pub(super) static ROWS: &[Setting] = &[
         name: "AWS_REGION",
         other_names: &["AWS_DEFAULT_REGION"],
         group: Group::Aws,
-        preset: Preset::Unset("from the host in `ECR`"),
+        preset: Preset::Unset("from the host in `ECR`, else from the profile"),
         meaning: "Signing region. The region in an ECR host name wins for that registry.",
         state: text(
             Unit::Text,
@@ -72,25 +72,42 @@ pub(super) static ROWS: &[Setting] = &[
     Setting {
         name: "AWS_USE_FIPS_ENDPOINT",
         group: Group::Aws,
-        preset: Preset::Value("false"),
-        meaning: "FIPS endpoints.",
-        state: later(Unit::Switch, OFF),
+        preset: Preset::Unset("`false`, or `use_fips_endpoint` of the profile"),
+        meaning: "Call the FIPS endpoints of ECR and STS. A registry with `ecr-fips` in its name has \
+                  its token from there anyway.",
+        state: State::Built(Kind::Switch(|settings, on| {
+            settings.aws.use_fips = Some(on)
+        })),
         ..ROW
     },
     Setting {
         name: "AWS_USE_DUALSTACK_ENDPOINT",
         group: Group::Aws,
-        preset: Preset::Value("false"),
-        meaning: "Dual-stack endpoints.",
-        state: later(Unit::Switch, OFF),
+        preset: Preset::Unset("`false`, or `use_dualstack_endpoint` of the profile"),
+        meaning: "Call the dual-stack (IPv6) endpoints of ECR and STS. A registry with a dual-stack \
+                  name has its token from there anyway.",
+        state: State::Built(Kind::Switch(|settings, on| {
+            settings.aws.use_dual_stack = Some(on)
+        })),
         ..ROW
     },
     Setting {
         name: "AWS_STS_REGIONAL_ENDPOINTS",
         group: Group::Aws,
-        preset: Preset::Value("regional"),
-        meaning: "`regional` or `legacy` STS endpoints.",
-        state: later(Unit::Text, Accepts::Only(&["regional"])),
+        preset: Preset::Unset("`regional`, or `sts_regional_endpoints` of the profile"),
+        meaning: "`regional`, or `legacy`: `sts.amazonaws.com` for the older regions.",
+        state: text(Unit::Text, "regional or legacy", aws::sts_endpoints),
+        ..ROW
+    },
+    Setting {
+        name: "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+        group: Group::Aws,
+        preset: Preset::Unset("`false`, or `ignore_configured_endpoint_urls` of the profile"),
+        meaning: "Call AWS's own addresses, whatever `AWS_ENDPOINT_URL` and its kin or the profile \
+                  say.",
+        state: State::Built(Kind::Switch(|settings, on| {
+            settings.aws.ignore_endpoint_urls = Some(on);
+        })),
         ..ROW
     },
 ];

@@ -33,25 +33,28 @@ pub(super) static ROWS: &[Setting] = &[
     },
     Setting {
         name: "AWS_PROFILE",
+        other_names: &["AWS_DEFAULT_PROFILE"],
         group: Group::Aws,
-        preset: Preset::Unset("none"),
-        meaning: "Profile in the shared AWS files.",
+        preset: Preset::Unset("`default`, if the shared files have it"),
+        meaning: "Profile in the shared AWS files; when it is set it must be there.",
+        state: text(Unit::Text, "the name of a profile", aws::profile),
         ..ROW
     },
     Setting {
         name: "AWS_SHARED_CREDENTIALS_FILE",
         group: Group::Aws,
         preset: Preset::Unset("`~/.aws/credentials`"),
-        meaning: "Shared credentials file.",
-        state: later(Unit::Path, Accepts::Nothing),
+        meaning: "Shared credentials file, read anew at each use.",
+        state: text(Unit::Path, "a path", aws::credentials_file),
         ..ROW
     },
     Setting {
         name: "AWS_CONFIG_FILE",
         group: Group::Aws,
         preset: Preset::Unset("`~/.aws/config`"),
-        meaning: "Shared config file.",
-        state: later(Unit::Path, Accepts::Nothing),
+        meaning: "Shared config file. Credentials in it are read anew at each use, regions and \
+                  endpoints at the start.",
+        state: text(Unit::Path, "a path", aws::config_file),
         ..ROW
     },
     Setting {
@@ -59,21 +62,27 @@ pub(super) static ROWS: &[Setting] = &[
         group: Group::Aws,
         preset: Preset::Unset("none"),
         meaning: "Role to assume with the web identity token.",
+        state: text(Unit::Text, ROLE_ARN, aws::role_arn),
         ..ROW
     },
     Setting {
         name: "AWS_WEB_IDENTITY_TOKEN_FILE",
         group: Group::Aws,
         preset: Preset::Unset("none"),
-        meaning: "Web identity token (IRSA).",
-        state: later(Unit::Path, Accepts::Nothing),
+        meaning: "Web identity token (IRSA), read anew at each use. Needs `AWS_ROLE_ARN`.",
+        state: text(Unit::Path, "a path", aws::web_identity_token_file),
         ..ROW
     },
     Setting {
         name: "AWS_ROLE_SESSION_NAME",
         group: Group::Aws,
-        preset: Preset::Unset("made up"),
-        meaning: "Session name of the assumed role.",
+        preset: Preset::Unset("`aws-ecr-proxy`"),
+        meaning: "Session name of the role that is assumed with the web identity token.",
+        state: text(
+            Unit::Text,
+            "2 to 64 letters, digits and _+=,.@-",
+            aws::role_session_name,
+        ),
         ..ROW
     },
     Setting {

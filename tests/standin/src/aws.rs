@@ -1,5 +1,5 @@
-//! The AWS APIs. Owns: `GetAuthorizationToken` (ECR) and `GetCallerIdentity` (STS), each for a
-//! rightly signed request only. Must not: touch a socket.
+//! The AWS APIs. Owns: which of them is asked, and `GetAuthorizationToken` (ECR), for a rightly
+//! signed request only. Must not: touch a socket.
 
 use std::time::UNIX_EPOCH;
 
@@ -8,32 +8,22 @@ use serde_json::{Number, Value, json};
 use crate::core::{Core, lock};
 use crate::http::{Head, Reply};
 use crate::sigv4::{self, Refusal};
-use crate::{ACCOUNT, Server};
+use crate::{Server, sts};
 
 const GET_TOKEN: &str = "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken";
 
 pub(crate) fn answer(core: &Core, head: &Head, body: &[u8]) -> Reply {
-    let form = String::from_utf8_lossy(body);
     if head.method != "POST" || head.path() != "/" {
         return json_error(&("UnknownOperationException", String::new()), 404);
     }
     match head.first("x-amz-target") {
         Some(GET_TOKEN) => match sigv4::verify(core, head, body, "ecr") {
-            Ok(()) if serde_json::from_slice::<Value>(body).is_ok() => token(core),
-            Ok(()) => json_error(&("SerializationException", "not JSON".into()), 400),
+            Ok(_) if serde_json::from_slice::<Value>(body).is_ok() => token(core),
+            Ok(_) => json_error(&("SerializationException", "not JSON".into()), 400),
             Err(refusal) => json_error(&refusal, 400),
         },
         Some(_) => json_error(&("UnknownOperationException", String::new()), 400),
-        None if form
-            .split('&')
-            .any(|field| field == "Action=GetCallerIdentity") =>
-        {
-            match sigv4::verify(core, head, body, "sts") {
-                Ok(()) => identity(core),
-                Err(refusal) => xml_error(&refusal),
-            }
-        }
-        None => xml_error(&("InvalidAction", "Could not find operation".into())),
+        None => sts::answer(core, head, body),
     }
 }
 
@@ -62,30 +52,9 @@ fn token(core: &Core) -> Reply {
         .with("x-amzn-RequestId", "00000000-0000-0000-0000-000000000001")
 }
 
-fn identity(core: &Core) -> Reply {
-    let user = &core.options.access_key_id;
-    let body = format!(
-        "<GetCallerIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\
-         <GetCallerIdentityResult><Arn>arn:aws:iam::{ACCOUNT}:user/stand-in</Arn>\
-         <UserId>AIDA{user}</UserId><Account>{ACCOUNT}</Account></GetCallerIdentityResult>\
-         <ResponseMetadata><RequestId>1</RequestId></ResponseMetadata>\
-         </GetCallerIdentityResponse>"
-    );
-    Reply::new(200, body.into_bytes()).with("Content-Type", "text/xml")
-}
-
 fn json_error((code, message): &Refusal, status: u16) -> Reply {
     let body = json!({"__type": code, "message": message});
     Reply::new(status, body.to_string().into_bytes())
         .with("Content-Type", "application/x-amz-json-1.1")
         .with("x-amzn-ErrorType", *code)
-}
-
-fn xml_error((code, message): &Refusal) -> Reply {
-    let body = format!(
-        "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error>\
-         <Type>Sender</Type><Code>{code}</Code><Message>{message}</Message></Error>\
-         <RequestId>1</RequestId></ErrorResponse>"
-    );
-    Reply::new(403, body.into_bytes()).with("Content-Type", "text/xml")
 }

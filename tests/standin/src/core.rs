@@ -15,7 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use crate::fault::Script;
 use crate::http::Head;
 use crate::store::Store;
-use crate::{Fault, Options, Seen, Server};
+use crate::{Fault, Options, Seen, Server, sts};
 
 pub(crate) struct Core {
     pub(crate) options: Options,
@@ -32,6 +32,7 @@ pub(crate) struct Core {
     /// Bytes of bodies, by [`Server::index`].
     sent: [AtomicU64; 3],
     connections: Mutex<HashMap<u64, (Server, Arc<TcpStream>)>>,
+    pub(crate) sts: Mutex<sts::State>,
 }
 
 #[derive(Default)]
@@ -109,6 +110,7 @@ impl Core {
                 issued: Vec::new(),
                 life: options.token_life,
             }),
+            sts: Mutex::new(sts::State::new(&options)),
             options,
             addresses,
             script: Mutex::default(),

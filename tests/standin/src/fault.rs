@@ -185,6 +185,13 @@ impl Fault {
         Self::Status(status, json, body.to_string().into_bytes())
     }
 
+    /// An error document of STS (XML).
+    pub fn sts_error(status: u16, code: &str, message: &str) -> Self {
+        let body = crate::sts::error_document(code, message);
+        let xml = vec![("Content-Type".into(), "text/xml".into())];
+        Self::Status(status, xml, body)
+    }
+
     /// An error document of the ECR API (`x-amz-json-1.1`).
     pub fn aws_error(status: u16, code: &str, message: &str) -> Self {
         let body = serde_json::json!({"__type": code, "message": message});

@@ -1,5 +1,5 @@
 //! A stand-in for ECR's registry, the blob host it redirects to, and the AWS APIs (ECR's
-//! `GetAuthorizationToken`, STS's `GetCallerIdentity`), for tests and for `make run`.
+//! `GetAuthorizationToken`, STS's `GetCallerIdentity` and roles), for tests and for `make run`.
 //!
 //! Three servers on loopback ports of their own, a thread per connection, and an HTTP server that
 //! is written here, so that every byte of an answer can be scripted:
@@ -35,6 +35,7 @@ mod s3;
 mod server;
 mod sigv4;
 mod store;
+mod sts;
 mod uploads;
 
 use std::os::fd::OwnedFd;
@@ -50,6 +51,7 @@ use crate::server::Listener;
 pub use crate::content::{Content, Hasher, digest};
 pub use crate::fault::{Fault, Match, Then};
 pub use crate::image::Layer;
+pub use crate::sts::{Role, StsCall};
 
 /// The account that everything belongs to.
 pub const ACCOUNT: &str = "123456789012";
@@ -350,6 +352,7 @@ impl Standin {
             secrets.push(user_and_password["AWS:".len()..].to_owned());
             secrets.push(token.to_owned());
         }
+        secrets.extend(self.sts_secrets());
         secrets
     }
 

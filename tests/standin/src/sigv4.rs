@@ -5,8 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::Server;
 use crate::content::{hex, sha256};
-use crate::core::Core;
+use crate::core::{Core, lock};
 use crate::http::Head;
+use crate::sts::Key;
 
 /// An AWS error: code and message.
 pub(crate) type Refusal = (&'static str, String);
@@ -15,8 +16,15 @@ pub(crate) type Refusal = (&'static str, String);
 const SKEW_MAX: Duration = Duration::from_secs(15 * 60);
 const BLOCK_BYTES: usize = 64;
 
-/// Checks key id, scope, date, session token and signature of a request for `service`.
-pub(crate) fn verify(core: &Core, head: &Head, body: &[u8], service: &str) -> Result<(), Refusal> {
+/// The id of the key that signed a request, rightly or not.
+pub(crate) fn key_id(head: &Head) -> Option<&str> {
+    let (_, credential) = head.first("authorization")?.split_once("Credential=")?;
+    credential.split('/').next()
+}
+
+/// Checks key id, scope, date, session token and signature of a request for `service`; gives the
+/// key.
+pub(crate) fn verify(core: &Core, head: &Head, body: &[u8], service: &str) -> Result<Key, Refusal> {
     let options = &core.options;
     let missing = || {
         (
@@ -49,9 +57,21 @@ pub(crate) fn verify(core: &Core, head: &Head, body: &[u8], service: &str) -> Re
         }
     }
     let token = head.first("x-amz-security-token");
-    if key_id != options.access_key_id || token != options.session_token.as_deref() {
+    let unknown = || {
         let message = "The security token included in the request is invalid.";
-        return Err(("UnrecognizedClientException", message.into()));
+        ("UnrecognizedClientException", message.to_owned())
+    };
+    let known = lock(&core.sts).key(key_id).ok_or_else(unknown)?;
+    if token != known.token.as_deref() {
+        return Err(unknown());
+    }
+    if known.is_expired(core.now(Server::Api)) {
+        let code = match service {
+            "sts" => "ExpiredToken",
+            _ => "ExpiredTokenException",
+        };
+        let message = "The security token included in the request is expired";
+        return Err((code, message.into()));
     }
     let date = head.first("x-amz-date").unwrap_or_default();
     check_date(date, core.now(Server::Api))?;
@@ -65,7 +85,7 @@ pub(crate) fn verify(core: &Core, head: &Head, body: &[u8], service: &str) -> Re
         "AWS4-HMAC-SHA256\n{date}\n{scope}\n{}",
         hex(&sha256(request.as_bytes()))
     );
-    let key = format!("AWS4{}", options.secret_access_key).into_bytes();
+    let key = format!("AWS4{}", known.secret).into_bytes();
     let key = scope
         .split('/')
         .fold(key, |key, part| hmac(&key, part.as_bytes()).to_vec());
@@ -74,7 +94,7 @@ pub(crate) fn verify(core: &Core, head: &Head, body: &[u8], service: &str) -> Re
                        provided. Check your AWS Secret Access Key and signing method.";
         return Err(("InvalidSignatureException", message.into()));
     }
-    Ok(())
+    Ok(known)
 }
 
 fn check_date(date: &str, now: SystemTime) -> Result<(), Refusal> {

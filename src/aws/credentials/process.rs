@@ -1,0 +1,450 @@
+//! `credential_process`: a program that prints credentials. Owns: its command line, its bounds and
+//! its end. Must not: use a shell, or show what it printed to standard output.
+
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde_json::Value;
+
+use super::super::time;
+use super::{Credentials, SourceFault};
+use crate::log::Secret;
+
+/// Longest time for the program, as in the SDK for Go (`processcreds.DefaultTimeout`).
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Most bytes of credentials; session tokens have a few kB.
+const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+/// Most bytes kept of what it complains of; the rest is read and thrown away.
+const COMPLAINT_BYTES_MAX: usize = 4 * 1024;
+/// Most characters of that which are passed on.
+const COMPLAINT_CHARS_MAX: usize = 300;
+/// Between two looks at whether it has ended: its children may hold the pipes open.
+const STEP: Duration = Duration::from_millis(20);
+/// Words of this length with both letters and digits are taken for secrets.
+const SECRET_LENGTH_MIN: usize = 16;
+
+/// What a program may use.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    time: Duration,
+    output_bytes: usize,
+}
+
+const LIMITS: Limits = Limits {
+    time: TIMEOUT,
+    output_bytes: OUTPUT_BYTES_MAX,
+};
+
+/// Runs `command` and reads the credentials it prints; `source` names them. Blocks for [`TIMEOUT`]
+/// at the longest.
+///
+/// # Errors
+/// Why there are none.
+pub(super) fn fetch(command: &Secret<String>, source: &str) -> Result<Credentials, SourceFault> {
+    let fault = |why: String| format!("{source}: {why}");
+    let words = split(command.expose())
+        .map_err(|why| SourceFault::lasting(fault(format!("credential_process: {why}"))))?;
+    let output = run(&words, LIMITS).map_err(|why| SourceFault::passing(fault(why)))?;
+    read(&output, source).map_err(|why| SourceFault::passing(fault(why)))
+}
+
+/// The credentials in what the program printed (SDKs and Tools reference guide, "Process
+/// credential provider").
+fn read(output: &Secret<Vec<u8>>, source: &str) -> Result<Credentials, String> {
+    let document: Value = serde_json::from_slice(output.expose())
+        .map_err(|_| "what the program printed is not JSON".to_owned())?;
+    if document.get("Version").and_then(Value::as_u64) != Some(1) {
+        return Err("what the program printed lacks \"Version\": 1".into());
+    }
+    let text = |name: &str| document.get(name).and_then(Value::as_str).map(str::trim);
+    let required = |name: &str| {
+        text(name)
+            .filter(|text| !text.is_empty())
+            .ok_or_else(|| format!("what the program printed has no {name}"))
+    };
+    let expires = match text("Expiration") {
+        None | Some("") => None,
+        Some(text) => Some(time::parse(text).ok_or("its Expiration is no time as in RFC 3339")?),
+    };
+    let token = text("SessionToken").filter(|text| !text.is_empty());
+    Ok(Credentials {
+        access_key_id: required("AccessKeyId")?.to_owned(),
+        secret: Secret::new(required("SecretAccessKey")?.to_owned()),
+        session_token: token.map(|token| Secret::new(token.to_owned())),
+        expires,
+        source: source.to_owned(),
+    })
+}
+
+/// Splits a command line as a POSIX shell would, without expanding anything.
+fn split(command: &str) -> Result<Vec<String>, &'static str> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quote = None;
+    let mut chars = command.chars();
+    while let Some(c) = chars.next() {
+        let literal = match (quote, c) {
+            (Some(mark), c) if c == mark => {
+                quote = None;
+                continue;
+            }
+            (Some('\''), c) => c,
+            // Between double quotation marks it escapes these two only.
+            (Some(_), '\\') => match chars.next() {
+                Some(c @ ('"' | '\\')) => c,
+                Some(c) => {
+                    word.get_or_insert_default().push('\\');
+                    c
+                }
+                None => return Err("a quotation mark is not closed"),
+            },
+            (Some(_), c) => c,
+            (None, mark @ ('"' | '\'')) => {
+                quote = Some(mark);
+                word.get_or_insert_default();
+                continue;
+            }
+            (None, '\\') => chars.next().ok_or("it ends in a backslash")?,
+            (None, c) if c.is_whitespace() => {
+                words.extend(word.take());
+                continue;
+            }
+            (None, c) => c,
+        };
+        word.get_or_insert_default().push(literal);
+    }
+    if quote.is_some() {
+        return Err("a quotation mark is not closed");
+    }
+    words.extend(word);
+    if words.first().is_none_or(String::is_empty) {
+        return Err("it names no program");
+    }
+    Ok(words)
+}
+
+/// Runs the program and gives back what it wrote to standard output.
+fn run(words: &[String], limits: Limits) -> Result<Secret<Vec<u8>>, String> {
+    let (program, arguments) = words.split_first().ok_or("it names no program")?;
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        // A group of its own, so that it can be ended with all that it has started.
+        .process_group(0);
+    let child = command.spawn().map_err(|error| {
+        format!(
+            "{program} cannot be run: {error}; the container image has no programs, mount one \
+             that is static"
+        )
+    })?;
+    let mut running = Running(child);
+    let deadline = Instant::now() + limits.time;
+    let (output, complaint, status) = running.watch(deadline, limits.output_bytes)?;
+    let status = status.ok_or_else(|| {
+        format!(
+            "{program} has not ended within {} s, and was killed{}",
+            limits.time.as_secs_f32(),
+            shown(&complaint)
+        )
+    })?;
+    if output.expose().len() > limits.output_bytes {
+        let limit = limits.output_bytes;
+        return Err(format!("{program} printed more than {limit} bytes"));
+    }
+    if !status.success() {
+        return Err(format!("{program} failed: {status}{}", shown(&complaint)));
+    }
+    Ok(output)
+}
+
+/// A program that is killed with all its children when this goes.
+struct Running(Child);
+
+/// What a program printed and complained of, and how it ended; no status when it has not.
+type Watched = (Secret<Vec<u8>>, Vec<u8>, Option<ExitStatus>);
+
+impl Running {
+    /// Reads both its outputs until it ends, prints too much, or the time is over.
+    fn watch(&mut self, deadline: Instant, output_bytes: usize) -> Result<Watched, String> {
+        let mut output = (self.0.stdout.take(), Vec::new());
+        let mut complaint = (self.0.stderr.take(), Vec::new());
+        let fault =
+            |error: &dyn std::fmt::Display| format!("the program cannot be watched: {error}");
+        let status = loop {
+            // Looked at before the pipes: what it wrote before its end is in them by then.
+            let ended = self.0.try_wait().map_err(|error| fault(&error))?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let wait = if ended.is_some() {
+                Duration::ZERO
+            } else {
+                STEP.min(left)
+            };
+            let ready = readable(output.0.as_ref(), complaint.0.as_ref(), wait)
+                .map_err(|error| fault(&error))?;
+            if ready.0 && take(&mut output, output_bytes + 1) {
+                break Some(ended.unwrap_or_default());
+            }
+            if ready.1 {
+                take(&mut complaint, COMPLAINT_BYTES_MAX);
+            }
+            if ended.is_some() && ready == (false, false) {
+                break ended;
+            }
+            if left.is_zero() {
+                break None;
+            }
+        };
+        Ok((Secret::new(output.1), complaint.1, status))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Until it is waited for, its number, and so its group's, is nobody else's.
+        if let Ok(None) = self.0.try_wait() {
+            if let Some(group) = i32::try_from(self.0.id())
+                .ok()
+                .and_then(rustix::process::Pid::from_raw)
+            {
+                let kill = rustix::process::Signal::KILL;
+                let _ = rustix::process::kill_process_group(group, kill);
+            }
+            let _ = self.0.wait();
+        }
+    }
+}
+
+/// Waits until either pipe can be read, or `wait` is over.
+fn readable(
+    output: Option<&impl AsFd>,
+    complaint: Option<&impl AsFd>,
+    wait: Duration,
+) -> rustix::io::Result<(bool, bool)> {
+    let mut fds = Vec::with_capacity(2);
+    fds.extend(output.map(|pipe| PollFd::new(pipe, PollFlags::IN)));
+    fds.extend(complaint.map(|pipe| PollFd::new(pipe, PollFlags::IN)));
+    let wait = Timespec {
+        tv_sec: 0,
+        tv_nsec: wait.subsec_nanos().into(),
+    };
+    match poll(&mut fds, Some(&wait)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => return Err(error),
+    }
+    let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
+    let output = output.is_some() && ready.next().unwrap_or_default();
+    let complaint = complaint.is_some() && ready.next().unwrap_or_default();
+    Ok((output, complaint))
+}
+
+/// Reads once, which does not block, and keeps `bytes_max` in all. True when that is reached. The
+/// pipe goes when it ends.
+fn take(pipe: &mut (Option<impl Read>, Vec<u8>), bytes_max: usize) -> bool {
+    let mut piece = [0; 4096];
+    let count = pipe.0.as_mut().map_or(Ok(0), |from| from.read(&mut piece));
+    match count {
+        Ok(0) | Err(_) => pipe.0 = None,
+        Ok(count) => {
+            let room = bytes_max.saturating_sub(pipe.1.len()).min(count);
+            pipe.1.extend(piece.iter().take(room));
+        }
+    }
+    pipe.1.len() >= bytes_max
+}
+
+/// What the program complained of, on one line, without what may be a secret.
+fn shown(complaint: &[u8]) -> String {
+    let text = String::from_utf8_lossy(complaint);
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control());
+    let words: Vec<String> = words
+        .filter(|word| !word.is_empty())
+        .map(redacted)
+        .collect();
+    if words.is_empty() {
+        return String::new();
+    }
+    let line = words.join(" ");
+    format!(
+        ": {}",
+        line.chars().take(COMPLAINT_CHARS_MAX).collect::<String>()
+    )
+}
+
+/// Keys, tokens and passwords out of a generator are long and mix letters with digits; words and
+/// paths seldom do both between two marks. An equals sign may end base64, so it is none.
+fn redacted(word: &str) -> String {
+    let part = |c: char| c.is_ascii_alphanumeric() || "+/=_-".contains(c);
+    let mut out = String::new();
+    let mut rest = word;
+    while !rest.is_empty() {
+        let end = rest.find(|c| !part(c)).unwrap_or(rest.len());
+        let (run, after) = rest.split_at_checked(end).unwrap_or((rest, ""));
+        let secret = run.len() >= SECRET_LENGTH_MIN
+            && run.bytes().any(|b| b.is_ascii_digit())
+            && run.bytes().any(|b| b.is_ascii_alphabetic());
+        out.push_str(if secret { "***" } else { run });
+        let mut marks = after.chars();
+        out.extend(marks.next());
+        rest = marks.as_str();
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Vec<String> {
+        ["/bin/sh", "-c", script].map(ToOwned::to_owned).to_vec()
+    }
+
+    fn limited(script: &str, time_ms: u64) -> Result<String, String> {
+        let limits = Limits {
+            time: Duration::from_millis(time_ms),
+            output_bytes: 100,
+        };
+        let output = run(&shell(script), limits)?;
+        Ok(String::from_utf8(output.expose().clone()).unwrap())
+    }
+
+    #[test]
+    fn command_lines_are_split_as_a_shell_would() {
+        for (command, words) in [
+            ("/bin/x --a b", &["/bin/x", "--a", "b"][..]),
+            ("  x\t'a b'  \"c d\" ", &["x", "a b", "c d"]),
+            (r#"x "a\"b\\c\d" 'e\f'"#, &["x", "a\"b\\c\\d", "e\\f"]),
+            (r"x a\ b \'c", &["x", "a b", "'c"]),
+            ("x '' a''b\"c\"", &["x", "", "abc"]),
+            ("x $HOME `id` *;&|", &["x", "$HOME", "`id`", "*;&|"]),
+        ] {
+            assert_eq!(split(command).unwrap(), words, "{command}");
+        }
+        for bad in ["", "  ", "''", "x 'a", "x \"a", "x \"a\\", "x a\\"] {
+            assert!(split(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn credentials_are_read_with_or_without_an_end() {
+        let output = |text: &str| Secret::new(text.as_bytes().to_vec());
+        let whole = r#"{"Version": 1, "AccessKeyId": "AKID", "SecretAccessKey": "hunter2",
+            "SessionToken": "t", "Expiration": "2023-11-14T23:13:20+00:00"}"#;
+        let found = read(&output(whole), "p").unwrap();
+        assert_eq!(
+            (found.access_key_id.as_str(), found.source.as_str()),
+            ("AKID", "p")
+        );
+        assert_eq!(found.secret.expose(), "hunter2");
+        assert_eq!(found.session_token, Some(Secret::new("t".into())));
+        let expires = Duration::from_secs(1_700_003_600);
+        assert_eq!(found.expires, Some(std::time::UNIX_EPOCH + expires));
+        let short = r#"{"Version":1,"AccessKeyId":"AKID","SecretAccessKey":"hunter2"}"#;
+        let found = read(&output(short), "p").unwrap();
+        assert_eq!((found.session_token, found.expires), (None, None));
+        for (cut, with, told) in [
+            ("{", "hunter2", "is not JSON"),
+            ("\"Version\":1", "\"Version\":2", "lacks \"Version\": 1"),
+            ("\"Version\":1,", "", "lacks \"Version\": 1"),
+            (
+                "AccessKeyId\":\"AKID",
+                "AccessKeyId\":\" ",
+                "no AccessKeyId",
+            ),
+            ("\"hunter2\"", "7", "no SecretAccessKey"),
+            ("}", ",\"Expiration\":\"soon\"}", "Expiration is no time"),
+        ] {
+            let fault = read(&output(&short.replacen(cut, with, 1)), "p").unwrap_err();
+            assert!(
+                fault.contains(told) && !fault.contains("hunter2"),
+                "{fault}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_program_prints_is_taken_whole() {
+        assert_eq!(limited("printf abc; printf def", 9000).unwrap(), "abcdef");
+        let exact = "a".repeat(100);
+        assert_eq!(limited(&format!("printf {exact}"), 9000).unwrap(), exact);
+        // It has ended; that its child holds the pipes is no reason to wait.
+        let begun = Instant::now();
+        assert_eq!(limited("sleep 30 & echo x", 20_000).unwrap(), "x\n");
+        assert!(begun.elapsed() < Duration::from_secs(15));
+    }
+
+    #[test]
+    fn a_failure_tells_its_status_and_complaint_but_no_output() {
+        let script = "echo hunter2; echo 'no session for dev' >&2; exit 3";
+        let fault = limited(script, 9000).unwrap_err();
+        assert_eq!(fault, "/bin/sh failed: exit status: 3: no session for dev");
+        let many = "i=0; while [ $i -lt 9000 ]; do echo many words >&2; i=$((i+1)); done; exit 1";
+        let fault = limited(many, 20_000).unwrap_err();
+        assert!(fault.len() < 400, "{fault}");
+        let fault = run(&["/nonexistent/x".into()], LIMITS).unwrap_err();
+        let told = "/nonexistent/x cannot be run: No such file";
+        assert!(
+            fault.starts_with(told) && fault.contains("static"),
+            "{fault}"
+        );
+    }
+
+    #[test]
+    fn a_program_that_prints_without_end_is_killed() {
+        let begun = Instant::now();
+        let fault = limited("while :; do echo 0123456789; done", 60_000).unwrap_err();
+        assert_eq!(fault, "/bin/sh printed more than 100 bytes");
+        assert!(begun.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_killed_with_its_children() {
+        let script = "echo waiting >&2; sleep 600 & echo $! >&2; wait";
+        let fault = limited(script, 700).unwrap_err();
+        let told = "/bin/sh has not ended within 0.7 s, and was killed: waiting ";
+        let child = fault.strip_prefix(told).expect(&fault).to_owned();
+        let status = format!("/proc/{child}/stat");
+        // Gone, or a zombie that whoever adopted it has not yet waited for.
+        let lives = || {
+            let stat = std::fs::read_to_string(&status).unwrap_or_default();
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, fields)| !fields.starts_with(['Z', 'X']))
+        };
+        let until = Instant::now() + Duration::from_secs(10);
+        while lives() {
+            assert!(Instant::now() < until, "{child} lives on");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn complaints_are_short_and_without_what_looks_like_a_secret() {
+        for (complaint, told) in [
+            ("", ""),
+            (" \n", ""),
+            ("no such\n\x1b profile: dev\n", ": no such profile: dev"),
+            (
+                "key: wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY!",
+                ": key: ***!",
+            ),
+            ("key=wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY!", ": ***!"),
+            (
+                "token 'IQoJb3JpZ2luX2VjEJr' and /usr/share/vault-plugins",
+                ": token '***' and /usr/share/vault-plugins",
+            ),
+            (
+                "arn:aws:iam::123456789012:role/puller",
+                ": arn:aws:iam::123456789012:role/puller",
+            ),
+        ] {
+            assert_eq!(shown(complaint.as_bytes()), told, "{complaint}");
+        }
+        assert_eq!(shown(&b"ab ".repeat(1000)).len(), COMPLAINT_CHARS_MAX + 2);
+    }
+}

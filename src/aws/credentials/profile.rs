@@ -1,0 +1,237 @@
+//! A profile of the shared files. Owns: its credentials, from files read anew each time, and what
+//! else it says of the way to AWS. Must not: keep credentials.
+
+mod files;
+mod ini;
+mod plan;
+
+use std::sync::Arc;
+
+use self::files::{Profiles, SharedFiles, text};
+use self::plan::{Base, NamedSource, Plan, plan};
+use super::super::sts::Sts;
+use super::web_identity::TokenFile;
+use super::{Credentials, Source, SourceFault, process};
+use crate::config::{AwsSettings, ProfileEndpoints, StsEndpoints};
+use crate::log;
+
+/// The sources that a profile may name in `credential_source`.
+pub(super) struct NamedSources {
+    /// `Environment`
+    pub(super) environment: Arc<dyn Source>,
+    /// `EcsContainer`
+    pub(super) container: Option<Arc<dyn Source>>,
+    /// `Ec2InstanceMetadata`
+    pub(super) instance_metadata: Option<Arc<dyn Source>>,
+}
+
+/// `AWS_PROFILE`, or `default`.
+pub(super) struct Profile {
+    files: SharedFiles,
+    sts: Arc<Sts>,
+    named: NamedSources,
+}
+
+impl Profile {
+    pub(super) fn new(settings: &AwsSettings, sts: &Arc<Sts>, named: NamedSources) -> Self {
+        Self {
+            files: SharedFiles::new(settings),
+            sts: Arc::clone(sts),
+            named,
+        }
+    }
+
+    fn plan(&self) -> Result<Option<Plan>, String> {
+        match self.files.load()? {
+            Some(profiles) => plan(&profiles, self.files.profile()),
+            None => Ok(None),
+        }
+    }
+
+    fn base(&self, base: &Base, source: &str) -> Result<Credentials, SourceFault> {
+        match base {
+            Base::Keys {
+                id,
+                secret,
+                session_token,
+            } => Ok(Credentials {
+                access_key_id: id.clone(),
+                secret: secret.clone(),
+                session_token: session_token.clone(),
+                expires: None,
+                source: source.to_owned(),
+            }),
+            Base::Named(named) => self.named(*named, source),
+            Base::Process(command) => process::fetch(command, &format!("{source}'s process")),
+            Base::WebIdentity { path, role } => TokenFile {
+                path: path.clone(),
+                named_by: format!("{source}: web_identity_token_file"),
+                source: format!("{source}'s web identity"),
+                role: role.clone(),
+            }
+            .fetch(&self.sts),
+        }
+    }
+
+    fn named(&self, named: NamedSource, source: &str) -> Result<Credentials, SourceFault> {
+        let (name, asked, remedy) = match named {
+            NamedSource::Container => (
+                "EcsContainer",
+                self.named.container.as_ref(),
+                "run it as a task of ECS or a pod of EKS",
+            ),
+            NamedSource::Environment => (
+                "Environment",
+                Some(&self.named.environment),
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            ),
+            NamedSource::InstanceMetadata => (
+                "Ec2InstanceMetadata",
+                self.named.instance_metadata.as_ref(),
+                "run it on EC2, and do not set AWS_EC2_METADATA_DISABLED",
+            ),
+        };
+        let found = asked.map_or(Ok(None), |asked| asked.attempt())?;
+        let found = found.ok_or_else(|| {
+            SourceFault::lasting(format!(
+                "{source}: credential_source = {name} has no credentials; {remedy}"
+            ))
+        })?;
+        Ok(found.with_source(format!("{source}, {}", found.source)))
+    }
+}
+
+impl Source for Profile {
+    fn fetch(&self) -> Result<Option<Credentials>, String> {
+        self.attempt().map_err(|fault| fault.to_string())
+    }
+
+    fn attempt(&self) -> Result<Option<Credentials>, SourceFault> {
+        // A file may be half written, or about to be mended: it is looked at again soon.
+        let Some(plan) = self.plan().map_err(SourceFault::passing)? else {
+            return Ok(None);
+        };
+        let source = format!("profile {}", self.files.profile());
+        let mut credentials = self.base(&plan.base, &source)?;
+        for role in &plan.roles {
+            credentials = self.sts.assume_role(&credentials, role)?;
+        }
+        Ok(Some(credentials))
+    }
+}
+
+/// The environment's keys as a source of their own, unless the profile that somebody has named
+/// says that they are to assume its role. Without this exception they would come first, and the
+/// role would never be assumed (the SDK for Go has it the same way).
+pub(super) struct UnlessTakenBy {
+    profile: Arc<Profile>,
+    environment: Arc<dyn Source>,
+}
+
+impl UnlessTakenBy {
+    pub(super) fn new(profile: &Arc<Profile>, environment: Arc<dyn Source>) -> Self {
+        Self {
+            profile: Arc::clone(profile),
+            environment,
+        }
+    }
+}
+
+impl Source for UnlessTakenBy {
+    fn fetch(&self) -> Result<Option<Credentials>, String> {
+        let taken = self.profile.files.is_named()
+            && matches!(
+                self.profile.plan(),
+                Ok(Some(Plan {
+                    base: Base::Named(NamedSource::Environment),
+                    ..
+                }))
+            );
+        if taken {
+            return Ok(None);
+        }
+        self.environment.fetch()
+    }
+
+    fn attempt(&self) -> Result<Option<Credentials>, SourceFault> {
+        // The environment does not change while we run.
+        self.fetch().map_err(SourceFault::lasting)
+    }
+}
+
+/// `settings` with what the profile says where they say nothing: region, endpoints and the kind of
+/// host. Read once, at the start. Beside them what is wrong with the profile's words: where they
+/// lead cannot be told, so nothing may be called.
+///
+/// Files that cannot be read are told of and passed over, since the credentials may well come from
+/// elsewhere; if not, [`Profile`] fails with the same words.
+pub(in crate::aws) fn complete(settings: AwsSettings) -> (AwsSettings, Option<String>) {
+    let files = SharedFiles::new(&settings);
+    let profiles = match files.load() {
+        Ok(profiles) => profiles.unwrap_or_default(),
+        Err(why) => {
+            log::warn(
+                "region and endpoints of the profile are unknown",
+                &[("error", &why)],
+            );
+            return (settings, None);
+        }
+    };
+    match completed(&settings, &profiles, files.profile()) {
+        Ok(completed) => (completed.unwrap_or(settings), None),
+        Err(why) => (settings, Some(format!("{why}; mend it and restart"))),
+    }
+}
+
+fn completed(
+    settings: &AwsSettings,
+    profiles: &Profiles,
+    name: &str,
+) -> Result<Option<AwsSettings>, String> {
+    let Some(profile) = profiles.get(name) else {
+        return Ok(None);
+    };
+    let get = |key: &str| text(profile, key).map(ToOwned::to_owned);
+    let fault = |key: &str, expected: &str| format!("profile {name}: {key}: expected {expected}");
+    let switch = |key: &str| match get(key).map(|text| text.to_ascii_lowercase()).as_deref() {
+        None => Ok(None),
+        Some("true") => Ok(Some(true)),
+        Some("false") => Ok(Some(false)),
+        Some(_) => Err(fault(key, "true or false")),
+    };
+    let sts_endpoints = get("sts_regional_endpoints").map(|text| {
+        StsEndpoints::parse(&text)
+            .ok_or_else(|| fault("sts_regional_endpoints", "regional or legacy"))
+    });
+    let services = get("services");
+    if let Some(missing) = services.as_ref().filter(|s| !profiles.has_services(s)) {
+        return Err(fault(
+            "services",
+            &format!("a section [services {missing}]"),
+        ));
+    }
+    let of_service = |service| {
+        let section = services.as_deref()?;
+        let url = profiles.of_service(section, service, "endpoint_url")?;
+        Some(url.to_owned())
+    };
+    let mut completed = settings.clone();
+    completed.region = completed.region.or_else(|| get("region"));
+    completed.use_fips = completed.use_fips.or(switch("use_fips_endpoint")?);
+    completed.use_dual_stack = completed
+        .use_dual_stack
+        .or(switch("use_dualstack_endpoint")?);
+    completed.sts_endpoints = completed.sts_endpoints.or(sts_endpoints.transpose()?);
+    completed.ignore_endpoint_urls = completed
+        .ignore_endpoint_urls
+        .or(switch("ignore_configured_endpoint_urls")?);
+    completed.profile_endpoints = ProfileEndpoints {
+        any: get("endpoint_url"),
+        ecr: of_service("ecr"),
+        sts: of_service("sts"),
+    };
+    Ok(Some(completed))
+}
+
+#[cfg(test)]
+mod tests;

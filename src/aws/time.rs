@@ -1,0 +1,146 @@
+//! Points in time as AWS writes them. Owns: reading RFC 3339. Must not: read a clock.
+
+use std::time::{Duration, SystemTime};
+
+/// Reads `2026-11-22T01:44:13Z`, with or without a fraction (moto sends one) and with an offset in
+/// place of `Z` (tools that print credentials do). None for anything else, or before 1970.
+pub(super) fn parse(text: &str) -> Option<SystemTime> {
+    let text = text.trim();
+    let (date, rest) = text.split_once(['T', 't', ' '])?;
+    let zone_at = rest.find(['Z', 'z', '+', '-'])?;
+    let (clock, zone) = rest.split_at_checked(zone_at)?;
+    let (clock, fraction) = clock.split_once('.').unwrap_or((clock, "0"));
+    let [year, month, day] = numbers(date, '-', [4, 2, 2])?;
+    let [hour, minute, second] = numbers(clock, ':', [2, 2, 2])?;
+    let valid = (1..=12).contains(&month)
+        && (1..=days_of(year, month)).contains(&day)
+        && hour < 24
+        && minute < 60
+        && second <= 60;
+    if !valid {
+        return None;
+    }
+    let seconds = days_since_1970(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
+    let seconds = u64::try_from(seconds - offset_seconds(zone)?).ok()?;
+    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?;
+    time.checked_add(Duration::from_nanos(nanos(fraction)?))
+}
+
+/// As many numbers as there are lengths, each with that many digits.
+fn numbers<const N: usize>(text: &str, separator: char, digits: [usize; N]) -> Option<[i64; N]> {
+    let mut parts = text.split(separator);
+    let mut found = [0; N];
+    for (number, length) in found.iter_mut().zip(digits) {
+        let part = parts.next()?;
+        if part.len() != length || !part.bytes().all(|b| b.is_ascii_digit()) {
+            return None;
+        }
+        *number = part.parse().ok()?;
+    }
+    parts.next().is_none().then_some(found)
+}
+
+/// `Z`, `+01:00` or `+0100`.
+fn offset_seconds(zone: &str) -> Option<i64> {
+    if zone.eq_ignore_ascii_case("z") {
+        return Some(0);
+    }
+    let (sign, clock) = match zone.strip_prefix('+') {
+        Some(clock) => (1, clock),
+        None => (-1, zone.strip_prefix('-')?),
+    };
+    let clock = clock.replace(':', "");
+    let (hours, minutes) = clock.split_at_checked(2)?;
+    let [hours] = numbers(hours, ':', [2])?;
+    let [minutes] = numbers(minutes, ':', [2])?;
+    (hours < 24 && minutes < 60).then_some(sign * (hours * 3600 + minutes * 60))
+}
+
+/// The digits after the point, to the nanosecond.
+fn nanos(fraction: &str) -> Option<u64> {
+    if fraction.is_empty() || !fraction.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let nine: String = fraction
+        .chars()
+        .chain("000000000".chars())
+        .take(9)
+        .collect();
+    nine.parse().ok()
+}
+
+const fn days_of(year: i64, month: i64) -> i64 {
+    match month {
+        2 if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) => 29,
+        2 => 28,
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    }
+}
+
+/// Days of the Gregorian calendar (Howard Hinnant, `days_from_civil`).
+const fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let era = year.div_euclid(400);
+    let year_of_era = year - era * 400;
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    era * 146_097 + day_of_era - 719_468
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn millis(text: &str) -> Option<u128> {
+        let since = parse(text)?.duration_since(SystemTime::UNIX_EPOCH);
+        Some(since.unwrap().as_millis())
+    }
+
+    #[test]
+    fn times_of_sts_and_of_tools_are_read() {
+        for (text, expected) in [
+            ("1970-01-01T00:00:00Z", 0),
+            ("2026-11-22T01:44:13Z", 1_795_311_853_000),
+            ("2026-11-22T01:44:13.065241Z", 1_795_311_853_065),
+            ("2026-11-22T02:44:13+01:00", 1_795_311_853_000),
+            ("2026-11-21T20:14:13-0530", 1_795_311_853_000),
+            (" 2026-11-22t01:44:13z\n", 1_795_311_853_000),
+            ("2000-02-29T23:59:59Z", 951_868_799_000),
+            ("2024-12-31T23:59:60Z", 1_735_689_600_000),
+        ] {
+            assert_eq!(millis(text), Some(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn log_timestamps_read_back() {
+        for seconds in [0, 951_782_400, 1_709_164_799, 4_102_444_799] {
+            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            assert_eq!(parse(&crate::log::timestamp(time)), Some(time));
+        }
+    }
+
+    #[test]
+    fn other_texts_are_no_times() {
+        for text in [
+            "",
+            "soon",
+            "1795311853",
+            "2026-11-22",
+            "2026-11-22T01:44:13",
+            "2026-11-22T01:44Z",
+            "2026-02-29T00:00:00Z",
+            "2026-13-01T00:00:00Z",
+            "2026-11-22T24:00:00Z",
+            "2026-11-22T01:44:13.Z",
+            "2026-11-22T01:44:13.x1Z",
+            "2026-11-22T01:44:13+1:00",
+            "1969-12-31T23:59:59Z",
+            "+026-11-22T01:44:13Z",
+            "2026-11-22T01:44:13é",
+        ] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+}
