@@ -117,7 +117,7 @@ impl Tokens {
         let now = clock.monotonic();
         let first = default_realm.iter().cloned();
         Arc::new(Self {
-            chain: Chain::new(&config.aws),
+            chain: Chain::new(&config.aws, &api, &clock),
             caller: Caller::new(api, Arc::clone(&clock)),
             shared: Mutex::new(Shared {
                 regions: first.map(|realm| (realm, RegionState::new(now))).collect(),
@@ -259,7 +259,7 @@ impl Tokens {
             text: fault.to_string(),
             kind: match fault {
                 CredentialsFault::Broken(_) => FaultKind::Permanent,
-                CredentialsFault::NotConfigured => FaultKind::Unconfigured,
+                CredentialsFault::NotConfigured(_) => FaultKind::Unconfigured,
             },
         })
     }

@@ -1,13 +1,19 @@
 //! Who we are to AWS. Owns: [`Credentials`] and the [`Chain`] of sources that may have them. Must
 //! not: keep credentials; the caller asks anew for each use, so that rotated ones are noticed.
 
+mod container;
+mod document;
 mod env;
+mod imds;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::clock::Clock;
 use crate::config::AwsSettings;
 use crate::log::Secret;
+use crate::upstream::Api;
 
 /// What signs a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +54,12 @@ pub trait Source: Send + Sync {
     /// When the source is configured and fails: what to mend. It does not fall through to the next
     /// source, or a process would act under an identity nobody meant.
     fn fetch(&self) -> Result<Option<Credentials>, String>;
+
+    /// What was tried in vain before this source counted as not configured, if that is worth
+    /// telling.
+    fn passed_over(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Why there are no credentials.
@@ -55,18 +67,24 @@ pub trait Source: Send + Sync {
 pub enum CredentialsFault {
     /// A source is configured and failed.
     Broken(String),
-    /// No source is configured.
-    NotConfigured,
+    /// No source is configured; what was tried, or nothing.
+    NotConfigured(String),
 }
 
 impl fmt::Display for CredentialsFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Broken(reason) => write!(f, "AWS credentials: {reason}"),
-            Self::NotConfigured => f.write_str(
-                "no AWS credentials configured: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY \
-                 (and AWS_SESSION_TOKEN for temporary ones)",
-            ),
+            Self::NotConfigured(tried) => {
+                f.write_str(
+                    "no AWS credentials configured: set AWS_ACCESS_KEY_ID and \
+                     AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN for temporary ones)",
+                )?;
+                if tried.is_empty() {
+                    return Ok(());
+                }
+                write!(f, "; {tried}")
+            }
         }
     }
 }
@@ -76,8 +94,19 @@ pub struct Chain(Vec<Box<dyn Source>>);
 
 impl Chain {
     /// The sources that `settings` speak of.
-    pub fn new(settings: &AwsSettings) -> Self {
-        Self(vec![Box::new(env::Environment::new(settings))])
+    pub fn new(settings: &AwsSettings, api: &Arc<dyn Api>, clock: &Arc<dyn Clock>) -> Self {
+        let (container_api, container_clock) = (Arc::clone(api), Arc::clone(clock));
+        let (imds_api, imds_clock) = (Arc::clone(api), Arc::clone(clock));
+        Self(vec![
+            Box::new(env::Environment::new(settings)),
+            Box::new(container::Container::new(
+                settings,
+                container_api,
+                container_clock,
+            )),
+            // Last: without a setting of its own it is asked whenever nothing else is configured.
+            Box::new(imds::InstanceRole::new(settings, imds_api, imds_clock)),
+        ])
     }
 
     /// Fetches credentials.
@@ -90,7 +119,9 @@ impl Chain {
                 return Ok(credentials);
             }
         }
-        Err(CredentialsFault::NotConfigured)
+        let tried = self.0.iter().filter_map(|source| source.passed_over());
+        let tried: Vec<String> = tried.collect();
+        Err(CredentialsFault::NotConfigured(tried.join("; ")))
     }
 }
 
@@ -127,7 +158,7 @@ mod tests {
         let failed = chain([Fixed(Ok(None)), Fixed(Err("broken")), Fixed(Ok(Some("c")))]);
         assert_eq!(failed, Err(CredentialsFault::Broken("broken".into())));
         let none = chain([Fixed(Ok(None)), Fixed(Ok(None)), Fixed(Ok(None))]);
-        assert_eq!(none, Err(CredentialsFault::NotConfigured));
+        assert_eq!(none, Err(CredentialsFault::NotConfigured(String::new())));
     }
 
     #[test]
