@@ -4,6 +4,7 @@
 //! The rules are in `state`, as functions of time; here are the lock and the calls. Locks: `shared`
 //! alone, never held across a call to AWS. `work` wakes the thread, `done` wakes its callers.
 
+mod region;
 mod state;
 
 use std::collections::HashMap;
@@ -11,11 +12,13 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use self::region::Search;
 use self::state::{LIFE_FLOOR, Look, RegionState, Token};
 use super::call::Caller;
 use super::credentials::{Chain, Credentials, CredentialsFault};
 use super::ecr::{self, AuthorizationToken, Realm};
 use super::fault::FaultKind;
+use super::imds::Imds;
 use super::{endpoint, sts};
 use crate::clock::Clock;
 use crate::config::AwsSettings;
@@ -61,6 +64,8 @@ pub struct Tokens {
     default_realm: Result<Realm, String>,
     chain: Chain,
     caller: Caller,
+    /// Whom to ask for the region; none where a setting tells it or forbids to ask.
+    imds: Option<Imds>,
     clock: Arc<dyn Clock>,
     shared: Mutex<Shared>,
     work: Condvar,
@@ -71,6 +76,7 @@ struct Shared {
     regions: HashMap<Realm, RegionState>,
     generation: u64,
     identity: IdentityLookup,
+    search: Search,
     stopping: bool,
 }
 
@@ -85,6 +91,7 @@ enum IdentityLookup {
 enum Job {
     Fetch(Realm),
     Identify(String),
+    Search,
     Sleep(Duration),
     Stop,
 }
@@ -116,6 +123,11 @@ impl Tokens {
         let default_realm = default_realm(&config);
         let now = clock.monotonic();
         let first = default_realm.iter().cloned();
+        let region = config.aws.region.as_deref().unwrap_or_default().trim();
+        let search = config.aws.instance.enabled && region.is_empty();
+        let imds =
+            search.then(|| Imds::new(&config.aws.instance, Arc::clone(&api), Arc::clone(&clock)));
+        let search_due = (search && default_realm.is_err()).then_some(now);
         Arc::new(Self {
             chain: Chain::new(&config.aws, &api, &clock),
             caller: Caller::new(api, Arc::clone(&clock)),
@@ -123,8 +135,10 @@ impl Tokens {
                 regions: first.map(|realm| (realm, RegionState::new(now))).collect(),
                 generation: 0,
                 identity: IdentityLookup::AfterFirstToken,
+                search: Search::new(search_due),
                 stopping: false,
             }),
+            imds,
             work: Condvar::new(),
             done: Condvar::new(),
             config,
@@ -136,13 +150,13 @@ impl Tokens {
     /// Fetches and renews until [`stop`](Self::stop); the thread `token` is made for it. Lets
     /// nothing but its own calls to AWS block it, and no failure end it.
     pub fn run(&self) {
-        if let Err(fault) = &self.default_realm {
+        if let (Err(fault), None) = (&self.default_realm, &self.imds) {
             log::warn("no ECR token is fetched", &[("error", fault)]);
         }
         loop {
             match self.step() {
                 Job::Stop => return,
-                Job::Fetch(_) | Job::Identify(_) => {}
+                Job::Fetch(_) | Job::Identify(_) | Job::Search => {}
                 Job::Sleep(wait) => {
                     let shared = self.lock();
                     // Between step() and here a caller may have asked and notified nobody.
@@ -165,7 +179,8 @@ impl Tokens {
     pub fn status(&self) -> Status {
         let now = self.clock.monotonic();
         let shared = self.lock();
-        let state = match &self.default_realm {
+        let default_realm = self.default_realm(&shared);
+        let state = match &default_realm {
             Ok(realm) => shared.regions.get(realm),
             Err(_) => shared
                 .regions
@@ -179,7 +194,7 @@ impl Tokens {
             expires: left.and_then(|left| self.clock.now().checked_add(left)),
             last_error: match state {
                 Some(state) => state.fault.clone(),
-                None => self.default_realm.clone().err(),
+                None => default_realm.err(),
             },
             arn: match &shared.identity {
                 IdentityLookup::Ended(arn) => arn.clone(),
@@ -200,6 +215,7 @@ impl Tokens {
                     }
                 }
                 Job::Identify(_) => shared.identity = IdentityLookup::Ended(None),
+                Job::Search => shared.search.begin(),
                 Job::Sleep(_) | Job::Stop => {}
             }
             job
@@ -210,6 +226,7 @@ impl Tokens {
                 self.settle(realm, outcome);
             }
             Job::Identify(region) => self.identify(region),
+            Job::Search => self.search(),
             Job::Sleep(_) | Job::Stop => {}
         }
         job
@@ -221,16 +238,22 @@ impl Tokens {
             return Job::Stop;
         }
         let now = self.clock.monotonic();
+        let search = shared.search.next_attempt();
         let next = shared
             .regions
             .iter()
             .filter_map(|(realm, state)| state.next_attempt().map(|due| (due, realm)))
             .min_by_key(|(due, _)| *due);
         match (next, &shared.identity) {
+            // Quick, and what a token waits for.
+            _ if search.is_some_and(|due| due <= now) => Job::Search,
             (Some((due, realm)), _) if due <= now => Job::Fetch(realm.clone()),
             (_, IdentityLookup::Due(region)) => Job::Identify(region.clone()),
-            (Some((due, _)), _) => Job::Sleep(due.saturating_duration_since(now).min(IDLE_MAX)),
-            (None, _) => Job::Sleep(IDLE_MAX),
+            (next, _) => {
+                let due = next.map(|(due, _)| due).into_iter().chain(search).min();
+                let wait = due.map(|due| due.saturating_duration_since(now));
+                Job::Sleep(wait.map_or(IDLE_MAX, |wait| wait.min(IDLE_MAX)))
+            }
         }
     }
 
@@ -380,8 +403,9 @@ impl Tokens {
         }
     }
 
-    fn realm(&self, registry: &Registry) -> Result<Realm, AuthFault> {
-        ecr::realm_of(registry, &self.config.aws).map_err(AuthFault)
+    fn realm(&self, registry: &Registry, deadline: Instant) -> Result<Realm, AuthFault> {
+        let realm = ecr::realm_of(registry, &self.config.aws);
+        realm.or_else(|why| self.realm_here(why, deadline))
     }
 
     /// Looks at the state of `realm` and, if need be, waits for the outcome of one attempt.
@@ -452,7 +476,7 @@ impl Shared {
 
 impl Authorizer for Tokens {
     fn header(&self, registry: &Registry, deadline: Instant) -> Result<Grant, AuthFault> {
-        let realm = self.realm(registry)?;
+        let realm = self.realm(registry, deadline)?;
         self.obtain(&realm, deadline, RegionState::look, |_| true)
     }
 
@@ -462,7 +486,7 @@ impl Authorizer for Tokens {
         generation: u64,
         deadline: Instant,
     ) -> Result<Grant, AuthFault> {
-        let realm = self.realm(registry)?;
+        let realm = self.realm(registry, deadline)?;
         self.obtain(
             &realm,
             deadline,
@@ -472,7 +496,8 @@ impl Authorizer for Tokens {
     }
 
     fn default_registry(&self, deadline: Instant) -> Result<Registry, AuthFault> {
-        let realm = self.default_realm.clone().map_err(AuthFault)?;
+        let realm = self.default_realm.clone();
+        let realm = realm.or_else(|why| self.realm_here(why, deadline))?;
         let known = |shared: &mut Shared| {
             let state = shared.regions.get(&realm);
             state.and_then(|state| state.proxy_endpoint.clone())

@@ -1,6 +1,8 @@
 //! The token thread against a scripted API and a clock moved by hand. No sleeps: `step()` is what
 //! the thread does once, and where a caller must wait, the thread runs beside it.
 
+mod region;
+
 use std::time::UNIX_EPOCH;
 
 use super::super::fake::{self, FakeApi, START, json, refused};
@@ -51,6 +53,7 @@ impl Bench {
         match self.tokens.step() {
             Job::Fetch(_) => "fetch",
             Job::Identify(_) => "identify",
+            Job::Search => "search",
             Job::Sleep(_) => "sleep",
             Job::Stop => "stop",
         }
