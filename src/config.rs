@@ -11,6 +11,7 @@ mod aws;
 mod cache;
 mod clients;
 mod document;
+mod metadata;
 mod outbound;
 mod parse;
 mod rows;
@@ -30,6 +31,9 @@ pub use aws::{AwsSettings, ProfileEndpoints, StsEndpoints, is_role_arn, is_sessi
 pub use cache::{CacheDir, CacheKey, KeyPart, TagTtl};
 pub use clients::TlsSettings;
 pub use document::{help, markdown_page, markdown_tables};
+pub use metadata::{
+    ContainerSettings, InstanceSettings, container_uri, is_container_address, is_field_value,
+};
 pub use outbound::OutboundSettings;
 pub use rows::table_rows;
 pub use table::{Accepts, Group, Kind, Preset, Setting, State, Unit, flag_of};

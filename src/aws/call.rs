@@ -93,6 +93,16 @@ impl Caller {
         self.skew.correct(self.clock.now())
     }
 
+    /// What calls are made through.
+    pub(super) const fn api(&self) -> &Arc<dyn Api> {
+        &self.api
+    }
+
+    /// What times are read from.
+    pub(super) const fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
     /// Monotonic time.
     pub(super) fn monotonic(&self) -> Instant {
         self.clock.monotonic()

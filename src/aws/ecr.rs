@@ -109,7 +109,8 @@ pub(super) struct Realm {
 }
 
 impl Realm {
-    fn private(region: String, settings: &AwsSettings) -> Self {
+    /// Of the private registries in `region`, with the hosts that `settings` want.
+    pub(super) fn private(region: String, settings: &AwsSettings) -> Self {
         Self {
             region,
             public: false,

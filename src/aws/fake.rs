@@ -1,10 +1,11 @@
 //! For tests: an [`Api`] that answers from a script and records what it was asked, and a folder.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::credentials::Credentials;
 use crate::clock::{Clock, ManualClock};
@@ -67,6 +68,8 @@ pub(super) struct FakeApi {
     clock: Arc<ManualClock>,
     script: Mutex<VecDeque<Result<Scripted, UpstreamError>>>,
     calls: Mutex<Vec<ApiCall>>,
+    names: Mutex<HashMap<String, Vec<IpAddr>>>,
+    takes: Mutex<Duration>,
 }
 
 impl FakeApi {
@@ -75,6 +78,8 @@ impl FakeApi {
             clock: clock.clone(),
             script: Mutex::default(),
             calls: Mutex::default(),
+            names: Mutex::default(),
+            takes: Mutex::default(),
         })
     }
 
@@ -86,6 +91,18 @@ impl FakeApi {
         self.script.lock().unwrap().push_back(Err(fault));
     }
 
+    /// From now on each call takes so long.
+    pub(super) fn takes(&self, time: Duration) {
+        *self.takes.lock().unwrap() = time;
+    }
+
+    /// From now on `name` leads to these addresses.
+    pub(super) fn name(&self, name: &str, addresses: &[&str]) {
+        let parse = |text: &&str| text.parse().unwrap();
+        let addresses = addresses.iter().map(parse).collect();
+        self.names.lock().unwrap().insert(name.into(), addresses);
+    }
+
     pub(super) fn calls(&self) -> Vec<ApiCall> {
         self.calls.lock().unwrap().clone()
     }
@@ -94,6 +111,7 @@ impl FakeApi {
 impl Api for FakeApi {
     fn call(&self, call: &ApiCall) -> Result<ApiReply, UpstreamError> {
         self.calls.lock().unwrap().push(call.clone());
+        self.clock.advance(*self.takes.lock().unwrap());
         let scripted = self.script.lock().unwrap().pop_front();
         let scripted = scripted.unwrap_or_else(|| Err(refused()))?;
         Ok(ApiReply {
@@ -102,6 +120,17 @@ impl Api for FakeApi {
             body: scripted.body.into_bytes(),
             sent: self.clock.now(),
             received: self.clock.now(),
+        })
+    }
+    fn addresses(&self, host: &str, _deadline: Instant) -> Result<Vec<IpAddr>, UpstreamError> {
+        if let Ok(address) = host.trim_matches(['[', ']']).parse() {
+            return Ok(vec![address]);
+        }
+        let found = self.names.lock().unwrap().get(host).cloned();
+        found.ok_or_else(|| UpstreamError {
+            stage: Stage::Resolve,
+            to: host.into(),
+            reason: "no such name".into(),
         })
     }
 }

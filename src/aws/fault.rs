@@ -230,7 +230,7 @@ fn is_code(code: &str) -> bool {
 }
 
 /// The first line, shortened: AWS appends the whole request it expected to its signature errors.
-fn one_line(message: &str) -> String {
+pub(super) fn one_line(message: &str) -> String {
     let line = message.trim().lines().next().unwrap_or_default();
     let line = line.trim().trim_end_matches('.');
     line.chars()

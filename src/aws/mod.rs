@@ -7,6 +7,7 @@ pub mod credentials;
 pub mod ecr;
 mod endpoint;
 mod fault;
+mod imds;
 mod sigv4;
 mod skew;
 pub mod sts;

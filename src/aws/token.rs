@@ -5,6 +5,7 @@
 //! and within it that of the chain of credentials for a look; neither is held across a call to
 //! AWS. `work` wakes the thread, `done` wakes its callers.
 
+mod region;
 mod state;
 
 use std::collections::HashMap;
@@ -12,11 +13,13 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use self::region::Search;
 use self::state::{LIFE_FLOOR, Look, RegionState, Token};
 use super::call::Caller;
 use super::credentials::{Chain, Credentials, CredentialsFault, profile};
 use super::ecr::{self, AuthorizationToken, Realm};
 use super::fault::FaultKind;
+use super::imds::Imds;
 use super::{endpoint, sts};
 use crate::clock::Clock;
 use crate::config::AwsSettings;
@@ -66,6 +69,8 @@ pub struct Tokens {
     profile_fault: Option<String>,
     chain: Chain,
     caller: Arc<Caller>,
+    /// Whom to ask for the region; none where a setting tells it or forbids to ask.
+    imds: Option<Imds>,
     clock: Arc<dyn Clock>,
     shared: Mutex<Shared>,
     work: Condvar,
@@ -77,6 +82,7 @@ struct Shared {
     generation: u64,
     identity: IdentityLookup,
     source: Option<String>,
+    search: Search,
     stopping: bool,
 }
 
@@ -93,6 +99,7 @@ enum Job {
     Identify(String),
     /// Credentials are about to end.
     Refresh,
+    Search,
     Sleep(Duration),
     Stop,
 }
@@ -118,7 +125,7 @@ impl From<CredentialsFault> for Failure {
             text: fault.to_string(),
             kind: match fault {
                 CredentialsFault::Broken(fault) => fault.kind(),
-                CredentialsFault::NotConfigured => FaultKind::Unconfigured,
+                CredentialsFault::NotConfigured(_) => FaultKind::Unconfigured,
             },
         }
     }
@@ -139,9 +146,14 @@ impl Tokens {
         let default_realm = default_realm(&config);
         let now = clock.monotonic();
         let first = default_realm.iter().cloned();
-        let caller = Arc::new(Caller::new(api, Arc::clone(&clock)));
+        let caller = Arc::new(Caller::new(Arc::clone(&api), Arc::clone(&clock)));
         let region = default_realm.as_ref().ok();
         let region = region.map(|realm: &Realm| realm.region.clone());
+        let set = config.aws.region.as_deref().unwrap_or_default().trim();
+        let search = config.aws.instance.enabled && set.is_empty();
+        let imds =
+            search.then(|| Imds::new(&config.aws.instance, Arc::clone(&api), Arc::clone(&clock)));
+        let search_due = (search && default_realm.is_err()).then_some(now);
         Arc::new(Self {
             chain: Chain::new(&config.aws, &caller, region),
             caller,
@@ -151,8 +163,10 @@ impl Tokens {
                 generation: 0,
                 identity: IdentityLookup::AfterFirstToken,
                 source: None,
+                search: Search::new(search_due),
                 stopping: false,
             }),
+            imds,
             work: Condvar::new(),
             done: Condvar::new(),
             config,
@@ -164,13 +178,13 @@ impl Tokens {
     /// Fetches and renews until [`stop`](Self::stop); the thread `token` is made for it. Lets
     /// nothing but its own calls to AWS block it, and no failure end it.
     pub fn run(&self) {
-        if let Err(fault) = &self.default_realm {
+        if let (Err(fault), None) = (&self.default_realm, &self.imds) {
             log::warn("no ECR token is fetched", &[("error", fault)]);
         }
         loop {
             match self.step() {
                 Job::Stop => return,
-                Job::Fetch(_) | Job::Identify(_) | Job::Refresh => {}
+                Job::Fetch(_) | Job::Identify(_) | Job::Refresh | Job::Search => {}
                 Job::Sleep(wait) => {
                     let shared = self.lock();
                     // Between step() and here a caller may have asked and notified nobody.
@@ -193,7 +207,8 @@ impl Tokens {
     pub fn status(&self) -> Status {
         let now = self.clock.monotonic();
         let shared = self.lock();
-        let state = match &self.default_realm {
+        let default_realm = self.default_realm(&shared);
+        let state = match &default_realm {
             Ok(realm) => shared.regions.get(realm),
             Err(_) => shared
                 .regions
@@ -207,7 +222,7 @@ impl Tokens {
             expires: left.and_then(|left| self.clock.now().checked_add(left)),
             last_error: match state {
                 Some(state) => state.fault.clone(),
-                None => self.default_realm.clone().err(),
+                None => default_realm.err(),
             },
             arn: match &shared.identity {
                 IdentityLookup::Ended(arn) => arn.clone(),
@@ -229,6 +244,7 @@ impl Tokens {
                     }
                 }
                 Job::Identify(_) => shared.identity = IdentityLookup::Ended(None),
+                Job::Search => shared.search.begin(),
                 Job::Refresh | Job::Sleep(_) | Job::Stop => {}
             }
             job
@@ -241,6 +257,7 @@ impl Tokens {
             Job::Identify(region) => self.identify(region),
             // A failure is logged there; if they end before it passes, the next token says so.
             Job::Refresh => drop(self.chain.fetch()),
+            Job::Search => self.search(),
             Job::Sleep(_) | Job::Stop => {}
         }
         job
@@ -253,6 +270,7 @@ impl Tokens {
             return Job::Stop;
         }
         let now = self.clock.monotonic();
+        let search = shared.search.next_attempt();
         let next = shared
             .regions
             .iter()
@@ -260,11 +278,14 @@ impl Tokens {
             .min_by_key(|(due, _)| *due);
         let refresh = self.chain.refresh_due();
         match (next, &shared.identity) {
+            // Quick, and what a token waits for.
+            _ if search.is_some_and(|due| due <= now) => Job::Search,
             (Some((due, realm)), _) if due <= now => Job::Fetch(realm.clone()),
             (_, IdentityLookup::Due(region)) => Job::Identify(region.clone()),
             _ if refresh.is_some_and(|due| due <= now) => Job::Refresh,
             (next, _) => {
-                let due = next.map(|(due, _)| due).into_iter().chain(refresh).min();
+                let due = next.map(|(due, _)| due).into_iter();
+                let due = due.chain(refresh).chain(search).min();
                 let wait = due.map_or(IDLE_MAX, |due| due.saturating_duration_since(now));
                 Job::Sleep(wait.min(IDLE_MAX))
             }
@@ -419,8 +440,9 @@ impl Tokens {
         }
     }
 
-    fn realm(&self, registry: &Registry) -> Result<Realm, AuthFault> {
-        ecr::realm_of(registry, &self.config.aws).map_err(AuthFault)
+    fn realm(&self, registry: &Registry, deadline: Instant) -> Result<Realm, AuthFault> {
+        let realm = ecr::realm_of(registry, &self.config.aws);
+        realm.or_else(|why| self.realm_here(why, deadline))
     }
 
     /// Looks at the state of `realm` and, if need be, waits for the outcome of one attempt.
@@ -491,7 +513,7 @@ impl Shared {
 
 impl Authorizer for Tokens {
     fn header(&self, registry: &Registry, deadline: Instant) -> Result<Grant, AuthFault> {
-        let realm = self.realm(registry)?;
+        let realm = self.realm(registry, deadline)?;
         self.obtain(&realm, deadline, RegionState::look, |_| true)
     }
 
@@ -501,7 +523,7 @@ impl Authorizer for Tokens {
         generation: u64,
         deadline: Instant,
     ) -> Result<Grant, AuthFault> {
-        let realm = self.realm(registry)?;
+        let realm = self.realm(registry, deadline)?;
         self.obtain(
             &realm,
             deadline,
@@ -511,7 +533,8 @@ impl Authorizer for Tokens {
     }
 
     fn default_registry(&self, deadline: Instant) -> Result<Registry, AuthFault> {
-        let realm = self.default_realm.clone().map_err(AuthFault)?;
+        let realm = self.default_realm.clone();
+        let realm = realm.or_else(|why| self.realm_here(why, deadline))?;
         let known = |shared: &mut Shared| {
             let state = shared.regions.get(&realm);
             state.and_then(|state| state.proxy_endpoint.clone())

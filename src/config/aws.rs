@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use super::Settings;
 use super::parse::url;
+use super::{ContainerSettings, InstanceSettings, Settings};
 use crate::log::Secret;
 
 /// Largest CA bundle; Mozilla's whole list is about 250 kB.
@@ -37,6 +37,10 @@ pub struct AwsSettings {
     pub endpoint_url_sts: Option<String>,
     /// `AWS_CA_BUNDLE`: PEM, in place of the built-in roots.
     pub ca_bundle: Option<PathBuf>,
+    /// `AWS_CONTAINER_*`
+    pub container: ContainerSettings,
+    /// `AWS_EC2_METADATA_*`
+    pub instance: InstanceSettings,
     /// `AWS_PROFILE`
     pub profile: Option<String>,
     /// `AWS_SHARED_CREDENTIALS_FILE`

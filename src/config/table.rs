@@ -243,8 +243,6 @@ impl Unit {
 
 /// What a switch that is off may be called.
 pub(super) const OFF: Accepts = Accepts::Only(&["false", "0", "no", "off"]);
-/// What a switch that is on may be called.
-pub(super) const ON: Accepts = Accepts::Only(&["true", "1", "yes", "on"]);
 
 /// What most rows share: one name, no secret, not built.
 pub(super) const ROW: Setting = Setting {

@@ -71,7 +71,8 @@ fn no_setting_of_the_contract_is_missing() {
         AWS_CONTAINER_CREDENTIALS_RELATIVE_URI AWS_CONTAINER_CREDENTIALS_FULL_URI \
         AWS_CONTAINER_AUTHORIZATION_TOKEN AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE \
         AWS_EC2_METADATA_DISABLED AWS_EC2_METADATA_SERVICE_ENDPOINT \
-        AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE AWS_ENDPOINT_URL AWS_ENDPOINT_URL_ECR \
+        AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE AWS_METADATA_SERVICE_TIMEOUT \
+        AWS_METADATA_SERVICE_NUM_ATTEMPTS AWS_EC2_METADATA_V1_DISABLED AWS_ENDPOINT_URL AWS_ENDPOINT_URL_ECR \
         AWS_ENDPOINT_URL_STS AWS_USE_FIPS_ENDPOINT AWS_USE_DUALSTACK_ENDPOINT \
         AWS_STS_REGIONAL_ENDPOINTS AWS_IGNORE_CONFIGURED_ENDPOINT_URLS AWS_CA_BUNDLE \
         RENEW_INTERVAL_HOURS LISTEN_HOST LISTEN_PORT PORT ENABLE_SSL SSL_CERTIFICATE SSL_KEY REGISTRY_HTTP_TLS_CERTIFICATE \
@@ -205,6 +206,53 @@ fn every_setting_of_files_and_roles_arrives() {
     assert_eq!(aws.ignore_endpoint_urls, Some(true));
     let relative = read(&[], &[("HOME", "home")]);
     assert_eq!(relative.aws.home, None);
+}
+
+#[test]
+fn metadata_settings_arrive() {
+    let aws = read(&[], &[]).aws;
+    assert!(aws.instance.enabled && !aws.instance.ipv6);
+    assert_eq!(aws.instance.base(), "http://169.254.169.254");
+    assert_eq!(aws.instance.timeout, Duration::from_secs(1));
+    assert_eq!(aws.instance.attempts, 4);
+    let aws = read(
+        &["--aws-ec2-metadata-v1-disabled"],
+        &[
+            (
+                "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+                "/v2/credentials/1",
+            ),
+            (
+                "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+                "http://169.254.170.23/v1/credentials",
+            ),
+            ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "Bearer a.b.c\n"),
+            ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "/not/there/yet"),
+            ("AWS_EC2_METADATA_DISABLED", "True"),
+            (
+                "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+                "http://127.0.0.1:1338/",
+            ),
+            ("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "ipv6"),
+            ("AWS_METADATA_SERVICE_TIMEOUT", "5"),
+            ("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "1"),
+        ],
+    )
+    .aws;
+    let container = aws.container;
+    assert_eq!(container.relative_uri.as_deref(), Some("/v2/credentials/1"));
+    let full = "http://169.254.170.23/v1/credentials";
+    assert_eq!(container.full_uri.as_deref(), Some(full));
+    assert_eq!(
+        container.authorization_token.unwrap().expose(),
+        "Bearer a.b.c"
+    );
+    let file = container.authorization_token_file;
+    assert_eq!(file, Some(PathBuf::from("/not/there/yet")));
+    assert!(!aws.instance.enabled && aws.instance.ipv6);
+    assert_eq!(aws.instance.base(), "http://127.0.0.1:1338");
+    assert_eq!(aws.instance.timeout, Duration::from_secs(5));
+    assert_eq!(aws.instance.attempts, 1);
 }
 
 #[test]
@@ -367,6 +415,26 @@ fn texts_have_a_form() {
             "global",
             "expected regional or legacy",
         ),
+        (
+            "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+            "@evil.example/",
+            "from its slash on",
+        ),
+        (
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+            "http://10.0.0.1/a",
+            "this address is none of them",
+        ),
+        (
+            "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE",
+            "dual",
+            "expected IPv4 or IPv6",
+        ),
+        (
+            "AWS_METADATA_SERVICE_TIMEOUT",
+            "11",
+            "a whole number from 1 to 10",
+        ),
         ("LISTEN_HOST", "localhost", "expected an IP address"),
         (
             "LISTEN_HOST",
@@ -446,14 +514,18 @@ fn truths_of_today() {
             ("BLOB_REDIRECT", "follow"),
             ("OFFLINE", "0"),
             ("NO_PROXY", "localhost"),
-            ("AWS_EC2_METADATA_DISABLED", "true"),
+            ("AWS_EC2_METADATA_V1_DISABLED", "true"),
             ("AWS_USE_FIPS_ENDPOINT", "false"),
             ("AWS_USE_DUALSTACK_ENDPOINT", "false"),
             ("AWS_STS_REGIONAL_ENDPOINTS", "regional"),
         ],
     );
     assert_eq!(faults(&["--enable-ssl"], &[]).len(), 1);
-    fault("AWS_EC2_METADATA_DISABLED", "false");
+    let v1 = fault("AWS_EC2_METADATA_V1_DISABLED", "false");
+    assert!(
+        v1.ends_with("version 1 asks for no token and is never used"),
+        "{v1}"
+    );
 }
 
 #[test]
@@ -512,7 +584,7 @@ fn no_secret_is_shown() {
     let environment = [
         ("AWS_SECRET_ACCESS_KEY", secret),
         ("AWS_SESSION_TOKEN", secret),
-        ("AWS_CONTAINER_AUTHORIZATION_TOKEN", secret),
+        ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "hunter2 \t spaced"),
         ("HTTPS_PROXY", "http://user:hunter2@proxy:3128"),
         ("ECR", "AWS:hunter2@registry.example"),
         ("BLOB_HOSTS", "u:hunter2@cdn.example"),

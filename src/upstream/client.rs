@@ -3,6 +3,7 @@
 //! retry anything but a connection that had gone stale in the pool.
 
 use std::io::{self, Read};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -229,11 +230,19 @@ impl Api for Client {
         let to = origin(&call.url);
         let request = http::Request::builder().method(call.method).uri(&call.url);
         let fields = call.headers.iter();
-        let request = fields
-            .fold(request, |request, (name, value)| {
-                request.header(name, value)
-            })
-            .body(call.body.as_slice())
+        let request = fields.fold(request, |request, (name, value)| {
+            request.header(name, value)
+        });
+        let (request, body) = match call.method {
+            "GET" => (request, SendBody::none()),
+            _ => {
+                let request = request.header("Content-Length", call.body.len());
+                let body = io::Cursor::new(call.body.clone());
+                (request, SendBody::from_owned_reader(body))
+            }
+        };
+        let request = request
+            .body(body)
             .map_err(|fault| classify(&fault.into(), to.clone()))?;
         let request = self
             .agent
@@ -271,6 +280,15 @@ impl Api for Client {
             stage: Stage::Transfer,
             to,
             reason: fault,
+        })
+    }
+
+    fn addresses(&self, host: &str, deadline: Instant) -> Result<Vec<IpAddr>, UpstreamError> {
+        let found = self.resolver.addresses(host, deadline);
+        found.map_err(|error| UpstreamError {
+            stage: Stage::Resolve,
+            to: host.to_owned(),
+            reason: error.to_string(),
         })
     }
 }

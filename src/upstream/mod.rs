@@ -9,6 +9,7 @@ pub mod redirect;
 pub mod resolver;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -139,11 +140,22 @@ pub trait Api: Send + Sync {
     /// # Errors
     /// When no whole reply came: the stage and the reason.
     fn call(&self, call: &ApiCall) -> Result<ApiReply, UpstreamError>;
+
+    /// The addresses of `host` (a name or an address, in brackets or not). Blocks until `deadline`
+    /// at the longest. For callers that must know where a name leads before they send a secret.
+    ///
+    /// # Errors
+    /// When it has none, or none in time.
+    fn addresses(&self, host: &str, deadline: Instant) -> Result<Vec<IpAddr>, UpstreamError>;
 }
 
 impl<T: Api + ?Sized> Api for Arc<T> {
     fn call(&self, call: &ApiCall) -> Result<ApiReply, UpstreamError> {
         (**self).call(call)
+    }
+
+    fn addresses(&self, host: &str, deadline: Instant) -> Result<Vec<IpAddr>, UpstreamError> {
+        (**self).addresses(host, deadline)
     }
 }
 

@@ -19,6 +19,7 @@ mod config;
 mod crowds;
 mod drain;
 mod framing;
+mod identity_metadata;
 mod layers;
 mod limits;
 mod pages;

@@ -26,7 +26,7 @@ fn ways() -> [(Front, Server); 2] {
 fn from(server: Server) -> Match {
     let pick = match server {
         Server::S3 => Match::s3(),
-        Server::Registry | Server::Api => Match::registry(),
+        Server::Registry | Server::Api | Server::Metadata => Match::registry(),
     };
     pick.method("GET")
 }

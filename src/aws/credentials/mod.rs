@@ -2,8 +2,11 @@
 //! temporary ones in use. Must not: keep what says no expiry; it is asked for anew at each use, so
 //! that rotated keys are noticed. Locks: `kept` alone, never held while a source is asked.
 
+mod container;
+mod document;
 mod env;
 mod file;
+mod imds;
 mod kept;
 mod process;
 pub(super) mod profile;
@@ -80,6 +83,12 @@ pub trait Source: Send + Sync {
     /// source, or a process would act under an identity nobody meant.
     fn fetch(&self) -> Result<Option<Credentials>, String>;
 
+    /// What was tried in vain before this source counted as not configured, if that is worth
+    /// telling.
+    fn passed_over(&self) -> Option<String> {
+        None
+    }
+
     /// The same, saying also whether the failure may pass. Sources that can tell override it; of
     /// others the failure is taken to pass, so that they are asked again soon.
     ///
@@ -140,19 +149,25 @@ impl fmt::Display for SourceFault {
 pub enum CredentialsFault {
     /// A source is configured and failed.
     Broken(SourceFault),
-    /// No source is configured.
-    NotConfigured,
+    /// No source is configured; what was tried, or nothing.
+    NotConfigured(String),
 }
 
 impl fmt::Display for CredentialsFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Broken(reason) => write!(f, "AWS credentials: {reason}"),
-            Self::NotConfigured => f.write_str(
-                "no AWS credentials configured: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY \
-                 (and AWS_SESSION_TOKEN for temporary ones), or AWS_WEB_IDENTITY_TOKEN_FILE and \
-                 AWS_ROLE_ARN, or AWS_PROFILE",
-            ),
+            Self::NotConfigured(tried) => {
+                f.write_str(
+                    "no AWS credentials configured: set AWS_ACCESS_KEY_ID and \
+                     AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN for temporary ones), or \
+                     AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN, or AWS_PROFILE",
+                )?;
+                if tried.is_empty() {
+                    return Ok(());
+                }
+                write!(f, "; {tried}")
+            }
         }
     }
 }
@@ -176,18 +191,25 @@ impl Chain {
         region: Option<String>,
     ) -> Self {
         let sts = Arc::new(Sts::new(caller, settings, region));
+        let (api, clock) = (|| Arc::clone(caller.api()), || Arc::clone(caller.clock()));
         let environment: Arc<dyn Source> = Arc::new(env::Environment::new(settings));
+        let container: Arc<dyn Source> =
+            Arc::new(container::Container::new(settings, api(), clock()));
+        let instance: Arc<dyn Source> = Arc::new(imds::InstanceRole::new(settings, api(), clock()));
         // Sources that a profile may name as its `credential_source`, too.
         let named = profile::NamedSources {
             environment: Arc::clone(&environment),
-            container: None,
-            instance_metadata: None,
+            container: Some(Arc::clone(&container)),
+            instance_metadata: Some(Arc::clone(&instance)),
         };
         let profile = Arc::new(profile::Profile::new(settings, &sts, named));
         let sources: Vec<Arc<dyn Source>> = vec![
             Arc::new(profile::UnlessTakenBy::new(&profile, environment)),
             Arc::new(web_identity::WebIdentity::from_environment(settings, &sts)),
             profile,
+            container,
+            // Last: without a setting of its own it is asked whenever nothing else is configured.
+            instance,
         ];
         Self::of(sources, caller)
     }
@@ -246,7 +268,12 @@ impl Chain {
                 return Ok(credentials);
             }
         }
-        Err(CredentialsFault::NotConfigured)
+        let tried = self
+            .sources
+            .iter()
+            .filter_map(|source| source.passed_over());
+        let tried: Vec<String> = tried.collect();
+        Err(CredentialsFault::NotConfigured(tried.join("; ")))
     }
 
     /// Forgets what is in use: AWS does not know it.

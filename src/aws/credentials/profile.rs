@@ -93,8 +93,10 @@ impl Profile {
         };
         let found = asked.map_or(Ok(None), |asked| asked.attempt())?;
         let found = found.ok_or_else(|| {
+            let tried = asked.and_then(|asked| asked.passed_over());
+            let tried = tried.map(|tried| format!(" ({tried})")).unwrap_or_default();
             SourceFault::lasting(format!(
-                "{source}: credential_source = {name} has no credentials; {remedy}"
+                "{source}: credential_source = {name} has no credentials{tried}; {remedy}"
             ))
         })?;
         Ok(found.with_source(format!("{source}, {}", found.source)))

@@ -123,7 +123,7 @@ fn the_first_configured_source_decides_even_by_failing() {
     assert_eq!(failed, Err(broken));
     assert_eq!(
         chain([None, None, None]),
-        Err(CredentialsFault::NotConfigured)
+        Err(CredentialsFault::NotConfigured(String::new()))
     );
 }
 
@@ -154,7 +154,7 @@ fn the_sources_of_the_settings_are_asked_in_their_order() {
     settings.secret_access_key = Some(Secret::new("s".into()));
     assert_eq!(fetch(&settings).unwrap().source, "environment");
     let none = fetch(&AwsSettings::default());
-    assert_eq!(none, Err(CredentialsFault::NotConfigured));
+    assert!(matches!(none, Err(CredentialsFault::NotConfigured(_))));
 }
 
 #[test]

@@ -48,6 +48,25 @@ impl Wait {
     }
 }
 
+/// The wait after `failures` failures, at least one, of which the last was of this kind.
+pub(super) fn back_off(kind: FaultKind, failures: u32, roll: u64) -> Duration {
+    match kind {
+        FaultKind::Permanent | FaultKind::Unconfigured => {
+            let wait = BACK_OFF_PERMANENT.after(failures);
+            wait + portion(wait / 10, roll)
+        }
+        FaultKind::ClockSkew | FaultKind::ExpiredCredentials | FaultKind::Transient => {
+            jittered(BACK_OFF.after(failures), roll)
+        }
+        FaultKind::Throttled { retry_after } => {
+            let asked = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
+            // Later than asked, never earlier.
+            let asked = asked + portion(asked / 10, roll);
+            asked.max(jittered(BACK_OFF.after(failures), roll))
+        }
+    }
+}
+
 /// A token in use.
 #[derive(Debug, Clone)]
 pub(super) struct Token {
@@ -166,21 +185,7 @@ impl RegionState {
         roll: u64,
     ) -> Duration {
         self.failures = self.failures.saturating_add(1);
-        let wait = match kind {
-            FaultKind::Permanent | FaultKind::Unconfigured => {
-                let wait = BACK_OFF_PERMANENT.after(self.failures);
-                wait + portion(wait / 10, roll)
-            }
-            FaultKind::ClockSkew | FaultKind::ExpiredCredentials | FaultKind::Transient => {
-                jittered(BACK_OFF.after(self.failures), roll)
-            }
-            FaultKind::Throttled { retry_after } => {
-                let asked = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
-                // Later than asked, never earlier.
-                let asked = asked + portion(asked / 10, roll);
-                asked.max(jittered(BACK_OFF.after(self.failures), roll))
-            }
-        };
+        let wait = back_off(kind, self.failures, roll);
         self.fault = Some(fault);
         self.ended(now + wait);
         wait

@@ -2,6 +2,7 @@
 //! the thread does once, and where a caller must wait, the thread runs beside it.
 
 mod identity;
+mod region;
 
 use std::time::UNIX_EPOCH;
 
@@ -54,6 +55,7 @@ impl Bench {
             Job::Fetch(_) => "fetch",
             Job::Identify(_) => "identify",
             Job::Refresh => "refresh",
+            Job::Search => "search",
             Job::Sleep(_) => "sleep",
             Job::Stop => "stop",
         }

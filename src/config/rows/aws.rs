@@ -10,7 +10,7 @@ pub(super) static ROWS: &[Setting] = &[
         name: "AWS_REGION",
         other_names: &["AWS_DEFAULT_REGION"],
         group: Group::Aws,
-        preset: Preset::Unset("from the host in `ECR`, else from the profile"),
+        preset: Preset::Unset("from the `ECR` host, the profile, or the instance metadata"),
         meaning: "Signing region. The region in an ECR host name wins for that registry.",
         state: text(
             Unit::Text,

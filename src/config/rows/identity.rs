@@ -1,7 +1,9 @@
 //! Rows of the table: the sources of the AWS identity. Pure data.
 
-use crate::config::aws;
+use std::time::Duration;
+
 use crate::config::table::*;
+use crate::config::{aws, metadata};
 
 pub(super) static ROWS: &[Setting] = &[
     Setting {
@@ -89,47 +91,67 @@ pub(super) static ROWS: &[Setting] = &[
         name: "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
         group: Group::Aws,
         preset: Preset::Unset("none"),
-        meaning: "Container credentials (ECS).",
+        meaning: "Path of the container credentials at `169.254.170.2` (ECS sets it).",
+        state: text(
+            Unit::Text,
+            "a path from its slash on, such as /v2/credentials/ID",
+            metadata::relative_uri,
+        ),
         ..ROW
     },
     Setting {
         name: "AWS_CONTAINER_CREDENTIALS_FULL_URI",
         group: Group::Aws,
         preset: Preset::Unset("none"),
-        meaning: "Container credentials (EKS Pod Identity).",
-        state: later(Unit::Url, Accepts::Nothing),
+        meaning: "Address of the container credentials, where no path is given (EKS Pod Identity \
+                  sets it). Over http only loopback, `169.254.170.2`, `169.254.170.23` and \
+                  `[fd00:ec2::23]`.",
+        state: text(
+            Unit::Url,
+            "https:// and a host, or http:// and loopback, 169.254.170.2, 169.254.170.23, \
+             [fd00:ec2::23] or a name that leads to one of these",
+            metadata::full_uri,
+        ),
         ..ROW
     },
     Setting {
         name: "AWS_CONTAINER_AUTHORIZATION_TOKEN",
         group: Group::Aws,
         preset: Preset::Unset("none"),
-        meaning: "Token for the container credentials.",
+        meaning: "Token that the container credentials ask for.",
         secret: true,
+        state: text(
+            Unit::Text,
+            "visible ASCII characters and spaces on one line",
+            metadata::authorization_token,
+        ),
         ..ROW
     },
     Setting {
         name: "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
         group: Group::Aws,
         preset: Preset::Unset("none"),
-        meaning: "File with that token.",
-        state: later(Unit::Path, Accepts::Nothing),
+        meaning: "File with that token, read anew each time; it beats the token itself.",
+        state: text(Unit::Path, "a path", metadata::authorization_token_file),
         ..ROW
     },
     Setting {
         name: "AWS_EC2_METADATA_DISABLED",
         group: Group::Aws,
         preset: Preset::Value("false"),
-        meaning: "Never ask the EC2 instance metadata service.",
-        state: later(Unit::Switch, ON),
+        meaning: "Never ask the EC2 instance metadata service, neither for credentials nor for \
+                  the region.",
+        state: State::Built(Kind::Switch(|settings, off| {
+            settings.aws.instance.enabled = !off;
+        })),
         ..ROW
     },
     Setting {
         name: "AWS_EC2_METADATA_V1_DISABLED",
         group: Group::Aws,
         preset: Preset::Value("true"),
-        meaning: "Never fall back to IMDSv1.",
-        state: later(Unit::Switch, ON),
+        meaning: "Version 1 of the instance metadata service is never used; only `true` is taken.",
+        state: text(Unit::Switch, "true", metadata::instance_v1_disabled),
         ..ROW
     },
     Setting {
@@ -137,14 +159,45 @@ pub(super) static ROWS: &[Setting] = &[
         group: Group::Aws,
         preset: Preset::Unset("the link-local address"),
         meaning: "Address of the instance metadata service.",
-        state: later(Unit::Url, Accepts::Nothing),
+        state: text(Unit::Url, URL, metadata::instance_endpoint),
         ..ROW
     },
     Setting {
         name: "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE",
         group: Group::Aws,
         preset: Preset::Value("IPv4"),
-        meaning: "`IPv4` or `IPv6` address of the instance metadata service.",
+        meaning: "`IPv4` or `IPv6`: which link-local address of the instance metadata service.",
+        state: text(Unit::Text, "IPv4 or IPv6", metadata::instance_endpoint_mode),
+        ..ROW
+    },
+    Setting {
+        name: "AWS_METADATA_SERVICE_TIMEOUT",
+        group: Group::Aws,
+        preset: Preset::Value("1"),
+        meaning: "Seconds to connect to the instance metadata service, and again for its reply; \
+                  without a unit, as in the AWS SDKs.",
+        state: number(
+            1,
+            10,
+            "fetching a token waits for it",
+            |settings, seconds| {
+                settings.aws.instance.timeout = Duration::from_secs(seconds.into());
+            },
+        ),
+        ..ROW
+    },
+    Setting {
+        name: "AWS_METADATA_SERVICE_NUM_ATTEMPTS",
+        group: Group::Aws,
+        preset: Preset::Value("4"),
+        meaning: "How often a request to the instance metadata service is sent that it answers \
+                  with an error of its own.",
+        state: number(
+            1,
+            10,
+            "fetching a token waits for them",
+            |settings, attempts| settings.aws.instance.attempts = attempts,
+        ),
         ..ROW
     },
 ];

@@ -15,22 +15,23 @@ use base64::engine::general_purpose::STANDARD;
 use crate::fault::Script;
 use crate::http::Head;
 use crate::store::Store;
-use crate::{Fault, Options, Seen, Server, sts};
+use crate::{Fault, Options, SERVERS, Seen, Server, metadata, sts};
 
 pub(crate) struct Core {
     pub(crate) options: Options,
     /// By [`Server::index`].
-    pub(crate) addresses: [SocketAddr; 3],
+    pub(crate) addresses: [SocketAddr; SERVERS],
     pub(crate) script: Mutex<Script>,
     pub(crate) store: Mutex<Store>,
     pub(crate) tokens: Mutex<Tokens>,
+    pub(crate) metadata: Mutex<metadata::State>,
     seen: Mutex<Vec<Seen>>,
     seen_changed: Condvar,
     gate: Mutex<Gate>,
     gate_opened: Condvar,
-    rates: [Mutex<Rate>; 3],
+    rates: [Mutex<Rate>; SERVERS],
     /// Bytes of bodies, by [`Server::index`].
-    sent: [AtomicU64; 3],
+    sent: [AtomicU64; SERVERS],
     connections: Mutex<HashMap<u64, (Server, Arc<TcpStream>)>>,
     pub(crate) sts: Mutex<sts::State>,
 }
@@ -104,13 +105,14 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Core {
-    pub(crate) fn new(options: Options, addresses: [SocketAddr; 3]) -> Self {
+    pub(crate) fn new(options: Options, addresses: [SocketAddr; SERVERS]) -> Self {
         Self {
             tokens: Mutex::new(Tokens {
                 issued: Vec::new(),
                 life: options.token_life,
             }),
             sts: Mutex::new(sts::State::new(&options)),
+            metadata: Mutex::new(metadata::State::new(&options)),
             options,
             addresses,
             script: Mutex::default(),
@@ -130,7 +132,7 @@ impl Core {
         let port = self.addresses[server.index()].port();
         match server {
             Server::S3 => format!("{}:{port}", self.options.s3_host),
-            Server::Registry | Server::Api => format!("127.0.0.1:{port}"),
+            Server::Registry | Server::Api | Server::Metadata => format!("127.0.0.1:{port}"),
         }
     }
 
@@ -144,7 +146,7 @@ impl Core {
     pub(crate) fn now(&self, server: Server) -> SystemTime {
         let skew = match server {
             Server::Api => self.options.clock_skew,
-            Server::Registry | Server::S3 => 0,
+            Server::Metadata | Server::Registry | Server::S3 => 0,
         };
         let by = Duration::from_secs(skew.unsigned_abs());
         let now = SystemTime::now();

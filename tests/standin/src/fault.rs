@@ -41,7 +41,7 @@ impl Match {
         Self::to(Server::Api)
     }
 
-    fn to(server: Server) -> Self {
+    pub(crate) fn to(server: Server) -> Self {
         Self {
             server: Some(server),
             ..Self::any()

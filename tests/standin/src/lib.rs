@@ -1,7 +1,8 @@
-//! A stand-in for ECR's registry, the blob host it redirects to, and the AWS APIs (ECR's
-//! `GetAuthorizationToken`, STS's `GetCallerIdentity` and roles), for tests and for `make run`.
+//! A stand-in for ECR's registry, the blob host it redirects to, the AWS APIs (ECR's
+//! `GetAuthorizationToken`, STS's `GetCallerIdentity` and roles), and the metadata endpoints that
+//! hand out credentials, for tests and for `make run`.
 //!
-//! Three servers on loopback ports of their own, a thread per connection, and an HTTP server that
+//! Four servers on loopback ports of their own, a thread per connection, and an HTTP server that
 //! is written here, so that every byte of an answer can be scripted:
 //!
 //! ```
@@ -24,12 +25,15 @@
 )]
 
 mod aws;
+mod container;
 mod content;
 mod core;
 mod fault;
 mod http;
 pub mod image;
+mod imds;
 mod listing;
+mod metadata;
 mod registry;
 mod s3;
 mod server;
@@ -51,16 +55,21 @@ use crate::server::Listener;
 pub use crate::content::{Content, Hasher, digest};
 pub use crate::fault::{Fault, Match, Then};
 pub use crate::image::Layer;
+pub use crate::metadata::Metadata;
 pub use crate::sts::{Role, StsCall};
 
+/// How many servers there are.
+const SERVERS: usize = 4;
 /// The account that everything belongs to.
 pub const ACCOUNT: &str = "123456789012";
 
-/// One of the three servers.
+/// One of the servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Server {
     /// ECR and STS.
     Api,
+    /// Instance metadata and container credentials.
+    Metadata,
     /// The registry.
     Registry,
     /// The blob host.
@@ -69,13 +78,14 @@ pub enum Server {
 
 impl Server {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Registry, Self::S3, Self::Api];
+    pub const ALL: [Self; SERVERS] = [Self::Registry, Self::S3, Self::Api, Self::Metadata];
 
     const fn index(self) -> usize {
         match self {
             Self::Registry => 0,
             Self::S3 => 1,
             Self::Api => 2,
+            Self::Metadata => 3,
         }
     }
 
@@ -84,6 +94,7 @@ impl Server {
             Self::Registry => "registry",
             Self::S3 => "s3",
             Self::Api => "api",
+            Self::Metadata => "metadata",
         }
     }
 }
@@ -277,17 +288,17 @@ pub struct Image {
 pub struct Standin {
     core: Arc<Core>,
     /// By [`Server::index`]; none while the server is down.
-    listeners: Mutex<[Option<Listener>; 3]>,
+    listeners: Mutex<[Option<Listener>; SERVERS]>,
     /// The ports of the servers that are down, by [`Server::index`].
-    held: Mutex<[Option<OwnedFd>; 3]>,
+    held: Mutex<[Option<OwnedFd>; SERVERS]>,
 }
 
 impl Standin {
-    /// Starts the three servers on free ports of 127.0.0.1.
+    /// Starts the servers on free ports of 127.0.0.1.
     pub fn start(options: Options) -> Self {
-        let sockets = [(); 3].map(|()| server::bind());
-        let address = |index: usize| sockets[index].local_addr().expect("an address");
-        let addresses = [address(0), address(1), address(2)];
+        let sockets = [(); SERVERS].map(|()| server::bind());
+        let addresses = sockets.each_ref();
+        let addresses = addresses.map(|socket| socket.local_addr().expect("an address"));
         let core = Arc::new(Core::new(options, addresses));
         let mut servers = Server::ALL.into_iter();
         let listeners = sockets.map(|socket| {
@@ -346,6 +357,7 @@ impl Standin {
         let options = &self.core.options;
         let mut secrets = vec![options.secret_access_key.clone(), s3::SESSION_TOKEN.into()];
         secrets.extend(options.session_token.clone());
+        secrets.extend(self.metadata_secrets());
         for token in lock(&self.core.tokens).issued() {
             let user_and_password = STANDARD.decode(token).expect("tokens are base64");
             let user_and_password = String::from_utf8(user_and_password).expect("and text");

@@ -14,7 +14,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use crate::core::Core;
 use crate::fault::Then;
 use crate::http::{Head, Reply, RequestBody, Writer};
-use crate::{Fault, Server, aws, registry, s3};
+use crate::{Fault, Server, aws, metadata, registry, s3};
 
 /// A connection's thread needs no deep stack, and there may be a thousand of them.
 const STACK_BYTES: usize = 256 * 1024;
@@ -132,7 +132,7 @@ fn exchange(
     // The API's calls differ by their form; its bodies are small, so read ahead.
     let form = match writer.server {
         Server::Api => body.read_all()?,
-        Server::Registry | Server::S3 => Vec::new(),
+        Server::Metadata | Server::Registry | Server::S3 => Vec::new(),
     };
     let fault = core.take_fault(writer.server, head, &String::from_utf8_lossy(&form));
     if let Some(fault) = &fault
@@ -146,6 +146,7 @@ fn exchange(
             Server::Registry => registry::answer(core, head, body, fault.as_ref())?,
             Server::S3 => s3::answer(core, head, fault.as_ref()),
             Server::Api => aws::answer(core, head, &form),
+            Server::Metadata => metadata::answer(core, head),
         },
     };
     body.drain()?;

@@ -1,0 +1,304 @@
+//! Credentials of a container: ECS tasks, and EKS Pod Identity. Owns: which endpoint may be asked,
+//! and with which token. Must not: send that token, or take credentials, in plain text beyond this
+//! host and AWS's link-local addresses.
+
+use std::io::Read as _;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::fault::Refusal;
+use super::document::{self, Unusable};
+use super::{Credentials, Source};
+use crate::clock::Clock;
+use crate::config::{
+    AwsSettings, ContainerSettings, container_uri, is_container_address, is_field_value,
+};
+use crate::log::Secret;
+use crate::message::Headers;
+use crate::oci;
+use crate::upstream::{Api, ApiCall, ApiReply, Stage, UpstreamError};
+
+/// Where ECS answers for `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI`.
+const ECS: &str = "169.254.170.2";
+/// Longest time to connect to what is on this very host.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest time for one attempt: the agent may have to ask AWS first (5 s in the SDKs).
+const CALL_TIMEOUT: Duration = Duration::from_secs(7);
+/// Attempts in all (botocore).
+const ATTEMPTS: u32 = 3;
+/// Pause between two of them (botocore).
+const PAUSE: Duration = Duration::from_secs(1);
+/// No further attempt begins after this: the thread that waits here renews every token, and clients
+/// wait 30 s at the most.
+const ATTEMPTS_TIME_MAX: Duration = Duration::from_secs(10);
+/// Longest token: a field that servers take; a projected service account token has 1 to 2 KB.
+const TOKEN_BYTES_MAX: u64 = 16 * 1024;
+const TOKEN: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN";
+const TOKEN_FILE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
+
+/// The container we run in.
+pub(in crate::aws) struct Container {
+    settings: ContainerSettings,
+    api: Arc<dyn Api>,
+    clock: Arc<dyn Clock>,
+    pause: fn(Duration),
+}
+
+/// An endpoint that may be asked, and nothing else can be dialled by it.
+#[derive(Debug, PartialEq, Eq)]
+struct Endpoint {
+    /// With an address in place of a name that was looked up.
+    url: String,
+    /// The value of `Host`.
+    host: String,
+}
+
+/// A failed attempt.
+struct Failure {
+    text: String,
+    /// True when another attempt may succeed.
+    passes: bool,
+    /// True when nothing is listening there.
+    absent: bool,
+}
+
+impl Container {
+    pub(in crate::aws) fn new(
+        settings: &AwsSettings,
+        api: Arc<dyn Api>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            settings: settings.container.clone(),
+            api,
+            clock,
+            pause: std::thread::sleep,
+        }
+    }
+
+    /// The whole URI, and the setting it comes from; none when neither is set.
+    fn uri(&self) -> Option<(String, &'static str)> {
+        let relative = self.settings.relative_uri.as_ref();
+        let relative = relative.map(|path| {
+            (
+                format!("http://{ECS}{path}"),
+                "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+            )
+        });
+        let full = self.settings.full_uri.as_ref();
+        relative.or_else(|| Some((full?.clone(), "AWS_CONTAINER_CREDENTIALS_FULL_URI")))
+    }
+
+    /// Tries a few times. Blocks for [`ATTEMPTS_TIME_MAX`] and one more attempt at the longest.
+    fn retrieve(&self, uri: &str, setting: &str) -> Result<Credentials, String> {
+        let begun = self.clock.monotonic();
+        let mut attempt = 1;
+        loop {
+            let failure = match self.once(uri, setting) {
+                Ok(credentials) => return Ok(credentials),
+                Err(failure) => failure,
+            };
+            let spent = self.clock.monotonic().saturating_duration_since(begun);
+            if !failure.passes || attempt >= ATTEMPTS || spent >= ATTEMPTS_TIME_MAX {
+                return Err(failure.text);
+            }
+            (self.pause)(PAUSE);
+            attempt += 1;
+        }
+    }
+
+    fn once(&self, uri: &str, setting: &str) -> Result<Credentials, Failure> {
+        // Read each time: kubelet replaces the file long before the token in it ends.
+        let token = self.token().map_err(Failure::lasting)?;
+        let mut failure = None;
+        for endpoint in self.endpoints(uri, setting)? {
+            match self.ask(&endpoint, token.as_ref(), setting) {
+                // A name may have an address of each family, and a server listen to one.
+                Err(absent) if absent.absent => failure = Some(absent),
+                outcome => return outcome,
+            }
+        }
+        Err(failure.unwrap_or_else(|| Failure::lasting(format!("{setting} leads nowhere"))))
+    }
+
+    /// Where `uri` leads, once for each address.
+    fn endpoints(&self, uri: &str, setting: &str) -> Result<Vec<Endpoint>, Failure> {
+        let lasting = |why: &str| Failure::lasting(format!("{setting}: {why}"));
+        let (scheme, authority, path) = container_uri(uri).map_err(|why| lasting(&why))?;
+        let endpoint = |address: &str| Endpoint {
+            url: format!("{scheme}://{address}{path}"),
+            host: authority.to_owned(),
+        };
+        let (name, port) = oci::split_port(authority);
+        let literal = name.starts_with('[') || name.parse::<IpAddr>().is_ok();
+        if scheme == "https" || literal {
+            // A certificate, or the check of the setting, vouches for it.
+            return Ok(vec![endpoint(authority)]);
+        }
+        let deadline = self.clock.monotonic() + CONNECT_TIMEOUT;
+        let found = self.api.addresses(name, deadline);
+        let found = found.map_err(|fault| Failure {
+            text: format!("container credentials: {fault}; check {setting}"),
+            passes: true,
+            absent: false,
+        })?;
+        if let Some(foreign) = found
+            .iter()
+            .find(|address| !is_container_address(**address))
+        {
+            return Err(lasting(&format!(
+                "{name} leads to {foreign}, which is neither loopback nor an address of ECS or \
+                 EKS; use https"
+            )));
+        }
+        // What was checked is what is dialled, whatever the name leads to in a moment.
+        let port = port.map_or_else(String::new, |port| format!(":{port}"));
+        let dialled = found.iter().map(|address| match address {
+            IpAddr::V4(v4) => endpoint(&format!("{v4}{port}")),
+            IpAddr::V6(v6) => endpoint(&format!("[{v6}]{port}")),
+        });
+        Ok(dialled.collect())
+    }
+
+    fn ask(
+        &self,
+        endpoint: &Endpoint,
+        token: Option<&Secret<String>>,
+        setting: &str,
+    ) -> Result<Credentials, Failure> {
+        let mut headers = Headers::from_iter([
+            ("Host", endpoint.host.as_str()),
+            ("Accept", "application/json"),
+        ]);
+        if let Some(token) = token {
+            headers.set("Authorization", token.expose());
+        }
+        let call = ApiCall {
+            method: "GET",
+            url: endpoint.url.clone(),
+            headers,
+            body: Vec::new(),
+            connect_timeout: CONNECT_TIMEOUT,
+            timeout: CALL_TIMEOUT,
+            // A proxy would be asked for its own credentials, with our token.
+            through_proxy: false,
+        };
+        let reply = self.api.call(&call);
+        let reply = reply.map_err(|fault| Failure::no_reply(&fault, setting))?;
+        if reply.status != 200 {
+            return Err(self.refused(&reply, token, setting));
+        }
+        let document = document::read(&reply.body).map_err(|why| {
+            Failure::lasting(match why {
+                Unusable::Odd(reason) => {
+                    format!("container credentials: the reply {reason}; check {setting}")
+                }
+                Unusable::Refused(code, message) => {
+                    format!("container credentials: {code}: {message}; check the role")
+                }
+            })
+        })?;
+        Ok(Credentials {
+            access_key_id: document.access_key_id,
+            secret: document.secret,
+            session_token: document.session_token,
+            expires: document.expires,
+            source: format!("container credentials ({setting})"),
+        })
+    }
+
+    fn refused(&self, reply: &ApiReply, token: Option<&Secret<String>>, setting: &str) -> Failure {
+        let refusal = Refusal::read(reply);
+        let status = reply.status;
+        let code = refusal
+            .code
+            .map_or_else(String::new, |code| format!(" {code}"));
+        let message = match token {
+            Some(token) if !token.expose().is_empty() => {
+                refusal.message.replace(token.expose().as_str(), "***")
+            }
+            _ => refusal.message,
+        };
+        let remedy = match status {
+            401 | 403 if self.settings.authorization_token_file.is_some() => {
+                format!("check {TOKEN_FILE} and the role's trust policy")
+            }
+            401 | 403 if token.is_some() => format!("check {TOKEN} and the role's trust policy"),
+            401 | 403 => format!("set {TOKEN_FILE} or {TOKEN}"),
+            _ => format!("check {setting} and the task's or pod's role"),
+        };
+        Failure {
+            text: format!("container credentials {status}{code}: {message}; {remedy}"),
+            passes: status >= 500 || status == 429,
+            absent: false,
+        }
+    }
+
+    /// What goes into `Authorization`, if anything.
+    fn token(&self) -> Result<Option<Secret<String>>, String> {
+        let Some(path) = &self.settings.authorization_token_file else {
+            return Ok(self.settings.authorization_token.clone());
+        };
+        let fault = |why: &str| format!("{TOKEN_FILE}={}: {why}", path.display());
+        let text = read_token(path).map_err(|why| fault(&why))?;
+        let token = text.expose().trim_end_matches(['\r', '\n']);
+        if token.is_empty() {
+            return Err(fault("it is empty"));
+        }
+        if !is_field_value(token) {
+            return Err(fault(
+                "it holds line breaks or other characters that fit no header field",
+            ));
+        }
+        Ok(Some(Secret::new(token.to_owned())))
+    }
+}
+
+impl Source for Container {
+    fn fetch(&self) -> Result<Option<Credentials>, String> {
+        let Some((uri, setting)) = self.uri() else {
+            return Ok(None);
+        };
+        self.retrieve(&uri, setting).map(Some)
+    }
+}
+
+impl Failure {
+    const fn lasting(text: String) -> Self {
+        Self {
+            text,
+            passes: false,
+            absent: false,
+        }
+    }
+
+    fn no_reply(fault: &UpstreamError, setting: &str) -> Self {
+        Self {
+            text: format!("container credentials: {fault}; check {setting}"),
+            passes: true,
+            absent: fault.stage == Stage::Connect,
+        }
+    }
+}
+
+fn read_token(path: &Path) -> Result<Secret<String>, String> {
+    let why = |error: std::io::Error| format!("it cannot be read: {error}");
+    // Opening a pipe would wait for its writer, so the kind comes first.
+    if !path.metadata().map_err(why)?.is_file() {
+        return Err("it is not a regular file".to_owned());
+    }
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(why)?;
+    let mut limited = file.take(TOKEN_BYTES_MAX + 1);
+    let length = limited.read_to_string(&mut text).map_err(why)?;
+    let text = Secret::new(text);
+    if u64::try_from(length).unwrap_or(u64::MAX) > TOKEN_BYTES_MAX {
+        return Err(format!("it is larger than {TOKEN_BYTES_MAX} bytes"));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests;
