@@ -176,8 +176,8 @@ fn announce(settings: &Settings, bound: SocketAddr, connections: usize) {
     );
     if is_open_to_strangers(settings) {
         log::warn(
-            "everybody who reaches this address can pull and push with this proxy's AWS rights; set \
-             AUTH_FILE, SSL_CLIENT_CA or READ_ONLY, or LISTEN_HOST=127.0.0.1",
+            "everybody who reaches this address can pull and push with this proxy's AWS rights; \
+             set AUTH_FILE, SSL_CLIENT_CA or READ_ONLY, or LISTEN_HOST=127.0.0.1",
             &[("address", &bound)],
         );
     }

@@ -364,7 +364,7 @@ mod tests {
 
     #[test]
     fn faults_are_one_line_each_and_nothing_is_served() {
-        let environment = [("WORKERS", "0"), ("LOG_LEVEL", "LOUD"), ("READ_ONLY", "maybe")];
+        let environment = [("WORKERS", "0"), ("LOG_LEVEL", "LOUD"), ("READ_ONLY", "2")];
         let outcome = try_run(&["--nope"], &environment);
         assert_eq!(outcome.code, EXIT_SETTINGS);
         assert!(outcome.served.is_none());

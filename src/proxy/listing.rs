@@ -16,8 +16,8 @@ use crate::upstream::{Stage, UpstreamError};
 const STALE_PATIENCE: Duration = Duration::from_secs(5);
 /// Names on a page at the most, as ECR has it.
 const PAGE_MAX: usize = 1000;
-/// Longest page of a catalogue that is read to be filtered: ten times what [`PAGE_MAX`] names of 256
-/// characters make, for registries that know no pages.
+/// Longest page of a catalogue that is read to be filtered: ten times what [`PAGE_MAX`] names of
+/// 256 characters make, for registries that know no pages.
 const CATALOGUE_BYTES_MAX: u64 = 4 << 20;
 /// Fields that say something of the bytes, which are others once names are left out.
 const OF_THE_BYTES: [&str; 6] = [
@@ -38,8 +38,8 @@ pub(super) fn names(reply: Reply) -> Reply {
     reply
 }
 
-/// The catalogue without the repositories that clients may not see. `Link` stays, so a page may have
-/// fewer names than were asked for, or none, and not be the last.
+/// The catalogue without the repositories that clients may not see. `Link` stays, so a page may
+/// have fewer names than were asked for, or none, and not be the last.
 ///
 /// # Errors
 /// When the registry's page is not one: what cannot be read cannot be filtered.

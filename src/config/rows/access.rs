@@ -16,8 +16,8 @@ pub(super) static ROWS: &[Setting] = &[
         name: "AUTH_FILE",
         group: Group::Access,
         preset: Preset::Unset("none"),
-        meaning: "htpasswd file with bcrypt hashes (`htpasswd -B`): clients must log in. Read again on \
-                  SIGHUP and when it changes.",
+        meaning: "htpasswd file with bcrypt hashes (`htpasswd -B`): clients must log in. Read \
+                  again on SIGHUP and when it changes.",
         state: text(Unit::Path, "a path", access::auth_file),
         ..ROW
     },
@@ -33,8 +33,9 @@ pub(super) static ROWS: &[Setting] = &[
         name: "ALLOW_REPOSITORIES",
         group: Group::Access,
         preset: Preset::Value("*"),
-        meaning: "Patterns of the repositories that clients may use, such as `team-a/*,base`: `*` stands \
-                  for any characters, `/` too. Others are 403, and absent from the catalogue.",
+        meaning: "Patterns of the repositories that clients may use, such as `team-a/*,base`: `*` \
+                  stands for any characters, `/` too. Others are 403, and absent from the \
+                  catalogue.",
         state: text(
             Unit::List,
             "repository names in which * stands for any characters and ? for one",

@@ -1,5 +1,5 @@
-//! Slows down who guesses passwords. Owns: how often a login failed lately, by address and name, and
-//! how long the next attempt has to wait. Must not: know a password, or wait itself.
+//! Slows down who guesses passwords. Owns: how often a login failed lately, by address and name,
+//! and how long the next attempt has to wait. Must not: know a password, or wait itself.
 //!
 //! Failures count twice: for the name at its address, and for the address as a whole. Who shares an
 //! address with somebody who guesses (NAT, a load balancer) is held up by the latter alone, at most

@@ -1,5 +1,5 @@
-//! `AUTH_FILE`: users and the bcrypt hashes of their passwords. Owns: the file's form, and whether a
-//! password is a user's. Must not: show a hash or a name, in a fault neither. The only user of
+//! `AUTH_FILE`: users and the bcrypt hashes of their passwords. Owns: the file's form, and whether
+//! a password is a user's. Must not: show a hash or a name, in a fault neither. The only user of
 //! `bcrypt`.
 
 use std::fmt;
@@ -13,8 +13,8 @@ use crate::log::Secret;
 
 /// Longest user name; no client has longer ones.
 const NAME_LENGTH_MAX: usize = 255;
-/// Costs that are accepted. Each step doubles the time: 14 takes about a second, and two checks at a
-/// time then are two logins a second. bcrypt itself begins at 4.
+/// Costs that are accepted. Each step doubles the time: 14 takes about a second, and two checks at
+/// a time then are two logins a second. bcrypt itself begins at 4.
 const COST_MIN: u8 = 4;
 const COST_MAX: u8 = 14;
 /// What bcrypt looks at; `htpasswd`, Apache and docker-registry cut longer passwords, too.
@@ -43,8 +43,8 @@ struct Hash {
 }
 
 impl Users {
-    /// Reads the text of a file: `name:hash` lines; blank ones, and those that begin with `#`, count
-    /// for nothing.
+    /// Reads the text of a file: `name:hash` lines; blank ones, and those that begin with `#`,
+    /// count for nothing.
     ///
     /// # Errors
     /// The numbers of the lines at fault, and what is wrong with each.
@@ -185,8 +185,8 @@ fn hash_of(text: &str) -> Result<Hash, String> {
     let cost: u8 = cost.parse().ok().filter(|_| digits).ok_or_else(broken)?;
     if !(COST_MIN..=COST_MAX).contains(&cost) {
         return Err(format!(
-            "a bcrypt hash of cost {cost}, expected {COST_MIN} to {COST_MAX}, since every login has \
-             to wait for it; make it anew with htpasswd -B -C 10"
+            "a bcrypt hash of cost {cost}, expected {COST_MIN} to {COST_MAX}, since every login \
+             has to wait for it; make it anew with htpasswd -B -C 10"
         ));
     }
     let (salt, digest) = rest.split_at_checked(22).ok_or_else(broken)?;

@@ -1,10 +1,10 @@
 //! Logins of clients (`AUTH_FILE`). Owns: who has proved a password, the file and its reload, the
 //! challenge. Must not: know what a request is for, or show a name's password or its hash.
 //!
-//! bcrypt takes 0.1 s by design, so it never runs on a worker: [`Logins::admit`] makes it part of the
-//! exchange, which runs on the connection's own thread, and at most [`CHECKS_MAX`] at a time. What
-//! was proved once is remembered as a tag under a key of this process, so that a worker knows it
-//! again at once.
+//! bcrypt takes 0.1 s by design, so it never runs on a worker: [`Logins::admit`] makes it part of
+//! the exchange, which runs on the connection's own thread, and at most [`CHECKS_MAX`] at a time.
+//! What was proved once is remembered as a tag under a key of this process, so that a worker knows
+//! it again at once.
 //!
 //! Locks: `state` and `brake`, held for map operations, never both, never while bcrypt runs.
 

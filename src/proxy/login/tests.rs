@@ -25,8 +25,9 @@ impl Rig {
     fn new(text: &str) -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("aws-ecr-proxy-logins-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/unit");
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join(format!("htpasswd-{}-{number}", std::process::id()));
         std::fs::write(&path, text).unwrap();
         let clock = Arc::new(ManualClock::at(SystemTime::UNIX_EPOCH));
         let logins = Logins::open(&path, Arc::clone(&clock) as Arc<dyn Clock>);
@@ -335,7 +336,7 @@ fn files_that_cannot_be_used_are_named() {
         fault
     };
     assert!(fault(&rig.path.with_extension("none")).contains("cannot be read: No such"));
-    assert!(fault(&std::env::temp_dir()).contains("not a regular file"));
+    assert!(fault(rig.path.parent().unwrap()).contains("not a regular file"));
     std::fs::write(&rig.path, [ALICE.as_bytes(), b"\n\nb\xffb:x\n"].concat()).unwrap();
     assert!(fault(&rig.path).contains("line 3: expected UTF-8"));
     let longest = usize::try_from(FILE_BYTES_MAX).unwrap();
