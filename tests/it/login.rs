@@ -251,6 +251,22 @@ fn a_remembered_login_costs_no_bcrypt() {
     );
 }
 
+#[test]
+fn a_name_that_nobody_has_costs_as_much_as_one_that_somebody_has() {
+    let front = front(&File::new(DEAR));
+    let cost = |pair: &str| {
+        let before = front.proxy.cpu_time();
+        assert_eq!(get(front.address(), "/v2/", pair).status, 401);
+        front.proxy.cpu_time().saturating_sub(before)
+    };
+    let (known, unknown) = (cost("alice:wrong"), cost("eve:wrong"));
+    assert!(
+        unknown * 3 > known && known * 3 > unknown,
+        "{unknown:?} for a name that nobody has, {known:?} for the other"
+    );
+    assert!(unknown > Duration::from_millis(50), "{unknown:?}");
+}
+
 /// Threads that run, or would if there were a processor.
 fn runnable(proxy: &Proxy, name: &str) -> usize {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", proxy.pid())).unwrap();

@@ -13,8 +13,8 @@ use crate::log::Secret;
 
 /// Longest user name; no client has longer ones.
 const NAME_LENGTH_MAX: usize = 255;
-/// Costs that are accepted. Each step doubles the time: 14 takes about a second, and two checks at
-/// a time then are two logins a second. bcrypt itself begins at 4.
+/// Costs that are accepted. Each step doubles the time: 14 takes one to two seconds, and two checks
+/// at a time then are one login a second. bcrypt itself begins at 4.
 const COST_MIN: u8 = 4;
 const COST_MAX: u8 = 14;
 /// What bcrypt looks at; `htpasswd`, Apache and docker-registry cut longer passwords, too.
