@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::Builder;
 use std::time::Duration;
 
@@ -29,6 +29,8 @@ use crate::message::{Answer, Desk, Request};
 use crate::pages::{Pages, Readiness};
 use crate::pool::{Decide, Pool};
 use crate::proxy::Proxy;
+use crate::proxy::access::Access;
+use crate::proxy::login::Logins;
 use crate::upstream::client::{Client, POOL_MAX};
 use crate::upstream::exchange::Upstream;
 use crate::upstream::redirect::Redirects;
@@ -43,6 +45,8 @@ const TOKEN_STACK_BYTES: usize = 512 * 1024;
 const SWEEP_STACK_BYTES: usize = 512 * 1024;
 /// Where a container image keeps its volume.
 const DEFAULT_CACHE_DIR: &str = "/cache";
+/// Between two looks at files that are read again when they change.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 /// Stack of the threads that only wait and pass on.
 const SMALL_STACK_BYTES: usize = 128 * 1024;
 
@@ -61,24 +65,48 @@ pub fn run(settings: Settings) -> u8 {
     let (events, incoming) = channel();
     let code = match start(&settings, &events) {
         Ok(running) => running.wait(&incoming, &events, settings.shutdown_grace),
-        Err(why) => {
+        Err(NoStart { code, why }) => {
             log::error("start failed", &[("error", &why)]);
-            config::EXIT_FAILED
+            code
         }
     };
     log::flush(FLUSH_TIMEOUT);
     code
 }
 
+/// Why there is nothing to run.
+struct NoStart {
+    /// The exit code.
+    code: u8,
+    why: String,
+}
+
+impl NoStart {
+    /// A file that a setting names is at fault.
+    const fn of_settings(why: String) -> Self {
+        let code = config::EXIT_SETTINGS;
+        Self { code, why }
+    }
+}
+
+impl From<String> for NoStart {
+    fn from(why: String) -> Self {
+        let code = config::EXIT_FAILED;
+        Self { code, why }
+    }
+}
+
 struct Running {
     door: Arc<Door>,
+    logins: Option<Arc<Logins>>,
     tokens: Option<Arc<Tokens>>,
     cache: Option<Arc<Cache>>,
     draining: Arc<AtomicBool>,
 }
 
-fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, String> {
+fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, NoStart> {
     let on_lost = on_lost(events);
+    let logins = open_logins(settings).map_err(NoStart::of_settings)?;
     watch_signals(events).map_err(|error| format!("signals: {error}"))?;
     let cache_directory = cache_directory(settings);
     let connections = capacity::connections(settings, cache_directory.is_some())?;
@@ -102,8 +130,10 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, String>
     ));
     let draining = Arc::new(AtomicBool::new(false));
     let cache = open_cache(settings, cache_directory, &upstream, &on_lost)?;
+    let access = Access::new(&settings.access, logins.clone());
     let decide = decide(
         settings,
+        access,
         upstream,
         tokens.clone(),
         cache.clone(),
@@ -124,6 +154,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, String>
     announce(settings, bound, connections);
     Ok(Running {
         door: Arc::new(door),
+        logins,
         tokens,
         cache,
         draining,
@@ -143,6 +174,34 @@ fn announce(settings: &Settings, bound: SocketAddr, connections: usize) {
             ("connections_max", &connections),
         ],
     );
+    if is_open_to_strangers(settings) {
+        log::warn(
+            "everybody who reaches this address can pull and push with this proxy's AWS rights; \
+             set AUTH_FILE, SSL_CLIENT_CA or READ_ONLY, or LISTEN_HOST=127.0.0.1",
+            &[("address", &bound)],
+        );
+    }
+}
+
+/// True when others than this machine's users can come in, and do whatever they like.
+const fn is_open_to_strangers(settings: &Settings) -> bool {
+    let access = &settings.access;
+    let is_guarded = access.auth_file.is_some() || access.read_only;
+    !is_guarded && !settings.listen_host.to_canonical().is_loopback()
+}
+
+/// The logins, if clients must log in.
+fn open_logins(settings: &Settings) -> Result<Option<Arc<Logins>>, String> {
+    let Some(path) = &settings.access.auth_file else {
+        return Ok(None);
+    };
+    let logins = Logins::open(path, Arc::new(SystemClock));
+    let logins = logins.map_err(|why| format!("AUTH_FILE={why}"))?;
+    log::info(
+        "clients must log in",
+        &[("file", &path.display()), ("users", &logins.count())],
+    );
+    Ok(Some(Arc::new(logins)))
 }
 
 fn on_lost(events: &Sender<Event>) -> Arc<dyn Fn(&str) + Send + Sync> {
@@ -263,12 +322,14 @@ fn open_cache(
 /// What the workers run: `/v2` is the proxy's, the rest the pages'.
 fn decide(
     settings: &Settings,
+    access: Access,
     upstream: Arc<Upstream>,
     tokens: Option<Arc<Tokens>>,
     cache: Option<Arc<Cache>>,
     draining: Arc<AtomicBool>,
 ) -> Arc<Decide> {
     let proxy = Proxy::new(
+        access,
         upstream,
         settings.registry.clone(),
         cache.clone(),
@@ -322,15 +383,21 @@ fn readiness(tokens: Option<Arc<Tokens>>, cache: Option<Arc<Cache>>) -> Box<Read
 impl Running {
     fn wait(self, incoming: &Receiver<Event>, events: &Sender<Event>, grace: Duration) -> u8 {
         loop {
-            // The channel cannot close: `events` is held here.
-            let Ok(event) = incoming.recv() else {
-                return config::EXIT_THREAD_LOST;
+            let event = match incoming.recv_timeout(RELOAD_INTERVAL) {
+                Ok(event) => event,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.reload_logins(Logins::has_changed);
+                    continue;
+                }
+                // The channel cannot close: `events` is held here.
+                Err(RecvTimeoutError::Disconnected) => return config::EXIT_THREAD_LOST,
             };
             match event {
                 Event::Lost(name) => {
                     log::error("thread lost; ending", &[("thread", &name)]);
                     return config::EXIT_THREAD_LOST;
                 }
+                Event::Signal(SIGHUP) if self.logins.is_some() => self.reload_logins(|_| true),
                 Event::Signal(SIGHUP) => log::info("nothing to reload on SIGHUP", &[]),
                 Event::Signal(_) if self.draining.swap(true, Ordering::SeqCst) => {
                     log::warn("second signal; ending at once", &[]);
@@ -359,6 +426,20 @@ impl Running {
                     return config::EXIT_OK;
                 }
             }
+        }
+    }
+
+    /// Reads `AUTH_FILE` again if `wanted` says so; a file that is no good changes nothing.
+    fn reload_logins(&self, wanted: impl FnOnce(&Logins) -> bool) {
+        let Some(logins) = self.logins.as_deref().filter(|logins| wanted(logins)) else {
+            return;
+        };
+        match logins.reload() {
+            Ok(()) => log::info("AUTH_FILE read again", &[("users", &logins.count())]),
+            Err(why) => log::error(
+                "AUTH_FILE not read again; who could log in before still can",
+                &[("error", &why)],
+            ),
         }
     }
 

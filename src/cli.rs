@@ -364,7 +364,7 @@ mod tests {
 
     #[test]
     fn faults_are_one_line_each_and_nothing_is_served() {
-        let environment = [("WORKERS", "0"), ("LOG_LEVEL", "LOUD"), ("READ_ONLY", "1")];
+        let environment = [("WORKERS", "0"), ("LOG_LEVEL", "LOUD"), ("READ_ONLY", "2")];
         let outcome = try_run(&["--nope"], &environment);
         assert_eq!(outcome.code, EXIT_SETTINGS);
         assert!(outcome.served.is_none());
@@ -462,7 +462,7 @@ mod tests {
         assert_eq!(line("ECR"), "- default: the registry that the token names");
         assert!(!outcome.out.contains("hunter2"));
         assert!(
-            !outcome.out.contains("AUTH_FILE"),
+            !outcome.out.contains("SCRUB_INTERVAL"),
             "neither built nor given"
         );
     }

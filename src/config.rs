@@ -11,6 +11,7 @@ mod aws;
 mod cache;
 mod clients;
 mod document;
+mod globs;
 mod metadata;
 mod outbound;
 mod parse;
@@ -31,6 +32,7 @@ pub use aws::{AwsSettings, ProfileEndpoints, StsEndpoints, is_role_arn, is_sessi
 pub use cache::{CacheDir, CacheKey, KeyPart, TagTtl};
 pub use clients::TlsSettings;
 pub use document::{help, markdown_page, markdown_tables};
+pub use globs::Globs;
 pub use metadata::{
     ContainerSettings, InstanceSettings, container_uri, is_container_address, is_field_value,
 };

@@ -54,3 +54,9 @@ pub static CACHE_BYTES_EVICTED: Counter = Counter::new();
 pub static DIGEST_FAILURES: Counter = Counter::new();
 /// Times the cache could not be written.
 pub static CACHE_WRITE_FAILURES: Counter = Counter::new();
+/// Passwords held against bcrypt.
+pub static PASSWORD_CHECKS: Counter = Counter::new();
+/// Logins refused because name or password were wrong.
+pub static LOGINS_FAILED: Counter = Counter::new();
+/// Logins put off because too many had failed.
+pub static LOGINS_SLOWED: Counter = Counter::new();

@@ -373,6 +373,8 @@ pub enum ErrorCode {
     TagInvalid,
     /// `TOOMANYREQUESTS`
     TooManyRequests,
+    /// `UNAUTHORIZED`
+    Unauthorized,
     /// The registry or our access to it is out of order.
     Unavailable,
     /// `UNSUPPORTED`
@@ -390,6 +392,7 @@ impl ErrorCode {
             Self::NotFound => "NOT_FOUND",
             Self::TagInvalid => "TAG_INVALID",
             Self::TooManyRequests => "TOOMANYREQUESTS",
+            Self::Unauthorized => "UNAUTHORIZED",
             Self::Unavailable => "UNAVAILABLE",
             Self::Unsupported => "UNSUPPORTED",
         }
@@ -401,6 +404,7 @@ impl ErrorCode {
             Self::Denied => 403,
             Self::NameUnknown | Self::NotFound => 404,
             Self::TooManyRequests => 429,
+            Self::Unauthorized => 401,
             Self::Unavailable => 503,
             Self::Unsupported => 405,
         }

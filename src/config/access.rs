@@ -1,6 +1,29 @@
 //! Settings of what clients may do. Owns: their values and how they are written. Must not: act on
-//! them.
+//! them, or read `AUTH_FILE`: a running proxy keeps its users when the file goes bad, and `health`,
+//! which has the same settings, must not call it ill for that.
+
+use std::path::PathBuf;
+
+use super::Settings;
+use super::globs::Globs;
 
 /// What clients may do.
 #[derive(Debug, Clone, Default)]
-pub struct AccessSettings {}
+pub struct AccessSettings {
+    /// `AUTH_FILE`
+    pub auth_file: Option<PathBuf>,
+    /// `READ_ONLY`
+    pub read_only: bool,
+    /// `ALLOW_REPOSITORIES`
+    pub repositories: Globs,
+}
+
+pub(super) fn auth_file(settings: &mut Settings, text: &str) -> Result<(), String> {
+    settings.access.auth_file = Some(PathBuf::from(text));
+    Ok(())
+}
+
+pub(super) fn repositories(settings: &mut Settings, text: &str) -> Result<(), String> {
+    settings.access.repositories = Globs::parse(text)?;
+    Ok(())
+}

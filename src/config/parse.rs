@@ -156,7 +156,7 @@ pub(super) fn in_hours(time: Duration) -> f64 {
 }
 
 /// The entries of a list with commas, blanks around them dropped.
-fn list(text: &str) -> impl Iterator<Item = &str> {
+pub(super) fn list(text: &str) -> impl Iterator<Item = &str> {
     text.split(',')
         .map(str::trim)
         .filter(|item| !item.is_empty())

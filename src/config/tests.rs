@@ -111,6 +111,9 @@ fn the_defaults() {
         (Level::Info, Format::Text)
     );
     assert!(settings.blob_hosts.is_empty() && settings.aws.region.is_none());
+    let access = settings.access;
+    assert!(access.auth_file.is_none() && !access.read_only);
+    assert!(access.repositories.match_everything());
 }
 
 #[test]
@@ -132,6 +135,9 @@ fn every_built_setting_arrives() {
             ("PORT", "0"),
             ("DISABLE_PROXY_HEADERS", "yes"),
             ("BLOB_HOSTS", "cdn.example"),
+            ("AUTH_FILE", "/not/read/here"),
+            ("READ_ONLY", "on"),
+            ("ALLOW_REPOSITORIES", "team-a/*, base"),
             ("WORKERS", "1"),
             ("LANES", "2"),
             ("MAX_CONNECTIONS", "3"),
@@ -161,6 +167,10 @@ fn every_built_setting_arrives() {
     assert_eq!(settings.listen_port, 0);
     assert!(!settings.trust_proxy_headers);
     assert_eq!(settings.blob_hosts, ["cdn.example"]);
+    let access = settings.access;
+    assert_eq!(access.auth_file, Some(PathBuf::from("/not/read/here")));
+    let repositories = access.repositories;
+    assert!(access.read_only && repositories.matches("team-a/x") && !repositories.matches("x"));
     assert_eq!((settings.workers, settings.lanes), (1, 2));
     assert_eq!(settings.max_connections, 3);
     assert_eq!((settings.max_exchanges, settings.max_uploads), (4, 5));
@@ -562,6 +572,16 @@ fn a_ca_bundle_is_a_file_with_certificates() {
         );
     }
     std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn patterns_of_repositories_are_told_what_is_wrong_with_them() {
+    let fault = fault("ALLOW_REPOSITORIES", "team-a/*,Team-B/*");
+    assert!(
+        fault.starts_with("ALLOW_REPOSITORIES=team-a/*,Team-B/*: expected repository names")
+            && fault.ends_with("'T' is in no repository's name"),
+        "{fault}"
+    );
 }
 
 #[test]

@@ -1,12 +1,13 @@
-//! Lists of tags and repositories. Owns: what a list is owed on its way to the client, and the list
-//! of what is cached when upstream is out of reach. Must not: read or make up a cursor of the
-//! registry's.
+//! Lists of tags and repositories. Owns: what a list is owed on its way to the client, what of the
+//! catalogue may be seen, and the list of what is cached when upstream is out of reach. Must not:
+//! read or make up a cursor of the registry's.
 
 use std::time::Duration;
 
-use super::{CacheOutcome, Pull, fail, marked, stale_warning};
-use crate::message::{Reply, RequestBody};
-use crate::oci::Route;
+use super::access::Access;
+use super::{CacheOutcome, Pull, fail, marked, pull, stale_warning};
+use crate::message::{Body, Reply, RequestBody};
+use crate::oci::{Registry, Route};
 use crate::upstream::exchange::HEAD_TIMEOUT;
 use crate::upstream::{Stage, UpstreamError};
 
@@ -15,6 +16,18 @@ use crate::upstream::{Stage, UpstreamError};
 const STALE_PATIENCE: Duration = Duration::from_secs(5);
 /// Names on a page at the most, as ECR has it.
 const PAGE_MAX: usize = 1000;
+/// Longest page of a catalogue that is read to be filtered: ten times what [`PAGE_MAX`] names of
+/// 256 characters make, for registries that know no pages.
+const CATALOGUE_BYTES_MAX: u64 = 4 << 20;
+/// Fields that say something of the bytes, which are others once names are left out.
+const OF_THE_BYTES: [&str; 6] = [
+    "Accept-Ranges",
+    "Content-Digest",
+    "Content-MD5",
+    "Content-Range",
+    "Digest",
+    "ETag",
+];
 
 /// ECR sends lists as `text/plain`, which some clients do not read as JSON.
 pub(super) fn names(reply: Reply) -> Reply {
@@ -23,6 +36,64 @@ pub(super) fn names(reply: Reply) -> Reply {
         return reply.with("Content-Type", "application/json");
     }
     reply
+}
+
+/// The catalogue without the repositories that clients may not see. `Link` stays, so a page may
+/// have fewer names than were asked for, or none, and not be the last.
+///
+/// # Errors
+/// When the registry's page is not one: what cannot be read cannot be filtered.
+pub(super) fn catalogue(
+    reply: Reply,
+    access: &Access,
+    registry: &Registry,
+) -> Result<Reply, UpstreamError> {
+    let mut reply = names(reply);
+    let is_list = (200..300).contains(&reply.status);
+    if access.shows_everything() || !is_list {
+        return Ok(reply);
+    }
+    let headers = &mut reply.headers;
+    headers.retain(|name, _| !OF_THE_BYTES.iter().any(|of| of.eq_ignore_ascii_case(name)));
+    if let Body::Empty { length } = &mut reply.body {
+        // Of a HEAD; the length of what a GET would bring is not known here.
+        *length = None;
+        return Ok(reply);
+    }
+    let unreadable = |reason: &str| UpstreamError {
+        stage: Stage::Transfer,
+        to: registry.url(),
+        reason: reason.to_owned(),
+    };
+    let bytes = match reply.body {
+        Body::Stream { mut reader, .. } => {
+            pull::read_whole(&mut *reader, CATALOGUE_BYTES_MAX, registry)?
+        }
+        Body::Bytes(bytes) => bytes,
+        Body::Empty { .. } | Body::Pieces { .. } => Vec::new(),
+    };
+    if bytes.len() as u64 > CATALOGUE_BYTES_MAX {
+        let limit_mib = CATALOGUE_BYTES_MAX >> 20;
+        return Err(unreadable(&format!(
+            "its catalogue is larger than {limit_mib} MiB; ask for pages (n=1000)"
+        )));
+    }
+    let list = serde_json::from_slice(&bytes).ok().and_then(repositories);
+    let all = list.ok_or_else(|| unreadable("its catalogue is not a list of names"))?;
+    let visible = serde_json::json!({"repositories": access.visible(all)});
+    reply.status = 200;
+    reply.body = Body::Bytes(visible.to_string().into_bytes());
+    Ok(reply)
+}
+
+/// The names in a catalogue; none at all may be `null` (Go's empty list).
+fn repositories(catalogue: serde_json::Value) -> Option<Vec<String>> {
+    let name = |name: &serde_json::Value| name.as_str().map(str::to_owned);
+    match catalogue.get("repositories")? {
+        serde_json::Value::Array(names) => names.iter().map(name).collect(),
+        serde_json::Value::Null => Some(Vec::new()),
+        _ => None,
+    }
 }
 
 /// Upstream's list; if it fails for any reason but that there is none, the list of what is cached.
@@ -53,7 +124,10 @@ pub(super) fn get(pull: &Pull<'_>) -> Reply {
 fn held(pull: &Pull<'_>) -> Vec<String> {
     match &pull.exchange.route {
         Route::Tags(repository) => pull.cache.names.tags(pull.scope(repository)),
-        _ => pull.cache.names.repositories(pull.registry),
+        _ => {
+            let access = &pull.exchange.parts.access;
+            access.visible(pull.cache.names.repositories(pull.registry))
+        }
     }
 }
 

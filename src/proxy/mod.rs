@@ -4,6 +4,7 @@
 //! [`Proxy::decide`] runs on a worker and touches memory only. What needs upstream is the exchange
 //! it returns, which the connection's own thread runs.
 
+pub mod access;
 mod blob;
 mod cache_key;
 mod conditional;
@@ -11,6 +12,7 @@ mod conditional;
 pub mod fuzz;
 mod headers;
 mod listing;
+pub mod login;
 mod manifest;
 mod pull;
 mod push;
@@ -20,6 +22,7 @@ use std::io::Cursor;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::access::Access;
 use crate::cache::Cache;
 use crate::cache::fill::Refused;
 use crate::cache::flights::Flights;
@@ -43,12 +46,14 @@ const WARNING_BYTES_MAX: usize = 512;
 const NEVER_IN_TARGET: [char; 4] = ['"', '<', '>', '`'];
 
 /// The proxy.
+#[derive(Clone)]
 pub struct Proxy {
     parts: Arc<Parts>,
 }
 
 /// One registry, the way to it, and what is kept of it.
 struct Parts {
+    access: Access,
     upstream: Arc<Upstream>,
     registry: Option<Registry>,
     cache: Option<Arc<Cache>>,
@@ -61,6 +66,7 @@ impl Proxy {
     /// `registry`: none for the one that belongs to the identity. `trust_proxy_headers`: believe
     /// what `Forwarded` and `X-Forwarded-*` say of the address the client sees.
     pub fn new(
+        access: Access,
         upstream: Arc<Upstream>,
         registry: Option<Registry>,
         cache: Option<Arc<Cache>>,
@@ -69,6 +75,7 @@ impl Proxy {
     ) -> Self {
         let manifests = Flights::default();
         let parts = Parts {
+            access,
             upstream,
             registry,
             cache,
@@ -83,15 +90,29 @@ impl Proxy {
 
     /// Decides what a request under `/v2` gets. Never blocks.
     pub fn decide(&self, request: &Request) -> Answer {
+        match &self.parts.access.logins {
+            None => self.admitted(request),
+            Some(logins) => {
+                let (proxy, asked) = (self.clone(), request.clone());
+                logins.admit(request, move || proxy.admitted(&asked))
+            }
+        }
+    }
+
+    /// The same for a client that may come in.
+    fn admitted(&self, request: &Request) -> Answer {
+        let access = &self.parts.access;
         let route = match Route::parse(request.path()) {
             Ok(route) => route,
             Err(error) => return Answer::Now(refuse(&error)),
         };
-        let methods = route.methods();
+        let methods = access.methods(&route);
         if !methods.contains(&request.method.as_str()) {
-            let why = format!("{} is not possible here", request.method);
-            let error = OciError::new(ErrorCode::Unsupported, why);
+            let error = access.unsupported(request);
             return Answer::Now(refuse(&error).with("Allow", methods.join(", ")));
+        }
+        if let Err(error) = access.check(request, &route) {
+            return Answer::Now(refuse(&error));
         }
         if let Some(odd) = request.target.chars().find(|c| NEVER_IN_TARGET.contains(c)) {
             let why = format!("{odd} in the request target: expected it percent-encoded");
@@ -256,7 +277,8 @@ impl Exchange {
             {
                 pull::manifest(reply, reference, registry)
             }
-            Route::Catalog | Route::Tags(_) => Ok(listing::names(reply)),
+            Route::Catalog => listing::catalogue(reply, &self.parts.access, registry),
+            Route::Tags(_) => Ok(listing::names(reply)),
             Route::Uploads(_) | Route::Upload(_) | Route::Manifest(..) => Ok(push::reply(reply)),
             Route::Base | Route::Referrers(..) => Ok(reply),
         }

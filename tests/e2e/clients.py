@@ -47,7 +47,12 @@ class Podman:
 
     name = "podman"
 
-    def pull(self, bench, address, name):
+    def login(self, bench, address, authfile, user, password):
+        env = {"PATH": os.environ["PATH"], "HOME": bench.fresh("podman")}
+        run("podman", "login", "--tls-verify=false", "--authfile", authfile, "--username", user,
+            "--password-stdin", address, input=password.encode(), env=env, timeout=PULL_SECONDS)
+
+    def pull(self, bench, address, name, *options):
         need_root("podman")
         folder = bench.fresh("podman")
         policy = os.path.join(folder, "policy.json")
@@ -60,7 +65,7 @@ class Podman:
             podman = ["podman", "--root", os.path.join(folder, "root"), "--storage-driver", "vfs",
                       "--runroot", runroot, "--tmpdir", os.path.join(folder, "tmp")]
             run(*podman, "pull", "--quiet", "--tls-verify=false", "--signature-policy", policy,
-                image, env=env, timeout=PULL_SECONDS)
+                *options, image, env=env, timeout=PULL_SECONDS)
             told = run(*podman, "image", "inspect", image, env=env, timeout=PULL_SECONDS)
         inspected = json.loads(told)[0]
         digests = re.findall(r"sha256:[0-9a-f]{64}", " ".join(inspected["RepoDigests"]))

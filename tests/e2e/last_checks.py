@@ -4,6 +4,7 @@ import json
 import os
 
 from checks import check, want
+from login_checks import CLIENT_PASSWORD, CLIENT_TOKEN
 from parts import PASSWORD, ROOT, Host, basic, free_port, skopeo, wait_until
 
 # A release build on a slow machine, when nothing of it is built yet.
@@ -19,6 +20,9 @@ def no_secret_in_any_debug_log(fixtures, rig):
         "presigned query": "X-Amz-Signature",
         "presigned credential": "X-Amz-Credential",
         "wrong secret": "wrong/Secret",
+        "client's password": CLIENT_PASSWORD,
+        "client's Basic header": CLIENT_TOKEN,
+        "hash of it": "$2y$05$",
     }
     logs = [p for p in fixtures.bench.processes if p.name.startswith("proxy")]
     want(any("DEBUG" in log.text() for log in logs), "no DEBUG line: nothing was tested")

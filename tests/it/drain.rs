@@ -182,7 +182,7 @@ fn bad_settings_are_named_all_at_once() {
     command.envs([
         ("LISTEN_PORT", "no"),
         ("SHUTDOWN_GRACE", "30"),
-        ("READ_ONLY", "true"),
+        ("READ_ONLY", "maybe"),
     ]);
     let mut proxy = Proxy::spawn(command);
     assert_eq!(proxy.wait_exit().code(), Some(64));

@@ -6,6 +6,7 @@
     reason = "test code: a panic here is a test's verdict, and says where"
 )]
 
+mod access;
 mod attacks;
 mod cache_disk;
 mod cache_fill;
@@ -22,6 +23,7 @@ mod framing;
 mod identity_metadata;
 mod layers;
 mod limits;
+mod login;
 mod pages;
 mod pool;
 mod pull;

@@ -1,5 +1,6 @@
 //! Rows of the table: what clients may do. Pure data.
 
+use crate::config::access;
 use crate::config::table::*;
 
 pub(super) static ROWS: &[Setting] = &[
@@ -15,8 +16,9 @@ pub(super) static ROWS: &[Setting] = &[
         name: "AUTH_FILE",
         group: Group::Access,
         preset: Preset::Unset("none"),
-        meaning: "htpasswd file: clients must log in.",
-        state: later(Unit::Path, Accepts::Nothing),
+        meaning: "htpasswd file with bcrypt hashes (`htpasswd -B`): clients must log in. Read \
+                  again on SIGHUP and when it changes.",
+        state: text(Unit::Path, "a path", access::auth_file),
         ..ROW
     },
     Setting {
@@ -24,15 +26,21 @@ pub(super) static ROWS: &[Setting] = &[
         group: Group::Access,
         preset: Preset::Value("false"),
         meaning: "Refuse everything but GET and HEAD.",
-        state: later(Unit::Switch, OFF),
+        state: State::Built(Kind::Switch(|settings, on| settings.access.read_only = on)),
         ..ROW
     },
     Setting {
         name: "ALLOW_REPOSITORIES",
         group: Group::Access,
         preset: Preset::Value("*"),
-        meaning: "Globs of the repositories that clients may use.",
-        state: later(Unit::List, Accepts::Only(&["*"])),
+        meaning: "Patterns of the repositories that clients may use, such as `team-a/*,base`: `*` \
+                  stands for any characters, `/` too. Others are 403, and absent from the \
+                  catalogue.",
+        state: text(
+            Unit::List,
+            "repository names in which * stands for any characters and ? for one",
+            access::repositories,
+        ),
         ..ROW
     },
 ];

@@ -1,0 +1,178 @@
+//! Patterns of repository names. Owns: what a pattern is, and what it matches. Must not: know what
+//! a match is good for.
+
+/// Patterns at the most: each request is held against each of them.
+const PATTERNS_MAX: usize = 256;
+/// Longest pattern: a repository's name has 256 characters.
+const PATTERN_LENGTH_MAX: usize = 256;
+
+/// A list of patterns. `*` stands for any characters, `/` among them, also for none; `?` for one.
+/// The default has no pattern, and so matches nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Globs(Vec<String>);
+
+impl Globs {
+    /// Reads a list with commas; blanks around a pattern are dropped.
+    ///
+    /// # Errors
+    /// Which pattern could never match a repository's name, and why.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let patterns: Vec<String> = super::parse::list(text).map(str::to_owned).collect();
+        match patterns.len() {
+            0 => return Err("this names none".to_owned()),
+            1..=PATTERNS_MAX => {}
+            count => return Err(format!("these are {count}, at most {PATTERNS_MAX}")),
+        }
+        for pattern in &patterns {
+            check(pattern)?;
+        }
+        Ok(Self(patterns))
+    }
+
+    /// True when one of the patterns matches the whole of `name`.
+    pub fn matches(&self, name: &str) -> bool {
+        let mut patterns = self.0.iter();
+        patterns.any(|pattern| matches(pattern.as_bytes(), name.as_bytes()))
+    }
+
+    /// True when every name matches: one of the patterns is `*`.
+    pub fn match_everything(&self) -> bool {
+        self.0.iter().any(|pattern| pattern == "*")
+    }
+}
+
+/// A pattern that no name can match is a slip of the pen, and would deny what it was to allow.
+fn check(pattern: &str) -> Result<(), String> {
+    if pattern.len() > PATTERN_LENGTH_MAX {
+        let length = pattern.len();
+        return Err(format!(
+            "one has {length} characters, at most {PATTERN_LENGTH_MAX}"
+        ));
+    }
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-/*?".contains(c);
+    if let Some(odd) = pattern.chars().find(|c| !fits(*c)) {
+        return Err(format!("{odd:?} is in no repository's name"));
+    }
+    if pattern.starts_with('/') || pattern.ends_with('/') {
+        return Err("no repository's name begins or ends with /".to_owned());
+    }
+    Ok(())
+}
+
+/// Goes back to the last `*` alone: an earlier one could only take what the last one can take too.
+/// So the time is at most the product of the lengths.
+fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    let (mut at, mut of_name) = (0, 0);
+    // Where to go on when the last `*` takes one character more.
+    let mut retry = None;
+    while let Some(character) = name.get(of_name) {
+        match pattern.get(at) {
+            Some(b'*') => {
+                retry = Some((at + 1, of_name));
+                at += 1;
+                continue;
+            }
+            Some(wanted) if *wanted == b'?' || wanted == character => {
+                (at, of_name) = (at + 1, of_name + 1);
+                continue;
+            }
+            Some(_) | None => {}
+        }
+        let Some((after_star, taken)) = retry else {
+            return false;
+        };
+        retry = Some((after_star, taken + 1));
+        (at, of_name) = (after_star, taken + 1);
+    }
+    let rest = pattern.get(at..).unwrap_or_default();
+    rest.iter().all(|b| *b == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_star_matches_slashes_too() {
+        let globs = Globs::parse("team-a/*, base,lib/*/stable,v?/x").unwrap();
+        for name in [
+            "team-a/app",
+            "team-a/deep/er",
+            "base",
+            "lib/a/stable",
+            "lib/a/b/stable",
+            "v1/x",
+        ] {
+            assert!(globs.matches(name), "{name}");
+        }
+        for name in [
+            "team-a",
+            "team-ab/app",
+            "x/team-a/app",
+            "base/x",
+            "xbase",
+            "lib/stable",
+            "lib/a/stable/x",
+            "v12/x",
+            "v/x",
+            "",
+        ] {
+            assert!(!globs.matches(name), "{name}");
+        }
+        assert!(!globs.match_everything() && !Globs::default().matches("a"));
+        assert!(
+            Globs::parse("a,*")
+                .unwrap()
+                .matches("anything/at/all.even-this")
+        );
+        assert!(Globs::parse("*").unwrap().match_everything());
+    }
+
+    #[test]
+    fn stars_in_every_place() {
+        for (pattern, yes, no) in [
+            ("*a*b", "xaxb", "xbxa"),
+            ("a**b", "ab", "a"),
+            ("*/app", "team/app", "app"),
+            ("a*a", "aa", "a"),
+            ("*ab", "aab", "aba"),
+            ("a*bc*d", "abbcxd", "abxcd"),
+            ("?*", "a", ""),
+        ] {
+            let globs = Globs::parse(pattern).unwrap();
+            assert!(globs.matches(yes), "{pattern} {yes}");
+            assert!(!globs.matches(no), "{pattern} {no}");
+        }
+    }
+
+    #[test]
+    fn no_pattern_takes_exponential_time() {
+        let globs = Globs::parse(&format!("{}b", "a*".repeat(127))).unwrap();
+        let started = Instant::now();
+        assert!(!globs.matches(&"a".repeat(256)));
+        // With going back to every star, this is 10^75 steps.
+        assert!(started.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn patterns_that_could_match_nothing_are_faults() {
+        for (text, why) in [
+            (",", "none"),
+            ("Team/*", "'T' is in no"),
+            ("a b", "' ' is in no"),
+            ("{a}", "'{' is in no"),
+            ("a:1", "':' is in no"),
+            ("team/", "ends with /"),
+            ("/team", "begins or"),
+        ] {
+            let fault = Globs::parse(text).unwrap_err();
+            assert!(fault.contains(why), "{text}: {fault}");
+        }
+        let long = "a".repeat(PATTERN_LENGTH_MAX);
+        assert!(Globs::parse(&long).is_ok());
+        assert!(Globs::parse(&format!("{long}a")).is_err());
+        assert!(Globs::parse(&"a,".repeat(PATTERNS_MAX)).is_ok());
+        assert!(Globs::parse(&"a,".repeat(PATTERNS_MAX + 1)).is_err());
+    }
+}

@@ -1,0 +1,299 @@
+//! Who may do what. Owns: the rules of `READ_ONLY` and `ALLOW_REPOSITORIES`, and what they mean for
+//! each route. Must not: do I/O, or know who is asking (`login` does).
+//!
+//! The rules hold before anything else is looked at: what is cached obeys them like what is not.
+
+use std::sync::Arc;
+
+use super::login::Logins;
+use crate::config::{AccessSettings, Globs};
+use crate::message::Request;
+use crate::oci::{ErrorCode, OciError, Repository, Route};
+
+/// The rules.
+pub struct Access {
+    /// None: everybody may come.
+    pub(super) logins: Option<Arc<Logins>>,
+    read_only: bool,
+    repositories: Globs,
+}
+
+impl Access {
+    /// `logins`: none when nobody has to log in.
+    pub fn new(settings: &AccessSettings, logins: Option<Arc<Logins>>) -> Self {
+        Self {
+            logins,
+            read_only: settings.read_only,
+            repositories: settings.repositories.clone(),
+        }
+    }
+
+    /// The methods of `route` that may be used, as `Allow` lists them: none of an upload's in a
+    /// proxy that only reads.
+    pub(super) fn methods(&self, route: &Route) -> Vec<&'static str> {
+        let mut methods = route.methods().to_vec();
+        if self.read_only {
+            methods.retain(|method| matches!(*method, "GET" | "HEAD"));
+        }
+        methods
+    }
+
+    /// Why a method that is not among them cannot be used.
+    pub(super) fn unsupported(&self, request: &Request) -> OciError {
+        let method = &request.method;
+        let read_only = self.read_only && !matches!(method.as_str(), "GET" | "HEAD");
+        let why = if read_only {
+            format!("{method} is not possible: this proxy is read-only")
+        } else {
+            format!("{method} is not possible here")
+        };
+        OciError::new(ErrorCode::Unsupported, why)
+    }
+
+    /// Refuses what `ALLOW_REPOSITORIES` leaves out: the repository of the route, and each one that
+    /// a blob is to be mounted from.
+    pub(super) fn check(&self, request: &Request, route: &Route) -> Result<(), OciError> {
+        if self.shows_everything() {
+            return Ok(());
+        }
+        let Some(repository) = repository(route) else {
+            return Ok(());
+        };
+        if !self.allows(repository) {
+            return Err(denied(repository.as_str()));
+        }
+        if !matches!(route, Route::Upload(_) | Route::Uploads(_)) {
+            return Ok(());
+        }
+        for from in mounted_from(request.query().unwrap_or_default()) {
+            let source: Option<Repository> = from.parse().ok();
+            if !source.is_some_and(|source| self.allows(&source)) {
+                return Err(denied(&from));
+            }
+        }
+        Ok(())
+    }
+
+    /// True when clients may use `repository`.
+    pub(super) fn allows(&self, repository: &Repository) -> bool {
+        self.repositories.matches(repository.as_str())
+    }
+
+    /// True when no repository is left out.
+    pub(super) fn shows_everything(&self) -> bool {
+        self.repositories.match_everything()
+    }
+
+    /// Leaves the names that may be seen.
+    pub(super) fn visible(&self, mut names: Vec<String>) -> Vec<String> {
+        if !self.shows_everything() {
+            names.retain(|name| name.parse().is_ok_and(|name| self.allows(&name)));
+        }
+        names
+    }
+}
+
+fn denied(name: &str) -> OciError {
+    let why = format!("repository {name:?} is not open to clients of this proxy");
+    OciError::new(ErrorCode::Denied, why)
+}
+
+/// None for the base and the catalogue, which is filtered on its way out.
+const fn repository(route: &Route) -> Option<&Repository> {
+    match route {
+        Route::Base | Route::Catalog => None,
+        Route::Blob(name, _)
+        | Route::Manifest(name, _)
+        | Route::Referrers(name, _)
+        | Route::Tags(name)
+        | Route::Upload(name)
+        | Route::Uploads(name) => Some(name),
+    }
+}
+
+/// Every `from` of a query, decoded, however the registry may take the query apart: `;` separates
+/// for some, names are compared without case by some, and names may be encoded like values.
+fn mounted_from(query: &str) -> impl Iterator<Item = String> {
+    let pairs = query.split(['&', ';']);
+    pairs.filter_map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let is_from = decoded(name).eq_ignore_ascii_case("from");
+        is_from.then(|| decoded(value))
+    })
+}
+
+/// Percent-decoded once, `+` as a blank (as in forms); what is no encoding stays as it is.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let encoded = match (first, after) {
+            (b'%', [high, low, ..]) => hex(*high).zip(hex(*low)),
+            _ => None,
+        };
+        match encoded {
+            Some((high, low)) => {
+                bytes.push(high * 16 + low);
+                rest = after.get(2..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(if *first == b'+' { b' ' } else { *first });
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+const fn hex(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Certificate, Headers, Peer};
+
+    fn access(read_only: bool, repositories: &str) -> Access {
+        let settings = AccessSettings {
+            auth_file: None,
+            read_only,
+            repositories: Globs::parse(repositories).unwrap(),
+        };
+        Access::new(&settings, None)
+    }
+
+    fn request(target: &str) -> Request {
+        Request {
+            method: "POST".into(),
+            target: target.into(),
+            headers: Headers::new(),
+            peer: Peer {
+                address: None,
+                port: 0,
+                tls: false,
+                certificate: Certificate::NotAsked,
+            },
+            id: "1".into(),
+        }
+    }
+
+    fn is_denied(access: &Access, target: &str) -> bool {
+        let request = request(target);
+        let route = Route::parse(request.path()).unwrap();
+        match access.check(&request, &route) {
+            Ok(()) => false,
+            Err(error) => {
+                assert_eq!((error.code, error.status), (ErrorCode::Denied, 403));
+                true
+            }
+        }
+    }
+
+    #[test]
+    fn the_repository_decides_on_every_route() {
+        let access = access(false, "team-a/*,base");
+        let digest = format!("sha256:{}", "a".repeat(64));
+        for of_repository in [
+            "manifests/1".to_owned(),
+            format!("manifests/{digest}"),
+            format!("blobs/{digest}"),
+            format!("referrers/{digest}"),
+            "tags/list".to_owned(),
+            "blobs/uploads/".to_owned(),
+            "blobs/uploads/session".to_owned(),
+        ] {
+            for (name, denied) in [("team-a/x/y", false), ("base", false), ("team-b/x", true)] {
+                let target = format!("/v2/{name}/{of_repository}?n=1");
+                assert_eq!(is_denied(&access, &target), denied, "{target}");
+            }
+        }
+        assert!(!is_denied(&access, "/v2/") && !is_denied(&access, "/v2/_catalog"));
+    }
+
+    #[test]
+    fn every_repository_that_a_blob_is_mounted_from_decides() {
+        let access = access(false, "team-a/*,base");
+        let uploads = "/v2/team-a/x/blobs/uploads/";
+        for query in [
+            "mount=sha256:1&from=team-a/y",
+            "mount=sha256:1&from=team-a%2Fy",
+            "mount=sha256:1&from=b%61se",
+            "mount=sha256:1",
+            "fromage=secret",
+            "x=from=secret",
+        ] {
+            assert!(
+                !is_denied(&access, &format!("{uploads}?{query}")),
+                "{query}"
+            );
+        }
+        for query in [
+            "mount=sha256:1&from=secret",
+            "from=base&from=secret",
+            "from=secret&from=base",
+            "from=base&mount=1&%66rom=secret",
+            "FROM=secret",
+            "x=1;from=secret",
+            "from=base;from=secret",
+            "from=team-a%2F..%2F..%2Fsecret",
+            "from=team-a/%00",
+            "from=team-a/%ff",
+            "from=base+",
+            "from=base%20",
+            "from=",
+            "from",
+            "from=r.example/base",
+        ] {
+            assert!(is_denied(&access, &format!("{uploads}?{query}")), "{query}");
+            let session = format!("{uploads}session?{query}");
+            assert!(is_denied(&access, &session), "{session}");
+        }
+    }
+
+    #[test]
+    fn without_patterns_nothing_is_held_against_a_request() {
+        let access = access(false, "*");
+        assert!(access.shows_everything());
+        assert!(!is_denied(&access, "/v2/any/blobs/uploads/?from=what+ever"));
+    }
+
+    #[test]
+    fn a_proxy_that_only_reads_allows_get_and_head() {
+        let (reads, writes) = (access(true, "*"), access(false, "*"));
+        for (target, of_both, of_reading) in [
+            ("/v2/a/manifests/1", "GET, HEAD, PUT, DELETE", "GET, HEAD"),
+            ("/v2/a/tags/list", "GET, HEAD", "GET, HEAD"),
+            ("/v2/a/blobs/uploads/", "POST", ""),
+        ] {
+            let route = Route::parse(target).unwrap();
+            assert_eq!(writes.methods(&route).join(", "), of_both);
+            assert_eq!(reads.methods(&route).join(", "), of_reading);
+        }
+        let why = reads.unsupported(&request("/v2/a/manifests/1")).message;
+        assert!(why.ends_with("read-only"), "{why}");
+    }
+
+    #[test]
+    fn names_that_may_not_be_seen_are_left_out() {
+        let names = ["base", "secret", "team-a/x", "Odd Name", "team-b/x"];
+        let names: Vec<String> = names.map(str::to_owned).into();
+        assert_eq!(
+            access(false, "team-a/*,base").visible(names.clone()),
+            ["base", "team-a/x"]
+        );
+        assert_eq!(access(false, "*").visible(names.clone()), names);
+    }
+
+    #[test]
+    fn decoding_happens_once() {
+        assert_eq!(decoded("a%2Fb%2fc"), "a/b/c");
+        assert_eq!(decoded("%252F"), "%2F");
+        assert_eq!(decoded("100%+%zz%4"), "100% %zz%4");
+    }
+}

@@ -1,0 +1,371 @@
+//! Logins of clients (`AUTH_FILE`). Owns: who has proved a password, the file and its reload, the
+//! challenge. Must not: know what a request is for, or show a name's password or its hash.
+//!
+//! bcrypt takes 0.1 s by design, so it never runs on a worker: [`Logins::admit`] makes it part of
+//! the exchange, which runs on the connection's own thread, and at most [`CHECKS_MAX`] at a time.
+//! What was proved once is remembered as a tag under a key of this process, so that a worker knows
+//! it again at once.
+//!
+//! Locks: `state` and `brake`, held for map operations, never both, never while bcrypt runs.
+
+mod brake;
+mod credentials;
+pub mod htpasswd;
+
+use std::collections::HashMap;
+use std::io::Read as _;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ring::{hmac, rand};
+
+use self::brake::Brake;
+pub use self::credentials::Credentials;
+use self::htpasswd::Users;
+use super::refuse;
+use crate::clock::Clock;
+use crate::message::{Answer, Reply, Request};
+use crate::metrics;
+use crate::oci::{ErrorCode, OciError};
+use crate::upstream::permits::Permits;
+
+/// bcrypts at a time: a crowd that logs in, or guesses, must leave processors to the rest.
+const CHECKS_MAX: usize = 2;
+/// Longest wait for one's turn: clients give up after 15 s or later, and it is better told.
+const TURN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Said in `Retry-After` when one's turn did not come.
+const TURN_RETRY_SECONDS: &str = "5";
+/// Proved logins kept, 48 bytes each. Past that the one unused longest has to be proved again.
+const REMEMBERED_MAX: usize = 4096;
+/// A proved login is forgotten when it was not used for so long.
+const REMEMBERED_LIFE: Duration = Duration::from_secs(3600);
+/// Largest file: 16,000 users.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+/// RFC 7617 §2; the character set of §2.1 says that names and passwords are UTF-8.
+const CHALLENGE: &str = "Basic realm=\"aws-ecr-proxy\", charset=\"UTF-8\"";
+
+/// The logins.
+pub struct Logins {
+    path: PathBuf,
+    /// Of this process alone, so that tags are of no use to anybody who sees them.
+    key: hmac::Key,
+    clock: Arc<dyn Clock>,
+    checks: Permits,
+    state: Mutex<State>,
+    brake: Mutex<Brake>,
+}
+
+struct State {
+    users: Arc<Users>,
+    /// Grows with each change of the users: what was proved against older ones does not count.
+    generation: u64,
+    /// When each was used last.
+    remembered: HashMap<Tag, Instant>,
+    /// None: not there.
+    file: Option<Fingerprint>,
+}
+
+/// What credentials are remembered by.
+type Tag = [u8; 32];
+
+/// Credentials that are not known yet.
+struct Attempt {
+    credentials: Credentials,
+    tag: Tag,
+    peer: Option<IpAddr>,
+}
+
+/// What can be said without bcrypt.
+enum Verdict {
+    Known,
+    Refused(Refusal),
+    Unproved(Attempt),
+}
+
+/// Why a client may not come in.
+#[derive(Debug, PartialEq, Eq)]
+enum Refusal {
+    /// There is no login, or it is wrong; the words are for the log.
+    Challenge(String),
+    /// Its turn did not come.
+    Crowded,
+    /// Too many failed.
+    Slow(Duration),
+}
+
+impl Logins {
+    /// Reads the file at `path`.
+    ///
+    /// # Errors
+    /// The file and what is wrong with it, with the numbers of its lines.
+    pub fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, String> {
+        let file = Fingerprint::of(path);
+        let users = read(path)?;
+        let key = hmac::Key::generate(hmac::HMAC_SHA256, &rand::SystemRandom::new());
+        let state = State {
+            users: Arc::new(users),
+            generation: 0,
+            remembered: HashMap::new(),
+            file,
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            key: key.map_err(|_| "the system gives no random bytes")?,
+            clock,
+            checks: Permits::new(CHECKS_MAX),
+            state: Mutex::new(state),
+            brake: Mutex::default(),
+        })
+    }
+
+    /// How many users there are.
+    pub fn count(&self) -> usize {
+        self.lock().users.count()
+    }
+
+    /// Reads the file again. Logins that were proved against other users are forgotten; when the
+    /// file is no good, everything stays as it is.
+    ///
+    /// # Errors
+    /// The file and what is wrong with it.
+    pub fn reload(&self) -> Result<(), String> {
+        let file = Fingerprint::of(&self.path);
+        // Noted first: a file that is no good is told once, not whenever somebody looks.
+        self.lock().file = file;
+        let users = read(&self.path)?;
+        let mut state = self.lock();
+        if *state.users != users {
+            state.users = Arc::new(users);
+            state.generation += 1;
+            state.remembered.clear();
+        }
+        Ok(())
+    }
+
+    /// True when the file is not the one that was read last.
+    pub fn has_changed(&self) -> bool {
+        let file = Fingerprint::of(&self.path);
+        self.lock().file != file
+    }
+
+    /// Answers with `then()` when the client has logged in: at once when its login is remembered,
+    /// else after bcrypt, in the exchange. Never blocks.
+    pub fn admit(
+        self: &Arc<Self>,
+        request: &Request,
+        then: impl FnOnce() -> Answer + Send + 'static,
+    ) -> Answer {
+        let attempt = match self.judge(request) {
+            Verdict::Known => return then(),
+            Verdict::Refused(refusal) => return Answer::Now(refusal.reply()),
+            Verdict::Unproved(attempt) => attempt,
+        };
+        let logins = Arc::clone(self);
+        Answer::Later(Box::new(move |body| {
+            if let Err(refusal) = logins.prove(&attempt, Instant::now() + TURN_TIMEOUT) {
+                return refusal.reply();
+            }
+            match then() {
+                Answer::Now(reply) => reply,
+                Answer::Later(exchange) => exchange(body),
+            }
+        }))
+    }
+
+    /// Touches memory only.
+    fn judge(&self, request: &Request) -> Verdict {
+        let challenge = |why: &str| Verdict::Refused(Refusal::Challenge(why.to_owned()));
+        let credentials = match Credentials::of(&request.headers) {
+            Ok(Some(credentials)) => credentials,
+            Ok(None) => return challenge("no login"),
+            Err(why) => return challenge(&format!("malformed Authorization: {why}")),
+        };
+        let attempt = Attempt {
+            tag: self.tag(credentials.pair()),
+            credentials,
+            peer: request.peer.address,
+        };
+        if self.is_remembered(&attempt) {
+            return Verdict::Known;
+        }
+        match self.slowed(&attempt) {
+            Some(wait) => Verdict::Refused(Refusal::Slow(wait)),
+            None => Verdict::Unproved(attempt),
+        }
+    }
+
+    /// Blocks until it is the attempt's turn, at the longest until `deadline`, and then for the
+    /// time that bcrypt takes.
+    fn prove(&self, attempt: &Attempt, deadline: Instant) -> Result<(), Refusal> {
+        let Some(_turn) = self.checks.take(deadline) else {
+            return Err(Refusal::Crowded);
+        };
+        // A crowd with one login waits for one check; one that guesses has to wait longer by now.
+        if self.is_remembered(attempt) {
+            return Ok(());
+        }
+        if let Some(wait) = self.slowed(attempt) {
+            return Err(Refusal::Slow(wait));
+        }
+        let (users, generation) = {
+            let state = self.lock();
+            (Arc::clone(&state.users), state.generation)
+        };
+        metrics::PASSWORD_CHECKS.inc();
+        let name = attempt.credentials.name();
+        let is_right = users.check(name, attempt.credentials.password(), &self.key);
+        let now = self.clock.monotonic();
+        if is_right {
+            self.lock().remember(attempt.tag, generation, now);
+            self.brake().succeeded(attempt.peer, name, now);
+            return Ok(());
+        }
+        self.brake().failed(attempt.peer, name, now);
+        metrics::LOGINS_FAILED.inc();
+        // A name that nobody has may be a password in the wrong place.
+        Err(Refusal::Challenge(match users.has(name) {
+            true => format!("wrong password for {name}"),
+            false => "unknown user".to_owned(),
+        }))
+    }
+
+    fn is_remembered(&self, attempt: &Attempt) -> bool {
+        let now = self.clock.monotonic();
+        self.lock().recall(&attempt.tag, now)
+    }
+
+    fn slowed(&self, attempt: &Attempt) -> Option<Duration> {
+        let (name, now) = (attempt.credentials.name(), self.clock.monotonic());
+        let wait = self.brake().wait(attempt.peer, name, now)?;
+        metrics::LOGINS_SLOWED.inc();
+        Some(wait)
+    }
+
+    fn tag(&self, pair: &[u8]) -> Tag {
+        let mut tag = Tag::default();
+        let signed = hmac::sign(&self.key, pair);
+        for (to, from) in tag.iter_mut().zip(signed.as_ref()) {
+            *to = *from;
+        }
+        tag
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn brake(&self) -> MutexGuard<'_, Brake> {
+        self.brake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn recall(&mut self, tag: &Tag, now: Instant) -> bool {
+        match self.remembered.get_mut(tag) {
+            Some(used) if now < *used + REMEMBERED_LIFE => {
+                *used = now;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn remember(&mut self, tag: Tag, generation: u64, now: Instant) {
+        if generation != self.generation {
+            return;
+        }
+        if self.remembered.len() >= REMEMBERED_MAX {
+            self.remembered
+                .retain(|_, used| now < *used + REMEMBERED_LIFE);
+        }
+        if self.remembered.len() >= REMEMBERED_MAX {
+            let unused_longest = self.remembered.iter().min_by_key(|(_, used)| **used);
+            if let Some(tag) = unused_longest.map(|(tag, _)| *tag) {
+                self.remembered.remove(&tag);
+            }
+        }
+        self.remembered.insert(tag, now);
+    }
+}
+
+impl Refusal {
+    fn reply(self) -> Reply {
+        match self {
+            Self::Challenge(why) => {
+                // The same whatever was wrong.
+                let words = "login required, with a name and password that this proxy knows";
+                let mut reply = refuse(&OciError::new(ErrorCode::Unauthorized, words));
+                reply.headers.set("WWW-Authenticate", CHALLENGE);
+                reply.outcome.error = Some(why);
+                reply
+            }
+            Self::Crowded => {
+                let words = "too many logins at a time; try again";
+                refuse(&OciError::new(ErrorCode::Unavailable, words))
+                    .with("Retry-After", TURN_RETRY_SECONDS)
+            }
+            Self::Slow(wait) => {
+                let seconds = wait.as_millis().div_ceil(1000);
+                let words = format!("too many failed logins: try again in {seconds} s");
+                refuse(&OciError::new(ErrorCode::TooManyRequests, words))
+                    .with("Retry-After", seconds.to_string())
+            }
+        }
+    }
+}
+
+/// What tells one file from another without reading it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Fingerprint {
+    device: u64,
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Fingerprint {
+    fn of(path: &Path) -> Option<Self> {
+        let metadata = path.metadata().ok()?;
+        Some(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            length: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<Users, String> {
+    let shown = path.display();
+    let why = |error: std::io::Error| format!("{shown}: it cannot be read: {error}");
+    // Opening a pipe would wait for its writer, so the kind comes first.
+    if !path.metadata().map_err(why)?.is_file() {
+        return Err(format!("{shown}: it is not a regular file"));
+    }
+    let file = std::fs::File::open(path).map_err(why)?;
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(why)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        let limit_mib = FILE_BYTES_MAX >> 20;
+        return Err(format!("{shown}: it is larger than {limit_mib} MiB"));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let before = error
+            .as_bytes()
+            .iter()
+            .take(error.utf8_error().valid_up_to());
+        let line = 1 + before.filter(|b| **b == b'\n').count();
+        format!("{shown}: line {line}: expected UTF-8")
+    })?;
+    Users::parse(&text).map_err(|fault| format!("{shown}: {fault}"))
+}
+
+#[cfg(test)]
+mod tests;
