@@ -5,6 +5,7 @@
 //! start needs neither network nor credentials; what is missing shows in `/readyz`.
 
 mod capacity;
+mod reload;
 
 use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,10 +24,10 @@ use crate::cache::store::OpenError;
 use crate::cache::{self, Cache};
 use crate::clock::SystemClock;
 use crate::config::{self, CacheDir, Settings, UpstreamAuth};
-use crate::door::{Door, Drained, Lanes, Limits};
+use crate::door::{Door, Drained, Lanes, Limits, Tls, TlsFiles};
 use crate::log;
 use crate::message::{Answer, Desk, Request};
-use crate::pages::{Pages, Readiness};
+use crate::pages::{self, Pages, Readiness};
 use crate::pool::{Decide, Pool};
 use crate::proxy::Proxy;
 use crate::upstream::client::{Client, POOL_MAX};
@@ -34,6 +35,7 @@ use crate::upstream::exchange::Upstream;
 use crate::upstream::redirect::Redirects;
 use crate::upstream::resolver::Resolver;
 use crate::upstream::{Anonymous, Authorizer};
+use reload::{Look, Reloader, Watched};
 
 /// Longest wait for the last log lines at the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -61,7 +63,13 @@ pub fn run(settings: Settings) -> u8 {
     let (events, incoming) = channel();
     let code = match start(&settings, &events) {
         Ok(running) => running.wait(&incoming, &events, settings.shutdown_grace),
-        Err(why) => {
+        Err(Failure::Settings(faults)) => {
+            for fault in faults {
+                log::error("bad setting", &[("error", &fault)]);
+            }
+            config::EXIT_SETTINGS
+        }
+        Err(Failure::Start(why)) => {
             log::error("start failed", &[("error", &why)]);
             config::EXIT_FAILED
         }
@@ -70,15 +78,31 @@ pub fn run(settings: Settings) -> u8 {
     code
 }
 
+/// Why there is no proxy.
+enum Failure {
+    /// What settings name is not fit.
+    Settings(Vec<String>),
+    Start(String),
+}
+
+impl From<String> for Failure {
+    fn from(why: String) -> Self {
+        Self::Start(why)
+    }
+}
+
 struct Running {
     door: Arc<Door>,
     tokens: Option<Arc<Tokens>>,
     cache: Option<Arc<Cache>>,
     draining: Arc<AtomicBool>,
+    reloader: Reloader,
 }
 
-fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, String> {
+fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, Failure> {
     let on_lost = on_lost(events);
+    let mut watched = Vec::new();
+    let tls = load_tls(settings, &mut watched).map_err(Failure::Settings)?;
     watch_signals(events).map_err(|error| format!("signals: {error}"))?;
     let cache_directory = cache_directory(settings);
     let connections = capacity::connections(settings, cache_directory.is_some())?;
@@ -119,7 +143,9 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, String>
     pool.seal().map_err(workers)?;
     let bound = listener.local_addr().unwrap_or(address);
     let limits = Limits::new(connections);
-    let door = Door::open(vec![listener.into()], lanes, desk, limits, on_lost)
+    let reloader =
+        Reloader::start(watched, &on_lost).map_err(|error| format!("thread reload: {error}"))?;
+    let door = Door::open(vec![listener.into()], lanes, desk, limits, tls, on_lost)
         .map_err(|error| format!("thread accept: {error}"))?;
     announce(settings, bound, connections);
     Ok(Running {
@@ -127,7 +153,35 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, String>
         tokens,
         cache,
         draining,
+        reloader,
     })
+}
+
+/// Reads certificate and key, if the door is to speak TLS, and has them watched.
+fn load_tls(
+    settings: &Settings,
+    watched: &mut Vec<Watched>,
+) -> Result<Option<Arc<Tls>>, Vec<String>> {
+    let set = &settings.tls;
+    let (Some(certificate), Some(key)) = (&set.certificate, &set.key) else {
+        return Ok(None);
+    };
+    if !set.enabled {
+        let why = "SSL_CERTIFICATE and SSL_KEY are not used: ENABLE_SSL is not true";
+        log::warn(why, &[]);
+        return Ok(None);
+    }
+    let files = TlsFiles {
+        certificate: certificate.clone(),
+        key: key.clone(),
+        client_ca: set.client_ca.clone(),
+    };
+    let look = Look::at(files.paths());
+    let tls = Arc::new(Tls::load(files)?);
+    let again = Arc::clone(&tls);
+    let reload = Box::new(move || again.reload());
+    watched.push(Watched::new("TLS certificate", look, reload));
+    Ok(Some(tls))
 }
 
 fn announce(settings: &Settings, bound: SocketAddr, connections: usize) {
@@ -139,6 +193,7 @@ fn announce(settings: &Settings, bound: SocketAddr, connections: usize) {
         &format!("listening on {bound}"),
         &[
             ("registry", &registry),
+            ("tls", &settings.tls.enabled),
             ("version", &config::VERSION),
             ("connections_max", &connections),
         ],
@@ -282,6 +337,9 @@ fn decide(
     });
     let pages = Pages::new(readiness(tokens, cache), draining, version.to_string());
     Arc::new(move |request: &Request| {
+        if let Some(refusal) = pages::refusal_without_certificate(request) {
+            return Answer::Now(refusal);
+        }
         let path = request.path();
         if path == "/v2" || path.starts_with("/v2/") {
             proxy.decide(request)
@@ -328,7 +386,7 @@ impl Running {
                     log::error("thread lost; ending", &[("thread", &name)]);
                     return config::EXIT_THREAD_LOST;
                 }
-                Event::Signal(SIGHUP) => log::info("nothing to reload on SIGHUP", &[]),
+                Event::Signal(SIGHUP) => self.reloader.reload_now(),
                 Event::Signal(_) if self.draining.swap(true, Ordering::SeqCst) => {
                     log::warn("second signal; ending at once", &[]);
                     return config::EXIT_FAILED;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{complain, fail, print};
 use crate::config::{Settings, VERSION};
+use crate::upstream::loopback;
 
 /// Longest time for `health`, start to end: container engines give a health check 5 s and more,
 /// and a proxy that is well answers within one.
@@ -21,7 +22,7 @@ pub(super) fn run(settings: &Settings, out: &mut dyn Write, err: &mut dyn Write)
         return complain(err, &[why]);
     }
     let address = SocketAddr::new(reachable(settings.listen_host), settings.listen_port);
-    match ask(address, HEALTH_TIMEOUT) {
+    match ask(address, settings.tls.enabled, HEALTH_TIMEOUT) {
         Ok((200, reason)) => print(out, err, &format!("{reason}\n")),
         Ok((status, reason)) => fail(out, err, &format!("not ready: {status} {reason}\n")),
         Err(error) => fail(out, err, &format!("no answer from {address}: {error}\n")),
@@ -38,39 +39,93 @@ const fn reachable(host: IpAddr) -> IpAddr {
 }
 
 /// Status and body of `/readyz`. Blocks for `limit` at the longest.
-fn ask(address: SocketAddr, limit: Duration) -> io::Result<(u16, String)> {
-    let started = Instant::now();
-    let left = || {
-        let left = limit.saturating_sub(started.elapsed());
-        // A zero time-out means none to the system.
-        let late = || io::Error::new(io::ErrorKind::TimedOut, format!("time-out after {limit:?}"));
-        if left.is_zero() {
-            Err(late())
-        } else {
-            Ok(left)
-        }
-    };
-    let mut stream = TcpStream::connect_timeout(&address, left()?)?;
-    stream.set_write_timeout(Some(left()?))?;
+fn ask(address: SocketAddr, tls: bool, limit: Duration) -> io::Result<(u16, String)> {
+    let stream = Timed::connect(address, limit)?;
+    if tls {
+        // What is asked and answered is no secret, and the probes need no certificate of ours.
+        let stream = loopback::dangerous_unverified(address.ip(), stream)?;
+        return exchange(stream, address);
+    }
+    exchange(stream, address)
+}
+
+fn exchange(mut stream: impl Read + Write, address: SocketAddr) -> io::Result<(u16, String)> {
     let request = format!(
         "GET /readyz HTTP/1.1\r\nHost: {address}\r\nUser-Agent: aws-ecr-proxy/{VERSION} health\r\n\
          Connection: close\r\n\r\n"
     );
     stream.write_all(request.as_bytes())?;
+    stream.flush()?;
     let mut reply = Vec::new();
     let mut piece = [0; 4096];
     while reply.len() < HEALTH_REPLY_BYTES_MAX {
-        stream.set_read_timeout(Some(left()?))?;
         match stream.read(&mut piece) {
             Ok(0) => break,
             Ok(length) => reply.extend_from_slice(piece.get(..length).unwrap_or_default()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Each read gets what is left, so the reason given is the whole limit.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => drop(left()?),
             Err(error) => return Err(error),
         }
     }
     status_and_reason(&reply)
+}
+
+/// A stream on which everything is over within the limit.
+struct Timed {
+    stream: TcpStream,
+    started: Instant,
+    limit: Duration,
+}
+
+impl Timed {
+    fn connect(address: SocketAddr, limit: Duration) -> io::Result<Self> {
+        let started = Instant::now();
+        let stream = TcpStream::connect_timeout(&address, limit)?;
+        Ok(Self {
+            stream,
+            started,
+            limit,
+        })
+    }
+
+    /// What is left of the limit; a zero time-out would mean none to the system.
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let left = self.limit.saturating_sub(self.started.elapsed());
+        let left = Some(left).filter(|left| !left.is_zero());
+        left.ok_or_else(|| self.late()).map(Some)
+    }
+
+    /// Each call gets what is left, so the reason given is the whole limit.
+    fn late(&self) -> io::Error {
+        let why = format!("time-out after {:?}", self.limit);
+        io::Error::new(io::ErrorKind::TimedOut, why)
+    }
+
+    fn named(&self, error: io::Error) -> io::Error {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => self.late(),
+            _ => error,
+        }
+    }
+}
+
+impl Read for Timed {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left()?)?;
+        let read = self.stream.read(into);
+        read.map_err(|error| self.named(error))
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left()?)?;
+        let written = self.stream.write(bytes);
+        written.map_err(|error| self.named(error))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
 }
 
 /// Splits a reply whose connection was closed after it (RFC 9112 §2.1, §4).
@@ -160,8 +215,10 @@ mod tests {
         // The listener's backlog takes the connection; nobody ever answers.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let error = ask(address, Duration::from_millis(30)).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        for tls in [false, true] {
+            let error = ask(address, tls, Duration::from_millis(30)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Rows of the table: what clients may do. Pure data.
 
+use crate::config::clients;
 use crate::config::table::*;
 
 pub(super) static ROWS: &[Setting] = &[
@@ -7,8 +8,10 @@ pub(super) static ROWS: &[Setting] = &[
         name: "SSL_CLIENT_CA",
         group: Group::Access,
         preset: Preset::Unset("none"),
-        meaning: "PEM file: clients must show a certificate that it signed.",
-        state: later(Unit::Path, Accepts::Nothing),
+        meaning: "PEM file: clients must show a certificate that it signed; one without gets the \
+                  probes and `/version` alone. Needs `ENABLE_SSL=true`; read again as the \
+                  certificate is.",
+        state: text(Unit::Path, "a path", clients::ssl_client_ca),
         ..ROW
     },
     Setting {
