@@ -1,9 +1,10 @@
-//! Files that are read again while the proxy runs: on SIGHUP, and when they change. Owns: the thread
-//! `reload`, and how a change is noticed. Must not: know what is in the files.
+//! Files that are read again while the proxy runs: on SIGHUP, and when they change. Owns: the
+//! thread `reload`, and how a change is noticed. Must not: know what is in the files.
 //!
 //! A change is seen in what `stat` says of the path, links followed: a Kubernetes secret changes by
-//! a link that points elsewhere (`..data`), others by writing or renaming. It is acted upon once two
-//! looks in a row agree, so that certificate and key, written one after the other, are read together.
+//! a link that points elsewhere (`..data`), others by writing or renaming. It is acted upon once
+//! two looks in a row agree, so that certificate and key, written one after the other, are read
+//! together.
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -180,7 +181,8 @@ mod tests {
     impl Folder {
         fn new(name: &str) -> Self {
             let name = format!("reload-{name}-{}", std::process::id());
-            let path = std::env::temp_dir().join(name);
+            let below = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/unit");
+            let path = below.join(name);
             fs::create_dir_all(&path).unwrap();
             Self(path)
         }

@@ -19,8 +19,8 @@ pub struct TlsSettings {
 }
 
 impl TlsSettings {
-    /// What only the settings together show to be wrong. `is_missing`: nobody gave a value; one that
-    /// was given and is wrong in itself is a fault already.
+    /// What only the settings together show to be wrong. `is_missing`: nobody gave a value; one
+    /// that was given and is wrong in itself is a fault already.
     pub(super) fn faults(&self, is_missing: impl Fn(&str) -> bool) -> Vec<Fault> {
         let mut faults = Vec::new();
         let mut fault = |why: &str| faults.push(Fault(why.to_owned()));
@@ -34,7 +34,8 @@ impl TlsSettings {
             // Without TLS nobody could show a certificate: everybody would get in.
             let path = super::mask(&path.to_string_lossy());
             fault(&format!(
-                "SSL_CLIENT_CA={path}: expected ENABLE_SSL=true too, as certificates are shown in TLS"
+                "SSL_CLIENT_CA={path}: expected ENABLE_SSL=true too, as TLS is where certificates \
+                 are shown"
             ));
         }
         faults

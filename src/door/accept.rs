@@ -42,8 +42,8 @@ pub struct Drained {
 }
 
 impl Door {
-    /// Starts one accept thread per listener; with `tls` all of them speak it. `on_lost` is called with the thread's name when one
-    /// of them ends before the drain.
+    /// Starts one accept thread per listener; with `tls` all of them speak it. `on_lost` is called
+    /// with the thread's name when one of them ends before the drain.
     ///
     /// # Errors
     /// When a thread or a descriptor is refused.

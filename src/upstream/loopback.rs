@@ -1,6 +1,6 @@
-//! TLS to the proxy on the same machine, for `health`. Owns: a client that believes any certificate:
-//! the one it meets need not name `127.0.0.1`, nor be trusted here. Must not: be used for anything
-//! that sends a secret, or that believes what it is told.
+//! TLS to the proxy on the same machine, for `health`. Owns: a client that believes any
+//! certificate: the one it meets need not name `127.0.0.1`, nor be trusted here. Must not: be used
+//! for anything that sends a secret, or that believes what it is told.
 
 use std::io::{self, Read, Write};
 use std::net::IpAddr;

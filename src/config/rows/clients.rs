@@ -38,8 +38,8 @@ pub(super) static ROWS: &[Setting] = &[
         name: "ENABLE_SSL",
         group: Group::Clients,
         preset: Preset::Value("false"),
-        meaning: "Serve https (TLS 1.2 and 1.3, HTTP/1.1) with the next two, and nothing else on that \
-                  port.",
+        meaning: "Serve https (TLS 1.2 and 1.3, HTTP/1.1) with the next two, and nothing else on \
+                  that port.",
         state: State::Built(Kind::Switch(|settings, on| settings.tls.enabled = on)),
         ..ROW
     },
@@ -48,8 +48,8 @@ pub(super) static ROWS: &[Setting] = &[
         other_names: &["REGISTRY_HTTP_TLS_CERTIFICATE"],
         group: Group::Clients,
         preset: Preset::Unset("none"),
-        meaning: "PEM file of the certificate chain, the proxy's own certificate first. Read again on \
-                  SIGHUP and when it changes; without `ENABLE_SSL=true` it is not used.",
+        meaning: "PEM file of the certificate chain, the proxy's own certificate first. Read again \
+                  on SIGHUP and when it changes; without `ENABLE_SSL=true` it is not used.",
         state: text(Unit::Path, "a path", clients::ssl_certificate),
         ..ROW
     },
@@ -58,8 +58,8 @@ pub(super) static ROWS: &[Setting] = &[
         other_names: &["REGISTRY_HTTP_TLS_KEY"],
         group: Group::Clients,
         preset: Preset::Unset("none"),
-        meaning: "PEM file of the private key (PKCS #8, PKCS #1 or SEC 1, without passphrase). Read \
-                  again likewise.",
+        meaning: "PEM file of the private key (PKCS #8, PKCS #1 or SEC 1, without passphrase). \
+                  Read again likewise.",
         state: text(Unit::Path, "a path", clients::ssl_key),
         ..ROW
     },

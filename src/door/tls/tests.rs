@@ -20,7 +20,8 @@ impl Folder {
     fn new() -> Self {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("door-tls-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
+        let below = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/unit");
+        let path = below.join(name);
         fs::create_dir_all(&path).unwrap();
         let folder = Self(path);
         folder.renew();
