@@ -5,13 +5,14 @@
 //! start needs neither network nor credentials; what is missing shows in `/readyz`.
 
 mod capacity;
+mod reload;
 
 use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Builder;
 use std::time::Duration;
 
@@ -23,10 +24,10 @@ use crate::cache::store::OpenError;
 use crate::cache::{self, Cache};
 use crate::clock::SystemClock;
 use crate::config::{self, CacheDir, Settings, UpstreamAuth};
-use crate::door::{Door, Drained, Lanes, Limits};
+use crate::door::{Door, Drained, Lanes, Limits, Tls, TlsFiles};
 use crate::log;
 use crate::message::{Answer, Desk, Request};
-use crate::pages::{Pages, Readiness};
+use crate::pages::{self, Pages, Readiness};
 use crate::pool::{Decide, Pool};
 use crate::proxy::Proxy;
 use crate::proxy::access::Access;
@@ -36,6 +37,7 @@ use crate::upstream::exchange::Upstream;
 use crate::upstream::redirect::Redirects;
 use crate::upstream::resolver::Resolver;
 use crate::upstream::{Anonymous, Authorizer};
+use reload::{Look, Reloader, Watched};
 
 /// Longest wait for the last log lines at the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -45,8 +47,6 @@ const TOKEN_STACK_BYTES: usize = 512 * 1024;
 const SWEEP_STACK_BYTES: usize = 512 * 1024;
 /// Where a container image keeps its volume.
 const DEFAULT_CACHE_DIR: &str = "/cache";
-/// Between two looks at files that are read again when they change.
-const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 /// Stack of the threads that only wait and pass on.
 const SMALL_STACK_BYTES: usize = 128 * 1024;
 
@@ -65,48 +65,47 @@ pub fn run(settings: Settings) -> u8 {
     let (events, incoming) = channel();
     let code = match start(&settings, &events) {
         Ok(running) => running.wait(&incoming, &events, settings.shutdown_grace),
-        Err(NoStart { code, why }) => {
+        Err(Failure::Settings(faults)) => {
+            for fault in faults {
+                log::error("bad setting", &[("error", &fault)]);
+            }
+            config::EXIT_SETTINGS
+        }
+        Err(Failure::Start(why)) => {
             log::error("start failed", &[("error", &why)]);
-            code
+            config::EXIT_FAILED
         }
     };
     log::flush(FLUSH_TIMEOUT);
     code
 }
 
-/// Why there is nothing to run.
-struct NoStart {
-    /// The exit code.
-    code: u8,
-    why: String,
+/// Why there is no proxy.
+enum Failure {
+    /// What settings name is not fit.
+    Settings(Vec<String>),
+    Start(String),
 }
 
-impl NoStart {
-    /// A file that a setting names is at fault.
-    const fn of_settings(why: String) -> Self {
-        let code = config::EXIT_SETTINGS;
-        Self { code, why }
-    }
-}
-
-impl From<String> for NoStart {
+impl From<String> for Failure {
     fn from(why: String) -> Self {
-        let code = config::EXIT_FAILED;
-        Self { code, why }
+        Self::Start(why)
     }
 }
 
 struct Running {
     door: Arc<Door>,
-    logins: Option<Arc<Logins>>,
     tokens: Option<Arc<Tokens>>,
     cache: Option<Arc<Cache>>,
     draining: Arc<AtomicBool>,
+    reloader: Reloader,
 }
 
-fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, NoStart> {
+fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, Failure> {
     let on_lost = on_lost(events);
-    let logins = open_logins(settings).map_err(NoStart::of_settings)?;
+    let mut watched = Vec::new();
+    let tls = load_tls(settings, &mut watched).map_err(Failure::Settings)?;
+    let logins = open_logins(settings, &mut watched).map_err(|why| Failure::Settings(vec![why]))?;
     watch_signals(events).map_err(|error| format!("signals: {error}"))?;
     let cache_directory = cache_directory(settings);
     let connections = capacity::connections(settings, cache_directory.is_some())?;
@@ -130,7 +129,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, NoStart
     ));
     let draining = Arc::new(AtomicBool::new(false));
     let cache = open_cache(settings, cache_directory, &upstream, &on_lost)?;
-    let access = Access::new(&settings.access, logins.clone());
+    let access = Access::new(&settings.access, logins);
     let decide = decide(
         settings,
         access,
@@ -149,16 +148,45 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, NoStart
     pool.seal().map_err(workers)?;
     let bound = listener.local_addr().unwrap_or(address);
     let limits = Limits::new(connections);
-    let door = Door::open(vec![listener.into()], lanes, desk, limits, on_lost)
+    let reloader =
+        Reloader::start(watched, &on_lost).map_err(|error| format!("thread reload: {error}"))?;
+    let door = Door::open(vec![listener.into()], lanes, desk, limits, tls, on_lost)
         .map_err(|error| format!("thread accept: {error}"))?;
     announce(settings, bound, connections);
     Ok(Running {
         door: Arc::new(door),
-        logins,
         tokens,
         cache,
         draining,
+        reloader,
     })
+}
+
+/// Reads certificate and key, if the door is to speak TLS, and has them watched.
+fn load_tls(
+    settings: &Settings,
+    watched: &mut Vec<Watched>,
+) -> Result<Option<Arc<Tls>>, Vec<String>> {
+    let set = &settings.tls;
+    let (Some(certificate), Some(key)) = (&set.certificate, &set.key) else {
+        return Ok(None);
+    };
+    if !set.enabled {
+        let why = "SSL_CERTIFICATE and SSL_KEY are not used: ENABLE_SSL is not true";
+        log::warn(why, &[]);
+        return Ok(None);
+    }
+    let files = TlsFiles {
+        certificate: certificate.clone(),
+        key: key.clone(),
+        client_ca: set.client_ca.clone(),
+    };
+    let look = Look::at(files.paths());
+    let tls = Arc::new(Tls::load(files)?);
+    let again = Arc::clone(&tls);
+    let reload = Box::new(move || again.reload());
+    watched.push(Watched::new("TLS certificate", look, reload));
+    Ok(Some(tls))
 }
 
 fn announce(settings: &Settings, bound: SocketAddr, connections: usize) {
@@ -170,6 +198,7 @@ fn announce(settings: &Settings, bound: SocketAddr, connections: usize) {
         &format!("listening on {bound}"),
         &[
             ("registry", &registry),
+            ("tls", &settings.tls.enabled),
             ("version", &config::VERSION),
             ("connections_max", &connections),
         ],
@@ -186,22 +215,34 @@ fn announce(settings: &Settings, bound: SocketAddr, connections: usize) {
 /// True when others than this machine's users can come in, and do whatever they like.
 const fn is_open_to_strangers(settings: &Settings) -> bool {
     let access = &settings.access;
-    let is_guarded = access.auth_file.is_some() || access.read_only;
+    let asks_for_certificates = settings.tls.enabled && settings.tls.client_ca.is_some();
+    let is_guarded = access.auth_file.is_some() || access.read_only || asks_for_certificates;
     !is_guarded && !settings.listen_host.to_canonical().is_loopback()
 }
 
-/// The logins, if clients must log in.
-fn open_logins(settings: &Settings) -> Result<Option<Arc<Logins>>, String> {
+/// Reads the logins, if clients must log in, and has their file watched.
+fn open_logins(
+    settings: &Settings,
+    watched: &mut Vec<Watched>,
+) -> Result<Option<Arc<Logins>>, String> {
     let Some(path) = &settings.access.auth_file else {
         return Ok(None);
     };
+    let look = Look::at(vec![path.clone()]);
     let logins = Logins::open(path, Arc::new(SystemClock));
-    let logins = logins.map_err(|why| format!("AUTH_FILE={why}"))?;
+    let logins = Arc::new(logins.map_err(|why| format!("AUTH_FILE={why}"))?);
     log::info(
         "clients must log in",
         &[("file", &path.display()), ("users", &logins.count())],
     );
-    Ok(Some(Arc::new(logins)))
+    let again = Arc::clone(&logins);
+    let reload = Box::new(move || {
+        again.reload().map_err(|why| vec![why])?;
+        log::info("AUTH_FILE read again", &[("users", &again.count())]);
+        Ok(())
+    });
+    watched.push(Watched::new("AUTH_FILE", look, reload));
+    Ok(Some(logins))
 }
 
 fn on_lost(events: &Sender<Event>) -> Arc<dyn Fn(&str) + Send + Sync> {
@@ -343,6 +384,9 @@ fn decide(
     });
     let pages = Pages::new(readiness(tokens, cache), draining, version.to_string());
     Arc::new(move |request: &Request| {
+        if let Some(refusal) = pages::refusal_without_certificate(request) {
+            return Answer::Now(refusal);
+        }
         let path = request.path();
         if path == "/v2" || path.starts_with("/v2/") {
             proxy.decide(request)
@@ -383,22 +427,16 @@ fn readiness(tokens: Option<Arc<Tokens>>, cache: Option<Arc<Cache>>) -> Box<Read
 impl Running {
     fn wait(self, incoming: &Receiver<Event>, events: &Sender<Event>, grace: Duration) -> u8 {
         loop {
-            let event = match incoming.recv_timeout(RELOAD_INTERVAL) {
-                Ok(event) => event,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.reload_logins(Logins::has_changed);
-                    continue;
-                }
-                // The channel cannot close: `events` is held here.
-                Err(RecvTimeoutError::Disconnected) => return config::EXIT_THREAD_LOST,
+            // The channel cannot close: `events` is held here.
+            let Ok(event) = incoming.recv() else {
+                return config::EXIT_THREAD_LOST;
             };
             match event {
                 Event::Lost(name) => {
                     log::error("thread lost; ending", &[("thread", &name)]);
                     return config::EXIT_THREAD_LOST;
                 }
-                Event::Signal(SIGHUP) if self.logins.is_some() => self.reload_logins(|_| true),
-                Event::Signal(SIGHUP) => log::info("nothing to reload on SIGHUP", &[]),
+                Event::Signal(SIGHUP) => self.reloader.reload_now(),
                 Event::Signal(_) if self.draining.swap(true, Ordering::SeqCst) => {
                     log::warn("second signal; ending at once", &[]);
                     return config::EXIT_FAILED;
@@ -426,20 +464,6 @@ impl Running {
                     return config::EXIT_OK;
                 }
             }
-        }
-    }
-
-    /// Reads `AUTH_FILE` again if `wanted` says so; a file that is no good changes nothing.
-    fn reload_logins(&self, wanted: impl FnOnce(&Logins) -> bool) {
-        let Some(logins) = self.logins.as_deref().filter(|logins| wanted(logins)) else {
-            return;
-        };
-        match logins.reload() {
-            Ok(()) => log::info("AUTH_FILE read again", &[("users", &logins.count())]),
-            Err(why) => log::error(
-                "AUTH_FILE not read again; who could log in before still can",
-                &[("error", &why)],
-            ),
         }
     }
 

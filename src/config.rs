@@ -274,6 +274,8 @@ pub fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> R
         let why = "UPSTREAM_AUTH=none: expected ECR to be set too, as no token names a registry";
         faults.push(Fault(why.to_owned()));
     }
+    let is_missing = |name: &str| effective_unset(&effective, name);
+    faults.extend(settings.tls.faults(is_missing));
     Resolution {
         settings: if faults.is_empty() {
             Ok(settings)

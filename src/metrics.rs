@@ -36,6 +36,8 @@ impl Counter {
 pub static REQUESTS: Counter = Counter::new();
 /// Connections refused because the cap was reached or a thread was refused.
 pub static CONNECTIONS_REFUSED: Counter = Counter::new();
+/// TLS handshakes that came to nothing.
+pub static TLS_HANDSHAKES_FAILED: Counter = Counter::new();
 /// Panics caught on workers and connection threads.
 pub static PANICS: Counter = Counter::new();
 /// Lanes to tiny_http that had to be closed.

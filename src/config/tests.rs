@@ -146,7 +146,19 @@ fn every_built_setting_arrives() {
             ("SHUTDOWN_GRACE", "6s"),
             ("LOG_LEVEL", "warning"),
             ("LOG_FORMAT", "JSON"),
+            ("ENABLE_SSL", "on"),
+            ("REGISTRY_HTTP_TLS_CERTIFICATE", "/tls/tls.crt"),
+            ("REGISTRY_HTTP_TLS_KEY", "/tls/tls.key"),
+            ("SSL_CLIENT_CA", "/tls/ca.crt"),
         ],
+    );
+    let path = |text: &str| Some(PathBuf::from(text));
+    let tls = settings.tls;
+    assert!(tls.enabled);
+    assert_eq!(tls.certificate, path("/tls/tls.crt"));
+    assert_eq!(
+        (tls.key, tls.client_ca),
+        (path("/tls/tls.key"), path("/tls/ca.crt"))
     );
     let registry = settings.registry.unwrap();
     assert_eq!(
@@ -340,7 +352,7 @@ fn all_faults_are_reported_at_once() {
         ("WORKERS", "65"),
         ("LOG_FORMAT", "xml"),
         ("SHUTDOWN_GRACE", "30"),
-        ("ENABLE_SSL", "true"),
+        ("OFFLINE", "true"),
     ];
     let faults = faults(&arguments, &environment);
     for start in [
@@ -350,7 +362,7 @@ fn all_faults_are_reported_at_once() {
         "WORKERS=65: expected a whole number from 1 to 64",
         "LOG_FORMAT=xml: expected text or json",
         "SHUTDOWN_GRACE=30: expected a time with its unit, such as",
-        "ENABLE_SSL=true: not built yet in this version, expected it unset or false",
+        "OFFLINE=true: not built yet in this version, expected it unset or false",
     ] {
         let hits = faults.iter().filter(|fault| fault.starts_with(start));
         assert_eq!(hits.count(), 1, "{start} in {faults:#?}");
@@ -486,6 +498,28 @@ fn without_a_token_the_registry_must_be_named() {
 }
 
 #[test]
+fn tls_needs_certificate_and_key_and_client_certificates_need_tls() {
+    assert_eq!(
+        faults(&["--enable-ssl"], &[]),
+        [
+            "ENABLE_SSL=true: expected SSL_CERTIFICATE to be set too",
+            "ENABLE_SSL=true: expected SSL_KEY to be set too",
+        ]
+    );
+    let half = [("ENABLE_SSL", "1"), ("REGISTRY_HTTP_TLS_CERTIFICATE", "/c")];
+    assert_eq!(
+        faults(&[], &half),
+        ["ENABLE_SSL=true: expected SSL_KEY to be set too"]
+    );
+    let alone = fault("SSL_CLIENT_CA", "/ca.crt");
+    let start = "SSL_CLIENT_CA=/ca.crt: expected ENABLE_SSL=true too";
+    assert!(alone.starts_with(start), "{alone}");
+    // As with the predecessors, the files alone switch nothing on.
+    let settings = read(&[], &[("SSL_CERTIFICATE", "/c"), ("SSL_KEY", "/k")]);
+    assert!(!settings.tls.enabled);
+}
+
+#[test]
 fn what_is_not_built_passes_only_when_it_is_true_today() {
     for setting in table_rows() {
         let State::NotBuilt { accepts, .. } = &setting.state else {
@@ -530,7 +564,6 @@ fn truths_of_today() {
             ("AWS_STS_REGIONAL_ENDPOINTS", "regional"),
         ],
     );
-    assert_eq!(faults(&["--enable-ssl"], &[]).len(), 1);
     let v1 = fault("AWS_EC2_METADATA_V1_DISABLED", "false");
     assert!(
         v1.ends_with("version 1 asks for no token and is never used"),

@@ -12,6 +12,7 @@ use super::connection;
 use super::connections::{Entry, Shared};
 use super::lanes::Lanes;
 use super::stream::{Listener, Stream};
+use super::tls::{NO_ROOM_ALERT, Tls};
 use super::{CONNECTION_STACK_BYTES, Limits};
 use crate::message::{Certificate, Desk, Peer};
 use crate::{log, metrics};
@@ -41,8 +42,8 @@ pub struct Drained {
 }
 
 impl Door {
-    /// Starts one accept thread per listener. `on_lost` is called with the thread's name when one
-    /// of them ends before the drain.
+    /// Starts one accept thread per listener; with `tls` all of them speak it. `on_lost` is called
+    /// with the thread's name when one of them ends before the drain.
     ///
     /// # Errors
     /// When a thread or a descriptor is refused.
@@ -51,9 +52,10 @@ impl Door {
         lanes: Lanes,
         desk: Arc<Desk>,
         limits: Limits,
+        tls: Option<Arc<Tls>>,
         on_lost: Arc<dyn Fn(&str) + Send + Sync>,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared::new(limits, lanes, desk));
+        let shared = Arc::new(Shared::new(limits, lanes, desk, tls));
         for listener in &listeners {
             let (listener, shared) = (listener.try_clone()?, Arc::clone(&shared));
             let on_lost = Arc::clone(&on_lost);
@@ -146,7 +148,7 @@ fn is_shortage(error: &io::Error) -> bool {
 /// Gives the connection a thread, in the place of the longest idle one when the cap is reached.
 fn admit(shared: &Arc<Shared>, stream: Stream, address: Option<SocketAddr>, number: u64) {
     if !shared.make_room() {
-        return refuse(&stream, "every connection is busy");
+        return refuse(shared, &stream, "every connection is busy");
     }
     let entry = shared.enter(number, stream);
     let peer = Peer {
@@ -159,7 +161,7 @@ fn admit(shared: &Arc<Shared>, stream: Stream, address: Option<SocketAddr>, numb
     let (run_shared, run_entry) = (Arc::clone(shared), Arc::clone(&entry));
     let run = move || run_connection(&run_shared, run_entry, &peer, number);
     if let Err(error) = thread.stack_size(CONNECTION_STACK_BYTES).spawn(run) {
-        refuse(&entry.stream(), &format!("no thread: {error}"));
+        refuse(shared, &entry.stream(), &format!("no thread: {error}"));
         shared.leave(number, entry);
         shared.close_longest_idle();
     }
@@ -175,13 +177,14 @@ fn run_connection(shared: &Shared, entry: Arc<Entry>, peer: &Peer, number: u64) 
 }
 
 /// Tells the client without waiting for it: the accept thread must not block.
-fn refuse(stream: &Stream, why: &str) {
+fn refuse(shared: &Shared, stream: &Stream, why: &str) {
     metrics::CONNECTIONS_REFUSED.inc();
     log::warn("connection refused", &[("reason", &why)]);
     // The few bytes fit any send buffer; a client that takes nothing gets nothing.
     let _ = stream.set_nonblocking(true);
     let mut stream = stream;
-    let _ = stream.write_all(NO_ROOM);
+    let words = shared.tls.as_ref().map_or(NO_ROOM, |_| NO_ROOM_ALERT);
+    let _ = stream.write_all(words);
     let _ = stream.shutdown(Shutdown::Write);
     // Unread bytes would turn the close into a reset that overtakes the answer.
     let mut sink = [0; 4096];

@@ -11,6 +11,7 @@ use super::head::{self, Framing, Head, Refusal, Scan};
 use super::lanes::LaneFault;
 use super::reply::{self, Context, WriteFault, Written};
 use super::socket::{Socket, is_timeout};
+use super::tls::HandshakeFault;
 use crate::message::{Answer, Outcome, Peer, Reply, RequestBody, unguessable};
 use crate::oci::{ErrorCode, OciError};
 use crate::{log, metrics};
@@ -25,8 +26,84 @@ pub(super) fn serve(shared: &Shared, entry: &Arc<Entry>, peer: &Peer) {
     let Ok(mut socket) = Socket::new(entry.stream(), shared.limits.write_idle) else {
         return;
     };
+    let Some(peer) = greet(shared, peer, &mut socket) else {
+        return;
+    };
     // The drain closes what is idle when it starts; who becomes idle afterwards leaves by itself.
-    while serve_one(shared, entry, peer, &mut socket) == Next::Request && !shared.is_draining() {}
+    while serve_one(shared, entry, &peer, &mut socket) == Next::Request && !shared.is_draining() {}
+    socket.end_tls();
+}
+
+/// The TLS handshake, where there is to be one; says who the client is then. None when it is not to
+/// be served. All that time the connection counts as idle.
+fn greet(shared: &Shared, peer: &Peer, socket: &mut Socket) -> Option<Peer> {
+    let Some(tls) = &shared.tls else {
+        return Some(peer.clone());
+    };
+    let deadline = Instant::now() + shared.limits.handshake;
+    let first = socket.peek(deadline).ok()??;
+    if first.is_ascii_alphabetic() {
+        // No TLS record begins with a letter (RFC 8446 §5.1), and every request does.
+        let why = "this port speaks https, and plain HTTP came; use https://";
+        refuse_unread(peer, socket, &OciError::new(ErrorCode::BadRequest, why));
+        linger(shared, socket);
+        return None;
+    }
+    let session = tls.session();
+    match session.and_then(|session| socket.start_tls(session, deadline)) {
+        Ok(certificate) => Some(Peer {
+            tls: true,
+            certificate,
+            ..peer.clone()
+        }),
+        Err(fault) => {
+            metrics::TLS_HANDSHAKES_FAILED.inc();
+            report(&fault, peer, shared.limits.handshake);
+            if !matches!(fault, HandshakeFault::Gone(_)) {
+                // The alert must not be overtaken by a reset.
+                linger(shared, socket);
+            }
+            None
+        }
+    }
+}
+
+fn report(fault: &HandshakeFault, peer: &Peer, limit: Duration) {
+    match fault {
+        HandshakeFault::Certificate(why) => log::warn(
+            "client certificate refused",
+            &[("peer", peer), ("error", why)],
+        ),
+        HandshakeFault::Gone(error) if is_timeout(error) => {
+            let why = format!("not done within {} s", limit.as_secs());
+            log::info("TLS handshake failed", &[("peer", peer), ("error", &why)]);
+        }
+        HandshakeFault::Gone(error) => {
+            log::debug("TLS handshake failed", &[("peer", peer), ("error", error)]);
+        }
+        HandshakeFault::Protocol(why) => {
+            log::info("TLS handshake failed", &[("peer", peer), ("error", why)]);
+        }
+    }
+}
+
+/// Answers what cannot be understood as a request.
+fn refuse_unread(peer: &Peer, socket: &mut Socket, error: &OciError) {
+    let id = format!("{:016x}", unguessable());
+    let context = Context {
+        http11: true,
+        head_only: false,
+        keep_alive: false,
+        id: &id,
+    };
+    let line = LogLine {
+        started: Instant::now(),
+        peer,
+        id: &id,
+        method: "-",
+        target: "-",
+    };
+    finish(line, socket, refused(error), context);
 }
 
 #[derive(PartialEq, Eq)]
@@ -43,33 +120,19 @@ enum NoHead {
 }
 
 fn serve_one(shared: &Shared, entry: &Entry, peer: &Peer, socket: &mut Socket) -> Next {
-    let id = format!("{:016x}", unguessable());
-    let head = read_head(shared, entry, socket);
-    let started = Instant::now();
-    let head = match head {
+    let head = match read_head(shared, entry, socket) {
         Ok(head) => head,
         Err(NoHead::Silent) => return Next::Close,
         Err(NoHead::Refused(refusal)) => {
-            let context = Context {
-                http11: true,
-                head_only: false,
-                keep_alive: false,
-                id: &id,
-            };
-            let line = LogLine {
-                started,
-                peer,
-                id: &id,
-                method: "-",
-                target: "-",
-            };
-            finish(line, socket, refused(&refusal), context);
+            refuse_unread(peer, socket, &refusal);
             // From here on it may have to make room: a client that only stays is not busy.
             entry.set_idle();
             linger(shared, socket);
             return Next::Close;
         }
     };
+    let started = Instant::now();
+    let id = format!("{:016x}", unguessable());
     let (reply, body_done) = answer(shared, peer, socket, &head, &id);
     let context = Context {
         http11: head.http11,
@@ -229,7 +292,7 @@ struct LogLine<'a> {
 }
 
 /// Writes the reply and the request's log line.
-fn finish(line: LogLine<'_>, socket: &Socket, reply: Reply, context: Context<'_>) -> Written {
+fn finish(line: LogLine<'_>, socket: &mut Socket, reply: Reply, context: Context<'_>) -> Written {
     let (status, outcome) = (reply.status, reply.outcome.clone());
     let written = reply::write(socket, reply, context);
     metrics::REQUESTS.inc();

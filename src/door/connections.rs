@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use super::Limits;
 use super::lanes::Lanes;
 use super::stream::Stream;
+use super::tls::Tls;
 use crate::message::Desk;
 
 /// Longest wait for a connection that was told to close to make room.
@@ -32,6 +33,8 @@ pub(super) struct Shared {
     pub(super) limits: Limits,
     pub(super) lanes: Lanes,
     pub(super) desk: Arc<Desk>,
+    /// None: plain HTTP.
+    pub(super) tls: Option<Arc<Tls>>,
     started: Instant,
     draining: AtomicBool,
     connections: Mutex<HashMap<u64, Arc<Entry>>>,
@@ -39,11 +42,17 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(limits: Limits, lanes: Lanes, desk: Arc<Desk>) -> Self {
+    pub(super) fn new(
+        limits: Limits,
+        lanes: Lanes,
+        desk: Arc<Desk>,
+        tls: Option<Arc<Tls>>,
+    ) -> Self {
         Self {
             limits,
             lanes,
             desk,
+            tls,
             started: Instant::now(),
             draining: AtomicBool::new(false),
             connections: Mutex::default(),

@@ -3,8 +3,8 @@
 //! or talk to upstream except by running the exchange it was handed.
 //!
 //! `accept` hands each connection to a thread of its own and `connections` keeps the list of them;
-//! `connection` runs the loop there: `head` checks what came, `lanes` asks a worker, `body` feeds
-//! the exchange, `reply` writes the answer.
+//! `connection` runs the loop there: `tls` shakes hands, `head` checks what came, `lanes` asks a
+//! worker, `body` feeds the exchange, `reply` writes the answer.
 
 mod accept;
 mod body;
@@ -17,6 +17,7 @@ mod lanes;
 mod reply;
 mod socket;
 mod stream;
+mod tls;
 
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ pub use accept::{Door, Drained};
 pub use head::{Head, Refusal, check};
 pub use lanes::Lanes;
 pub use stream::Listener;
+pub use tls::{Tls, TlsFiles};
 
 /// Head bytes at the most, request line included: four times what the longest token-bearing
 /// client head needs, and what nginx takes at the most (4 × 8 KiB).
@@ -40,6 +42,9 @@ pub const CONNECTION_STACK_BYTES: usize = 256 * 1024;
 pub struct Limits {
     /// Connections at a time; further ones take the place of the longest idle one.
     pub connections: usize,
+    /// Longest time for a TLS handshake, from the first byte awaited: after 10 s Go's clients,
+    /// which docker and containerd are, have given up too.
+    pub handshake: Duration,
     /// Longest wait for a request on an open connection: above the usual 60 s of load balancers,
     /// so that they close first.
     pub idle: Duration,
@@ -60,6 +65,7 @@ impl Limits {
     pub const fn new(connections: usize) -> Self {
         Self {
             connections,
+            handshake: Duration::from_secs(10),
             idle: Duration::from_secs(75),
             head: Duration::from_secs(20),
             body_idle: Duration::from_secs(60),

@@ -66,7 +66,7 @@ enum Framing {
 }
 
 /// Writes `reply`. After a fault the connection must be closed.
-pub(super) fn write(socket: &Socket, reply: Reply, context: Context<'_>) -> Written {
+pub(super) fn write(socket: &mut Socket, reply: Reply, context: Context<'_>) -> Written {
     let framing = framing(&reply, context);
     let keep_alive = context.keep_alive && framing != Framing::Close;
     let mut head = head_text(&reply, context, framing, keep_alive).into_bytes();
@@ -156,7 +156,7 @@ fn head_text(reply: &Reply, context: Context<'_>, framing: Framing, keep_alive: 
 
 /// Copies a streaming body, piece by piece as it comes.
 fn copy(
-    socket: &Socket,
+    socket: &mut Socket,
     reader: &mut dyn Read,
     framing: Framing,
     sent: &mut u64,
@@ -206,13 +206,13 @@ fn copy(
 
 /// Sends a body piece by piece: files without copying them, unless each piece is to be framed.
 fn send_pieces(
-    socket: &Socket,
+    socket: &mut Socket,
     pieces: &mut dyn Pieces,
     framing: Framing,
     sent: &mut u64,
 ) -> Result<(), WriteFault> {
     let chunked = framing == Framing::Chunked;
-    let frame = |text: String| match chunked {
+    let frame = |socket: &mut Socket, text: &str| match chunked {
         true => socket
             .write_all(text.as_bytes())
             .map_err(WriteFault::Client),
@@ -225,7 +225,7 @@ fn send_pieces(
         let length = match &piece {
             Piece::Bytes(bytes) => bytes.len() as u64,
             Piece::End => {
-                return end_pieces(framing, *sent).and_then(|()| frame("0\r\n\r\n".into()));
+                return end_pieces(framing, *sent).and_then(|()| frame(socket, "0\r\n\r\n"));
             }
             Piece::File { length, .. } => *length,
         };
@@ -237,7 +237,7 @@ fn send_pieces(
         if length == 0 {
             continue;
         }
-        frame(format!("{length:x}\r\n"))?;
+        frame(socket, &format!("{length:x}\r\n"))?;
         match piece {
             Piece::Bytes(bytes) => socket.write_all(bytes).map_err(WriteFault::Client)?,
             Piece::End => {}
@@ -247,7 +247,7 @@ fn send_pieces(
                 length,
             } => send_file(socket, file, offset, length)?,
         }
-        frame("\r\n".into())?;
+        frame(socket, "\r\n")?;
         *sent += length;
     }
 }
@@ -262,7 +262,7 @@ fn end_pieces(framing: Framing, sent: u64) -> Result<(), WriteFault> {
     }
 }
 
-fn send_file(socket: &Socket, file: &File, offset: u64, length: u64) -> Result<(), WriteFault> {
+fn send_file(socket: &mut Socket, file: &File, offset: u64, length: u64) -> Result<(), WriteFault> {
     let mut done = 0;
     while done < length {
         match socket.send_file(file, offset + done, length - done) {
@@ -356,8 +356,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let stream = Arc::new(listener.accept().unwrap().0.into());
-        let socket = Socket::new(stream, Duration::from_secs(5)).unwrap();
-        let written = write(&socket, reply, context);
+        let mut socket = Socket::new(stream, Duration::from_secs(5)).unwrap();
+        let written = write(&mut socket, reply, context);
         drop(socket);
         let mut got = Vec::new();
         let clean = client.read_to_end(&mut got).is_ok();

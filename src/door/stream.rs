@@ -1,7 +1,7 @@
 //! Sockets of either family, TCP or unix. Owns: what both can do under one name. Must not: know
 //! what is said on them.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -132,6 +132,14 @@ impl Write for &Stream {
         match self {
             Stream::Tcp(stream) => (&mut &*stream).write(bytes),
             Stream::Unix(stream) => (&mut &*stream).write(bytes),
+        }
+    }
+
+    /// TLS hands over several records at a time.
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => (&mut &*stream).write_vectored(parts),
+            Stream::Unix(stream) => (&mut &*stream).write_vectored(parts),
         }
     }
 

@@ -4,11 +4,24 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::message::{Reply, Request};
+use crate::message::{Certificate, Reply, Request};
 use crate::oci::{ErrorCode, OciError};
 
 /// Says whether pulls can be answered, and by what, or why not.
 pub type Readiness = dyn Fn() -> Result<String, String> + Send + Sync;
+
+/// What everybody may see, without certificate or log-in: a kubelet has neither.
+const OPEN: [&str; 3] = ["/healthz", "/readyz", "/version"];
+
+/// The refusal of a request that needs a client certificate (`SSL_CLIENT_CA`) and came without;
+/// none when it may go on. Holds for pages and registry alike.
+pub fn refusal_without_certificate(request: &Request) -> Option<Reply> {
+    if request.peer.certificate != Certificate::Absent || OPEN.contains(&request.path()) {
+        return None;
+    }
+    let why = "a client certificate is needed here (SSL_CLIENT_CA), and none was shown";
+    Some(document(&OciError::new(ErrorCode::Denied, why)))
+}
 
 /// The pages.
 pub struct Pages {
@@ -67,22 +80,52 @@ fn document(error: &OciError) -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Certificate, Headers, Peer};
+    use crate::message::{Headers, Peer};
 
-    fn status(pages: &Pages, method: &str, target: &str) -> u16 {
-        let request = Request {
+    fn request(method: &str, target: &str, certificate: Certificate) -> Request {
+        Request {
             method: method.into(),
             target: target.into(),
             headers: Headers::new(),
             peer: Peer {
                 address: None,
                 port: 0,
-                tls: false,
-                certificate: Certificate::NotAsked,
+                tls: certificate != Certificate::NotAsked,
+                certificate,
             },
             id: "1".into(),
-        };
+        }
+    }
+
+    fn status(pages: &Pages, method: &str, target: &str) -> u16 {
+        let request = request(method, target, Certificate::NotAsked);
         pages.answer(&request).status
+    }
+
+    #[test]
+    fn without_a_certificate_only_probes_are_open() {
+        let refused = |target, certificate| {
+            let request = request("GET", target, certificate);
+            refusal_without_certificate(&request).map(|reply| reply.status)
+        };
+        for target in ["/healthz", "/readyz?verbose", "/version"] {
+            assert_eq!(refused(target, Certificate::Absent), None, "{target}");
+        }
+        for target in [
+            "/v2/",
+            "/v2",
+            "/",
+            "/metrics",
+            "/healthz/",
+            "/healthz/../v2/",
+            "//version",
+            "/Version",
+        ] {
+            assert_eq!(refused(target, Certificate::Absent), Some(403), "{target}");
+            for fine in [Certificate::NotAsked, Certificate::Verified] {
+                assert_eq!(refused(target, fine), None, "{target}");
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 pub mod breaker;
 pub mod client;
 pub mod exchange;
+pub mod loopback;
 pub mod permits;
 pub mod redirect;
 pub mod resolver;

@@ -83,11 +83,9 @@ fn all_faults_are_told_at_once() {
 #[test]
 fn what_is_not_built_is_refused_by_name() {
     for (name, value) in [
-        ("ENABLE_SSL", "true"),
         ("SCRUB_INTERVAL", "1h"),
         ("HTTPS_PROXY", "http://proxy:3128"),
         ("PREFETCH", "team/app:1.0"),
-        ("REGISTRY_HTTP_TLS_KEY", "/key.pem"),
     ] {
         for command in ["serve", "settings", "health"] {
             let refused = run(&[command], &[(name, value)]);

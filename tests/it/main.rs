@@ -33,5 +33,7 @@ mod secrets;
 mod standin;
 mod support;
 mod tidy;
+mod tls;
+mod tls_reload;
 mod token;
 mod upstream_faults;

@@ -1,15 +1,17 @@
 //! Rows of the table: what clients may do. Pure data.
 
-use crate::config::access;
 use crate::config::table::*;
+use crate::config::{access, clients};
 
 pub(super) static ROWS: &[Setting] = &[
     Setting {
         name: "SSL_CLIENT_CA",
         group: Group::Access,
         preset: Preset::Unset("none"),
-        meaning: "PEM file: clients must show a certificate that it signed.",
-        state: later(Unit::Path, Accepts::Nothing),
+        meaning: "PEM file: clients must show a certificate that it signed; one without gets the \
+                  probes and `/version` alone. Needs `ENABLE_SSL=true`; read again as the \
+                  certificate is.",
+        state: text(Unit::Path, "a path", clients::ssl_client_ca),
         ..ROW
     },
     Setting {

@@ -1,5 +1,6 @@
 //! Rows of the table: listening to clients. Pure data.
 
+use crate::config::clients;
 use crate::config::parse;
 use crate::config::table::*;
 
@@ -37,8 +38,9 @@ pub(super) static ROWS: &[Setting] = &[
         name: "ENABLE_SSL",
         group: Group::Clients,
         preset: Preset::Value("false"),
-        meaning: "Serve https with the next two.",
-        state: later(Unit::Switch, OFF),
+        meaning: "Serve https (TLS 1.2 and 1.3, HTTP/1.1) with the next two, and nothing else on \
+                  that port.",
+        state: State::Built(Kind::Switch(|settings, on| settings.tls.enabled = on)),
         ..ROW
     },
     Setting {
@@ -46,8 +48,9 @@ pub(super) static ROWS: &[Setting] = &[
         other_names: &["REGISTRY_HTTP_TLS_CERTIFICATE"],
         group: Group::Clients,
         preset: Preset::Unset("none"),
-        meaning: "PEM file of the certificate chain.",
-        state: later(Unit::Path, Accepts::Nothing),
+        meaning: "PEM file of the certificate chain, the proxy's own certificate first. Read again \
+                  on SIGHUP and when it changes; without `ENABLE_SSL=true` it is not used.",
+        state: text(Unit::Path, "a path", clients::ssl_certificate),
         ..ROW
     },
     Setting {
@@ -55,8 +58,9 @@ pub(super) static ROWS: &[Setting] = &[
         other_names: &["REGISTRY_HTTP_TLS_KEY"],
         group: Group::Clients,
         preset: Preset::Unset("none"),
-        meaning: "PEM file of the private key.",
-        state: later(Unit::Path, Accepts::Nothing),
+        meaning: "PEM file of the private key (PKCS #8, PKCS #1 or SEC 1, without passphrase). \
+                  Read again likewise.",
+        state: text(Unit::Path, "a path", clients::ssl_key),
         ..ROW
     },
 ];

@@ -15,7 +15,6 @@ pub mod htpasswd;
 use std::collections::HashMap;
 use std::io::Read as _;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -64,8 +63,6 @@ struct State {
     generation: u64,
     /// When each was used last.
     remembered: HashMap<Tag, Instant>,
-    /// None: not there.
-    file: Option<Fingerprint>,
 }
 
 /// What credentials are remembered by.
@@ -102,14 +99,12 @@ impl Logins {
     /// # Errors
     /// The file and what is wrong with it, with the numbers of its lines.
     pub fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, String> {
-        let file = Fingerprint::of(path);
         let users = read(path)?;
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &rand::SystemRandom::new());
         let state = State {
             users: Arc::new(users),
             generation: 0,
             remembered: HashMap::new(),
-            file,
         };
         Ok(Self {
             path: path.to_owned(),
@@ -132,9 +127,6 @@ impl Logins {
     /// # Errors
     /// The file and what is wrong with it.
     pub fn reload(&self) -> Result<(), String> {
-        let file = Fingerprint::of(&self.path);
-        // Noted first: a file that is no good is told once, not whenever somebody looks.
-        self.lock().file = file;
         let users = read(&self.path)?;
         let mut state = self.lock();
         if *state.users != users {
@@ -143,12 +135,6 @@ impl Logins {
             state.remembered.clear();
         }
         Ok(())
-    }
-
-    /// True when the file is not the one that was read last.
-    pub fn has_changed(&self) -> bool {
-        let file = Fingerprint::of(&self.path);
-        self.lock().file != file
     }
 
     /// Answers with `then()` when the client has logged in: at once when its login is remembered,
@@ -314,29 +300,6 @@ impl Refusal {
                     .with("Retry-After", seconds.to_string())
             }
         }
-    }
-}
-
-/// What tells one file from another without reading it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Fingerprint {
-    device: u64,
-    inode: u64,
-    length: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Fingerprint {
-    fn of(path: &Path) -> Option<Self> {
-        let metadata = path.metadata().ok()?;
-        Some(Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            length: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
     }
 }
 

@@ -3,8 +3,11 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection};
 use standin::Hasher;
 
 /// For a whole reply. Tests that wait for the proxy's own time-outs set another one.
@@ -98,6 +101,31 @@ impl Http {
             reader: BufReader::with_capacity(64 * 1024, timed.expect("a connection")),
             host: address.to_string(),
         }
+    }
+
+    /// Connects and shakes hands.
+    ///
+    /// # Errors
+    /// When the handshake fails, on either side as far as that shows.
+    pub(crate) fn connect_tls(address: SocketAddr, config: &Arc<ClientConfig>) -> io::Result<Self> {
+        let mut timed = Timed::connect(address, DEADLINE)?;
+        timed.start_tls(config)?;
+        Ok(Self {
+            reader: BufReader::with_capacity(64 * 1024, timed),
+            host: address.to_string(),
+        })
+    }
+
+    /// The TLS session, for what is known of its handshake.
+    pub(crate) fn tls(&self) -> &ClientConnection {
+        self.reader.get_ref().tls.as_ref().expect("a TLS client")
+    }
+
+    /// Reads until the other side ends; an error when it does so without a word (`close_notify`).
+    pub(crate) fn read_to_end(&mut self) -> io::Result<Vec<u8>> {
+        self.reader.get_mut().start();
+        let mut rest = Vec::new();
+        self.reader.read_to_end(&mut rest).map(|_| rest)
     }
 
     /// One request on a connection of its own.
@@ -227,6 +255,17 @@ impl Http {
     /// Sends bytes as they are.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.reader.get_mut().write_all(bytes)
+    }
+
+    /// Says in TLS that no more will come from this side.
+    pub(crate) fn close_notify(&mut self) {
+        let timed = self.reader.get_mut();
+        timed
+            .tls
+            .as_mut()
+            .expect("a TLS client")
+            .send_close_notify();
+        timed.flush().expect("a close_notify sent");
     }
 
     /// No more bytes will come from this side.
@@ -399,6 +438,7 @@ impl Sink {
 /// A stream on which everything since `start` must be over in time.
 struct Timed {
     stream: TcpStream,
+    tls: Option<Box<ClientConnection>>,
     limit: Duration,
     until: Instant,
 }
@@ -409,9 +449,26 @@ impl Timed {
         stream.set_nodelay(true)?;
         Ok(Self {
             stream,
+            tls: None,
             limit,
             until: Instant::now() + limit,
         })
+    }
+
+    fn start_tls(&mut self, config: &Arc<ClientConfig>) -> io::Result<()> {
+        let name = ServerName::from(self.stream.peer_addr()?.ip());
+        let tls = ClientConnection::new(Arc::clone(config), name).map_err(io::Error::other)?;
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.set_write_timeout(self.left()?)?;
+        let mut tls = Box::new(tls);
+        while tls.is_handshaking() {
+            timed_out(tls.complete_io(&mut self.stream))?;
+        }
+        while tls.wants_write() {
+            timed_out(tls.write_tls(&mut self.stream))?;
+        }
+        self.tls = Some(tls);
+        Ok(())
     }
 
     fn start(&mut self) {
@@ -445,17 +502,26 @@ fn timed_out<T>(outcome: io::Result<T>) -> io::Result<T> {
 impl Read for Timed {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.stream.set_read_timeout(self.left()?)?;
-        timed_out(self.stream.read(buf))
+        timed_out(match &mut self.tls {
+            Some(tls) => rustls::Stream::new(&mut **tls, &mut self.stream).read(buf),
+            None => self.stream.read(buf),
+        })
     }
 }
 
 impl Write for Timed {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         self.stream.set_write_timeout(self.left()?)?;
-        timed_out(self.stream.write(buf))
+        timed_out(match &mut self.tls {
+            Some(tls) => rustls::Stream::new(&mut **tls, &mut self.stream).write(buf),
+            None => self.stream.write(buf),
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        match &mut self.tls {
+            Some(tls) => rustls::Stream::new(&mut **tls, &mut self.stream).flush(),
+            None => Ok(()),
+        }
     }
 }

@@ -12,6 +12,7 @@ pub(crate) mod door;
 mod front;
 mod proxy;
 mod scratch;
+mod tls;
 
 pub(crate) use attack::{Target, in_parallel, raise_descriptors};
 pub(crate) use cached::{Begun, Cached, listing};
@@ -19,3 +20,4 @@ pub(crate) use client::{Http, Response, raw};
 pub(crate) use front::{Front, SOON, error_of, target_of};
 pub(crate) use proxy::{Proxy, proxy_for, wait_until};
 pub(crate) use scratch::Scratch;
+pub(crate) use tls::{Authority, Identity, Pki};

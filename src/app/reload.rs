@@ -1,0 +1,306 @@
+//! Files that are read again while the proxy runs: on SIGHUP, and when they change. Owns: the
+//! thread `reload`, and how a change is noticed. Must not: know what is in the files.
+//!
+//! A change is seen in what `stat` says of the path, links followed: a Kubernetes secret changes by
+//! a link that points elsewhere (`..data`), others by writing or renaming. It is acted upon once
+//! two looks in a row agree, so that certificate and key, written one after the other, are read
+//! together.
+
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::Builder;
+use std::time::Duration;
+
+use crate::log;
+
+/// Between two looks at the files: a renewed certificate is in use within twice that.
+const POLL: Duration = Duration::from_secs(2);
+/// Stack of the thread: certificates and lists are parsed there.
+const RELOAD_STACK_BYTES: usize = 512 * 1024;
+
+/// Reads files again and puts what they say in the place of what was; all faults, and nothing
+/// changed, when they are not fit.
+pub(super) type Reload = Box<dyn FnMut() -> Result<(), Vec<String>> + Send>;
+
+/// How files look from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Look(Vec<(PathBuf, Option<Stamp>)>);
+
+/// What changes when a file does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    file: (u64, u64),
+    size: u64,
+    modified: (i64, i64),
+    /// Also changes with owner and mode: a key that has become readable is read.
+    changed: (i64, i64),
+}
+
+impl Look {
+    /// As they are now. To be taken before they are read, so that no change is missed.
+    pub(super) fn at(paths: Vec<PathBuf>) -> Self {
+        let look = |path: PathBuf| {
+            let stamp = Stamp::of(&path);
+            (path, stamp)
+        };
+        Self(paths.into_iter().map(look).collect())
+    }
+
+    fn again(&self) -> Self {
+        Self::at(self.0.iter().map(|(path, _)| path.clone()).collect())
+    }
+}
+
+impl Stamp {
+    /// None where nothing is, or may be seen.
+    fn of(path: &Path) -> Option<Self> {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some(Self {
+            file: (metadata.dev(), metadata.ino()),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+}
+
+/// Files that belong together, and what to do when they change.
+pub(super) struct Watched {
+    what: &'static str,
+    /// When they were last read, fit or not.
+    loaded: Look,
+    /// At the last look.
+    seen: Look,
+    reload: Reload,
+}
+
+impl Watched {
+    /// `what` names them in the log; `loaded` was taken before they were read.
+    pub(super) fn new(what: &'static str, loaded: Look, reload: Reload) -> Self {
+        Self {
+            what,
+            seen: loaded.clone(),
+            loaded,
+            reload,
+        }
+    }
+
+    /// True when they have changed since they were read, and no longer do.
+    fn is_due(&mut self, now: Look) -> bool {
+        let due = now == self.seen && now != self.loaded;
+        self.seen = now;
+        due
+    }
+
+    fn reload(&mut self, reason: &str) {
+        self.loaded = self.loaded.again();
+        match (self.reload)() {
+            Ok(()) => log::info("reloaded", &[("what", &self.what), ("reason", &reason)]),
+            Err(faults) => {
+                for fault in faults {
+                    log::error(
+                        "reload refused; what was there before stays in use",
+                        &[("what", &self.what), ("reason", &reason), ("error", &fault)],
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// The thread that reloads. It ends when this is dropped.
+pub(super) struct Reloader {
+    now: Option<Sender<()>>,
+}
+
+impl Reloader {
+    /// Starts it, unless there is nothing to watch. `on_lost` is called with its name if it panics.
+    ///
+    /// # Errors
+    /// When the thread is refused.
+    pub(super) fn start(
+        watched: Vec<Watched>,
+        on_lost: &Arc<dyn Fn(&str) + Send + Sync>,
+    ) -> io::Result<Self> {
+        if watched.is_empty() {
+            return Ok(Self { now: None });
+        }
+        let (now, asked) = channel();
+        let on_lost = Arc::clone(on_lost);
+        let run = move || {
+            if catch_unwind(AssertUnwindSafe(|| run(watched, &asked))).is_err() {
+                on_lost("reload");
+            }
+        };
+        Builder::new()
+            .name("reload".into())
+            .stack_size(RELOAD_STACK_BYTES)
+            .spawn(run)?;
+        Ok(Self { now: Some(now) })
+    }
+
+    /// Reads everything again, changed or not. Does not wait for it.
+    pub(super) fn reload_now(&self) {
+        match &self.now {
+            // A thread that is gone has told so itself.
+            Some(now) => drop(now.send(())),
+            None => log::info("nothing to reload on SIGHUP", &[]),
+        }
+    }
+}
+
+fn run(mut watched: Vec<Watched>, asked: &Receiver<()>) {
+    loop {
+        match asked.recv_timeout(POLL) {
+            Ok(()) => watched.iter_mut().for_each(|files| files.reload("SIGHUP")),
+            Err(RecvTimeoutError::Timeout) => {
+                for files in &mut watched {
+                    if files.is_due(files.seen.again()) {
+                        files.reload("changed");
+                    }
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let name = format!("reload-{name}-{}", std::process::id());
+            let below = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/unit");
+            let path = below.join(name);
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.join(name)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn every_kind_of_change_is_seen() {
+        let folder = Folder::new("kinds");
+        let path = folder.path("file");
+        let mut last = Look::at(vec![path.clone()]);
+        let mut changed = |how: &str| {
+            let now = last.again();
+            assert_ne!(now, last, "{how}");
+            assert_eq!(now, now.again(), "{how}");
+            last = now;
+        };
+        fs::write(&path, "one").unwrap();
+        changed("made");
+        fs::write(&path, "three").unwrap();
+        changed("written");
+        fs::write(folder.path("new"), "three").unwrap();
+        fs::rename(folder.path("new"), &path).unwrap();
+        changed("another put in its place");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        changed("mode");
+        fs::remove_file(&path).unwrap();
+        changed("removed");
+    }
+
+    /// How kubelet updates a volume: FILE → ..data/FILE, ..data → a directory of its own.
+    #[test]
+    fn a_kubernetes_secret_that_changes_is_seen() {
+        let folder = Folder::new("secret");
+        for version in ["..1", "..2"] {
+            fs::create_dir(folder.path(version)).unwrap();
+            fs::write(folder.path(version).join("tls.crt"), "same").unwrap();
+        }
+        symlink("..1", folder.path("..data")).unwrap();
+        symlink("..data/tls.crt", folder.path("tls.crt")).unwrap();
+        let before = Look::at(vec![folder.path("tls.crt")]);
+        symlink("..2", folder.path("..data_tmp")).unwrap();
+        fs::rename(folder.path("..data_tmp"), folder.path("..data")).unwrap();
+        assert_ne!(before.again(), before);
+    }
+
+    #[test]
+    fn a_change_is_acted_upon_once_when_it_has_come_to_rest() {
+        let look = |size| {
+            let stamp = Stamp {
+                file: (1, 1),
+                size,
+                modified: (1, 1),
+                changed: (1, 1),
+            };
+            Look(vec![(PathBuf::from("/nonexistent"), Some(stamp))])
+        };
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
+        let reload = move || match counted.fetch_add(1, Ordering::SeqCst) {
+            0 => Ok(()),
+            _ => Err(vec!["not fit".to_owned()]),
+        };
+        let mut files = Watched::new("test", look(1), Box::new(reload));
+        assert!(!files.is_due(look(1)));
+        assert!(!files.is_due(look(2)), "seen for the first time");
+        assert!(!files.is_due(look(3)), "still changing");
+        assert!(files.is_due(look(3)));
+        files.reload("changed");
+        files.loaded = look(3);
+        assert!(!files.is_due(look(3)), "read already");
+        assert!(!files.is_due(look(1)));
+        assert!(files.is_due(look(1)));
+        files.reload("changed");
+        files.loaded = look(1);
+        // What is not fit is not read again and again, only when it changes.
+        assert!(!files.is_due(look(1)));
+        assert_eq!(count.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn without_files_there_is_no_thread() {
+        let on_lost: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(|_: &str| {});
+        let reloader = Reloader::start(Vec::new(), &on_lost).unwrap();
+        assert!(reloader.now.is_none());
+        reloader.reload_now();
+    }
+
+    #[test]
+    fn it_reloads_when_asked_and_its_end_is_told() {
+        let (told, lost) = channel();
+        let on_lost: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(move |name: &str| {
+            told.send(name.to_owned()).unwrap();
+        });
+        let (done, reloads) = channel();
+        let mut times = 0;
+        let reload = move || {
+            times += 1;
+            done.send(times).unwrap();
+            assert!(times < 3, "the third time it breaks");
+            Err(vec!["not fit".to_owned()])
+        };
+        let files = Watched::new("test", Look(Vec::new()), Box::new(reload));
+        let reloader = Reloader::start(vec![files], &on_lost).unwrap();
+        for time in 1..=3 {
+            reloader.reload_now();
+            assert_eq!(reloads.recv_timeout(Duration::from_secs(10)), Ok(time));
+        }
+        let lost = lost.recv_timeout(Duration::from_secs(10));
+        assert_eq!(lost.as_deref(), Ok("reload"));
+    }
+}

@@ -1,0 +1,404 @@
+//! TLS towards clients: rustls' server side. Owns: certificate, key and client authorities as they
+//! were last read, and one connection's session. Must not: know sockets and time limits; it reads
+//! and writes what it is given, and a limit that runs out is an error of that.
+//!
+//! Sessions are resumed by tickets (RFC 5077, RFC 8446 §4.6.1): nothing is kept per client, so
+//! there is nothing to bound. Each reading of the files begins with new ticket keys, so that no
+//! session outlives the certificates it came from.
+//!
+//! Locks: [`Tls`]'s one mutex, held to copy or to change a handle.
+
+mod validity;
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring::{Ticketer, default_provider};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{HandshakeKind, RootCertStore, ServerConfig, ServerConnection};
+
+use crate::log;
+use crate::message::Certificate;
+use validity::{Validity, validity};
+
+/// Largest PEM file: a chain or a key is a few kB, a bundle of all public authorities 250 kB.
+const PEM_BYTES_MAX: u64 = 1 << 20;
+/// Encrypted bytes that wait for the socket at the most, for each connection: 200 stalled readers
+/// were measured at 23 MB all in all, 35 MB with twice as many bytes, at the same speed.
+const UNSENT_BYTES_MAX: usize = 32 * 1024;
+/// Tickets after a TLS 1.3 handshake: a client that opens several connections uses each once.
+const TICKETS: usize = 2;
+/// The one protocol behind the door (RFC 7301 §6); who offers only others is told so by an alert.
+const PROTOCOL: &[u8] = b"http/1.1";
+/// A certificate that ends sooner is warned of: Let's Encrypt, cert-manager and AWS renew earlier.
+const ENDS_SOON: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A fatal `internal_error` (RFC 8446 §6), for a client that gets no handshake: whatever else is
+/// written to a TLS client looks to it like a server without TLS.
+pub(super) const NO_ROOM_ALERT: &[u8] = &[21, 3, 3, 0, 2, 2, 80];
+
+/// Where certificate and key are. The settings' names appear in faults.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    /// `SSL_CERTIFICATE`: PEM, the door's own certificate first.
+    pub certificate: PathBuf,
+    /// `SSL_KEY`: PEM.
+    pub key: PathBuf,
+    /// `SSL_CLIENT_CA`: PEM; none asks clients for no certificate.
+    pub client_ca: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    /// All of them.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let own = [self.certificate.clone(), self.key.clone()];
+        own.into_iter().chain(self.client_ca.clone()).collect()
+    }
+}
+
+/// What new connections are greeted with.
+pub struct Tls {
+    files: TlsFiles,
+    loaded: Mutex<Arc<Loaded>>,
+}
+
+/// One reading of the files.
+struct Loaded {
+    config: Arc<ServerConfig>,
+    clients: Option<Arc<dyn ClientCertVerifier>>,
+}
+
+impl Tls {
+    /// Reads the files and logs until when the certificate is good.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them, each with setting, path and remedy.
+    pub fn load(files: TlsFiles) -> Result<Self, Vec<String>> {
+        let loaded = Mutex::new(Arc::new(Loaded::read(&files)?));
+        Ok(Self { files, loaded })
+    }
+
+    /// Reads the files again, for the connections to come. Blocks for as long as the disk takes.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); what was read before then stays in use.
+    pub fn reload(&self) -> Result<(), Vec<String>> {
+        let loaded = Arc::new(Loaded::read(&self.files)?);
+        *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = loaded;
+        Ok(())
+    }
+
+    /// For one new connection.
+    pub(super) fn session(&self) -> Result<Session, HandshakeFault> {
+        // Copying and replacing a handle leave nothing half-done: a poisoned lock is still good.
+        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = Arc::clone(&loaded);
+        let config = Arc::clone(&loaded.config);
+        let mut connection = ServerConnection::new(config).map_err(HandshakeFault::of)?;
+        connection.set_buffer_limit(Some(UNSENT_BYTES_MAX));
+        Ok(Session {
+            connection,
+            clients: loaded.clients.clone(),
+        })
+    }
+}
+
+impl Loaded {
+    fn read(files: &TlsFiles) -> Result<Self, Vec<String>> {
+        let provider = Arc::new(default_provider());
+        let chain = certificates("SSL_CERTIFICATE", &files.certificate);
+        let key = private_key(&files.key);
+        let clients = files.client_ca.as_deref();
+        let clients = clients.map(|path| authorities(path, &provider)).transpose();
+        match (chain, key, clients) {
+            (Ok(chain), Ok(key), Ok(clients)) => {
+                let valid = chain.first().and_then(|leaf| validity(leaf));
+                let loaded = Self::build(files, &provider, (chain, key), clients);
+                let loaded = loaded.map_err(|why| vec![why])?;
+                announce(&files.certificate, valid);
+                Ok(loaded)
+            }
+            (chain, key, clients) => {
+                let faults = [chain.err(), key.err(), clients.err()];
+                Err(faults.into_iter().flatten().collect())
+            }
+        }
+    }
+
+    fn build(
+        files: &TlsFiles,
+        provider: &Arc<CryptoProvider>,
+        (chain, key): (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>),
+        clients: Option<Arc<dyn ClientCertVerifier>>,
+    ) -> Result<Self, String> {
+        let (own, private) = (files.certificate.display(), files.key.display());
+        let certified = CertifiedKey::from_der(chain, key, provider);
+        let certified = certified.map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => {
+                let first = "the first certificate there must be the proxy's own";
+                format!("SSL_KEY={private}: not the key of SSL_CERTIFICATE={own}; {first}")
+            }
+            rustls::Error::InvalidCertificate(why) => {
+                format!("SSL_CERTIFICATE={own}: its first certificate is unusable: {why:?}")
+            }
+            other => format!("SSL_KEY={private}: unusable: {other}"),
+        })?;
+        let unusable = |error: rustls::Error| format!("TLS cannot be set up: {error}");
+        let builder = ServerConfig::builder_with_provider(Arc::clone(provider))
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(unusable)?;
+        let builder = match &clients {
+            Some(clients) => builder.with_client_cert_verifier(Arc::clone(clients)),
+            None => builder.with_no_client_auth(),
+        };
+        let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+        config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.ticketer = Ticketer::new().map_err(unusable)?;
+        config.send_tls13_tickets = TICKETS;
+        // 0-RTT may be replayed (RFC 8446 §8).
+        config.max_early_data_size = 0;
+        Ok(Self {
+            config: Arc::new(config),
+            clients,
+        })
+    }
+}
+
+/// Says until when the certificate is good, where that can be read.
+fn announce(path: &Path, valid: Option<Validity>) {
+    let path = path.display();
+    let Some(Validity { from, until }) = valid else {
+        return log::info("TLS certificate loaded", &[("certificate", &path)]);
+    };
+    let now = SystemTime::now();
+    let (shown_from, shown_until) = (log::timestamp(from), log::timestamp(until));
+    let fields: [log::Field<'_>; 3] = [
+        ("certificate", &path),
+        ("not_before", &shown_from),
+        ("not_after", &shown_until),
+    ];
+    match () {
+        () if now < from => log::warn("TLS certificate is not valid yet", &fields),
+        () if now > until => log::warn("TLS certificate has expired", &fields),
+        () if now + ENDS_SOON > until => log::warn("TLS certificate expires soon", &fields),
+        () => log::info("TLS certificate loaded", &fields),
+    }
+}
+
+fn read_pem(setting: &str, path: &Path) -> Result<Vec<u8>, String> {
+    let shown = path.display();
+    let why = |error: io::Error| {
+        let user = rustix::process::geteuid().as_raw();
+        format!("{setting}={shown}: cannot be read by user {user}: {error}")
+    };
+    // Opening a pipe would wait for its writer, so the kind comes first.
+    if !path.metadata().map_err(why)?.is_file() {
+        return Err(format!("{setting}={shown}: not a regular file"));
+    }
+    let file = std::fs::File::open(path).map_err(why)?;
+    let mut pem = Vec::new();
+    let read = file.take(PEM_BYTES_MAX + 1).read_to_end(&mut pem);
+    if read.map_err(why)? as u64 > PEM_BYTES_MAX {
+        let limit_mib = PEM_BYTES_MAX >> 20;
+        return Err(format!("{setting}={shown}: larger than {limit_mib} MiB"));
+    }
+    Ok(pem)
+}
+
+/// Every certificate of a file, in order.
+fn certificates(setting: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let pem = read_pem(setting, path)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let shown = path.display();
+    match found {
+        Err(_) => Err(format!("{setting}={shown}: damaged PEM")),
+        Ok(found) if found.is_empty() => Err(format!(
+            "{setting}={shown}: no certificate in it; expected PEM with a CERTIFICATE block"
+        )),
+        Ok(found) => Ok(found),
+    }
+}
+
+/// The first private key of a file. No fault shows any of its bytes.
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    let pem = read_pem("SSL_KEY", path)?;
+    let shown = path.display();
+    // PKCS #8 says it in the label (RFC 7468 §11), older forms in a header (RFC 1421 §4.6.1.1).
+    let is_encrypted = [
+        &b"BEGIN ENCRYPTED PRIVATE KEY"[..],
+        b"Proc-Type: 4,ENCRYPTED",
+    ]
+    .iter()
+    .any(|mark| pem.windows(mark.len()).any(|part| part == *mark));
+    if is_encrypted {
+        return Err(format!(
+            "SSL_KEY={shown}: the key is encrypted; expected it without passphrase (openssl pkey \
+             -in FILE -out PLAIN)"
+        ));
+    }
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|error| match error {
+        rustls::pki_types::pem::Error::NoItemsFound => format!(
+            "SSL_KEY={shown}: no private key in it; expected PEM with a PRIVATE KEY, RSA PRIVATE \
+             KEY or EC PRIVATE KEY block"
+        ),
+        _ => format!("SSL_KEY={shown}: damaged PEM"),
+    })
+}
+
+/// Judges clients by the authorities of a file.
+fn authorities(
+    path: &Path,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    let mut roots = RootCertStore::empty();
+    let unusable = |why: &dyn fmt::Display| {
+        let path = path.display();
+        format!("SSL_CLIENT_CA={path}: unusable: {why}")
+    };
+    for certificate in certificates("SSL_CLIENT_CA", path)? {
+        roots.add(certificate).map_err(|error| unusable(&error))?;
+    }
+    let builder =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
+    // Probes carry no certificate; who else comes without one is refused by its request.
+    let verifier = builder.allow_unauthenticated().build();
+    let verifier: Arc<dyn ClientCertVerifier> = verifier.map_err(|error| unusable(&error))?;
+    Ok(verifier)
+}
+
+/// Why a handshake came to nothing.
+#[derive(Debug)]
+pub(super) enum HandshakeFault {
+    /// The client showed a certificate that is not good here.
+    Certificate(String),
+    /// It went away, or was too slow.
+    Gone(io::Error),
+    /// Client and door do not understand each other, or the client did not like what it saw.
+    Protocol(String),
+}
+
+impl HandshakeFault {
+    fn of(error: rustls::Error) -> Self {
+        match error {
+            rustls::Error::InvalidCertificate(why) => Self::Certificate(format!("{why:?}")),
+            other => Self::Protocol(other.to_string()),
+        }
+    }
+}
+
+impl From<io::Error> for HandshakeFault {
+    fn from(error: io::Error) -> Self {
+        Self::Gone(error)
+    }
+}
+
+/// One connection's TLS.
+pub(super) struct Session {
+    connection: ServerConnection,
+    clients: Option<Arc<dyn ClientCertVerifier>>,
+}
+
+impl Session {
+    /// Shakes hands, and says what the client showed of itself. After a fault the client has been
+    /// sent its alert.
+    pub(super) fn handshake(
+        &mut self,
+        from: &mut dyn Read,
+        to: &mut dyn Write,
+    ) -> Result<Certificate, HandshakeFault> {
+        while self.connection.is_handshaking() {
+            self.flush(to)?;
+            if self.connection.read_tls(from)? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+            if let Err(error) = self.connection.process_new_packets() {
+                let _ = self.flush(to);
+                return Err(HandshakeFault::of(error));
+            }
+        }
+        self.flush(to)?;
+        self.certificate()
+    }
+
+    fn certificate(&self) -> Result<Certificate, HandshakeFault> {
+        let Some(clients) = &self.clients else {
+            return Ok(Certificate::NotAsked);
+        };
+        let shown = self.connection.peer_certificates();
+        let Some((own, chain)) = shown.and_then(<[_]>::split_first) else {
+            return Ok(Certificate::Absent);
+        };
+        // rustls takes a resumed session's certificate as verified when the session began: it may
+        // have expired since.
+        if self.connection.handshake_kind() == Some(HandshakeKind::Resumed) {
+            let verified = clients.verify_client_cert(own, chain, UnixTime::now());
+            verified.map_err(HandshakeFault::of)?;
+        }
+        Ok(Certificate::Verified)
+    }
+
+    /// Reads what the client says; 0 is the end. An end without `close_notify` is no different:
+    /// what it cuts short is known from the framing of requests.
+    pub(super) fn read(
+        &mut self,
+        from: &mut dyn Read,
+        to: &mut dyn Write,
+        into: &mut [u8],
+    ) -> io::Result<usize> {
+        loop {
+            match self.connection.reader().read(into) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+                outcome => return outcome,
+            }
+            self.connection.read_tls(from)?;
+            let processed = self.connection.process_new_packets();
+            // What the records called for: an alert, or new keys.
+            self.flush(to)?;
+            processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        }
+    }
+
+    /// Encrypts and writes all of `bytes`, [`UNSENT_BYTES_MAX`] at a time.
+    pub(super) fn write_all(&mut self, to: &mut dyn Write, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let taken = self.connection.writer().write(bytes)?;
+            self.flush(to)?;
+            bytes = bytes.get(taken..).unwrap_or_default();
+            if taken == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that this was all (RFC 8446 §6.1): without it the client knows that it was cut.
+    pub(super) fn close(mut self, to: &mut dyn Write) {
+        self.connection.send_close_notify();
+        // Fails only when the client is gone, or takes nothing any more.
+        let _ = self.flush(to);
+    }
+
+    fn flush(&mut self, to: &mut dyn Write) -> io::Result<()> {
+        while self.connection.wants_write() {
+            match self.connection.write_tls(to) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

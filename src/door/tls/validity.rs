@@ -1,0 +1,167 @@
+//! From when until when a certificate is good. Owns: as much DER as it takes to find that out.
+//! Must not: judge anything else of a certificate; rustls does.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Tags of X.690 §8, as they appear in certificates.
+const SEQUENCE: u8 = 0x30;
+const UTC_TIME: u8 = 0x17;
+const GENERALIZED_TIME: u8 = 0x18;
+/// `[0] EXPLICIT Version`, which certificates of version 1 leave out.
+const VERSION: u8 = 0xa0;
+
+/// The time in which a certificate is good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Validity {
+    pub(super) from: SystemTime,
+    pub(super) until: SystemTime,
+}
+
+/// `Certificate.tbsCertificate.validity` (RFC 5280 §4.1); none where that cannot be read.
+pub(super) fn validity(certificate: &[u8]) -> Option<Validity> {
+    let (certificate, _) = expect(certificate, SEQUENCE)?;
+    let (mut rest, _) = expect(certificate, SEQUENCE)?;
+    if rest.first() == Some(&VERSION) {
+        (_, _, rest) = element(rest)?;
+    }
+    // serialNumber, signature, issuer
+    for _ in 0..3 {
+        (_, _, rest) = element(rest)?;
+    }
+    let (times, _) = expect(rest, SEQUENCE)?;
+    let (tag, from, rest) = element(times)?;
+    let from = time(tag, from)?;
+    let (tag, until, _) = element(rest)?;
+    let until = time(tag, until)?;
+    Some(Validity { from, until })
+}
+
+/// The first element's content and what follows it, when it has that tag.
+fn expect(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
+    let (found, content, rest) = element(bytes)?;
+    (found == tag).then_some((content, rest))
+}
+
+/// The first element's tag and content, and what follows it (X.690 §10.1: definite lengths).
+fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&[tag, length], rest) = bytes.split_first_chunk()?;
+    let (length, rest) = match length {
+        0..=0x7f => (usize::from(length), rest),
+        // Four bytes of length are 4 GiB.
+        0x81..=0x84 => {
+            let (digits, rest) = rest.split_at_checked(usize::from(length & 0x7f))?;
+            let add = |sum: usize, digit: &u8| sum.checked_mul(256)?.checked_add((*digit).into());
+            (digits.iter().try_fold(0, add)?, rest)
+        }
+        _ => return None,
+    };
+    let (content, rest) = rest.split_at_checked(length)?;
+    Some((tag, content, rest))
+}
+
+/// `YYMMDDHHMMSSZ` or `YYYYMMDDHHMMSSZ` (RFC 5280 §4.1.2.5), as a time of our kind.
+fn time(tag: u8, text: &[u8]) -> Option<SystemTime> {
+    let digits = text.strip_suffix(b"Z")?;
+    let number = |from: usize, to: usize| {
+        let digits = digits.get(from..to)?;
+        let digits = std::str::from_utf8(digits).ok()?;
+        let all_digits = digits.bytes().all(|digit| digit.is_ascii_digit());
+        all_digits.then(|| digits.parse::<u64>().ok()).flatten()
+    };
+    let (year, at) = match (tag, digits.len()) {
+        // Two digits mean 1950 to 2049.
+        (UTC_TIME, 12) => match number(0, 2)? {
+            year @ 50.. => (1900 + year, 2),
+            year => (2000 + year, 2),
+        },
+        (GENERALIZED_TIME, 14) => (number(0, 4)?, 4),
+        _ => return None,
+    };
+    let part = |index: usize| number(at + 2 * index, at + 2 * index + 2);
+    let (month, day) = (part(0)?, part(1)?);
+    let seconds = part(2)? * 3600 + part(3)? * 60 + part(4)?;
+    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || year < 1970 {
+        return None;
+    }
+    // Days from civil, with years that begin in March: a leap day is then the last of its year.
+    let (year, month) = match month {
+        ..3 => (year - 1, month + 9),
+        _ => (year, month - 3),
+    };
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
+    // From March of year 0 to 1970.
+    let days = days.checked_sub(719_468)?;
+    UNIX_EPOCH.checked_add(Duration::from_secs(days * 86_400 + seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(tag: u8, text: &str) -> Option<u64> {
+        let time = time(tag, text.as_bytes())?;
+        Some(time.duration_since(UNIX_EPOCH).unwrap().as_secs())
+    }
+
+    #[test]
+    fn times_of_both_kinds() {
+        assert_eq!(seconds(UTC_TIME, "700101000000Z"), Some(0));
+        assert_eq!(seconds(UTC_TIME, "491231235959Z"), Some(2_524_607_999));
+        assert_eq!(
+            seconds(GENERALIZED_TIME, "20000229120000Z"),
+            Some(951_825_600)
+        );
+        assert_eq!(
+            seconds(GENERALIZED_TIME, "99991231235959Z"),
+            Some(253_402_300_799)
+        );
+        for (tag, bad) in [
+            (UTC_TIME, "20000229120000Z"),
+            (GENERALIZED_TIME, "000229120000Z"),
+            (UTC_TIME, "700101000000"),
+            (UTC_TIME, "701301000000Z"),
+            (UTC_TIME, "700100000000Z"),
+            (UTC_TIME, "7001010000+0Z"),
+            (UTC_TIME, "690101000000Z"),
+            (UTC_TIME, ""),
+            (0x16, "700101000000Z"),
+        ] {
+            assert_eq!(seconds(tag, bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn lengths_of_both_forms() {
+        assert_eq!(element(&[4, 1, 7, 9]), Some((4, &[7][..], &[9][..])));
+        assert_eq!(element(&[4, 0x81, 1, 7]), Some((4, &[7][..], &[][..])));
+        assert_eq!(element(&[4, 0x82, 0, 1, 7]), Some((4, &[7][..], &[][..])));
+        for short in [
+            &[][..],
+            &[4],
+            &[4, 1],
+            &[4, 0x80, 0, 0],
+            &[4, 0x81],
+            &[4, 0x84, 255, 255, 255, 255],
+            &[4, 0x89, 1, 1, 1, 1, 1, 1, 1, 1, 1],
+        ] {
+            assert_eq!(element(short), None, "{short:?}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_says_how_long_it_is_good() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut wanted = rcgen::CertificateParams::new(vec!["a.example".into()]).unwrap();
+        wanted.not_before = rcgen::date_time_ymd(2024, 2, 29);
+        wanted.not_after = rcgen::date_time_ymd(2050, 1, 1);
+        let certificate = wanted.self_signed(&key).unwrap();
+        let found = validity(certificate.der()).unwrap();
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let (from, until) = (at(1_709_164_800), at(2_524_608_000));
+        assert_eq!(found, Validity { from, until });
+        // Whatever is cut off, it is none or the same, never a panic.
+        for length in 0..certificate.der().len() {
+            assert_eq!(validity(&certificate.der()[..length]), None);
+        }
+    }
+}
