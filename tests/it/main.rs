@@ -19,6 +19,7 @@ mod config;
 mod crowds;
 mod drain;
 mod framing;
+mod identity_files;
 mod layers;
 mod limits;
 mod pages;
