@@ -121,8 +121,8 @@ fn web_identity_remedy(call: &str, code: &str) -> Option<&'static str> {
     }
     Some(match code {
         "AccessDenied" | "AccessDeniedException" => {
-            "check the role's ARN, and let its trust policy allow sts:AssumeRoleWithWebIdentity for \
-             the token's issuer, subject and audience"
+            "check the role's ARN, and let its trust policy allow sts:AssumeRoleWithWebIdentity \
+             for the token's issuer, subject and audience"
         }
         "ExpiredToken" | "ExpiredTokenException" => {
             "the web identity token has ended; see that its file is rotated"

@@ -1,9 +1,9 @@
 //! ECR tokens. Owns: the tokens of every region in use, the thread that fetches them, and the
 //! [`Authorizer`] that hands them out. Must not: know what they are used for.
 //!
-//! The rules are in `state`, as functions of time; here are the lock and the calls. Locks: `shared`,
-//! and within it that of the chain of credentials for a look; neither is held across a call to
-//! AWS. `work` wakes the thread, `done` wakes its callers.
+//! The rules are in `state`, as functions of time; here are the lock and the calls. Locks:
+//! `shared`, and within it that of the chain of credentials for a look; neither is held across a
+//! call to AWS. `work` wakes the thread, `done` wakes its callers.
 
 mod region;
 mod state;
@@ -176,7 +176,8 @@ impl Tokens {
     }
 
     /// Fetches and renews until [`stop`](Self::stop); the thread `token` is made for it. Lets
-    /// nothing but its own calls to AWS block it, and no failure end it.
+    /// nothing but its own calls to AWS and a profile's `credential_process` block it, and no
+    /// failure end it.
     pub fn run(&self) {
         if let (Err(fault), None) = (&self.default_realm, &self.imds) {
             log::warn("no ECR token is fetched", &[("error", fault)]);

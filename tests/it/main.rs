@@ -20,6 +20,7 @@ mod config;
 mod crowds;
 mod drain;
 mod framing;
+mod identity_files;
 mod identity_metadata;
 mod layers;
 mod limits;

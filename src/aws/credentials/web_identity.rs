@@ -81,8 +81,8 @@ impl WebIdentity {
     pub(super) fn from_environment(settings: &AwsSettings, sts: &Arc<Sts>) -> Self {
         if settings.role_arn.is_some() && settings.web_identity_token_file.is_none() {
             log::warn(
-                "AWS_ROLE_ARN is not used without AWS_WEB_IDENTITY_TOKEN_FILE; to assume a role with \
-                 keys, set it as role_arn in a profile",
+                "AWS_ROLE_ARN is not used without AWS_WEB_IDENTITY_TOKEN_FILE; to assume a role \
+                 with keys, set it as role_arn in a profile",
                 &[],
             );
         }

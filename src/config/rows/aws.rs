@@ -73,8 +73,8 @@ pub(super) static ROWS: &[Setting] = &[
         name: "AWS_USE_FIPS_ENDPOINT",
         group: Group::Aws,
         preset: Preset::Unset("`false`, or `use_fips_endpoint` of the profile"),
-        meaning: "Call the FIPS endpoints of ECR and STS. A registry with `ecr-fips` in its name has \
-                  its token from there anyway.",
+        meaning: "Call the FIPS endpoints of ECR and STS. A registry with `ecr-fips` in its name \
+                  has its token from there anyway.",
         state: State::Built(Kind::Switch(|settings, on| {
             settings.aws.use_fips = Some(on)
         })),
@@ -84,8 +84,8 @@ pub(super) static ROWS: &[Setting] = &[
         name: "AWS_USE_DUALSTACK_ENDPOINT",
         group: Group::Aws,
         preset: Preset::Unset("`false`, or `use_dualstack_endpoint` of the profile"),
-        meaning: "Call the dual-stack (IPv6) endpoints of ECR and STS. A registry with a dual-stack \
-                  name has its token from there anyway.",
+        meaning: "Call the dual-stack (IPv6) endpoints of ECR and STS. A registry with a \
+                  dual-stack name has its token from there anyway.",
         state: State::Built(Kind::Switch(|settings, on| {
             settings.aws.use_dual_stack = Some(on)
         })),

@@ -280,9 +280,8 @@ fn document(action: &str, result: &str) -> Reply {
 
 fn error((code, message): &Refusal) -> Reply {
     let status = match *code {
-        "AccessDenied" | "ExpiredToken" | "InvalidClientTokenId" | "SignatureDoesNotMatch" => 403,
-        "UnrecognizedClientException" => 403,
-        _ => 400,
+        "InvalidAction" | "InvalidIdentityToken" | "ValidationError" => 400,
+        _ => 403,
     };
     Reply::new(status, error_document(code, message)).with("Content-Type", "text/xml")
 }

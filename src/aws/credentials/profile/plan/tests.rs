@@ -99,7 +99,8 @@ fn a_profile_with_keys_may_be_its_own_source() {
 fn other_circles_are_faults() {
     for config in [
         "[profile top]\nROLE a\nsource_profile = top\n",
-        "[profile top]\nROLE a\nsource_profile = two\n[profile two]\nROLE b\nsource_profile = top\n",
+        "[profile top]\nROLE a\nsource_profile = two\n\
+         [profile two]\nROLE b\nsource_profile = top\n",
     ] {
         let fault = planned(config).unwrap_err();
         let told = "profile top: source_profile leads back to it";
