@@ -30,7 +30,9 @@ use crate::pages::{Pages, Readiness};
 use crate::pool::{Decide, Pool};
 use crate::proxy::Proxy;
 use crate::upstream::client::{Client, POOL_MAX};
+use crate::upstream::dns::Dns;
 use crate::upstream::exchange::Upstream;
+use crate::upstream::outbound::Proxies;
 use crate::upstream::redirect::Redirects;
 use crate::upstream::resolver::Resolver;
 use crate::upstream::{Anonymous, Authorizer};
@@ -86,10 +88,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, String>
     let listener = TcpListener::bind(address).map_err(|error| {
         format!("cannot listen on {address}: {error}; set LISTEN_HOST or LISTEN_PORT")
     })?;
-    let resolver =
-        Resolver::start(Resolver::system()).map_err(|error| format!("thread resolve: {error}"))?;
-    let bundle = settings.aws.ca_bundle.as_deref();
-    let client = Arc::new(Client::new(resolver, bundle, connections.min(POOL_MAX))?);
+    let client = Arc::new(way_out(settings, connections.min(POOL_MAX))?);
     let tokens = start_tokens(settings, &client, &on_lost)?;
     let authorizer: Arc<dyn Authorizer> = match &tokens {
         Some(tokens) => Arc::clone(tokens) as Arc<dyn Authorizer>,
@@ -128,6 +127,18 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, String>
         cache,
         draining,
     })
+}
+
+/// Name look-ups, outbound proxies, TLS, and up to `pool` idle connections.
+fn way_out(settings: &Settings, pool: usize) -> Result<Client, String> {
+    let lookup = match settings.outbound.resolvers.as_slice() {
+        [] => Resolver::system(),
+        servers => Dns::lookup(servers.to_vec()),
+    };
+    let resolver = Resolver::start(lookup).map_err(|error| format!("thread resolve: {error}"))?;
+    let proxies = Proxies::new(&settings.outbound);
+    let bundle = settings.aws.ca_bundle.as_deref();
+    Client::new(resolver, proxies, bundle, pool)
 }
 
 fn announce(settings: &Settings, bound: SocketAddr, connections: usize) {

@@ -499,6 +499,7 @@ fn a_shown_value_is_one_short_line() {
     assert_eq!(mask("plain"), "plain");
     assert_eq!(mask("a\nb\u{1b}[0m"), "a\u{fffd}b\u{fffd}[0m");
     assert_eq!(mask("http://u:p@w@h/x?y=1"), "http://***@h/x?…");
+    assert_eq!(mask("http://u:p?q@h/x"), "http://***@h/x");
     assert_eq!(mask("u:p@h"), "***@h");
     assert_eq!(mask("@file"), "@file");
     assert_eq!(

@@ -3,10 +3,15 @@
 
 pub mod breaker;
 pub mod client;
+pub mod dns;
 pub mod exchange;
+mod fault;
+pub mod outbound;
 pub mod permits;
 pub mod redirect;
 pub mod resolver;
+mod tcp;
+mod way;
 
 use std::fmt;
 use std::sync::Arc;
