@@ -285,6 +285,7 @@ fn decide(
         cache.clone(),
         settings.cache_key.clone(),
         settings.trust_proxy_headers,
+        settings.outbound.blob_redirect,
     );
     let version = serde_json::json!({
         "version": config::VERSION,

@@ -87,7 +87,6 @@ fn what_is_not_built_is_refused_by_name() {
         ("AUTH_FILE", "/htpasswd"),
         ("READ_ONLY", "true"),
         ("ALLOW_REPOSITORIES", "team/*"),
-        ("HTTPS_PROXY", "http://proxy:3128"),
         ("PREFETCH", "team/app:1.0"),
         ("AWS_PROFILE", "prod"),
         ("REGISTRY_HTTP_TLS_KEY", "/key.pem"),
@@ -143,6 +142,10 @@ fn settings_are_shown_with_their_origin_and_without_secrets() {
         ("AWS_SECRET_ACCESS_KEY", "the-secret-key"),
         ("AWS_SESSION_TOKEN", "the-session-token"),
         ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
+        (
+            "HTTPS_PROXY",
+            "http://user:the-secret-word@proxy.example:3128",
+        ),
         ("LISTEN_PORT", "5000"),
     ];
     let shown = run(&["settings", "--listen-port", "6000"], &variables);
@@ -161,6 +164,8 @@ fn settings_are_shown_with_their_origin_and_without_secrets() {
     assert_eq!(line("WORKERS"), "WORKERS 8 default");
     let secret = "AWS_SECRET_ACCESS_KEY *** environment AWS_SECRET_ACCESS_KEY";
     assert_eq!(line("AWS_SECRET_ACCESS_KEY"), secret);
+    let proxy = "HTTPS_PROXY http://***@proxy.example:3128 environment HTTPS_PROXY";
+    assert_eq!(line("HTTPS_PROXY"), proxy);
     assert!(!shown.out.contains("the-se"), "{}", shown.out);
 }
 

@@ -64,11 +64,17 @@ impl Query {
             Family::V4 => TYPE::A,
             Family::V6 => TYPE::AAAA,
         };
-        let fault = |_| "it is no name of the DNS".to_owned();
-        let asked = Name::new(name).map_err(fault)?;
-        if asked.get_labels().is_empty() {
-            return Err("it is no name of the DNS".to_owned());
+        let no_name = || "it is no name of the DNS".to_owned();
+        // The crate knows escapes, and drops empty labels.
+        let fit = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        if !name
+            .split('.')
+            .all(|label| !label.is_empty() && label.bytes().all(fit))
+        {
+            return Err(no_name());
         }
+        let fault = |_| no_name();
+        let asked = Name::new(name).map_err(fault)?;
         let mut packet = Packet::new_query(id);
         packet.set_flags(PacketFlag::RECURSION_DESIRED);
         let question = Question::new(asked, kind.into(), CLASS::IN.into(), false);
@@ -371,7 +377,7 @@ mod tests {
     fn only_names_are_asked_for() {
         let long = format!("{}.example", "a".repeat(64));
         let longer = "a.".repeat(130);
-        for bad in ["", ".", "a..b", &long, &longer] {
+        for bad in ["", ".", "a..b", "a.", "a\\.b", "a b", &long, &longer] {
             assert!(Query::new(1, bad, Family::V4).is_err(), "{bad}");
         }
         let query = Query::new(1, "a.example", Family::V6).unwrap();

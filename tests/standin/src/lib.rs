@@ -26,7 +26,9 @@
 mod aws;
 mod content;
 mod core;
+mod dns;
 mod fault;
+mod forward;
 mod http;
 pub mod image;
 mod listing;
@@ -35,6 +37,7 @@ mod s3;
 mod server;
 mod sigv4;
 mod store;
+mod tls;
 mod uploads;
 
 use std::os::fd::OwnedFd;
@@ -48,8 +51,11 @@ use crate::core::{Core, TokenState, lock};
 use crate::server::Listener;
 
 pub use crate::content::{Content, Hasher, digest};
+pub use crate::dns::{Dns, DnsBehaviour, DnsQuery};
 pub use crate::fault::{Fault, Match, Then};
+pub use crate::forward::{ForwardBehaviour, ForwardProxy};
 pub use crate::image::Layer;
+pub use crate::tls::{TlsFront, ca_bundle};
 
 /// The account that everything belongs to.
 pub const ACCOUNT: &str = "123456789012";
