@@ -92,19 +92,18 @@ impl Dns {
 fn ask(server: SocketAddr, host: &str, until: Instant) -> Result<Found, Failed> {
     let mut v4 = Asked::new(Family::V4, host);
     let mut v6 = Asked::new(Family::V6, host);
-    for _ in 0..=ALIASES_MAX {
+    for followed in 0..=ALIASES_MAX {
         exchange(server, [&mut v4, &mut v6], until)
             .map_err(|error| Failed::Unknown(error.to_string()))?;
+        let is_alias = |asked: &Asked| matches!(asked.said, Some(Said::Alias(_)));
+        let over = followed == ALIASES_MAX || Instant::now() >= until;
+        if over || !is_alias(&v4) && !is_alias(&v6) {
+            break;
+        }
         for asked in [&mut v4, &mut v6] {
             if let Some(Said::Alias(name)) = &asked.said {
                 *asked = Asked::new(asked.family, &name.clone());
             }
-        }
-        if v4.said.is_some() && v6.said.is_some() || Instant::now() >= until {
-            break;
-        }
-        if v4.has_addresses() || v6.has_addresses() {
-            break;
         }
     }
     joined(v4.said, v6.said)
@@ -170,10 +169,6 @@ impl Asked {
             name: name.to_owned(),
             said: None,
         }
-    }
-
-    fn has_addresses(&self) -> bool {
-        matches!(self.said, Some(Said::Addresses(..)))
     }
 }
 

@@ -1,5 +1,5 @@
 //! TLS in front of a server that speaks plain HTTP. Owns: the certificates of the tests (`data/`;
-//! for `registry.test`, `*.test`, `localhost` and 127.0.0.1), and relaying. Must not: know HTTP.
+//! for `registry.test`, `proxy.test`, `localhost` and 127.0.0.1), and relaying. Must not: know HTTP.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
