@@ -113,11 +113,18 @@ fn an_answer_that_is_cut_is_fetched_by_tcp() {
 
 #[test]
 fn without_tcp_the_next_server_is_asked() {
-    let (bad, good) = (dns(), dns());
-    bad.behave(DnsBehaviour::TruncatedWithoutTcp);
-    let front = front(&[&bad, &good], &[]);
-    assert_reached(&front.get(MANIFEST));
-    assert!(bad.count(NAME) >= 2 && good.count(NAME) == 2);
+    for behaviour in [
+        DnsBehaviour::TruncatedWithoutTcp,
+        DnsBehaviour::TruncatedThenHalf,
+    ] {
+        let (bad, good) = (dns(), dns());
+        bad.behave(behaviour);
+        let front = front(&[&bad, &good], &[]);
+        let asked = Instant::now();
+        assert_reached(&front.get(MANIFEST));
+        assert!(bad.count(NAME) >= 2 && good.count(NAME) == 2);
+        assert!(asked.elapsed() < SOON, "{:?}", asked.elapsed());
+    }
 }
 
 #[test]
@@ -258,6 +265,19 @@ fn all_addresses_are_tried() {
     dns.set(NAME, 60, &addresses);
     let front = front(&[&dns], &[]);
     assert_reached(&front.get(MANIFEST));
+    // More than the HTTP client takes.
+    let many: Vec<String> = (0..40).map(|n| format!("127.66.66.{}", 100 + n)).collect();
+    let mut many: Vec<&str> = many.iter().map(String::as_str).collect();
+    many.insert(3, "127.0.0.1");
+    dns.set("many.test", 60, &many);
+    let registry = front
+        .standin
+        .registry_url()
+        .replace("127.0.0.1", "many.test");
+    let settings = [("ECR", registry.as_str()), ("UPSTREAM_AUTH", "none")];
+    let of_many = self::front(&[&dns], &settings);
+    // The other stand-in wants a token: reached it is all the same.
+    assert_eq!(of_many.get(MANIFEST).status, 502);
     dns.set("nowhere.test", 60, &["127.66.66.66", "127.66.66.67"]);
     let registry = front
         .standin

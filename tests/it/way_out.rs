@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use standin::image::MANIFEST as MANIFEST_TYPE;
 use standin::{
-    Dns, ForwardBehaviour, ForwardProxy, Layer, Options, Quirks, Server, Standin, TlsFront,
-    ca_bundle, digest,
+    Dns, Fault, ForwardBehaviour, ForwardProxy, Layer, Match, Options, Quirks, Server, Standin,
+    TlsFront, ca_bundle, digest,
 };
 
-use crate::support::{Front, Http, Proxy, Response, Scratch, error_of, in_parallel};
+use crate::support::{
+    Front, Http, Proxy, Response, SOON, Scratch, error_of, in_parallel, wait_until,
+};
 
 const NAME: &str = "registry.test";
 const MANIFEST: &str = "/v2/team/app/manifests/1.0";
@@ -170,6 +172,7 @@ fn a_refused_tunnel_is_told_with_its_status() {
     for (behaviour, told) in [
         (ForwardBehaviour::Close, "broke off CONNECT"),
         (ForwardBehaviour::Garbage, "does not speak HTTP"),
+        (ForwardBehaviour::EndlessHead, "broke off CONNECT"),
     ] {
         outbound.behave(behaviour);
         let message = refusal(&get(&proxy, MANIFEST));
@@ -350,6 +353,28 @@ fn exceptions_and_loopback_are_reached_directly() {
     assert_eq!(outbound.connections(), 0, "{:?}", outbound.requests());
 }
 
+/// ureq builds a configuration of TLS for each connection of a request that has settings of its
+/// own, with which every handshake is a whole one, after all roots have been parsed again.
+#[test]
+fn bug_each_tls_connection_had_a_configuration_of_its_own() {
+    let (site, outbound) = (Site::new(), ForwardProxy::start());
+    let proxy = site.proxy(&[("HTTPS_PROXY", &outbound.url())]);
+    assert_eq!(get(&proxy, MANIFEST).status, 200);
+    let blob = site.standin.add_blob("team/app", b"slow");
+    let slow = Match::registry().path("/blobs/");
+    site.standin.fault(slow, Fault::StallAfter(1));
+    let mut http = Http::connect(proxy.address());
+    let target = format!("/v2/team/app/blobs/{blob}");
+    http.send_head("GET", &target, &[]).unwrap();
+    wait_until("one connection is in use", SOON, || {
+        site.standin.stalled() > 0
+    });
+    assert_eq!(get(&proxy, MANIFEST).status, 200);
+    site.standin.release();
+    assert_eq!(http.receive("GET").unwrap().digest, blob);
+    assert_eq!((site.tls.connections(), site.tls.resumed()), (2, 1));
+}
+
 #[test]
 fn a_certificate_of_another_authority_is_refused() {
     let (site, outbound) = (Site::new(), ForwardProxy::start());
@@ -404,8 +429,9 @@ fn a_redirect_is_passed_as_it_is() {
         front.standin.put_image("team/app", "1.0", &[]);
         let blob = front.standin.add_blob("team/app", b"a blob");
         let target = format!("/v2/team/app/blobs/{blob}");
+        let mut http = front.http();
         for _ in 0..2 {
-            let got = front.get(&target);
+            let got = http.get(&target);
             assert_eq!((got.status, got.header("X-Cache")), (307, Some("BYPASS")));
             let location = got.header("Location").unwrap();
             let host = front.standin.blob_host();
@@ -421,15 +447,15 @@ fn a_redirect_is_passed_as_it_is() {
             assert_eq!(got.body, b"a blob");
         }
         // A URL that is signed for GET is of no use to who asks for the head alone.
-        let head = front.head(&target);
+        let head = http.head(&target);
         assert_eq!(
             (head.status, head.header("Content-Length")),
             (200, Some("6"))
         );
         let absent = format!("/v2/team/app/blobs/{}", digest(b"absent"));
-        assert_eq!(front.get(&absent).status, 404);
+        assert_eq!(http.get(&absent).status, 404);
         // Manifests are kept as ever.
-        let outcomes: Vec<_> = (0..2).map(|_| front.get(MANIFEST)).collect();
+        let outcomes: Vec<_> = (0..2).map(|_| http.get(MANIFEST)).collect();
         let shown = outcomes[1].header("X-Cache");
         assert_eq!(shown, (cache != "off").then_some("HIT"));
         let ids: HashSet<u64> = front
@@ -447,10 +473,10 @@ fn a_redirect_to_what_is_not_http_is_not_passed() {
     let blob = front.standin.add_blob("team/app", b"a blob");
     let target = format!("/v2/team/app/blobs/{blob}");
     for odd in ["ftp://host/x", "javascript:alert(1)", "http://u:p@host/x"] {
-        let fault = standin::Fault::RedirectTo(odd.to_owned());
+        let fault = Fault::RedirectTo(odd.to_owned());
         front
             .standin
-            .fault(standin::Match::registry().path("/blobs/"), fault);
+            .fault(Match::registry().path("/blobs/"), fault);
         let got = front.get(&target);
         assert_eq!((got.status, got.header("Location")), (502, None), "{odd}");
     }

@@ -32,8 +32,10 @@ pub enum DnsBehaviour {
     Honest,
     /// By UDP only that it is too long.
     Truncated,
-    /// The same, and TCP is not there.
+    /// The same, and by TCP nothing.
     TruncatedWithoutTcp,
+    /// The same, and by TCP half of it, and then silence.
+    TruncatedThenHalf,
     /// SERVFAIL.
     Servfail,
     /// Never.
@@ -230,6 +232,10 @@ fn answer_tcp(shared: &Shared, mut stream: TcpStream, port: u16) -> io::Result<(
     let (start, rest) = reply.split_at(reply.len() / 2);
     stream.write_all(start)?;
     stream.flush()?;
+    if *lock(&shared.behaviour) == DnsBehaviour::TruncatedThenHalf {
+        // Until the other side has had enough.
+        return stream.read_exact(&mut [0]);
+    }
     stream.write_all(rest)
 }
 
@@ -317,7 +323,9 @@ impl Shared {
             DnsBehaviour::Silent => Vec::new(),
             DnsBehaviour::SilentToV6 if question.kind == TYPE_AAAA => Vec::new(),
             DnsBehaviour::Honest | DnsBehaviour::SilentToV6 => vec![self.right(question)],
-            DnsBehaviour::Truncated | DnsBehaviour::TruncatedWithoutTcp => {
+            DnsBehaviour::Truncated
+            | DnsBehaviour::TruncatedWithoutTcp
+            | DnsBehaviour::TruncatedThenHalf => {
                 vec![question.reply(FLAGS | FLAG_TRUNCATED, &[], &[])]
             }
             DnsBehaviour::Servfail => vec![question.reply(FLAGS | SERVFAIL, &[], &[])],

@@ -27,6 +27,8 @@ pub enum ForwardBehaviour {
     Close,
     /// With something that is not HTTP.
     Garbage,
+    /// With a head that never ends.
+    EndlessHead,
 }
 
 /// The running proxy. Dropping it stops it.
@@ -158,6 +160,12 @@ fn serve(shared: &Shared, stream: TcpStream) -> io::Result<()> {
                 return Ok(());
             }
             ForwardBehaviour::Garbage => return link.write_all(b"SSH-2.0-standin\r\n\r\n"),
+            ForwardBehaviour::EndlessHead => {
+                link.write_all(b"HTTP/1.1 200 Connection established\r\n")?;
+                loop {
+                    link.write_all(b"Via: standin\r\n")?;
+                }
+            }
             ForwardBehaviour::Refuse(status) => Some(status),
             ForwardBehaviour::Honest => (!shared.lets_in(&head)).then_some(407),
         };

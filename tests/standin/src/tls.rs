@@ -10,7 +10,7 @@ use std::thread::Builder;
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
 
 use crate::forward::RELAY_POLL;
 
@@ -26,6 +26,7 @@ pub fn ca_bundle() -> PathBuf {
 pub struct TlsFront {
     address: SocketAddr,
     connections: Arc<AtomicUsize>,
+    resumed: Arc<AtomicUsize>,
     stopped: Arc<AtomicBool>,
 }
 
@@ -36,7 +37,9 @@ impl TlsFront {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
         let address = listener.local_addr().expect("an address");
         let (connections, stopped) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+        let resumed = Arc::<AtomicUsize>::default();
         let (count, ends) = (Arc::clone(&connections), Arc::clone(&stopped));
+        let (again, config) = (Arc::clone(&resumed), config());
         let run = move || {
             for stream in listener.incoming() {
                 if ends.load(Ordering::SeqCst) {
@@ -44,8 +47,9 @@ impl TlsFront {
                 }
                 let Ok(stream) = stream else { continue };
                 count.fetch_add(1, Ordering::SeqCst);
-                let target = target.clone();
-                let run = move || drop(serve(stream, &target));
+                let (target, again) = (target.clone(), Arc::clone(&again));
+                let config = Arc::clone(&config);
+                let run = move || drop(serve(stream, &target, config, &again));
                 let _ = Builder::new().name("standin-tls".into()).spawn(run);
             }
         };
@@ -56,6 +60,7 @@ impl TlsFront {
         Self {
             address,
             connections,
+            resumed,
             stopped,
         }
     }
@@ -69,6 +74,11 @@ impl TlsFront {
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
+
+    /// Handshakes so far that took up an earlier session.
+    pub fn resumed(&self) -> usize {
+        self.resumed.load(Ordering::SeqCst)
+    }
 }
 
 impl Drop for TlsFront {
@@ -78,19 +88,29 @@ impl Drop for TlsFront {
     }
 }
 
-fn serve(stream: TcpStream, target: &str) -> io::Result<()> {
+fn serve(
+    stream: TcpStream,
+    target: &str,
+    config: Arc<ServerConfig>,
+    resumed: &AtomicUsize,
+) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let raw = stream.try_clone()?;
-    let mut stream = accept(stream)?;
+    let mut stream = handshake(stream, config)?;
+    if stream.conn.handshake_kind() == Some(HandshakeKind::Resumed) {
+        resumed.fetch_add(1, Ordering::SeqCst);
+    }
     let target = TcpStream::connect(target)?;
     target.set_nodelay(true)?;
     relay(&mut stream, &raw, target)
 }
 
 /// The server's side of a handshake.
-pub(crate) fn accept(
-    mut stream: TcpStream,
-) -> io::Result<StreamOwned<ServerConnection, TcpStream>> {
+pub(crate) fn accept(stream: TcpStream) -> io::Result<StreamOwned<ServerConnection, TcpStream>> {
+    handshake(stream, config())
+}
+
+fn config() -> Arc<ServerConfig> {
     let chain = CertificateDer::pem_slice_iter(CERTIFICATE).collect::<Result<Vec<_>, _>>();
     let key = PrivateKeyDer::from_pem_slice(KEY).expect("a key");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -100,7 +120,14 @@ pub(crate) fn accept(
         .with_no_client_auth()
         .with_single_cert(chain.expect("certificates"), key)
         .expect("a certificate that fits its key");
-    let mut connection = ServerConnection::new(Arc::new(config)).map_err(io::Error::other)?;
+    Arc::new(config)
+}
+
+fn handshake(
+    mut stream: TcpStream,
+    config: Arc<ServerConfig>,
+) -> io::Result<StreamOwned<ServerConnection, TcpStream>> {
+    let mut connection = ServerConnection::new(config).map_err(io::Error::other)?;
     while connection.is_handshaking() {
         connection.complete_io(&mut stream)?;
     }
