@@ -2,8 +2,15 @@
 
 use std::collections::HashSet;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use aws_ecr_proxy::config::{Arguments, resolve};
+use aws_ecr_proxy::message::Headers;
+use aws_ecr_proxy::upstream::client::Client;
+use aws_ecr_proxy::upstream::outbound::Proxies;
+use aws_ecr_proxy::upstream::resolver::{Found, Resolver};
+use aws_ecr_proxy::upstream::{Api, ApiCall};
 use standin::image::MANIFEST as MANIFEST_TYPE;
 use standin::{
     Dns, Fault, ForwardBehaviour, ForwardProxy, Layer, Match, Options, Quirks, Server, Standin,
@@ -351,6 +358,36 @@ fn exceptions_and_loopback_are_reached_directly() {
         assert_eq!(front.get(MANIFEST).status, 200, "{no_proxy}");
     }
     assert_eq!(outbound.connections(), 0, "{:?}", outbound.requests());
+}
+
+#[test]
+fn a_call_that_no_proxy_may_see_goes_directly_whatever_its_host() {
+    let (outbound, standin) = (ForwardProxy::start(), Standin::start(Options::default()));
+    let environment = [("HTTP_PROXY".into(), outbound.url().into())];
+    let settings = resolve(&Arguments::default(), &environment)
+        .settings
+        .unwrap();
+    let lookup = |_: &str| {
+        let (addresses, fresh) = (vec![[127, 0, 0, 1].into()], SOON);
+        Ok(Found { addresses, fresh })
+    };
+    let resolver = Resolver::start(Arc::new(lookup)).unwrap();
+    let client = Client::new(resolver, Proxies::new(&settings.outbound), None, 1).unwrap();
+    let mut call = ApiCall {
+        method: "GET",
+        url: standin.api_url().replace("127.0.0.1", "metadata.test"),
+        headers: Headers::new(),
+        body: Vec::new(),
+        connect_timeout: SOON,
+        timeout: SOON,
+        through_proxy: false,
+    };
+    assert!(client.call(&call).is_ok());
+    assert_eq!(outbound.connections(), 0);
+    call.through_proxy = true;
+    assert!(client.call(&call).is_ok());
+    assert_eq!(outbound.requests().len(), 1);
+    assert_eq!(standin.requests().len(), 2);
 }
 
 /// ureq builds a configuration of TLS for each connection of a request that has settings of its
