@@ -33,7 +33,9 @@ use crate::proxy::Proxy;
 use crate::proxy::access::Access;
 use crate::proxy::login::Logins;
 use crate::upstream::client::{Client, POOL_MAX};
+use crate::upstream::dns::Dns;
 use crate::upstream::exchange::Upstream;
+use crate::upstream::outbound::Proxies;
 use crate::upstream::redirect::Redirects;
 use crate::upstream::resolver::Resolver;
 use crate::upstream::{Anonymous, Authorizer};
@@ -113,10 +115,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, Failure
     let listener = TcpListener::bind(address).map_err(|error| {
         format!("cannot listen on {address}: {error}; set LISTEN_HOST or LISTEN_PORT")
     })?;
-    let resolver =
-        Resolver::start(Resolver::system()).map_err(|error| format!("thread resolve: {error}"))?;
-    let bundle = settings.aws.ca_bundle.as_deref();
-    let client = Arc::new(Client::new(resolver, bundle, connections.min(POOL_MAX))?);
+    let client = Arc::new(way_out(settings, connections.min(POOL_MAX))?);
     let tokens = start_tokens(settings, &client, &on_lost)?;
     let authorizer: Arc<dyn Authorizer> = match &tokens {
         Some(tokens) => Arc::clone(tokens) as Arc<dyn Authorizer>,
@@ -187,6 +186,18 @@ fn load_tls(
     let reload = Box::new(move || again.reload());
     watched.push(Watched::new("TLS certificate", look, reload));
     Ok(Some(tls))
+}
+
+/// Name look-ups, outbound proxies, TLS, and up to `pool` idle connections.
+fn way_out(settings: &Settings, pool: usize) -> Result<Client, String> {
+    let lookup = match settings.outbound.resolvers.as_slice() {
+        [] => Resolver::system(),
+        servers => Dns::lookup(servers.to_vec()),
+    };
+    let resolver = Resolver::start(lookup).map_err(|error| format!("thread resolve: {error}"))?;
+    let proxies = Proxies::new(&settings.outbound);
+    let bundle = settings.aws.ca_bundle.as_deref();
+    Client::new(resolver, proxies, bundle, pool)
 }
 
 fn announce(settings: &Settings, bound: SocketAddr, connections: usize) {
@@ -376,6 +387,7 @@ fn decide(
         cache.clone(),
         settings.cache_key.clone(),
         settings.trust_proxy_headers,
+        settings.outbound.blob_redirect,
     );
     let version = serde_json::json!({
         "version": config::VERSION,

@@ -36,7 +36,7 @@ pub use globs::Globs;
 pub use metadata::{
     ContainerSettings, InstanceSettings, container_uri, is_container_address, is_field_value,
 };
-pub use outbound::OutboundSettings;
+pub use outbound::{BlobRedirect, OutboundSettings, ProxyException, ProxyUrl};
 pub use rows::table_rows;
 pub use table::{Accepts, Group, Kind, Preset, Setting, State, Unit, flag_of};
 
@@ -397,18 +397,19 @@ impl Effective {
 /// A value fit to be shown: on one line, and without what may hold a password in an address (RFC
 /// 3986 §3.2.1 user information, §3.4 query).
 fn mask(value: &str) -> String {
-    let (head, query) = match value.split_once('?') {
-        Some((head, _)) => (head, "?…"),
-        None => (value, ""),
-    };
-    let mut shown = match head.rsplit_once('@') {
-        // In `@file` nothing precedes the sign.
+    // In `@file` nothing precedes the sign. A password may hold a `?`, so it goes first.
+    let without_user = match value.rsplit_once('@') {
         Some((user, rest)) if !user.is_empty() => {
             let scheme = user.find("://").and_then(|end| user.get(..end + 3));
             format!("{}***@{rest}", scheme.unwrap_or_default())
         }
-        _ => head.to_owned(),
+        _ => value.to_owned(),
     };
+    let (head, query) = match without_user.split_once('?') {
+        Some((head, _)) => (head, "?…"),
+        None => (without_user.as_str(), ""),
+    };
+    let mut shown = head.to_owned();
     shown.push_str(query);
     let mut line: String = shown
         .chars()

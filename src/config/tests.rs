@@ -139,6 +139,11 @@ fn every_built_setting_arrives() {
             ("AUTH_FILE", "/not/read/here"),
             ("READ_ONLY", "on"),
             ("ALLOW_REPOSITORIES", "team-a/*, base"),
+            ("BLOB_REDIRECT", "pass"),
+            ("RESOLVER", "10.0.0.2"),
+            ("HTTPS_PROXY", "http://user:word@secure.example:3128"),
+            ("http_proxy", "plain.example"),
+            ("NO_PROXY", "10.0.0.0/8"),
             ("WORKERS", "1"),
             ("LANES", "2"),
             ("MAX_CONNECTIONS", "3"),
@@ -184,6 +189,14 @@ fn every_built_setting_arrives() {
     assert_eq!(access.auth_file, Some(PathBuf::from("/not/read/here")));
     let repositories = access.repositories;
     assert!(access.read_only && repositories.matches("team-a/x") && !repositories.matches("x"));
+    let outbound = settings.outbound;
+    assert_eq!(outbound.blob_redirect, BlobRedirect::Pass);
+    assert_eq!(outbound.resolvers, ["10.0.0.2:53".parse().unwrap()]);
+    let shown = |proxy: Option<ProxyUrl>| proxy.unwrap().shown();
+    assert_eq!(shown(outbound.https_proxy), "http://secure.example:3128");
+    assert_eq!(shown(outbound.http_proxy), "http://plain.example:80");
+    let net = ProxyException::Net([10, 0, 0, 0].into(), 8, None);
+    assert_eq!(outbound.no_proxy, [net]);
     assert_eq!((settings.workers, settings.lanes), (1, 2));
     assert_eq!(settings.max_connections, 3);
     assert_eq!((settings.max_exchanges, settings.max_uploads), (4, 5));
@@ -556,9 +569,7 @@ fn truths_of_today() {
             ("READ_ONLY", "FALSE"),
             ("CACHE_DIR", "off"),
             ("CACHE_KEY", "$uri"),
-            ("BLOB_REDIRECT", "follow"),
             ("OFFLINE", "0"),
-            ("NO_PROXY", "localhost"),
             ("AWS_EC2_METADATA_V1_DISABLED", "true"),
             ("AWS_USE_FIPS_ENDPOINT", "false"),
             ("AWS_USE_DUALSTACK_ENDPOINT", "false"),
@@ -640,6 +651,9 @@ fn no_secret_is_shown() {
         ("AWS_SESSION_TOKEN", secret),
         ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "hunter2 \t spaced"),
         ("HTTPS_PROXY", "http://user:hunter2@proxy:3128"),
+        ("AWS_CONTAINER_AUTHORIZATION_TOKEN", secret),
+        ("HTTPS_PROXY", "socks5://user:hunter2@proxy:1080"),
+        ("HTTP_PROXY", "user:hunter2@proxy:port"),
         ("ECR", "AWS:hunter2@registry.example"),
         ("BLOB_HOSTS", "u:hunter2@cdn.example"),
         ("AWS_ENDPOINT_URL", "https://sts.example/?sig=hunter2"),
@@ -647,7 +661,7 @@ fn no_secret_is_shown() {
     let bad = resolution(&[], &environment);
     let shown = format!("{bad:?}").replace("\\", "");
     let faults = bad.settings.unwrap_err();
-    assert_eq!(faults.len(), 7);
+    assert_eq!(faults.len(), 8);
     for fault in &faults {
         assert!(!fault.to_string().contains("hunter2"), "{fault}");
     }
@@ -658,7 +672,13 @@ fn no_secret_is_shown() {
         shown.contains("***") && !shown.contains("hunter2"),
         "{shown}"
     );
-    let good = resolution(&[], &[("AWS_SECRET_ACCESS_KEY", "hunter2")]);
+    let good = [
+        ("AWS_SECRET_ACCESS_KEY", "hunter2"),
+        ("HTTPS_PROXY", "http://user:hunter2@proxy:3128"),
+        ("http_proxy", "user:p?hunter2@proxy:3128"),
+    ];
+    let good = resolution(&[], &good);
+    assert!(good.settings.is_ok());
     let shown = format!("{good:?}");
     assert!(
         shown.contains("***") && !shown.contains("hunter2"),
@@ -671,6 +691,7 @@ fn a_shown_value_is_one_short_line() {
     assert_eq!(mask("plain"), "plain");
     assert_eq!(mask("a\nb\u{1b}[0m"), "a\u{fffd}b\u{fffd}[0m");
     assert_eq!(mask("http://u:p@w@h/x?y=1"), "http://***@h/x?…");
+    assert_eq!(mask("http://u:p?q@h/x"), "http://***@h/x");
     assert_eq!(mask("u:p@h"), "***@h");
     assert_eq!(mask("@file"), "@file");
     assert_eq!(

@@ -16,6 +16,7 @@ pub mod login;
 mod manifest;
 mod pull;
 mod push;
+mod redirect;
 
 use std::fmt::Display;
 use std::io::Cursor;
@@ -27,7 +28,7 @@ use crate::cache::Cache;
 use crate::cache::fill::Refused;
 use crate::cache::flights::Flights;
 use crate::cache::names::Scope;
-use crate::config::CacheKey;
+use crate::config::{BlobRedirect, CacheKey};
 use crate::log;
 use crate::message::{Answer, Body, Headers, Outcome, Reply, Request, RequestBody};
 use crate::oci::{ErrorCode, OciError, Registry, Repository, Route};
@@ -60,11 +61,13 @@ struct Parts {
     cache_key: CacheKey,
     manifests: Flights<manifest::Asked>,
     trust_proxy_headers: bool,
+    blob_redirect: BlobRedirect,
 }
 
 impl Proxy {
     /// `registry`: none for the one that belongs to the identity. `trust_proxy_headers`: believe
-    /// what `Forwarded` and `X-Forwarded-*` say of the address the client sees.
+    /// what `Forwarded` and `X-Forwarded-*` say of the address the client sees. `blob_redirect`:
+    /// who follows the registry to where it keeps its blobs.
     pub fn new(
         access: Access,
         upstream: Arc<Upstream>,
@@ -72,6 +75,7 @@ impl Proxy {
         cache: Option<Arc<Cache>>,
         cache_key: CacheKey,
         trust_proxy_headers: bool,
+        blob_redirect: BlobRedirect,
     ) -> Self {
         let manifests = Flights::default();
         let parts = Parts {
@@ -82,6 +86,7 @@ impl Proxy {
             cache_key,
             manifests,
             trust_proxy_headers,
+            blob_redirect,
         };
         Self {
             parts: Arc::new(parts),
@@ -155,6 +160,9 @@ impl Exchange {
             Ok(registry) => registry,
             Err(error) => return fail(&error),
         };
+        if redirect::is_passed(&self) {
+            return redirect::pass(&self, &registry);
+        }
         let pull = matches!(self.request.method.as_str(), "GET" | "HEAD");
         let Some(cache) = &self.parts.cache else {
             return self.forward_or_fail(&registry, body);
@@ -240,6 +248,7 @@ impl Exchange {
         // §15).
         let stage = match incoming.status {
             200..=299 | 304 | 400..=599 => None,
+            301 | 302 | 303 | 307 | 308 if redirect::is_passed(self) => None,
             300..=399 => Some(Stage::Redirect),
             _ => Some(Stage::Transfer),
         };

@@ -3,20 +3,23 @@
 //! retry anything but a connection that had gone stale in the pool.
 
 use std::io::{self, Read};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use ureq::http;
 use ureq::tls::{PemItem, RootCerts, TlsConfig, TlsProvider};
-use ureq::unversioned::transport::DefaultConnector;
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver as UreqResolver};
+use ureq::unversioned::transport::NextTimeout;
 use ureq::{Agent, SendBody};
 
-use super::resolver::{ResolveError, Resolver};
+use super::fault::classify;
+use super::outbound::Proxies;
+use super::resolver::{LOOKUP_TIMEOUT, Resolver};
+use super::way::{self, proxy_of, wants_login};
 use super::{Api, ApiCall, ApiReply, Stage, UpstreamError};
 use crate::message::{Headers, RequestBody};
-use crate::oci;
 
 /// Longest body of an API reply: a token has no fixed size, a megabyte is far above any seen.
 pub const API_BODY_BYTES_MAX: u64 = 1 << 20;
@@ -33,6 +36,8 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 pub const POOL_MAX: usize = 64;
 /// Idle connections are closed before the load balancers in front of ECR and S3 do it.
 const POOL_AGE_MAX: Duration = Duration::from_secs(20);
+/// ureq takes that many addresses and panics at the next.
+const ADDRESSES_MAX: usize = 16;
 /// Where Linux distributions keep the roots that their administrator chose.
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
@@ -66,7 +71,9 @@ pub struct Incoming {
 /// The way out.
 pub struct Client {
     agent: Agent,
-    resolver: Resolver,
+    /// For what no proxy may see.
+    direct: Agent,
+    names: Names,
 }
 
 impl Client {
@@ -75,7 +82,12 @@ impl Client {
     ///
     /// # Errors
     /// When the bundle cannot be read or holds no certificate.
-    pub fn new(resolver: Resolver, ca_bundle: Option<&Path>, pool: usize) -> Result<Self, String> {
+    pub fn new(
+        resolver: Resolver,
+        proxies: Proxies,
+        ca_bundle: Option<&Path>,
+        pool: usize,
+    ) -> Result<Self, String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = TlsConfig::builder()
             .provider(TlsProvider::Rustls)
@@ -116,8 +128,21 @@ impl Client {
             .max_idle_age(POOL_AGE_MAX)
             .allow_non_standard_methods(false)
             .build();
-        let agent = Agent::with_parts(config, DefaultConnector::default(), resolver.clone());
-        Ok(Self { agent, resolver })
+        let agent = |names: Names| {
+            let connector = way::connector(Arc::clone(&names.proxies));
+            Agent::with_parts(config.clone(), connector, names)
+        };
+        let direct = Names {
+            resolver: resolver.clone(),
+            proxies: Arc::default(),
+        };
+        let proxies = Arc::new(proxies);
+        let names = Names { resolver, proxies };
+        Ok(Self {
+            agent: agent(names.clone()),
+            direct: agent(direct),
+            names,
+        })
     }
 
     /// Sends one request without a body and waits for the reply's head. Blocks until then.
@@ -126,7 +151,7 @@ impl Client {
     /// The stage that failed, and why.
     pub fn send(&self, outgoing: Outgoing<'_>) -> Result<Incoming, UpstreamError> {
         let to = origin(outgoing.url);
-        self.look_up(&to, outgoing.head_deadline)?;
+        self.look_up(outgoing.url, &to, outgoing.head_deadline)?;
         let sent = self.send_once(&to, outgoing);
         let broken = sent
             .as_ref()
@@ -159,10 +184,9 @@ impl Client {
             .timeout_recv_response(Some(left))
             .timeout_global(outgoing.whole.then_some(left))
             .build();
-        self.agent
-            .run(request)
-            .map(incoming)
-            .map_err(|fault| classify(&fault, to.into()))
+        let reply = self.agent.run(request).map(incoming);
+        let reply = reply.map_err(|fault| classify(&fault, to.into()))?;
+        self.unless_of_proxy(outgoing.url, reply)
     }
 
     /// Sends one request, streaming its body, and waits up to `head_timeout` after the body for
@@ -177,7 +201,7 @@ impl Client {
         head_timeout: Duration,
     ) -> Result<Incoming, UpstreamError> {
         let to = origin(outgoing.url);
-        self.look_up(&to, outgoing.head_deadline)?;
+        self.look_up(outgoing.url, &to, outgoing.head_deadline)?;
         let mut request = builder(outgoing);
         if let Some(length) = body.length() {
             request = request.header("Content-Length", length);
@@ -199,8 +223,8 @@ impl Client {
             .timeout_recv_response(Some(head_timeout))
             .timeout_per_read(Some(head_timeout))
             .build();
-        let sent = self.agent.run(request);
-        sent.map(incoming).map_err(|fault| {
+        let sent = self.agent.run(request).map(incoming);
+        let reply = sent.map_err(|fault| {
             if body.failed {
                 let reason = "the client's body ended early".to_owned();
                 return UpstreamError {
@@ -210,18 +234,88 @@ impl Client {
                 };
             }
             classify(&fault, to.clone())
-        })
+        })?;
+        self.unless_of_proxy(outgoing.url, reply)
     }
 
     /// Looks the name up before ureq does, so that the time it takes counts for the deadline.
-    fn look_up(&self, to: &str, deadline: Instant) -> Result<(), UpstreamError> {
-        let authority = to.split_once("://").map_or(to, |(_, authority)| authority);
-        let found = self.resolver.addresses(oci::host_of(authority), deadline);
-        found.map(drop).map_err(|error| UpstreamError {
-            stage: Stage::Resolve,
-            to: to.to_owned(),
-            reason: error.to_string(),
+    fn look_up(&self, url: &str, to: &str, deadline: Instant) -> Result<(), UpstreamError> {
+        let bad = |error: http::uri::InvalidUri| {
+            classify(&http::Error::from(error).into(), to.to_owned())
+        };
+        let uri = url.parse().map_err(bad)?;
+        let found = self.names.addresses(&uri, deadline);
+        found
+            .map(drop)
+            .map_err(|fault| classify(&fault, to.to_owned()))
+    }
+
+    /// A proxy's own 407 instead of the target's answer is no answer.
+    fn unless_of_proxy(&self, url: &str, reply: Incoming) -> Result<Incoming, UpstreamError> {
+        if reply.status != 407 {
+            return Ok(reply);
+        }
+        let uri: Option<http::Uri> = url.parse().ok();
+        let proxy = uri.and_then(|uri| Some(wants_login(proxy_of(&self.names.proxies, &uri)?)));
+        proxy.map_or(Ok(reply), |reason| {
+            let (stage, to) = (Stage::Connect, origin(url));
+            Err(UpstreamError { stage, to, reason })
         })
+    }
+}
+
+/// ureq's view of name look-ups: called for every request, also when a pooled connection is then
+/// used. Where a proxy leads to the target, the proxy looks that up, and we the proxy.
+#[derive(Debug, Clone)]
+struct Names {
+    resolver: Resolver,
+    proxies: Arc<Proxies>,
+}
+
+impl Names {
+    /// Where to connect for `uri`.
+    fn addresses(
+        &self,
+        uri: &http::Uri,
+        deadline: Instant,
+    ) -> Result<Vec<SocketAddr>, ureq::Error> {
+        let (host, port) = match proxy_of(&self.proxies, uri) {
+            Some(proxy) => (proxy.host.as_str(), proxy.port),
+            None => {
+                let default = if uri.scheme_str() == Some("http") {
+                    80
+                } else {
+                    443
+                };
+                let host = uri.host().ok_or(ureq::Error::HostNotFound)?;
+                (host, uri.port_u16().unwrap_or(default))
+            }
+        };
+        let found = self.resolver.addresses(host, deadline);
+        let found = found.map_err(|error| ureq::Error::Other(Box::new(error)))?;
+        let with_port = |address| SocketAddr::new(address, port);
+        Ok(found.into_iter().map(with_port).collect())
+    }
+}
+
+impl UreqResolver for Names {
+    fn resolve(
+        &self,
+        uri: &http::Uri,
+        _config: &ureq::config::Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let limit = if timeout.after.is_not_happening() {
+            LOOKUP_TIMEOUT
+        } else {
+            *timeout.after
+        };
+        let found = self.addresses(uri, Instant::now() + limit)?;
+        let mut resolved = self.empty();
+        for address in found.into_iter().take(ADDRESSES_MAX) {
+            resolved.push(address);
+        }
+        Ok(resolved)
     }
 }
 
@@ -244,18 +338,24 @@ impl Api for Client {
         let request = request
             .body(body)
             .map_err(|fault| classify(&fault.into(), to.clone()))?;
-        let request = self
-            .agent
+        let agent = if call.through_proxy {
+            &self.agent
+        } else {
+            &self.direct
+        };
+        let request = agent
             .configure_request(request)
             .timeout_connect(Some(call.connect_timeout))
             .timeout_global(Some(call.timeout))
             .build();
         let sent = SystemTime::now();
-        let reply = self
-            .agent
+        let reply = agent
             .run(request)
             .map_err(|fault| classify(&fault, to.clone()))?;
-        let reply = incoming(reply);
+        let mut reply = incoming(reply);
+        if call.through_proxy {
+            reply = self.unless_of_proxy(&call.url, reply)?;
+        }
         let received = SystemTime::now();
         let mut body = Vec::new();
         let read = reply
@@ -284,7 +384,7 @@ impl Api for Client {
     }
 
     fn addresses(&self, host: &str, deadline: Instant) -> Result<Vec<IpAddr>, UpstreamError> {
-        let found = self.resolver.addresses(host, deadline);
+        let found = self.names.resolver.addresses(host, deadline);
         found.map_err(|error| UpstreamError {
             stage: Stage::Resolve,
             to: host.to_owned(),
@@ -385,42 +485,6 @@ pub(super) fn origin(url: &str) -> String {
     let length = url.get(start..).and_then(|rest| rest.find(['/', '?']));
     let end = length.map_or(url.len(), |length| start + length);
     url.get(..end).unwrap_or(url).to_owned()
-}
-
-/// Says in which stage a call failed.
-fn classify(fault: &ureq::Error, to: String) -> UpstreamError {
-    let stage = match fault {
-        ureq::Error::Timeout(_) => Stage::Timeout,
-        ureq::Error::HostNotFound => Stage::Resolve,
-        ureq::Error::Other(inner) if inner.is::<ResolveError>() => Stage::Resolve,
-        ureq::Error::ConnectionFailed => Stage::Connect,
-        ureq::Error::Rustls(_) | ureq::Error::Tls(_) | ureq::Error::Pem(_) => Stage::Tls,
-        ureq::Error::Io(error) => io_stage(error),
-        _ => Stage::Transfer,
-    };
-    UpstreamError {
-        stage,
-        to,
-        reason: fault.to_string(),
-    }
-}
-
-fn io_stage(error: &io::Error) -> Stage {
-    if error
-        .get_ref()
-        .is_some_and(|inner| inner.is::<rustls::Error>())
-    {
-        return Stage::Tls;
-    }
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused
-        | io::ErrorKind::HostUnreachable
-        | io::ErrorKind::NetworkUnreachable
-        | io::ErrorKind::AddrNotAvailable
-        | io::ErrorKind::PermissionDenied => Stage::Connect,
-        io::ErrorKind::TimedOut => Stage::Timeout,
-        _ => Stage::Transfer,
-    }
 }
 
 /// The roots to trust: the bundle; else the system's, which its administrator chose; else

@@ -56,6 +56,13 @@ pub struct Fetched {
     pub redirected: bool,
 }
 
+/// What becomes of a registry's redirect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Follow {
+    Yes,
+    No,
+}
+
 /// The way to registries.
 pub struct Upstream {
     client: Arc<Client>,
@@ -96,6 +103,16 @@ impl Upstream {
         call: Call<'_>,
         body: &mut RequestBody<'_>,
     ) -> Result<Fetched, UpstreamError> {
+        self.watched(call, body, Follow::Yes)
+    }
+
+    /// Makes the call under the registry's circuit.
+    fn watched(
+        &self,
+        call: Call<'_>,
+        body: &mut RequestBody<'_>,
+        follow: Follow,
+    ) -> Result<Fetched, UpstreamError> {
         let deadline = Instant::now() + call.patience.min(HEAD_TIMEOUT);
         let registry = call.registry;
         let circuit = registry.url();
@@ -107,7 +124,7 @@ impl Upstream {
                 reason: format!("out of reach lately; next try in {} ms", left.as_millis()),
             })?;
         let asked = Instant::now();
-        let fetched = self.fetch_from(registry, call, body, deadline);
+        let fetched = self.fetch_from(registry, call, body, follow, deadline);
         match &fetched {
             // A refused connection costs nobody any time, and is noticed to be back at once.
             Err(error) if error.stage.is_out_of_reach() && asked.elapsed() >= SLOW_FAILURE => {
@@ -116,6 +133,27 @@ impl Upstream {
             _ => self.breaker.succeeded(&circuit),
         }
         fetched
+    }
+
+    /// Makes a call without a body, and brings a redirect back instead of following it. Blocks as
+    /// [`Self::fetch`] does.
+    ///
+    /// # Errors
+    /// Why there is no reply that could be passed on; a redirect to what is no http URL is one.
+    pub fn fetch_unfollowed(&self, call: Call<'_>) -> Result<Incoming, UpstreamError> {
+        let mut nothing = std::io::empty();
+        let body = &mut RequestBody::new(&mut nothing, Some(0));
+        let reply = self.watched(call, body, Follow::No)?.reply;
+        if is_redirect(&reply) {
+            let location = reply.headers.first("location").unwrap_or_default();
+            let joined = Url::of(call.registry, call.target).join(location);
+            joined.map_err(|why| UpstreamError {
+                stage: Stage::Redirect,
+                to: call.registry.url(),
+                reason: format!("bad redirect: {why}"),
+            })?;
+        }
+        Ok(reply)
     }
 
     /// The same for a request without a body.
@@ -142,6 +180,7 @@ impl Upstream {
         registry: &Registry,
         call: Call<'_>,
         body: &mut RequestBody<'_>,
+        follow: Follow,
         deadline: Instant,
     ) -> Result<Fetched, UpstreamError> {
         // A body on any other method has no meaning (RFC 9110 §9.3.1); it is not passed on.
@@ -160,7 +199,7 @@ impl Upstream {
                 false,
             )
         } else {
-            self.send_with_retry(registry, call, grant, deadline)?
+            self.send_with_retry(registry, call, grant, follow, deadline)?
         };
         Ok(Fetched { reply, redirected })
     }
@@ -240,9 +279,11 @@ impl Upstream {
         registry: &Registry,
         call: Call<'_>,
         grant: Grant,
+        follow: Follow,
         deadline: Instant,
     ) -> Result<(Incoming, bool), UpstreamError> {
-        let (mut reply, redirected) = self.send_and_follow(registry, call, &grant, deadline)?;
+        let (mut reply, redirected) =
+            self.send_and_follow(registry, call, &grant, follow, deadline)?;
         let Some(why) = refusal_unless(redirected, registry, &mut reply) else {
             return Ok((reply, redirected));
         };
@@ -259,7 +300,8 @@ impl Upstream {
             .authorizer
             .renew(registry, grant.generation, deadline)
             .map_err(|fault| refused(format!("{why}; {fault}")))?;
-        let (mut reply, redirected) = self.send_and_follow(registry, call, &grant, deadline)?;
+        let (mut reply, redirected) =
+            self.send_and_follow(registry, call, &grant, follow, deadline)?;
         match refusal_unless(redirected, registry, &mut reply) {
             None => Ok((reply, redirected)),
             Some(why) => Err(refused(format!(
@@ -269,12 +311,13 @@ impl Upstream {
         }
     }
 
-    /// Sends a request without a body and follows where the registry points.
+    /// Sends a request without a body and follows where the registry points, if so wanted.
     fn send_and_follow(
         &self,
         registry: &Registry,
         call: Call<'_>,
         grant: &Grant,
+        follow: Follow,
         deadline: Instant,
     ) -> Result<(Incoming, bool), UpstreamError> {
         let mut asked_again = false;
@@ -282,7 +325,8 @@ impl Upstream {
             let first = Url::of(registry, call.target);
             let headers = authorized(call.headers, grant);
             let reply = self.send_once(call, call.method, &first, &headers, deadline)?;
-            if !matches!(call.method, "GET" | "HEAD") || !is_redirect(&reply) {
+            let follows = follow == Follow::Yes && matches!(call.method, "GET" | "HEAD");
+            if !follows || !is_redirect(&reply) {
                 return Ok((reply, false));
             }
             let reply = self.follow(registry, call, first, reply, deadline)?;

@@ -3,11 +3,16 @@
 
 pub mod breaker;
 pub mod client;
+pub mod dns;
 pub mod exchange;
+mod fault;
 pub mod loopback;
+pub mod outbound;
 pub mod permits;
 pub mod redirect;
 pub mod resolver;
+mod tcp;
+mod way;
 
 use std::fmt;
 use std::net::IpAddr;

@@ -82,11 +82,7 @@ fn all_faults_are_told_at_once() {
 
 #[test]
 fn what_is_not_built_is_refused_by_name() {
-    for (name, value) in [
-        ("SCRUB_INTERVAL", "1h"),
-        ("HTTPS_PROXY", "http://proxy:3128"),
-        ("PREFETCH", "team/app:1.0"),
-    ] {
+    for (name, value) in [("SCRUB_INTERVAL", "1h"), ("PREFETCH", "team/app:1.0")] {
         for command in ["serve", "settings", "health"] {
             let refused = run(&[command], &[(name, value)]);
             assert_eq!(refused.code, Some(64), "{name} {command}");
@@ -138,6 +134,10 @@ fn settings_are_shown_with_their_origin_and_without_secrets() {
         ("AWS_SECRET_ACCESS_KEY", "the-secret-key"),
         ("AWS_SESSION_TOKEN", "the-session-token"),
         ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
+        (
+            "HTTPS_PROXY",
+            "http://user:the-secret-word@proxy.example:3128",
+        ),
         ("LISTEN_PORT", "5000"),
     ];
     let shown = run(&["settings", "--listen-port", "6000"], &variables);
@@ -156,6 +156,8 @@ fn settings_are_shown_with_their_origin_and_without_secrets() {
     assert_eq!(line("WORKERS"), "WORKERS 8 default");
     let secret = "AWS_SECRET_ACCESS_KEY *** environment AWS_SECRET_ACCESS_KEY";
     assert_eq!(line("AWS_SECRET_ACCESS_KEY"), secret);
+    let proxy = "HTTPS_PROXY http://***@proxy.example:3128 environment HTTPS_PROXY";
+    assert_eq!(line("HTTPS_PROXY"), proxy);
     assert!(!shown.out.contains("the-se"), "{}", shown.out);
 }
 

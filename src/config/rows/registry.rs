@@ -1,7 +1,7 @@
 //! Rows of the table: which registry, and what may be fetched for it. Pure data.
 
-use crate::config::parse;
 use crate::config::table::*;
+use crate::config::{outbound, parse};
 
 pub(super) static ROWS: &[Setting] = &[
     Setting {
@@ -41,10 +41,11 @@ pub(super) static ROWS: &[Setting] = &[
     },
     Setting {
         name: "BLOB_REDIRECT",
+        group: Group::Registry,
         preset: Preset::Value("follow"),
         meaning: "`follow` fetches blobs through the proxy; `pass` hands the registry's redirect \
-                  to the client.",
-        state: later(Unit::Text, Accepts::Only(&["follow"])),
+                  to the client, so that blobs are not cached.",
+        state: text(Unit::Text, "follow or pass", outbound::blob_redirect),
         ..ROW
     },
 ];

@@ -28,7 +28,9 @@ mod aws;
 mod container;
 mod content;
 mod core;
+mod dns;
 mod fault;
+mod forward;
 mod http;
 pub mod image;
 mod imds;
@@ -40,6 +42,7 @@ mod server;
 mod sigv4;
 mod store;
 mod sts;
+mod tls;
 mod uploads;
 
 use std::os::fd::OwnedFd;
@@ -53,10 +56,13 @@ use crate::core::{Core, TokenState, lock};
 use crate::server::Listener;
 
 pub use crate::content::{Content, Hasher, digest};
+pub use crate::dns::{Dns, DnsBehaviour, DnsQuery};
 pub use crate::fault::{Fault, Match, Then};
+pub use crate::forward::{ForwardBehaviour, ForwardProxy};
 pub use crate::image::Layer;
 pub use crate::metadata::Metadata;
 pub use crate::sts::{Role, StsCall};
+pub use crate::tls::{TlsFront, ca_bundle};
 
 /// How many servers there are.
 const SERVERS: usize = 4;

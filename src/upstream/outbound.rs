@@ -1,0 +1,280 @@
+//! Which outbound proxy leads to a host. Owns: the rules of `HTTPS_PROXY`, `HTTP_PROXY` and
+//! `NO_PROXY`. Must not: connect anywhere.
+
+use std::net::IpAddr;
+
+use super::resolver::is_localhost;
+use crate::config::{OutboundSettings, ProxyException, ProxyUrl};
+use crate::log::Secret;
+use crate::oci::{self, Scheme};
+
+const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+/// The proxies and the exceptions.
+#[derive(Debug, Default)]
+pub struct Proxies {
+    https: Option<Proxy>,
+    http: Option<Proxy>,
+    exceptions: Vec<ProxyException>,
+}
+
+/// One proxy.
+#[derive(Debug)]
+pub(super) struct Proxy {
+    /// How it is spoken to.
+    pub(super) scheme: Scheme,
+    /// Its name or address; IPv6 in brackets.
+    pub(super) host: String,
+    /// Its port.
+    pub(super) port: u16,
+    /// Its URL without user and password.
+    pub(super) shown: String,
+    /// The setting that names it.
+    pub(super) setting: &'static str,
+    /// What `Proxy-Authorization` says, if anything.
+    pub(super) authorization: Option<Secret<String>>,
+}
+
+impl Proxies {
+    /// As the settings have it.
+    pub fn new(settings: &OutboundSettings) -> Self {
+        let proxy = |url: &Option<ProxyUrl>, setting| {
+            let url = url.as_ref()?;
+            Some(Proxy {
+                scheme: url.scheme,
+                host: url.host.clone(),
+                port: url.port,
+                shown: url.shown(),
+                setting,
+                authorization: url.login.as_ref().map(basic),
+            })
+        };
+        Self {
+            https: proxy(&settings.https_proxy, "HTTPS_PROXY"),
+            http: proxy(&settings.http_proxy, "HTTP_PROXY"),
+            exceptions: settings.no_proxy.clone(),
+        }
+    }
+
+    /// The proxy that leads to this scheme and authority, unless it is reached directly.
+    pub(super) fn of(&self, scheme: Scheme, authority: &str) -> Option<&Proxy> {
+        let (proxy, default_port) = match scheme {
+            Scheme::Https => (self.https.as_ref()?, 443),
+            Scheme::Http => (self.http.as_ref()?, 80),
+        };
+        let (host, port) = oci::split_port(authority);
+        let port = port.map_or(Ok(default_port), str::parse).ok()?;
+        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let address: Option<IpAddr> = bare.parse().ok();
+        let address = address.map(|address| address.to_canonical());
+        let direct = is_of_this_host(&host, address)
+            || self
+                .exceptions
+                .iter()
+                .any(|exception| covers(exception, &host, address, port));
+        (!direct).then_some(proxy)
+    }
+}
+
+/// Loopback, and where metadata services live: link-local addresses, and those of Amazon's for IPv6
+/// (EC2 user guide, "Instance metadata": 169.254.169.254, fd00:ec2::254; ECS and EKS beside them).
+/// What they answer is for this host alone, and holds its credentials.
+fn is_of_this_host(host: &str, address: Option<IpAddr>) -> bool {
+    match address {
+        None => is_localhost(host),
+        Some(IpAddr::V4(v4)) => v4.is_loopback() || v4.is_link_local(),
+        Some(IpAddr::V6(v6)) => {
+            let is_amazons = v6.segments().starts_with(&[0xfd00, 0x0ec2]);
+            v6.is_loopback() || v6.is_unicast_link_local() || is_amazons
+        }
+    }
+}
+
+fn covers(exception: &ProxyException, host: &str, address: Option<IpAddr>, port: u16) -> bool {
+    let is_port = |wanted: &Option<u16>| wanted.is_none_or(|wanted| wanted == port);
+    match exception {
+        ProxyException::All => true,
+        ProxyException::Name(name, wanted) => {
+            let above = host.strip_suffix(name.as_str());
+            let fits = above.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+            address.is_none() && fits && is_port(wanted)
+        }
+        ProxyException::Net(net, bits, wanted) => {
+            address.is_some_and(|address| is_in(address, *net, *bits)) && is_port(wanted)
+        }
+    }
+}
+
+fn is_in(address: IpAddr, net: IpAddr, bits: u8) -> bool {
+    let (all, found, wanted) = match (address, net) {
+        (IpAddr::V4(address), IpAddr::V4(net)) => {
+            (32, u128::from(address.to_bits()), u128::from(net.to_bits()))
+        }
+        (IpAddr::V6(address), IpAddr::V6(net)) => (128, address.to_bits(), net.to_bits()),
+        _ => return false,
+    };
+    let host_bits = u32::from(bits).abs_diff(all);
+    let prefix = |bits: u128| bits.checked_shr(host_bits).unwrap_or_default();
+    prefix(found) == prefix(wanted)
+}
+
+/// RFC 7617 §2.
+fn basic(login: &Secret<String>) -> Secret<String> {
+    Secret::new(format!("Basic {}", base64(login.expose().as_bytes())))
+}
+
+/// RFC 4648 §4.
+fn base64(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let byte = |at: usize| chunk.get(at).copied().map_or(0, usize::from);
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for place in 0..4 {
+            let digit = BASE64.get(bits >> (18 - 6 * place) & 63).copied();
+            let filled = place <= chunk.len();
+            text.push(char::from(digit.filter(|_| filled).unwrap_or(b'=')));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Arguments, resolve};
+
+    fn proxies(variables: &[(&str, &str)]) -> Proxies {
+        let environment: Vec<_> = variables
+            .iter()
+            .map(|(name, value)| (name.into(), value.into()))
+            .collect();
+        let resolution = resolve(&Arguments::parse([]), &environment);
+        Proxies::new(&resolution.settings.unwrap().outbound)
+    }
+
+    fn is_proxied(proxies: &Proxies, url: &str) -> bool {
+        let (scheme, authority) = url.split_once("://").unwrap();
+        let scheme = if scheme == "https" {
+            Scheme::Https
+        } else {
+            Scheme::Http
+        };
+        proxies.of(scheme, authority).is_some()
+    }
+
+    #[test]
+    fn each_scheme_has_its_proxy() {
+        let both = proxies(&[
+            ("HTTPS_PROXY", "http://s:1"),
+            ("http_proxy", "http://u:p@p:2"),
+        ]);
+        let https = both.of(Scheme::Https, "r.example").unwrap();
+        assert_eq!(
+            (https.shown.as_str(), https.setting),
+            ("http://s:1", "HTTPS_PROXY")
+        );
+        assert_eq!(https.authorization, None);
+        let http = both.of(Scheme::Http, "r.example:5000").unwrap();
+        assert_eq!(
+            (http.shown.as_str(), http.setting),
+            ("http://p:2", "HTTP_PROXY")
+        );
+        let authorization = http.authorization.as_ref().map(|a| a.expose().as_str());
+        assert_eq!(authorization, Some("Basic dTpw"));
+        assert!(!format!("{both:?}").contains("dTpw"));
+        let one = proxies(&[("HTTPS_PROXY", "http://s:1")]);
+        assert!(!is_proxied(&one, "http://r.example"));
+        assert!(!is_proxied(&Proxies::default(), "https://r.example"));
+    }
+
+    #[test]
+    fn loopback_and_metadata_are_never_proxied() {
+        let all = proxies(&[("HTTPS_PROXY", "http://p:1"), ("HTTP_PROXY", "http://p:1")]);
+        for host in [
+            "127.0.0.1",
+            "127.8.8.8:5000",
+            "localhost",
+            "LocalHost.:80",
+            "a.localhost",
+            "[::1]",
+            "[::1]:80",
+            "[::ffff:127.0.0.1]",
+            "169.254.169.254",
+            "169.254.170.2:80",
+            "169.254.170.23",
+            "[fd00:ec2::254]",
+            "[fd00:ec2::23]:80",
+            "[fe80::1]",
+        ] {
+            assert!(!is_proxied(&all, &format!("http://{host}")), "{host}");
+            assert!(!is_proxied(&all, &format!("https://{host}")), "{host}");
+        }
+        for host in ["10.0.0.1", "[fd00::1]", "localhost.example", "169.253.0.1"] {
+            assert!(is_proxied(&all, &format!("http://{host}")), "{host}");
+        }
+    }
+
+    #[test]
+    fn exceptions_cover_names_and_what_is_below_them() {
+        let some = proxies(&[
+            ("HTTPS_PROXY", "http://p:1"),
+            (
+                "NO_PROXY",
+                "a.example, .B.example, d.example:8443,10.0.0.0/8,fd00::/64,1.2.3.4:5",
+            ),
+        ]);
+        for direct in [
+            "a.example",
+            "A.Example.",
+            "x.a.example:5000",
+            "b.example",
+            "x.y.b.example",
+            "d.example:8443",
+            "10.9.8.7",
+            "[fd00::9]:444",
+            "1.2.3.4:5",
+            "[::ffff:10.0.0.1]",
+        ] {
+            assert!(!is_proxied(&some, &format!("https://{direct}")), "{direct}");
+        }
+        for proxied in [
+            "xa.example",
+            "example",
+            "a.example.org",
+            "d.example",
+            "11.0.0.1",
+            "[fd00:0:0:1::9]",
+            "1.2.3.4:6",
+            "10.example",
+        ] {
+            assert!(
+                is_proxied(&some, &format!("https://{proxied}")),
+                "{proxied}"
+            );
+        }
+        let none = proxies(&[("HTTPS_PROXY", "http://p:1"), ("no_proxy", "x,*")]);
+        assert!(!is_proxied(&none, "https://r.example"));
+        let zero = proxies(&[
+            ("HTTPS_PROXY", "http://p:1"),
+            ("no_proxy", "0.0.0.0/0,::/0"),
+        ]);
+        assert!(!is_proxied(&zero, "https://8.8.8.8"));
+        assert!(!is_proxied(&zero, "https://[2001:db8::1]"));
+        assert!(is_proxied(&zero, "https://r.example"));
+    }
+
+    #[test]
+    fn base64_as_in_rfc_4648_section_10() {
+        for (plain, coded) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foobar", "Zm9vYmFy"),
+            ("\u{ff}\u{3bf}?", "w7/Ovz8="),
+        ] {
+            assert_eq!(base64(plain.as_bytes()), coded);
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! TCP connections out. Owns: trying all addresses of a host, and the socket's reads and writes.
+//! Must not: look a name up, or know what is sent.
+//!
+//! Addresses are tried in their order, each next one as soon as the one before it has failed or
+//! been silent for a moment, without giving that one up (RFC 8305 "Happy Eyeballs"; ureq's own
+//! connector waits for half of the whole time first). One thread does it all with `poll`.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt};
+use ureq::unversioned::transport::{Buffers, LazyBuffers, NextTimeout, Transport};
+
+use super::Stage;
+use super::fault::io_stage;
+
+/// Wait for one address before the next one is tried, too (RFC 8305 §8: 250 ms).
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
+/// Addresses named in an error at the most.
+const NAMED_MAX: usize = 4;
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(super) struct ConnectFault {
+    /// `Connect`, or `Timeout` when an address was silent to the end.
+    pub(super) stage: Stage,
+    /// Each address with its reason.
+    pub(super) reason: String,
+}
+
+/// A connection on its way.
+struct Attempt {
+    address: SocketAddr,
+    socket: OwnedFd,
+}
+
+/// Connects to the first of `addresses` that answers. Blocks until `deadline` at the longest.
+///
+/// # Errors
+/// Why none of them did.
+pub(super) fn connect(
+    addresses: &[SocketAddr],
+    deadline: Instant,
+) -> Result<TcpStream, ConnectFault> {
+    let mut left = addresses.iter();
+    let mut attempts: Vec<Attempt> = Vec::new();
+    let mut faults: Vec<(SocketAddr, io::Error)> = Vec::new();
+    let mut next_at = Instant::now();
+    loop {
+        let now = Instant::now();
+        if now >= next_at || attempts.is_empty() {
+            match left.next() {
+                None if attempts.is_empty() => return Err(told(&faults)),
+                None => {}
+                Some(address) => match begin(*address) {
+                    Ok(socket) => {
+                        let address = *address;
+                        attempts.push(Attempt { address, socket });
+                        next_at = now + NEXT_ADDRESS;
+                    }
+                    Err(error) => {
+                        faults.push((*address, error));
+                        continue;
+                    }
+                },
+            }
+        }
+        let wake_at = if left.len() == 0 {
+            deadline
+        } else {
+            next_at.min(deadline)
+        };
+        let ready = wait(&attempts, wake_at).map_err(|error| told(&[(any(), error)]))?;
+        let mut index = 0;
+        let (done, open): (Vec<Attempt>, Vec<Attempt>) = attempts.into_iter().partition(|_| {
+            index += 1;
+            ready.get(index - 1).copied().unwrap_or_default()
+        });
+        attempts = open;
+        for Attempt { address, socket } in done {
+            match finish(socket) {
+                Ok(stream) => return Ok(stream),
+                // The next address need not wait for its time.
+                Err(error) => {
+                    faults.push((address, error));
+                    next_at = now;
+                }
+            }
+        }
+        if Instant::now() >= deadline {
+            let silent = attempts.iter().map(|attempt| attempt.address);
+            faults.extend(silent.map(|address| (address, io::ErrorKind::TimedOut.into())));
+            return Err(told(&faults));
+        }
+    }
+}
+
+fn any() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 0))
+}
+
+/// Sends the SYN.
+fn begin(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&socket, &address) {
+        Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Ok(socket),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Waits until some attempt has an outcome; says which.
+fn wait(attempts: &[Attempt], until: Instant) -> io::Result<Vec<bool>> {
+    let left = until.saturating_duration_since(Instant::now());
+    let left = Timespec::try_from(left).map_err(io::Error::other)?;
+    let mut fds: Vec<PollFd<'_>> = attempts
+        .iter()
+        .map(|attempt| PollFd::new(&attempt.socket, PollFlags::OUT))
+        .collect();
+    match poll(&mut fds, Some(&left)) {
+        Ok(_) => Ok(fds.iter().map(|fd| !fd.revents().is_empty()).collect()),
+        Err(Errno::INTR) => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn finish(socket: OwnedFd) -> io::Result<TcpStream> {
+    sockopt::socket_error(&socket)??;
+    let stream = TcpStream::from(socket);
+    stream.set_nonblocking(false)?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn told(faults: &[(SocketAddr, io::Error)]) -> ConnectFault {
+    let timed_out = |(_, error): &(SocketAddr, io::Error)| io_stage(error) == Stage::Timeout;
+    let stage = if faults.iter().any(timed_out) {
+        Stage::Timeout
+    } else {
+        Stage::Connect
+    };
+    let words = |(address, error): &(SocketAddr, io::Error)| match error.kind() {
+        io::ErrorKind::TimedOut => format!("{address}: no answer in time"),
+        _ => format!("{address}: {error}"),
+    };
+    let mut named: Vec<String> = faults.iter().take(NAMED_MAX).map(words).collect();
+    if faults.is_empty() {
+        named.push("there is no address".to_owned());
+    }
+    if faults.len() > NAMED_MAX {
+        named.push(format!("and {} more", faults.len() - NAMED_MAX));
+    }
+    let reason = named.join("; ");
+    ConnectFault { stage, reason }
+}
+
+/// A connected socket with buffers, as ureq uses it.
+pub(super) struct TcpTransport {
+    stream: TcpStream,
+    buffers: LazyBuffers,
+    /// The time limits that the socket has, so that they are set only when they change.
+    read_timeout: Option<Duration>,
+    write_timeout: Option<Duration>,
+}
+
+impl TcpTransport {
+    pub(super) const fn new(stream: TcpStream, buffers: LazyBuffers) -> Self {
+        Self {
+            stream,
+            buffers,
+            read_timeout: None,
+            write_timeout: None,
+        }
+    }
+}
+
+/// A limit as a socket takes it.
+fn limit(timeout: NextTimeout) -> Result<Option<Duration>, ureq::Error> {
+    if timeout.after.is_not_happening() {
+        return Ok(None);
+    }
+    if timeout.after.is_zero() {
+        return Err(ureq::Error::Timeout(timeout.reason));
+    }
+    Ok(Some(*timeout.after))
+}
+
+/// A socket's time limit shows as `WouldBlock`.
+fn timed_out(error: io::Error, timeout: NextTimeout) -> ureq::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ureq::Error::Timeout(timeout.reason),
+        _ => error.into(),
+    }
+}
+
+impl Transport for TcpTransport {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
+        let timeout = timeout.for_write();
+        let limit = limit(timeout)?;
+        if limit != self.write_timeout {
+            self.stream.set_write_timeout(limit)?;
+            self.write_timeout = limit;
+        }
+        let output = self.buffers.output();
+        let output = output.get(..amount).unwrap_or_default();
+        let written = self.stream.write_all(output);
+        written.map_err(|error| timed_out(error, timeout))
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
+        let timeout = timeout.for_read();
+        let started = Instant::now();
+        let mut limit = limit(timeout)?;
+        loop {
+            if limit != self.read_timeout {
+                self.stream.set_read_timeout(limit)?;
+                self.read_timeout = limit;
+            }
+            match self.stream.read(self.buffers.input_append_buf()) {
+                Ok(amount) => {
+                    self.buffers.input_appended(amount);
+                    return Ok(amount > 0);
+                }
+                // A signal ends a read with a time limit even where others are begun again.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    let elapsed = started.elapsed();
+                    limit = limit.map(|limit| limit.saturating_sub(elapsed));
+                    if limit.is_some_and(|limit| limit.is_zero()) {
+                        return Err(ureq::Error::Timeout(timeout.reason));
+                    }
+                }
+                Err(error) => return Err(timed_out(error, timeout)),
+            }
+        }
+    }
+
+    /// Between two exchanges nothing may come, not even an end.
+    fn is_open(&mut self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let peeked = rustix::net::recv(&self.stream, &mut [0_u8; 1], flags);
+        peeked.is_err_and(|error| error == Errno::AGAIN)
+    }
+}
+
+impl std::fmt::Debug for TcpTransport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TcpTransport({:?})", self.stream.peer_addr())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    /// A port that refuses: bound, and not listening.
+    fn refusing() -> (OwnedFd, SocketAddr) {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let bound = rustix::net::getsockname(&socket).unwrap();
+        (socket, bound.try_into().unwrap())
+    }
+
+    /// A port that is silent: its queue is full, so that the kernel drops each further SYN.
+    fn silent() -> (TcpListener, Vec<OwnedFd>, SocketAddr) {
+        let (listener, address) = listener();
+        rustix::net::listen(&listener, 0).unwrap();
+        let waiting = (0..3).map(|_| begin(address).unwrap()).collect();
+        (listener, waiting, address)
+    }
+
+    #[test]
+    fn a_refused_address_is_passed_over_at_once() {
+        let (_listener, good) = listener();
+        let (_socket, bad) = refusing();
+        let started = Instant::now();
+        let stream = connect(&[bad, bad, good], started + PATIENCE).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), good);
+        assert!(started.elapsed() < NEXT_ADDRESS, "{:?}", started.elapsed());
+    }
+
+    #[test]
+    fn a_silent_address_costs_a_moment() {
+        let (_listener, good) = listener();
+        let (_full, _waiting, bad) = silent();
+        let started = Instant::now();
+        let stream = connect(&[bad, good], started + PATIENCE).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), good);
+        assert!(started.elapsed() >= NEXT_ADDRESS);
+        assert!(started.elapsed() < PATIENCE / 2, "{:?}", started.elapsed());
+    }
+
+    #[test]
+    fn all_that_failed_are_named() {
+        let (_socket, refusing) = refusing();
+        let fault = connect(&[refusing], Instant::now() + PATIENCE).unwrap_err();
+        assert_eq!(fault.stage, Stage::Connect);
+        assert!(
+            fault
+                .reason
+                .starts_with(&format!("{refusing}: Connection refused"))
+        );
+        let (_full, _waiting, silent) = silent();
+        let soon = Instant::now() + Duration::from_millis(50);
+        let fault = connect(&[silent, refusing], soon).unwrap_err();
+        assert_eq!(fault.stage, Stage::Timeout);
+        assert_eq!(fault.reason, format!("{silent}: no answer in time"));
+        let many = [refusing; NAMED_MAX + 2];
+        let fault = connect(&many, Instant::now() + PATIENCE).unwrap_err();
+        assert!(fault.reason.ends_with("; and 2 more"), "{}", fault.reason);
+        let fault = connect(&[], Instant::now() + PATIENCE).unwrap_err();
+        assert_eq!(fault.reason, "there is no address");
+    }
+
+    #[test]
+    fn a_connection_is_open_while_nothing_has_come() {
+        let (listener, address) = listener();
+        let stream = connect(&[address], Instant::now() + PATIENCE).unwrap();
+        let mut transport = TcpTransport::new(stream, LazyBuffers::new(16, 16));
+        let (mut peer, _) = listener.accept().unwrap();
+        assert!(transport.is_open());
+        peer.write_all(b"x").unwrap();
+        drop(peer);
+        let mut peeked = [0];
+        transport.stream.peek(&mut peeked).unwrap();
+        assert!(!transport.is_open());
+        assert!(transport.await_input(NextTimeout::default()).unwrap());
+        assert!(!transport.await_input(NextTimeout::default()).unwrap());
+        assert!(!transport.is_open());
+    }
+}
