@@ -650,8 +650,6 @@ fn no_secret_is_shown() {
         ("AWS_SECRET_ACCESS_KEY", secret),
         ("AWS_SESSION_TOKEN", secret),
         ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "hunter2 \t spaced"),
-        ("HTTPS_PROXY", "http://user:hunter2@proxy:3128"),
-        ("AWS_CONTAINER_AUTHORIZATION_TOKEN", secret),
         ("HTTPS_PROXY", "socks5://user:hunter2@proxy:1080"),
         ("HTTP_PROXY", "user:hunter2@proxy:port"),
         ("ECR", "AWS:hunter2@registry.example"),
