@@ -26,6 +26,7 @@ use crate::config::{self, CacheDir, Settings, UpstreamAuth};
 use crate::door::{Door, Drained, Lanes, Limits};
 use crate::log;
 use crate::message::{Answer, Desk, Request};
+use crate::oci::Registry;
 use crate::pages::{Pages, Readiness};
 use crate::pool::{Decide, Pool};
 use crate::proxy::Proxy;
@@ -131,10 +132,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, String>
 }
 
 fn announce(settings: &Settings, bound: SocketAddr, connections: usize) {
-    let registry = settings.registry.as_ref().map_or_else(
-        || "that of the identity".to_owned(),
-        |registry| registry.url(),
-    );
+    let registry = registries_shown(&settings.registries);
     log::info(
         &format!("listening on {bound}"),
         &[
@@ -143,6 +141,15 @@ fn announce(settings: &Settings, bound: SocketAddr, connections: usize) {
             ("connections_max", &connections),
         ],
     );
+}
+
+/// The default one first.
+fn registries_shown(registries: &[Registry]) -> String {
+    if registries.is_empty() {
+        return "that of the identity".to_owned();
+    }
+    let urls: Vec<String> = registries.iter().map(Registry::url).collect();
+    urls.join(",")
 }
 
 fn on_lost(events: &Sender<Event>) -> Arc<dyn Fn(&str) + Send + Sync> {
@@ -180,7 +187,7 @@ fn start_tokens(
     let config = TokenConfig {
         aws: settings.aws.clone(),
         renew_interval: settings.renew_interval,
-        registry: settings.registry.clone(),
+        registry: settings.registries.first().cloned(),
     };
     let tokens = Tokens::new(config, Arc::new(Arc::clone(client)), Arc::new(SystemClock));
     let (running, on_lost) = (Arc::clone(&tokens), Arc::clone(on_lost));
@@ -226,6 +233,7 @@ fn open_cache(
         quota: settings.cache_max_size,
         tag_ttl: settings.cache_tag_ttl,
         max_fills: settings.max_fills,
+        default_registry: settings.registries.first().cloned(),
     };
     let cache = match Cache::open(&directory, kept, Arc::clone(upstream)) {
         Ok(cache) => Arc::new(cache),
@@ -268,19 +276,14 @@ fn decide(
     cache: Option<Arc<Cache>>,
     draining: Arc<AtomicBool>,
 ) -> Arc<Decide> {
-    let proxy = Proxy::new(
-        upstream,
-        settings.registry.clone(),
-        cache.clone(),
-        settings.cache_key.clone(),
-        settings.trust_proxy_headers,
-    );
+    let proxy = Proxy::new(upstream, cache.clone(), settings);
     let version = serde_json::json!({
         "version": config::VERSION,
         "commit": config::COMMIT,
         "build_date": config::build_date(),
     });
-    let pages = Pages::new(readiness(tokens, cache), draining, version.to_string());
+    let readiness = readiness(tokens, cache, registries_shown(&settings.registries));
+    let pages = Pages::new(readiness, draining, version.to_string());
     Arc::new(move |request: &Request| {
         let path = request.path();
         if path == "/v2" || path.starts_with("/v2/") {
@@ -291,9 +294,14 @@ fn decide(
     })
 }
 
-fn readiness(tokens: Option<Arc<Tokens>>, cache: Option<Arc<Cache>>) -> Box<Readiness> {
+fn readiness(
+    tokens: Option<Arc<Tokens>>,
+    cache: Option<Arc<Cache>>,
+    registries: String,
+) -> Box<Readiness> {
     let Some(tokens) = tokens else {
-        return Box::new(|| Ok("the upstream needs no token".to_owned()));
+        let text = format!("the upstream needs no token; registries: {registries}");
+        return Box::new(move || Ok(text.clone()));
     };
     Box::new(move || {
         let status = tokens.status();
@@ -304,7 +312,7 @@ fn readiness(tokens: Option<Arc<Tokens>>, cache: Option<Arc<Cache>>) -> Box<Read
             let until = status
                 .expires
                 .map_or_else(|| "unknown".to_owned(), log::timestamp);
-            return Ok(format!("token of {who} until {until}"));
+            return Ok(format!("token of {who} until {until}; registries: {registries}"));
         }
         let why = status
             .last_error

@@ -61,8 +61,8 @@ const SHOWN_CHARACTERS_MAX: usize = 200;
 /// Everything a user can set, checked.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// `ECR`; none: the registry that the token names.
-    pub registry: Option<Registry>,
+    /// `ECR`, the default one first; none: the registry that the token names.
+    pub registries: Vec<Registry>,
     /// `UPSTREAM_AUTH`
     pub upstream_auth: UpstreamAuth,
     /// What clients may do.
@@ -136,7 +136,7 @@ impl Settings {
     /// Something for the table to write its defaults on.
     fn unset() -> Self {
         Self {
-            registry: None,
+            registries: Vec::new(),
             upstream_auth: UpstreamAuth::Ecr,
             access: AccessSettings::default(),
             aws: AwsSettings::default(),

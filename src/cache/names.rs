@@ -278,10 +278,10 @@ impl Names {
     }
 
     fn registry_path(&self, registry: &Registry) -> Option<PathBuf> {
-        let authority = registry.authority();
+        let name = registry.name();
         // `.` and `..` pass as host names, and a leading dot is ours.
-        let safe = authority.len() <= COMPONENT_BYTES_MAX && !authority.starts_with(['.', '_']);
-        (safe && !authority.contains('/')).then(|| self.repos.join(authority))
+        let safe = name.len() <= COMPONENT_BYTES_MAX && !name.starts_with(['.', '_']);
+        (safe && !name.contains('/')).then(|| self.repos.join(name))
     }
 
     fn folder(&self, scope: Scope<'_>) -> Option<PathBuf> {

@@ -95,7 +95,7 @@ fn the_defaults() {
         format!("{settings:?}"),
         format!("{:?}", Settings::default())
     );
-    assert_eq!(settings.registry, None);
+    assert!(settings.registries.is_empty());
     assert_eq!(settings.upstream_auth, UpstreamAuth::Ecr);
     assert_eq!(settings.renew_interval, Duration::from_secs(6 * 3600));
     assert_eq!(settings.listen_host.to_string(), "0.0.0.0");
@@ -117,7 +117,7 @@ fn every_built_setting_arrives() {
     let settings = read(
         &[],
         &[
-            ("ECR", "http://Registry.local:5000/"),
+            ("ECR", "http://Registry.local:5000/, b.example,"),
             ("UPSTREAM_AUTH", "None"),
             ("AWS_DEFAULT_REGION", "eu-west-1"),
             ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
@@ -141,11 +141,13 @@ fn every_built_setting_arrives() {
             ("LOG_FORMAT", "JSON"),
         ],
     );
-    let registry = settings.registry.unwrap();
+    let registry = &settings.registries[0];
     assert_eq!(
         (registry.scheme(), registry.authority()),
         (Scheme::Http, "registry.local:5000")
     );
+    assert_eq!(settings.registries[1].url(), "https://b.example");
+    assert_eq!(settings.registries.len(), 2);
     assert_eq!(settings.upstream_auth, UpstreamAuth::None);
     let aws = settings.aws;
     assert_eq!(aws.region.as_deref(), Some("eu-west-1"));
@@ -310,13 +312,11 @@ fn times_hold_at_both_ends() {
 #[test]
 fn texts_have_a_form() {
     for (name, bad, expected) in [
-        (
-            "ECR",
-            "a.example,b.example",
-            "several registries are not built yet",
-        ),
-        ("ECR", "ftp://h", "this has a scheme other than"),
-        ("ECR", ",", "expected one registry"),
+        ("ECR", "ftp://h", "ftp://h has a scheme other than"),
+        ("ECR", "a.example,b c", "b c has not a host name"),
+        ("ECR", "a.example,http://A.example:443", "is there twice"),
+        ("ECR", "a.example:443,A.example", "is there twice"),
+        ("ECR", ",", "expected at most 64 of"),
         ("UPSTREAM_AUTH", "basic", "expected ecr or none"),
         ("AWS_REGION", "eu west", "such as eu-west-1"),
         ("AWS_REGION", "evil.example/", "such as eu-west-1"),

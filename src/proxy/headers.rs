@@ -74,7 +74,7 @@ pub(super) fn for_upstream(client: &Headers, route: &Route) -> Headers {
 }
 
 /// Upstream's fields as the client gets them.
-pub(super) fn for_client(upstream: Headers, own_address: &str) -> Headers {
+pub(super) fn for_client(upstream: Headers, own: &Own) -> Headers {
     let options: Vec<String> = upstream
         .all("Connection")
         .flat_map(|value| value.split(','))
@@ -92,9 +92,9 @@ pub(super) fn for_client(upstream: Headers, own_address: &str) -> Headers {
         })
         .map(|(name, value)| {
             let value = if name.eq_ignore_ascii_case("Location") {
-                rewrite_url(value, own_address)
+                rewrite_url(value, own)
             } else if name.eq_ignore_ascii_case("Link") {
-                rewrite_link(value, own_address)
+                rewrite_link(value, own)
             } else {
                 value.to_owned()
             };
@@ -116,24 +116,42 @@ pub(super) fn is_of_the_blob(name: &str) -> bool {
     KEPT.iter().any(|field| field.eq_ignore_ascii_case(name))
 }
 
-/// The target without `ns`, by which containerd and buildkit name the registry they mean: an
-/// upstream does not know it. Everything else stays byte for byte.
-pub(super) fn without_namespace(target: &str) -> String {
-    let Some((path, query)) = target.split_once('?') else {
-        return target.to_owned();
-    };
-    let is_namespace = |parameter: &&str| *parameter == "ns" || parameter.starts_with("ns=");
-    if !query.split('&').any(|parameter| is_namespace(&parameter)) {
-        return target.to_owned();
+/// Where the client sees us, and how it names the registry there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Own {
+    /// Scheme and authority, without a slash at the end; may be empty, and URLs are paths then.
+    pub(super) address: String,
+    /// The host that the client puts before repositories, with its slash; or nothing.
+    pub(super) prefix: String,
+    /// `ns=HOST` as the client wrote it.
+    pub(super) parameter: Option<String>,
+}
+
+impl Own {
+    /// The client's URL for a path of the registry, which begins with `/v2/`.
+    pub(super) fn url(&self, path: &str) -> String {
+        let (address, prefix) = (&self.address, &self.prefix);
+        match path.strip_prefix("/v2/") {
+            Some(rest) => format!("{address}/v2/{prefix}{rest}"),
+            None => format!("{address}{path}"),
+        }
     }
-    let kept: Vec<&str> = query
-        .split('&')
-        .filter(|parameter| !is_namespace(parameter))
-        .collect();
-    if kept.is_empty() {
-        path.to_owned()
-    } else {
-        format!("{path}?{}", kept.join("&"))
+
+    /// What the client follows as it stands must lead to the same registry again.
+    pub(super) fn with_namespace(&self, url: String) -> String {
+        let Some(parameter) = &self.parameter else {
+            return url;
+        };
+        let is_ours = url.strip_prefix(&self.address);
+        if !is_ours.is_some_and(|path| path.starts_with("/v2/")) {
+            return url;
+        }
+        match url.split_once('?') {
+            None => format!("{url}?{parameter}"),
+            // Another proxy says it already.
+            Some((_, query)) if query.split('&').any(|own| own.starts_with("ns=")) => url,
+            Some(_) => format!("{url}&{parameter}"),
+        }
     }
 }
 
@@ -216,7 +234,7 @@ fn forwarded(headers: &Headers) -> Said {
 /// A URL of the registry's API in any form becomes ours; path and query stay byte for byte. The
 /// host is not compared: a registry may know itself by another name than we know it by. URLs of
 /// anything else are left alone.
-fn rewrite_url(url: &str, own_address: &str) -> String {
+fn rewrite_url(url: &str, own: &Own) -> String {
     let path = if url.starts_with("/v2/") {
         Some(url)
     } else {
@@ -226,11 +244,11 @@ fn rewrite_url(url: &str, own_address: &str) -> String {
             .and_then(|(rest, at)| rest.get(at..))
             .filter(|path| path.starts_with("/v2/"))
     };
-    path.map_or_else(|| url.to_owned(), |path| format!("{own_address}{path}"))
+    path.map_or_else(|| url.to_owned(), |path| own.url(path))
 }
 
 /// Rewrites each `<URI-Reference>` of a `Link` field (RFC 8288 §3) and nothing else of it.
-fn rewrite_link(link: &str, own_address: &str) -> String {
+pub(super) fn rewrite_link(link: &str, own: &Own) -> String {
     let mut rewritten = String::with_capacity(link.len());
     let mut rest = link;
     while let Some(open) = next_target(rest) {
@@ -240,7 +258,7 @@ fn rewrite_link(link: &str, own_address: &str) -> String {
         };
         let (url, after) = from_url.split_at(close);
         rewritten.push_str(before);
-        rewritten.push_str(&rewrite_url(url, own_address));
+        rewritten.push_str(&own.with_namespace(rewrite_url(url, own)));
         rest = after;
     }
     rewritten.push_str(rest);
@@ -269,6 +287,13 @@ mod tests {
     use crate::message::{Certificate, Peer};
 
     const OWN: &str = "http://proxy:8080";
+
+    fn own() -> Own {
+        Own {
+            address: OWN.into(),
+            ..Own::default()
+        }
+    }
 
     fn request(fields: &[(&str, &str)]) -> Request {
         Request {
@@ -312,7 +337,7 @@ mod tests {
             ("<unclosed".into(), "<unclosed".into()),
             (String::new(), String::new()),
         ] {
-            assert_eq!(rewrite_link(&link, OWN), expected);
+            assert_eq!(rewrite_link(&link, &own()), expected);
         }
     }
 
@@ -324,14 +349,41 @@ mod tests {
             format!("//r{path}"),
             path.into(),
         ] {
-            assert_eq!(rewrite_url(&location, OWN), format!("{OWN}{path}"));
+            assert_eq!(rewrite_url(&location, &own()), format!("{OWN}{path}"));
         }
-        assert_eq!(rewrite_url(path, ""), path);
+        assert_eq!(rewrite_url(path, &Own::default()), path);
         assert_eq!(
-            rewrite_url("https://s3.example/x?sig", OWN),
+            rewrite_url("https://s3.example/x?sig", &own()),
             "https://s3.example/x?sig"
         );
-        assert_eq!(rewrite_url("/elsewhere", OWN), "/elsewhere");
+        assert_eq!(rewrite_url("/elsewhere", &own()), "/elsewhere");
+    }
+
+    #[test]
+    fn links_and_locations_lead_to_the_registry_that_was_named() {
+        let path = "/v2/a/tags/list?n=1&last=x+/%2B=";
+        let by_path = Own {
+            prefix: "r.example:5000/".into(),
+            ..own()
+        };
+        let expected = format!("{OWN}/v2/r.example:5000/a/tags/list?n=1&last=x+/%2B=");
+        assert_eq!(rewrite_url(path, &by_path), expected);
+        let link = rewrite_link(&format!("<{path}>; rel=\"next\""), &by_path);
+        assert_eq!(link, format!("<{expected}>; rel=\"next\""));
+        let by_name = Own {
+            parameter: Some("ns=r.example%3A5000".into()),
+            ..own()
+        };
+        // A push names its registry by the path alone.
+        assert_eq!(rewrite_url(path, &by_name), format!("{OWN}{path}"));
+        for (url, expected) in [
+            (path, format!("{OWN}{path}&ns=r.example%3A5000")),
+            ("https://r/v2/_catalog", format!("{OWN}/v2/_catalog?ns=r.example%3A5000")),
+            ("/v2/_catalog?n=1&ns=r", format!("{OWN}/v2/_catalog?n=1&ns=r")),
+            ("https://docs.example/help", "https://docs.example/help".into()),
+        ] {
+            assert_eq!(rewrite_link(&format!("<{url}>"), &by_name), format!("<{expected}>"));
+        }
     }
 
     #[test]
@@ -452,27 +504,9 @@ mod tests {
             ("Location", "https://r/v2/x"),
             ("Docker-Content-Digest", "sha256:1"),
         ]);
-        let seen = for_client(upstream, OWN);
+        let seen = for_client(upstream, &own());
         let names: Vec<&str> = seen.iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["Location", "Docker-Content-Digest"]);
         assert_eq!(seen.first("Location"), Some("http://proxy:8080/v2/x"));
-    }
-
-    #[test]
-    fn the_namespace_stays_here() {
-        for (target, expected) in [
-            ("/v2/a/manifests/1?ns=r.example%3A5000", "/v2/a/manifests/1"),
-            (
-                "/v2/a/referrers/x?artifactType=a%2Fb&ns=r&n=1",
-                "/v2/a/referrers/x?artifactType=a%2Fb&n=1",
-            ),
-            (
-                "/v2/a/tags/list?nsx=1&last=ns",
-                "/v2/a/tags/list?nsx=1&last=ns",
-            ),
-            ("/v2/a/tags/list?", "/v2/a/tags/list?"),
-        ] {
-            assert_eq!(without_namespace(target), expected);
-        }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{CacheOutcome, Pull, fail, marked, stale_warning};
+use super::{CacheOutcome, Pull, fail, headers, marked, stale_warning};
 use crate::message::{Reply, RequestBody};
 use crate::oci::Route;
 use crate::upstream::exchange::HEAD_TIMEOUT;
@@ -76,9 +76,9 @@ fn cached(pull: &Pull<'_>, all: &[String], why: &UpstreamError) -> Option<Reply>
         .with(super::API_VERSION.0, super::API_VERSION.1)
         .with("Warning", stale_warning(why));
     if let (true, Some(last)) = (more, page.last()) {
-        let (own, path) = (&pull.exchange.own_address, pull.exchange.request.path());
-        let link = format!("<{own}{path}?n={}&last={last}>; rel=\"next\"", page.len());
-        reply.headers.set("Link", link);
+        let (own, path) = (&pull.exchange.own, &pull.exchange.path);
+        let next = format!("<{path}?n={}&last={last}>; rel=\"next\"", page.len());
+        reply.headers.set("Link", headers::rewrite_link(&next, own));
     }
     Some(marked(reply, CacheOutcome::Stale))
 }

@@ -12,6 +12,7 @@ mod listing;
 mod manifest;
 mod pull;
 mod push;
+mod registries;
 
 use std::fmt::Display;
 use std::io::Cursor;
@@ -22,13 +23,15 @@ use crate::cache::Cache;
 use crate::cache::fill::Refused;
 use crate::cache::flights::Flights;
 use crate::cache::names::Scope;
-use crate::config::CacheKey;
+use crate::config::{CacheKey, Settings, UpstreamAuth};
 use crate::log;
 use crate::message::{Answer, Body, Headers, Outcome, Reply, Request, RequestBody};
 use crate::oci::{ErrorCode, OciError, Registry, Repository, Route};
 use crate::upstream::client::Incoming;
 use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT, Upstream};
 use crate::upstream::{Stage, UpstreamError};
+use headers::Own;
+use registries::{Choice, Registries};
 
 /// Said in `Retry-After` when the proxy or its way out is at a limit.
 const RETRY_AFTER_SECONDS: &str = "5";
@@ -45,10 +48,10 @@ pub struct Proxy {
     parts: Arc<Parts>,
 }
 
-/// One registry, the way to it, and what is kept of it.
+/// The registries, the way to them, and what is kept of them.
 struct Parts {
     upstream: Arc<Upstream>,
-    registry: Option<Registry>,
+    registries: Registries,
     cache: Option<Arc<Cache>>,
     cache_key: CacheKey,
     manifests: Flights<manifest::Asked>,
@@ -56,23 +59,16 @@ struct Parts {
 }
 
 impl Proxy {
-    /// `registry`: none for the one that belongs to the identity. `trust_proxy_headers`: believe
-    /// what `Forwarded` and `X-Forwarded-*` say of the address the client sees.
-    pub fn new(
-        upstream: Arc<Upstream>,
-        registry: Option<Registry>,
-        cache: Option<Arc<Cache>>,
-        cache_key: CacheKey,
-        trust_proxy_headers: bool,
-    ) -> Self {
-        let manifests = Flights::default();
+    /// Of the settings those count that say what a request means.
+    pub fn new(upstream: Arc<Upstream>, cache: Option<Arc<Cache>>, settings: &Settings) -> Self {
+        let chained = settings.upstream_auth == UpstreamAuth::None;
         let parts = Parts {
             upstream,
-            registry,
+            registries: Registries::new(settings.registries.clone(), chained),
             cache,
-            cache_key,
-            manifests,
-            trust_proxy_headers,
+            cache_key: settings.cache_key.clone(),
+            manifests: Flights::default(),
+            trust_proxy_headers: settings.trust_proxy_headers,
         };
         Self {
             parts: Arc::new(parts),
@@ -81,11 +77,12 @@ impl Proxy {
 
     /// Decides what a request under `/v2` gets. Never blocks.
     pub fn decide(&self, request: &Request) -> Answer {
-        let route = match Route::parse(request.path()) {
-            Ok(route) => route,
+        let meant = match self.parts.registries.read(request, &|| self.parts.own_registry()) {
+            Ok(meant) => meant,
             Err(error) => return Answer::Now(refuse(&error)),
         };
-        let methods = route.methods();
+        let echo = meant.namespace.clone();
+        let methods = meant.route.methods();
         if !methods.contains(&request.method.as_str()) {
             let why = format!("{} is not possible here", request.method);
             let error = OciError::new(ErrorCode::Unsupported, why);
@@ -95,20 +92,43 @@ impl Proxy {
             let why = format!("{odd} in the request target: expected it percent-encoded");
             return Answer::Now(refuse(&OciError::new(ErrorCode::BadRequest, why)));
         }
-        if route == Route::Base {
+        if meant.route == Route::Base {
             let reply = Reply::new(200, "application/json", "{}");
-            return Answer::Now(reply.with(API_VERSION.0, API_VERSION.1));
+            let reply = reply.with(API_VERSION.0, API_VERSION.1);
+            return Answer::Now(echoed(reply, echo));
         }
         let exchange = Exchange {
             parts: Arc::clone(&self.parts),
-            partition: cache_key::partition(&self.parts.cache_key, request),
-            own_address: headers::own_address(request, self.parts.trust_proxy_headers),
-            headers: headers::for_upstream(&request.headers, &route),
+            partition: cache_key::partition(&self.parts.cache_key, request, &meant.path),
+            own: Own {
+                address: headers::own_address(request, self.parts.trust_proxy_headers),
+                prefix: meant.prefix,
+                parameter: meant.parameter,
+            },
+            headers: headers::for_upstream(&request.headers, &meant.route),
             request: request.clone(),
-            target: headers::without_namespace(&request.target),
-            route,
+            choice: meant.choice,
+            path: meant.path,
+            target: meant.target,
+            route: meant.route,
         };
-        Answer::Later(Box::new(move |body| exchange.run(body)))
+        Answer::Later(Box::new(move |body| echoed(exchange.run(body), echo)))
+    }
+}
+
+impl Parts {
+    /// The identity's registry, as far as it is known now. Touches memory only.
+    fn own_registry(&self) -> Option<Registry> {
+        let known = self.upstream.default_registry(Instant::now());
+        known.ok().or_else(|| self.cache.as_ref()?.remembered())
+    }
+}
+
+/// Says which registry the request named (distribution-spec "Registry Proxying").
+fn echoed(reply: Reply, namespace: Option<String>) -> Reply {
+    match namespace {
+        None => reply,
+        Some(namespace) => reply.with("OCI-Namespace", namespace),
     }
 }
 
@@ -117,11 +137,15 @@ struct Exchange {
     parts: Arc<Parts>,
     /// Of the tag entries.
     partition: String,
-    own_address: String,
+    own: Own,
     /// The client's fields as upstream gets them.
     headers: Headers,
     /// As the client sent it.
     request: Request,
+    choice: Choice,
+    /// The path without a registry's host in it.
+    path: String,
+    /// As upstream gets it.
     target: String,
     route: Route,
 }
@@ -132,6 +156,11 @@ impl Exchange {
             Ok(registry) => registry,
             Err(error) => return fail(&error),
         };
+        if let Choice::IfCalled(name) = &self.choice
+            && !registries::is_it(&registry, name)
+        {
+            return refuse(&registries::unknown(name));
+        }
         let pull = matches!(self.request.method.as_str(), "GET" | "HEAD");
         let Some(cache) = &self.parts.cache else {
             return self.forward_or_fail(&registry, body);
@@ -156,21 +185,16 @@ impl Exchange {
         }
     }
 
-    /// The registry that is asked for: the one that is set, that of the identity, or, before there
-    /// is an identity, the one the cache was filled from.
+    /// The registry that is asked for: the one the client names, the first that is set, that of the
+    /// identity, or, before there is an identity, the one the cache was filled from.
     fn registry(&self) -> Result<Registry, UpstreamError> {
-        if let Some(registry) = &self.parts.registry {
+        if let Choice::Known(registry) = &self.choice {
             return Ok(registry.clone());
         }
-        if let Ok(registry) = self.parts.upstream.default_registry(Instant::now()) {
-            return Ok(registry);
+        if let Some(registry) = self.parts.registries.default() {
+            return Ok(registry.clone());
         }
-        match self
-            .parts
-            .cache
-            .as_ref()
-            .and_then(|cache| cache.names.remembered_registry())
-        {
+        match self.parts.own_registry() {
             Some(registry) => Ok(registry),
             None => self
                 .parts
@@ -235,7 +259,7 @@ impl Exchange {
                 length: incoming.length,
             }
         };
-        let mut headers = headers::for_client(incoming.headers, &self.own_address);
+        let mut headers = headers::for_client(incoming.headers, &self.own);
         headers.set(API_VERSION.0, API_VERSION.1);
         if redirected {
             // A blob host speaks of its own object, not of the blob.
