@@ -312,7 +312,9 @@ fn readiness(
             let until = status
                 .expires
                 .map_or_else(|| "unknown".to_owned(), log::timestamp);
-            return Ok(format!("token of {who} until {until}; registries: {registries}"));
+            return Ok(format!(
+                "token of {who} until {until}; registries: {registries}"
+            ));
         }
         let why = status
             .last_error

@@ -169,11 +169,12 @@ pub(super) fn registries(settings: &mut Settings, text: &str) -> Result<(), Stri
     let mut registries: Vec<Registry> = Vec::new();
     for entry in list(text) {
         let shown = super::mask(entry);
-        let registry: Registry = entry
-            .parse()
-            .map_err(|why| format!("{shown} has {why}"))?;
+        let registry: Registry = entry.parse().map_err(|why| format!("{shown} has {why}"))?;
         // By its name it could not be told from the other.
-        if registries.iter().any(|other| is_same_host(other, &registry)) {
+        if registries
+            .iter()
+            .any(|other| is_same_host(other, &registry))
+        {
             return Err(format!("{shown} is there twice"));
         }
         registries.push(registry);

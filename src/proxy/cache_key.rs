@@ -85,7 +85,10 @@ mod tests {
     #[test]
     fn the_default_key_makes_no_partitions() {
         let any = request("GET", "/v2/a/manifests/1?ns=x", "h", "t");
-        assert_eq!(partition(&Settings::default().cache_key, &any, any.path()), "");
+        assert_eq!(
+            partition(&Settings::default().cache_key, &any, any.path()),
+            ""
+        );
     }
 
     #[test]
@@ -103,8 +106,7 @@ mod tests {
     fn what_the_key_names_tells_requests_apart() {
         let by_team = key("$uri$http_x_team");
         let path = "/v2/a/manifests/1";
-        let partition =
-            |host, team| partition(&by_team, &request("GET", path, host, team), path);
+        let partition = |host, team| partition(&by_team, &request("GET", path, host, team), path);
         let (one, two) = (partition("h", "one"), partition("h", "two"));
         let other_host = partition("i", "one");
         assert_eq!(one.len(), 16);

@@ -378,11 +378,23 @@ mod tests {
         assert_eq!(rewrite_url(path, &by_name), format!("{OWN}{path}"));
         for (url, expected) in [
             (path, format!("{OWN}{path}&ns=r.example%3A5000")),
-            ("https://r/v2/_catalog", format!("{OWN}/v2/_catalog?ns=r.example%3A5000")),
-            ("/v2/_catalog?n=1&ns=r", format!("{OWN}/v2/_catalog?n=1&ns=r")),
-            ("https://docs.example/help", "https://docs.example/help".into()),
+            (
+                "https://r/v2/_catalog",
+                format!("{OWN}/v2/_catalog?ns=r.example%3A5000"),
+            ),
+            (
+                "/v2/_catalog?n=1&ns=r",
+                format!("{OWN}/v2/_catalog?n=1&ns=r"),
+            ),
+            (
+                "https://docs.example/help",
+                "https://docs.example/help".into(),
+            ),
         ] {
-            assert_eq!(rewrite_link(&format!("<{url}>"), &by_name), format!("<{expected}>"));
+            assert_eq!(
+                rewrite_link(&format!("<{url}>"), &by_name),
+                format!("<{expected}>")
+            );
         }
     }
 

@@ -77,7 +77,11 @@ impl Proxy {
 
     /// Decides what a request under `/v2` gets. Never blocks.
     pub fn decide(&self, request: &Request) -> Answer {
-        let meant = match self.parts.registries.read(request, &|| self.parts.own_registry()) {
+        let meant = match self
+            .parts
+            .registries
+            .read(request, &|| self.parts.own_registry())
+        {
             Ok(meant) => meant,
             Err(error) => return Answer::Now(refuse(&error)),
         };

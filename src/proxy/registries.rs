@@ -72,19 +72,20 @@ impl Registries {
         let (prefix, by_path) = self.prefix(request.path(), own)?;
         let path = without_prefix(request.path(), &prefix);
         let route = Route::parse(&path)?;
-        let mut choice = by_path;
+        let mut named = by_path;
         let (mut parameter, mut namespace) = (None, None);
         if namespace_counts(&request.method, &route) {
             for (raw, name) in namespaces(request.query().unwrap_or_default()) {
                 let by_name = self.find(&name, own).ok_or_else(|| unknown(&name))?;
-                if choice != Choice::Default && choice != by_name {
+                if named.as_ref().is_some_and(|other| *other != by_name) {
                     let why = format!("{name:?} is not the only registry that the request names");
                     return Err(OciError::new(ErrorCode::NameUnknown, why));
                 }
-                choice = by_name;
+                named = Some(by_name);
                 (parameter, namespace) = (Some(raw), Some(name));
             }
         }
+        let choice = named.unwrap_or(Choice::Default);
         let target = self.target(request, &prefix, &route, &choice, own);
         Ok(Meant {
             choice,
@@ -102,8 +103,8 @@ impl Registries {
         &self,
         path: &str,
         own: &dyn Fn() -> Option<Registry>,
-    ) -> Result<(String, Choice), OciError> {
-        let none = Ok((String::new(), Choice::Default));
+    ) -> Result<(String, Option<Choice>), OciError> {
+        let none = Ok((String::new(), None));
         let Some(rest) = path.strip_prefix("/v2/") else {
             return none;
         };
@@ -112,7 +113,7 @@ impl Registries {
             return none;
         };
         match self.find(&name, own) {
-            Some(choice) => Ok((format!("{first}/"), choice)),
+            Some(choice) => Ok((format!("{first}/"), Some(choice))),
             None if name.contains(':') || EcrHost::parse(&name).is_some() => Err(unknown(&name)),
             None => none,
         }
@@ -138,8 +139,7 @@ impl Registries {
         }
         // One registry, reached under a name of its own (another proxy, a private endpoint, a
         // test): clients go on using the names that ECR gave to their images.
-        let stands_for_ecr =
-            self.list.len() == 1 && EcrHost::parse(default.authority()).is_none();
+        let stands_for_ecr = self.list.len() == 1 && EcrHost::parse(default.authority()).is_none();
         if !stands_for_ecr || EcrHost::parse(name).is_none() {
             return None;
         }
@@ -178,7 +178,7 @@ impl Registries {
         format!("{path}?{}", kept.join("&"))
     }
 
-    /// Who names registries by the path does so in `from` of a mount as well. Nothing can be mounted
+    /// Who names registries by the path does so in `from` of a mount, too. Nothing can be mounted
     /// from another registry: the blob is then uploaded as any other.
     fn translate_mount(
         &self,

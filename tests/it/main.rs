@@ -25,6 +25,7 @@ mod pages;
 mod pool;
 mod pull;
 mod push;
+mod registries;
 mod rewrite;
 mod secrets;
 mod standin;

@@ -1,3 +1,5 @@
+//! Every way to name a registry, and what names none.
+
 use super::*;
 use crate::message::{Certificate, Headers, Peer};
 
@@ -132,11 +134,17 @@ fn every_endpoint_can_carry_the_host() {
         ("/", "/v2/"),
         ("/_catalog?n=5", "/v2/_catalog?n=5"),
         ("/a/b/tags/list", "/v2/a/b/tags/list"),
-        ("/a/blobs/uploads/x?_state=%2B", "/v2/a/blobs/uploads/x?_state=%2B"),
+        (
+            "/a/blobs/uploads/x?_state=%2B",
+            "/v2/a/blobs/uploads/x?_state=%2B",
+        ),
     ] {
         let read = read(&two, &format!("/v2/other.example{path}")).unwrap();
         assert_eq!(read.choice, Choice::Known("other.example".parse().unwrap()));
-        assert_eq!((read.target.as_str(), read.prefix.as_str()), (expected, "other.example/"));
+        assert_eq!(
+            (read.target.as_str(), read.prefix.as_str()),
+            (expected, "other.example/")
+        );
     }
 }
 
@@ -152,12 +160,18 @@ fn a_push_names_its_registry_by_the_path_alone() {
     ] {
         let meant = two.read(&request(method, &target), &|| None).unwrap();
         let path = target.split('?').next().unwrap();
-        assert_eq!((meant.choice, meant.target.as_str()), (Choice::Default, path));
+        assert_eq!(
+            (meant.choice, meant.target.as_str()),
+            (Choice::Default, path)
+        );
         assert_eq!(meant.namespace, None);
     }
     let target = format!("/v2/other.example/{MANIFEST}");
     let meant = two.read(&request("PUT", &target), &|| None).unwrap();
-    assert_eq!(meant.choice, Choice::Known("other.example".parse().unwrap()));
+    assert_eq!(
+        meant.choice,
+        Choice::Known("other.example".parse().unwrap())
+    );
 }
 
 #[test]
@@ -166,7 +180,10 @@ fn a_mount_is_translated() {
     let post = |target: &str| two.read(&request("POST", target), &|| None).unwrap().target;
     let uploads = "/v2/a/blobs/uploads/";
     let mount = "?mount=sha256:0&from=";
-    assert_eq!(post(&format!("{uploads}{mount}b/c")), format!("{uploads}{mount}b/c"));
+    assert_eq!(
+        post(&format!("{uploads}{mount}b/c")),
+        format!("{uploads}{mount}b/c")
+    );
     let by_path = format!("/v2/{EU}/a/blobs/uploads/{mount}{EU}%2Fb%2Fc");
     assert_eq!(post(&by_path), format!("{uploads}{mount}b/c"));
     let foreign = format!("{uploads}{mount}other.example%3A5000%2Fb&x=1");
@@ -190,7 +207,10 @@ fn without_a_list_there_is_the_identitys_own() {
     let by_path = format!("/v2/{EU}/{MANIFEST}");
     assert_eq!(read(&by_path, Some(EU)), Ok(Choice::Default));
     assert_eq!(read(&by_path, None), Ok(Choice::IfCalled(EU.into())));
-    assert_eq!(read(&format!("/v2/{MANIFEST}?ns=docker.io"), None), Err(404));
+    assert_eq!(
+        read(&format!("/v2/{MANIFEST}?ns=docker.io"), None),
+        Err(404)
+    );
 }
 
 #[test]
@@ -206,7 +226,10 @@ fn a_registry_with_an_address_of_its_own_goes_by_ecrs_names() {
     let Choice::Known(found) = read(&chained, &format!("{plain}?ns={EU}")).unwrap().choice else {
         panic!("not the other proxy's");
     };
-    assert_eq!((found.url().as_str(), found.name()), ("http://site:8080", EU));
+    assert_eq!(
+        (found.url().as_str(), found.name()),
+        ("http://site:8080", EU)
+    );
     assert_eq!(found.namespace(), Some(EU));
     // With more than one in the list, it is closed by name.
     let two = list(&["http://127.0.0.1:5000", "http://127.0.0.1:5001"], false);

@@ -283,10 +283,23 @@ pub struct Standin {
 impl Standin {
     /// Starts the three servers on free ports of 127.0.0.1.
     pub fn start(options: Options) -> Self {
+        Self::start_with(options, None)
+    }
+
+    /// The same for a further registry of the same region: it takes the tokens of `other`.
+    pub fn start_beside(other: &Self, options: Options) -> Self {
+        Self::start_with(options, Some(&other.core))
+    }
+
+    fn start_with(options: Options, other: Option<&Arc<Core>>) -> Self {
         let sockets = [(); 3].map(|()| server::bind());
         let address = |index: usize| sockets[index].local_addr().expect("an address");
         let addresses = [address(0), address(1), address(2)];
-        let core = Arc::new(Core::new(options, addresses));
+        let mut core = Core::new(options, addresses);
+        if let Some(other) = other {
+            core.tokens = Arc::clone(&other.tokens);
+        }
+        let core = Arc::new(core);
         let mut servers = Server::ALL.into_iter();
         let listeners = sockets.map(|socket| {
             let server = servers.next().expect("a server for each socket");
