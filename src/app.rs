@@ -42,6 +42,8 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 const TOKEN_STACK_BYTES: usize = 512 * 1024;
 /// Stack of the sweep thread: manifests are parsed there.
 const SWEEP_STACK_BYTES: usize = 512 * 1024;
+/// Stack of the thread that fetches referrers: what a connection's thread does, and JSON.
+const REFERRERS_STACK_BYTES: usize = 512 * 1024;
 /// Where a container image keeps its volume.
 const DEFAULT_CACHE_DIR: &str = "/cache";
 /// Stack of the threads that only wait and pass on.
@@ -109,7 +111,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, String>
         tokens.clone(),
         cache.clone(),
         Arc::clone(&draining),
-    );
+    )?;
     let desk = Arc::new(Desk::default());
     let workers = |error| format!("workers: {error}");
     let pool = Pool::start(settings.workers, &desk, &decide, &on_lost).map_err(workers)?;
@@ -275,8 +277,16 @@ fn decide(
     tokens: Option<Arc<Tokens>>,
     cache: Option<Arc<Cache>>,
     draining: Arc<AtomicBool>,
-) -> Arc<Decide> {
+) -> Result<Arc<Decide>, String> {
     let proxy = Proxy::new(upstream, cache.clone(), settings);
+    if settings.fill_referrers && cache.is_some() {
+        let thread = Builder::new()
+            .name("referrers".into())
+            .stack_size(REFERRERS_STACK_BYTES);
+        thread
+            .spawn(proxy.referrers())
+            .map_err(|error| format!("thread referrers: {error}"))?;
+    }
     let version = serde_json::json!({
         "version": config::VERSION,
         "commit": config::COMMIT,
@@ -284,14 +294,14 @@ fn decide(
     });
     let readiness = readiness(tokens, cache, registries_shown(&settings.registries));
     let pages = Pages::new(readiness, draining, version.to_string());
-    Arc::new(move |request: &Request| {
+    Ok(Arc::new(move |request: &Request| {
         let path = request.path();
         if path == "/v2" || path.starts_with("/v2/") {
             proxy.decide(request)
         } else {
             Answer::Now(pages.answer(request))
         }
-    })
+    }))
 }
 
 fn readiness(

@@ -91,6 +91,8 @@ pub struct Settings {
     pub cache_key: CacheKey,
     /// `CACHE_TAG_TTL`
     pub cache_tag_ttl: TagTtl,
+    /// `FILL_REFERRERS`
+    pub fill_referrers: bool,
     /// `WORKERS`
     pub workers: usize,
     /// `LANES`
@@ -151,6 +153,7 @@ impl Settings {
             cache_max_size: 0,
             cache_key: CacheKey::uri(),
             cache_tag_ttl: TagTtl::For(Duration::ZERO),
+            fill_referrers: false,
             workers: 0,
             lanes: 0,
             max_connections: 0,

@@ -300,6 +300,12 @@ pub enum Reference {
     Tag(Tag),
 }
 
+impl From<Digest> for Reference {
+    fn from(digest: Digest) -> Self {
+        Self::Digest(digest)
+    }
+}
+
 impl FromStr for Reference {
     type Err = OciError;
 
@@ -410,6 +416,8 @@ pub enum ErrorCode {
     NameUnknown,
     /// No endpoint of the specification.
     NotFound,
+    /// `PAGINATION_NUMBER_INVALID`
+    PaginationNumberInvalid,
     /// `TAG_INVALID`
     TagInvalid,
     /// `TOOMANYREQUESTS`
@@ -429,6 +437,7 @@ impl ErrorCode {
             Self::NameInvalid => "NAME_INVALID",
             Self::NameUnknown => "NAME_UNKNOWN",
             Self::NotFound => "NOT_FOUND",
+            Self::PaginationNumberInvalid => "PAGINATION_NUMBER_INVALID",
             Self::TagInvalid => "TAG_INVALID",
             Self::TooManyRequests => "TOOMANYREQUESTS",
             Self::Unavailable => "UNAVAILABLE",
@@ -438,7 +447,11 @@ impl ErrorCode {
 
     const fn status(self) -> u16 {
         match self {
-            Self::BadRequest | Self::DigestInvalid | Self::NameInvalid | Self::TagInvalid => 400,
+            Self::BadRequest
+            | Self::DigestInvalid
+            | Self::NameInvalid
+            | Self::PaginationNumberInvalid
+            | Self::TagInvalid => 400,
             Self::Denied => 403,
             Self::NameUnknown | Self::NotFound => 404,
             Self::TooManyRequests => 429,

@@ -82,7 +82,7 @@ impl Cache {
             settings.max_fills,
         ));
         let remembered = names.remembered_registry();
-        let has_content = remembered.is_some() || !names.registries().is_empty();
+        let has_content = remembered.is_some() || names.has_repositories();
         Ok(Self {
             store,
             names,

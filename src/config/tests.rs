@@ -100,7 +100,7 @@ fn the_defaults() {
     assert_eq!(settings.renew_interval, Duration::from_secs(6 * 3600));
     assert_eq!(settings.listen_host.to_string(), "0.0.0.0");
     assert_eq!(settings.listen_port, 8080);
-    assert!(settings.trust_proxy_headers);
+    assert!(settings.trust_proxy_headers && !settings.fill_referrers);
     assert_eq!((settings.workers, settings.lanes), (8, 16));
     assert_eq!(settings.max_connections, 1024);
     assert_eq!((settings.max_exchanges, settings.max_uploads), (256, 128));
@@ -131,6 +131,7 @@ fn every_built_setting_arrives() {
             ("PORT", "0"),
             ("DISABLE_PROXY_HEADERS", "yes"),
             ("BLOB_HOSTS", "cdn.example"),
+            ("FILL_REFERRERS", "true"),
             ("WORKERS", "1"),
             ("LANES", "2"),
             ("MAX_CONNECTIONS", "3"),
@@ -160,7 +161,7 @@ fn every_built_setting_arrives() {
     assert_eq!(settings.renew_interval, Duration::from_secs(1800));
     assert_eq!(settings.listen_host.to_string(), "::");
     assert_eq!(settings.listen_port, 0);
-    assert!(!settings.trust_proxy_headers);
+    assert!(!settings.trust_proxy_headers && settings.fill_referrers);
     assert_eq!(settings.blob_hosts, ["cdn.example"]);
     assert_eq!((settings.workers, settings.lanes), (1, 2));
     assert_eq!(settings.max_connections, 3);

@@ -7,11 +7,15 @@
 mod blob;
 mod cache_key;
 mod conditional;
+mod follow;
 mod headers;
+mod links;
 mod listing;
 mod manifest;
+mod page;
 mod pull;
 mod push;
+mod referrers;
 mod registries;
 
 use std::fmt::Display;
@@ -30,7 +34,7 @@ use crate::oci::{ErrorCode, OciError, Registry, Repository, Route};
 use crate::upstream::client::Incoming;
 use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT, Upstream};
 use crate::upstream::{Stage, UpstreamError};
-use headers::Own;
+use links::Own;
 use registries::{Choice, Registries};
 
 /// Said in `Retry-After` when the proxy or its way out is at a limit.
@@ -55,6 +59,11 @@ struct Parts {
     cache: Option<Arc<Cache>>,
     cache_key: CacheKey,
     manifests: Flights<manifest::Asked>,
+    pages: Flights<page::Asked>,
+    /// Whose referrers are to be fetched, if they are.
+    follow: Option<follow::Queue>,
+    /// The upstreams are ECR itself.
+    is_ecr: bool,
     trust_proxy_headers: bool,
 }
 
@@ -68,11 +77,20 @@ impl Proxy {
             cache,
             cache_key: settings.cache_key.clone(),
             manifests: Flights::default(),
+            pages: Flights::default(),
+            follow: settings.fill_referrers.then(follow::Queue::default),
+            is_ecr: !chained,
             trust_proxy_headers: settings.trust_proxy_headers,
         };
         Self {
             parts: Arc::new(parts),
         }
+    }
+
+    /// The work of the thread `referrers`, which `FILL_REFERRERS` needs; it never returns.
+    pub fn referrers(&self) -> impl FnOnce() + Send + use<> {
+        let parts = Arc::clone(&self.parts);
+        move || follow::run(&parts)
     }
 
     /// Decides what a request under `/v2` gets. Never blocks.
@@ -96,6 +114,10 @@ impl Proxy {
             let why = format!("{odd} in the request target: expected it percent-encoded");
             return Answer::Now(refuse(&OciError::new(ErrorCode::BadRequest, why)));
         }
+        let target = match listing::target(&meant.route, &meant.target, self.parts.is_ecr) {
+            Ok(target) => target,
+            Err(error) => return Answer::Now(refuse(&error)),
+        };
         if meant.route == Route::Base {
             let reply = Reply::new(200, "application/json", "{}");
             let reply = reply.with(API_VERSION.0, API_VERSION.1);
@@ -105,7 +127,7 @@ impl Proxy {
             parts: Arc::clone(&self.parts),
             partition: cache_key::partition(&self.parts.cache_key, request, &meant.path),
             own: Own {
-                address: headers::own_address(request, self.parts.trust_proxy_headers),
+                address: links::own_address(request, self.parts.trust_proxy_headers),
                 prefix: meant.prefix,
                 parameter: meant.parameter,
             },
@@ -113,8 +135,9 @@ impl Proxy {
             request: request.clone(),
             choice: meant.choice,
             path: meant.path,
-            target: meant.target,
+            target,
             route: meant.route,
+            depth: 0,
         };
         Answer::Later(Box::new(move |body| echoed(exchange.run(body), echo)))
     }
@@ -152,6 +175,8 @@ struct Exchange {
     /// As upstream gets it.
     target: String,
     route: Route,
+    /// 0 for a client's; else how far from a client's image what is asked for was found.
+    depth: u8,
 }
 
 impl Exchange {
@@ -164,6 +189,13 @@ impl Exchange {
             && !registries::is_it(&registry, name)
         {
             return refuse(&registries::unknown(name));
+        }
+        match &self.route {
+            Route::Catalog | Route::Tags(_) => return listing::get(&self, &registry),
+            Route::Referrers(repository, digest) => {
+                return referrers::get(&self, &registry, repository, digest);
+            }
+            _ => {}
         }
         let pull = matches!(self.request.method.as_str(), "GET" | "HEAD");
         let Some(cache) = &self.parts.cache else {
@@ -179,8 +211,9 @@ impl Exchange {
             Route::Manifest(repository, reference) if pull => {
                 manifest::get(&context, repository, reference)
             }
-            Route::Catalog | Route::Tags(_) => listing::get(&context),
-            Route::Base | Route::Referrers(..) => self.forward_or_fail(&registry, body),
+            Route::Base | Route::Catalog | Route::Referrers(..) | Route::Tags(_) => {
+                self.forward_or_fail(&registry, body)
+            }
             Route::Blob(..) | Route::Manifest(..) | Route::Upload(_) | Route::Uploads(_) => {
                 let reply = self.forward_or_fail(&registry, body);
                 push::note(&context, &reply);
@@ -233,6 +266,16 @@ impl Exchange {
 
     /// Makes upstream's reply the client's: what both share here, what a route adds in its file.
     fn reply(&self, registry: &Registry, fetched: Fetched) -> Result<Reply, UpstreamError> {
+        self.reply_to(&self.request.method, registry, fetched)
+    }
+
+    /// The same for upstream's reply to another method.
+    fn reply_to(
+        &self,
+        method: &str,
+        registry: &Registry,
+        fetched: Fetched,
+    ) -> Result<Reply, UpstreamError> {
         let Fetched {
             reply: incoming,
             redirected,
@@ -249,11 +292,11 @@ impl Exchange {
             _ => Some(Stage::Transfer),
         };
         if let Some(stage) = stage {
-            let reason = format!("answered {} to a {}", incoming.status, self.request.method);
+            let reason = format!("answered {} to a {method}", incoming.status);
             let to = registry.url();
             return Err(UpstreamError { stage, to, reason });
         }
-        let body = if self.request.method == "HEAD" {
+        let body = if method == "HEAD" {
             Body::Empty {
                 length: incoming.length,
             }
@@ -277,14 +320,13 @@ impl Exchange {
         };
         match &self.route {
             Route::Blob(_, digest) => Ok(pull::blob(reply, digest)),
-            Route::Manifest(_, reference)
-                if matches!(self.request.method.as_str(), "GET" | "HEAD") =>
-            {
+            Route::Manifest(_, reference) if matches!(method, "GET" | "HEAD") => {
                 pull::manifest(reply, reference, registry)
             }
             Route::Catalog | Route::Tags(_) => Ok(listing::names(reply)),
             Route::Uploads(_) | Route::Upload(_) | Route::Manifest(..) => Ok(push::reply(reply)),
-            Route::Base | Route::Referrers(..) => Ok(reply),
+            Route::Referrers(..) => Ok(referrers::list(reply)),
+            Route::Base => Ok(reply),
         }
     }
 }

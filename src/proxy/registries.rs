@@ -229,10 +229,10 @@ pub(super) fn unknown(name: &str) -> OciError {
 }
 
 /// A push names its registry by the path alone (containerd sends it no `ns`); what was begun there
-/// must be asked for there.
+/// must be asked for there. And a ping asks for no registry in particular.
 fn namespace_counts(method: &str, route: &Route) -> bool {
-    let upload = matches!(route, Route::Upload(_) | Route::Uploads(_));
-    matches!(method, "GET" | "HEAD") && !upload
+    let no_matter = matches!(route, Route::Base | Route::Upload(_) | Route::Uploads(_));
+    matches!(method, "GET" | "HEAD") && !no_matter
 }
 
 fn without_prefix(path: &str, prefix: &str) -> String {
@@ -267,7 +267,7 @@ fn is_hostlike(name: &str) -> bool {
 }
 
 /// Without percent-encoding; none when the encoding is broken, or hides anything but visible ASCII.
-fn decoded(text: &str) -> Option<String> {
+pub(super) fn decoded(text: &str) -> Option<String> {
     let mut parts = text.split('%');
     let mut plain = parts.next()?.to_owned();
     for part in parts {
