@@ -27,6 +27,7 @@ use crate::config::{self, CacheDir, Settings, UpstreamAuth};
 use crate::door::{Door, Drained, Lanes, Limits, Tls, TlsFiles};
 use crate::log;
 use crate::message::{Answer, Desk, Request};
+use crate::oci::Registry;
 use crate::pages::{self, Pages, Readiness};
 use crate::pool::{Decide, Pool};
 use crate::proxy::Proxy;
@@ -47,6 +48,8 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 const TOKEN_STACK_BYTES: usize = 512 * 1024;
 /// Stack of the sweep thread: manifests are parsed there.
 const SWEEP_STACK_BYTES: usize = 512 * 1024;
+/// Stack of the thread that fetches referrers: what a connection's thread does, and JSON.
+const REFERRERS_STACK_BYTES: usize = 512 * 1024;
 /// Where a container image keeps its volume.
 const DEFAULT_CACHE_DIR: &str = "/cache";
 /// Stack of the threads that only wait and pass on.
@@ -136,7 +139,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, Failure
         tokens.clone(),
         cache.clone(),
         Arc::clone(&draining),
-    );
+    )?;
     let desk = Arc::new(Desk::default());
     let workers = |error| format!("workers: {error}");
     let pool = Pool::start(settings.workers, &desk, &decide, &on_lost).map_err(workers)?;
@@ -201,10 +204,7 @@ fn way_out(settings: &Settings, pool: usize) -> Result<Client, String> {
 }
 
 fn announce(settings: &Settings, bound: SocketAddr, connections: usize) {
-    let registry = settings.registry.as_ref().map_or_else(
-        || "that of the identity".to_owned(),
-        |registry| registry.url(),
-    );
+    let registry = registries_shown(&settings.registries);
     log::info(
         &format!("listening on {bound}"),
         &[
@@ -256,6 +256,15 @@ fn open_logins(
     Ok(Some(logins))
 }
 
+/// The default one first.
+fn registries_shown(registries: &[Registry]) -> String {
+    if registries.is_empty() {
+        return "that of the identity".to_owned();
+    }
+    let urls: Vec<String> = registries.iter().map(Registry::url).collect();
+    urls.join(",")
+}
+
 fn on_lost(events: &Sender<Event>) -> Arc<dyn Fn(&str) + Send + Sync> {
     // Sender is Sync, and a closed channel means that the process is ending anyway.
     let events = events.clone();
@@ -291,7 +300,7 @@ fn start_tokens(
     let config = TokenConfig {
         aws: settings.aws.clone(),
         renew_interval: settings.renew_interval,
-        registry: settings.registry.clone(),
+        registry: settings.registries.first().cloned(),
     };
     let tokens = Tokens::new(config, Arc::new(Arc::clone(client)), Arc::new(SystemClock));
     let (running, on_lost) = (Arc::clone(&tokens), Arc::clone(on_lost));
@@ -337,6 +346,7 @@ fn open_cache(
         quota: settings.cache_max_size,
         tag_ttl: settings.cache_tag_ttl,
         max_fills: settings.max_fills,
+        default_registry: settings.registries.first().cloned(),
     };
     let cache = match Cache::open(&directory, kept, Arc::clone(upstream)) {
         Ok(cache) => Arc::new(cache),
@@ -379,23 +389,24 @@ fn decide(
     tokens: Option<Arc<Tokens>>,
     cache: Option<Arc<Cache>>,
     draining: Arc<AtomicBool>,
-) -> Arc<Decide> {
-    let proxy = Proxy::new(
-        access,
-        upstream,
-        settings.registry.clone(),
-        cache.clone(),
-        settings.cache_key.clone(),
-        settings.trust_proxy_headers,
-        settings.outbound.blob_redirect,
-    );
+) -> Result<Arc<Decide>, String> {
+    let proxy = Proxy::new(access, upstream, cache.clone(), settings);
+    if settings.fill_referrers && cache.is_some() {
+        let thread = Builder::new()
+            .name("referrers".into())
+            .stack_size(REFERRERS_STACK_BYTES);
+        thread
+            .spawn(proxy.referrers())
+            .map_err(|error| format!("thread referrers: {error}"))?;
+    }
     let version = serde_json::json!({
         "version": config::VERSION,
         "commit": config::COMMIT,
         "build_date": config::build_date(),
     });
-    let pages = Pages::new(readiness(tokens, cache), draining, version.to_string());
-    Arc::new(move |request: &Request| {
+    let readiness = readiness(tokens, cache, registries_shown(&settings.registries));
+    let pages = Pages::new(readiness, draining, version.to_string());
+    Ok(Arc::new(move |request: &Request| {
         if let Some(refusal) = pages::refusal_without_certificate(request) {
             return Answer::Now(refusal);
         }
@@ -405,12 +416,17 @@ fn decide(
         } else {
             Answer::Now(pages.answer(request))
         }
-    })
+    }))
 }
 
-fn readiness(tokens: Option<Arc<Tokens>>, cache: Option<Arc<Cache>>) -> Box<Readiness> {
+fn readiness(
+    tokens: Option<Arc<Tokens>>,
+    cache: Option<Arc<Cache>>,
+    registries: String,
+) -> Box<Readiness> {
     let Some(tokens) = tokens else {
-        return Box::new(|| Ok("the upstream needs no token".to_owned()));
+        let text = format!("the upstream needs no token; registries: {registries}");
+        return Box::new(move || Ok(text.clone()));
     };
     Box::new(move || {
         let status = tokens.status();
@@ -424,7 +440,9 @@ fn readiness(tokens: Option<Arc<Tokens>>, cache: Option<Arc<Cache>>) -> Box<Read
             let source = status
                 .source
                 .unwrap_or_else(|| "an unknown source".to_owned());
-            return Ok(format!("token of {who} via {source} until {until}"));
+            return Ok(format!(
+                "token of {who} via {source} until {until}; registries: {registries}"
+            ));
         }
         let why = status
             .last_error

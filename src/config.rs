@@ -67,8 +67,8 @@ const SHOWN_CHARACTERS_MAX: usize = 200;
 /// Everything a user can set, checked.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// `ECR`; none: the registry that the token names.
-    pub registry: Option<Registry>,
+    /// `ECR`, the default one first; none: the registry that the token names.
+    pub registries: Vec<Registry>,
     /// `UPSTREAM_AUTH`
     pub upstream_auth: UpstreamAuth,
     /// What clients may do.
@@ -97,6 +97,8 @@ pub struct Settings {
     pub cache_key: CacheKey,
     /// `CACHE_TAG_TTL`
     pub cache_tag_ttl: TagTtl,
+    /// `FILL_REFERRERS`
+    pub fill_referrers: bool,
     /// `WORKERS`
     pub workers: usize,
     /// `LANES`
@@ -142,7 +144,7 @@ impl Settings {
     /// Something for the table to write its defaults on.
     fn unset() -> Self {
         Self {
-            registry: None,
+            registries: Vec::new(),
             upstream_auth: UpstreamAuth::Ecr,
             access: AccessSettings::default(),
             aws: AwsSettings::default(),
@@ -157,6 +159,7 @@ impl Settings {
             cache_max_size: 0,
             cache_key: CacheKey::uri(),
             cache_tag_ttl: TagTtl::For(Duration::ZERO),
+            fill_referrers: false,
             workers: 0,
             lanes: 0,
             max_connections: 0,

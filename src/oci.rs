@@ -30,13 +30,23 @@ impl Scheme {
             Self::Https => "https",
         }
     }
+
+    /// The port when none is named.
+    pub const fn port(self) -> u16 {
+        match self {
+            Self::Http => 80,
+            Self::Https => 443,
+        }
+    }
 }
 
-/// A registry's address: scheme, host and port.
+/// A registry: the address where it is asked, and the name it goes by, which differ only where
+/// another proxy at that address serves it among others.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Registry {
     scheme: Scheme,
     authority: String,
+    namespace: Option<String>,
 }
 
 impl Registry {
@@ -59,11 +69,41 @@ impl Registry {
     pub fn url(&self) -> String {
         format!("{}://{}", self.scheme.as_str(), self.authority)
     }
+
+    /// What it is known by: its authority, or what [`serving`](Self::serving) names.
+    pub fn name(&self) -> &str {
+        self.namespace.as_deref().unwrap_or(&self.authority)
+    }
+
+    /// The registry that the other proxy at this address is to be asked for (`ns`).
+    pub fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
+    }
+
+    /// The registry `name`, as the other proxy at this address serves it.
+    #[must_use]
+    pub fn serving(&self, name: &str) -> Self {
+        Self {
+            namespace: Some(name.to_ascii_lowercase()),
+            ..self.clone()
+        }
+    }
+
+    /// True when `authority`, a host in any case with an optional port, is its name. A port that is
+    /// left out is that of the scheme.
+    pub fn is_called(&self, authority: &str) -> bool {
+        let port = |text: &str| match split_port(text).1 {
+            Some(port) => port.parse().ok(),
+            None => Some(self.scheme.port()),
+        };
+        let name = self.name();
+        host_of(authority).eq_ignore_ascii_case(host_of(name)) && port(authority) == port(name)
+    }
 }
 
 impl fmt::Display for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.authority)
+        f.write_str(self.name())
     }
 }
 
@@ -88,6 +128,7 @@ impl FromStr for Registry {
         Ok(Self {
             scheme,
             authority: authority.to_ascii_lowercase(),
+            namespace: None,
         })
     }
 }
@@ -259,6 +300,12 @@ pub enum Reference {
     Tag(Tag),
 }
 
+impl From<Digest> for Reference {
+    fn from(digest: Digest) -> Self {
+        Self::Digest(digest)
+    }
+}
+
 impl FromStr for Reference {
     type Err = OciError;
 
@@ -369,6 +416,8 @@ pub enum ErrorCode {
     NameUnknown,
     /// No endpoint of the specification.
     NotFound,
+    /// `PAGINATION_NUMBER_INVALID`
+    PaginationNumberInvalid,
     /// `TAG_INVALID`
     TagInvalid,
     /// `TOOMANYREQUESTS`
@@ -390,6 +439,7 @@ impl ErrorCode {
             Self::NameInvalid => "NAME_INVALID",
             Self::NameUnknown => "NAME_UNKNOWN",
             Self::NotFound => "NOT_FOUND",
+            Self::PaginationNumberInvalid => "PAGINATION_NUMBER_INVALID",
             Self::TagInvalid => "TAG_INVALID",
             Self::TooManyRequests => "TOOMANYREQUESTS",
             Self::Unauthorized => "UNAUTHORIZED",
@@ -400,7 +450,11 @@ impl ErrorCode {
 
     const fn status(self) -> u16 {
         match self {
-            Self::BadRequest | Self::DigestInvalid | Self::NameInvalid | Self::TagInvalid => 400,
+            Self::BadRequest
+            | Self::DigestInvalid
+            | Self::NameInvalid
+            | Self::PaginationNumberInvalid
+            | Self::TagInvalid => 400,
             Self::Denied => 403,
             Self::NameUnknown | Self::NotFound => 404,
             Self::TooManyRequests => 429,

@@ -160,7 +160,7 @@ impl Fills {
         if first {
             self.begin(&growing);
         }
-        let same = growing.is_for(&wanted.repository);
+        let same = growing.is_for(wanted.scope());
         match growing.wait_until_begun(deadline) {
             // What upstream says of the other repository says nothing of ours.
             Joined::Failed(_) | Joined::Refused(_) | Joined::Bypass(_) if !same => {
@@ -253,9 +253,9 @@ impl Fills {
 }
 
 impl Growing {
-    /// True when upstream was asked for the blob in this repository.
-    pub fn is_for(&self, repository: &Repository) -> bool {
-        self.wanted.repository == *repository
+    /// True when upstream was asked for the blob in this repository of this registry.
+    pub fn is_for(&self, scope: Scope<'_>) -> bool {
+        self.wanted.scope() == scope
     }
 
     /// Bytes in all; 0 until upstream has answered.

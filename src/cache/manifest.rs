@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::oci::Digest;
 
@@ -30,6 +30,37 @@ pub fn named_by(manifest: &[u8]) -> Vec<(Digest, Option<String>)> {
     let mut seen = HashSet::new();
     named.retain(|(digest, _)| seen.insert(digest.clone()));
     named
+}
+
+/// What a list of referrers says of a manifest, if that refers to `subject` (distribution-spec
+/// "Listing Referrers").
+pub fn referrer(
+    manifest: &[u8],
+    subject: &Digest,
+    digest: &Digest,
+    media_type: &str,
+) -> Option<Value> {
+    let document: Value = serde_json::from_slice(manifest).ok()?;
+    if word(document.get("subject")?, "digest")? != subject.as_str() {
+        return None;
+    }
+    let mut descriptor = json!({
+        "mediaType": media_type,
+        "digest": digest.as_str(),
+        "size": manifest.len(),
+    });
+    let config = document
+        .get("config")
+        .and_then(|config| word(config, "mediaType"));
+    let artifact_type = word(&document, "artifactType").filter(|kind| !kind.is_empty());
+    let fields = descriptor.as_object_mut()?;
+    if let Some(artifact_type) = artifact_type.or(config) {
+        fields.insert("artifactType".to_owned(), artifact_type.into());
+    }
+    if let Some(annotations) = document.get("annotations").filter(|a| a.is_object()) {
+        fields.insert("annotations".to_owned(), annotations.clone());
+    }
+    Some(descriptor)
 }
 
 fn list<'a>(document: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> {
@@ -73,6 +104,34 @@ mod tests {
         assert_eq!(named(&old), [(digest(6), None)]);
         let artifact = serde_json::json!({"blobs": [{"digest": digest(7)}]});
         assert_eq!(named(&artifact), [(digest(7), None)]);
+    }
+
+    #[test]
+    fn a_referrer_is_described_as_registries_do() {
+        let (subject, own): (Digest, Digest) =
+            (digest(1).parse().unwrap(), digest(2).parse().unwrap());
+        let describe = |document: &Value| {
+            let text = document.to_string();
+            let size = text.len();
+            referrer(text.as_bytes(), &subject, &own, "a/b").map(|found| (found, size))
+        };
+        let signature = serde_json::json!({"subject": {"digest": digest(1)},
+            "artifactType": "sig/x", "config": {"mediaType": "c/d"}, "annotations": {"k": "v"}});
+        let (found, size) = describe(&signature).unwrap();
+        let expected = serde_json::json!({"mediaType": "a/b", "digest": digest(2), "size": size,
+            "artifactType": "sig/x", "annotations": {"k": "v"}});
+        assert_eq!(found, expected);
+        let by_config = serde_json::json!({"subject": {"digest": digest(1)},
+            "artifactType": "", "config": {"mediaType": "c/d"}});
+        assert_eq!(describe(&by_config).unwrap().0["artifactType"], "c/d");
+        for other in [
+            serde_json::json!({"subject": {"digest": digest(3)}}),
+            serde_json::json!({"subject": null}),
+            serde_json::json!({"config": {}}),
+            serde_json::json!([]),
+        ] {
+            assert_eq!(describe(&other), None, "{other}");
+        }
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub struct Settings {
     pub tag_ttl: TagTtl,
     /// Downloads at a time.
     pub max_fills: usize,
+    /// The registry to remember for a start without network; none: whichever is used.
+    pub default_registry: Option<Registry>,
 }
 
 /// The cache: its parts and its rules about time.
@@ -80,6 +82,7 @@ impl Cache {
             settings.max_fills,
         ));
         let remembered = names.remembered_registry();
+        let has_content = remembered.is_some() || names.has_repositories();
         Ok(Self {
             store,
             names,
@@ -87,7 +90,7 @@ impl Cache {
             fills,
             negative: negative::Negative::default(),
             settings,
-            has_content: AtomicBool::new(remembered.is_some()),
+            has_content: AtomicBool::new(has_content),
             remembered: Mutex::new(remembered),
             pushes: AtomicU64::new(0),
         })
@@ -120,9 +123,20 @@ impl Cache {
         }
     }
 
-    /// Something of `registry` was kept: without a network it is known from now on.
+    /// The registry that was the default one when something was last kept; from memory.
+    pub fn remembered(&self) -> Option<Registry> {
+        let remembered = self.remembered.lock();
+        remembered.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Something of `registry` was kept: without a network it is known from now on, if it is the
+    /// default one.
     pub fn remember(&self, registry: &Registry) {
         self.has_content.store(true, Ordering::Relaxed);
+        let default = &self.settings.default_registry;
+        if default.as_ref().is_some_and(|default| default != registry) {
+            return;
+        }
         {
             let mut remembered = self
                 .remembered

@@ -7,6 +7,8 @@
 //!
 //! Locks: the set of files being rewritten, held for set operations; never across I/O.
 
+mod pages;
+
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
@@ -14,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::SystemTime;
 
+pub use self::pages::{LIST_BYTES_MAX, List, Page};
 use super::files;
 pub use super::manifest::named_by;
 pub use super::tagfile::TagEntry;
@@ -28,6 +31,12 @@ const LINK_BYTES_MAX: u64 = 256;
 const BLOB_LINK: &str = "-\n";
 const TAGS: &str = "_tags";
 const LINKS: &str = "_links";
+/// Hold pages of lists, and nothing that makes a repository one of the cache's.
+const CATALOG: &str = "_catalog";
+const LISTS: &str = "_lists";
+const REFERRERS: &str = "_referrers";
+/// Empty: the registry has no referrers API.
+const NO_REFERRERS: &str = "_no-referrers-api";
 /// Holds the registry's URL; no registry's name begins with a dot.
 const REMEMBERED: &str = ".registry";
 
@@ -229,6 +238,25 @@ impl Names {
         tags
     }
 
+    /// The manifests of a repository: digest and media type.
+    pub fn manifests(&self, scope: Scope<'_>) -> Vec<(Digest, String)> {
+        let links = self.link_uses(scope).into_iter();
+        let manifests = links.filter(|link| link.manifest).filter_map(|link| {
+            let media_type = self.link(scope, &link.digest)?.media_type?;
+            Some((link.digest, media_type))
+        });
+        manifests.collect()
+    }
+
+    /// True when there is a repository of any registry here. Does not look into it.
+    pub fn has_repositories(&self) -> bool {
+        let registries = folder_names(&self.repos);
+        registries.iter().any(|registry| {
+            let children = folder_names(&self.repos.join(registry));
+            children.iter().any(|child| !child.starts_with('_'))
+        })
+    }
+
     /// The repositories of a registry of which something is known, sorted.
     pub fn repositories(&self, registry: &Registry) -> Vec<String> {
         let Some(root) = self.registry_path(registry) else {
@@ -278,10 +306,10 @@ impl Names {
     }
 
     fn registry_path(&self, registry: &Registry) -> Option<PathBuf> {
-        let authority = registry.authority();
+        let name = registry.name();
         // `.` and `..` pass as host names, and a leading dot is ours.
-        let safe = authority.len() <= COMPONENT_BYTES_MAX && !authority.starts_with(['.', '_']);
-        (safe && !authority.contains('/')).then(|| self.repos.join(authority))
+        let safe = name.len() <= COMPONENT_BYTES_MAX && !name.starts_with(['.', '_']);
+        (safe && !name.contains('/')).then(|| self.repos.join(name))
     }
 
     fn folder(&self, scope: Scope<'_>) -> Option<PathBuf> {
@@ -411,6 +439,11 @@ impl Names {
             let _ = fs::remove_dir(tags);
         }
         let _ = fs::remove_dir(folder.join(LINKS));
+        if partitions(&folder).is_empty() && !folder.join(LINKS).exists() {
+            for pages in [LISTS, REFERRERS] {
+                let _ = fs::remove_dir_all(folder.join(pages));
+            }
+        }
         let mut folder = folder.as_path();
         // Not empty is the usual end: another repository lives below.
         while folder != self.repos && fs::remove_dir(folder).is_ok() {

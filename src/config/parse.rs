@@ -11,6 +11,9 @@ use crate::oci::{self, Registry, Scheme};
 
 /// Most entries of `BLOB_HOSTS`: every redirect is held against each of them.
 const BLOB_HOSTS_MAX: usize = 64;
+/// Entries of `ECR`: as many as regions can have a token at a time.
+const REGISTRIES_MAX: usize = 64;
+
 /// Reads `text` for `setting` and stores it.
 ///
 /// The error is the part of a fault after `NAME=value: `.
@@ -162,14 +165,30 @@ pub(super) fn list(text: &str) -> impl Iterator<Item = &str> {
         .filter(|item| !item.is_empty())
 }
 
-pub(super) fn registry(settings: &mut Settings, text: &str) -> Result<(), String> {
-    let mut entries = list(text);
-    let first = entries.next().ok_or("")?;
-    if entries.next().is_some() {
-        return Err("several registries are not built yet in this version".to_owned());
+pub(super) fn registries(settings: &mut Settings, text: &str) -> Result<(), String> {
+    let mut registries: Vec<Registry> = Vec::new();
+    for entry in list(text) {
+        let shown = super::mask(entry);
+        let registry: Registry = entry.parse().map_err(|why| format!("{shown} has {why}"))?;
+        // By its name it could not be told from the other.
+        if registries
+            .iter()
+            .any(|other| is_same_host(other, &registry))
+        {
+            return Err(format!("{shown} is there twice"));
+        }
+        registries.push(registry);
     }
-    settings.registry = Some(first.parse().map_err(|why| format!("this has {why}"))?);
+    match registries.len() {
+        0 => return Err(String::new()),
+        count if count > REGISTRIES_MAX => return Err(format!("these are {count}")),
+        _ => settings.registries = registries,
+    }
     Ok(())
+}
+
+fn is_same_host(one: &Registry, other: &Registry) -> bool {
+    one.is_called(other.name()) || other.is_called(one.name())
 }
 
 pub(super) fn upstream_auth(settings: &mut Settings, text: &str) -> Result<(), String> {

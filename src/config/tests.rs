@@ -97,12 +97,12 @@ fn the_defaults() {
         format!("{settings:?}"),
         format!("{:?}", Settings::default())
     );
-    assert_eq!(settings.registry, None);
+    assert!(settings.registries.is_empty());
     assert_eq!(settings.upstream_auth, UpstreamAuth::Ecr);
     assert_eq!(settings.renew_interval, Duration::from_secs(6 * 3600));
     assert_eq!(settings.listen_host.to_string(), "0.0.0.0");
     assert_eq!(settings.listen_port, 8080);
-    assert!(settings.trust_proxy_headers);
+    assert!(settings.trust_proxy_headers && !settings.fill_referrers);
     assert_eq!((settings.workers, settings.lanes), (8, 16));
     assert_eq!(settings.max_connections, 1024);
     assert_eq!((settings.max_exchanges, settings.max_uploads), (256, 128));
@@ -122,7 +122,7 @@ fn every_built_setting_arrives() {
     let settings = read(
         &[],
         &[
-            ("ECR", "http://Registry.local:5000/"),
+            ("ECR", "http://Registry.local:5000/, b.example,"),
             ("UPSTREAM_AUTH", "None"),
             ("AWS_DEFAULT_REGION", "eu-west-1"),
             ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
@@ -144,6 +144,7 @@ fn every_built_setting_arrives() {
             ("HTTPS_PROXY", "http://user:word@secure.example:3128"),
             ("http_proxy", "plain.example"),
             ("NO_PROXY", "10.0.0.0/8"),
+            ("FILL_REFERRERS", "true"),
             ("WORKERS", "1"),
             ("LANES", "2"),
             ("MAX_CONNECTIONS", "3"),
@@ -166,11 +167,13 @@ fn every_built_setting_arrives() {
         (tls.key, tls.client_ca),
         (path("/tls/tls.key"), path("/tls/ca.crt"))
     );
-    let registry = settings.registry.unwrap();
+    let registry = &settings.registries[0];
     assert_eq!(
         (registry.scheme(), registry.authority()),
         (Scheme::Http, "registry.local:5000")
     );
+    assert_eq!(settings.registries[1].url(), "https://b.example");
+    assert_eq!(settings.registries.len(), 2);
     assert_eq!(settings.upstream_auth, UpstreamAuth::None);
     let aws = settings.aws;
     assert_eq!(aws.region.as_deref(), Some("eu-west-1"));
@@ -183,7 +186,7 @@ fn every_built_setting_arrives() {
     assert_eq!(settings.renew_interval, Duration::from_secs(1800));
     assert_eq!(settings.listen_host.to_string(), "::");
     assert_eq!(settings.listen_port, 0);
-    assert!(!settings.trust_proxy_headers);
+    assert!(!settings.trust_proxy_headers && settings.fill_referrers);
     assert_eq!(settings.blob_hosts, ["cdn.example"]);
     let access = settings.access;
     assert_eq!(access.auth_file, Some(PathBuf::from("/not/read/here")));
@@ -431,13 +434,11 @@ fn times_hold_at_both_ends() {
 #[test]
 fn texts_have_a_form() {
     for (name, bad, expected) in [
-        (
-            "ECR",
-            "a.example,b.example",
-            "several registries are not built yet",
-        ),
-        ("ECR", "ftp://h", "this has a scheme other than"),
-        ("ECR", ",", "expected one registry"),
+        ("ECR", "ftp://h", "ftp://h has a scheme other than"),
+        ("ECR", "a.example,b c", "b c has not a host name"),
+        ("ECR", "a.example,http://A.example:443", "is there twice"),
+        ("ECR", "a.example:443,A.example", "is there twice"),
+        ("ECR", ",", "expected at most 64 of"),
         ("UPSTREAM_AUTH", "basic", "expected ecr or none"),
         ("AWS_REGION", "eu west", "such as eu-west-1"),
         ("AWS_REGION", "evil.example/", "such as eu-west-1"),

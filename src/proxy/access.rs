@@ -51,8 +51,8 @@ impl Access {
     }
 
     /// Refuses what `ALLOW_REPOSITORIES` leaves out: the repository of the route, and each one that
-    /// a blob is to be mounted from.
-    pub(super) fn check(&self, request: &Request, route: &Route) -> Result<(), OciError> {
+    /// a blob is to be mounted from. `target` and `route` are without a registry's host in them.
+    pub(super) fn check(&self, target: &str, route: &Route) -> Result<(), OciError> {
         if self.shows_everything() {
             return Ok(());
         }
@@ -65,7 +65,8 @@ impl Access {
         if !matches!(route, Route::Upload(_) | Route::Uploads(_)) {
             return Ok(());
         }
-        for from in mounted_from(request.query().unwrap_or_default()) {
+        let query = target.split_once('?').map_or("", |(_, query)| query);
+        for from in mounted_from(query) {
             let source: Option<Repository> = from.parse().ok();
             if !source.is_some_and(|source| self.allows(&source)) {
                 return Err(denied(&from));
@@ -186,7 +187,7 @@ mod tests {
     fn is_denied(access: &Access, target: &str) -> bool {
         let request = request(target);
         let route = Route::parse(request.path()).unwrap();
-        match access.check(&request, &route) {
+        match access.check(&request.target, &route) {
             Ok(()) => false,
             Err(error) => {
                 assert_eq!((error.code, error.status), (ErrorCode::Denied, 403));

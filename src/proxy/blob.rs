@@ -47,7 +47,7 @@ pub(super) fn get(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> 
         digest: digest.clone(),
     };
     match pull.cache.fills.join(&wanted) {
-        Joined::Growing(growing) if growing.is_for(repository) => {
+        Joined::Growing(growing) if growing.is_for(wanted.scope()) => {
             growing_reply(pull, digest, &growing)
         }
         Joined::Growing(growing) => match belonging(pull, repository, digest) {

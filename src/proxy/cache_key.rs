@@ -11,11 +11,14 @@ use crate::oci;
 const PARTITION_BYTES: usize = 8;
 
 /// The partition's name; empty for the default key, under which all requests share one.
-pub(super) fn partition(key: &CacheKey, request: &Request) -> String {
+///
+/// `path` is that of the request without a registry's host in it: the registry is part of every
+/// entry's place, however the client names it.
+pub(super) fn partition(key: &CacheKey, request: &Request, path: &str) -> String {
     if key.is_default() {
         return String::new();
     }
-    let rendered = render(key, request);
+    let rendered = render(key, request, path);
     let digest = ring::digest::digest(&ring::digest::SHA256, rendered.as_bytes());
     let bytes = digest.as_ref().iter().take(PARTITION_BYTES);
     bytes.fold(String::new(), |mut hex, byte| {
@@ -24,7 +27,7 @@ pub(super) fn partition(key: &CacheKey, request: &Request) -> String {
     })
 }
 
-fn render(key: &CacheKey, request: &Request) -> String {
+fn render(key: &CacheKey, request: &Request, path: &str) -> String {
     let mut text = String::new();
     for part in key.parts() {
         match part {
@@ -46,7 +49,7 @@ fn render(key: &CacheKey, request: &Request) -> String {
             KeyPart::Scheme => text.push_str(if request.peer.tls { "https" } else { "http" }),
             KeyPart::Target => text.push_str(&request.target),
             KeyPart::Text(own) => text.push_str(own),
-            KeyPart::Uri => text.push_str(request.path()),
+            KeyPart::Uri => text.push_str(path),
         }
     }
     text
@@ -82,7 +85,10 @@ mod tests {
     #[test]
     fn the_default_key_makes_no_partitions() {
         let any = request("GET", "/v2/a/manifests/1?ns=x", "h", "t");
-        assert_eq!(partition(&Settings::default().cache_key, &any), "");
+        assert_eq!(
+            partition(&Settings::default().cache_key, &any, any.path()),
+            ""
+        );
     }
 
     #[test]
@@ -91,7 +97,7 @@ mod tests {
         let whole =
             key("$request_method $scheme://$host$uri$is_args$args $request_uri $http_x_team");
         assert_eq!(
-            render(&whole, &any),
+            render(&whole, &any, any.path()),
             "GET http://h/v2/a/manifests/1?ns=x /v2/a/manifests/1?ns=x t"
         );
     }
@@ -99,9 +105,10 @@ mod tests {
     #[test]
     fn what_the_key_names_tells_requests_apart() {
         let by_team = key("$uri$http_x_team");
-        let one = partition(&by_team, &request("GET", "/v2/a/manifests/1", "h", "one"));
-        let two = partition(&by_team, &request("GET", "/v2/a/manifests/1", "h", "two"));
-        let other_host = partition(&by_team, &request("GET", "/v2/a/manifests/1", "i", "one"));
+        let path = "/v2/a/manifests/1";
+        let partition = |host, team| partition(&by_team, &request("GET", path, host, team), path);
+        let (one, two) = (partition("h", "one"), partition("h", "two"));
+        let other_host = partition("i", "one");
         assert_eq!(one.len(), 16);
         assert!(one != two && one == other_host);
     }

@@ -1,8 +1,9 @@
-//! Header fields on their way through. Owns: what goes upstream, what comes back, and the address
-//! under which the client sees us (`Link`, `Location`). Must not: know what a route does.
+//! Header fields on their way through. Owns: what goes upstream and what comes back. Must not: know
+//! what a route does.
 
-use crate::message::{Headers, Request};
-use crate::oci::{self, Route};
+use super::links::{Own, rewrite_link, rewrite_url};
+use crate::message::Headers;
+use crate::oci::Route;
 
 /// Sent upstream when the client names none.
 const USER_AGENT: &str = concat!("aws-ecr-proxy/", env!("CARGO_PKG_VERSION"));
@@ -74,7 +75,7 @@ pub(super) fn for_upstream(client: &Headers, route: &Route) -> Headers {
 }
 
 /// Upstream's fields as the client gets them.
-pub(super) fn for_client(upstream: Headers, own_address: &str) -> Headers {
+pub(super) fn for_client(upstream: Headers, own: &Own) -> Headers {
     let options: Vec<String> = upstream
         .all("Connection")
         .flat_map(|value| value.split(','))
@@ -92,9 +93,9 @@ pub(super) fn for_client(upstream: Headers, own_address: &str) -> Headers {
         })
         .map(|(name, value)| {
             let value = if name.eq_ignore_ascii_case("Location") {
-                rewrite_url(value, own_address)
+                rewrite_url(value, own)
             } else if name.eq_ignore_ascii_case("Link") {
-                rewrite_link(value, own_address)
+                rewrite_link(value, own)
             } else {
                 value.to_owned()
             };
@@ -116,282 +117,15 @@ pub(super) fn is_of_the_blob(name: &str) -> bool {
     KEPT.iter().any(|field| field.eq_ignore_ascii_case(name))
 }
 
-/// The target without `ns`, by which containerd and buildkit name the registry they mean: an
-/// upstream does not know it. Everything else stays byte for byte.
-pub(super) fn without_namespace(target: &str) -> String {
-    let Some((path, query)) = target.split_once('?') else {
-        return target.to_owned();
-    };
-    let is_namespace = |parameter: &&str| *parameter == "ns" || parameter.starts_with("ns=");
-    if !query.split('&').any(|parameter| is_namespace(&parameter)) {
-        return target.to_owned();
-    }
-    let kept: Vec<&str> = query
-        .split('&')
-        .filter(|parameter| !is_namespace(parameter))
-        .collect();
-    if kept.is_empty() {
-        path.to_owned()
-    } else {
-        format!("{path}?{}", kept.join("&"))
-    }
-}
-
-/// Scheme and authority under which the client sees us, without a slash at the end; empty when
-/// the client (HTTP/1.0) did not say, so that URLs become paths.
-pub(super) fn own_address(request: &Request, trust_proxy_headers: bool) -> String {
-    let said = if trust_proxy_headers {
-        forwarded(&request.headers)
-    } else {
-        Said::default()
-    };
-    let own_scheme = if request.peer.tls { "https" } else { "http" };
-    let scheme = said.scheme.unwrap_or(own_scheme);
-    let host = said
-        .host
-        .as_deref()
-        .or_else(|| request.headers.first("Host"));
-    let Some(host) = host.filter(|host| oci::is_authority(host)) else {
-        return String::new();
-    };
-    let Some(port) = said.port else {
-        return format!("{scheme}://{host}");
-    };
-    let default = if scheme == "https" { 443 } else { 80 };
-    let name = oci::host_of(host);
-    if port == default {
-        format!("{scheme}://{name}")
-    } else {
-        format!("{scheme}://{name}:{port}")
-    }
-}
-
-/// What proxies in front of us say of the client's side.
-#[derive(Default)]
-struct Said {
-    scheme: Option<&'static str>,
-    host: Option<String>,
-    port: Option<u16>,
-}
-
-/// `X-Forwarded-*`, else `Forwarded` (RFC 7239), each by its first element: the proxy nearest to
-/// the client. Values that cannot be are as if absent.
-fn forwarded(headers: &Headers) -> Said {
-    let first = |name| {
-        headers
-            .first(name)
-            .and_then(|value| value.split(',').next())
-            .map(str::trim)
-    };
-    let element = first("Forwarded").unwrap_or_default();
-    let parameter = |wanted: &str| {
-        element.split(';').find_map(|pair| {
-            let (name, value) = pair.split_once('=')?;
-            name.trim()
-                .eq_ignore_ascii_case(wanted)
-                .then(|| value.trim().trim_matches('"'))
-        })
-    };
-    let scheme = first("X-Forwarded-Proto").or_else(|| parameter("proto"));
-    let scheme = scheme.and_then(|scheme| match scheme {
-        scheme if scheme.eq_ignore_ascii_case("https") => Some("https"),
-        scheme if scheme.eq_ignore_ascii_case("http") => Some("http"),
-        _ => None,
-    });
-    let host = first("X-Forwarded-Host").or_else(|| parameter("host"));
-    let host = host
-        .filter(|host| oci::is_authority(host))
-        .map(str::to_owned);
-    // A port that the host names itself is the client's own word for it.
-    let named = host
-        .as_deref()
-        .is_some_and(|host| oci::split_port(host).1.is_some());
-    let port = first("X-Forwarded-Port").filter(|_| !named);
-    let port = port
-        .and_then(|port| port.parse().ok())
-        .filter(|port| *port > 0);
-    Said { scheme, host, port }
-}
-
-/// A URL of the registry's API in any form becomes ours; path and query stay byte for byte. The
-/// host is not compared: a registry may know itself by another name than we know it by. URLs of
-/// anything else are left alone.
-fn rewrite_url(url: &str, own_address: &str) -> String {
-    let path = if url.starts_with("/v2/") {
-        Some(url)
-    } else {
-        let rest = url.split_once("//").map(|(_, rest)| rest);
-        let start = rest.and_then(|rest| rest.find('/').map(|at| (rest, at)));
-        start
-            .and_then(|(rest, at)| rest.get(at..))
-            .filter(|path| path.starts_with("/v2/"))
-    };
-    path.map_or_else(|| url.to_owned(), |path| format!("{own_address}{path}"))
-}
-
-/// Rewrites each `<URI-Reference>` of a `Link` field (RFC 8288 §3) and nothing else of it.
-fn rewrite_link(link: &str, own_address: &str) -> String {
-    let mut rewritten = String::with_capacity(link.len());
-    let mut rest = link;
-    while let Some(open) = next_target(rest) {
-        let (before, from_url) = rest.split_at(open + 1);
-        let Some(close) = from_url.find('>') else {
-            break;
-        };
-        let (url, after) = from_url.split_at(close);
-        rewritten.push_str(before);
-        rewritten.push_str(&rewrite_url(url, own_address));
-        rest = after;
-    }
-    rewritten.push_str(rest);
-    rewritten
-}
-
-/// The next `<` outside quoted strings: a parameter's value may hold one.
-fn next_target(text: &str) -> Option<usize> {
-    let mut quoted = false;
-    let mut escaped = false;
-    for (at, byte) in text.bytes().enumerate() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if quoted => escaped = true,
-            b'"' => quoted = !quoted,
-            b'<' if !quoted => return Some(at),
-            _ => {}
-        }
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Certificate, Peer};
 
-    const OWN: &str = "http://proxy:8080";
-
-    fn request(fields: &[(&str, &str)]) -> Request {
-        Request {
-            method: "GET".into(),
-            target: "/v2/".into(),
-            headers: fields.iter().copied().collect(),
-            peer: Peer {
-                address: None,
-                port: 0,
-                tls: false,
-                certificate: Certificate::NotAsked,
-            },
-            id: "1".into(),
+    fn own() -> Own {
+        Own {
+            address: "http://proxy:8080".into(),
+            ..Own::default()
         }
-    }
-
-    fn address(fields: &[(&str, &str)]) -> String {
-        own_address(&request(fields), true)
-    }
-
-    #[test]
-    fn links_in_every_form() {
-        let ecr = "https://123456789012.dkr.ecr.eu-west-1.amazonaws.com";
-        for (link, expected) in [
-            (
-                format!("<{ecr}/v2/a/tags/list?last=x%2By+z/=&n=5>; rel=\"next\""),
-                format!("<{OWN}/v2/a/tags/list?last=x%2By+z/=&n=5>; rel=\"next\""),
-            ),
-            (
-                "</v2/_catalog?last=b&n=1>;rel=next".into(),
-                format!("<{OWN}/v2/_catalog?last=b&n=1>;rel=next"),
-            ),
-            (
-                format!("<{ecr}:443/v2/a>; rel=\"next\"; title=\"<x>, y\", <//r/v2/b>; rel=prev"),
-                format!("<{OWN}/v2/a>; rel=\"next\"; title=\"<x>, y\", <{OWN}/v2/b>; rel=prev"),
-            ),
-            (
-                "<https://docs.example/help>; rel=help".into(),
-                "<https://docs.example/help>; rel=help".into(),
-            ),
-            ("<unclosed".into(), "<unclosed".into()),
-            (String::new(), String::new()),
-        ] {
-            assert_eq!(rewrite_link(&link, OWN), expected);
-        }
-    }
-
-    #[test]
-    fn locations_in_every_form() {
-        let path = "/v2/a/blobs/uploads/1?_state=a%2Bb+c/=";
-        for location in [
-            format!("https://r.example:5000{path}"),
-            format!("//r{path}"),
-            path.into(),
-        ] {
-            assert_eq!(rewrite_url(&location, OWN), format!("{OWN}{path}"));
-        }
-        assert_eq!(rewrite_url(path, ""), path);
-        assert_eq!(
-            rewrite_url("https://s3.example/x?sig", OWN),
-            "https://s3.example/x?sig"
-        );
-        assert_eq!(rewrite_url("/elsewhere", OWN), "/elsewhere");
-    }
-
-    #[test]
-    fn the_address_the_client_sees() {
-        let host = ("Host", "proxy:8080");
-        assert_eq!(address(&[host]), OWN);
-        assert_eq!(address(&[]), "");
-        assert_eq!(
-            address(&[host, ("X-Forwarded-Proto", "https")]),
-            "https://proxy:8080"
-        );
-        let lb = [
-            host,
-            ("X-Forwarded-Proto", "HTTPS, http"),
-            ("X-Forwarded-Host", "lb.example, b"),
-        ];
-        assert_eq!(address(&lb), "https://lb.example");
-        let port = [&lb[..], &[("X-Forwarded-Port", "8443")]].concat();
-        assert_eq!(address(&port), "https://lb.example:8443");
-        let default = [&lb[..], &[("X-Forwarded-Port", "443")]].concat();
-        assert_eq!(address(&default), "https://lb.example");
-        assert_eq!(
-            address(&[host, ("X-Forwarded-Port", "9")]),
-            "http://proxy:9"
-        );
-        let named = [
-            host,
-            ("X-Forwarded-Host", "lb:1"),
-            ("X-Forwarded-Port", "2"),
-        ];
-        assert_eq!(address(&named), "http://lb:1");
-        let standard = [
-            host,
-            ("Forwarded", "for=x;host=\"lb:1\";Proto=https, host=b"),
-        ];
-        assert_eq!(address(&standard), "https://lb:1");
-        assert_eq!(
-            address(&[host, ("X-Forwarded-Host", "[::1]:5")]),
-            "http://[::1]:5"
-        );
-    }
-
-    #[test]
-    fn forged_addresses_are_ignored() {
-        let host = ("Host", "proxy:8080");
-        for forged in ["a b", "a/b", "a\"", "u@h", "", "a:99999"] {
-            assert_eq!(
-                address(&[host, ("X-Forwarded-Host", forged)]),
-                OWN,
-                "{forged}"
-            );
-        }
-        assert_eq!(address(&[host, ("X-Forwarded-Proto", "javascript")]), OWN);
-        assert_eq!(address(&[host, ("X-Forwarded-Port", "x")]), OWN);
-        let said = [
-            host,
-            ("X-Forwarded-Host", "lb"),
-            ("X-Forwarded-Proto", "https"),
-        ];
-        assert_eq!(own_address(&request(&said), false), OWN);
     }
 
     #[test]
@@ -452,27 +186,9 @@ mod tests {
             ("Location", "https://r/v2/x"),
             ("Docker-Content-Digest", "sha256:1"),
         ]);
-        let seen = for_client(upstream, OWN);
+        let seen = for_client(upstream, &own());
         let names: Vec<&str> = seen.iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["Location", "Docker-Content-Digest"]);
         assert_eq!(seen.first("Location"), Some("http://proxy:8080/v2/x"));
-    }
-
-    #[test]
-    fn the_namespace_stays_here() {
-        for (target, expected) in [
-            ("/v2/a/manifests/1?ns=r.example%3A5000", "/v2/a/manifests/1"),
-            (
-                "/v2/a/referrers/x?artifactType=a%2Fb&ns=r&n=1",
-                "/v2/a/referrers/x?artifactType=a%2Fb&n=1",
-            ),
-            (
-                "/v2/a/tags/list?nsx=1&last=ns",
-                "/v2/a/tags/list?nsx=1&last=ns",
-            ),
-            ("/v2/a/tags/list?", "/v2/a/tags/list?"),
-        ] {
-            assert_eq!(without_namespace(target), expected);
-        }
     }
 }

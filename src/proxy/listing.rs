@@ -1,20 +1,25 @@
 //! Lists of tags and repositories. Owns: what a list is owed on its way to the client, what of the
-//! catalogue may be seen, and the list of what is cached when upstream is out of reach. Must not:
+//! catalogue may be seen, and the list of what is known when upstream is out of reach. Must not:
 //! read or make up a cursor of the registry's.
+//!
+//! In an outage the page that was asked for is given out as it was, as long as it belongs to the
+//! list that upstream sent last and the cache knows no name beside it. Else the list is made anew,
+//! of that one and of what is cached, with pages of our own.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
 
 use super::access::Access;
-use super::{CacheOutcome, Pull, fail, marked, pull, stale_warning};
-use crate::message::{Body, Reply, RequestBody};
-use crate::oci::{Registry, Route};
-use crate::upstream::exchange::HEAD_TIMEOUT;
+use super::page::{self, Asked};
+use super::{Exchange, fail, links, pull};
+use crate::cache::Cache;
+use crate::cache::names::{List, Page, Scope};
+use crate::message::{Body, Reply};
+use crate::oci::{ErrorCode, OciError, Registry, Repository, Route, Tag};
 use crate::upstream::{Stage, UpstreamError};
 
-/// Longest wait for upstream's list where names are cached: longer than for a tag, since the cache
-/// knows but a few of all names.
-const STALE_PATIENCE: Duration = Duration::from_secs(5);
-/// Names on a page at the most, as ECR has it.
+/// Names on a page at the most, as ECR has it: it refuses to be asked for more.
 const PAGE_MAX: usize = 1000;
 /// Longest page of a catalogue that is read to be filtered: ten times what [`PAGE_MAX`] names of
 /// 256 characters make, for registries that know no pages.
@@ -29,10 +34,13 @@ const OF_THE_BYTES: [&str; 6] = [
     "ETag",
 ];
 
-/// ECR sends lists as `text/plain`, which some clients do not read as JSON.
+/// A list on its way to the client. ECR sends lists as `text/plain`, which some clients do not read
+/// as JSON.
 pub(super) fn names(reply: Reply) -> Reply {
     let media_type = reply.headers.first("Content-Type").unwrap_or_default();
-    if reply.status == 200 && !media_type.starts_with("application/") {
+    let media_type = media_type.split(';').next().unwrap_or_default().trim();
+    let is_json = media_type.eq_ignore_ascii_case("application/json");
+    if reply.status == 200 && !is_json {
         return reply.with("Content-Type", "application/json");
     }
     reply
@@ -80,101 +88,271 @@ pub(super) fn catalogue(
     }
     let list = serde_json::from_slice(&bytes).ok().and_then(repositories);
     let all = list.ok_or_else(|| unreadable("its catalogue is not a list of names"))?;
-    let visible = serde_json::json!({"repositories": access.visible(all)});
+    let visible = json!({"repositories": access.visible(all)});
     reply.status = 200;
     reply.body = Body::Bytes(visible.to_string().into_bytes());
     Ok(reply)
 }
 
 /// The names in a catalogue; none at all may be `null` (Go's empty list).
-fn repositories(catalogue: serde_json::Value) -> Option<Vec<String>> {
-    let name = |name: &serde_json::Value| name.as_str().map(str::to_owned);
+fn repositories(catalogue: Value) -> Option<Vec<String>> {
+    let name = |name: &Value| name.as_str().map(str::to_owned);
     match catalogue.get("repositories")? {
-        serde_json::Value::Array(names) => names.iter().map(name).collect(),
-        serde_json::Value::Null => Some(Vec::new()),
+        Value::Array(names) => names.iter().map(name).collect(),
+        Value::Null => Some(Vec::new()),
         _ => None,
     }
 }
 
-/// Upstream's list; if it fails for any reason but that there is none, the list of what is cached.
-pub(super) fn get(pull: &Pull<'_>) -> Reply {
-    let mut nothing = std::io::empty();
-    let body = &mut RequestBody::new(&mut nothing, Some(0));
-    let held = held(pull);
-    let patience = match held.is_empty() {
-        true => HEAD_TIMEOUT,
-        false => STALE_PATIENCE,
+/// The target of a list as upstream is asked for it: ECR refuses pages that are larger than its
+/// own, and pages of nothing. All else stays byte for byte.
+///
+/// # Errors
+/// A number of names that is none.
+pub(super) fn target(route: &Route, target: &str, is_ecr: bool) -> Result<String, OciError> {
+    let Some((path, query)) = target
+        .split_once('?')
+        .filter(|_| matches!(route, Route::Catalog | Route::Tags(_)))
+    else {
+        return Ok(target.to_owned());
     };
-    let why = match pull.exchange.forward(pull.registry, body, patience) {
-        Ok(reply) if matches!(reply.status, 401 | 403 | 429 | 500..=599) => {
-            let why = UpstreamError {
-                stage: Stage::Transfer,
-                to: pull.registry.url(),
-                reason: format!("it answered {}", reply.status),
-            };
-            return cached(pull, &held, &why).unwrap_or(reply);
+    let mut parameters = Vec::new();
+    for parameter in query.split('&') {
+        let Some(number) = parameter.strip_prefix("n=").filter(|n| !n.is_empty()) else {
+            parameters.push(parameter.to_owned());
+            continue;
+        };
+        if !number.bytes().all(|byte| byte.is_ascii_digit()) {
+            let why = format!("n={number}: expected a whole number of names, such as n=100");
+            return Err(OciError::new(ErrorCode::PaginationNumberInvalid, why));
         }
-        Ok(reply) => return reply,
-        Err(error) => error,
-    };
-    cached(pull, &held, &why).unwrap_or_else(|| fail(&why))
+        parameters.push(match number.parse() {
+            // Whether there is such a repository is for upstream to say.
+            Ok(0) => "n=1".to_owned(),
+            Ok(number) if number <= PAGE_MAX => parameter.to_owned(),
+            _ if is_ecr => format!("n={PAGE_MAX}"),
+            _ => parameter.to_owned(),
+        });
+    }
+    Ok(format!("{path}?{}", parameters.join("&")))
 }
 
-/// The names that are cached.
-fn held(pull: &Pull<'_>) -> Vec<String> {
-    match &pull.exchange.route {
-        Route::Tags(repository) => pull.cache.names.tags(pull.scope(repository)),
-        _ => {
-            let access = &pull.exchange.parts.access;
-            access.visible(pull.cache.names.repositories(pull.registry))
+/// Upstream's list; if it fails for any reason but that there is none, what is known of it.
+pub(super) fn get(exchange: &Exchange, registry: &Registry) -> Reply {
+    let wanted = Wanted::of(exchange, registry);
+    let reply = wanted.list();
+    let reply = if wanted.asks_for_none() && reply.status == 200 {
+        wanted.emptied(reply)
+    } else {
+        reply
+    };
+    page::headless(exchange, reply)
+}
+
+/// One list that was asked for.
+struct Wanted<'a> {
+    exchange: &'a Exchange,
+    registry: &'a Registry,
+    /// None: the catalogue.
+    repository: Option<&'a Repository>,
+}
+
+impl<'a> Wanted<'a> {
+    fn of(exchange: &'a Exchange, registry: &'a Registry) -> Self {
+        let repository = match &exchange.route {
+            Route::Tags(repository) => Some(repository),
+            _ => None,
+        };
+        Self {
+            exchange,
+            registry,
+            repository,
+        }
+    }
+
+    fn list(&self) -> Reply {
+        let (exchange, registry) = (self.exchange, self.registry);
+        let cache = exchange.parts.cache.as_deref();
+        if cache.is_none() && exchange.request.method == "GET" && !self.asks_for_none() {
+            // Nothing is kept of it, and nothing could stand in for it.
+            return page::stream(exchange, registry);
+        }
+        let in_hand = cache.is_some_and(|cache| self.is_known(cache));
+        let offline = |why: &UpstreamError| self.offline(cache?, why);
+        match page::ask(exchange, registry, in_hand) {
+            Asked::Failed(why) => offline(&why).unwrap_or_else(|| fail(&why)),
+            Asked::Page(headers, body) => {
+                if let Some(cache) = cache {
+                    let query = page::query_of(&exchange.target);
+                    let now = std::time::SystemTime::now();
+                    let page = Page::new(query, &headers, body.clone(), now);
+                    if let Err(error) = cache.names.set_page(self.stored(), &page) {
+                        cache.fills.complain("list", &error);
+                    }
+                }
+                page::reply(exchange, registry, headers, body)
+            }
+            Asked::Refused(refused) => {
+                let stale = page::excuse(registry, &refused).and_then(|why| offline(&why));
+                if refused.status == 404
+                    && let Some(cache) = cache
+                {
+                    cache.names.forget_pages(self.stored());
+                }
+                stale.unwrap_or_else(|| page::refused(exchange, registry, refused))
+            }
+            Asked::TooLarge => page::stream(exchange, registry),
+        }
+    }
+
+    fn asks_for_none(&self) -> bool {
+        let query = self.exchange.request.query().unwrap_or_default();
+        page::parameter(query, "n").is_some_and(|number| number.parse() == Ok(0_u8))
+    }
+
+    const fn field(&self) -> &'static str {
+        match self.repository {
+            Some(_) => "tags",
+            None => "repositories",
+        }
+    }
+
+    const fn stored(&self) -> List<'a> {
+        match self.repository {
+            Some(repository) => List::Tags(Scope {
+                registry: self.registry,
+                repository,
+            }),
+            None => List::Catalog(self.registry),
+        }
+    }
+
+    /// True when an outage would leave something to list.
+    fn is_known(&self, cache: &Cache) -> bool {
+        cache.names.has_pages(self.stored()) || !self.held(cache).is_empty()
+    }
+
+    /// The names that are cached.
+    fn held(&self, cache: &Cache) -> Vec<String> {
+        match self.stored() {
+            List::Tags(scope) => cache.names.tags(scope),
+            _ => {
+                let access = &self.exchange.parts.access;
+                access.visible(cache.names.repositories(self.registry))
+            }
+        }
+    }
+
+    /// What is known of the list; none when that is nothing, or nothing of the page asked for.
+    fn offline(&self, cache: &Cache, why: &UpstreamError) -> Option<Reply> {
+        let (exchange, registry) = (self.exchange, self.registry);
+        let query = page::query_of(&exchange.target);
+        let pages = cache.names.pages(self.stored());
+        let firsts = pages.iter().filter(|page| is_first(&page.query));
+        let chain = page::chain(&pages, firsts.max_by_key(|page| page.confirmed));
+        let lists = chain
+            .iter()
+            .filter_map(|page| read(&page.body, self.field()));
+        let mut names: BTreeSet<String> = lists.flatten().collect();
+        let held = self.held(cache);
+        let nothing_beside = held.iter().all(|name| names.contains(name));
+        let mut kept = chain.iter().copied().filter(|_| nothing_beside);
+        if let Some(page) = kept.find(|page| page.query == query) {
+            return Some(page::stale(exchange, registry, page, why));
+        }
+        let last = page::parameter(query, "last").map(plain);
+        if last.as_ref().is_some_and(|last| !self.is_name(last)) {
+            // A cursor of the registry's, in a list from before the last one perhaps.
+            let page = pages.iter().find(|page| page.query == query)?;
+            return Some(page::stale(exchange, registry, page, why));
+        }
+        names.extend(held);
+        if self.repository.is_none() {
+            let access = &self.exchange.parts.access;
+            names = access
+                .visible(names.into_iter().collect())
+                .into_iter()
+                .collect();
+        }
+        if names.is_empty() && chain.is_empty() {
+            return None;
+        }
+        Some(page::outdated(
+            self.own_page(&names, query, last.as_deref()),
+            why,
+        ))
+    }
+
+    /// A page of names we know.
+    fn own_page(&self, names: &BTreeSet<String>, query: &str, last: Option<&str>) -> Reply {
+        let (page, more) = cut(names, query, last);
+        let document = match self.repository {
+            Some(repository) => json!({"name": repository.as_str(), "tags": page}),
+            None => json!({"repositories": page}),
+        };
+        let mut reply = Reply::new(200, "application/json", document.to_string())
+            .with(super::API_VERSION.0, super::API_VERSION.1);
+        if let (true, Some(last)) = (more, page.last()) {
+            let (own, path) = (&self.exchange.own, &self.exchange.path);
+            let next = format!("<{path}?n={}&last={last}>; rel=\"next\"", page.len());
+            reply.headers.set("Link", links::rewrite_link(&next, own));
+        }
+        reply
+    }
+
+    fn is_name(&self, text: &str) -> bool {
+        match self.repository {
+            Some(_) => text.parse::<Tag>().is_ok(),
+            None => text.parse::<Repository>().is_ok(),
+        }
+    }
+
+    /// The same without a name in it, and without a next page (distribution-spec: `n=0`).
+    fn emptied(&self, mut reply: Reply) -> Reply {
+        let sent: Option<Value> = match &reply.body {
+            Body::Bytes(bytes) => serde_json::from_slice(bytes).ok(),
+            // Longer than what is read, or of a registry that gives more than it is asked for.
+            _ => None,
+        };
+        let mut document = sent.filter(Value::is_object).unwrap_or_else(|| json!({}));
+        if let Some(fields) = document.as_object_mut() {
+            fields.insert(self.field().to_owned(), json!([]));
+        }
+        reply.headers.remove("Link");
+        reply.body = Body::Bytes(document.to_string().into_bytes());
+        reply
+    }
+}
+
+/// The names in a list; an empty one may be `null`.
+fn read(body: &[u8], field: &str) -> Option<Vec<String>> {
+    let document: Value = serde_json::from_slice(body).ok()?;
+    match document.get(field)? {
+        Value::Null => Some(Vec::new()),
+        list => {
+            let names = list.as_array()?.iter();
+            names.map(|name| name.as_str().map(str::to_owned)).collect()
         }
     }
 }
 
-/// The list of what is cached; none when there is nothing.
-fn cached(pull: &Pull<'_>, all: &[String], why: &UpstreamError) -> Option<Reply> {
-    if all.is_empty() {
-        return None;
-    }
-    let (field, head) = match &pull.exchange.route {
-        Route::Tags(repository) => ("tags", serde_json::json!({"name": repository.as_str()})),
-        _ => ("repositories", serde_json::json!({})),
-    };
-    let query = pull.exchange.request.query().unwrap_or_default();
-    let (page, more) = page(all, query);
-    let mut document = head;
-    if let Some(document) = document.as_object_mut() {
-        document.insert(field.to_owned(), serde_json::json!(page));
-    }
-    let mut reply = Reply::new(200, "application/json", document.to_string())
-        .with(super::API_VERSION.0, super::API_VERSION.1)
-        .with("Warning", stale_warning(why));
-    if let (true, Some(last)) = (more, page.last()) {
-        let (own, path) = (&pull.exchange.own_address, pull.exchange.request.path());
-        let link = format!("<{own}{path}?n={}&last={last}>; rel=\"next\"", page.len());
-        reply.headers.set("Link", link);
-    }
-    Some(marked(reply, CacheOutcome::Stale))
+fn is_first(query: &str) -> bool {
+    page::parameter(query, "last").is_none()
+}
+
+/// Names hold nothing that needs encoding, but a client may encode their slashes.
+fn plain(last: &str) -> String {
+    last.replace("%2F", "/").replace("%2f", "/")
 }
 
 /// The names after `last`, at most `n` of them, and whether there are more.
-fn page<'a>(all: &'a [String], query: &str) -> (Vec<&'a str>, bool) {
-    let parameter = |wanted: &str| {
-        let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-        pairs
-            .find(|(name, _)| *name == wanted)
-            .map(|(_, value)| value)
-    };
-    // Names hold nothing that needs encoding, but a client may encode their slashes.
-    let last = parameter("last").map(|last| last.replace("%2F", "/").replace("%2f", "/"));
-    let count = parameter("n")
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(PAGE_MAX)
-        .min(PAGE_MAX);
-    let after = |name: &&String| last.as_ref().is_none_or(|last| *name > last);
-    let mut rest = all.iter().filter(after).map(String::as_str);
+fn cut<'a>(names: &'a BTreeSet<String>, query: &str, last: Option<&str>) -> (Vec<&'a str>, bool) {
+    let count = page::parameter(query, "n").and_then(|n| n.parse().ok());
+    let count = count.unwrap_or(PAGE_MAX).min(PAGE_MAX);
+    let after = |name: &&String| last.is_none_or(|last| name.as_str() > last);
+    let mut rest = names.iter().filter(after).map(String::as_str);
     let page: Vec<&str> = rest.by_ref().take(count).collect();
-    (page, count > 0 && rest.next().is_some())
+    (page, rest.next().is_some())
 }
 
 #[cfg(test)]
@@ -183,26 +361,81 @@ mod tests {
 
     #[test]
     fn a_list_is_json() {
-        let plain = Reply::new(200, "text/plain; charset=utf-8", "{}");
-        assert_eq!(
-            names(plain).headers.first("Content-Type"),
-            Some("application/json")
-        );
-        let error = Reply::new(500, "text/plain", "down");
-        assert_eq!(
-            names(error).headers.first("Content-Type"),
-            Some("text/plain")
-        );
+        for (status, sent, expected) in [
+            (200, "text/plain; charset=utf-8", "application/json"),
+            (200, "", "application/json"),
+            (200, "application/octet-stream", "application/json"),
+            (
+                200,
+                "application/json; charset=utf-8",
+                "application/json; charset=utf-8",
+            ),
+            (500, "text/plain", "text/plain"),
+        ] {
+            let reply = names(Reply::new(status, sent, "{}"));
+            assert_eq!(reply.headers.first("Content-Type"), Some(expected));
+        }
+    }
+
+    #[test]
+    fn the_number_of_names_is_held_to_what_ecr_takes() {
+        let tags = Route::Tags("a".parse().unwrap());
+        let path = "/v2/a/tags/list";
+        for (query, ecr, other) in [
+            (
+                "n=1000&last=+/%2B=",
+                "n=1000&last=+/%2B=",
+                "n=1000&last=+/%2B=",
+            ),
+            ("last=x&n=1001&a", "last=x&n=1000&a", "last=x&n=1001&a"),
+            (
+                "n=99999999999999999999999",
+                "n=1000",
+                "n=99999999999999999999999",
+            ),
+            ("n=0", "n=1", "n=1"),
+            ("n=", "n=", "n="),
+            ("", "", ""),
+            ("nn=5000", "nn=5000", "nn=5000"),
+        ] {
+            for (is_ecr, expected) in [(true, ecr), (false, other)] {
+                let asked = target(&tags, &format!("{path}?{query}"), is_ecr).unwrap();
+                assert_eq!(asked, format!("{path}?{expected}"));
+            }
+        }
+        assert_eq!(target(&tags, path, true).unwrap(), path);
+        for number in ["-1", "x", "1e3", "5 ", "%31", "+5", "1,0"] {
+            let error = target(&tags, &format!("{path}?n={number}"), true).unwrap_err();
+            assert_eq!(
+                (error.status, error.code),
+                (400, ErrorCode::PaginationNumberInvalid)
+            );
+        }
+        let other = format!("/v2/a/referrers/{path}?n=x");
+        assert_eq!(target(&Route::Base, &other, true).unwrap(), other);
     }
 
     #[test]
     fn pages() {
-        let all: Vec<String> = ["a", "b/c", "d"].map(str::to_owned).into();
-        assert_eq!(page(&all, ""), (vec!["a", "b/c", "d"], false));
-        assert_eq!(page(&all, "n=2"), (vec!["a", "b/c"], true));
-        assert_eq!(page(&all, "n=2&last=b%2Fc"), (vec!["d"], false));
-        assert_eq!(page(&all, "last=d"), (vec![], false));
-        assert_eq!(page(&all, "n=0"), (vec![], false));
-        assert_eq!(page(&all, "n=-1&last="), (vec!["a", "b/c", "d"], false));
+        let all: BTreeSet<String> = ["a", "b/c", "d"].map(str::to_owned).into();
+        assert_eq!(cut(&all, "", None), (vec!["a", "b/c", "d"], false));
+        assert_eq!(cut(&all, "n=2", None), (vec!["a", "b/c"], true));
+        assert_eq!(cut(&all, "n=2", Some("b/c")), (vec!["d"], false));
+        assert_eq!(cut(&all, "", Some("b/d")), (vec!["d"], false));
+        assert_eq!(cut(&all, "", Some("d")), (vec![], false));
+        assert_eq!(plain("b%2Fc%2fd"), "b/c/d");
+    }
+
+    #[test]
+    fn what_is_no_list_is_not_read_as_one() {
+        let tags = |text: &str| read(text.as_bytes(), "tags");
+        assert_eq!(
+            tags(r#"{"name":"a","tags":["x","y"]}"#),
+            Some(vec!["x".into(), "y".into()])
+        );
+        assert_eq!(tags(r#"{"tags":null}"#), Some(Vec::new()));
+        for text in ["", "<html>", "[]", "{}", r#"{"tags":5}"#, r#"{"tags":[5]}"#] {
+            assert_eq!(tags(text), None, "{text}");
+        }
     }
 }

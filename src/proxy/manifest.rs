@@ -26,7 +26,7 @@ use crate::upstream::{Stage, UpstreamError};
 /// person doubt, and several round trips of a bad link.
 const STALE_PATIENCE: Duration = Duration::from_secs(2);
 /// A refusal's body is kept this far.
-const REFUSAL_BYTES_MAX: u64 = 64 * 1024;
+pub(super) const REFUSAL_BYTES_MAX: u64 = 64 * 1024;
 
 /// A manifest in memory.
 #[derive(Debug, Clone)]
@@ -276,7 +276,13 @@ fn take(
         bytes: Arc::new(bytes),
     };
     match pull.cache.store.put(&manifest.digest, &manifest.bytes) {
-        Ok(()) => vouch(pull, repository, &manifest),
+        Ok(()) => {
+            vouch(pull, repository, &manifest);
+            if let Some(queue) = &pull.exchange.parts.follow {
+                let image = (repository, reference, &manifest.digest);
+                queue.add(pull.exchange, pull.registry, image);
+            }
+        }
         Err(error) => pull.cache.fills.complain("manifest", &error),
     }
     Ok(Asked::Found(manifest, Freshness::Fetched))

@@ -8,15 +8,20 @@ pub mod access;
 mod blob;
 mod cache_key;
 mod conditional;
+mod follow;
 #[cfg(fuzzing)]
 pub mod fuzz;
 mod headers;
+mod links;
 mod listing;
 pub mod login;
 mod manifest;
+mod page;
 mod pull;
 mod push;
 mod redirect;
+mod referrers;
+mod registries;
 
 use std::fmt::Display;
 use std::io::Cursor;
@@ -28,13 +33,15 @@ use crate::cache::Cache;
 use crate::cache::fill::Refused;
 use crate::cache::flights::Flights;
 use crate::cache::names::Scope;
-use crate::config::{BlobRedirect, CacheKey};
+use crate::config::{BlobRedirect, CacheKey, Settings, UpstreamAuth};
 use crate::log;
 use crate::message::{Answer, Body, Headers, Outcome, Reply, Request, RequestBody};
 use crate::oci::{ErrorCode, OciError, Registry, Repository, Route};
 use crate::upstream::client::Incoming;
 use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT, Upstream};
 use crate::upstream::{Stage, UpstreamError};
+use links::Own;
+use registries::{Choice, Registries};
 
 /// Said in `Retry-After` when the proxy or its way out is at a limit.
 const RETRY_AFTER_SECONDS: &str = "5";
@@ -52,45 +59,54 @@ pub struct Proxy {
     parts: Arc<Parts>,
 }
 
-/// One registry, the way to it, and what is kept of it.
+/// The registries, the way to them, and what is kept of them.
 struct Parts {
     access: Access,
     upstream: Arc<Upstream>,
-    registry: Option<Registry>,
+    registries: Registries,
     cache: Option<Arc<Cache>>,
     cache_key: CacheKey,
     manifests: Flights<manifest::Asked>,
+    pages: Flights<page::Asked>,
+    /// Whose referrers are to be fetched, if they are.
+    follow: Option<follow::Queue>,
+    /// The upstreams are ECR itself.
+    is_ecr: bool,
     trust_proxy_headers: bool,
     blob_redirect: BlobRedirect,
 }
 
 impl Proxy {
-    /// `registry`: none for the one that belongs to the identity. `trust_proxy_headers`: believe
-    /// what `Forwarded` and `X-Forwarded-*` say of the address the client sees. `blob_redirect`:
-    /// who follows the registry to where it keeps its blobs.
+    /// Of the settings those count that say what a request means.
     pub fn new(
         access: Access,
         upstream: Arc<Upstream>,
-        registry: Option<Registry>,
         cache: Option<Arc<Cache>>,
-        cache_key: CacheKey,
-        trust_proxy_headers: bool,
-        blob_redirect: BlobRedirect,
+        settings: &Settings,
     ) -> Self {
-        let manifests = Flights::default();
+        let chained = settings.upstream_auth == UpstreamAuth::None;
         let parts = Parts {
             access,
             upstream,
-            registry,
+            registries: Registries::new(settings.registries.clone(), chained),
             cache,
-            cache_key,
-            manifests,
-            trust_proxy_headers,
-            blob_redirect,
+            cache_key: settings.cache_key.clone(),
+            manifests: Flights::default(),
+            pages: Flights::default(),
+            follow: settings.fill_referrers.then(follow::Queue::default),
+            is_ecr: !chained,
+            trust_proxy_headers: settings.trust_proxy_headers,
+            blob_redirect: settings.outbound.blob_redirect,
         };
         Self {
             parts: Arc::new(parts),
         }
+    }
+
+    /// The work of the thread `referrers`, which `FILL_REFERRERS` needs; it never returns.
+    pub fn referrers(&self) -> impl FnOnce() + Send + use<> {
+        let parts = Arc::clone(&self.parts);
+        move || follow::run(&parts)
     }
 
     /// Decides what a request under `/v2` gets. Never blocks.
@@ -107,36 +123,69 @@ impl Proxy {
     /// The same for a client that may come in.
     fn admitted(&self, request: &Request) -> Answer {
         let access = &self.parts.access;
-        let route = match Route::parse(request.path()) {
-            Ok(route) => route,
+        let meant = match self
+            .parts
+            .registries
+            .read(request, &|| self.parts.own_registry())
+        {
+            Ok(meant) => meant,
             Err(error) => return Answer::Now(refuse(&error)),
         };
-        let methods = access.methods(&route);
+        let echo = meant.namespace.clone();
+        let methods = access.methods(&meant.route);
         if !methods.contains(&request.method.as_str()) {
             let error = access.unsupported(request);
             return Answer::Now(refuse(&error).with("Allow", methods.join(", ")));
         }
-        if let Err(error) = access.check(request, &route) {
+        if let Err(error) = access.check(&meant.target, &meant.route) {
             return Answer::Now(refuse(&error));
         }
         if let Some(odd) = request.target.chars().find(|c| NEVER_IN_TARGET.contains(c)) {
             let why = format!("{odd} in the request target: expected it percent-encoded");
             return Answer::Now(refuse(&OciError::new(ErrorCode::BadRequest, why)));
         }
-        if route == Route::Base {
+        let target = match listing::target(&meant.route, &meant.target, self.parts.is_ecr) {
+            Ok(target) => target,
+            Err(error) => return Answer::Now(refuse(&error)),
+        };
+        if meant.route == Route::Base {
             let reply = Reply::new(200, "application/json", "{}");
-            return Answer::Now(reply.with(API_VERSION.0, API_VERSION.1));
+            let reply = reply.with(API_VERSION.0, API_VERSION.1);
+            return Answer::Now(echoed(reply, echo));
         }
         let exchange = Exchange {
             parts: Arc::clone(&self.parts),
-            partition: cache_key::partition(&self.parts.cache_key, request),
-            own_address: headers::own_address(request, self.parts.trust_proxy_headers),
-            headers: headers::for_upstream(&request.headers, &route),
+            partition: cache_key::partition(&self.parts.cache_key, request, &meant.path),
+            own: Own {
+                address: links::own_address(request, self.parts.trust_proxy_headers),
+                prefix: meant.prefix,
+                parameter: meant.parameter,
+            },
+            headers: headers::for_upstream(&request.headers, &meant.route),
             request: request.clone(),
-            target: headers::without_namespace(&request.target),
-            route,
+            choice: meant.choice,
+            path: meant.path,
+            target,
+            route: meant.route,
+            depth: 0,
         };
-        Answer::Later(Box::new(move |body| exchange.run(body)))
+        Answer::Later(Box::new(move |body| echoed(exchange.run(body), echo)))
+    }
+}
+
+impl Parts {
+    /// The identity's registry, as far as it is known now. Touches memory only.
+    fn own_registry(&self) -> Option<Registry> {
+        let known = self.upstream.default_registry(Instant::now());
+        known.ok().or_else(|| self.cache.as_ref()?.remembered())
+    }
+}
+
+/// Says which registry the request named (distribution-spec "Registry Proxying").
+fn echoed(reply: Reply, namespace: Option<String>) -> Reply {
+    match namespace {
+        None => reply,
+        Some(namespace) => reply.with("OCI-Namespace", namespace),
     }
 }
 
@@ -145,13 +194,19 @@ struct Exchange {
     parts: Arc<Parts>,
     /// Of the tag entries.
     partition: String,
-    own_address: String,
+    own: Own,
     /// The client's fields as upstream gets them.
     headers: Headers,
     /// As the client sent it.
     request: Request,
+    choice: Choice,
+    /// The path without a registry's host in it.
+    path: String,
+    /// As upstream gets it.
     target: String,
     route: Route,
+    /// 0 for a client's; else how far from a client's image what is asked for was found.
+    depth: u8,
 }
 
 impl Exchange {
@@ -160,8 +215,20 @@ impl Exchange {
             Ok(registry) => registry,
             Err(error) => return fail(&error),
         };
+        if let Choice::IfCalled(name) = &self.choice
+            && !registries::is_it(&registry, name)
+        {
+            return refuse(&registries::unknown(name));
+        }
         if redirect::is_passed(&self) {
             return redirect::pass(&self, &registry);
+        }
+        match &self.route {
+            Route::Catalog | Route::Tags(_) => return listing::get(&self, &registry),
+            Route::Referrers(repository, digest) => {
+                return referrers::get(&self, &registry, repository, digest);
+            }
+            _ => {}
         }
         let pull = matches!(self.request.method.as_str(), "GET" | "HEAD");
         let Some(cache) = &self.parts.cache else {
@@ -177,8 +244,9 @@ impl Exchange {
             Route::Manifest(repository, reference) if pull => {
                 manifest::get(&context, repository, reference)
             }
-            Route::Catalog | Route::Tags(_) => listing::get(&context),
-            Route::Base | Route::Referrers(..) => self.forward_or_fail(&registry, body),
+            Route::Base | Route::Catalog | Route::Referrers(..) | Route::Tags(_) => {
+                self.forward_or_fail(&registry, body)
+            }
             Route::Blob(..) | Route::Manifest(..) | Route::Upload(_) | Route::Uploads(_) => {
                 let reply = self.forward_or_fail(&registry, body);
                 push::note(&context, &reply);
@@ -187,21 +255,16 @@ impl Exchange {
         }
     }
 
-    /// The registry that is asked for: the one that is set, that of the identity, or, before there
-    /// is an identity, the one the cache was filled from.
+    /// The registry that is asked for: the one the client names, the first that is set, that of the
+    /// identity, or, before there is an identity, the one the cache was filled from.
     fn registry(&self) -> Result<Registry, UpstreamError> {
-        if let Some(registry) = &self.parts.registry {
+        if let Choice::Known(registry) = &self.choice {
             return Ok(registry.clone());
         }
-        if let Ok(registry) = self.parts.upstream.default_registry(Instant::now()) {
-            return Ok(registry);
+        if let Some(registry) = self.parts.registries.default() {
+            return Ok(registry.clone());
         }
-        match self
-            .parts
-            .cache
-            .as_ref()
-            .and_then(|cache| cache.names.remembered_registry())
-        {
+        match self.parts.own_registry() {
             Some(registry) => Ok(registry),
             None => self
                 .parts
@@ -236,6 +299,16 @@ impl Exchange {
 
     /// Makes upstream's reply the client's: what both share here, what a route adds in its file.
     fn reply(&self, registry: &Registry, fetched: Fetched) -> Result<Reply, UpstreamError> {
+        self.reply_to(&self.request.method, registry, fetched)
+    }
+
+    /// The same for upstream's reply to another method.
+    fn reply_to(
+        &self,
+        method: &str,
+        registry: &Registry,
+        fetched: Fetched,
+    ) -> Result<Reply, UpstreamError> {
         let Fetched {
             reply: incoming,
             redirected,
@@ -253,11 +326,11 @@ impl Exchange {
             _ => Some(Stage::Transfer),
         };
         if let Some(stage) = stage {
-            let reason = format!("answered {} to a {}", incoming.status, self.request.method);
+            let reason = format!("answered {} to a {method}", incoming.status);
             let to = registry.url();
             return Err(UpstreamError { stage, to, reason });
         }
-        let body = if self.request.method == "HEAD" {
+        let body = if method == "HEAD" {
             Body::Empty {
                 length: incoming.length,
             }
@@ -267,7 +340,7 @@ impl Exchange {
                 length: incoming.length,
             }
         };
-        let mut headers = headers::for_client(incoming.headers, &self.own_address);
+        let mut headers = headers::for_client(incoming.headers, &self.own);
         headers.set(API_VERSION.0, API_VERSION.1);
         if redirected {
             // A blob host speaks of its own object, not of the blob.
@@ -281,15 +354,14 @@ impl Exchange {
         };
         match &self.route {
             Route::Blob(_, digest) => Ok(pull::blob(reply, digest)),
-            Route::Manifest(_, reference)
-                if matches!(self.request.method.as_str(), "GET" | "HEAD") =>
-            {
+            Route::Manifest(_, reference) if matches!(method, "GET" | "HEAD") => {
                 pull::manifest(reply, reference, registry)
             }
             Route::Catalog => listing::catalogue(reply, &self.parts.access, registry),
             Route::Tags(_) => Ok(listing::names(reply)),
             Route::Uploads(_) | Route::Upload(_) | Route::Manifest(..) => Ok(push::reply(reply)),
-            Route::Base | Route::Referrers(..) => Ok(reply),
+            Route::Referrers(..) => Ok(referrers::list(reply)),
+            Route::Base => Ok(reply),
         }
     }
 }

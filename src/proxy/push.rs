@@ -3,6 +3,7 @@
 //! derive offsets from `Range`.
 
 use super::Pull;
+use crate::cache::names::List;
 use crate::message::Reply;
 use crate::oci::{Reference, Repository, Route};
 
@@ -23,6 +24,11 @@ pub(super) fn note(pull: &Pull<'_>, reply: &Reply) {
             cache.count_push();
             forget(repository);
             let scope = pull.scope(repository);
+            // Any manifest may refer to another.
+            cache.names.forget_referrers(scope);
+            if pull.exchange.request.method == "DELETE" {
+                cache.names.forget_pages(List::Tags(scope));
+            }
             match reference {
                 Reference::Tag(tag) => cache.names.remove_tag(scope, tag),
                 Reference::Digest(digest) if pull.exchange.request.method == "DELETE" => {

@@ -35,12 +35,19 @@ pub struct Url {
 }
 
 impl Url {
-    /// `registry`'s URL for `target`.
+    /// `registry`'s URL for `target`; another proxy is told which of its registries is meant.
     pub fn of(registry: &Registry, target: &str) -> Self {
+        let target = match registry.namespace() {
+            None => target.to_owned(),
+            Some(name) => {
+                let separator = if target.contains('?') { '&' } else { '?' };
+                format!("{target}{separator}ns={}", name.replace(':', "%3A"))
+            }
+        };
         Self {
             scheme: registry.scheme(),
             authority: registry.authority().to_owned(),
-            target: target.to_owned(),
+            target,
         }
     }
 

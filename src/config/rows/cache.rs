@@ -43,6 +43,15 @@ pub(super) static ROWS: &[Setting] = &[
         ..ROW
     },
     Setting {
+        name: "FILL_REFERRERS",
+        group: Group::Cache,
+        preset: Preset::Value("false"),
+        meaning: "Fetch what refers to an image (signatures, attestations, SBOMs) when the image \
+                  comes into the cache, so that it can be verified offline.",
+        state: State::Built(Kind::Switch(|settings, on| settings.fill_referrers = on)),
+        ..ROW
+    },
+    Setting {
         name: "PREFETCH",
         group: Group::Cache,
         preset: Preset::Unset("none"),

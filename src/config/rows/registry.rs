@@ -9,11 +9,12 @@ pub(super) static ROWS: &[Setting] = &[
         other_names: &["UPSTREAM"],
         group: Group::Registry,
         preset: Preset::Unset("the registry that the token names"),
-        meaning: "The registry, `[https://]host[:port]`. `http://` is for another proxy or a test.",
+        meaning: "The registries, `[https://]host[:port]` with commas; the first is the default \
+                  one. `http://` is for another proxy or a test.",
         state: text(
-            Unit::Url,
-            "one registry as [http://|https://]host[:port]",
-            parse::registry,
+            Unit::List,
+            "at most 64 of [http://|https://]host[:port], with commas",
+            parse::registries,
         ),
         ..ROW
     },

@@ -23,7 +23,8 @@ pub(crate) struct Core {
     pub(crate) addresses: [SocketAddr; SERVERS],
     pub(crate) script: Mutex<Script>,
     pub(crate) store: Mutex<Store>,
-    pub(crate) tokens: Mutex<Tokens>,
+    /// Shared by registries that take the same token: those of one region.
+    pub(crate) tokens: Arc<Mutex<Tokens>>,
     pub(crate) metadata: Mutex<metadata::State>,
     seen: Mutex<Vec<Seen>>,
     seen_changed: Condvar,
@@ -107,10 +108,10 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Core {
     pub(crate) fn new(options: Options, addresses: [SocketAddr; SERVERS]) -> Self {
         Self {
-            tokens: Mutex::new(Tokens {
+            tokens: Arc::new(Mutex::new(Tokens {
                 issued: Vec::new(),
                 life: options.token_life,
-            }),
+            })),
             sts: Mutex::new(sts::State::new(&options)),
             metadata: Mutex::new(metadata::State::new(&options)),
             options,

@@ -82,6 +82,24 @@ pub fn manifest(config: &[u8], layers: &[Layer]) -> Vec<u8> {
     manifest.to_string().into_bytes()
 }
 
+/// The manifest of an artifact that refers to `subject` (image-spec "Guidelines for Artifact
+/// Usage"), with one blob.
+pub fn artifact(subject: &str, artifact_type: &str, payload: &[u8]) -> Vec<u8> {
+    let empty = b"{}";
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "artifactType": artifact_type,
+        "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": digest(empty),
+            "size": empty.len()},
+        "layers": [{"mediaType": "application/octet-stream", "digest": digest(payload),
+            "size": payload.len()}],
+        "subject": {"mediaType": MANIFEST, "digest": subject, "size": 1},
+        "annotations": {"org.example": "stand-in"},
+    });
+    manifest.to_string().into_bytes()
+}
+
 /// The index over manifests, each with its architecture.
 pub fn index(manifests: &[(&str, &[u8])]) -> Vec<u8> {
     let entry = |(architecture, bytes): &(&str, &[u8])| {

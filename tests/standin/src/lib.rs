@@ -192,6 +192,10 @@ pub struct Quirks {
     pub page_limit: Option<(usize, u16)>,
     /// PATCH is answered 201, with a `Range` that sticks at the first chunk; no upload id.
     pub patch_created: bool,
+    /// Referrers come in pages of that many.
+    pub referrers_page: Option<usize>,
+    /// There is no referrers API: 404 in plain text, or this status as an error document.
+    pub no_referrers: Option<u16>,
     /// Listings are `text/plain`.
     pub plain_text_listings: bool,
     /// An upload without a byte is refused.
@@ -215,6 +219,8 @@ impl Quirks {
             opaque_cursors: true,
             page_limit: Some((1000, 405)),
             patch_created: true,
+            referrers_page: None,
+            no_referrers: None,
             plain_text_listings: true,
             refuse_empty_blobs: true,
             several_links: false,
@@ -234,6 +240,8 @@ impl Quirks {
             opaque_cursors: false,
             page_limit: None,
             patch_created: false,
+            referrers_page: None,
+            no_referrers: None,
             plain_text_listings: false,
             refuse_empty_blobs: false,
             several_links: false,
@@ -302,10 +310,23 @@ pub struct Standin {
 impl Standin {
     /// Starts the servers on free ports of 127.0.0.1.
     pub fn start(options: Options) -> Self {
+        Self::start_with(options, None)
+    }
+
+    /// The same for a further registry of the same region: it takes the tokens of `other`.
+    pub fn start_beside(other: &Self, options: Options) -> Self {
+        Self::start_with(options, Some(&other.core))
+    }
+
+    fn start_with(options: Options, other: Option<&Arc<Core>>) -> Self {
         let sockets = [(); SERVERS].map(|()| server::bind());
         let addresses = sockets.each_ref();
         let addresses = addresses.map(|socket| socket.local_addr().expect("an address"));
-        let core = Arc::new(Core::new(options, addresses));
+        let mut core = Core::new(options, addresses);
+        if let Some(other) = other {
+            core.tokens = Arc::clone(&other.tokens);
+        }
+        let core = Arc::new(core);
         let mut servers = Server::ALL.into_iter();
         let listeners = sockets.map(|socket| {
             let server = servers.next().expect("a server for each socket");
@@ -427,6 +448,19 @@ impl Standin {
         bytes: &[u8],
     ) -> String {
         lock(&self.core.store).add_manifest(repository, tag, media_type, bytes.to_vec())
+    }
+
+    /// Attaches an artifact of that type, with one blob, to a manifest; under a tag (or a digest:
+    /// then untagged).
+    pub fn attach(&self, repository: &str, tag: &str, subject: &str, artifact_type: &str) -> Image {
+        let payload = format!("{artifact_type} of {subject}").into_bytes();
+        let bytes = image::artifact(subject, artifact_type, &payload);
+        Image {
+            layers: vec![self.add_blob(repository, &payload)],
+            config: self.add_blob(repository, b"{}"),
+            manifest: self.add_manifest(repository, tag, image::MANIFEST, &bytes),
+            bytes,
+        }
     }
 
     /// Adds a blob; returns its digest.

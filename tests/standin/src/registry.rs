@@ -9,7 +9,7 @@ use crate::content::digest;
 use crate::core::{Core, TokenState, lock};
 use crate::http::{Head, Reply, RequestBody};
 use crate::server::redirect;
-use crate::{Fault, Server, listing, s3, uploads};
+use crate::{Fault, Server, image, listing, s3, uploads};
 
 /// What a token is good for, in ECR's own words (aws.md §3).
 const EXPIRED: &str = "Your authorization token has expired. Reauthenticate and try again.";
@@ -258,37 +258,63 @@ fn blob(core: &Core, head: &Head, name: &str, digest: &str, fault: Option<&Fault
         .with("Docker-Content-Digest", digest)
 }
 
-fn referrers(core: &Core, head: &Head, name: &str, digest: &str) -> Reply {
-    let wanted = head.parameter("artifactType").map(decode);
-    let store = lock(&core.store);
-    let mut found = Vec::new();
-    let manifests = store
-        .repositories
-        .get(name)
-        .map(|repository| &repository.manifests);
-    for (own_digest, manifest) in manifests.into_iter().flatten() {
-        let Ok(value) = serde_json::from_slice::<Value>(&manifest.bytes) else {
-            continue;
-        };
-        let artifact_type = value["artifactType"].as_str();
-        let artifact_type = artifact_type.or_else(|| value["config"]["mediaType"].as_str());
-        let fits = wanted.is_none() || wanted.as_deref() == artifact_type;
-        if value["subject"]["digest"] == digest && fits {
-            found.push(json!({
-                "mediaType": manifest.media_type,
-                "digest": own_digest,
-                "size": manifest.bytes.len(),
-                "artifactType": artifact_type,
-            }));
+fn referrers(core: &Core, head: &Head, name: &str, subject: &str) -> Reply {
+    match core.options.quirks.no_referrers {
+        Some(404) => {
+            let text = b"404 page not found\n".as_slice();
+            return Reply::new(404, text).with("Content-Type", "text/plain; charset=utf-8");
         }
+        Some(status) => return error(status, "UNSUPPORTED", "The operation is unsupported."),
+        None => {}
     }
-    let media_type = "application/vnd.oci.image.index.v1+json";
-    let index = json!({"schemaVersion": 2, "mediaType": media_type, "manifests": found});
-    let reply = Reply::new(200, index.to_string().into_bytes()).with("Content-Type", media_type);
+    if let Some(reply) = unknown_repository(core, name) {
+        return reply;
+    }
+    let wanted = head.parameter("artifactType").map(decode);
+    let found = attached(core, name, subject, wanted.as_deref());
+    let page = core.options.quirks.referrers_page.unwrap_or(usize::MAX);
+    let start = head.parameter("from").and_then(|from| from.parse().ok());
+    let start = start.unwrap_or(0_usize).min(found.len());
+    let end = start.saturating_add(page).min(found.len());
+    let media_type = image::INDEX;
+    let index = json!({"schemaVersion": 2, "mediaType": media_type,
+        "manifests": &found[start..end]});
+    let mut reply = Reply::new(200, index.to_string().into_bytes());
+    if end < found.len() {
+        let kind = head.parameter("artifactType");
+        let kind = kind.map_or_else(String::new, |kind| format!("artifactType={kind}&"));
+        let base = core.public_base();
+        let next = format!("<{base}{}?{kind}from={end}>; rel=\"next\"", head.path());
+        reply = reply.with("Link", next);
+    }
+    let reply = reply.with("Content-Type", media_type);
     match wanted {
         Some(_) => reply.with("OCI-Filters-Applied", "artifactType"),
         None => reply,
     }
+}
+
+/// Descriptors of what refers to `subject`, of one type or all.
+fn attached(core: &Core, name: &str, subject: &str, wanted: Option<&str>) -> Vec<Value> {
+    let store = lock(&core.store);
+    let repository = store.repositories.get(name);
+    let manifests = repository.into_iter().flat_map(|found| &found.manifests);
+    let described = manifests.filter_map(|(own_digest, manifest)| {
+        let value: Value = serde_json::from_slice(&manifest.bytes).ok()?;
+        let own_type = value["artifactType"].as_str();
+        let own_type = own_type.or_else(|| value["config"]["mediaType"].as_str());
+        let fits = wanted.is_none() || wanted == own_type;
+        (value["subject"]["digest"] == subject && fits).then(|| {
+            json!({
+                "mediaType": manifest.media_type,
+                "digest": own_digest,
+                "size": manifest.bytes.len(),
+                "artifactType": own_type,
+                "annotations": value["annotations"],
+            })
+        })
+    });
+    described.collect()
 }
 
 #[cfg(test)]

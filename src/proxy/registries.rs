@@ -1,0 +1,284 @@
+//! Which registry a request means. Owns: the closed list, and the two ways in which clients name
+//! one of it: `ns=HOST` (containerd, buildkit) and `/v2/HOST/…` (podman, CRI-O, docker). Must not:
+//! make an address of anything that a client sends.
+//!
+//! A name of a repository may hold dots, so `/v2/my.app/x/…` is a repository unless `my.app` is in
+//! the list. Only what can be no repository of the default registry is refused here: a host with a
+//! port, and a registry of ECR that is not in the list. The default registry itself says
+//! NAME_UNKNOWN to the rest.
+
+use crate::aws::ecr::EcrHost;
+use crate::message::Request;
+use crate::oci::{self, ErrorCode, OciError, Registry, Route};
+
+const NAMESPACE: &str = "ns";
+
+/// The closed list.
+#[derive(Debug)]
+pub(super) struct Registries {
+    /// The default one first; empty: the identity's own alone.
+    list: Vec<Registry>,
+    /// What they lead to are other proxies.
+    chained: bool,
+}
+
+/// One of the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// The request names none.
+    Default,
+    /// This one.
+    Known(Registry),
+    /// The identity's own, which is not known yet, provided that it has this name.
+    IfCalled(String),
+}
+
+/// What a request means, and how it said so.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Meant {
+    pub(super) choice: Choice,
+    pub(super) route: Route,
+    /// The path without a host in it.
+    pub(super) path: String,
+    /// The target as upstream gets it.
+    pub(super) target: String,
+    /// The host in the path as the client wrote it, with its slash; or nothing.
+    pub(super) prefix: String,
+    /// The parameter `ns` as the client wrote it, if it had a say.
+    pub(super) parameter: Option<String>,
+    /// Its value, decoded.
+    pub(super) namespace: Option<String>,
+}
+
+impl Registries {
+    pub(super) const fn new(list: Vec<Registry>, chained: bool) -> Self {
+        Self { list, chained }
+    }
+
+    /// The default one, if it is set.
+    pub(super) fn default(&self) -> Option<&Registry> {
+        self.list.first()
+    }
+
+    /// Reads a request. `own` gives the identity's registry if that is known; it must not block.
+    ///
+    /// # Errors
+    /// What to answer instead.
+    pub(super) fn read(
+        &self,
+        request: &Request,
+        own: &dyn Fn() -> Option<Registry>,
+    ) -> Result<Meant, OciError> {
+        let (prefix, by_path) = self.prefix(request.path(), own)?;
+        let path = without_prefix(request.path(), &prefix);
+        let route = Route::parse(&path)?;
+        let mut named = by_path;
+        let (mut parameter, mut namespace) = (None, None);
+        if namespace_counts(&request.method, &route) {
+            for (raw, name) in namespaces(request.query().unwrap_or_default()) {
+                let by_name = self.find(&name, own).ok_or_else(|| unknown(&name))?;
+                if named.as_ref().is_some_and(|other| *other != by_name) {
+                    let why = format!("{name:?} is not the only registry that the request names");
+                    return Err(OciError::new(ErrorCode::NameUnknown, why));
+                }
+                named = Some(by_name);
+                (parameter, namespace) = (Some(raw), Some(name));
+            }
+        }
+        let choice = named.unwrap_or(Choice::Default);
+        let target = self.target(request, &prefix, &route, &choice, own);
+        Ok(Meant {
+            choice,
+            route,
+            path,
+            target,
+            prefix,
+            parameter,
+            namespace,
+        })
+    }
+
+    /// The host that a path begins with, as it is written and with its slash, and whom it means.
+    fn prefix(
+        &self,
+        path: &str,
+        own: &dyn Fn() -> Option<Registry>,
+    ) -> Result<(String, Option<Choice>), OciError> {
+        let none = Ok((String::new(), None));
+        let Some(rest) = path.strip_prefix("/v2/") else {
+            return none;
+        };
+        let first = rest.split('/').next().unwrap_or_default();
+        let Some(name) = decoded(first).filter(|name| is_hostlike(name)) else {
+            return none;
+        };
+        match self.find(&name, own) {
+            Some(choice) => Ok((format!("{first}/"), Some(choice))),
+            None if name.contains(':') || EcrHost::parse(&name).is_some() => Err(unknown(&name)),
+            None => none,
+        }
+    }
+
+    /// Whom a name means.
+    fn find(&self, name: &str, own: &dyn Fn() -> Option<Registry>) -> Option<Choice> {
+        if !oci::is_authority(name) {
+            return None;
+        }
+        let Some(default) = self.list.first() else {
+            return match own() {
+                Some(own) => is_it(&own, name).then_some(Choice::Default),
+                None => EcrHost::parse(name).map(|_| Choice::IfCalled(name.to_ascii_lowercase())),
+            };
+        };
+        if let Some(listed) = self.list.iter().find(|registry| is_it(registry, name)) {
+            return Some(if listed == default {
+                Choice::Default
+            } else {
+                Choice::Known(listed.clone())
+            });
+        }
+        // One registry, reached under a name of its own (another proxy, a private endpoint, a
+        // test): clients go on using the names that ECR gave to their images.
+        let stands_for_ecr = self.list.len() == 1 && EcrHost::parse(default.authority()).is_none();
+        if !stands_for_ecr || EcrHost::parse(name).is_none() {
+            return None;
+        }
+        Some(if self.chained {
+            // That proxy has a closed list, too, and more than one in it perhaps.
+            Choice::Known(default.serving(name))
+        } else {
+            Choice::Default
+        })
+    }
+
+    /// The target without what names the registry; all else byte for byte.
+    fn target(
+        &self,
+        request: &Request,
+        prefix: &str,
+        route: &Route,
+        choice: &Choice,
+        own: &dyn Fn() -> Option<Registry>,
+    ) -> String {
+        let path = without_prefix(request.path(), prefix);
+        let Some(query) = request.query() else {
+            return path;
+        };
+        let mut kept: Vec<String> = query
+            .split('&')
+            .filter(|parameter| !is_namespace(parameter))
+            .map(str::to_owned)
+            .collect();
+        if kept.is_empty() && !query.is_empty() {
+            return path;
+        }
+        if matches!(route, Route::Uploads(_)) {
+            self.translate_mount(&mut kept, choice, own);
+        }
+        format!("{path}?{}", kept.join("&"))
+    }
+
+    /// Who names registries by the path does so in `from` of a mount, too. Nothing can be mounted
+    /// from another registry: the blob is then uploaded as any other.
+    fn translate_mount(
+        &self,
+        parameters: &mut Vec<String>,
+        choice: &Choice,
+        own: &dyn Fn() -> Option<Registry>,
+    ) {
+        let from = |text: &String| text.strip_prefix("from=").and_then(decoded);
+        let Some(repository) = parameters.iter().find_map(from) else {
+            return;
+        };
+        let Some((host, rest)) = repository.split_once('/') else {
+            return;
+        };
+        match self.find(host, own).filter(|_| is_hostlike(host)) {
+            None => {}
+            Some(found) if found == *choice => {
+                for parameter in parameters.iter_mut() {
+                    if parameter.starts_with("from=") {
+                        *parameter = format!("from={rest}");
+                    }
+                }
+            }
+            Some(_) => parameters.retain(|parameter| {
+                !parameter.starts_with("from=") && !parameter.starts_with("mount=")
+            }),
+        }
+    }
+}
+
+/// True when the registry has this name, or this is another name that ECR has for it (FIPS,
+/// dual-stack).
+pub(super) fn is_it(registry: &Registry, name: &str) -> bool {
+    let place = |host: &str| match EcrHost::parse(host) {
+        Some(EcrHost::Private {
+            account, region, ..
+        }) => Some((account, region)),
+        _ => None,
+    };
+    let same = || place(registry.name()).is_some_and(|own| place(name) == Some(own));
+    registry.is_called(name) || (oci::split_port(name).1.is_none() && same())
+}
+
+/// 404: a closed list.
+pub(super) fn unknown(name: &str) -> OciError {
+    let why = format!("no registry {name:?} here: ECR lists the ones that there are");
+    OciError::new(ErrorCode::NameUnknown, why)
+}
+
+/// A push names its registry by the path alone (containerd sends it no `ns`); what was begun there
+/// must be asked for there. And a ping asks for no registry in particular.
+fn namespace_counts(method: &str, route: &Route) -> bool {
+    let no_matter = matches!(route, Route::Base | Route::Upload(_) | Route::Uploads(_));
+    matches!(method, "GET" | "HEAD") && !no_matter
+}
+
+fn without_prefix(path: &str, prefix: &str) -> String {
+    let rest = path.strip_prefix("/v2/").unwrap_or_default();
+    match rest.strip_prefix(prefix) {
+        _ if prefix.is_empty() => path.to_owned(),
+        Some(rest) => format!("/v2/{rest}"),
+        // `/v2/HOST`, without a slash at the end.
+        None => "/v2/".to_owned(),
+    }
+}
+
+fn is_namespace(parameter: &str) -> bool {
+    let name = parameter.split('=').next();
+    name == Some(NAMESPACE)
+}
+
+/// The parameters `ns` that hold something: as written, and decoded.
+fn namespaces(query: &str) -> impl Iterator<Item = (String, String)> {
+    let parameters = query.split('&').filter(|parameter| is_namespace(parameter));
+    parameters.filter_map(|parameter| {
+        let value = parameter.split_once('=')?.1;
+        // What cannot be decoded is no registry's name either.
+        let name = decoded(value).unwrap_or_else(|| value.to_owned());
+        (!name.is_empty()).then(|| (parameter.to_owned(), name))
+    })
+}
+
+/// As docker tells a host from the first word of a repository (distribution's reference grammar).
+fn is_hostlike(name: &str) -> bool {
+    (name.contains(['.', ':']) || name == "localhost") && oci::is_authority(name)
+}
+
+/// Without percent-encoding; none when the encoding is broken, or hides anything but visible ASCII.
+pub(super) fn decoded(text: &str) -> Option<String> {
+    let mut parts = text.split('%');
+    let mut plain = parts.next()?.to_owned();
+    for part in parts {
+        let (hex, rest) = part.split_at_checked(2)?;
+        let digits = hex.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let byte = u8::from_str_radix(hex, 16).ok();
+        plain.push(char::from(byte.filter(|b| digits && b.is_ascii_graphic())?));
+        plain.push_str(rest);
+    }
+    Some(plain)
+}
+
+#[cfg(test)]
+mod tests;
