@@ -1,5 +1,5 @@
-//! Sockets of either family, TCP or unix. Owns: what both can do under one name. Must not: know what
-//! is said on them.
+//! Sockets of either family, TCP or unix. Owns: what both can do under one name. Must not: know
+//! what is said on them.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ureq::http;
 use ureq::tls::{PemItem, RootCerts, TlsConfig, TlsProvider};
-use ureq::unversioned::transport::DefaultConnector;
+use ureq::unversioned::transport::{Connector as _, TcpConnector};
 use ureq::{Agent, SendBody};
 
+use super::early::{self, Answer, Broken};
 use super::resolver::{ResolveError, Resolver};
 use super::{Api, ApiCall, ApiReply, Stage, UpstreamError};
 use crate::message::{Headers, RequestBody};
@@ -24,6 +25,9 @@ pub const API_BODY_BYTES_MAX: u64 = 1 << 20;
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Longest wait for the next piece of a body, in either direction.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest wait for upstream to take the next piece of an upload. Shorter than a client's own limit
+/// on silence, so that a registry that has answered and takes no more is heard in time.
+const UPLOAD_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Buffers of one connection, each way: one copy's worth.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Largest head taken from upstream.
@@ -115,7 +119,8 @@ impl Client {
             .max_idle_age(POOL_AGE_MAX)
             .allow_non_standard_methods(false)
             .build();
-        let agent = Agent::with_parts(config, DefaultConnector::default(), resolver.clone());
+        let connector = early::connector(().chain(TcpConnector::default()));
+        let agent = Agent::with_parts(config, connector, resolver.clone());
         Ok(Self { agent, resolver })
     }
 
@@ -197,19 +202,24 @@ impl Client {
             ))
             .timeout_recv_response(Some(head_timeout))
             .timeout_per_read(Some(head_timeout))
+            .timeout_per_write(Some(UPLOAD_WRITE_TIMEOUT))
             .build();
-        let sent = self.agent.run(request);
-        sent.map(incoming).map_err(|fault| {
-            if body.failed {
-                let reason = "the client's body ended early".to_owned();
-                return UpstreamError {
-                    stage: Stage::ClientBody,
-                    to: to.clone(),
-                    reason,
-                };
-            }
-            classify(&fault, to.clone())
-        })
+        let (sent, broken) = early::watched(|| self.agent.run(request));
+        let fault = match sent {
+            Ok(reply) => return Ok(incoming(reply)),
+            Err(fault) => fault,
+        };
+        if body.failed {
+            return Err(UpstreamError {
+                stage: Stage::ClientBody,
+                to,
+                reason: "the client's body ended early".to_owned(),
+            });
+        }
+        match broken.and_then(refusal) {
+            Some(refusal) => Ok(refusal),
+            None => Err(classify(&fault, to)),
+        }
     }
 
     /// Looks the name up before ureq does, so that the time it takes counts for the deadline.
@@ -310,14 +320,30 @@ fn builder(outgoing: Outgoing<'_>) -> http::request::Builder {
     fields.fold(start, |request, (name, value)| request.header(name, value))
 }
 
-fn incoming(reply: http::Response<ureq::Body>) -> Incoming {
-    let (parts, body) = reply.into_parts();
+/// A refusal that came before the body was sent. Any other status is no answer to a request that
+/// was not sent whole.
+fn refusal(broken: Broken) -> Option<Incoming> {
+    let Answer { head, body } = broken.answer()?;
+    let status = head.status.as_u16();
+    (400..600).contains(&status).then(|| Incoming {
+        status,
+        headers: fields(&head.headers),
+        length: Some(body.len() as u64),
+        body: Box::new(io::Cursor::new(body)),
+    })
+}
+
+fn fields(headers: &http::HeaderMap) -> Headers {
     let text = |value: &http::HeaderValue| value.to_str().ok().map(str::to_owned);
-    let headers: Headers = parts
-        .headers
+    headers
         .iter()
         .filter_map(|(name, value)| Some((name.as_str().to_owned(), text(value)?)))
-        .collect();
+        .collect()
+}
+
+fn incoming(reply: http::Response<ureq::Body>) -> Incoming {
+    let (parts, body) = reply.into_parts();
+    let headers = fields(&parts.headers);
     let length = headers
         .first("content-length")
         .and_then(|length| length.parse().ok());
