@@ -363,6 +363,8 @@ pub enum ErrorCode {
     Denied,
     /// `DIGEST_INVALID`
     DigestInvalid,
+    /// `MANIFEST_INVALID`
+    ManifestInvalid,
     /// `NAME_INVALID`
     NameInvalid,
     /// `NAME_UNKNOWN`
@@ -385,6 +387,7 @@ impl ErrorCode {
             Self::BadRequest => "BAD_REQUEST",
             Self::Denied => "DENIED",
             Self::DigestInvalid => "DIGEST_INVALID",
+            Self::ManifestInvalid => "MANIFEST_INVALID",
             Self::NameInvalid => "NAME_INVALID",
             Self::NameUnknown => "NAME_UNKNOWN",
             Self::NotFound => "NOT_FOUND",
@@ -397,7 +400,11 @@ impl ErrorCode {
 
     const fn status(self) -> u16 {
         match self {
-            Self::BadRequest | Self::DigestInvalid | Self::NameInvalid | Self::TagInvalid => 400,
+            Self::BadRequest
+            | Self::DigestInvalid
+            | Self::ManifestInvalid
+            | Self::NameInvalid
+            | Self::TagInvalid => 400,
             Self::Denied => 403,
             Self::NameUnknown | Self::NotFound => 404,
             Self::TooManyRequests => 429,

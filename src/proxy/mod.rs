@@ -12,6 +12,7 @@ mod listing;
 mod manifest;
 mod pull;
 mod push;
+mod refusal;
 
 use std::fmt::Display;
 use std::io::Cursor;
@@ -105,7 +106,7 @@ impl Proxy {
             own_address: headers::own_address(request, self.parts.trust_proxy_headers),
             headers: headers::for_upstream(&request.headers, &route),
             request: request.clone(),
-            target: headers::without_namespace(&request.target),
+            target: push::target(headers::without_namespace(&request.target), &route),
             route,
         };
         Answer::Later(Box::new(move |body| exchange.run(body)))
@@ -132,7 +133,9 @@ impl Exchange {
             Ok(registry) => registry,
             Err(error) => return fail(&error),
         };
-        let pull = matches!(self.request.method.as_str(), "GET" | "HEAD");
+        if push::is_push(&self.route, &self.request.method) {
+            return push::run(&self, &registry, body);
+        }
         let Some(cache) = &self.parts.cache else {
             return self.forward_or_fail(&registry, body);
         };
@@ -142,16 +145,13 @@ impl Exchange {
             registry: &registry,
         };
         match &self.route {
-            Route::Blob(repository, digest) if pull => blob::get(&context, repository, digest),
-            Route::Manifest(repository, reference) if pull => {
+            Route::Blob(repository, digest) => blob::get(&context, repository, digest),
+            Route::Manifest(repository, reference) => {
                 manifest::get(&context, repository, reference)
             }
             Route::Catalog | Route::Tags(_) => listing::get(&context),
-            Route::Base | Route::Referrers(..) => self.forward_or_fail(&registry, body),
-            Route::Blob(..) | Route::Manifest(..) | Route::Upload(_) | Route::Uploads(_) => {
-                let reply = self.forward_or_fail(&registry, body);
-                push::note(&context, &reply);
-                reply
+            Route::Base | Route::Referrers(..) | Route::Upload(_) | Route::Uploads(_) => {
+                self.forward_or_fail(&registry, body)
             }
         }
     }
@@ -241,12 +241,12 @@ impl Exchange {
             // A blob host speaks of its own object, not of the blob.
             headers.retain(|name, _| headers::is_of_the_blob(name));
         }
-        let reply = Reply {
+        let reply = refusal::documented(Reply {
             status: incoming.status,
             headers,
             body,
             outcome,
-        };
+        });
         match &self.route {
             Route::Blob(_, digest) => Ok(pull::blob(reply, digest)),
             Route::Manifest(_, reference)
@@ -255,8 +255,11 @@ impl Exchange {
                 pull::manifest(reply, reference, registry)
             }
             Route::Catalog | Route::Tags(_) => Ok(listing::names(reply)),
-            Route::Uploads(_) | Route::Upload(_) | Route::Manifest(..) => Ok(push::reply(reply)),
-            Route::Base | Route::Referrers(..) => Ok(reply),
+            Route::Base
+            | Route::Manifest(..)
+            | Route::Referrers(..)
+            | Route::Upload(_)
+            | Route::Uploads(_) => Ok(reply),
         }
     }
 }

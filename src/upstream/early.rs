@@ -6,8 +6,8 @@
 //! meets a reset. ureq gives up at the failed write and drops the connection, and with it the
 //! answer, which has long been there: Linux keeps what had come before a reset readable. So two
 //! transports go around TLS. [`Above`] keeps a connection that is dropped after a failed write;
-//! [`Below`] makes sure that TLS, which sends what it still holds before it reads, finds somebody to
-//! take it. Then ureq itself reads the answer, as that to a request which is never sent.
+//! [`Below`] makes sure that TLS, which sends what it still holds before it reads, finds somebody
+//! to take it. Then ureq itself reads the answer, as that to a request which is never sent.
 //!
 //! Everything of one upload happens on one thread, so what is kept waits in a thread's local.
 

@@ -1,8 +1,8 @@
 //! Errors in upstream's own words, without our secrets. Owns: finding the token in what comes back.
 //! Must not: change anything else, or the length of a body.
 //!
-//! A registry, or what stands before it, may show in an error what it was sent; such pages are there
-//! to help a developer. Our token is not the client's to see.
+//! A registry, or what stands before it, may show in an error what it was sent; such pages are
+//! there to help a developer. Our token is not the client's to see.
 
 use std::io::{self, Cursor, Read};
 
