@@ -29,11 +29,14 @@ pub const WRITERS_MAX: usize = 32;
 const SESSIONS_MAX: usize = 1024;
 /// An upload of which nothing was heard for so long is not kept: clients go on within seconds.
 const SESSION_IDLE_MAX: Duration = Duration::from_secs(10 * 60);
-/// By how much a disk may delay one upload in all. A slower one gets no copy.
-const DELAY_MAX: Duration = Duration::from_secs(1);
+/// By how much the disk may delay an upload in all, beside the time it takes at [`RATE_MIN`].
+const DELAY_MAX: Duration = Duration::from_secs(2);
+/// Bytes a millisecond at the least: a disk that takes less, 16 MB/s, gets no copy. A pull would be
+/// slower from it than from the registry.
+const RATE_MIN: u64 = 16_000;
 /// Longest wait for the disk before a client is told that its upload has ended. After it the blob
-/// is made safe all the same, a little later.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// is made safe all the same, a little later: containerd gives up at 30 s.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// All uploads.
 pub struct Uploads {
@@ -154,7 +157,8 @@ impl Uploads {
         drop(forgotten);
     }
 
-    /// The next bytes of an upload. Never fails, and waits for [`DELAY_MAX`] in all at the longest.
+    /// The next bytes of an upload. Never fails, and gives up what it would have to wait for longer
+    /// than [`DELAY_MAX`].
     pub fn push(self: &Arc<Self>, upload: &mut Upload, bytes: &[u8]) {
         if upload.given_up || bytes.is_empty() {
             return;
@@ -166,7 +170,8 @@ impl Uploads {
         let Some(queue) = &upload.queue else {
             return upload.give_up();
         };
-        let left = DELAY_MAX.saturating_sub(upload.delay);
+        let usual = Duration::from_millis(upload.length / RATE_MIN);
+        let left = (DELAY_MAX + usual).saturating_sub(upload.delay);
         match queue.push(bytes, left) {
             Some(waited) => upload.delay += waited,
             None => upload.give_up(),

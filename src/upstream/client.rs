@@ -25,9 +25,10 @@ pub const API_BODY_BYTES_MAX: u64 = 1 << 20;
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Longest wait for the next piece of a body, in either direction.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Longest wait for upstream to take the next piece of an upload. Shorter than a client's own limit
-/// on silence, so that a registry that has answered and takes no more is heard in time.
-const UPLOAD_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for upstream to take anything more of an upload. Less than [`IDLE_TIMEOUT`]: a
+/// registry that has answered and takes no more is only heard then, and the kernel may take small
+/// pieces for another such time or two before it takes nothing.
+const UPLOAD_WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Buffers of one connection, each way: one copy's worth.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Largest head taken from upstream.
