@@ -15,8 +15,8 @@ const DESCRIPTORS_PER_CONNECTION: u64 = 3;
 const DESCRIPTORS_PER_LANE: u64 = 3;
 /// Standard streams, listeners, signals, name look-ups, and some to spare.
 const DESCRIPTORS_RESERVED: u64 = 32;
-/// Threads beside workers, lanes, downloads, kept uploads and connections: main, log, signal, accept, token,
-/// resolve, sweep, drain, the five that tiny_http starts with, and some to spare.
+/// Threads beside workers, lanes, downloads, kept uploads and connections: main, log, signal,
+/// accept, token, resolve, sweep, drain, the five that tiny_http starts with, and some to spare.
 const THREADS_RESERVED: u64 = 20;
 /// Descriptors of one download into the cache: its file, and upstream.
 const DESCRIPTORS_PER_FILL: u64 = 2;

@@ -111,7 +111,7 @@ impl Broken {
 
 /// Goes above TLS: keeps a connection of an upload that is dropped after a failed write.
 #[derive(Debug)]
-struct Above;
+pub(super) struct Above;
 
 impl<In: Transport> Connector<In> for Above {
     type Out = Kept;
@@ -129,7 +129,7 @@ impl<In: Transport> Connector<In> for Above {
 }
 
 #[derive(Debug)]
-struct Kept {
+pub(super) struct Kept {
     transport: Box<dyn Transport>,
     failed: bool,
 }
@@ -179,7 +179,7 @@ impl Drop for Kept {
 /// Goes below TLS: after a failed write nothing is written any more. While the answer is read,
 /// writing succeeds and does nothing.
 #[derive(Debug)]
-struct Below;
+pub(super) struct Below;
 
 impl<In: Transport> Connector<In> for Below {
     type Out = Stopping<In>;
@@ -196,7 +196,7 @@ impl<In: Transport> Connector<In> for Below {
     }
 }
 
-struct Stopping<In> {
+pub(super) struct Stopping<In> {
     transport: In,
     failed: Option<Failed>,
 }
