@@ -410,6 +410,8 @@ pub enum ErrorCode {
     Denied,
     /// `DIGEST_INVALID`
     DigestInvalid,
+    /// `MANIFEST_INVALID`
+    ManifestInvalid,
     /// `NAME_INVALID`
     NameInvalid,
     /// `NAME_UNKNOWN`
@@ -436,6 +438,7 @@ impl ErrorCode {
             Self::BadRequest => "BAD_REQUEST",
             Self::Denied => "DENIED",
             Self::DigestInvalid => "DIGEST_INVALID",
+            Self::ManifestInvalid => "MANIFEST_INVALID",
             Self::NameInvalid => "NAME_INVALID",
             Self::NameUnknown => "NAME_UNKNOWN",
             Self::NotFound => "NOT_FOUND",
@@ -452,6 +455,7 @@ impl ErrorCode {
         match self {
             Self::BadRequest
             | Self::DigestInvalid
+            | Self::ManifestInvalid
             | Self::NameInvalid
             | Self::PaginationNumberInvalid
             | Self::TagInvalid => 400,

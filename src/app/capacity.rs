@@ -5,6 +5,7 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::cache::uploads::WRITERS_MAX;
 use crate::config::Settings;
 use crate::log;
 
@@ -14,11 +15,14 @@ const DESCRIPTORS_PER_CONNECTION: u64 = 3;
 const DESCRIPTORS_PER_LANE: u64 = 3;
 /// Standard streams, listeners, signals, name look-ups, and some to spare.
 const DESCRIPTORS_RESERVED: u64 = 32;
-/// Threads beside workers, lanes, downloads and connections: main, log, signal, accept, token,
-/// resolve, sweep, reload, drain, the five that tiny_http starts with, and some to spare.
+/// Threads beside workers, lanes, downloads, kept uploads and connections: main, log, signal,
+/// accept, token, resolve, sweep, referrers, reload, drain, the five that tiny_http starts with,
+/// and some to spare.
 const THREADS_RESERVED: u64 = 20;
 /// Descriptors of one download into the cache: its file, and upstream.
 const DESCRIPTORS_PER_FILL: u64 = 2;
+/// Descriptors of one upload that is kept: its file.
+const DESCRIPTORS_PER_KEPT_UPLOAD: u64 = 1;
 /// Fewer connections than this are no service.
 const CONNECTIONS_MIN: u64 = 4;
 
@@ -29,13 +33,16 @@ const CONNECTIONS_MIN: u64 = 4;
 pub(super) fn connections(settings: &Settings, with_cache: bool) -> Result<usize, String> {
     let descriptors = raise_descriptors();
     let lanes = settings.lanes as u64;
-    let fills = if with_cache {
-        settings.max_fills as u64
+    let (fills, kept_uploads) = if with_cache {
+        (settings.max_fills as u64, WRITERS_MAX as u64)
     } else {
-        0
+        (0, 0)
     };
-    let threads = THREADS_RESERVED + settings.workers as u64 + lanes + fills;
-    let fixed = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_LANE * lanes + DESCRIPTORS_PER_FILL * fills;
+    let threads = THREADS_RESERVED + settings.workers as u64 + lanes + fills + kept_uploads;
+    let fixed = DESCRIPTORS_RESERVED
+        + DESCRIPTORS_PER_LANE * lanes
+        + DESCRIPTORS_PER_FILL * fills
+        + DESCRIPTORS_PER_KEPT_UPLOAD * kept_uploads;
     let limits = [
         (
             "RLIMIT_NOFILE",

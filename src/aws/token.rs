@@ -34,6 +34,9 @@ const REGIONS_MAX: usize = 64;
 /// ever.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
+/// Longest wait for a fresher token while an old one is still good: a call to AWS takes a second.
+const FRESH_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// What [`Tokens`] needs to know.
 #[derive(Debug, Clone)]
 pub struct TokenConfig {
@@ -516,6 +519,22 @@ impl Authorizer for Tokens {
     fn header(&self, registry: &Registry, deadline: Instant) -> Result<Grant, AuthFault> {
         let realm = self.realm(registry, deadline)?;
         self.obtain(&realm, deadline, RegionState::look, |_| true)
+    }
+
+    fn header_fresh_for(
+        &self,
+        registry: &Registry,
+        fresh_for: Duration,
+        deadline: Instant,
+    ) -> Result<Grant, AuthFault> {
+        let realm = self.realm(registry, deadline)?;
+        let soon = deadline.min(self.clock.monotonic() + FRESH_TIMEOUT);
+        let look = |state: &mut RegionState, now| state.look_fresh(fresh_for, now);
+        match self.obtain(&realm, soon, look, |_| true) {
+            Ok(grant) => Ok(grant),
+            // Too late for a new one; there may be an old one, or more time.
+            Err(_) => self.header(registry, deadline),
+        }
     }
 
     fn renew(

@@ -241,7 +241,7 @@ impl Fills {
             drop(last);
             let root = self.store.root().display();
             log::warn(
-                "the cache cannot be written; pulls go on without it",
+                "the cache cannot be written; pulls and pushes go on without it",
                 &[("what", &what), ("error", error), ("directory", &root)],
             );
         }

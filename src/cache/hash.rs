@@ -27,6 +27,14 @@ impl Hasher {
         }
     }
 
+    /// For content whose digest is not known yet.
+    pub fn sha256() -> Self {
+        Self {
+            algorithm: "sha256",
+            context: Context::new(&SHA256),
+        }
+    }
+
     /// Takes in the next piece.
     pub fn update(&mut self, bytes: &[u8]) {
         self.context.update(bytes);

@@ -14,14 +14,16 @@ pub mod manifest;
 pub mod names;
 pub mod negative;
 mod open;
+pub mod pushes;
 #[cfg(test)]
 mod scratch;
 pub mod store;
 pub mod sweep;
 mod tagfile;
+pub mod uploads;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -53,12 +55,15 @@ pub struct Cache {
     pub sweeper: Arc<sweep::Sweeper>,
     /// Downloads.
     pub fills: Arc<fill::Fills>,
+    /// What is pushed through us.
+    pub uploads: Arc<uploads::Uploads>,
+    /// Tags that are being pushed.
+    pub pushes: pushes::Pushes,
     /// What lately was not there.
     pub negative: negative::Negative,
     settings: Settings,
     remembered: Mutex<Option<Registry>>,
     has_content: AtomicBool,
-    pushes: AtomicU64,
 }
 
 impl Cache {
@@ -83,33 +88,29 @@ impl Cache {
         ));
         let remembered = names.remembered_registry();
         let has_content = remembered.is_some() || names.has_repositories();
+        let uploads = Arc::new(uploads::Uploads::new(
+            Arc::clone(&store),
+            Arc::clone(&names),
+            Arc::clone(&sweeper),
+            Arc::clone(&fills),
+        ));
         Ok(Self {
             store,
             names,
             sweeper,
             fills,
+            uploads,
+            pushes: pushes::Pushes::default(),
             negative: negative::Negative::default(),
             settings,
             has_content: AtomicBool::new(has_content),
             remembered: Mutex::new(remembered),
-            pushes: AtomicU64::new(0),
         })
     }
 
     /// True when something was ever kept here, so that some pulls can be answered without upstream.
     pub fn has_content(&self) -> bool {
         self.has_content.load(Ordering::Relaxed)
-    }
-
-    /// Manifests pushed or deleted through us so far. Who asks upstream for a tag notes it before,
-    /// and keeps the answer only if it is the same afterwards: the answer may be older than a push.
-    pub fn pushes(&self) -> u64 {
-        self.pushes.load(Ordering::SeqCst)
-    }
-
-    /// A manifest was pushed or deleted through us.
-    pub fn count_push(&self) {
-        self.pushes.fetch_add(1, Ordering::SeqCst);
     }
 
     /// True while a tag confirmed at `confirmed` needs no upstream call.

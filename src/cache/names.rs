@@ -420,7 +420,7 @@ impl Names {
     }
 
     /// What a tag means in any partition, newest first.
-    pub(super) fn tag_anywhere(&self, scope: Scope<'_>, tag: &Tag) -> Vec<TagEntry> {
+    pub fn tag_anywhere(&self, scope: Scope<'_>, tag: &Tag) -> Vec<TagEntry> {
         let folders = self.folder(scope).map_or_else(Vec::new, |f| partitions(&f));
         let mut entries: Vec<TagEntry> = folders
             .iter()

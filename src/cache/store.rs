@@ -238,23 +238,49 @@ impl Store {
     /// The disk's own, and a download that somebody replaced or removed meanwhile.
     pub fn publish(&self, digest: &Digest, file: &File) -> io::Result<()> {
         file.sync_all()?;
-        let (from, to) = (self.partial_path(digest), self.blob_path(digest));
+        let from = self.partial_path(digest);
         let (ours, there) = (file.metadata()?, fs::metadata(&from)?);
         if (ours.dev(), ours.ino()) != (there.dev(), there.ino()) {
             // Renaming it would publish bytes that nobody has verified.
             let why = format!("the download of {digest} was replaced while it was verified");
             return Err(io::Error::other(why));
         }
-        let size = ours.len();
+        self.move_in(digest, &from, ours.len())?;
+        self.partial_shrunk(ours.len());
+        files::sync_directory(&self.folder("blobs", digest))
+    }
+
+    /// A new file for content whose digest is told later. It is on no account: whoever writes to it
+    /// holds a reservation. What an earlier process left of such is removed at start.
+    ///
+    /// # Errors
+    /// The disk's own.
+    pub fn unnamed(&self) -> io::Result<(PathBuf, File)> {
+        let path = self.partial_root().join(files::temp_name());
+        let file = File::options().write(true).create_new(true).open(&path)?;
+        Ok((path, file))
+    }
+
+    /// Makes such a file, which its caller has verified, a blob.
+    ///
+    /// # Errors
+    /// The disk's own.
+    pub fn publish_unnamed(&self, digest: &Digest, path: &Path, file: &File) -> io::Result<()> {
+        file.sync_all()?;
+        self.move_in(digest, path, file.metadata()?.len())?;
+        files::sync_directory(&self.folder("blobs", digest))
+    }
+
+    fn move_in(&self, digest: &Digest, from: &Path, size: u64) -> io::Result<()> {
+        let to = self.blob_path(digest);
         let before = fs::metadata(&to).map_or(0, |metadata| metadata.len());
         self.arriving(digest);
-        if let Err(error) = fs::rename(&from, &to) {
+        if let Err(error) = fs::rename(from, &to) {
             self.departed(digest, 0);
             return Err(error);
         }
-        self.partial_shrunk(size);
         self.arrived(digest, size, before);
-        files::sync_directory(&self.folder("blobs", digest))
+        Ok(())
     }
 
     /// Removes a download.

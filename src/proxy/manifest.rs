@@ -31,9 +31,9 @@ pub(super) const REFUSAL_BYTES_MAX: u64 = 64 * 1024;
 /// A manifest in memory.
 #[derive(Debug, Clone)]
 pub(super) struct Manifest {
-    digest: Digest,
-    media_type: String,
-    bytes: Arc<Vec<u8>>,
+    pub(super) digest: Digest,
+    pub(super) media_type: String,
+    pub(super) bytes: Arc<Vec<u8>>,
 }
 
 /// What asking for a manifest came to; shared by all who asked at the same time.
@@ -161,7 +161,7 @@ fn ask(
     held: Option<&(TagEntry, Manifest)>,
 ) -> Asked {
     let (cache, scope) = (pull.cache, pull.scope(repository));
-    let pushes = cache.pushes();
+    let pushes = cache.pushes.count();
     let reference = Reference::Tag(tag.clone());
     let Some((entry, manifest)) = held else {
         let asked = fetch(pull, repository, &reference);
@@ -288,8 +288,8 @@ fn take(
     Ok(Asked::Found(manifest, Freshness::Fetched))
 }
 
-/// A manifest that upstream has shown in a repository vouches for every digest it names.
-fn vouch(pull: &Pull<'_>, repository: &Repository, manifest: &Manifest) {
+/// A manifest that upstream has shown or taken in a repository vouches for every digest it names.
+pub(super) fn vouch(pull: &Pull<'_>, repository: &Repository, manifest: &Manifest) {
     let (cache, scope) = (pull.cache, pull.scope(repository));
     let mut links = vec![(manifest.digest.clone(), Some(manifest.media_type.clone()))];
     links.extend(
@@ -313,7 +313,7 @@ fn keep_tag(
     pushes_before: u64,
     manifest: &Manifest,
 ) {
-    if pull.cache.pushes() != pushes_before {
+    if pull.cache.pushes.count() != pushes_before {
         return;
     }
     let partition = &pull.exchange.partition;
@@ -356,7 +356,7 @@ fn read(pull: &Pull<'_>, digest: &Digest) -> Option<Vec<u8>> {
         })
 }
 
-fn media_type(headers: &Headers) -> Option<String> {
+pub(super) fn media_type(headers: &Headers) -> Option<String> {
     let value = headers.first("Content-Type")?.split(';').next()?.trim();
     (!value.is_empty()).then(|| value.to_owned())
 }

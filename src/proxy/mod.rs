@@ -21,6 +21,7 @@ mod pull;
 mod push;
 mod redirect;
 mod referrers;
+mod refusal;
 mod registries;
 
 use std::fmt::Display;
@@ -165,7 +166,7 @@ impl Proxy {
             request: request.clone(),
             choice: meant.choice,
             path: meant.path,
-            target,
+            target: push::target(target, &meant.route),
             route: meant.route,
             depth: 0,
         };
@@ -220,6 +221,9 @@ impl Exchange {
         {
             return refuse(&registries::unknown(name));
         }
+        if push::is_push(&self.route, &self.request.method) {
+            return push::run(&self, &registry, body);
+        }
         if redirect::is_passed(&self) {
             return redirect::pass(&self, &registry);
         }
@@ -230,7 +234,6 @@ impl Exchange {
             }
             _ => {}
         }
-        let pull = matches!(self.request.method.as_str(), "GET" | "HEAD");
         let Some(cache) = &self.parts.cache else {
             return self.forward_or_fail(&registry, body);
         };
@@ -240,18 +243,16 @@ impl Exchange {
             registry: &registry,
         };
         match &self.route {
-            Route::Blob(repository, digest) if pull => blob::get(&context, repository, digest),
-            Route::Manifest(repository, reference) if pull => {
+            Route::Blob(repository, digest) => blob::get(&context, repository, digest),
+            Route::Manifest(repository, reference) => {
                 manifest::get(&context, repository, reference)
             }
-            Route::Base | Route::Catalog | Route::Referrers(..) | Route::Tags(_) => {
-                self.forward_or_fail(&registry, body)
-            }
-            Route::Blob(..) | Route::Manifest(..) | Route::Upload(_) | Route::Uploads(_) => {
-                let reply = self.forward_or_fail(&registry, body);
-                push::note(&context, &reply);
-                reply
-            }
+            Route::Base
+            | Route::Catalog
+            | Route::Referrers(..)
+            | Route::Tags(_)
+            | Route::Upload(_)
+            | Route::Uploads(_) => self.forward_or_fail(&registry, body),
         }
     }
 
@@ -346,12 +347,12 @@ impl Exchange {
             // A blob host speaks of its own object, not of the blob.
             headers.retain(|name, _| headers::is_of_the_blob(name));
         }
-        let reply = Reply {
+        let reply = refusal::documented(Reply {
             status: incoming.status,
             headers,
             body,
             outcome,
-        };
+        });
         match &self.route {
             Route::Blob(_, digest) => Ok(pull::blob(reply, digest)),
             Route::Manifest(_, reference) if matches!(method, "GET" | "HEAD") => {
@@ -359,9 +360,8 @@ impl Exchange {
             }
             Route::Catalog => listing::catalogue(reply, &self.parts.access, registry),
             Route::Tags(_) => Ok(listing::names(reply)),
-            Route::Uploads(_) | Route::Upload(_) | Route::Manifest(..) => Ok(push::reply(reply)),
             Route::Referrers(..) => Ok(referrers::list(reply)),
-            Route::Base => Ok(reply),
+            Route::Base | Route::Manifest(..) | Route::Upload(_) | Route::Uploads(_) => Ok(reply),
         }
     }
 }

@@ -55,7 +55,7 @@ pub(super) fn ask(exchange: &Exchange, registry: &Registry, in_hand: bool) -> As
         .parts
         .cache
         .as_ref()
-        .map_or(0, |cache| cache.pushes());
+        .map_or(0, |cache| cache.pushes.count());
     let key = format!("{registry}{} {pushes} {in_hand}", exchange.target);
     let deadline = Instant::now() + HEAD_TIMEOUT;
     let asked = exchange.parts.pages.run(&key, deadline, || {

@@ -91,12 +91,12 @@ impl<'a> Wanted<'a> {
         let in_hand = [self.query, ""]
             .iter()
             .any(|query| cache.names.page(self.stored(), query).is_some());
-        let pushes = cache.pushes();
+        let pushes = cache.pushes.count();
         let offline = |why: &UpstreamError| self.offline(cache, why);
         match page::ask(self.exchange, self.registry, in_hand) {
             Asked::Failed(why) => offline(&why).unwrap_or_else(|| fail(&why)),
             Asked::Page(headers, body) => {
-                if cache.pushes() == pushes {
+                if cache.pushes.count() == pushes {
                     self.keep(cache, &headers, &body);
                 }
                 self.note_api(cache, true);

@@ -14,6 +14,7 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver as UreqResolver}
 use ureq::unversioned::transport::NextTimeout;
 use ureq::{Agent, SendBody};
 
+use super::early::{self, Answer, Broken};
 use super::fault::classify;
 use super::outbound::Proxies;
 use super::resolver::{LOOKUP_TIMEOUT, Resolver};
@@ -28,6 +29,10 @@ pub const API_BODY_BYTES_MAX: u64 = 1 << 20;
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Longest wait for the next piece of a body, in either direction.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest wait for upstream to take anything more of an upload. Less than [`IDLE_TIMEOUT`]: a
+/// registry that has answered and takes no more is only heard then, and the kernel may take small
+/// pieces for another such time or two before it takes nothing.
+const UPLOAD_WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Buffers of one connection, each way: one copy's worth.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Largest head taken from upstream.
@@ -222,20 +227,24 @@ impl Client {
             ))
             .timeout_recv_response(Some(head_timeout))
             .timeout_per_read(Some(head_timeout))
+            .timeout_per_write(Some(UPLOAD_WRITE_TIMEOUT))
             .build();
-        let sent = self.agent.run(request).map(incoming);
-        let reply = sent.map_err(|fault| {
-            if body.failed {
-                let reason = "the client's body ended early".to_owned();
-                return UpstreamError {
-                    stage: Stage::ClientBody,
-                    to: to.clone(),
-                    reason,
-                };
-            }
-            classify(&fault, to.clone())
-        })?;
-        self.unless_of_proxy(outgoing.url, reply)
+        let (sent, broken) = early::watched(|| self.agent.run(request));
+        let fault = match sent {
+            Ok(reply) => return self.unless_of_proxy(outgoing.url, incoming(reply)),
+            Err(fault) => fault,
+        };
+        if body.failed {
+            return Err(UpstreamError {
+                stage: Stage::ClientBody,
+                to,
+                reason: "the client's body ended early".to_owned(),
+            });
+        }
+        match broken.and_then(refusal) {
+            Some(refusal) => self.unless_of_proxy(outgoing.url, refusal),
+            None => Err(classify(&fault, to)),
+        }
     }
 
     /// Looks the name up before ureq does, so that the time it takes counts for the deadline.
@@ -428,14 +437,30 @@ fn builder(outgoing: Outgoing<'_>) -> http::request::Builder {
     fields.fold(start, |request, (name, value)| request.header(name, value))
 }
 
-fn incoming(reply: http::Response<ureq::Body>) -> Incoming {
-    let (parts, body) = reply.into_parts();
+/// A refusal that came before the body was sent. Any other status is no answer to a request that
+/// was not sent whole.
+fn refusal(broken: Broken) -> Option<Incoming> {
+    let Answer { head, body } = broken.answer()?;
+    let status = head.status.as_u16();
+    (400..600).contains(&status).then(|| Incoming {
+        status,
+        headers: fields(&head.headers),
+        length: Some(body.len() as u64),
+        body: Box::new(io::Cursor::new(body)),
+    })
+}
+
+fn fields(headers: &http::HeaderMap) -> Headers {
     let text = |value: &http::HeaderValue| value.to_str().ok().map(str::to_owned);
-    let headers: Headers = parts
-        .headers
+    headers
         .iter()
         .filter_map(|(name, value)| Some((name.as_str().to_owned(), text(value)?)))
-        .collect();
+        .collect()
+}
+
+fn incoming(reply: http::Response<ureq::Body>) -> Incoming {
+    let (parts, body) = reply.into_parts();
+    let headers = fields(&parts.headers);
     let length = headers
         .first("content-length")
         .and_then(|length| length.parse().ok());

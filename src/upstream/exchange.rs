@@ -12,7 +12,7 @@ use super::breaker::Breaker;
 use super::client::{Client, Incoming, Outgoing};
 use super::permits::{Permit, Permits};
 use super::redirect::{REDIRECTS_MAX, Redirects, Url};
-use super::{AuthFault, Authorizer, Grant, Stage, UpstreamError};
+use super::{AuthFault, Authorizer, Grant, Stage, UpstreamError, scrub};
 use crate::log;
 use crate::message::{Headers, RequestBody};
 use crate::oci::Registry;
@@ -23,6 +23,9 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(25);
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest wait for a reply once a body was sent: ECR checks a whole layer before it answers.
 const HEAD_TIMEOUT_AFTER_BODY: Duration = Duration::from_secs(300);
+/// An upload's token must stay good for so long: a layer of 10 GB at 100 Mbit/s. ECR looks at it
+/// when the request begins, and again with the next one of the same upload.
+const UPLOAD_FRESH_FOR: Duration = Duration::from_secs(15 * 60);
 /// A failure that took this long opens the circuit: everybody would wait as long.
 const SLOW_FAILURE: Duration = Duration::from_millis(500);
 /// A refusal is read this far to find out whether the token is what is refused.
@@ -184,23 +187,32 @@ impl Upstream {
         deadline: Instant,
     ) -> Result<Fetched, UpstreamError> {
         // A body on any other method has no meaning (RFC 9110 §9.3.1); it is not passed on.
-        let has_body = matches!(call.method, "PATCH" | "POST" | "PUT") && body.length() != Some(0);
-        // An upload may last hours, so it takes a permit of its own kind.
-        let permits = if has_body {
+        let has_body = is_upload(call) && body.length() != Some(0);
+        // An upload may last hours, and its end minutes, so they take a permit of their own kind.
+        let permits = if has_body || call.method == "PUT" {
             &self.uploads
         } else {
             &self.exchanges
         };
         let _permit = take(permits, deadline)?;
         let grant = self.grant(registry, call, deadline)?;
-        let (reply, redirected) = if has_body {
+        let secret = grant.value.clone();
+        let (mut reply, redirected) = if has_body {
             (
                 self.send_with_body(registry, call, body, &grant, deadline)?,
                 false,
             )
         } else {
+            let deadline = match call.method {
+                // The end of an upload: what was sent before is checked now.
+                "PUT" => Instant::now() + HEAD_TIMEOUT_AFTER_BODY,
+                _ => deadline,
+            };
             self.send_with_retry(registry, call, grant, follow, deadline)?
         };
+        if let Some(secret) = secret {
+            scrub::scrub(&mut reply, secret);
+        }
         Ok(Fetched { reply, redirected })
     }
 
@@ -219,7 +231,12 @@ impl Upstream {
             let why = format!("no token came lately; next try in {} ms", left.as_millis());
             return Err(unauthorized(&to, &AuthFault(why)));
         }
-        let grant = self.authorizer.header(registry, deadline);
+        let grant = if is_upload(call) {
+            self.authorizer
+                .header_fresh_for(registry, UPLOAD_FRESH_FOR, deadline)
+        } else {
+            self.authorizer.header(registry, deadline)
+        };
         match &grant {
             Err(_) if in_a_hurry && asked.elapsed() >= SLOW_FAILURE => {
                 self.breaker.failed(&circuit, Instant::now());
@@ -401,6 +418,11 @@ impl Upstream {
             whole: call.whole,
         })
     }
+}
+
+/// A request that pushes something.
+fn is_upload(call: Call<'_>) -> bool {
+    matches!(call.method, "PATCH" | "POST" | "PUT")
 }
 
 fn take(permits: &Permits, deadline: Instant) -> Result<Permit<'_>, UpstreamError> {

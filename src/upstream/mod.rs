@@ -4,6 +4,7 @@
 pub mod breaker;
 pub mod client;
 pub mod dns;
+mod early;
 pub mod exchange;
 mod fault;
 pub mod loopback;
@@ -11,6 +12,7 @@ pub mod outbound;
 pub mod permits;
 pub mod redirect;
 pub mod resolver;
+mod scrub;
 mod tcp;
 mod way;
 
@@ -31,6 +33,21 @@ pub trait Authorizer: Send + Sync {
     /// # Errors
     /// Why there is none, for the person on call.
     fn header(&self, registry: &Registry, deadline: Instant) -> Result<Grant, AuthFault>;
+
+    /// The same for an upload, which is refused when the token ends before it does and cannot be
+    /// repeated: a value that is good for `fresh_for` from now on, if a renewal can give one. An
+    /// older one that is still good is better than none.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn header_fresh_for(
+        &self,
+        registry: &Registry,
+        _fresh_for: Duration,
+        deadline: Instant,
+    ) -> Result<Grant, AuthFault> {
+        self.header(registry, deadline)
+    }
 
     /// The registry refused `generation`: gets a newer value, fetched once however many callers
     /// ask. Returns at once when a newer one is there already.

@@ -16,10 +16,10 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, RustlsConnector, Transport,
 };
 
-use super::Stage;
 use super::fault::{WayFault, stage};
 use super::outbound::{Proxies, Proxy};
 use super::tcp::{self, TcpTransport};
+use super::{Stage, early};
 use crate::oci::Scheme;
 
 /// Largest head of a proxy's answer to CONNECT; squid's are below 1 KiB.
@@ -32,7 +32,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Everything below HTTP: a socket, through the proxy where there is one, with TLS where the URL
 /// says so.
 pub(super) fn connector(proxies: Arc<Proxies>) -> impl Connector {
-    ().chain(Way::new(proxies)).chain(Tls::default())
+    ().chain(Way::new(proxies))
+        .chain(early::Below)
+        .chain(Tls::default())
+        .chain(early::Above)
 }
 
 /// The proxy that leads to `uri`, if there is one.

@@ -234,6 +234,8 @@ fn a_length_that_nothing_follows_costs_nothing() {
             ("POST /v2/sample/new/blobs/uploads/", false),
             ("PUT /v2/sample/new/manifests/1", false),
         ] {
+            // A manifest of that length is refused by its length.
+            let answered = answered || (start.contains("manifests") && framing == HUGE);
             for stays in [true, false] {
                 let mut client = Http::connect(target.address());
                 let head = format!("{start} HTTP/1.1\r\nHost: a\r\n{framing}");

@@ -480,6 +480,6 @@ fn a_proxy_behind_a_proxy_serves_the_same() {
     assert!(location.starts_with(&own), "{location}");
     let target = target_of(location);
     let patch = Http::once(node.address(), "PATCH", target, &[], b"abc");
-    assert_eq!(patch.status, 201);
+    assert_eq!(patch.status, 202);
     assert_eq!(get("/v2/team/app/manifests/9").status, 404);
 }

@@ -472,7 +472,7 @@ fn an_upload_with_an_expired_token_is_told_to_try_again() {
         assert!(error_of(&got).1.contains("try again"), "{}", got.text());
         assert!(got.header("Retry-After").is_some());
         assert_eq!(got.header("WWW-Authenticate"), None);
-        assert_eq!(front.call("PATCH", &target, &[], b"abc").status, 201);
+        assert_eq!(front.call("PATCH", &target, &[], b"abc").status, 202);
         assert_eq!(front.token_calls(), 2);
     }
 }

@@ -76,6 +76,8 @@ pub(super) struct Token {
     pub(super) generation: u64,
     /// Not sent after this.
     pub(super) good_until: Instant,
+    /// How long it was good for when it came.
+    life: Duration,
 }
 
 /// What a caller gets.
@@ -169,6 +171,7 @@ impl RegionState {
             value,
             generation,
             good_until: now + life,
+            life,
         });
         self.fault = None;
         self.failures = 0;
@@ -207,6 +210,26 @@ impl RegionState {
                 Look::Wait(self.attempts + 1)
             }
         }
+    }
+
+    /// What a caller gets who needs a token that stays good for `fresh_for`. One with half of its
+    /// life left counts as fresh, however short that is: the next would be no better.
+    pub(super) fn look_fresh(&mut self, fresh_for: Duration, now: Instant) -> Look {
+        let Some(token) = self.usable(now) else {
+            return self.look(now);
+        };
+        let left = token.good_until.saturating_duration_since(now);
+        if left >= fresh_for.min(token.life / 2) {
+            return Look::Ready(token.clone());
+        }
+        if !self.pending(now) {
+            // A failure's own back-off is not shortened by uploads.
+            if self.fault.is_some() {
+                return Look::Ready(token.clone());
+            }
+            self.due = now;
+        }
+        Look::Wait(self.attempts + 1)
     }
 
     /// What a caller gets whose token `generation` the registry refused.
@@ -429,6 +452,53 @@ mod tests {
         assert!(matches!(state.renew(1, now), Look::Wait(2)));
         fetch(&mut state, 2, Some(HOUR), now);
         assert_eq!(generation(state.renew(1, now)), 2);
+    }
+
+    #[test]
+    fn an_upload_gets_a_token_that_outlives_it_unless_none_can_be_had() {
+        const FRESH: Duration = Duration::from_secs(15 * 60);
+        let now = Instant::now();
+        let mut state = RegionState::new(now);
+        assert!(matches!(state.look_fresh(FRESH, now), Look::Wait(1)));
+        fetch(&mut state, 1, Some(HOUR * 12), now);
+        let end = now + HOUR * 12;
+        // Its renewal is long due: an upload waits for it, a pull does not.
+        let late = end - FRESH + SECOND;
+        assert_eq!(generation(state.look_fresh(FRESH, end - FRESH)), 1);
+        assert!(matches!(state.look_fresh(FRESH, late), Look::Wait(2)));
+        assert_eq!(generation(state.look(late)), 1);
+        // It fails: what is there is used, and AWS is not asked once per upload.
+        fail(&mut state, FaultKind::Transient, late);
+        let due = state.next_attempt();
+        assert_eq!(generation(state.look_fresh(FRESH, late)), 1);
+        assert_eq!(state.next_attempt(), due);
+        // After the end there is none.
+        fail(&mut state, FaultKind::Permanent, end);
+        assert!(refusal(state.look_fresh(FRESH, end)).starts_with("boom"));
+    }
+
+    #[test]
+    fn short_tokens_are_not_renewed_for_every_upload() {
+        const FRESH: Duration = Duration::from_secs(15 * 60);
+        let now = Instant::now();
+        for life in [None, Some(SECOND * 90), Some(SECOND * 600)] {
+            let mut state = RegionState::new(now);
+            let renewal = fetch(&mut state, 1, life, now);
+            for part in 0..10 {
+                let then = now + renewal * part / 10;
+                assert_eq!(generation(state.look_fresh(FRESH, then)), 1);
+                assert_eq!(state.next_attempt(), Some(now + renewal));
+            }
+        }
+        // Ended early by a setting, not by a failure: renewed at once, once for all.
+        let mut state = RegionState::new(now);
+        fetch(&mut state, 1, Some(HOUR), now);
+        state.due = now + HOUR;
+        let late = now + HOUR - SECOND;
+        assert!(matches!(state.look_fresh(FRESH, late), Look::Wait(2)));
+        assert_eq!(state.next_attempt(), Some(late));
+        state.begin();
+        assert!(matches!(state.look_fresh(FRESH, late), Look::Wait(2)));
     }
 
     #[test]

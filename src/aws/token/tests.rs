@@ -421,6 +421,41 @@ fn many_callers_share_one_fetch() {
 }
 
 #[test]
+fn an_upload_waits_for_a_token_that_outlives_it() {
+    const FRESH: Duration = Duration::from_secs(15 * 60);
+    let registry: Registry = EU.parse().unwrap();
+    let ask = |bench: &Bench, patience| {
+        let deadline = bench.clock.monotonic() + patience;
+        bench.tokens.header_fresh_for(&registry, FRESH, deadline)
+    };
+    let bench = Bench::new(Some(EU), keys());
+    bench.first_token();
+    bench.clock.advance(HOUR * 11);
+    assert_eq!(ask(&bench, Duration::ZERO).unwrap().generation, 1);
+    bench.clock.advance(HOUR * 3 / 4 + SECOND * 30);
+    // No time to wait: the old one, which is good still.
+    assert_eq!(ask(&bench, Duration::ZERO).unwrap().generation, 1);
+    bench.api.reply(token("two", START + 24 * 3600));
+    std::thread::scope(|scope| {
+        scope.spawn(|| bench.tokens.run());
+        let grant = ask(&bench, SECOND * 30);
+        bench.tokens.stop();
+        assert_eq!(grant.unwrap().generation, 2);
+    });
+    assert_eq!(bench.api.calls().len(), 3);
+    // A renewal that fails is not asked for again by each upload.
+    let bench = Bench::new(Some(EU), keys());
+    bench.first_token();
+    bench.clock.advance(HOUR * 12 - SECOND);
+    bench.api.fail(refused());
+    assert_eq!(bench.step(), "fetch");
+    for _ in 0..3 {
+        assert_eq!(ask(&bench, SECOND * 30).unwrap().generation, 1);
+    }
+    assert_eq!(bench.step(), "sleep");
+}
+
+#[test]
 fn stopping_frees_those_who_wait() {
     let bench = Bench::new(Some(EU), keys());
     let registry: Registry = EU.parse().unwrap();

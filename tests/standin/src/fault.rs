@@ -145,8 +145,17 @@ pub enum Fault {
     Silent,
     /// Reads so many bytes of the request's body, then no more; closes when released.
     StallUpload(u64),
-    /// Answers before reading the request's body.
+    /// Answers before reading the request's body, with an error document.
     RefuseEarly {
+        /// The status.
+        status: u16,
+        /// What follows the answer.
+        then: Then,
+    },
+    /// The same after so many bytes of the request's body.
+    RefuseMidway {
+        /// Bytes read before.
+        after: u64,
         /// The status.
         status: u16,
         /// What follows the answer.

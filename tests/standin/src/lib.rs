@@ -184,6 +184,12 @@ pub struct Quirks {
     pub json_denied: bool,
     /// A GET of a manifest has no `Docker-Content-Digest` (a HEAD has).
     pub manifest_get_without_digest: bool,
+    /// Blobs may be deleted; ECR says 405.
+    pub blob_deletion: bool,
+    /// Blobs are mounted from repositories that have them; else every mount begins an upload.
+    pub blob_mounts: bool,
+    /// A PUT of a manifest is answered without `Docker-Content-Digest`.
+    pub manifest_put_without_digest: bool,
     /// A PUT of a manifest is answered without `Location`.
     pub manifest_put_without_location: bool,
     /// Pages of 100, unsorted tags, `last` is an opaque cursor with `+`, `/`, `=` and `%2B`.
@@ -202,6 +208,8 @@ pub struct Quirks {
     pub refuse_empty_blobs: bool,
     /// `Link` holds other relations and parameters besides.
     pub several_links: bool,
+    /// A POST with a whole blob begins an upload (202), and the blob is not read.
+    pub single_post_begins: bool,
     /// Upload `Location`s carry a `_state` that must come back byte for byte.
     pub upload_state: bool,
 }
@@ -215,6 +223,9 @@ impl Quirks {
             blob_redirects: true,
             json_denied: false,
             manifest_get_without_digest: true,
+            blob_deletion: false,
+            blob_mounts: true,
+            manifest_put_without_digest: true,
             manifest_put_without_location: true,
             opaque_cursors: true,
             page_limit: Some((1000, 405)),
@@ -224,6 +235,7 @@ impl Quirks {
             plain_text_listings: true,
             refuse_empty_blobs: true,
             several_links: false,
+            single_post_begins: false,
             upload_state: false,
         }
     }
@@ -236,6 +248,9 @@ impl Quirks {
             blob_redirects: false,
             json_denied: true,
             manifest_get_without_digest: false,
+            blob_deletion: true,
+            blob_mounts: true,
+            manifest_put_without_digest: false,
             manifest_put_without_location: false,
             opaque_cursors: false,
             page_limit: None,
@@ -245,6 +260,7 @@ impl Quirks {
             plain_text_listings: false,
             refuse_empty_blobs: false,
             several_links: false,
+            single_post_begins: false,
             upload_state: true,
         }
     }

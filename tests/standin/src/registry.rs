@@ -106,6 +106,9 @@ fn route(
             } else if let Some((name, digest)) = path.rsplit_once("/blobs/") {
                 match method {
                     "GET" | "HEAD" => blob(core, head, name, &decode(digest), fault),
+                    "DELETE" if core.options.quirks.blob_deletion => {
+                        delete_blob(core, name, &decode(digest))
+                    }
                     _ => unsupported(),
                 }
             } else if let Some((name, digest)) = path.rsplit_once("/referrers/") {
@@ -211,7 +214,10 @@ fn put_manifest(core: &Core, head: &Head, name: &str, reference: &str, bytes: Ve
     }
     let media_type = head.first("content-type").unwrap_or_default();
     let digest = store.add_manifest(name, reference, media_type, bytes);
-    let reply = Reply::empty(201).with("Docker-Content-Digest", &digest);
+    let reply = match core.options.quirks.manifest_put_without_digest {
+        true => Reply::empty(201),
+        false => Reply::empty(201).with("Docker-Content-Digest", &digest),
+    };
     let reply = match manifest["subject"]["digest"].as_str() {
         Some(subject) => reply.with("OCI-Subject", subject),
         None => reply,
@@ -238,6 +244,14 @@ fn delete_manifest(core: &Core, name: &str, reference: &str) -> Reply {
         repository.tags.retain(|(tag, _)| tag != reference);
     }
     Reply::empty(202)
+}
+
+fn delete_blob(core: &Core, name: &str, digest: &str) -> Reply {
+    let mut store = lock(&core.store);
+    match store.repository(name).blobs.remove(digest) {
+        true => Reply::empty(202),
+        false => error(404, "BLOB_UNKNOWN", "blob unknown to registry"),
+    }
 }
 
 fn blob(core: &Core, head: &Head, name: &str, digest: &str, fault: Option<&Fault>) -> Reply {

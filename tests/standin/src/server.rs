@@ -176,23 +176,46 @@ fn without_body(
             stream.write_all(bytes)?;
         }
         Fault::RefuseEarly { status, then } => {
-            let reply = Reply::new(*status, b"refused early\n".as_slice());
-            writer.core.complete(entry, 0, Some(*status));
-            writer.reply(head, &reply.with("Connection", "close"), None)?;
-            match then {
-                Then::Close => {}
-                Then::Drain => {
-                    writer.half_close();
-                    body.drain()?;
-                }
-                Then::Hold => {
-                    writer.core.wait_for_release();
-                }
-            }
+            refuse(writer, entry, head, body, (*status, *then))?;
+        }
+        Fault::RefuseMidway {
+            after,
+            status,
+            then,
+        } => {
+            io::copy(&mut body.take(*after), &mut io::sink())?;
+            refuse(writer, entry, head, body, (*status, *then))?;
         }
         _ => return Ok(false),
     }
     Ok(true)
+}
+
+/// Answers while the body is on its way.
+fn refuse(
+    writer: &Writer<'_>,
+    entry: usize,
+    head: &Head,
+    body: &mut RequestBody<'_>,
+    (status, then): (u16, Then),
+) -> io::Result<()> {
+    let reply = match status {
+        401 => registry::unauthorized(),
+        _ => registry::error(status, "EARLY", "refused early"),
+    };
+    writer.core.complete(entry, body.taken(), Some(status));
+    writer.reply(head, &reply.with("Connection", "close"), None)?;
+    match then {
+        Then::Close => {}
+        Then::Drain => {
+            writer.half_close();
+            body.drain()?;
+        }
+        Then::Hold => {
+            writer.core.wait_for_release();
+        }
+    }
+    Ok(())
 }
 
 /// Faults that put another answer in the right one's place.

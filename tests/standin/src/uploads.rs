@@ -83,7 +83,9 @@ fn begin(
     body: &mut RequestBody<'_>,
     repository: &str,
 ) -> io::Result<Reply> {
-    if let Some(digest) = head.parameter("mount").map(decode) {
+    if core.options.quirks.blob_mounts
+        && let Some(digest) = head.parameter("mount").map(decode)
+    {
         let from = head.parameter("from").map(decode).unwrap_or_default();
         let mut store = lock(&core.store);
         if let Some(content) = store.blob(&from, &digest) {
@@ -92,7 +94,7 @@ fn begin(
         }
     }
     let name = lock(&core.store).begin_upload(repository);
-    if head.parameter("digest").is_some() {
+    if head.parameter("digest").is_some() && !core.options.quirks.single_post_begins {
         return Ok(complete(core, head, &name, body.read_all()?));
     }
     let mut store = lock(&core.store);

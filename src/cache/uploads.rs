@@ -1,0 +1,224 @@
+//! Blobs that are pushed through us, kept as they stream by. Owns: the bytes of uploads that are
+//! not ended, and how long they are kept. Must not: slow a push down, or fail one.
+//!
+//! What was pushed is in the cache at once: the next pull costs no download. Bytes go to a file
+//! below `partial/` that has no digest for a name, since that is told when the last byte was sent.
+//! A thread for each upload hashes and writes; the connection hands it copies over a short queue
+//! and gives up keeping the upload when the thread cannot follow. Nothing is kept but what has the
+//! digest that upstream has taken it under.
+//!
+//! Locks: the map of sessions, and each queue; both held for a few reads and writes of memory.
+
+mod writer;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::fill::{Fills, Wanted};
+use super::names::Names;
+use super::store::{Store, matches};
+use super::sweep::Sweeper;
+use crate::upstream::permits::Permits;
+use writer::Queue;
+
+/// Uploads kept at a time, each with a thread and a file; more are pushed and not kept. docker
+/// sends five layers at a time.
+pub const WRITERS_MAX: usize = 32;
+/// Uploads known by name: begun, and not yet ended. The oldest are not kept.
+const SESSIONS_MAX: usize = 1024;
+/// An upload of which nothing was heard for so long is not kept: clients go on within seconds.
+const SESSION_IDLE_MAX: Duration = Duration::from_secs(10 * 60);
+/// By how much the disk may delay an upload in all, beside the time it takes at [`RATE_MIN`].
+const DELAY_MAX: Duration = Duration::from_secs(2);
+/// Bytes a millisecond at the least: a disk that takes less, 16 MB/s, gets no copy. A pull would be
+/// slower from it than from the registry.
+const RATE_MIN: u64 = 16_000;
+/// Longest wait for the disk before a client is told that its upload has ended. After it the blob
+/// is made safe all the same, a little later: containerd gives up at 30 s.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// All uploads.
+pub struct Uploads {
+    store: Arc<Store>,
+    names: Arc<Names>,
+    sweeper: Arc<Sweeper>,
+    /// Says that the disk fails.
+    fills: Arc<Fills>,
+    writers: Arc<Permits>,
+    sessions: Mutex<HashMap<String, Session>>,
+}
+
+struct Session {
+    upload: Upload,
+    touched: Instant,
+}
+
+/// What came of one upload, from its first byte on. Dropping it forgets that.
+pub struct Upload {
+    /// None before the first byte, and when it is not kept.
+    queue: Option<Arc<Queue>>,
+    length: u64,
+    /// Waited for the disk so far.
+    delay: Duration,
+    given_up: bool,
+}
+
+impl Upload {
+    const fn new() -> Self {
+        Self {
+            queue: None,
+            length: 0,
+            delay: Duration::ZERO,
+            given_up: false,
+        }
+    }
+
+    /// Bytes so far.
+    pub const fn length(&self) -> u64 {
+        self.length
+    }
+
+    fn give_up(&mut self) {
+        self.given_up = true;
+        if let Some(queue) = self.queue.take() {
+            queue.close();
+        }
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(queue) = &self.queue {
+            queue.close();
+        }
+    }
+}
+
+impl Uploads {
+    pub(super) fn new(
+        store: Arc<Store>,
+        names: Arc<Names>,
+        sweeper: Arc<Sweeper>,
+        fills: Arc<Fills>,
+    ) -> Self {
+        Self {
+            store,
+            names,
+            sweeper,
+            fills,
+            writers: Arc::new(Permits::new(WRITERS_MAX)),
+            sessions: Mutex::default(),
+        }
+    }
+
+    /// Upstream has begun an upload that is known as `name` from now on.
+    pub fn begin(&self, name: &str) {
+        self.keep(name, self.whole());
+    }
+
+    /// An upload that comes in one request.
+    pub const fn whole(&self) -> Upload {
+        Upload::new()
+    }
+
+    /// Takes up an upload that goes on at `start`, if that is where it stands and its beginning
+    /// came through us. Until it is [kept](Self::keep) again, nobody else can take it up.
+    pub fn take(&self, name: &str, start: Option<u64>) -> Option<Upload> {
+        let mut sessions = self.lock();
+        let length = sessions.get(name)?.upload.length;
+        if start.is_some_and(|start| start != length) {
+            return None;
+        }
+        sessions.remove(name).map(|session| session.upload)
+    }
+
+    /// Upstream has taken what came, and knows the upload as `name` from now on.
+    pub fn keep(&self, name: &str, upload: Upload) {
+        if upload.given_up {
+            return;
+        }
+        let touched = Instant::now();
+        let mut sessions = self.lock();
+        if sessions.len() >= SESSIONS_MAX {
+            sessions.retain(|_, old| touched - old.touched < SESSION_IDLE_MAX);
+        }
+        if sessions.len() >= SESSIONS_MAX {
+            let oldest = sessions.iter().min_by_key(|(_, session)| session.touched);
+            let oldest = oldest.map(|(name, _)| name.clone());
+            oldest.and_then(|oldest| sessions.remove(&oldest));
+        }
+        sessions.insert(name.to_owned(), Session { upload, touched });
+    }
+
+    /// The upload has ended, or went on in a way that was not seen here.
+    pub fn forget(&self, name: &str) {
+        let forgotten = self.lock().remove(name);
+        drop(forgotten);
+    }
+
+    /// The next bytes of an upload. Never fails, and gives up what it would have to wait for longer
+    /// than [`DELAY_MAX`].
+    pub fn push(self: &Arc<Self>, upload: &mut Upload, bytes: &[u8]) {
+        if upload.given_up || bytes.is_empty() {
+            return;
+        }
+        if upload.queue.is_none() {
+            upload.queue = writer::start(self);
+        }
+        upload.length = upload.length.saturating_add(bytes.len() as u64);
+        let Some(queue) = &upload.queue else {
+            return upload.give_up();
+        };
+        let usual = Duration::from_millis(upload.length / RATE_MIN);
+        let left = (DELAY_MAX + usual).saturating_sub(upload.delay);
+        match queue.push(bytes, left) {
+            Some(waited) => upload.delay += waited,
+            None => upload.give_up(),
+        }
+    }
+
+    /// So many bytes are to come; an upload that there is no room for is not begun to be kept.
+    pub fn expect(self: &Arc<Self>, upload: &mut Upload, bytes: u64) {
+        if upload.given_up || bytes == 0 {
+            return;
+        }
+        if upload.queue.is_none() {
+            upload.queue = writer::start(self);
+        }
+        match &upload.queue {
+            Some(queue) => queue.expect(bytes),
+            None => upload.give_up(),
+        }
+    }
+
+    /// Upstream has taken the upload, kept here or not, as this blob. Says whether it is in the
+    /// cache by now; waits for [`COMMIT_TIMEOUT`] at the longest.
+    pub fn commit(&self, upload: Option<Upload>, wanted: &Wanted) -> bool {
+        if let Err(error) = self.names.set_link(wanted.scope(), &wanted.digest, None) {
+            self.fills.complain("link", &error);
+        }
+        let Some(mut upload) = upload.filter(|upload| !upload.given_up) else {
+            return self.store.has(&wanted.digest);
+        };
+        let Some(queue) = upload.queue.take() else {
+            return matches(&wanted.digest, b"") && self.put_empty(wanted);
+        };
+        queue.commit(wanted, COMMIT_TIMEOUT)
+    }
+
+    fn put_empty(&self, wanted: &Wanted) -> bool {
+        let put = self.store.put(&wanted.digest, b"");
+        if let Err(error) = &put {
+            self.fills.complain("blob", error);
+        }
+        put.is_ok()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Session>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

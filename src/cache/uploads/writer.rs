@@ -1,0 +1,291 @@
+//! The thread of one upload. Owns: the queue to it, the file without a name, hashing, and making it
+//! a blob. Must not: publish anything that has another digest.
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{SESSION_IDLE_MAX, Uploads};
+use crate::cache::fill::Wanted;
+use crate::cache::store::Hasher;
+use crate::cache::sweep::Reservation;
+use crate::{log, metrics};
+
+/// Bytes that wait for the thread at the most: a burst of the network, and little memory.
+const QUEUE_BYTES_MAX: usize = 1 << 20;
+/// Room is reserved in steps of so much where the length is not known.
+const RESERVE_BYTES: u64 = 32 << 20;
+/// Longest wait for room under the quota.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
+/// Room left free on the disk for everything else that writes there.
+const FREE_BYTES_MIN: u64 = 1 << 20;
+/// Stack of the thread: hashing and file I/O.
+const STACK_BYTES: usize = 256 * 1024;
+
+/// What the connection hands to the thread.
+pub(super) struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    items: VecDeque<Item>,
+    bytes: usize,
+    /// The connection is done with it.
+    closed: bool,
+    /// The thread is done: whether there is a blob now.
+    ended: Option<bool>,
+}
+
+enum Item {
+    Bytes(Vec<u8>),
+    Expect(u64),
+    Commit(Wanted),
+}
+
+impl Queue {
+    pub(super) fn new() -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Hands over a copy and says how long that took; none when it took longer than `patience`, or
+    /// the thread has given up.
+    pub(super) fn push(&self, bytes: &[u8], patience: Duration) -> Option<Duration> {
+        let begun = Instant::now();
+        let mut state = self.lock();
+        while state.ended.is_none() && state.bytes > QUEUE_BYTES_MAX {
+            let left = patience.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                return None;
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if state.ended.is_some() {
+            return None;
+        }
+        state.bytes += bytes.len();
+        state.items.push_back(Item::Bytes(bytes.to_vec()));
+        drop(state);
+        self.changed.notify_all();
+        Some(begun.elapsed())
+    }
+
+    pub(super) fn expect(&self, bytes: u64) {
+        self.lock().items.push_back(Item::Expect(bytes));
+        self.changed.notify_all();
+    }
+
+    /// Lets the thread make it a blob, and waits until it has, or for `patience`.
+    pub(super) fn commit(&self, wanted: &Wanted, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        let mut state = self.lock();
+        state.items.push_back(Item::Commit(wanted.clone()));
+        self.changed.notify_all();
+        loop {
+            if let Some(kept) = state.ended {
+                return kept;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// What came so far is not wanted any more.
+    pub(super) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        state.items.clear();
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// The next item; none when there will be none, or none comes for [`SESSION_IDLE_MAX`].
+    fn next(&self) -> Option<Item> {
+        let until = Instant::now() + SESSION_IDLE_MAX;
+        let mut state = self.lock();
+        loop {
+            if state.closed {
+                return None;
+            }
+            if let Some(item) = state.items.pop_front() {
+                if let Item::Bytes(bytes) = &item {
+                    state.bytes -= bytes.len();
+                }
+                drop(state);
+                self.changed.notify_all();
+                return Some(item);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn end(&self, kept: bool) {
+        let mut state = self.lock();
+        state.ended = Some(kept);
+        state.items.clear();
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change is a few assignments, so a poisoned state is still whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Starts a thread; none when there are too many, or it is refused.
+pub(super) fn start(uploads: &Arc<Uploads>) -> Option<Arc<Queue>> {
+    let permit = uploads.writers.take_owned(Instant::now())?;
+    let queue = Arc::new(Queue::new());
+    let (uploads, items) = (Arc::clone(uploads), Arc::clone(&queue));
+    let run = move || {
+        let work = AssertUnwindSafe(|| run(&uploads, &items));
+        let kept = catch_unwind(work).unwrap_or_else(|_| {
+            metrics::PANICS.inc();
+            false
+        });
+        // Before anybody is told of the end, so that there is a place for the next one.
+        drop(permit);
+        items.end(kept);
+    };
+    let thread = std::thread::Builder::new().name("upload".into());
+    thread.stack_size(STACK_BYTES).spawn(run).ok()?;
+    Some(queue)
+}
+
+fn run(uploads: &Uploads, queue: &Queue) -> bool {
+    let mut writing = match Writing::open(uploads) {
+        Ok(writing) => writing,
+        Err(error) => {
+            uploads.fills.complain("upload", &error);
+            return false;
+        }
+    };
+    while let Some(item) = queue.next() {
+        match item {
+            Item::Bytes(bytes) => {
+                if !writing.write(&bytes) {
+                    return false;
+                }
+            }
+            Item::Expect(bytes) => {
+                if !writing.reserve(bytes) {
+                    return false;
+                }
+            }
+            Item::Commit(wanted) => return writing.commit(&wanted),
+        }
+    }
+    false
+}
+
+struct Writing<'a> {
+    uploads: &'a Uploads,
+    file: File,
+    path: Unnamed,
+    hasher: Hasher,
+    /// Bytes reserved and not yet written.
+    room: u64,
+    /// Held until the blob is on the account.
+    reserved: Vec<Reservation>,
+}
+
+/// Removed when dropped, unless it has become a blob by then.
+struct Unnamed(PathBuf);
+
+impl Drop for Unnamed {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+impl<'a> Writing<'a> {
+    fn open(uploads: &'a Uploads) -> io::Result<Self> {
+        let (path, file) = uploads.store.unnamed()?;
+        Ok(Self {
+            uploads,
+            file,
+            path: Unnamed(path),
+            hasher: Hasher::sha256(),
+            room: 0,
+            reserved: Vec::new(),
+        })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> bool {
+        let length = bytes.len() as u64;
+        if self.room < length && !self.reserve(length.max(RESERVE_BYTES)) {
+            return false;
+        }
+        if let Err(error) = self.file.write_all(bytes) {
+            self.uploads.fills.complain("upload", &error);
+            return false;
+        }
+        self.room = self.room.saturating_sub(length);
+        self.hasher.update(bytes);
+        true
+    }
+
+    fn reserve(&mut self, bytes: u64) -> bool {
+        let missing = bytes.saturating_sub(self.room);
+        let free = self.uploads.store.free_bytes().unwrap_or(u64::MAX);
+        let unspent = self.room;
+        let room = || {
+            let until = Instant::now() + ROOM_TIMEOUT;
+            self.uploads.sweeper.make_room(missing, until)
+        };
+        let fits = free.saturating_sub(FREE_BYTES_MIN) >= missing.saturating_add(unspent);
+        let Some(reservation) = fits.then(room).flatten() else {
+            log::info("no room for the upload; not cached", &[("bytes", &missing)]);
+            return false;
+        };
+        self.reserved.push(reservation);
+        self.room = self.room.saturating_add(missing);
+        true
+    }
+
+    fn commit(self, wanted: &Wanted) -> bool {
+        let uploads = self.uploads;
+        let found = self.hasher.finish();
+        if found != wanted.digest.as_str() {
+            // A part of it went past us, or it is named by another algorithm.
+            log::debug(
+                "upload not kept",
+                &[("digest", &wanted.digest), ("found", &found)],
+            );
+            return false;
+        }
+        let _reading = uploads.store.reading(&wanted.digest);
+        let published = uploads
+            .store
+            .publish_unnamed(&wanted.digest, &self.path.0, &self.file);
+        if let Err(error) = published {
+            uploads.fills.complain("blob", &error);
+            return false;
+        }
+        // Eviction may have taken a link that was older than its blob.
+        if let Err(error) = uploads.names.set_link(wanted.scope(), &wanted.digest, None) {
+            uploads.fills.complain("link", &error);
+        }
+        uploads.sweeper.mark_dirty();
+        true
+    }
+}

@@ -1,0 +1,299 @@
+//! Answers that come before a request's body was sent. Owns: what is left of a connection whose
+//! write failed, and reading the answer off it. Must not: write to such a connection, or let it be
+//! used again.
+//!
+//! A registry that refuses an upload says so at once and closes; what is still on its way then
+//! meets a reset. ureq gives up at the failed write and drops the connection, and with it the
+//! answer, which has long been there: Linux keeps what had come before a reset readable. So two
+//! transports go around TLS. [`Above`] keeps a connection that is dropped after a failed write;
+//! [`Below`] makes sure that TLS, which sends what it still holds before it reads, finds somebody
+//! to take it. Then ureq itself reads the answer, as that to a request which is never sent.
+//!
+//! Everything of one upload happens on one thread, so what is kept waits in a thread's local.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::io::{self, Read};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use ureq::config::Config;
+use ureq::http;
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
+use ureq::{Agent, Error};
+
+/// Longest wait for an answer once a write has failed: it came before that, or it is on its way
+/// with the close that made the write fail.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// An answer's body at the most: an error document of a few hundred bytes.
+const ANSWER_BYTES_MAX: u64 = 64 * 1024;
+
+thread_local! {
+    static UPLOAD: RefCell<Upload> = const { RefCell::new(Upload::None) };
+}
+
+/// How things stand with this thread's upload.
+enum Upload {
+    None,
+    Running,
+    /// A write has failed, and ureq has given up.
+    Broken(Box<dyn Transport>),
+    /// Its answer is being read.
+    Answering,
+}
+
+/// Runs an upload, and keeps its connection if a write to it fails.
+pub(super) fn watched<T>(upload: impl FnOnce() -> T) -> (T, Option<Broken>) {
+    UPLOAD.set(Upload::Running);
+    let outcome = upload();
+    match UPLOAD.replace(Upload::None) {
+        Upload::Broken(transport) => (outcome, Some(Broken(transport))),
+        Upload::Answering | Upload::None | Upload::Running => (outcome, None),
+    }
+}
+
+/// A connection that nothing can be sent on any more.
+pub(super) struct Broken(Box<dyn Transport>);
+
+/// An answer that came early, whole.
+pub(super) struct Answer {
+    pub(super) head: http::response::Parts,
+    /// Empty if it broke off, or was longer than any error document.
+    pub(super) body: Vec<u8>,
+}
+
+impl Broken {
+    /// Reads the answer, if one has come. Blocks for twice [`ANSWER_TIMEOUT`] at the longest.
+    pub(super) fn answer(self) -> Option<Answer> {
+        self.answer_within(ANSWER_TIMEOUT)
+    }
+
+    fn answer_within(self, limit: Duration) -> Option<Answer> {
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .proxy(None)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_global(Some(limit * 2))
+            .timeout_recv_response(Some(limit))
+            .max_idle_connections(0)
+            .max_idle_connections_per_host(0)
+            .build();
+        let handed = Handed(Mutex::new(Some(Spent(self.0))));
+        let agent = Agent::with_parts(config, handed, Nowhere);
+        let request = http::Request::get("http://answered.invalid/").body(());
+        UPLOAD.set(Upload::Answering);
+        let answer = request.ok().and_then(|request| {
+            let (head, body) = agent.run(request).ok()?.into_parts();
+            let mut bytes = Vec::new();
+            let mut reader = body.into_reader().take(ANSWER_BYTES_MAX + 1);
+            let read = reader.read_to_end(&mut bytes);
+            if read.is_err() || bytes.len() as u64 > ANSWER_BYTES_MAX {
+                bytes = Vec::new();
+            }
+            Some(Answer { head, body: bytes })
+        });
+        UPLOAD.set(Upload::None);
+        answer
+    }
+}
+
+/// Goes above TLS: keeps a connection of an upload that is dropped after a failed write.
+#[derive(Debug)]
+pub(super) struct Above;
+
+impl<In: Transport> Connector<In> for Above {
+    type Out = Kept;
+
+    fn connect(
+        &self,
+        _: &ConnectionDetails<'_>,
+        chained: Option<In>,
+    ) -> Result<Option<Kept>, Error> {
+        Ok(chained.map(|transport| Kept {
+            transport: transport.boxed(),
+            failed: false,
+        }))
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Kept {
+    transport: Box<dyn Transport>,
+    failed: bool,
+}
+
+impl Transport for Kept {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        self.transport.buffers()
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        let sent = self.transport.transmit_output(amount, timeout);
+        self.failed |= sent.is_err();
+        sent
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        self.transport.await_input(timeout)
+    }
+
+    fn is_open(&mut self) -> bool {
+        !self.failed && self.transport.is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        self.transport.is_tls()
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if !self.failed {
+            return;
+        }
+        // The unit transport is ureq's own nothing.
+        let transport = std::mem::replace(&mut self.transport, Box::new(()));
+        // Err: the thread is ending.
+        let _ = UPLOAD.try_with(|upload| {
+            if let Ok(mut upload) = upload.try_borrow_mut()
+                && matches!(*upload, Upload::Running)
+            {
+                *upload = Upload::Broken(transport);
+            }
+        });
+    }
+}
+
+/// Goes below TLS: after a failed write nothing is written any more. While the answer is read,
+/// writing succeeds and does nothing.
+#[derive(Debug)]
+pub(super) struct Below;
+
+impl<In: Transport> Connector<In> for Below {
+    type Out = Stopping<In>;
+
+    fn connect(
+        &self,
+        _: &ConnectionDetails<'_>,
+        chained: Option<In>,
+    ) -> Result<Option<Self::Out>, Error> {
+        Ok(chained.map(|transport| Stopping {
+            transport,
+            failed: None,
+        }))
+    }
+}
+
+pub(super) struct Stopping<In> {
+    transport: In,
+    failed: Option<Failed>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Failed {
+    Io(io::ErrorKind),
+    Timeout(ureq::Timeout),
+}
+
+impl<In: Transport> fmt::Debug for Stopping<In> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.transport.fmt(f)
+    }
+}
+
+impl<In: Transport> Transport for Stopping<In> {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        self.transport.buffers()
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        let answering = |upload: &RefCell<Upload>| matches!(*upload.borrow(), Upload::Answering);
+        match self.failed {
+            Some(_) if UPLOAD.with(answering) => return Ok(()),
+            // TLS keeps the first failure of a write to itself and tries again: a peer that takes
+            // nothing would cost a second time-out, and one that takes a part would get garbage.
+            Some(Failed::Io(kind)) => return Err(Error::Io(kind.into())),
+            Some(Failed::Timeout(timeout)) => return Err(Error::Timeout(timeout)),
+            None => {}
+        }
+        let sent = self.transport.transmit_output(amount, timeout);
+        self.failed = match &sent {
+            Ok(()) => None,
+            Err(Error::Timeout(timeout)) => Some(Failed::Timeout(*timeout)),
+            Err(Error::Io(error)) => Some(Failed::Io(error.kind())),
+            Err(_) => Some(Failed::Io(io::ErrorKind::BrokenPipe)),
+        };
+        sent
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        self.transport.await_input(timeout)
+    }
+
+    fn is_open(&mut self) -> bool {
+        self.failed.is_none() && self.transport.is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        self.transport.is_tls()
+    }
+}
+
+/// Gives out one connection that there is already.
+#[derive(Debug)]
+struct Handed(Mutex<Option<Spent>>);
+
+impl Connector for Handed {
+    type Out = Spent;
+
+    fn connect(&self, _: &ConnectionDetails<'_>, _: Option<()>) -> Result<Option<Spent>, Error> {
+        let mut spent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(spent.take())
+    }
+}
+
+/// A connection that is only read from.
+#[derive(Debug)]
+struct Spent(Box<dyn Transport>);
+
+impl Transport for Spent {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        self.0.buffers()
+    }
+
+    fn transmit_output(&mut self, _: usize, _: NextTimeout) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        self.0.await_input(timeout)
+    }
+
+    fn is_open(&mut self) -> bool {
+        false
+    }
+
+    fn is_tls(&self) -> bool {
+        self.0.is_tls()
+    }
+}
+
+/// Nobody is to be connected to.
+#[derive(Debug)]
+struct Nowhere;
+
+impl Resolver for Nowhere {
+    fn resolve(
+        &self,
+        _: &http::Uri,
+        _: &Config,
+        _: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, Error> {
+        Ok(self.empty())
+    }
+}
+
+#[cfg(test)]
+mod tests;
