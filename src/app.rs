@@ -1,12 +1,12 @@
 //! Builds every part in order, starts the threads, waits for signals, drains. Owns: the order of
 //! start and stop, and what ends the process. Must not: hold any rule of its own about requests.
 //!
-//! Order: descriptors → name look-ups and the way out → token thread → workers → lanes → door. A
+//! Order: listeners → descriptors → name look-ups and the way out → token thread → workers → lanes → door. A
 //! start needs neither network nor credentials; what is missing shows in `/readyz`.
 
 mod capacity;
+mod listen;
 
-use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::cache::store::OpenError;
 use crate::cache::{self, Cache};
 use crate::clock::SystemClock;
 use crate::config::{self, CacheDir, Settings, UpstreamAuth};
-use crate::door::{Door, Drained, Lanes, Limits};
+use crate::door::{Door, Drained, Lanes, Limits, MinRate};
 use crate::log;
 use crate::message::{Answer, Desk, Request};
 use crate::pages::{Pages, Readiness};
@@ -75,17 +75,15 @@ struct Running {
     tokens: Option<Arc<Tokens>>,
     cache: Option<Arc<Cache>>,
     draining: Arc<AtomicBool>,
+    _socket_file: Option<listen::SocketFile>,
 }
 
 fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, String> {
+    let bound = listen::open(settings)?;
     let on_lost = on_lost(events);
     watch_signals(events).map_err(|error| format!("signals: {error}"))?;
     let cache_directory = cache_directory(settings);
     let connections = capacity::connections(settings, cache_directory.is_some())?;
-    let address = SocketAddr::new(settings.listen_host, settings.listen_port);
-    let listener = TcpListener::bind(address).map_err(|error| {
-        format!("cannot listen on {address}: {error}; set LISTEN_HOST or LISTEN_PORT")
-    })?;
     let resolver =
         Resolver::start(Resolver::system()).map_err(|error| format!("thread resolve: {error}"))?;
     let bundle = settings.aws.ca_bundle.as_deref();
@@ -117,32 +115,46 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, String>
     let lanes = Lanes::open(pool.address(), settings.lanes, half_lost)
         .map_err(|error| format!("lanes to tiny_http: {error}"))?;
     pool.seal().map_err(workers)?;
-    let bound = listener.local_addr().unwrap_or(address);
-    let limits = Limits::new(connections);
-    let door = Door::open(vec![listener.into()], lanes, desk, limits, on_lost)
+    let limits = limits(settings, connections);
+    let door = Door::open(bound.listeners, lanes, desk, limits, on_lost)
         .map_err(|error| format!("thread accept: {error}"))?;
-    announce(settings, bound, connections);
+    announce(settings, &bound.names, connections);
     Ok(Running {
         door: Arc::new(door),
         tokens,
         cache,
         draining,
+        _socket_file: bound.file,
     })
 }
 
-fn announce(settings: &Settings, bound: SocketAddr, connections: usize) {
+fn limits(settings: &Settings, connections: usize) -> Limits {
+    let limits = Limits::new(connections);
+    Limits {
+        connections_per_peer: settings.max_connections_per_peer,
+        min_rate: MinRate {
+            bytes_per_second: settings.min_rate,
+            ..limits.min_rate
+        },
+        ..limits
+    }
+}
+
+fn announce(settings: &Settings, bound: &[String], connections: usize) {
     let registry = settings.registry.as_ref().map_or_else(
         || "that of the identity".to_owned(),
         |registry| registry.url(),
     );
-    log::info(
-        &format!("listening on {bound}"),
-        &[
-            ("registry", &registry),
-            ("version", &config::VERSION),
-            ("connections_max", &connections),
-        ],
-    );
+    for address in bound {
+        log::info(
+            &format!("listening on {address}"),
+            &[
+                ("registry", &registry),
+                ("version", &config::VERSION),
+                ("connections_max", &connections),
+            ],
+        );
+    }
 }
 
 fn on_lost(events: &Sender<Event>) -> Arc<dyn Fn(&str) + Send + Sync> {

@@ -1,11 +1,11 @@
 //! The commands. Owns: which there are, what they print, the exit code. Must not: read the
 //! environment (`config` does), or build the proxy (`app` does).
 
+mod health;
+
 use std::ffi::OsString;
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::io::{self, Write};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use crate::app;
 use crate::config::{
@@ -13,11 +13,6 @@ use crate::config::{
     Settings, VERSION,
 };
 
-/// Longest time for `health`, start to end: container engines give a health check 5 s and more,
-/// and a proxy that is well answers within one.
-const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
-/// Largest reply that `health` reads; `/readyz` has one line.
-const HEALTH_REPLY_BYTES_MAX: usize = 16 << 10;
 /// Widest column of `settings`; a longer value moves only its own line.
 const COLUMN_WIDTH_MAX: usize = 40;
 
@@ -124,7 +119,7 @@ pub fn run(
             };
             match (settings, action) {
                 (Err(faults), _) => complain(err, &faults),
-                (Ok(settings), Action::Health) => health(&settings, out, err),
+                (Ok(settings), Action::Health) => health::health(&settings, out, err),
                 (Ok(settings), Action::Serve) => serve(settings),
                 (Ok(_), _) => shown,
             }
@@ -218,77 +213,6 @@ fn table(effective: &[Effective]) -> String {
     lines.collect()
 }
 
-/// Asks `/readyz` of the proxy that runs with the same settings.
-fn health(settings: &Settings, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
-    if settings.listen_port == 0 {
-        let why = "LISTEN_PORT=0: expected the port that the running proxy listens on";
-        return complain(err, &[why]);
-    }
-    let address = SocketAddr::new(reachable(settings.listen_host), settings.listen_port);
-    match ask(address, HEALTH_TIMEOUT) {
-        Ok((200, reason)) => print(out, err, &format!("{reason}\n")),
-        Ok((status, reason)) => fail(out, err, &format!("not ready: {status} {reason}\n")),
-        Err(error) => fail(out, err, &format!("no answer from {address}: {error}\n")),
-    }
-}
-
-/// The address at which a listener on `host` is found from the same machine.
-const fn reachable(host: IpAddr) -> IpAddr {
-    match host {
-        IpAddr::V4(v4) if v4.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(v6) if v6.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        specific => specific,
-    }
-}
-
-/// Status and body of `/readyz`. Blocks for `limit` at the longest.
-fn ask(address: SocketAddr, limit: Duration) -> io::Result<(u16, String)> {
-    let started = Instant::now();
-    let left = || {
-        let left = limit.saturating_sub(started.elapsed());
-        // A zero time-out means none to the system.
-        let late = || io::Error::new(io::ErrorKind::TimedOut, format!("time-out after {limit:?}"));
-        if left.is_zero() {
-            Err(late())
-        } else {
-            Ok(left)
-        }
-    };
-    let mut stream = TcpStream::connect_timeout(&address, left()?)?;
-    stream.set_write_timeout(Some(left()?))?;
-    let request = format!(
-        "GET /readyz HTTP/1.1\r\nHost: {address}\r\nUser-Agent: aws-ecr-proxy/{VERSION} health\r\n\
-         Connection: close\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes())?;
-    let mut reply = Vec::new();
-    let mut piece = [0; 4096];
-    while reply.len() < HEALTH_REPLY_BYTES_MAX {
-        stream.set_read_timeout(Some(left()?))?;
-        match stream.read(&mut piece) {
-            Ok(0) => break,
-            Ok(length) => reply.extend_from_slice(piece.get(..length).unwrap_or_default()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Each read gets what is left, so the reason given is the whole limit.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => drop(left()?),
-            Err(error) => return Err(error),
-        }
-    }
-    status_and_reason(&reply)
-}
-
-/// Splits a reply whose connection was closed after it (RFC 9112 §2.1, §4).
-fn status_and_reason(reply: &[u8]) -> io::Result<(u16, String)> {
-    let odd = || io::Error::new(io::ErrorKind::InvalidData, "the reply is not HTTP");
-    let text = String::from_utf8_lossy(reply);
-    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(odd)?;
-    let line = head.lines().next().unwrap_or_default();
-    let rest = line.strip_prefix("HTTP/1.").ok_or_else(odd)?;
-    let status = rest.split(' ').nth(1).and_then(|word| word.parse().ok());
-    let reason = body.trim().replace(char::is_control, " ");
-    Ok((status.ok_or_else(odd)?, reason))
-}
-
 /// Prints to standard output. A reader that has gone (`| head`) has seen what it wanted.
 fn print(out: &mut dyn Write, err: &mut dyn Write, text: &str) -> u8 {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -318,6 +242,7 @@ fn complain(err: &mut dyn Write, faults: &[impl std::fmt::Display]) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
     use std::net::TcpListener;
     use std::thread;
 
@@ -568,31 +493,9 @@ mod tests {
     }
 
     #[test]
-    fn health_gives_up_on_a_silent_peer() {
-        // The listener's backlog takes the connection; nobody ever answers.
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let error = ask(address, Duration::from_millis(30)).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-    }
-
-    #[test]
     fn health_needs_a_port() {
         let outcome = try_run(&["health"], &[("LISTEN_PORT", "0")]);
         assert_eq!(outcome.code, EXIT_SETTINGS);
         assert!(outcome.err.contains("LISTEN_PORT=0: expected the port"));
-    }
-
-    #[test]
-    fn any_address_is_asked_on_loopback() {
-        for (host, expected) in [
-            ("0.0.0.0", "127.0.0.1"),
-            ("::", "::1"),
-            ("192.0.2.7", "192.0.2.7"),
-            ("::1", "::1"),
-        ] {
-            let host: IpAddr = host.parse().unwrap();
-            assert_eq!(reachable(host), expected.parse::<IpAddr>().unwrap());
-        }
     }
 }

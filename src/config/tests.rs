@@ -103,6 +103,9 @@ fn the_defaults() {
     assert!(settings.trust_proxy_headers);
     assert_eq!((settings.workers, settings.lanes), (8, 16));
     assert_eq!(settings.max_connections, 1024);
+    assert_eq!(settings.max_connections_per_peer, 256);
+    assert_eq!((settings.min_rate, settings.listen_unix), (256, None));
+    assert_eq!(settings.activation, Activation::None);
     assert_eq!((settings.max_exchanges, settings.max_uploads), (256, 128));
     assert_eq!(settings.shutdown_grace, Duration::from_secs(30));
     assert_eq!(
@@ -134,6 +137,8 @@ fn every_built_setting_arrives() {
             ("WORKERS", "1"),
             ("LANES", "2"),
             ("MAX_CONNECTIONS", "3"),
+            ("MAX_CONNECTIONS_PER_PEER", "7"),
+            ("MIN_RATE", "1k"),
             ("MAX_EXCHANGES", "4"),
             ("MAX_UPLOADS", "5"),
             ("SHUTDOWN_GRACE", "6s"),
@@ -162,6 +167,8 @@ fn every_built_setting_arrives() {
     assert_eq!(settings.blob_hosts, ["cdn.example"]);
     assert_eq!((settings.workers, settings.lanes), (1, 2));
     assert_eq!(settings.max_connections, 3);
+    assert_eq!(settings.max_connections_per_peer, 7);
+    assert_eq!(settings.min_rate, 1024);
     assert_eq!((settings.max_exchanges, settings.max_uploads), (4, 5));
     assert_eq!(settings.shutdown_grace, Duration::from_secs(6));
     assert_eq!(
@@ -269,6 +276,7 @@ fn numbers_hold_at_both_ends() {
         ("WORKERS", 1, 64),
         ("LANES", 2, 256),
         ("MAX_CONNECTIONS", 1, 100_000),
+        ("MAX_CONNECTIONS_PER_PEER", 1, 100_000),
         ("MAX_EXCHANGES", 1, 10_000),
         ("MAX_UPLOADS", 1, 10_000),
         ("LISTEN_PORT", 0, 65535),
@@ -322,11 +330,8 @@ fn texts_have_a_form() {
         ("AWS_REGION", "evil.example/", "such as eu-west-1"),
         ("AWS_ENDPOINT_URL_STS", "sts.local", "this has no scheme"),
         ("LISTEN_HOST", "localhost", "expected an IP address"),
-        (
-            "LISTEN_HOST",
-            "unix:/run/p",
-            "unix sockets are not built yet",
-        ),
+        ("LISTEN_HOST", "unix:p", "does not begin with /"),
+        ("MIN_RATE", "1m", "would cut clients behind slow lines"),
         ("DISABLE_PROXY_HEADERS", "maybe", "expected true or false"),
         ("LOG_LEVEL", "trace", "expected DEBUG, INFO, WARN or ERROR"),
         ("BLOB_HOSTS", "https://h", "is none of these"),

@@ -1,38 +1,40 @@
 //! One client's socket with what was read from it and not yet used. Owns: the read buffer and the
 //! time limit of each read and write. Must not: know HTTP.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::Limits;
+use super::pace::Pace;
 use super::stream::Stream;
 
 /// Bytes asked of the socket at a time while a head is read.
 const READ_BYTES: usize = 4096;
-
-/// Bytes handed to the kernel at a time, so that the write limit is a limit on progress.
-const SEND_BYTES_MAX: usize = 1 << 20;
 
 /// A client's connection. Only its own thread reads and writes it; others may shut it down.
 pub(super) struct Socket {
     stream: Arc<Stream>,
     buffer: Vec<u8>,
     used: usize,
-    write_idle: Duration,
+    /// Of its one thread; borrowed for a moment after each write.
+    pace: RefCell<Pace>,
 }
 
 impl Socket {
-    /// Takes the stream over. Every write then lasts `write_idle` at the longest.
-    pub(super) fn new(stream: Arc<Stream>, write_idle: Duration) -> io::Result<Self> {
+    /// Takes the stream over. Writes then last as long as `limits` let the client take.
+    pub(super) fn new(stream: Arc<Stream>, limits: &Limits) -> io::Result<Self> {
+        let pace = Pace::new(limits);
         stream.set_nodelay()?;
-        stream.set_write_timeout(write_idle)?;
+        stream.set_write_timeout(pace.try_timeout())?;
         Ok(Self {
             stream,
             buffer: Vec::new(),
             used: 0,
-            write_idle,
+            pace: RefCell::new(pace),
         })
     }
 
@@ -79,36 +81,53 @@ impl Socket {
         read_uninterrupted(&self.stream, into)
     }
 
-    /// Writes all of `bytes`; each piece lasts the write limit at the longest.
-    pub(super) fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
-        (&*self.stream)
-            .write_all(bytes)
-            .map_err(|error| self.write_error(error))
+    /// Writes all of `bytes`, unless the client is too slow for it.
+    pub(super) fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let count = self.paced(bytes.len(), || (&*self.stream).write(bytes))?;
+            if count == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            bytes = bytes.get(count..).unwrap_or_default();
+        }
+        Ok(())
     }
 
     /// Sends up to `length` bytes of `file` from `offset` on without copying them through us, and
-    /// says how many went; 0 is the end of the file. Each wait lasts the write limit at most.
+    /// says how many went; 0 is the end of the file.
     pub(super) fn send_file(&self, file: &File, offset: u64, length: u64) -> io::Result<u64> {
         let mut position = offset;
         let most = usize::try_from(length)
             .unwrap_or(usize::MAX)
-            .min(SEND_BYTES_MAX);
-        loop {
-            match rustix::fs::sendfile(&*self.stream, file, Some(&mut position), most) {
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(self.write_error(error.into())),
-                Ok(count) => return Ok(count as u64),
-            }
-        }
+            .min(self.pace.borrow().bytes_max());
+        let mut send = || {
+            let sent = rustix::fs::sendfile(&*self.stream, file, Some(&mut position), most);
+            sent.map_err(io::Error::from)
+        };
+        Ok(self.paced(most, &mut send)? as u64)
     }
 
-    fn write_error(&self, error: io::Error) -> io::Error {
-        if is_timeout(&error) {
-            let limit = self.write_idle.as_secs();
-            let why = format!("client took nothing for {limit} s");
-            return io::Error::new(io::ErrorKind::TimedOut, why);
+    /// Tries to send until some of the `wanted` bytes went, or the client is too slow for it.
+    fn paced(
+        &self,
+        wanted: usize,
+        mut send: impl FnMut() -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        loop {
+            let begun = Instant::now();
+            let sent = match send() {
+                Ok(count) => Some(count),
+                Err(error) if is_timeout(&error) => None,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
+                Err(error) => return Err(error),
+            };
+            let taken = sent.unwrap_or(0);
+            let waited = begun.elapsed();
+            self.pace.borrow_mut().note(waited, wanted, taken)?;
+            if let Some(count) = sent {
+                return Ok(count);
+            }
         }
-        error
     }
 
     /// Says that nothing more will be written.
