@@ -4,8 +4,8 @@
 //!
 //! `accept` hands each connection to a thread of its own and `connections` keeps the list of them;
 //! `connection` runs the loop there: `head` checks what came, `lanes` asks a worker, `body` feeds
-//! the exchange, `reply` writes the answer. `rate` and `pace` say who is too slow, `peers` who is too
-//! many.
+//! the exchange, `reply` writes the answer. `rate` and `pace` say who is too slow, `peers` who is
+//! too many.
 
 mod accept;
 mod body;

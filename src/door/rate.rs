@@ -88,7 +88,8 @@ mod tests {
     };
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Seconds until a client that brings `bytes` every `every` seconds is cut; none within an hour.
+    /// Seconds until a client that brings `bytes` every `every` seconds is cut; none: not within
+    /// an hour.
     fn cut_after(bytes: u64, every: u64) -> Option<u64> {
         let mut rate = Rate::new(LEAST);
         let pauses = 1..=3600 / every;

@@ -27,6 +27,8 @@ mod pull;
 mod push;
 mod rewrite;
 mod secrets;
+mod slow;
+mod sockets;
 mod standin;
 mod support;
 mod tidy;

@@ -8,8 +8,8 @@ pub(super) static ROWS: &[Setting] = &[
         name: "LISTEN_HOST",
         group: Group::Clients,
         preset: Preset::Value("0.0.0.0"),
-        meaning: "IP address to listen on (`::` for IPv6), or `unix:/path` for a unix socket, which \
-                  its user and group may use. Not bound where systemd hands in sockets.",
+        meaning: "IP address to listen on (`::` for IPv6), or `unix:/path` for a unix socket, \
+                  which its user and group may use. Not bound where systemd hands in sockets.",
         state: text(
             Unit::Address,
             "an IP address, or unix: and a path",

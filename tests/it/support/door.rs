@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use aws_ecr_proxy::door::{Door, Lanes, Limits};
+use aws_ecr_proxy::door::{Door, Lanes, Limits, Listener};
 use aws_ecr_proxy::log::{Format, Level};
 use aws_ecr_proxy::message::{Answer, Desk, Reply, Request};
 use aws_ecr_proxy::pool::{Decide, Pool};
@@ -30,6 +30,15 @@ impl Server {
         limits: Limits,
         decide: impl Fn(&Request) -> Answer + Send + Sync + 'static,
     ) -> Self {
+        Self::start_also_on(Vec::new(), limits, decide)
+    }
+
+    /// The same, listening on `others` too.
+    pub(crate) fn start_also_on(
+        others: Vec<Listener>,
+        limits: Limits,
+        decide: impl Fn(&Request) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         aws_ecr_proxy::log::init(Level::Error, Format::Text);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("its address");
@@ -49,7 +58,9 @@ impl Server {
         let pool = Pool::start(WORKERS, &desk, &decide, &on_lost).expect("workers");
         let lanes = Lanes::open(pool.address(), LANES, alarm).expect("lanes");
         pool.seal().expect("a sealed socket");
-        let door = Door::open(vec![listener.into()], lanes, desk, limits, on_lost).expect("a door");
+        let mut listeners = others;
+        listeners.push(listener.into());
+        let door = Door::open(listeners, lanes, desk, limits, on_lost).expect("a door");
         Self {
             door,
             address,
