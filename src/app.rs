@@ -1,8 +1,8 @@
 //! Builds every part in order, starts the threads, waits for signals, drains. Owns: the order of
 //! start and stop, and what ends the process. Must not: hold any rule of its own about requests.
 //!
-//! Order: listeners → descriptors → name look-ups and the way out → token thread → workers → lanes →
-//! door. A start needs neither network nor credentials; what is missing shows in `/readyz`.
+//! Order: listeners → descriptors → name look-ups and the way out → token thread → workers →
+//! lanes → door. A start needs neither network nor credentials; what is missing shows in `/readyz`.
 
 mod capacity;
 mod listen;

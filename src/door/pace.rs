@@ -5,8 +5,8 @@
 //! blocked write is woken only when a third of the send buffer (up to 4 MiB) is free, which at
 //! 1 KB/s takes 20 minutes. But a write that is *tried* gets in whatever has been acknowledged
 //! since (`sk_stream_memory_free`), so a blocked write gives up after a short while and is tried
-//! again. What stays hidden is the client's own receive buffer: its system opens the window in lumps of up
-//! to half of that, 32 KiB with Linux' defaults.
+//! again. What stays hidden is the client's own receive buffer: its system opens the window in
+//! lumps of up to half of that, 32 KiB with the defaults of Linux.
 
 use std::io;
 use std::time::Duration;
