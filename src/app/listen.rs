@@ -4,7 +4,6 @@
 use std::fs::{self, Permissions};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -149,7 +148,7 @@ fn bind_unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let file = SocketFile::of(path)?;
     fs::set_permissions(path, Permissions::from_mode(UNIX_MODE))?;
     rustix::net::listen(&socket, BACKLOG)?;
-    Ok((UnixListener::from(OwnedFd::from(socket)), file))
+    Ok((UnixListener::from(socket), file))
 }
 
 /// The file of a unix socket. Dropping it removes it, unless another has taken its place.

@@ -27,6 +27,16 @@ pub enum Activation {
     None,
 }
 
+impl Activation {
+    /// Sockets that will be listened on, those of `LISTEN_HOST` where none is handed in.
+    pub const fn listeners(&self) -> usize {
+        match self {
+            Self::Handed(names) => names.len(),
+            Self::Misdirected { .. } | Self::None => 1,
+        }
+    }
+}
+
 /// Reads `LISTEN_FDS`, `LISTEN_PID` and `LISTEN_FDNAMES`; `own_pid` is this process.
 pub(super) fn activation(
     environment: &[(OsString, OsString)],
@@ -138,7 +148,8 @@ mod tests {
         let pid = ("LISTEN_PID", "4711");
         let most = LISTEN_FDS_MAX.to_string();
         let most = read(&[("LISTEN_FDS", &most), pid]).unwrap();
-        assert!(matches!(most, Activation::Handed(names) if names.len() == 16));
+        assert_eq!(most.listeners(), 16);
+        assert_eq!(Activation::None.listeners(), 1);
         for bad in ["17", "-1", "x", "1.0", "99999999999999999999"] {
             let fault = read(&[("LISTEN_FDS", bad), pid]).unwrap_err();
             let start = format!("LISTEN_FDS={bad}: expected a whole number from 0 to 16");

@@ -93,7 +93,8 @@ mod tests {
     fn cut_after(bytes: u64, every: u64) -> Option<u64> {
         let mut rate = Rate::new(LEAST);
         let pauses = 1..=3600 / every;
-        let mut verdicts = pauses.map(|n| (n * every, rate.note(SECOND * every as u32, bytes)));
+        let pause = Duration::from_secs(every);
+        let mut verdicts = pauses.map(|n| (n * every, rate.note(pause, bytes)));
         verdicts.find_map(|(at, verdict)| verdict.is_err().then_some(at))
     }
 

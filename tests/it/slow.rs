@@ -3,7 +3,6 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -51,7 +50,7 @@ fn connect(to: SocketAddr, from: Ipv4Addr, small_buffer: bool) -> TcpStream {
     }
     rustix::net::bind(&socket, &SocketAddrV4::new(from, 0)).unwrap();
     rustix::net::connect(&socket, &to).unwrap();
-    TcpStream::from(OwnedFd::from(socket))
+    TcpStream::from(socket)
 }
 
 fn assert_gone(server: &Server) {
