@@ -169,7 +169,8 @@ fn a_drain_waits_for_who_reads_a_blob_that_is_still_coming() {
         .whole(usize::try_from(SIZE).unwrap())
         .expect("all of it");
     assert_eq!(standin::digest(&whole), digest);
-    cached.proxy().wait_for_log("stopped connections_cut=0");
+    let log = cached.wait_stopped();
+    assert!(log.contains("stopped connections_cut=0"), "{log}");
     // Whether it was stored in time or not, the next one has to fetch none of it twice.
     cached.start_again();
     let sent = cached.standin.sent(Server::S3);
