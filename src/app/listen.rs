@@ -47,8 +47,8 @@ pub(super) fn open(settings: &Settings) -> Result<Bound, String> {
     let listener = TcpListener::bind(address).map_err(|error| {
         format!("cannot listen on {address}: {error}; set LISTEN_HOST or LISTEN_PORT")
     })?;
-    // The standard library asks for 128, which a burst of a few hundred clients overruns: those that
-    // find it full are only heard a second later. To listen again changes the length alone.
+    // The standard library asks for 128, which a burst of a few hundred clients overruns: who finds
+    // it full is only heard a second later. To listen again changes the length alone.
     rustix::net::listen(&listener, BACKLOG)
         .map_err(|error| format!("cannot listen on {address}: {error}"))?;
     let name = listener.local_addr().unwrap_or(address).to_string();
