@@ -114,6 +114,12 @@ soak: ## kill -9 during downloads, 50 times (KILLS), and what is in the cache af
 	$(MAKE) static
 	tests/e2e/soak.py
 
+.PHONY: load
+load: ## slow readers, slowhttptest, 100,000 mixed requests (REQUESTS, SEED); TLS=1 for a door with TLS
+	@$(SETUP) rust build static test
+	$(MAKE) static
+	tests/e2e/load.py $(if $(TLS),--tls) $(ONLY)
+
 .PHONY: static
 static: ## a stripped static binary in dist/
 	@$(SETUP) rust build static

@@ -1,13 +1,14 @@
 //! Builds every part in order, starts the threads, waits for signals, drains. Owns: the order of
 //! start and stop, and what ends the process. Must not: hold any rule of its own about requests.
 //!
-//! Order: descriptors → name look-ups and the way out → token thread → workers → lanes → door. A
-//! start needs neither network nor credentials; what is missing shows in `/readyz`.
+//! Order: certificates and logins → listeners → descriptors → name look-ups and the way out → token
+//! thread → workers → lanes → door. A start needs neither network nor credentials; what is missing
+//! shows in `/readyz`.
 
 mod capacity;
+mod listen;
 mod reload;
 
-use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use crate::cache::store::OpenError;
 use crate::cache::{self, Cache};
 use crate::clock::SystemClock;
 use crate::config::{self, CacheDir, Settings, UpstreamAuth};
-use crate::door::{Door, Drained, Lanes, Limits, Tls, TlsFiles};
+use crate::door::{Door, Drained, Lanes, Limits, MinRate, Tls, TlsFiles};
 use crate::log;
 use crate::message::{Answer, Desk, Request};
 use crate::oci::Registry;
@@ -40,6 +41,7 @@ use crate::upstream::outbound::Proxies;
 use crate::upstream::redirect::Redirects;
 use crate::upstream::resolver::Resolver;
 use crate::upstream::{Anonymous, Authorizer};
+use listen::Address;
 use reload::{Look, Reloader, Watched};
 
 /// Longest wait for the last log lines at the end.
@@ -104,6 +106,7 @@ struct Running {
     cache: Option<Arc<Cache>>,
     draining: Arc<AtomicBool>,
     reloader: Reloader,
+    _socket_file: Option<listen::SocketFile>,
 }
 
 fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, Failure> {
@@ -111,13 +114,10 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, Failure
     let mut watched = Vec::new();
     let tls = load_tls(settings, &mut watched).map_err(Failure::Settings)?;
     let logins = open_logins(settings, &mut watched).map_err(|why| Failure::Settings(vec![why]))?;
+    let bound = listen::open(settings)?;
     watch_signals(events).map_err(|error| format!("signals: {error}"))?;
     let cache_directory = cache_directory(settings);
     let connections = capacity::connections(settings, cache_directory.is_some())?;
-    let address = SocketAddr::new(settings.listen_host, settings.listen_port);
-    let listener = TcpListener::bind(address).map_err(|error| {
-        format!("cannot listen on {address}: {error}; set LISTEN_HOST or LISTEN_PORT")
-    })?;
     let client = Arc::new(way_out(settings, connections.min(POOL_MAX))?);
     let tokens = start_tokens(settings, &client, &on_lost)?;
     let authorizer: Arc<dyn Authorizer> = match &tokens {
@@ -148,19 +148,19 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, Failure
     let lanes = Lanes::open(pool.address(), settings.lanes, half_lost)
         .map_err(|error| format!("lanes to tiny_http: {error}"))?;
     pool.seal().map_err(workers)?;
-    let bound = listener.local_addr().unwrap_or(address);
-    let limits = Limits::new(connections);
+    let limits = limits(settings, connections);
     let reloader =
         Reloader::start(watched, &on_lost).map_err(|error| format!("thread reload: {error}"))?;
-    let door = Door::open(vec![listener.into()], lanes, desk, limits, tls, on_lost)
+    let door = Door::open(bound.listeners, lanes, desk, limits, tls, on_lost)
         .map_err(|error| format!("thread accept: {error}"))?;
-    announce(settings, bound, connections);
+    announce(settings, &bound.addresses, connections);
     Ok(Running {
         door: Arc::new(door),
         tokens,
         cache,
         draining,
         reloader,
+        _socket_file: bound.file,
     })
 }
 
@@ -203,32 +203,48 @@ fn way_out(settings: &Settings, pool: usize) -> Result<Client, String> {
     Client::new(resolver, proxies, bundle, pool)
 }
 
-fn announce(settings: &Settings, bound: SocketAddr, connections: usize) {
+fn limits(settings: &Settings, connections: usize) -> Limits {
+    let limits = Limits::new(connections);
+    Limits {
+        connections_per_peer: settings.max_connections_per_peer,
+        min_rate: MinRate {
+            bytes_per_second: settings.min_rate,
+            ..limits.min_rate
+        },
+        ..limits
+    }
+}
+
+fn announce(settings: &Settings, bound: &[Address], connections: usize) {
     let registry = registries_shown(&settings.registries);
-    log::info(
-        &format!("listening on {bound}"),
-        &[
-            ("registry", &registry),
-            ("tls", &settings.tls.enabled),
-            ("version", &config::VERSION),
-            ("connections_max", &connections),
-        ],
-    );
-    if is_open_to_strangers(settings) {
+    for address in bound {
+        log::info(
+            &format!("listening on {address}"),
+            &[
+                ("registry", &registry),
+                ("tls", &settings.tls.enabled),
+                ("version", &config::VERSION),
+                ("connections_max", &connections),
+            ],
+        );
+    }
+    if is_guarded(settings) {
+        return;
+    }
+    for address in bound.iter().filter(|address| !address.is_local()) {
         log::warn(
             "everybody who reaches this address can pull and push with this proxy's AWS rights; \
              set AUTH_FILE, SSL_CLIENT_CA or READ_ONLY, or LISTEN_HOST=127.0.0.1",
-            &[("address", &bound)],
+            &[("address", address)],
         );
     }
 }
 
-/// True when others than this machine's users can come in, and do whatever they like.
-const fn is_open_to_strangers(settings: &Settings) -> bool {
+/// True when not everybody who can connect may do whatever they like.
+const fn is_guarded(settings: &Settings) -> bool {
     let access = &settings.access;
     let asks_for_certificates = settings.tls.enabled && settings.tls.client_ca.is_some();
-    let is_guarded = access.auth_file.is_some() || access.read_only || asks_for_certificates;
-    !is_guarded && !settings.listen_host.to_canonical().is_loopback()
+    access.auth_file.is_some() || access.read_only || asks_for_certificates
 }
 
 /// Reads the logins, if clients must log in, and has their file watched.

@@ -12,6 +12,7 @@ mod cache;
 mod clients;
 mod document;
 mod globs;
+mod listen;
 mod metadata;
 mod outbound;
 mod parse;
@@ -21,6 +22,7 @@ mod table;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::log::{self, Format, Level, Secret};
@@ -33,6 +35,7 @@ pub use cache::{CacheDir, CacheKey, KeyPart, TagTtl};
 pub use clients::TlsSettings;
 pub use document::{help, markdown_page, markdown_tables};
 pub use globs::Globs;
+pub use listen::Activation;
 pub use metadata::{
     ContainerSettings, InstanceSettings, container_uri, is_container_address, is_field_value,
 };
@@ -81,8 +84,12 @@ pub struct Settings {
     pub tls: TlsSettings,
     /// `RENEW_INTERVAL_HOURS`
     pub renew_interval: Duration,
-    /// `LISTEN_HOST`
+    /// `LISTEN_HOST`, where it is an address
     pub listen_host: IpAddr,
+    /// `LISTEN_HOST`, where it is `unix:` and a path; address and port then count for nothing.
+    pub listen_unix: Option<PathBuf>,
+    /// `LISTEN_FDS`; what it hands in goes before address, port and path.
+    pub activation: Activation,
     /// `LISTEN_PORT`; 0 picks one.
     pub listen_port: u16,
     /// The opposite of `DISABLE_PROXY_HEADERS`
@@ -105,6 +112,10 @@ pub struct Settings {
     pub lanes: usize,
     /// `MAX_CONNECTIONS`
     pub max_connections: usize,
+    /// `MAX_CONNECTIONS_PER_PEER`
+    pub max_connections_per_peer: usize,
+    /// `MIN_RATE`, in bytes a second; 0: off
+    pub min_rate: u64,
     /// `MAX_EXCHANGES`
     pub max_exchanges: usize,
     /// `MAX_UPLOADS`
@@ -152,6 +163,8 @@ impl Settings {
             tls: TlsSettings::default(),
             renew_interval: Duration::ZERO,
             listen_host: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            listen_unix: None,
+            activation: Activation::None,
             listen_port: 0,
             trust_proxy_headers: false,
             blob_hosts: Vec::new(),
@@ -163,6 +176,8 @@ impl Settings {
             workers: 0,
             lanes: 0,
             max_connections: 0,
+            max_connections_per_peer: 0,
+            min_rate: 0,
             max_exchanges: 0,
             max_uploads: 0,
             max_fills: 0,
@@ -270,6 +285,10 @@ pub fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> R
         }
     }
     aws::take_over_home(&mut settings, environment);
+    match listen::activation(environment, std::process::id()) {
+        Ok(activation) => settings.activation = activation,
+        Err(fault) => faults.push(fault),
+    }
     if settings.cache_dir == CacheDir::Unset {
         cache::take_over_directory(&mut settings, environment);
     }

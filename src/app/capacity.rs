@@ -13,10 +13,12 @@ use crate::log;
 const DESCRIPTORS_PER_CONNECTION: u64 = 3;
 /// Descriptors of one lane: our end, and two of tiny_http's.
 const DESCRIPTORS_PER_LANE: u64 = 3;
-/// Standard streams, listeners, signals, name look-ups, and some to spare.
+/// Standard streams, signals, name look-ups, and some to spare.
 const DESCRIPTORS_RESERVED: u64 = 32;
-/// Threads beside workers, lanes, downloads, kept uploads and connections: main, log, signal,
-/// accept, token, resolve, sweep, referrers, reload, drain, the five that tiny_http starts with,
+/// Descriptors of one listener: the accept thread's, and the drain's.
+const DESCRIPTORS_PER_LISTENER: u64 = 2;
+/// Threads beside workers, lanes, downloads, kept uploads, listeners and connections: main, log,
+/// signal, token, resolve, sweep, referrers, reload, drain, the five that tiny_http starts with,
 /// and some to spare.
 const THREADS_RESERVED: u64 = 20;
 /// Descriptors of one download into the cache: its file, and upstream.
@@ -38,11 +40,14 @@ pub(super) fn connections(settings: &Settings, with_cache: bool) -> Result<usize
     } else {
         (0, 0)
     };
-    let threads = THREADS_RESERVED + settings.workers as u64 + lanes + fills + kept_uploads;
+    let listeners = settings.activation.listeners() as u64;
+    let threads =
+        THREADS_RESERVED + settings.workers as u64 + lanes + fills + kept_uploads + listeners;
     let fixed = DESCRIPTORS_RESERVED
         + DESCRIPTORS_PER_LANE * lanes
         + DESCRIPTORS_PER_FILL * fills
-        + DESCRIPTORS_PER_KEPT_UPLOAD * kept_uploads;
+        + DESCRIPTORS_PER_KEPT_UPLOAD * kept_uploads
+        + DESCRIPTORS_PER_LISTENER * listeners;
     let limits = [
         (
             "RLIMIT_NOFILE",

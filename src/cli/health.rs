@@ -1,9 +1,17 @@
 //! `health`: asks the running proxy's `/readyz`, for a container's health check in an image without
-//! a shell. Owns: that one request. Must not: wait longer than its limit.
+//! a shell. Owns: how the proxy is found, and that one request. Must not: wait longer than its
+//! limit.
 
+use std::fmt;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::{complain, fail, print};
 use crate::config::{Settings, VERSION};
@@ -17,15 +25,54 @@ const HEALTH_REPLY_BYTES_MAX: usize = 16 << 10;
 
 /// Asks `/readyz` of the proxy that runs with the same settings.
 pub(super) fn run(settings: &Settings, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
-    if settings.listen_port == 0 {
-        let why = "LISTEN_PORT=0: expected the port that the running proxy listens on";
-        return complain(err, &[why]);
-    }
-    let address = SocketAddr::new(reachable(settings.listen_host), settings.listen_port);
-    match ask(address, settings.tls.enabled, HEALTH_TIMEOUT) {
+    let place = match &settings.listen_unix {
+        Some(path) => Place::Unix(path.clone()),
+        None if settings.listen_port == 0 => {
+            let why = "LISTEN_PORT=0: expected the port that the running proxy listens on";
+            return complain(err, &[why]);
+        }
+        None => {
+            let host = reachable(settings.listen_host);
+            Place::Tcp(SocketAddr::new(host, settings.listen_port))
+        }
+    };
+    match ask(&place, settings.tls.enabled, HEALTH_TIMEOUT) {
         Ok((200, reason)) => print(out, err, &format!("{reason}\n")),
         Ok((status, reason)) => fail(out, err, &format!("not ready: {status} {reason}\n")),
-        Err(error) => fail(out, err, &format!("no answer from {address}: {error}\n")),
+        Err(error) => fail(out, err, &format!("no answer from {place}: {error}\n")),
+    }
+}
+
+/// Where the running proxy is.
+enum Place {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl Place {
+    /// The `Host` to ask for; on a unix socket any will do.
+    fn host(&self) -> String {
+        match self {
+            Self::Tcp(address) => address.to_string(),
+            Self::Unix(_) => "localhost".to_owned(),
+        }
+    }
+
+    /// The address that TLS is spoken with; on a unix socket any will do, as nothing is verified.
+    const fn ip(&self) -> IpAddr {
+        match self {
+            Self::Tcp(address) => address.ip(),
+            Self::Unix(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
     }
 }
 
@@ -39,19 +86,19 @@ const fn reachable(host: IpAddr) -> IpAddr {
 }
 
 /// Status and body of `/readyz`. Blocks for `limit` at the longest.
-fn ask(address: SocketAddr, tls: bool, limit: Duration) -> io::Result<(u16, String)> {
-    let stream = Timed::connect(address, limit)?;
+fn ask(place: &Place, tls: bool, limit: Duration) -> io::Result<(u16, String)> {
+    let stream = Timed::connect(place, limit)?;
     if tls {
         // What is asked and answered is no secret, and the probes need no certificate of ours.
-        let stream = loopback::dangerous_unverified(address.ip(), stream)?;
-        return exchange(stream, address);
+        let stream = loopback::dangerous_unverified(place.ip(), stream)?;
+        return exchange(stream, &place.host());
     }
-    exchange(stream, address)
+    exchange(stream, &place.host())
 }
 
-fn exchange(mut stream: impl Read + Write, address: SocketAddr) -> io::Result<(u16, String)> {
+fn exchange(mut stream: impl Read + Write, host: &str) -> io::Result<(u16, String)> {
     let request = format!(
-        "GET /readyz HTTP/1.1\r\nHost: {address}\r\nUser-Agent: aws-ecr-proxy/{VERSION} health\r\n\
+        "GET /readyz HTTP/1.1\r\nHost: {host}\r\nUser-Agent: aws-ecr-proxy/{VERSION} health\r\n\
          Connection: close\r\n\r\n"
     );
     stream.write_all(request.as_bytes())?;
@@ -69,19 +116,23 @@ fn exchange(mut stream: impl Read + Write, address: SocketAddr) -> io::Result<(u
     status_and_reason(&reply)
 }
 
-/// A stream on which everything is over within the limit.
+/// A socket on which everything is over within the limit.
 struct Timed {
-    stream: TcpStream,
+    /// Of either family: the system reads and writes both alike.
+    socket: File,
     started: Instant,
     limit: Duration,
 }
 
 impl Timed {
-    fn connect(address: SocketAddr, limit: Duration) -> io::Result<Self> {
+    fn connect(place: &Place, limit: Duration) -> io::Result<Self> {
         let started = Instant::now();
-        let stream = TcpStream::connect_timeout(&address, limit)?;
+        let socket = match place {
+            Place::Tcp(address) => TcpStream::connect_timeout(address, limit)?.into(),
+            Place::Unix(path) => connect_unix(path, limit)?,
+        };
         Ok(Self {
-            stream,
+            socket: File::from(socket),
             started,
             limit,
         })
@@ -110,22 +161,31 @@ impl Timed {
 
 impl Read for Timed {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(self.left()?)?;
-        let read = self.stream.read(into);
+        set_socket_timeout(&self.socket, Timeout::Recv, self.left()?)?;
+        let read = self.socket.read(into);
         read.map_err(|error| self.named(error))
     }
 }
 
 impl Write for Timed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(self.left()?)?;
-        let written = self.stream.write(bytes);
+        set_socket_timeout(&self.socket, Timeout::Send, self.left()?)?;
+        let written = self.socket.write(bytes);
         written.map_err(|error| self.named(error))
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.stream.flush()
+        self.socket.flush()
     }
+}
+
+/// Connects within `limit`: a full backlog makes it wait, for as long as the socket may send.
+fn connect_unix(path: &Path, limit: Duration) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
 }
 
 /// Splits a reply whose connection was closed after it (RFC 9112 §2.1, §4).
@@ -214,9 +274,9 @@ mod tests {
     fn health_gives_up_on_a_silent_peer() {
         // The listener's backlog takes the connection; nobody ever answers.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
+        let place = Place::Tcp(listener.local_addr().unwrap());
         for tls in [false, true] {
-            let error = ask(address, tls, Duration::from_millis(30)).unwrap_err();
+            let error = ask(&place, tls, Duration::from_millis(30)).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         }
     }

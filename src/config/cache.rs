@@ -107,7 +107,7 @@ pub(super) fn max_size(settings: &mut Settings, text: &str) -> Result<(), String
 }
 
 /// A whole number of bytes, or of `k`, `m`, `g` (1024 each), as nginx writes sizes.
-fn size(text: &str) -> Option<u64> {
+pub(super) fn size(text: &str) -> Option<u64> {
     let (digits, unit) = match text.strip_suffix(|c: char| c.is_ascii_alphabetic()) {
         None => (text, 1),
         Some(digits) => match text.chars().last()?.to_ascii_lowercase() {

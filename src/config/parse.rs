@@ -1,11 +1,10 @@
 //! Text to values. Owns: how each kind of value is written. Must not: know where a text came from,
 //! or name the setting in an error (the caller does).
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use super::table::{Accepts, Kind, Setting, State};
-use super::{Settings, UpstreamAuth};
+use super::{Settings, UpstreamAuth, cache};
 use crate::log::{Format, Level};
 use crate::oci::{self, Registry, Scheme};
 
@@ -13,6 +12,8 @@ use crate::oci::{self, Registry, Scheme};
 const BLOB_HOSTS_MAX: usize = 64;
 /// Entries of `ECR`: as many as regions can have a token at a time.
 const REGISTRIES_MAX: usize = 64;
+/// Largest `MIN_RATE`: above it, clients behind a slow line that are all well would be cut.
+const MIN_RATE_MAX: u64 = 64 << 10;
 
 /// Reads `text` for `setting` and stores it.
 ///
@@ -238,18 +239,14 @@ pub(super) fn url(text: &str) -> Result<String, String> {
     Ok(url.strip_suffix(default_port).unwrap_or(&url).to_owned())
 }
 
-pub(super) fn listen_host(settings: &mut Settings, text: &str) -> Result<(), String> {
-    if text.starts_with("unix:") {
-        return Err("unix sockets are not built yet in this version".to_owned());
+pub(super) fn min_rate(settings: &mut Settings, text: &str) -> Result<(), String> {
+    let rate = cache::size(text).ok_or_else(String::new)?;
+    if rate > MIN_RATE_MAX {
+        return Err(format!(
+            "more than {MIN_RATE_MAX} would cut clients behind slow lines"
+        ));
     }
-    let bare = text
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'));
-    let address = match bare {
-        Some(v6) => v6.parse().ok().map(IpAddr::V6),
-        None => text.parse().ok(),
-    };
-    settings.listen_host = address.ok_or_else(String::new)?;
+    settings.min_rate = rate;
     Ok(())
 }
 
@@ -334,6 +331,20 @@ mod tests {
         for bad in ["", "t", "2", "enabled"] {
             assert_eq!(switch(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn rates_are_sizes_up_to_a_limit() {
+        let mut settings = Settings::default();
+        assert_eq!(settings.min_rate, 256);
+        for (text, bytes) in [("0", 0), ("1k", 1024), ("64k", MIN_RATE_MAX)] {
+            min_rate(&mut settings, text).unwrap();
+            assert_eq!(settings.min_rate, bytes);
+        }
+        assert_eq!(min_rate(&mut settings, "fast"), Err(String::new()));
+        let why = min_rate(&mut settings, "65537").unwrap_err();
+        assert!(why.starts_with("more than 65536 would cut"), "{why}");
+        assert_eq!(settings.min_rate, MIN_RATE_MAX);
     }
 
     #[test]

@@ -55,8 +55,9 @@ impl Door {
         tls: Option<Arc<Tls>>,
         on_lost: Arc<dyn Fn(&str) + Send + Sync>,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared::new(limits, lanes, desk, tls));
+        let shared = Arc::new(Shared::new(limits, lanes, desk, tls)?);
         for listener in &listeners {
+            listener.set_nonblocking()?;
             let (listener, shared) = (listener.try_clone()?, Arc::clone(&shared));
             let on_lost = Arc::clone(&on_lost);
             let accept = move || {
@@ -82,11 +83,12 @@ impl Door {
         self.shared.count()
     }
 
-    /// Stops accepting; replies from now on close their connection.
+    /// Stops accepting; replies from now on close their connection. Clients that come now are
+    /// refused, but at a socket that was handed in, where they wait for who gets it next.
     pub fn stop_accepting(&self) {
         self.shared.set_draining();
         for listener in &self.listeners {
-            listener.shutdown();
+            listener.close();
         }
     }
 
@@ -102,15 +104,18 @@ impl Door {
 
 fn accept(listener: &Listener, shared: &Arc<Shared>) {
     let mut backoff = BACKOFF_MIN;
-    let mut number = 0;
     while !shared.is_draining() {
-        match listener.accept() {
+        let accepted = listener
+            .wait(shared.drain_begun())
+            .and_then(|()| listener.accept());
+        match accepted {
             Ok((stream, address)) => {
                 backoff = BACKOFF_MIN;
-                number += 1;
-                admit(shared, stream, address, number);
+                admit(shared, stream, address);
             }
             Err(_) if shared.is_draining() => return,
+            // Nobody there any more.
+            Err(error) if is_nobody(&error) => {}
             // The client was gone before we took it, or a network error of its own connection,
             // which accept(2) says to treat like EAGAIN.
             Err(error) if !is_shortage(&error) => {
@@ -136,6 +141,11 @@ fn accept(listener: &Listener, shared: &Arc<Shared>) {
     }
 }
 
+fn is_nobody(error: &io::Error) -> bool {
+    let kind = error.kind();
+    kind == io::ErrorKind::WouldBlock || kind == io::ErrorKind::Interrupted
+}
+
 /// EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing wrong with the client, there is no room for it.
 fn is_shortage(error: &io::Error) -> bool {
     use rustix::io::Errno;
@@ -145,35 +155,36 @@ fn is_shortage(error: &io::Error) -> bool {
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Gives the connection a thread, in the place of the longest idle one when the cap is reached.
-fn admit(shared: &Arc<Shared>, stream: Stream, address: Option<SocketAddr>, number: u64) {
-    if !shared.make_room() {
-        return refuse(shared, &stream, "every connection is busy");
+/// Gives the connection a thread, in the place of the longest idle one when a cap is reached.
+fn admit(shared: &Arc<Shared>, stream: Stream, address: Option<SocketAddr>) {
+    let ip = address.map(|address| address.ip());
+    if let Err(why) = shared.make_room(ip) {
+        return refuse(shared, &stream, &why);
     }
-    let entry = shared.enter(number, stream);
+    let entry = shared.enter(stream, ip);
     let peer = Peer {
-        address: address.map(|address| address.ip()),
+        address: ip,
         port: address.map_or(0, |address| address.port()),
         tls: false,
         certificate: Certificate::NotAsked,
     };
-    let thread = std::thread::Builder::new().name(format!("conn-{number}"));
+    let thread = std::thread::Builder::new().name(format!("conn-{}", entry.number()));
     let (run_shared, run_entry) = (Arc::clone(shared), Arc::clone(&entry));
-    let run = move || run_connection(&run_shared, run_entry, &peer, number);
+    let run = move || run_connection(&run_shared, run_entry, &peer);
     if let Err(error) = thread.stack_size(CONNECTION_STACK_BYTES).spawn(run) {
         refuse(shared, &entry.stream(), &format!("no thread: {error}"));
-        shared.leave(number, entry);
+        shared.leave(entry);
         shared.close_longest_idle();
     }
 }
 
-fn run_connection(shared: &Shared, entry: Arc<Entry>, peer: &Peer, number: u64) {
+fn run_connection(shared: &Shared, entry: Arc<Entry>, peer: &Peer) {
     let serve = AssertUnwindSafe(|| connection::serve(shared, &entry, peer));
     if catch_unwind(serve).is_err() {
         metrics::PANICS.inc();
         entry.reset_on_close();
     }
-    shared.leave(number, entry);
+    shared.leave(entry);
 }
 
 /// Tells the client without waiting for it: the accept thread must not block.

@@ -1,10 +1,12 @@
 //! Request bodies. Owns: the framing of RFC 9112 §6 and §7.1 on the way in, `100 Continue`, the
-//! idle limit. Must not: buffer a body, or let an early end pass for a whole body.
+//! idle limit, the least rate. Must not: buffer a body, or let an early end pass for a whole body.
 
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
+use super::Limits;
 use super::head::Framing;
+use super::rate::Rate;
 use super::socket::{Socket, is_timeout};
 
 /// A chunk-size line with its extensions; nobody sends extensions of more than a few bytes.
@@ -21,6 +23,8 @@ pub(super) enum BodyFault {
     Gone,
     /// The framing is broken.
     Malformed(String),
+    /// Less came than the least rate.
+    Slow(String),
     /// Nothing came for the idle limit.
     Stalled,
 }
@@ -31,6 +35,7 @@ pub(super) struct BodyReader<'a> {
     state: State,
     expects_continue: bool,
     idle: Duration,
+    rate: Rate,
     fault: Option<BodyFault>,
 }
 
@@ -52,7 +57,7 @@ impl<'a> BodyReader<'a> {
         socket: &'a mut Socket,
         framing: Framing,
         expects_continue: bool,
-        idle: Duration,
+        limits: &Limits,
     ) -> Self {
         let state = match framing {
             Framing::Chunked => State::ChunkLine,
@@ -63,7 +68,8 @@ impl<'a> BodyReader<'a> {
             socket,
             state,
             expects_continue,
-            idle,
+            idle: limits.body_idle,
+            rate: Rate::new(limits.min_rate),
             fault: None,
         }
     }
@@ -138,10 +144,41 @@ impl<'a> BodyReader<'a> {
     fn read_piece(&mut self, into: &mut [u8], left: u64) -> Result<usize, BodyFault> {
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(into.len());
         let into = into.get_mut(..most).unwrap_or_default();
-        match self.socket.read(into, Instant::now() + self.idle) {
-            Ok(0) => Err(BodyFault::Gone),
-            Ok(count) => Ok(count),
-            Err(error) => Err(fault_of(&error)),
+        self.timed(|socket, deadline| socket.read(into, deadline))
+    }
+
+    /// Runs one read of the socket within the idle limit. What counts against the client is the
+    /// time of this read: between reads it is upstream that is slow, or we are. What counts for it
+    /// are the bytes that came, also those of a TLS record that is not whole yet.
+    fn timed(
+        &mut self,
+        mut read: impl FnMut(&mut Socket, Instant) -> io::Result<usize>,
+    ) -> Result<usize, BodyFault> {
+        let mut idle = Duration::ZERO;
+        loop {
+            let wait = self.idle.saturating_sub(idle).min(self.rate.left());
+            let begun = Instant::now();
+            let before = self.socket.received().bytes;
+            let result = read(self.socket, begun + wait);
+            let waited = begun.elapsed();
+            let received = self.socket.received();
+            let came = received.bytes.saturating_sub(before);
+            idle = match received.last {
+                Some(last) if came > 0 => last.elapsed(),
+                _ => idle + waited,
+            };
+            let count = match result {
+                Ok(0) => return Err(BodyFault::Gone),
+                Ok(count) => count,
+                Err(error) if !is_timeout(&error) => return Err(BodyFault::Gone),
+                Err(_) if idle >= self.idle => return Err(BodyFault::Stalled),
+                Err(_) => 0,
+            };
+            let verdict = self.rate.note(waited, came);
+            verdict.map_err(|verdict| BodyFault::Slow(verdict.to_string()))?;
+            if count > 0 {
+                return Ok(count);
+            }
         }
     }
 
@@ -168,11 +205,7 @@ impl<'a> BodyReader<'a> {
                     "a line of the chunked body is too long or malformed",
                 ));
             }
-            match self.socket.fill(Instant::now() + self.idle) {
-                Ok(0) => return Err(BodyFault::Gone),
-                Ok(_) => {}
-                Err(error) => return Err(fault_of(&error)),
-            }
+            self.timed(Socket::fill)?;
         }
     }
 }
@@ -188,18 +221,11 @@ impl Read for BodyReader<'_> {
         }
         let (kind, why) = match &self.fault {
             Some(BodyFault::Malformed(why)) => (io::ErrorKind::InvalidData, why.as_str()),
+            Some(BodyFault::Slow(why)) => (io::ErrorKind::TimedOut, why.as_str()),
             Some(BodyFault::Stalled) => (io::ErrorKind::TimedOut, "client sent nothing"),
             _ => (io::ErrorKind::UnexpectedEof, "client ended the body early"),
         };
         Err(io::Error::new(kind, why.to_owned()))
-    }
-}
-
-fn fault_of(error: &io::Error) -> BodyFault {
-    if is_timeout(error) {
-        BodyFault::Stalled
-    } else {
-        BodyFault::Gone
     }
 }
 
@@ -247,8 +273,12 @@ mod tests {
         let stream = Arc::new(listener.accept().unwrap().0.into());
         client.write_all(bytes).unwrap();
         client.shutdown(std::net::Shutdown::Write).unwrap();
-        let mut socket = Socket::new(stream, Duration::from_secs(5)).unwrap();
-        let mut body = BodyReader::new(&mut socket, framing, false, Duration::from_secs(5));
+        let limits = Limits {
+            body_idle: Duration::from_secs(5),
+            ..Limits::new(1)
+        };
+        let mut socket = Socket::new(stream, &limits).unwrap();
+        let mut body = BodyReader::new(&mut socket, framing, false, &limits);
         let mut whole = Vec::new();
         let read = body.read_to_end(&mut whole);
         let result = match (read, body.fault().cloned()) {
@@ -350,9 +380,12 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let stream = Arc::new(listener.accept().unwrap().0.into());
-        let mut socket = Socket::new(stream, Duration::from_secs(5)).unwrap();
-        let idle = Duration::from_millis(20);
-        let mut body = BodyReader::new(&mut socket, Framing::Length(1), false, idle);
+        let limits = Limits {
+            body_idle: Duration::from_millis(20),
+            ..Limits::new(1)
+        };
+        let mut socket = Socket::new(stream, &limits).unwrap();
+        let mut body = BodyReader::new(&mut socket, Framing::Length(1), false, &limits);
         assert!(body.read(&mut [0; 8]).is_err());
         assert_eq!(body.fault(), Some(&BodyFault::Stalled));
         assert!(body.read(&mut [0; 8]).is_err());

@@ -23,7 +23,7 @@ const RETRY_AFTER_SECONDS: &str = "2";
 
 /// Serves the connection until it ends.
 pub(super) fn serve(shared: &Shared, entry: &Arc<Entry>, peer: &Peer) {
-    let Ok(mut socket) = Socket::new(entry.stream(), shared.limits.write_idle) else {
+    let Ok(mut socket) = Socket::new(entry.stream(), &shared.limits) else {
         return;
     };
     let Some(peer) = greet(shared, peer, &mut socket) else {
@@ -221,8 +221,8 @@ fn answer(
         Framing::Chunked => None,
         Framing::Length(length) => Some(length),
     };
-    let (framing, idle) = (head.framing, shared.limits.body_idle);
-    let mut reader = BodyReader::new(socket, framing, head.expects_continue, idle);
+    let expects_continue = head.expects_continue;
+    let mut reader = BodyReader::new(socket, head.framing, expects_continue, &shared.limits);
     // The exchange is dropped by the panic, and nothing it borrowed is used again half-done: the
     // connection is closed.
     let run = AssertUnwindSafe(|| exchange(&mut RequestBody::new(&mut reader, length)));
@@ -244,6 +244,7 @@ fn body_fault(fault: &BodyFault, outcome: Outcome) -> Reply {
     let (status, why) = match fault {
         BodyFault::Gone => (400, "request body ended early".to_owned()),
         BodyFault::Malformed(why) => (400, why.clone()),
+        BodyFault::Slow(why) => (408, format!("request body {why}")),
         BodyFault::Stalled => (408, "request body stalled".to_owned()),
     };
     let mut reply = refused(&OciError::new(ErrorCode::BadRequest, why.clone()).with_status(status));

@@ -4,7 +4,8 @@
 //!
 //! `accept` hands each connection to a thread of its own and `connections` keeps the list of them;
 //! `connection` runs the loop there: `tls` shakes hands, `head` checks what came, `lanes` asks a
-//! worker, `body` feeds the exchange, `reply` writes the answer.
+//! worker, `body` feeds the exchange, `reply` writes the answer. `rate` and `pace` say who is too
+//! slow, `peers` who is too many.
 
 mod accept;
 mod body;
@@ -14,6 +15,9 @@ mod connections;
 pub mod fuzz;
 mod head;
 mod lanes;
+mod pace;
+mod peers;
+mod rate;
 mod reply;
 mod socket;
 mod stream;
@@ -24,6 +28,7 @@ use std::time::Duration;
 pub use accept::{Door, Drained};
 pub use head::{Head, Refusal, check};
 pub use lanes::Lanes;
+pub use rate::MinRate;
 pub use stream::Listener;
 pub use tls::{Tls, TlsFiles};
 
@@ -42,6 +47,8 @@ pub const CONNECTION_STACK_BYTES: usize = 256 * 1024;
 pub struct Limits {
     /// Connections at a time; further ones take the place of the longest idle one.
     pub connections: usize,
+    /// Connections of one client address (IPv6: of one /64) at a time; the same holds among them.
+    pub connections_per_peer: usize,
     /// Longest time for a TLS handshake, from the first byte awaited: after 10 s Go's clients,
     /// which docker and containerd are, have given up too.
     pub handshake: Duration,
@@ -54,6 +61,8 @@ pub struct Limits {
     pub body_idle: Duration,
     /// Longest wait for a client to take the next piece of a reply.
     pub write_idle: Duration,
+    /// Who sends a body or takes a reply slower than this is cut.
+    pub min_rate: MinRate,
     /// Longest time a closing connection is read from, so that the client sees the reply.
     pub linger: Duration,
     /// Bytes a closing connection is read at the most.
@@ -61,15 +70,20 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The limits in force, with `connections` at a time.
+    /// The limits in force, with `connections` at a time, no matter of whom.
     pub const fn new(connections: usize) -> Self {
         Self {
             connections,
+            connections_per_peer: connections,
             handshake: Duration::from_secs(10),
             idle: Duration::from_secs(75),
             head: Duration::from_secs(20),
             body_idle: Duration::from_secs(60),
             write_idle: Duration::from_secs(60),
+            min_rate: MinRate {
+                bytes_per_second: 256,
+                window: Duration::from_secs(60),
+            },
             linger: Duration::from_secs(10),
             linger_bytes: 64 << 20,
         }

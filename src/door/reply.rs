@@ -321,10 +321,10 @@ const fn reason(status: u16) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::door::Limits;
     use crate::message::{Headers, Outcome};
     use std::net::{TcpListener, TcpStream};
     use std::sync::Arc;
-    use std::time::Duration;
 
     fn context(http11: bool, head_only: bool) -> Context<'static> {
         Context {
@@ -356,7 +356,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let stream = Arc::new(listener.accept().unwrap().0.into());
-        let mut socket = Socket::new(stream, Duration::from_secs(5)).unwrap();
+        let mut socket = Socket::new(stream, &Limits::new(1)).unwrap();
         let written = write(&mut socket, reply, context);
         drop(socket);
         let mut got = Vec::new();

@@ -2,12 +2,14 @@
 //! buffer and the time limit of each read and write. Must not: know HTTP.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::Limits;
+use super::pace::Pace;
 use super::stream::Stream;
 use super::tls::{HandshakeFault, Session};
 use crate::message::Certificate;
@@ -15,8 +17,6 @@ use crate::message::Certificate;
 /// Bytes asked of the socket at a time while a head is read.
 const READ_BYTES: usize = 4096;
 
-/// Bytes handed to the kernel at a time, so that the write limit is a limit on progress.
-const SEND_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a file that TLS is given at a time: two records of 16 KiB. Twice as many were no
 /// faster.
 const TLS_PIECE_BYTES: usize = 32 * 1024;
@@ -29,21 +29,24 @@ pub(super) struct Socket {
     ended: bool,
     buffer: Vec<u8>,
     used: usize,
-    write_idle: Duration,
+    received: Received,
+    pace: Pace,
 }
 
 impl Socket {
-    /// Takes the stream over. Every write then lasts `write_idle` at the longest.
-    pub(super) fn new(stream: Arc<Stream>, write_idle: Duration) -> io::Result<Self> {
+    /// Takes the stream over. Writes then last as long as `limits` let the client take.
+    pub(super) fn new(stream: Arc<Stream>, limits: &Limits) -> io::Result<Self> {
+        let pace = Pace::new(limits);
         stream.set_nodelay()?;
-        stream.set_write_timeout(write_idle)?;
+        stream.set_write_timeout(pace.try_timeout())?;
         Ok(Self {
             stream,
             tls: None,
             ended: false,
             buffer: Vec::new(),
             used: 0,
-            write_idle,
+            received: Received::default(),
+            pace,
         })
     }
 
@@ -70,10 +73,13 @@ impl Socket {
         let left = deadline.saturating_duration_since(Instant::now());
         let write_limit = left.max(Duration::from_millis(1));
         self.stream.set_write_timeout(write_limit)?;
-        let stream = &*self.stream;
-        let mut timed = Timed { stream, deadline };
+        let mut timed = Timed {
+            stream: &self.stream,
+            received: &mut self.received,
+            deadline,
+        };
         let certificate = session.handshake(&mut timed, &mut &*self.stream)?;
-        self.stream.set_write_timeout(self.write_idle)?;
+        self.stream.set_write_timeout(self.pace.try_timeout())?;
         self.tls = Some(Box::new(session));
         Ok(certificate)
     }
@@ -100,12 +106,12 @@ impl Socket {
             self.buffer.drain(..self.used);
             self.used = 0;
         }
-        let length = self.buffer.len();
-        self.buffer.resize(length + READ_BYTES, 0);
-        let room = self.buffer.get_mut(length..).unwrap_or_default();
-        let read = receive(&self.stream, self.tls.as_deref_mut(), room, deadline);
-        self.buffer
-            .truncate(length + read.as_ref().copied().unwrap_or(0));
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let length = buffer.len();
+        buffer.resize(length + READ_BYTES, 0);
+        let read = self.receive(buffer.get_mut(length..).unwrap_or_default(), deadline);
+        buffer.truncate(length + read.as_ref().copied().unwrap_or(0));
+        self.buffer = buffer;
         read
     }
 
@@ -116,38 +122,66 @@ impl Socket {
             self.consume(count);
             return Ok(count);
         }
-        receive(&self.stream, self.tls.as_deref_mut(), into, deadline)
+        self.receive(into, deadline)
     }
 
-    /// Writes all of `bytes`; each piece lasts the write limit at the longest.
-    pub(super) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let mut stream = &*self.stream;
-        let written = match &mut self.tls {
-            _ if self.ended => Err(io::ErrorKind::BrokenPipe.into()),
-            Some(tls) => tls.write_all(&mut stream, bytes),
-            None => stream.write_all(bytes),
+    /// What came from the client so far. Those are bytes of the wire: a TLS record can be read only
+    /// when it is whole, and for a slow client that is a while.
+    pub(super) const fn received(&self) -> Received {
+        self.received
+    }
+
+    /// Reads the stream, through TLS where there is one, waiting until `deadline`.
+    fn receive(&mut self, into: &mut [u8], deadline: Instant) -> io::Result<usize> {
+        let mut timed = Timed {
+            stream: &self.stream,
+            received: &mut self.received,
+            deadline,
         };
-        written.map_err(|error| self.write_error(error))
+        let mut paced = Paced {
+            stream: &self.stream,
+            pace: &mut self.pace,
+        };
+        match &mut self.tls {
+            Some(tls) => tls.read(&mut timed, &mut paced, into),
+            None => timed.read(into),
+        }
+    }
+
+    /// Writes all of `bytes`, unless the client is too slow for it.
+    pub(super) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.ended {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let mut paced = Paced {
+            stream: &self.stream,
+            pace: &mut self.pace,
+        };
+        match &mut self.tls {
+            Some(tls) => tls.write_all(&mut paced, bytes),
+            None => paced.write_all(bytes),
+        }
     }
 
     /// Sends up to `length` bytes of `file` from `offset` on without copying them through us (but
-    /// for TLS), and says how many went; 0 is the end of the file. Each wait lasts the write limit
-    /// at most.
+    /// for TLS), and says how many went; 0 is the end of the file.
     pub(super) fn send_file(&mut self, file: &File, offset: u64, length: u64) -> io::Result<u64> {
         let mut position = offset;
         let most = usize::try_from(length)
             .unwrap_or(usize::MAX)
-            .min(SEND_BYTES_MAX);
+            .min(self.pace.bytes_max());
         if self.tls.is_some() {
             return self.copy_file(file, offset, most);
         }
-        loop {
-            match rustix::fs::sendfile(&*self.stream, file, Some(&mut position), most) {
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(self.write_error(error.into())),
-                Ok(count) => return Ok(count as u64),
-            }
-        }
+        let mut paced = Paced {
+            stream: &self.stream,
+            pace: &mut self.pace,
+        };
+        let sent = paced.send(most, |stream| {
+            let sent = rustix::fs::sendfile(stream, file, Some(&mut position), most);
+            sent.map_err(io::Error::from)
+        });
+        Ok(sent? as u64)
     }
 
     fn copy_file(&mut self, file: &File, offset: u64, most: usize) -> io::Result<u64> {
@@ -169,15 +203,6 @@ impl Socket {
         Ok(sent as u64)
     }
 
-    fn write_error(&self, error: io::Error) -> io::Error {
-        if is_timeout(&error) {
-            let limit = self.write_idle.as_secs();
-            let why = format!("client took nothing for {limit} s");
-            return io::Error::new(io::ErrorKind::TimedOut, why);
-        }
-        error
-    }
-
     /// Says that nothing more will be written. What is read afterwards is no longer decrypted.
     pub(super) fn finish_writing(&mut self) {
         self.end_tls();
@@ -188,7 +213,10 @@ impl Socket {
     /// Ends a TLS session as it should end before a close; nothing may be written afterwards.
     pub(super) fn end_tls(&mut self) {
         if let Some(session) = self.tls.take() {
-            session.close(&mut &*self.stream);
+            session.close(&mut Paced {
+                stream: &self.stream,
+                pace: &mut self.pace,
+            });
             self.ended = true;
         }
     }
@@ -202,30 +230,73 @@ impl Socket {
     }
 }
 
-/// Reads the stream, through TLS where there is one, waiting until `deadline`.
-fn receive(
-    stream: &Stream,
-    tls: Option<&mut Session>,
-    into: &mut [u8],
-    deadline: Instant,
-) -> io::Result<usize> {
-    let mut timed = Timed { stream, deadline };
-    match tls {
-        Some(tls) => tls.read(&mut timed, &mut &*stream, into),
-        None => timed.read(into),
-    }
+/// Bytes that came from a client, and when the last of them did.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Received {
+    pub(super) bytes: u64,
+    pub(super) last: Option<Instant>,
 }
 
 /// A stream each of whose reads ends by the deadline, however many there are.
 struct Timed<'a> {
     stream: &'a Stream,
+    received: &'a mut Received,
     deadline: Instant,
 }
 
 impl Read for Timed<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         set_read_deadline(self.stream, self.deadline)?;
-        read_uninterrupted(self.stream, into)
+        let count = read_uninterrupted(self.stream, into)?;
+        self.received.bytes = self.received.bytes.saturating_add(count as u64);
+        self.received.last = Some(Instant::now());
+        Ok(count)
+    }
+}
+
+/// A stream that is written to at the client's pace, of which all bytes of the wire are part.
+struct Paced<'a> {
+    stream: &'a Stream,
+    pace: &'a mut Pace,
+}
+
+impl Paced<'_> {
+    /// Tries to send until some of the `wanted` bytes went, or the client is too slow for it.
+    fn send(
+        &mut self,
+        wanted: usize,
+        mut send: impl FnMut(&Stream) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        loop {
+            let begun = Instant::now();
+            let sent = match send(self.stream) {
+                Ok(count) => Some(count),
+                Err(error) if is_timeout(&error) => None,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
+                Err(error) => return Err(error),
+            };
+            let waited = begun.elapsed();
+            self.pace.note(waited, wanted, sent.unwrap_or(0))?;
+            if let Some(count) = sent {
+                return Ok(count);
+            }
+        }
+    }
+}
+
+impl Write for Paced<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.send(bytes.len(), |mut stream| stream.write(bytes))
+    }
+
+    /// TLS hands over several records at a time.
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        let wanted = parts.iter().map(|part| part.len()).sum();
+        self.send(wanted, |mut stream| stream.write_vectored(parts))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

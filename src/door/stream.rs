@@ -7,9 +7,18 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags};
+
 /// Where clients come in.
 #[derive(Debug)]
-pub enum Listener {
+pub struct Listener {
+    socket: Socket,
+    /// Whoever handed it in goes on with it when we are gone.
+    inherited: bool,
+}
+
+#[derive(Debug)]
+enum Socket {
     /// An address and a port.
     Tcp(TcpListener),
     /// A path of the file system.
@@ -17,44 +26,86 @@ pub enum Listener {
 }
 
 impl Listener {
-    /// A second handle on the same socket.
-    pub(super) fn try_clone(&self) -> io::Result<Self> {
-        match self {
-            Self::Tcp(listener) => listener.try_clone().map(Self::Tcp),
-            Self::Unix(listener) => listener.try_clone().map(Self::Unix),
+    /// The same as one that was handed in: it stays open when we stop.
+    #[must_use]
+    pub fn inherited(self) -> Self {
+        Self {
+            inherited: true,
+            ..self
         }
     }
 
-    /// Blocks until a client comes; none for the address of one on a unix socket.
+    /// A second handle on the same socket.
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        let socket = match &self.socket {
+            Socket::Tcp(listener) => Socket::Tcp(listener.try_clone()?),
+            Socket::Unix(listener) => Socket::Unix(listener.try_clone()?),
+        };
+        Ok(Self { socket, ..*self })
+    }
+
+    /// Lets [`accept`](Self::accept) return when the client that was there has left.
+    pub(super) fn set_nonblocking(&self) -> io::Result<()> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.set_nonblocking(true),
+            Socket::Unix(listener) => listener.set_nonblocking(true),
+        }
+    }
+
+    /// Blocks until there is a client, or `stop` is readable.
+    pub(super) fn wait(&self, stop: impl AsFd) -> io::Result<()> {
+        let own = self.as_fd();
+        let mut awaited = [
+            PollFd::from_borrowed_fd(own, PollFlags::IN),
+            PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
+        ];
+        rustix::event::poll(&mut awaited, None)?;
+        Ok(())
+    }
+
+    /// The next client; none for the address of one on a unix socket.
     pub(super) fn accept(&self) -> io::Result<(Stream, Option<SocketAddr>)> {
-        match self {
-            Self::Tcp(listener) => {
+        match &self.socket {
+            Socket::Tcp(listener) => {
                 let (stream, address) = listener.accept()?;
                 Ok((Stream::Tcp(stream), Some(address)))
             }
-            Self::Unix(listener) => Ok((Stream::Unix(listener.accept()?.0), None)),
+            Socket::Unix(listener) => Ok((Stream::Unix(listener.accept()?.0), None)),
         }
     }
 
-    /// Wakes whoever is in [`accept`](Self::accept); on Linux a listening socket may be shut down.
-    pub(super) fn shutdown(&self) {
-        let fd = match self {
-            Self::Tcp(listener) => listener.as_fd(),
-            Self::Unix(listener) => listener.as_fd(),
-        };
-        let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
+    /// Refuses clients from now on. One that was handed in is left as it is: to shut it down would
+    /// shut down its owner's, who keeps clients waiting there for the next to be started.
+    pub(super) fn close(&self) {
+        if !self.inherited {
+            // On Linux a listening socket may be shut down (shutdown(2), tcp(7)).
+            let _ = rustix::net::shutdown(self.as_fd(), rustix::net::Shutdown::Both);
+        }
+    }
+
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.as_fd(),
+            Socket::Unix(listener) => listener.as_fd(),
+        }
     }
 }
 
 impl From<TcpListener> for Listener {
     fn from(listener: TcpListener) -> Self {
-        Self::Tcp(listener)
+        Self {
+            socket: Socket::Tcp(listener),
+            inherited: false,
+        }
     }
 }
 
 impl From<UnixListener> for Listener {
     fn from(listener: UnixListener) -> Self {
-        Self::Unix(listener)
+        Self {
+            socket: Socket::Unix(listener),
+            inherited: false,
+        }
     }
 }
 

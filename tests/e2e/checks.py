@@ -131,6 +131,13 @@ class Fixtures:
         return self._rig(registry, self.aws, layers, {"LOG_FORMAT": "json"})
 
     @functools.cached_property
+    def load_upstream(self):
+        """What the proxies under load have behind them; it is never stopped."""
+        import cached
+
+        return cached.Upstream(self.bench, "files")
+
+    @functools.cached_property
     def authority(self):
         """A CA that nobody knows unless told."""
         return self.bench.authority()

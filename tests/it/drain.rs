@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use standin::{Fault, Match, Server, digest};
 
-use crate::support::{Http, Proxy, Target, wait_until};
+use crate::support::{Cached, Http, Proxy, Target, wait_until};
 
 /// For what is to happen soon.
 const SOON: Duration = Duration::from_secs(10);
@@ -122,6 +122,83 @@ fn a_drain_ends_with_the_grace() {
     assert_eq!(target.proxy.wait_exit().code(), Some(0));
     assert!(begun.elapsed() >= Duration::from_secs(1));
     target.proxy.wait_for_log("stopped connections_cut=1");
+}
+
+#[test]
+fn an_upload_that_outlasts_the_grace_is_cut_and_counted() {
+    let mut target =
+        Target::start_with(|standin| Proxy::in_front_of(standin, &[("SHUTDOWN_GRACE", "1s")]));
+    let path = "/v2/sample/new/blobs/uploads/";
+    let with_digest = format!("{path}?digest={}", digest(b"hello"));
+    let mut clients: Vec<Http> = (0..3)
+        .map(|_| {
+            let mut client = Http::connect(target.address());
+            let length = [("Content-Length", "5")];
+            client.send_head("POST", &with_digest, &length).unwrap();
+            client.send(b"he").unwrap();
+            client
+        })
+        .collect();
+    wait_until("the uploads have begun", SOON, || {
+        target.standin.count(Server::Registry, "POST", path) == 3
+    });
+    target.proxy.term();
+    assert_eq!(target.proxy.wait_exit().code(), Some(0));
+    target.proxy.wait_for_log("stopped connections_cut=3");
+    for client in &mut clients {
+        // The rest comes too late, and nobody says that it was taken.
+        let _ = client.send(b"llo");
+        assert!(client.receive("POST").is_err(), "an answer from the dead");
+    }
+    let kept = target.standin.blob("sample/new", &digest(b"hello"));
+    assert!(kept.is_none());
+}
+
+#[test]
+fn a_drain_waits_for_who_reads_a_blob_that_is_still_coming() {
+    let mut cached = Cached::start();
+    let digest = cached.standin.add_blob_of("sample/hello", SIZE, 8);
+    let stall = Fault::StallAfter(BEFORE_STALL);
+    cached.standin.fault(Match::s3(), stall);
+    let path = format!("/v2/sample/hello/blobs/{digest}");
+    let reader = cached.begin(&path, &[]);
+    cached.proxy().term();
+    cached.proxy().wait_for_log("draining");
+    cached.release();
+    let whole = reader
+        .whole(usize::try_from(SIZE).unwrap())
+        .expect("all of it");
+    assert_eq!(standin::digest(&whole), digest);
+    let log = cached.wait_stopped();
+    assert!(log.contains("stopped connections_cut=0"), "{log}");
+    // Whether it was stored in time or not, the next one has to fetch none of it twice.
+    cached.start_again();
+    let sent = cached.standin.sent(Server::S3);
+    assert_eq!(cached.get(&path).digest, digest);
+    assert!(cached.standin.sent(Server::S3) - sent < SIZE / 2);
+}
+
+#[test]
+fn a_drain_does_not_wait_for_a_download_that_nobody_reads() {
+    let mut cached = Cached::start();
+    let digest = cached.standin.add_blob_of("sample/hello", SIZE, 9);
+    // It would take 20 s and more in all; who has left is noticed at the next piece.
+    let drip = Fault::Drip {
+        bytes: 1000,
+        every: Duration::from_millis(20),
+    };
+    cached.standin.fault(Match::s3(), drip);
+    let path = format!("/v2/sample/hello/blobs/{digest}");
+    drop(cached.begin(&path, &[]));
+    wait_until("some of it has come", SOON, || {
+        cached.partials().get(&digest).is_some_and(|size| *size > 0)
+    });
+    let begun = Instant::now();
+    cached.stop();
+    assert!(begun.elapsed() < SOON, "it waited for its grace of 30 s");
+    assert!(cached.partials().contains_key(&digest));
+    cached.start_again();
+    assert_eq!(cached.get(&path).digest, digest);
 }
 
 #[test]

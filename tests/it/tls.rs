@@ -474,7 +474,7 @@ fn door(pki: &Pki, handshake: Duration) -> Server {
         handshake,
         ..Limits::new(400)
     };
-    Server::start_with(limits, Some(Arc::new(tls)), ok)
+    Server::start_with(Vec::new(), limits, Some(Arc::new(tls)), ok)
 }
 
 fn ends_within(mut stream: &TcpStream, limit: Duration) -> bool {

@@ -1,7 +1,7 @@
 //! Rows of the table: listening to clients. Pure data.
 
 use crate::config::clients;
-use crate::config::parse;
+use crate::config::listen;
 use crate::config::table::*;
 
 pub(super) static ROWS: &[Setting] = &[
@@ -9,8 +9,13 @@ pub(super) static ROWS: &[Setting] = &[
         name: "LISTEN_HOST",
         group: Group::Clients,
         preset: Preset::Value("0.0.0.0"),
-        meaning: "IP address to listen on; `::` for IPv6. `unix:/path` is not built yet.",
-        state: text(Unit::Address, "an IP address", parse::listen_host),
+        meaning: "IP address to listen on (`::` for IPv6), or `unix:/path` for a unix socket, \
+                  which its user and group may use. Not bound where systemd hands in sockets.",
+        state: text(
+            Unit::Address,
+            "an IP address, or unix: and a path",
+            listen::host,
+        ),
         ..ROW
     },
     Setting {

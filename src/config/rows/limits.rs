@@ -1,5 +1,6 @@
 //! Rows of the table: threads and limits. Pure data.
 
+use crate::config::parse;
 use crate::config::table::*;
 
 pub(super) static ROWS: &[Setting] = &[
@@ -47,8 +48,11 @@ pub(super) static ROWS: &[Setting] = &[
         name: "MAX_CONNECTIONS_PER_PEER",
         group: Group::Limits,
         preset: Preset::Value("256"),
-        meaning: "Connections of one client address at a time.",
-        state: later(Unit::Number, Accepts::Nothing),
+        meaning: "Connections of one client address (IPv6: of one /64) at a time; not on unix \
+                  sockets. Raise it where all clients come by one load balancer.",
+        state: number(1, 100_000, "each is a thread", |settings, count| {
+            settings.max_connections_per_peer = size(count);
+        }),
         ..ROW
     },
     Setting {
@@ -86,8 +90,9 @@ pub(super) static ROWS: &[Setting] = &[
         name: "MIN_RATE",
         group: Group::Limits,
         preset: Preset::Value("256"),
-        meaning: "Bytes a second over 60 s; slower clients are cut.",
-        state: later(Unit::Size, Accepts::Nothing),
+        meaning: "Bytes a second over 60 s of waiting for the client; slower ones are cut. `0` \
+                  switches it off.",
+        state: text(Unit::Size, "bytes a second, or with k", parse::min_rate),
         ..ROW
     },
 ];

@@ -59,10 +59,15 @@ impl Cached {
 
     /// Ends it with SIGTERM and waits.
     pub(crate) fn stop(&mut self) {
-        if let Some(mut proxy) = self.proxy.take() {
-            proxy.term();
-            assert_eq!(proxy.wait_exit().code(), Some(0));
-        }
+        self.proxy().term();
+        self.wait_stopped();
+    }
+
+    /// Waits for the end of one that is ending; its log.
+    pub(crate) fn wait_stopped(&mut self) -> String {
+        let mut proxy = self.proxy.take().expect("a running proxy");
+        assert_eq!(proxy.wait_exit().code(), Some(0));
+        proxy.log()
     }
 
     /// Starts it on the same directory, with the same settings.

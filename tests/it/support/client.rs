@@ -128,6 +128,22 @@ impl Http {
         self.reader.read_to_end(&mut rest).map(|_| rest)
     }
 
+    /// A client on a connection that the test has made.
+    pub(crate) fn on(stream: TcpStream) -> Self {
+        // It may be gone already, with its answer still to be read.
+        let host = stream.peer_addr().map(|address| address.to_string());
+        let timed = Timed {
+            stream,
+            tls: None,
+            limit: DEADLINE,
+            until: Instant::now() + DEADLINE,
+        };
+        Self {
+            reader: BufReader::with_capacity(64 * 1024, timed),
+            host: host.unwrap_or_default(),
+        }
+    }
+
     /// One request on a connection of its own.
     pub(crate) fn once(
         address: SocketAddr,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use aws_ecr_proxy::door::{Door, Lanes, Limits, Tls};
+use aws_ecr_proxy::door::{Door, Lanes, Limits, Listener, Tls};
 use aws_ecr_proxy::log::{Format, Level};
 use aws_ecr_proxy::message::{Answer, Desk, Reply, Request};
 use aws_ecr_proxy::pool::{Decide, Pool};
@@ -30,11 +30,12 @@ impl Server {
         limits: Limits,
         decide: impl Fn(&Request) -> Answer + Send + Sync + 'static,
     ) -> Self {
-        Self::start_with(limits, None, decide)
+        Self::start_with(Vec::new(), limits, None, decide)
     }
 
-    /// The same, speaking TLS where `tls` is given.
+    /// The same, listening on `others` too, and speaking TLS where `tls` is given.
     pub(crate) fn start_with(
+        others: Vec<Listener>,
         limits: Limits,
         tls: Option<Arc<Tls>>,
         decide: impl Fn(&Request) -> Answer + Send + Sync + 'static,
@@ -58,8 +59,9 @@ impl Server {
         let pool = Pool::start(WORKERS, &desk, &decide, &on_lost).expect("workers");
         let lanes = Lanes::open(pool.address(), LANES, alarm).expect("lanes");
         pool.seal().expect("a sealed socket");
-        let door =
-            Door::open(vec![listener.into()], lanes, desk, limits, tls, on_lost).expect("a door");
+        let mut listeners = others;
+        listeners.push(listener.into());
+        let door = Door::open(listeners, lanes, desk, limits, tls, on_lost).expect("a door");
         Self {
             door,
             address,

@@ -101,16 +101,20 @@ impl Proxy {
 
     /// Starts a command without waiting, for starts that are to fail.
     pub(crate) fn spawn(mut command: Command) -> Self {
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        Self::spawn_on(command)
+    }
+
+    /// The same with standard input and output as they are set.
+    pub(crate) fn spawn_on(mut command: Command) -> Self {
+        command.stderr(Stdio::piped());
         let mut child = command.spawn().expect("the proxy's process");
         let log = Arc::new(Log::default());
         let errors = child.stderr.take().expect("its standard error");
-        let output = child.stdout.take().expect("its standard output");
         Log::collect(&log, "proxy-stderr", errors, true);
-        Log::collect(&log, "proxy-stdout", output, false);
+        if let Some(output) = child.stdout.take() {
+            Log::collect(&log, "proxy-stdout", output, false);
+        }
         Self {
             child,
             log,

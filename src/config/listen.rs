@@ -1,0 +1,179 @@
+//! Settings of where clients come in. Owns: addresses, unix sockets, and what systemd says of
+//! sockets that it hands in. Must not: open any of them.
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use super::{Fault, Settings};
+
+/// Sockets that may be handed in: each has a thread that accepts, and a descriptor.
+const LISTEN_FDS_MAX: u32 = 16;
+/// Bytes of a unix socket's path: `sun_path` has 108 with the zero at its end (unix(7)).
+const UNIX_PATH_BYTES_MAX: usize = 107;
+
+/// Sockets that systemd hands in (`sd_listen_fds(3)`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Activation {
+    /// So many, by the names that `LISTEN_FDNAMES` gives them, if it does.
+    Handed(Vec<String>),
+    /// Handed to another process, whose environment reached us.
+    Misdirected {
+        /// `LISTEN_PID`
+        pid: String,
+    },
+    /// None.
+    #[default]
+    None,
+}
+
+impl Activation {
+    /// Sockets that will be listened on, those of `LISTEN_HOST` where none is handed in.
+    pub const fn listeners(&self) -> usize {
+        match self {
+            Self::Handed(names) => names.len(),
+            Self::Misdirected { .. } | Self::None => 1,
+        }
+    }
+}
+
+/// Reads `LISTEN_FDS`, `LISTEN_PID` and `LISTEN_FDNAMES`; `own_pid` is this process.
+pub(super) fn activation(
+    environment: &[(OsString, OsString)],
+    own_pid: u32,
+) -> Result<Activation, Fault> {
+    let variable = |name: &str| {
+        let (_, value) = environment.iter().find(|(known, _)| known == name)?;
+        Some(value.to_string_lossy().trim().to_owned()).filter(|value| !value.is_empty())
+    };
+    let (Some(count), Some(pid)) = (variable("LISTEN_FDS"), variable("LISTEN_PID")) else {
+        return Ok(Activation::None);
+    };
+    if pid != own_pid.to_string() {
+        return Ok(Activation::Misdirected { pid });
+    }
+    let number: Option<u32> = count.parse().ok().filter(|n| *n <= LISTEN_FDS_MAX);
+    let Some(number) = number else {
+        let count = super::mask(&count);
+        return Err(Fault(format!(
+            "LISTEN_FDS={count}: expected a whole number from 0 to {LISTEN_FDS_MAX} (each is a \
+             thread)"
+        )));
+    };
+    if number == 0 {
+        return Ok(Activation::None);
+    }
+    let names = variable("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':');
+    let name = |_| names.next().unwrap_or_default().to_owned();
+    Ok(Activation::Handed((0..number).map(name).collect()))
+}
+
+/// `LISTEN_HOST`: an address, or `unix:` and a path.
+pub(super) fn host(settings: &mut Settings, text: &str) -> Result<(), String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        settings.listen_unix = Some(unix_path(path)?);
+        return Ok(());
+    }
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let address = match bare {
+        Some(v6) => v6.parse().ok().map(IpAddr::V6),
+        None => text.parse().ok(),
+    };
+    settings.listen_host = address.ok_or_else(String::new)?;
+    settings.listen_unix = None;
+    Ok(())
+}
+
+fn unix_path(path: &str) -> Result<PathBuf, String> {
+    if path.starts_with('@') {
+        return Err("abstract sockets have no file whose rights could be set".to_owned());
+    }
+    // It would depend on where the process was started.
+    if !Path::new(path).is_absolute() {
+        return Err("this path does not begin with /".to_owned());
+    }
+    if path.len() > UNIX_PATH_BYTES_MAX {
+        let length = path.len();
+        return Err(format!(
+            "this path has {length} bytes, and a socket's may have {UNIX_PATH_BYTES_MAX}"
+        ));
+    }
+    Ok(PathBuf::from(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PID: u32 = 4711;
+
+    fn read(pairs: &[(&str, &str)]) -> Result<Activation, String> {
+        let own = |(name, value): &(&str, &str)| (OsString::from(name), OsString::from(value));
+        let environment: Vec<(OsString, OsString)> = pairs.iter().map(own).collect();
+        activation(&environment, PID).map_err(|fault| fault.to_string())
+    }
+
+    fn handed(names: &[&str]) -> Result<Activation, String> {
+        let names = names.iter().map(|name| (*name).to_owned());
+        Ok(Activation::Handed(names.collect()))
+    }
+
+    #[test]
+    fn sockets_are_ours_when_the_pid_is() {
+        let fds = ("LISTEN_FDS", "2");
+        let pid = ("LISTEN_PID", "4711");
+        assert_eq!(read(&[fds, pid]), handed(&["", ""]));
+        let names = ("LISTEN_FDNAMES", "web:local:more");
+        assert_eq!(read(&[fds, pid, names]), handed(&["web", "local"]));
+        assert_eq!(
+            read(&[fds, pid, ("LISTEN_FDNAMES", "web")]),
+            handed(&["web", ""])
+        );
+        // sd_listen_fds(3): without a PID, or with another's, they are not for us.
+        assert_eq!(read(&[fds]), Ok(Activation::None));
+        assert_eq!(read(&[pid]), Ok(Activation::None));
+        assert_eq!(
+            read(&[fds, ("LISTEN_PID", "1")]),
+            Ok(Activation::Misdirected { pid: "1".into() })
+        );
+        assert_eq!(read(&[("LISTEN_FDS", "0"), pid]), Ok(Activation::None));
+        assert_eq!(read(&[("LISTEN_FDS", " "), pid]), Ok(Activation::None));
+    }
+
+    #[test]
+    fn odd_counts_are_faults() {
+        let pid = ("LISTEN_PID", "4711");
+        let most = LISTEN_FDS_MAX.to_string();
+        let most = read(&[("LISTEN_FDS", &most), pid]).unwrap();
+        assert_eq!(most.listeners(), 16);
+        assert_eq!(Activation::None.listeners(), 1);
+        for bad in ["17", "-1", "x", "1.0", "99999999999999999999"] {
+            let fault = read(&[("LISTEN_FDS", bad), pid]).unwrap_err();
+            let start = format!("LISTEN_FDS={bad}: expected a whole number from 0 to 16");
+            assert!(fault.starts_with(&start), "{fault}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_an_address_or_a_path() {
+        let mut settings = Settings::default();
+        host(&mut settings, "unix:/run/p.sock").unwrap();
+        assert_eq!(settings.listen_unix, Some(PathBuf::from("/run/p.sock")));
+        host(&mut settings, "::1").unwrap();
+        assert_eq!(settings.listen_unix, None);
+        let longest = format!("unix:/{}", "x".repeat(UNIX_PATH_BYTES_MAX - 1));
+        host(&mut settings, &longest).unwrap();
+        for (bad, why) in [
+            (format!("{longest}x"), "has 108 bytes"),
+            ("unix:".to_owned(), "does not begin with /"),
+            ("unix:run/p".to_owned(), "does not begin with /"),
+            ("unix:@abstract".to_owned(), "abstract sockets"),
+        ] {
+            let fault = host(&mut settings, &bad).unwrap_err();
+            assert!(fault.contains(why), "{bad}: {fault}");
+        }
+    }
+}

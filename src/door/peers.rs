@@ -1,0 +1,99 @@
+//! Who counts as one client. Owns: the part of an address that connections are counted by, and the
+//! counts. Must not: close or refuse anything.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+
+/// Bits of an IPv6 address that one customer has to itself at the least (RFC 6177 §2): all
+/// addresses behind them are one client's to choose from.
+const IPV6_CLIENT_BITS: u32 = 64;
+
+/// The part of an address that stands for one client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Client(IpAddr);
+
+impl From<IpAddr> for Client {
+    /// IPv4 addresses count alone, also those that come as `::ffff:a.b.c.d`.
+    fn from(address: IpAddr) -> Self {
+        Self(match address.to_canonical() {
+            IpAddr::V4(v4) => IpAddr::V4(v4),
+            IpAddr::V6(v6) => {
+                let mask = u128::MAX << (u128::BITS - IPV6_CLIENT_BITS);
+                IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & mask))
+            }
+        })
+    }
+}
+
+impl std::fmt::Display for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            IpAddr::V4(v4) => write!(f, "{v4}"),
+            IpAddr::V6(v6) => write!(f, "{v6}/{IPV6_CLIENT_BITS}"),
+        }
+    }
+}
+
+/// How many connections each client has. As many entries as there are clients connected.
+#[derive(Debug, Default)]
+pub(super) struct Counts(HashMap<Client, usize>);
+
+impl Counts {
+    pub(super) fn of(&self, client: Client) -> usize {
+        self.0.get(&client).copied().unwrap_or(0)
+    }
+
+    pub(super) fn add(&mut self, client: Client) {
+        *self.0.entry(client).or_default() += 1;
+    }
+
+    pub(super) fn remove(&mut self, client: Client) {
+        if let Some(count) = self.0.get_mut(&client) {
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(&client);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(text: &str) -> Client {
+        Client::from(text.parse::<IpAddr>().unwrap())
+    }
+
+    #[test]
+    fn ipv4_counts_by_address_and_ipv6_by_64_bits() {
+        for (one, other, same) in [
+            ("192.0.2.1", "192.0.2.1", true),
+            ("192.0.2.1", "192.0.2.2", false),
+            ("192.0.2.1", "::ffff:192.0.2.1", true),
+            ("2001:db8::1", "2001:db8::ffff:ffff:ffff:ffff", true),
+            ("2001:db8::1", "2001:db8:0:1::1", false),
+            ("::1", "127.0.0.1", false),
+        ] {
+            assert_eq!(client(one) == client(other), same, "{one} {other}");
+        }
+        assert_eq!(client("2001:db8::5:1").to_string(), "2001:db8::/64");
+        assert_eq!(client("::ffff:192.0.2.1").to_string(), "192.0.2.1");
+    }
+
+    #[test]
+    fn who_has_left_takes_no_room() {
+        let (a, b) = (client("192.0.2.1"), client("192.0.2.2"));
+        let mut counts = Counts::default();
+        counts.add(a);
+        counts.add(a);
+        counts.add(b);
+        assert_eq!((counts.of(a), counts.of(b)), (2, 1));
+        counts.remove(a);
+        counts.remove(b);
+        counts.remove(b);
+        assert_eq!((counts.of(a), counts.of(b)), (1, 0));
+        counts.remove(a);
+        assert!(counts.0.is_empty());
+    }
+}
