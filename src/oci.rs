@@ -406,12 +406,18 @@ fn not_found(path: &str) -> OciError {
 pub enum ErrorCode {
     /// The request is not HTTP as RFC 9112 has it.
     BadRequest,
+    /// `BLOB_UNKNOWN`
+    BlobUnknown,
+    /// `BLOB_UPLOAD_UNKNOWN`
+    BlobUploadUnknown,
     /// `DENIED`
     Denied,
     /// `DIGEST_INVALID`
     DigestInvalid,
     /// `MANIFEST_INVALID`
     ManifestInvalid,
+    /// `MANIFEST_UNKNOWN`
+    ManifestUnknown,
     /// `NAME_INVALID`
     NameInvalid,
     /// `NAME_UNKNOWN`
@@ -420,6 +426,8 @@ pub enum ErrorCode {
     NotFound,
     /// `PAGINATION_NUMBER_INVALID`
     PaginationNumberInvalid,
+    /// `RANGE_INVALID`, as the reference implementation calls it.
+    RangeInvalid,
     /// `TAG_INVALID`
     TagInvalid,
     /// `TOOMANYREQUESTS`
@@ -436,13 +444,17 @@ impl ErrorCode {
     const fn code(self) -> &'static str {
         match self {
             Self::BadRequest => "BAD_REQUEST",
+            Self::BlobUnknown => "BLOB_UNKNOWN",
+            Self::BlobUploadUnknown => "BLOB_UPLOAD_UNKNOWN",
             Self::Denied => "DENIED",
             Self::DigestInvalid => "DIGEST_INVALID",
             Self::ManifestInvalid => "MANIFEST_INVALID",
+            Self::ManifestUnknown => "MANIFEST_UNKNOWN",
             Self::NameInvalid => "NAME_INVALID",
             Self::NameUnknown => "NAME_UNKNOWN",
             Self::NotFound => "NOT_FOUND",
             Self::PaginationNumberInvalid => "PAGINATION_NUMBER_INVALID",
+            Self::RangeInvalid => "RANGE_INVALID",
             Self::TagInvalid => "TAG_INVALID",
             Self::TooManyRequests => "TOOMANYREQUESTS",
             Self::Unauthorized => "UNAUTHORIZED",
@@ -460,7 +472,12 @@ impl ErrorCode {
             | Self::PaginationNumberInvalid
             | Self::TagInvalid => 400,
             Self::Denied => 403,
-            Self::NameUnknown | Self::NotFound => 404,
+            Self::BlobUnknown
+            | Self::BlobUploadUnknown
+            | Self::ManifestUnknown
+            | Self::NameUnknown
+            | Self::NotFound => 404,
+            Self::RangeInvalid => 416,
             Self::TooManyRequests => 429,
             Self::Unauthorized => 401,
             Self::Unavailable => 503,

@@ -6,19 +6,18 @@ use std::io;
 use std::sync::Arc;
 
 use super::conditional::{self, Selected, Wanted as Range};
-use super::{CacheOutcome, Pull, fail, marked};
+use super::pull::BLOB_CACHE_CONTROL;
+use super::{CacheOutcome, Pull, fail, marked, refuse};
 use crate::cache::fill::{Growing, Joined, Wanted};
 use crate::cache::store::Blob;
 use crate::log;
 use crate::message::{Body, Headers, Outcome, Piece, Pieces, Reply};
-use crate::oci::{Digest, Repository};
+use crate::oci::{Digest, ErrorCode, OciError, Repository};
 use crate::upstream::exchange::HEAD_TIMEOUT;
 
 /// A cold range that begins this far ahead of the download is fetched on its own: at 10 MB/s the
 /// client would wait a second for it.
 const RANGE_AHEAD_BYTES: u64 = 8 << 20;
-/// A blob never changes (RFC 8246).
-const CACHE_CONTROL: &str = "max-age=31536000, immutable";
 
 /// Answers GET and HEAD of a blob.
 pub(super) fn get(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> Reply {
@@ -104,9 +103,11 @@ fn link(pull: &Pull<'_>, repository: &Repository, digest: &Digest) {
 }
 
 fn cold_head(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> Reply {
-    let reply = pull.bypass();
-    if reply.status == 200 {
+    let mut reply = pull.bypass();
+    if matches!(reply.status, 200 | 304) {
         link(pull, repository, digest);
+        // Whatever the registry can do, the GET will come from here.
+        reply.headers.set("Accept-Ranges", "bytes");
     }
     marked(reply, CacheOutcome::Miss)
 }
@@ -116,14 +117,13 @@ fn asks_for_part(pull: &Pull<'_>, digest: &Digest) -> bool {
 }
 
 fn range(pull: &Pull<'_>, digest: &Digest) -> Range {
-    conditional::wanted(&pull.exchange.request.headers, &format!("\"{digest}\""))
+    conditional::wanted(&pull.exchange.request.headers, &tag(digest))
 }
 
 /// A complete blob.
 fn whole(pull: &Pull<'_>, digest: &Digest, blob: Blob) -> Reply {
-    let tag = format!("\"{digest}\"");
-    if conditional::is_not_modified(&pull.exchange.request.headers, &tag) {
-        return marked(reply(digest, 304, Body::empty()), CacheOutcome::Hit);
+    if let Some(reply) = not_modified(pull, digest) {
+        return marked(reply, CacheOutcome::Hit);
     }
     let size = blob.size;
     let body = |start: u64, end: u64| {
@@ -154,9 +154,22 @@ fn whole(pull: &Pull<'_>, digest: &Digest, blob: Blob) -> Reply {
     marked(reply, CacheOutcome::Hit)
 }
 
+/// For a client that holds it already.
+fn not_modified(pull: &Pull<'_>, digest: &Digest) -> Option<Reply> {
+    let held = conditional::is_not_modified(&pull.exchange.request.headers, &tag(digest));
+    held.then(|| reply(digest, 304, Body::empty()))
+}
+
+fn tag(digest: &Digest) -> String {
+    format!("\"{digest}\"")
+}
+
 /// A blob that is still being downloaded.
 fn growing_reply(pull: &Pull<'_>, digest: &Digest, growing: &Arc<Growing>) -> Reply {
     let total = growing.total();
+    if let Some(reply) = not_modified(pull, digest) {
+        return marked(reply, CacheOutcome::Miss);
+    }
     let reply = match range(pull, digest).of(total) {
         Selected::Whole => reply(digest, 200, growing.body(0, total)),
         Selected::Unsatisfiable => unsatisfiable(digest, total),
@@ -175,18 +188,22 @@ fn growing_reply(pull: &Pull<'_>, digest: &Digest, growing: &Arc<Growing>) -> Re
     marked(reply, CacheOutcome::Miss)
 }
 
+/// Without a word of how long it may be kept: whoever stores it must not take it for the blob.
 fn unsatisfiable(digest: &Digest, size: u64) -> Reply {
-    reply(digest, 416, Body::empty()).with("Content-Range", format!("bytes */{size}"))
+    let why = format!("blob {digest} has {size} bytes: the range begins behind its end");
+    refuse(&OciError::new(ErrorCode::RangeInvalid, why))
+        .with("Content-Range", format!("bytes */{size}"))
+        .with("Accept-Ranges", "bytes")
 }
 
 fn reply(digest: &Digest, status: u16, body: Body) -> Reply {
     let headers = Headers::from_iter([
         (super::API_VERSION.0, super::API_VERSION.1.to_owned()),
         ("Docker-Content-Digest", digest.to_string()),
-        ("ETag", format!("\"{digest}\"")),
+        ("ETag", tag(digest)),
         ("Content-Type", "application/octet-stream".to_owned()),
         ("Accept-Ranges", "bytes".to_owned()),
-        ("Cache-Control", CACHE_CONTROL.to_owned()),
+        ("Cache-Control", BLOB_CACHE_CONTROL.to_owned()),
     ]);
     Reply {
         status,

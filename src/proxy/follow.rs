@@ -298,7 +298,7 @@ impl<'a> Filling<'a> {
             parts: Arc::clone(self.parts),
             partition: cache_key::partition(&self.parts.cache_key, &request, &path),
             own: Own::default(),
-            headers: headers::for_upstream(&request.headers, &route),
+            headers: headers::for_upstream(&request.headers, &route, "GET"),
             request,
             choice: Choice::Known(self.job.registry.clone()),
             path,

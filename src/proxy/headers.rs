@@ -1,6 +1,7 @@
 //! Header fields on their way through. Owns: what goes upstream and what comes back. Must not: know
 //! what a route does.
 
+use super::conditional::{self, Wanted};
 use super::links::{Own, rewrite_link, rewrite_url};
 use crate::message::Headers;
 use crate::oci::Route;
@@ -45,7 +46,7 @@ const NOT_FOR_CLIENT: [&str; 14] = [
 
 /// The client's fields as upstream gets them. `Accept` lines are joined into one: docker sends
 /// several, and a registry that reads the first alone would answer with the wrong media type.
-pub(super) fn for_upstream(client: &Headers, route: &Route) -> Headers {
+pub(super) fn for_upstream(client: &Headers, route: &Route, method: &str) -> Headers {
     let mut headers = client.clone();
     headers.retain(|name, _| {
         let forwarded = name.get(..FORWARDED_PREFIX.len());
@@ -62,16 +63,27 @@ pub(super) fn for_upstream(client: &Headers, route: &Route) -> Headers {
     }
     // Digest and length are of the bytes as they are.
     headers.set("Accept-Encoding", "identity");
-    if let Route::Blob(_, digest) = route {
-        // Clients know a blob by its digest, which is the tag we give; a blob host has its own.
-        if let Some(condition) = headers.first("If-Range").map(str::to_owned) {
-            headers.remove("If-Range");
-            if condition != format!("\"{digest}\"") {
-                headers.remove("Range");
-            }
-        }
+    if matches!(method, "GET" | "HEAD") {
+        leave_what_upstream_can_judge(&mut headers, route);
     }
     headers
+}
+
+/// Clients know content by its digest, which is the tag we give; registries and blob hosts have
+/// tags of their own. And a range that is none, or several, is answered in as many ways as there
+/// are hosts (S3 with the whole, others with 400, 416 or 501), so that no more than one goes out.
+fn leave_what_upstream_can_judge(headers: &mut Headers, route: &Route) {
+    let wanted = match route {
+        Route::Blob(_, digest) => conditional::wanted(headers, &format!("\"{digest}\"")),
+        // Only all of it shows whether it is what its digest says.
+        Route::Manifest(..) => Wanted::Whole,
+        _ => return,
+    };
+    headers.remove("If-None-Match");
+    headers.remove("If-Range");
+    if wanted == Wanted::Whole {
+        headers.remove("Range");
+    }
 }
 
 /// Upstream's fields as the client gets them.
@@ -141,7 +153,7 @@ mod tests {
             ("X-Meta-Custom", "kept"),
             ("é", "an odd name is no panic"),
         ]);
-        let sent = for_upstream(&client, &Route::Catalog);
+        let sent = for_upstream(&client, &Route::Catalog, "GET");
         assert_eq!(sent.joined("Accept").as_deref(), Some("a, b"));
         assert_eq!(sent.all("Accept").count(), 1);
         assert_eq!(sent.joined("Accept-Encoding").as_deref(), Some("identity"));
@@ -162,7 +174,7 @@ mod tests {
         let route = Route::Blob("a".parse().unwrap(), digest.parse().unwrap());
         let ranged = |tag: String| {
             let fields = [("Range", "bytes=1-".to_owned()), ("If-Range", tag)];
-            for_upstream(&fields.into_iter().collect(), &route)
+            for_upstream(&fields.into_iter().collect(), &route, "GET")
         };
         let same = ranged(format!("\"{digest}\""));
         assert_eq!(
@@ -174,6 +186,27 @@ mod tests {
             (other.first("Range"), other.first("If-Range")),
             (None, None)
         );
+    }
+
+    #[test]
+    fn bug_a_range_that_is_none_was_left_to_the_blob_host() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let repository = || "a".parse().unwrap();
+        let blob = Route::Blob(repository(), digest.parse().unwrap());
+        let fields = |range| Headers::from_iter([("Range", range), ("If-None-Match", "\"x\"")]);
+        let sent = |range, route: &Route| for_upstream(&fields(range), route, "GET");
+        for range in ["bytes=0-1,5-6", "bytes=5-2", "lines=0-1", "bytes=x-"] {
+            assert_eq!(sent(range, &blob).first("Range"), None, "{range}");
+        }
+        for range in ["bytes=5-", "bytes=-5", "bytes=0-0"] {
+            assert_eq!(sent(range, &blob).first("Range"), Some(range));
+            assert_eq!(sent(range, &blob).first("If-None-Match"), None);
+        }
+        let manifest = Route::Manifest(repository(), "1.0".parse().unwrap());
+        assert_eq!(sent("bytes=0-5", &manifest).first("Range"), None);
+        // A condition on a write is for the registry to judge.
+        let put = for_upstream(&fields("bytes=0-5"), &manifest, "PUT");
+        assert_eq!(put.first("If-None-Match"), Some("\"x\""));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::conditional;
-use super::pull::{self, DIGEST_FIELD, MANIFEST_BYTES_MAX};
+use super::pull::{self, DIGEST_FIELD, MANIFEST_BYTES_MAX, media_type};
 use super::{CacheOutcome, Pull, fail, marked, stale_warning};
 use crate::cache::fill::Refused;
 use crate::cache::hash;
@@ -135,7 +135,8 @@ fn by_tag(pull: &Pull<'_>, repository: &Repository, tag: &Tag) -> Reply {
             .names
             .touch(scope, partition, Some(tag), &entry.digest);
         if cache.is_fresh(entry.confirmed) {
-            return found(pull, manifest, CacheOutcome::Hit);
+            let age = age(entry.confirmed).to_string();
+            return found(pull, manifest, CacheOutcome::Hit).with("Age", age);
         }
     }
     let key = key(pull, repository, tag.as_str());
@@ -171,14 +172,12 @@ fn ask(
         return asked;
     };
     let stale = |error: UpstreamError| {
-        let age = SystemTime::now()
-            .duration_since(entry.confirmed)
-            .unwrap_or_default();
         log::info(
             "tag served stale",
             &[("tag", &tag.as_str()), ("reason", &error)],
         );
-        Asked::Found(manifest.clone(), Freshness::Stale(error, age.as_secs()))
+        let age = age(entry.confirmed);
+        Asked::Found(manifest.clone(), Freshness::Stale(error, age))
     };
     let target = format!("/v2/{repository}/manifests/{}", tag.as_str());
     let reply = match pull.head(&target, &pull.own_headers(), STALE_PATIENCE) {
@@ -215,6 +214,12 @@ fn ask(
         }
         (status, _) => stale(unusual(pull, status)),
     }
+}
+
+/// Seconds since upstream last confirmed it (RFC 9111 §5.1).
+pub(super) fn age(confirmed: SystemTime) -> u64 {
+    let age = SystemTime::now().duration_since(confirmed);
+    age.unwrap_or_default().as_secs()
 }
 
 fn unusual(pull: &Pull<'_>, status: u16) -> UpstreamError {
@@ -262,6 +267,7 @@ fn take(
             body,
         }));
     }
+    pull::unencoded(&reply.headers, pull.registry)?;
     let bytes = pull::read_whole(&mut *reply.body, MANIFEST_BYTES_MAX, pull.registry)?;
     if bytes.len() as u64 > MANIFEST_BYTES_MAX {
         return Ok(Asked::TooLarge);
@@ -354,11 +360,6 @@ fn read(pull: &Pull<'_>, digest: &Digest) -> Option<Vec<u8>> {
             pull.cache.fills.complain("manifest", &error);
             None
         })
-}
-
-pub(super) fn media_type(headers: &Headers) -> Option<String> {
-    let value = headers.first("Content-Type")?.split(';').next()?.trim();
-    (!value.is_empty()).then(|| value.to_owned())
 }
 
 fn answer(pull: &Pull<'_>, key: &str, asked: Option<Asked>) -> Reply {

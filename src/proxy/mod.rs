@@ -162,7 +162,7 @@ impl Proxy {
                 prefix: meant.prefix,
                 parameter: meant.parameter,
             },
-            headers: headers::for_upstream(&request.headers, &meant.route),
+            headers: headers::for_upstream(&request.headers, &meant.route, &request.method),
             request: request.clone(),
             choice: meant.choice,
             path: meant.path,
@@ -321,6 +321,8 @@ impl Exchange {
         // A 101 would end HTTP on the client's connection; past 599 there is no status (RFC 9110
         // §15).
         let stage = match incoming.status {
+            // Of a proxy on the way to the registry: no client of ours can log in there.
+            407 => Some(Stage::Refused),
             200..=299 | 304 | 400..=599 => None,
             301 | 302 | 303 | 307 | 308 if redirect::is_passed(self) => None,
             300..=399 => Some(Stage::Redirect),
@@ -347,21 +349,31 @@ impl Exchange {
             // A blob host speaks of its own object, not of the blob.
             headers.retain(|name, _| headers::is_of_the_blob(name));
         }
-        let reply = refusal::documented(Reply {
+        let reply = Reply {
             status: incoming.status,
             headers,
             body,
             outcome,
-        });
+        };
+        let allowed = self.parts.access.methods(&self.route);
+        let reply = refusal::documented(reply, &self.route, method, &allowed);
+        let fields = &self.request.headers;
         match &self.route {
-            Route::Blob(_, digest) => Ok(pull::blob(reply, digest)),
+            Route::Blob(_, digest) if matches!(method, "GET" | "HEAD") => {
+                Ok(pull::unless_held(pull::blob(reply, digest), fields))
+            }
             Route::Manifest(_, reference) if matches!(method, "GET" | "HEAD") => {
-                pull::manifest(reply, reference, registry)
+                let reply = pull::manifest(reply, reference, registry)?;
+                Ok(pull::unless_held(reply, fields))
             }
             Route::Catalog => listing::catalogue(reply, &self.parts.access, registry),
             Route::Tags(_) => Ok(listing::names(reply)),
             Route::Referrers(..) => Ok(referrers::list(reply)),
-            Route::Base | Route::Manifest(..) | Route::Upload(_) | Route::Uploads(_) => Ok(reply),
+            Route::Base
+            | Route::Blob(..)
+            | Route::Manifest(..)
+            | Route::Upload(_)
+            | Route::Uploads(_) => Ok(reply),
         }
     }
 }

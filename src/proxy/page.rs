@@ -3,11 +3,11 @@
 //! listed, or store a `Link` that is rewritten.
 
 use std::io::Cursor;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::manifest::REFUSAL_BYTES_MAX;
+use super::manifest::{REFUSAL_BYTES_MAX, age};
 use super::{CacheOutcome, Exchange, fail, marked, pull, stale_warning};
 use crate::cache::fill::Refused;
 use crate::cache::names::{LIST_BYTES_MAX, Page};
@@ -156,9 +156,9 @@ pub(super) fn stale(
     page: &Page,
     why: &UpstreamError,
 ) -> Reply {
-    let age = SystemTime::now().duration_since(page.confirmed);
+    let age = age(page.confirmed).to_string();
     let reply = reply(exchange, registry, page.headers.clone(), page.body.clone());
-    outdated(reply, why).with("Age", age.unwrap_or_default().as_secs().to_string())
+    outdated(reply, why).with("Age", age)
 }
 
 /// Says that upstream could not confirm a list.

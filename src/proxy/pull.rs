@@ -3,8 +3,9 @@
 
 use std::io::{self, Cursor, Read};
 
+use super::conditional;
 use crate::cache::hash;
-use crate::message::{Body, Reply};
+use crate::message::{Body, Headers, Reply};
 use crate::oci::{Digest, Reference, Registry};
 use crate::upstream::{Stage, UpstreamError};
 
@@ -12,12 +13,27 @@ use crate::upstream::{Stage, UpstreamError};
 /// known: four times what clients take at the most (distribution-spec: 4 MiB).
 pub(super) const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 pub(super) const DIGEST_FIELD: &str = "Docker-Content-Digest";
+/// A blob never changes (RFC 8246).
+pub(super) const BLOB_CACHE_CONTROL: &str = "max-age=31536000, immutable";
 
 /// A blob by its digest, which is its identity for conditions and ranges too.
 pub(super) fn blob(mut reply: Reply, digest: &Digest) -> Reply {
-    if matches!(reply.status, 200 | 206) {
+    let is_empty = reply.headers.first("Content-Range") == Some("bytes */0");
+    if reply.status == 416 && is_empty {
+        // No range of it can be had, but all of it, as it is without a cache too.
+        reply = Reply {
+            status: 200,
+            body: Body::empty(),
+            ..reply
+        };
+        reply.headers.remove("Content-Range");
+        reply.headers.remove("Content-Type");
+        reply.outcome.error = None;
+    }
+    if matches!(reply.status, 200 | 206 | 304) {
         reply.headers.set(DIGEST_FIELD, digest.as_str());
         reply.headers.set("ETag", format!("\"{digest}\""));
+        reply.headers.set("Cache-Control", BLOB_CACHE_CONTROL);
         let media_type = reply.headers.first("Content-Type").unwrap_or_default();
         // S3 stores layers under a type of its own.
         if matches!(media_type, "" | "binary/octet-stream") {
@@ -41,6 +57,10 @@ pub(super) fn manifest(
     if reply.status != 200 {
         return Ok(reply);
     }
+    unencoded(&reply.headers, registry)?;
+    if let Some(media_type) = media_type(&reply.headers) {
+        reply.headers.set("Content-Type", media_type);
+    }
     let mut found = match reference {
         Reference::Digest(digest) => Some(digest.to_string()),
         Reference::Tag(_) => reply.headers.first(DIGEST_FIELD).map(str::to_owned),
@@ -60,6 +80,41 @@ pub(super) fn manifest(
         reply.headers.set(DIGEST_FIELD, digest);
     }
     Ok(reply)
+}
+
+/// Nothing to send to a client that holds it already.
+pub(super) fn unless_held(mut reply: Reply, client: &Headers) -> Reply {
+    // Before any range (RFC 9110 §13.2.2).
+    let is_content = matches!(reply.status, 200 | 206);
+    let tag = reply.headers.first("ETag").filter(|_| is_content);
+    if tag.is_some_and(|tag| conditional::is_not_modified(client, tag)) {
+        reply.headers.remove("Content-Range");
+        reply.status = 304;
+        reply.body = Body::empty();
+    }
+    reply
+}
+
+/// The media type of a reply, without parameters: clients compare it with a manifest's own.
+pub(super) fn media_type(headers: &Headers) -> Option<String> {
+    let value = headers.first("Content-Type")?.split(';').next()?.trim();
+    (!value.is_empty()).then(|| value.to_owned())
+}
+
+/// A digest is of the bytes as they are, so that encoded ones are none of the content.
+///
+/// # Errors
+/// When they are encoded, although we asked for them as they are.
+pub(super) fn unencoded(headers: &Headers, registry: &Registry) -> Result<(), UpstreamError> {
+    let encoding = headers.first("Content-Encoding").unwrap_or_default();
+    if matches!(encoding, "" | "identity") {
+        return Ok(());
+    }
+    Err(UpstreamError {
+        stage: Stage::Transfer,
+        to: registry.url(),
+        reason: format!("content-encoding {encoding:?} where identity was asked for"),
+    })
 }
 
 /// Reads a small body to its end, or one byte past `limit`.
@@ -103,13 +158,16 @@ pub(super) fn verify(
         to: registry.url(),
         reason: format!("manifest has the digest {found}"),
     };
-    match reference {
-        Reference::Digest(digest) if hash::matches(digest, bytes) => Ok(digest.clone()),
-        Reference::Digest(_) => Err(wrong()),
-        Reference::Tag(_) => match named.filter(|named| named.starts_with("sha256:")) {
-            Some(named) if named != found => Err(wrong()),
-            _ => found.parse().map_err(|_| wrong()),
-        },
+    let known = |named: &&str| named.starts_with("sha256:") || named.starts_with("sha512:");
+    let expected: Option<Digest> = match (reference, named.filter(known)) {
+        (Reference::Digest(digest), _) => Some(digest.clone()),
+        (Reference::Tag(_), Some(named)) => Some(named.parse().map_err(|_| wrong())?),
+        (Reference::Tag(_), None) => None,
+    };
+    match expected {
+        Some(digest) if hash::matches(&digest, bytes) => Ok(digest),
+        Some(_) => Err(wrong()),
+        None => found.parse().map_err(|_| wrong()),
     }
 }
 
@@ -157,6 +215,55 @@ mod tests {
         assert!(manifest(reply(200, stream(b"")), &reference, &registry()).is_ok());
         let error = manifest(reply(200, stream(b"x")), &reference, &registry()).unwrap_err();
         assert_eq!(error.stage, Stage::Transfer);
+    }
+
+    #[test]
+    fn bug_a_tag_named_by_sha512_got_another_digest() {
+        let bytes = b"{}";
+        let digest = |named: Option<&str>| {
+            let reference = Reference::Tag("1".parse().unwrap());
+            verify(&reference, bytes, named, &registry()).map(|digest| digest.to_string())
+        };
+        let sha512 = {
+            let hash = ring::digest::digest(&ring::digest::SHA512, bytes);
+            let hex: String = hash.as_ref().iter().map(|b| format!("{b:02x}")).collect();
+            format!("sha512:{hex}")
+        };
+        let sha256 = format!("sha256:{}", hash::sha256_hex(bytes));
+        assert_eq!(digest(Some(&sha512)).unwrap(), sha512);
+        assert_eq!(digest(Some(&sha256)).unwrap(), sha256);
+        assert_eq!(digest(None).unwrap(), sha256);
+        assert_eq!(digest(Some("md5:0")).unwrap(), sha256);
+        for wrong in [EMPTY, "sha256:0", "sha512:0", &sha512.replace('0', "1")] {
+            assert!(digest(Some(wrong)).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_encoded_manifest_is_an_error() {
+        let reference = Reference::Tag("1".parse().unwrap());
+        for (encoding, is_error) in [("gzip", true), ("zstd", true), ("identity", false)] {
+            let reply = reply(200, stream(b"")).with("Content-Encoding", encoding);
+            let reply = manifest(reply, &reference, &registry());
+            assert_eq!(reply.is_err(), is_error, "{encoding}");
+        }
+    }
+
+    #[test]
+    fn an_empty_blob_is_whole_whatever_part_is_asked_for() {
+        let asked = |range: &str| {
+            let refused = reply(416, stream(b"<Error/>")).with("Content-Range", range);
+            blob(
+                refused.with("Content-Type", "application/xml"),
+                &EMPTY.parse().unwrap(),
+            )
+        };
+        let whole = asked("bytes */0");
+        assert_eq!((whole.status, whole.body.length()), (200, Some(0)));
+        let media_type = whole.headers.first("Content-Type");
+        assert_eq!(media_type, Some("application/octet-stream"));
+        assert_eq!(whole.headers.first("Content-Range"), None);
+        assert_eq!(asked("bytes */9").status, 416);
     }
 
     #[test]

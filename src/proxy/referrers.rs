@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
+use super::manifest::age;
 use super::page::{self, Asked};
 use super::{CacheOutcome, Exchange, fail, marked, refuse};
 use crate::cache::Cache;
@@ -125,14 +126,17 @@ impl<'a> Wanted<'a> {
     fn fresh(&self, cache: &Cache) -> Option<Reply> {
         let page = cache.names.page(self.stored(), self.query);
         if let Some(page) = page.filter(|page| cache.is_fresh(page.confirmed)) {
-            return Some(self.reply(page.headers, page.body));
+            let age = age(page.confirmed).to_string();
+            return Some(self.reply(page.headers, page.body).with("Age", age));
         }
         let wanted = self.filter()?;
         let all = cache.names.page(self.stored(), "")?;
         if !cache.is_fresh(all.confirmed) || page::next_query(&all.headers).is_some() {
             return None;
         }
-        Some(self.made(filtered(descriptors(&all.body)?, Some(&wanted)), true))
+        let age = age(all.confirmed).to_string();
+        let reply = self.made(filtered(descriptors(&all.body)?, Some(&wanted)), true);
+        Some(reply.with("Age", age))
     }
 
     /// The artifact type asked for, if that is all that the query says.
@@ -191,10 +195,7 @@ impl<'a> Wanted<'a> {
         }
         let mut reply = page::outdated(self.made(all, filter.is_some()), why);
         if let Some(confirmed) = known.confirmed {
-            let age = SystemTime::now().duration_since(confirmed);
-            reply
-                .headers
-                .set("Age", age.unwrap_or_default().as_secs().to_string());
+            reply.headers.set("Age", age(confirmed).to_string());
         }
         Some(reply)
     }

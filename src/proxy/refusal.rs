@@ -1,11 +1,11 @@
 //! Upstream's refusals on their way to the client. Owns: that each of them is an error document,
-//! and when to come back. Must not: change a document of upstream's own.
+//! when to come back, and what is allowed instead. Must not: change a document of upstream's own.
 
 use std::io::{Cursor, Read};
 
 use super::RETRY_AFTER_SECONDS;
 use crate::message::{Body, Reply};
-use crate::oci::{ErrorCode, OciError};
+use crate::oci::{ErrorCode, OciError, Route};
 
 /// A refusal is read this far to find out whether it is an error document; their texts have a few
 /// hundred bytes.
@@ -14,15 +14,22 @@ const DOCUMENT_BYTES_MAX: u64 = 64 * 1024;
 const TEXT_CHARS_MAX: usize = 1024;
 
 /// Makes an error document of what is none: ECR says `denied: …` in plain text, and what stands
-/// before a registry answers in HTML. docker shows neither.
-pub(super) fn documented(mut reply: Reply) -> Reply {
+/// before a registry answers in HTML. docker shows neither. `allowed`: the methods of `route`.
+pub(super) fn documented(mut reply: Reply, route: &Route, method: &str, allowed: &[&str]) -> Reply {
     if reply.status == 429 && reply.headers.first("Retry-After").is_none() {
         reply.headers.set("Retry-After", RETRY_AFTER_SECONDS);
+    }
+    if reply.status == 405 && reply.headers.first("Allow").is_none() {
+        // RFC 9110 §15.5.6 demands it; ECR leaves it out, and says 405 to parameters, too.
+        let others = allowed.iter().copied();
+        let others = others.filter(|other| *other != method || method == "GET");
+        reply
+            .headers
+            .set("Allow", others.collect::<Vec<_>>().join(", "));
     }
     let Body::Stream { mut reader, length } = reply.body else {
         return reply;
     };
-    // 416 of a blob host: its document says the size, in a field that clients read.
     if reply.status < 400 {
         reply.body = Body::Stream { reader, length };
         return reply;
@@ -49,7 +56,7 @@ pub(super) fn documented(mut reply: Reply) -> Reply {
         "" => format!("the registry answered {}", reply.status),
         text => text.to_owned(),
     };
-    let error = OciError::new(code(reply.status), message).with_status(reply.status);
+    let error = OciError::new(code(reply.status, route), message).with_status(reply.status);
     reply.headers.set("Content-Type", "application/json");
     reply.headers.remove("Content-Encoding");
     reply.outcome.error = Some(error.message.clone());
@@ -72,11 +79,22 @@ fn said(bytes: &[u8]) -> String {
     printable.take(TEXT_CHARS_MAX).collect()
 }
 
-const fn code(status: u16) -> ErrorCode {
+const fn code(status: u16, route: &Route) -> ErrorCode {
+    match (status, route) {
+        (404, Route::Blob(..)) => ErrorCode::BlobUnknown,
+        (404, Route::Manifest(..)) => ErrorCode::ManifestUnknown,
+        (404, Route::Upload(_)) => ErrorCode::BlobUploadUnknown,
+        (404, Route::Referrers(..) | Route::Tags(_) | Route::Uploads(_)) => ErrorCode::NameUnknown,
+        (404, Route::Base | Route::Catalog) => ErrorCode::NotFound,
+        (status, _) => code_of(status),
+    }
+}
+
+const fn code_of(status: u16) -> ErrorCode {
     match status {
         401 | 403 => ErrorCode::Denied,
-        404 => ErrorCode::NotFound,
         405 => ErrorCode::Unsupported,
+        416 => ErrorCode::RangeInvalid,
         429 => ErrorCode::TooManyRequests,
         500.. => ErrorCode::Unavailable,
         _ => ErrorCode::BadRequest,
@@ -90,7 +108,7 @@ mod tests {
 
     fn documented_of(status: u16, media_type: &str, body: Vec<u8>) -> (Reply, String) {
         let length = Some(body.len() as u64);
-        let reply = documented(Reply {
+        let reply = Reply {
             status,
             headers: Headers::from_iter([("Content-Type", media_type)]),
             body: Body::Stream {
@@ -98,7 +116,8 @@ mod tests {
                 length,
             },
             outcome: Outcome::default(),
-        });
+        };
+        let reply = documented(reply, &Route::Catalog, "GET", &[]);
         let text = match &reply.body {
             Body::Bytes(bytes) => String::from_utf8(bytes.clone()).unwrap(),
             _ => String::new(),
@@ -160,6 +179,41 @@ mod tests {
             Some(RETRY_AFTER_SECONDS)
         );
         let said = Reply::new(429, "text/plain", "").with("Retry-After", "60");
-        assert_eq!(documented(said).headers.first("Retry-After"), Some("60"));
+        let said = documented(said, &Route::Catalog, "GET", &[]);
+        assert_eq!(said.headers.first("Retry-After"), Some("60"));
+    }
+
+    #[test]
+    fn a_method_that_is_refused_is_told_from_those_that_are_not() {
+        let allow = |method: &str| {
+            let route = Route::parse("/v2/a/manifests/1").unwrap();
+            let reply = Reply::new(405, "application/json", "");
+            let reply = documented(reply, &route, method, route.methods());
+            reply.headers.first("Allow").map(str::to_owned)
+        };
+        assert_eq!(allow("DELETE").as_deref(), Some("GET, HEAD, PUT"));
+        // Of GET it is a parameter that is refused.
+        assert_eq!(allow("GET").as_deref(), Some("GET, HEAD, PUT, DELETE"));
+        let own = Reply::new(405, "application/json", "").with("Allow", "GET");
+        let own = documented(own, &Route::Base, "PUT", Route::Base.methods());
+        assert_eq!(own.headers.first("Allow"), Some("GET"));
+    }
+
+    #[test]
+    fn what_is_not_there_is_called_by_its_name() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        for (path, name) in [
+            (format!("/v2/a/blobs/{digest}"), "BLOB_UNKNOWN"),
+            ("/v2/a/manifests/1".to_owned(), "MANIFEST_UNKNOWN"),
+            ("/v2/a/blobs/uploads/1".to_owned(), "BLOB_UPLOAD_UNKNOWN"),
+            ("/v2/a/blobs/uploads/".to_owned(), "NAME_UNKNOWN"),
+            ("/v2/a/tags/list".to_owned(), "NAME_UNKNOWN"),
+            ("/v2/_catalog".to_owned(), "NOT_FOUND"),
+        ] {
+            let route = Route::parse(&path).unwrap();
+            let error = OciError::new(code(404, &route), "");
+            assert!(error.document().contains(&format!("\"{name}\"")), "{path}");
+            assert_eq!(error.status, 404);
+        }
     }
 }

@@ -11,7 +11,8 @@ use crate::cache::names::{List, TagEntry};
 use crate::message::{Reply, RequestBody};
 use crate::oci::{Digest, ErrorCode, OciError, Reference, Repository};
 use crate::proxy::manifest::{self, Manifest};
-use crate::proxy::pull::DIGEST_FIELD;
+use crate::proxy::pull::{self, DIGEST_FIELD};
+use crate::proxy::registries::decoded;
 use crate::proxy::{Pull, refuse};
 use crate::upstream::UpstreamError;
 
@@ -64,6 +65,7 @@ pub(super) fn put(
     push.forget(repository);
     if let (Some(pull), Some(pushing)) = (&push.pull, pushing) {
         let alone = pushing.succeeded();
+        forget_tags(pull, repository, &reply);
         let digest = digest.filter(|digest| {
             let same = said.is_none_or(|said| said == digest.as_str());
             same && hash::matches(digest, &bytes)
@@ -71,6 +73,25 @@ pub(super) fn put(
         keep(pull, repository, reference, (digest, bytes), alone);
     }
     Ok(reply)
+}
+
+/// A manifest that is pushed by its digest may be given tags along with it: `?tag=…`, and the
+/// registry says `OCI-Tag` of each that it took.
+fn forget_tags(pull: &Pull<'_>, repository: &Repository, reply: &Reply) {
+    let query = pull.exchange.request.query().unwrap_or_default();
+    let asked = query
+        .split('&')
+        .filter_map(|pair| pair.strip_prefix("tag="));
+    let taken = reply
+        .headers
+        .all("OCI-Tag")
+        .flat_map(|tags| tags.split(','));
+    let tags = asked
+        .filter_map(decoded)
+        .chain(taken.map(|tag| tag.trim().to_owned()));
+    for tag in tags.filter_map(|tag| tag.parse().ok()) {
+        pull.cache.names.remove_tag(pull.scope(repository), &tag);
+    }
 }
 
 /// DELETE, by tag or by digest.
@@ -162,7 +183,7 @@ fn drop_digest(pull: &Pull<'_>, repository: &Repository, digest: &Digest) {
 
 /// What the client said it is; else what it says itself.
 fn media_type(pull: &Pull<'_>, bytes: &[u8]) -> Option<String> {
-    manifest::media_type(&pull.exchange.request.headers).or_else(|| {
+    pull::media_type(&pull.exchange.request.headers).or_else(|| {
         let document: serde_json::Value = serde_json::from_slice(bytes).ok()?;
         document.get("mediaType")?.as_str().map(str::to_owned)
     })
