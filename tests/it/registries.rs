@@ -24,9 +24,8 @@ impl Two {
     }
 
     fn with(options: Options) -> Self {
-        let mut front = Cached::on(Scratch::new(), options.clone(), &[("CACHE_TAG_TTL", "0s")]);
+        let front = Cached::on(Scratch::new(), options.clone(), &[("CACHE_TAG_TTL", "0s")]);
         let other = Standin::start_beside(&front.standin, options);
-        front.stop();
         let two = Self { front, other };
         two.restarted()
     }
