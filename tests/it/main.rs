@@ -16,6 +16,7 @@ mod cache_range;
 mod cache_resume;
 mod cache_store;
 mod cache_tags;
+mod check;
 mod config;
 mod crowds;
 mod drain;

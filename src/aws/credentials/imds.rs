@@ -365,7 +365,13 @@ mod tests {
         let refused = r#"{"Code":"AssumeRoleUnauthorizedAccess"}"#;
         assert!(lasting(&[(200, "t1"), (200, "puller"), (200, refused)]));
         assert!(!lasting(&[]), "nobody listens yet");
-        assert!(!lasting(&[(200, "t1"), (500, ""), (500, ""), (500, ""), (500, "")]));
+        assert!(!lasting(&[
+            (200, "t1"),
+            (500, ""),
+            (500, ""),
+            (500, ""),
+            (500, "")
+        ]));
     }
 
     #[test]
