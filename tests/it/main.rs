@@ -23,6 +23,7 @@ mod drain;
 mod framing;
 mod identity_files;
 mod identity_metadata;
+mod identity_outage;
 mod layers;
 mod limits;
 mod login;

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::UNIX_EPOCH;
 
-use super::super::super::fake::{FakeApi, clock, json, refused};
+use super::super::super::fake::{FakeApi, Folder, clock, json, refused};
 use super::*;
 use crate::clock::ManualClock;
 
@@ -52,29 +52,26 @@ impl Bench {
     }
 }
 
-struct File(PathBuf);
+struct File(Folder);
 
 impl File {
-    fn new(name: &str) -> Self {
-        let name = format!("container-token-{name}-{}", std::process::id());
-        Self(std::env::temp_dir().join(name))
+    fn new() -> Self {
+        Self(Folder::new())
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("token")
     }
 
     fn write(&self, text: &[u8]) {
-        std::fs::write(&self.0, text).unwrap();
+        std::fs::write(self.path(), text).unwrap();
     }
 
     fn settings(&self) -> ContainerSettings {
         ContainerSettings {
-            authorization_token_file: Some(self.0.clone()),
+            authorization_token_file: Some(self.path()),
             ..full(POD_IDENTITY)
         }
-    }
-}
-
-impl Drop for File {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
     }
 }
 
@@ -171,7 +168,7 @@ fn a_foreign_address_is_refused_even_if_the_settings_let_it_pass() {
 
 #[test]
 fn the_tokens_file_is_read_each_time_and_beats_the_token() {
-    let file = File::new("read");
+    let file = File::new();
     let mut settings = file.settings();
     settings.authorization_token = Some(Secret::new("lesser".into()));
     let bench = bench(settings);
@@ -189,7 +186,7 @@ fn the_tokens_file_is_read_each_time_and_beats_the_token() {
 
 #[test]
 fn a_token_file_that_is_no_token_is_told_and_nothing_is_sent() {
-    let file = File::new("odd");
+    let file = File::new();
     let bench = bench(file.settings());
     let too_long = "a".repeat(16 * 1024 + 1);
     let missing = bench.fault();
