@@ -191,8 +191,11 @@ fn load_tls(
     Ok(Some(tls))
 }
 
-/// Name look-ups, outbound proxies, TLS, and up to `pool` idle connections.
-fn way_out(settings: &Settings, pool: usize) -> Result<Client, String> {
+/// Name look-ups, outbound proxies, TLS, and up to `pool` idle connections. For `check`, too.
+///
+/// # Errors
+/// When the thread of the look-ups is refused, or the authorities cannot be read.
+pub fn way_out(settings: &Settings, pool: usize) -> Result<Client, String> {
     let lookup = match settings.outbound.resolvers.as_slice() {
         [] => Resolver::system(),
         servers => Dns::lookup(servers.to_vec()),
@@ -313,12 +316,7 @@ fn start_tokens(
     if settings.upstream_auth == UpstreamAuth::None {
         return Ok(None);
     }
-    let config = TokenConfig {
-        aws: settings.aws.clone(),
-        renew_interval: settings.renew_interval,
-        registry: settings.registries.first().cloned(),
-    };
-    let tokens = Tokens::new(config, Arc::new(Arc::clone(client)), Arc::new(SystemClock));
+    let tokens = new_tokens(settings, client);
     let (running, on_lost) = (Arc::clone(&tokens), Arc::clone(on_lost));
     let run = move || {
         // Returns by itself only when it was told to stop.
@@ -335,8 +333,18 @@ fn start_tokens(
     Ok(Some(tokens))
 }
 
-/// Where the cache is to be, if there is to be one.
-fn cache_directory(settings: &Settings) -> Option<PathBuf> {
+/// The identity that the settings speak of; nothing is called yet. For `check`, too.
+pub fn new_tokens(settings: &Settings, client: &Arc<Client>) -> Arc<Tokens> {
+    let config = TokenConfig {
+        aws: settings.aws.clone(),
+        renew_interval: settings.renew_interval,
+        registry: settings.registries.first().cloned(),
+    };
+    Tokens::new(config, Arc::new(Arc::clone(client)), Arc::new(SystemClock))
+}
+
+/// Where the cache is to be, if there is to be one. For `check`, too.
+pub fn cache_directory(settings: &Settings) -> Option<PathBuf> {
     match &settings.cache_dir {
         CacheDir::At(directory) => Some(directory.clone()),
         CacheDir::Off => None,
@@ -456,9 +464,12 @@ fn readiness(
             let source = status
                 .source
                 .unwrap_or_else(|| "an unknown source".to_owned());
-            return Ok(format!(
-                "token of {who} via {source} until {until}; registries: {registries}"
-            ));
+            let mut line =
+                format!("token of {who} via {source} until {until}; registries: {registries}");
+            if let Some(why) = status.last_error {
+                line.push_str(&format!("; not renewed: {why}"));
+            }
+            return Ok(line);
         }
         let why = status
             .last_error

@@ -1,6 +1,7 @@
 //! The commands. Owns: which there are, what they print, the exit code. Must not: read the
 //! environment (`config` does), or build the proxy (`app` does).
 
+mod check;
 mod health;
 
 use std::ffi::OsString;
@@ -25,6 +26,7 @@ struct Command {
 
 #[derive(Clone, Copy)]
 enum Action {
+    Check,
     Health,
     Help,
     Serve,
@@ -60,12 +62,16 @@ static COMMANDS: &[Command] = &[
         Action::Health,
     ),
     built(
+        "check",
+        "test settings, identity, token, registry, cache and files",
+        Action::Check,
+    ),
+    built(
         "settings",
         "show the settings that hold and their origin",
         Action::Settings,
     ),
     built("help", "show this; also --help and -h", Action::Help),
-    later("check", "test settings, identity, token and registry"),
     later(
         "client",
         "print a client's own configuration for this proxy",
@@ -108,7 +114,7 @@ pub fn run(
     match action {
         Action::Help => print(out, err, &help()),
         Action::Version => print(out, err, &version()),
-        Action::Health | Action::Serve | Action::Settings => {
+        Action::Check | Action::Health | Action::Serve | Action::Settings => {
             let Resolution {
                 settings,
                 effective,
@@ -118,7 +124,9 @@ pub fn run(
                 _ => EXIT_OK,
             };
             match (settings, action) {
+                (Err(faults), Action::Check) => check::refuse(&faults, out, err),
                 (Err(faults), _) => complain(err, &faults),
+                (Ok(settings), Action::Check) => check::run(&settings, &effective, out, err),
                 (Ok(settings), Action::Health) => health::run(&settings, out, err),
                 (Ok(settings), Action::Serve) => serve(settings),
                 (Ok(_), _) => shown,
@@ -307,7 +315,7 @@ mod tests {
             assert_eq!(outcome.err, expected);
             assert!(outcome.served.is_none());
         }
-        assert_eq!(COMMANDS.iter().filter(|c| c.action.is_none()).count(), 6);
+        assert_eq!(COMMANDS.iter().filter(|c| c.action.is_none()).count(), 5);
     }
 
     #[test]

@@ -82,24 +82,29 @@ impl CallFault {
         )
     }
 
+    /// What to grant, set or wait for; every failure has something, but for a reply that is odd,
+    /// whose message says it.
     fn remedy(&self) -> Option<String> {
         if let FaultKind::ClockSkew = self.kind {
             return Some("set this machine's clock".into());
         }
-        let code = self.code.as_deref()?;
+        let code = self.code.as_deref().unwrap_or_default();
         if let Some(remedy) = web_identity_remedy(self.call, code) {
             return Some(remedy.into());
         }
         let remedy = match code {
             "AccessDenied" | "AccessDeniedException" => {
-                return self.permission.map(|action| format!("grant {action}"));
+                let needed = self.permission.map(|action| format!("grant {action}"));
+                let denied = || format!("see that no policy denies {}", self.call);
+                return Some(needed.unwrap_or_else(denied));
             }
             "ExpiredToken" | "ExpiredTokenException" => "renew the temporary credentials",
-            "RegionDisabledException" => {
-                "enable STS for this region in the account, or set AWS_REGION to another one"
-            }
-            "ValidationError" => {
-                "check the role's ARN, the name of the session and duration_seconds"
+            "IncompleteSignature"
+            | "IncompleteSignatureException"
+            | "MissingAuthenticationToken"
+            | "MissingAuthenticationTokenException" => {
+                "something changes the request on its way; check the outbound proxy and \
+                 AWS_ENDPOINT_URL"
             }
             "InvalidClientTokenId" | "UnrecognizedClientException" => {
                 "check the access key id, the session token and whether the region is enabled"
@@ -107,9 +112,38 @@ impl CallFault {
             "InvalidSignatureException" | "SignatureDoesNotMatch" => {
                 "check the secret access key and this machine's clock"
             }
-            _ => return None,
+            "OptInRequired" | "SubscriptionRequiredException" => {
+                "enable the service or the region in the account"
+            }
+            "RegionDisabledException" => {
+                "enable STS for this region in the account, or set AWS_REGION to another one"
+            }
+            "ValidationError" => {
+                "check the role's ARN, the name of the session and duration_seconds"
+            }
+            _ => return self.remedy_by_kind().map(Into::into),
         };
         Some(remedy.into())
+    }
+
+    const fn remedy_by_kind(&self) -> Option<&'static str> {
+        match (self.kind, self.status) {
+            (FaultKind::Throttled { .. }, _) => {
+                Some("this account and region make too many calls; it is tried again later")
+            }
+            (FaultKind::Transient, None) => {
+                Some("check network, DNS, HTTPS_PROXY and AWS_CA_BUNDLE")
+            }
+            (FaultKind::Transient, Some(200)) => None,
+            (FaultKind::Transient, Some(_)) => Some("AWS's own failure; it is tried again"),
+            (FaultKind::Permanent, Some(_)) if self.code.is_none() => {
+                Some("is the endpoint an AWS API? check AWS_ENDPOINT_URL and the outbound proxy")
+            }
+            (FaultKind::Permanent, Some(_)) => {
+                Some("see the errors of this call in AWS's API reference")
+            }
+            _ => None,
+        }
     }
 }
 
@@ -304,176 +338,4 @@ fn retry_after(reply: &ApiReply) -> Option<Duration> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::UNIX_EPOCH;
-
-    use super::*;
-    use crate::message::Headers;
-
-    fn read(status: u16, fields: &[(&str, &str)], body: &str) -> Refusal {
-        Refusal::read(&ApiReply {
-            status,
-            headers: fields.iter().copied().collect::<Headers>(),
-            body: body.into(),
-            sent: UNIX_EPOCH,
-            received: UNIX_EPOCH,
-        })
-    }
-
-    fn code_of(body: &str) -> Option<String> {
-        read(400, &[], body).code
-    }
-
-    #[test]
-    fn codes_are_found_in_every_format() {
-        let code = Some("ThrottlingException".to_owned());
-        assert_eq!(code_of(r#"{"__type":"ThrottlingException"}"#), code);
-        assert_eq!(
-            code_of(r#"{"__type":"com.amazon#ThrottlingException"}"#),
-            code
-        );
-        let with_url = r#"{"__type":"ThrottlingException:http://internal/x#y"}"#;
-        assert_eq!(code_of(with_url), code);
-        assert_eq!(code_of(r#"{"code":"ThrottlingException"}"#), code);
-        let xml = "<ErrorResponse><Errors><Error><Code>ThrottlingException</Code>\
-                   <Message>a &amp; b</Message></Error></Errors></ErrorResponse>";
-        assert_eq!(code_of(xml), code);
-        assert_eq!(read(400, &[], xml).message, "a & b");
-        let header = [("x-amzn-ErrorType", "ThrottlingException:http://x/")];
-        assert_eq!(read(400, &header, "").code, code);
-        for none in [
-            "",
-            "[]",
-            "null",
-            "{\"__type\":7}",
-            "<html>no</html>",
-            "{\"__type\":\"a b\"}",
-        ] {
-            assert_eq!(code_of(none), None, "{none}");
-        }
-    }
-
-    #[test]
-    fn messages_are_one_short_line() {
-        let message = |text: &str| {
-            let body = serde_json::json!({"__type": "X", "Message": text}).to_string();
-            read(400, &[], &body).message
-        };
-        assert_eq!(message("first.\n\nThe Canonical String\nsecret"), "first");
-        assert_eq!(message(""), "no reason given");
-        assert_eq!(
-            message(&"é".repeat(1000)).chars().count(),
-            MESSAGE_CHARS_MAX
-        );
-    }
-
-    #[test]
-    fn kinds_follow_from_code_and_status() {
-        let throttled = |retry_after| FaultKind::Throttled { retry_after };
-        let table = [
-            (400, "UnrecognizedClientException", FaultKind::Permanent),
-            (400, "ExpiredTokenException", FaultKind::ExpiredCredentials),
-            (403, "ExpiredToken", FaultKind::ExpiredCredentials),
-            (400, "AccessDeniedException", FaultKind::Permanent),
-            (400, "ThrottlingException", throttled(None)),
-            (503, "SlowDown", throttled(None)),
-            (429, "", throttled(None)),
-            (400, "ServerException", FaultKind::Transient),
-            (500, "", FaultKind::Transient),
-            (408, "", FaultKind::Transient),
-            (301, "", FaultKind::Permanent),
-            (403, "RequestTimeTooSkewed", FaultKind::ClockSkew),
-            (403, "SignatureDoesNotMatch", FaultKind::Permanent),
-            (400, "IDPCommunicationError", FaultKind::Transient),
-            (400, "InvalidIdentityToken", FaultKind::Transient),
-            (403, "IDPRejectedClaim", FaultKind::Permanent),
-            (403, "RegionDisabledException", FaultKind::Permanent),
-        ];
-        for (status, code, kind) in table {
-            let body = serde_json::json!({"__type": code}).to_string();
-            assert_eq!(read(status, &[], &body).kind, kind, "{status} {code}");
-        }
-        let late =
-            r#"{"__type":"InvalidSignatureException","message":"Signature expired: 2017 …"}"#;
-        assert_eq!(read(400, &[], late).kind, FaultKind::ClockSkew);
-    }
-
-    #[test]
-    fn waits_asked_for_are_honoured() {
-        let wait = |status, fields: &[(&str, &str)]| read(status, fields, "").kind;
-        let throttled = |seconds| FaultKind::Throttled {
-            retry_after: Some(Duration::from_millis(seconds)),
-        };
-        assert_eq!(wait(429, &[("Retry-After", "7")]), throttled(7000));
-        let both = [("x-amz-retry-after", "250"), ("Retry-After", "7")];
-        assert_eq!(wait(503, &both), throttled(250));
-        let date = [
-            ("Date", "Sun, 06 Nov 1994 08:49:30 GMT"),
-            ("Retry-After", "Sun, 06 Nov 1994 08:49:37 GMT"),
-        ];
-        assert_eq!(wait(429, &date), throttled(7000));
-        assert_eq!(wait(503, &[("Retry-After", "soon")]), FaultKind::Transient);
-    }
-
-    #[test]
-    fn the_text_names_call_region_source_and_remedy() {
-        let mut fault = CallFault {
-            call: "GetAuthorizationToken",
-            status: Some(403),
-            code: Some("AccessDenied".into()),
-            message: "user x is not authorized".into(),
-            region: "eu-west-1".into(),
-            source: "environment".into(),
-            permission: Some("ecr:GetAuthorizationToken"),
-            kind: FaultKind::Permanent,
-        };
-        assert_eq!(
-            fault.to_string(),
-            "GetAuthorizationToken 403 AccessDenied in eu-west-1 via environment: user x is not \
-             authorized; grant ecr:GetAuthorizationToken"
-        );
-        fault.status = None;
-        fault.code = None;
-        fault.message = "connect failed for https://h: refused".into();
-        assert_eq!(
-            fault.to_string(),
-            "GetAuthorizationToken failed in eu-west-1 via environment: connect failed for \
-             https://h: refused"
-        );
-        fault.kind = FaultKind::ClockSkew;
-        assert!(fault.to_string().ends_with("; set this machine's clock"));
-    }
-
-    #[test]
-    fn each_refusal_of_sts_says_what_to_mend() {
-        let told = |call: &'static str, code: &str| {
-            let fault = CallFault {
-                call,
-                status: Some(403),
-                code: Some(code.into()),
-                message: "no".into(),
-                region: "eu-west-1".into(),
-                source: "web identity".into(),
-                permission: Some("sts:AssumeRole"),
-                kind: FaultKind::Permanent,
-            };
-            fault.to_string()
-        };
-        for (code, remedy) in [
-            ("AccessDenied", "trust policy"),
-            ("ExpiredTokenException", "its file is rotated"),
-            ("IDPCommunicationError", "tried again"),
-            ("IDPRejectedClaim", "issue a new one"),
-            ("InvalidIdentityToken", "identity provider"),
-            ("RegionDisabledException", "AWS_REGION"),
-            ("ValidationError", "the role's ARN"),
-        ] {
-            let text = told("AssumeRoleWithWebIdentity", code);
-            let start =
-                format!("AssumeRoleWithWebIdentity 403 {code} in eu-west-1 via web identity");
-            assert!(text.starts_with(&start) && text.contains(remedy), "{text}");
-        }
-        assert!(told("AssumeRole", "AccessDenied").ends_with("; grant sts:AssumeRole"));
-        assert!(told("AssumeRole", "ExpiredToken").ends_with("temporary credentials"));
-    }
-}
+mod tests;

@@ -32,6 +32,11 @@ impl Skew {
         corrected.unwrap_or(time)
     }
 
+    /// Whole seconds to add to our clock to get AWS's.
+    pub(super) fn seconds(&self) -> i64 {
+        self.0.load(Relaxed) / 1000
+    }
+
     /// Takes the difference from a reply's `Date`. True when it moved so far that a signature
     /// refused in this very reply deserves a second try.
     pub(super) fn learn(&self, reply: &ApiReply) -> bool {

@@ -1,7 +1,7 @@
 //! The Security Token Service. Owns: its hosts, GetCallerIdentity and the assuming of roles. Must
 //! not: keep what it gives out; `credentials` does.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::call::{Ask, CALL_TIMEOUT, Caller};
@@ -55,20 +55,21 @@ pub struct Identity {
 /// Asks who we are; needs no IAM permission.
 ///
 /// # Errors
-/// A bad endpoint setting (permanent), or what AWS said.
+/// A bad endpoint setting (lasting), or what AWS said.
 pub(super) fn caller_identity(
     caller: &Caller,
     settings: &AwsSettings,
     region: &str,
     credentials: &Credentials,
-) -> Result<Identity, String> {
+) -> Result<Identity, SourceFault> {
     let ask = ask(
         settings,
         region,
         "GetCallerIdentity",
         &[],
         (None, IDENTITY_TIMEOUT),
-    )?;
+    )
+    .map_err(SourceFault::lasting)?;
     let read = |ask: &Ask| -> Result<Identity, Box<CallFault>> {
         let reply = caller.call(ask, credentials)?;
         let document = String::from_utf8_lossy(&reply.body);
@@ -83,7 +84,7 @@ pub(super) fn caller_identity(
             user_id: text("UserId")?,
         })
     };
-    read(&ask).map_err(|fault| fault.to_string())
+    Ok(read(&ask)?)
 }
 
 /// A role to assume, and how.
@@ -103,7 +104,8 @@ pub(super) struct Role {
 pub(super) struct Sts {
     caller: Arc<Caller>,
     settings: AwsSettings,
-    region: Option<String>,
+    /// Set once: a role is asked for in one region, whatever region its credentials are for.
+    region: OnceLock<String>,
 }
 
 impl Sts {
@@ -117,8 +119,14 @@ impl Sts {
         Self {
             caller: Arc::clone(caller),
             settings: settings.clone(),
-            region: configured.or(region),
+            region: configured.or(region).map(Into::into).unwrap_or_default(),
         }
+    }
+
+    /// Takes a region that was found later: out of the instance metadata, or that of a registry.
+    pub(super) fn suggest_region(&self, region: &str) {
+        // The first one stays.
+        let _ = self.region.set(region.to_owned());
     }
 
     /// Assumes `role` as `base`.
@@ -178,7 +186,7 @@ impl Sts {
         fields: &[(&str, &str)],
         permission: Option<&'static str>,
     ) -> Result<Ask, SourceFault> {
-        let region = self.region.as_deref().ok_or_else(|| {
+        let region = self.region.get().ok_or_else(|| {
             SourceFault::lasting(format!("no region for {operation}: set AWS_REGION"))
         })?;
         ask(
@@ -516,6 +524,14 @@ mod tests {
             "no region for AssumeRole: set AWS_REGION"
         );
         assert!(api.calls().is_empty());
+        // A region that is found later is used, and stays.
+        for region in ["eu-north-1", "us-east-1"] {
+            sts.suggest_region(region);
+            api.reply(json(200, SESSION));
+            sts.assume_role(&credentials(), &role()).unwrap();
+            let url = api.calls().pop().unwrap().url;
+            assert_eq!(url, "https://sts.eu-north-1.amazonaws.com/");
+        }
     }
 
     #[test]
@@ -523,7 +539,8 @@ mod tests {
         let api = FakeApi::new(&clock());
         let caller = Caller::new(api.clone(), clock());
         let ask = |settings: &AwsSettings| {
-            caller_identity(&caller, settings, "eu-west-1", &credentials()).unwrap_err()
+            let found = caller_identity(&caller, settings, "eu-west-1", &credentials());
+            found.unwrap_err().to_string()
         };
         let settings = AwsSettings::default();
         for body in ["", "{}", &REPLY[..150]] {

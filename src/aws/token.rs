@@ -5,8 +5,10 @@
 //! `shared`, and within it that of the chain of credentials for a look; neither is held across a
 //! call to AWS. `work` wakes the thread, `done` wakes its callers.
 
+mod inspect;
 mod region;
 mod state;
+mod who;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,18 +17,20 @@ use std::time::{Duration, Instant, SystemTime};
 
 use self::region::Search;
 use self::state::{LIFE_FLOOR, Look, RegionState, Token};
+use self::who::Who;
 use super::call::Caller;
 use super::credentials::{Chain, Credentials, CredentialsFault, profile};
 use super::ecr::{self, AuthorizationToken, Realm};
 use super::fault::FaultKind;
 use super::imds::Imds;
-use super::{endpoint, sts};
 use crate::clock::Clock;
 use crate::config::AwsSettings;
 use crate::log;
 use crate::message::unguessable;
 use crate::oci::Registry;
 use crate::upstream::{Api, AuthFault, Authorizer, Grant};
+
+pub use self::inspect::{FoundCredentials, FoundToken, IdentityFault};
 
 /// Most regions with a token at a time, ECR Public counted as one: AWS has fewer than 64.
 const REGIONS_MAX: usize = 64;
@@ -83,17 +87,11 @@ pub struct Tokens {
 struct Shared {
     regions: HashMap<Realm, RegionState>,
     generation: u64,
-    identity: IdentityLookup,
-    source: Option<String>,
+    who: Who,
+    /// Source and key of the credentials that signed last.
+    signer: Option<(String, String)>,
     search: Search,
     stopping: bool,
-}
-
-/// The one look-up of who we are.
-enum IdentityLookup {
-    AfterFirstToken,
-    Due(String),
-    Ended(Option<String>),
 }
 
 /// What the thread is to do next.
@@ -164,8 +162,8 @@ impl Tokens {
             shared: Mutex::new(Shared {
                 regions: first.map(|realm| (realm, RegionState::new(now))).collect(),
                 generation: 0,
-                identity: IdentityLookup::AfterFirstToken,
-                source: None,
+                who: Who::default(),
+                signer: None,
                 search: Search::new(search_due),
                 stopping: false,
             }),
@@ -228,11 +226,8 @@ impl Tokens {
                 Some(state) => state.fault.clone(),
                 None => default_realm.err(),
             },
-            arn: match &shared.identity {
-                IdentityLookup::Ended(arn) => arn.clone(),
-                IdentityLookup::AfterFirstToken | IdentityLookup::Due(_) => None,
-            },
-            source: shared.source.clone(),
+            arn: shared.who.arn().cloned(),
+            source: shared.signer.as_ref().map(|(source, _)| source.clone()),
         }
     }
 
@@ -247,7 +242,7 @@ impl Tokens {
                         state.begin();
                     }
                 }
-                Job::Identify(_) => shared.identity = IdentityLookup::Ended(None),
+                Job::Identify(_) => shared.who.begin(),
                 Job::Search => shared.search.begin(),
                 Job::Refresh | Job::Sleep(_) | Job::Stop => {}
             }
@@ -281,11 +276,11 @@ impl Tokens {
             .filter_map(|(realm, state)| state.next_attempt().map(|due| (due, realm)))
             .min_by_key(|(due, _)| *due);
         let refresh = self.chain.refresh_due();
-        match (next, &shared.identity) {
+        match (next, shared.who.due()) {
             // Quick, and what a token waits for.
             _ if search.is_some_and(|due| due <= now) => Job::Search,
             (Some((due, realm)), _) if due <= now => Job::Fetch(realm.clone()),
-            (_, IdentityLookup::Due(region)) => Job::Identify(region.clone()),
+            (_, Some(region)) => Job::Identify(region.clone()),
             _ if refresh.is_some_and(|due| due <= now) => Job::Refresh,
             (next, _) => {
                 let due = next.map(|(due, _)| due).into_iter();
@@ -301,9 +296,12 @@ impl Tokens {
             return Err(Failure::unconfigured(fault.clone()));
         }
         let url = ecr::api_url(&self.config.aws, realm).map_err(Failure::unconfigured)?;
+        // Where neither settings nor the first registry tell one, a role is assumed here.
+        self.chain.suggest_region(&realm.region);
         let credentials = self.chain.fetch()?;
         let ask = |credentials: &Credentials| {
-            self.lock().source = Some(credentials.source.clone());
+            let signer = (&credentials.source, &credentials.access_key_id);
+            self.lock().signer = Some((signer.0.clone(), signer.1.clone()));
             ecr::authorization_token(&self.caller, url.clone(), realm, credentials)
         };
         let outcome = match ask(&credentials) {
@@ -346,8 +344,10 @@ impl Tokens {
         let mut shared = self.lock();
         shared.generation += 1;
         let generation = shared.generation;
-        if let IdentityLookup::AfterFirstToken = shared.identity {
-            shared.identity = IdentityLookup::Due(self.identity_region(realm));
+        if let Some((_, key)) = shared.signer.clone() {
+            shared
+                .who
+                .token_came(&key, self.identity_region(realm), now);
         }
         let Some(state) = shared.regions.get_mut(realm) else {
             return;
@@ -410,37 +410,6 @@ impl Tokens {
                     ("old_token_in_use", &kept),
                 ],
             );
-        }
-    }
-
-    /// Says who we are, for the log alone.
-    fn identify(&self, region: &str) {
-        let Ok(credentials) = self.chain.fetch() else {
-            return;
-        };
-        match sts::caller_identity(&self.caller, &self.config.aws, region, &credentials) {
-            Ok(identity) => {
-                log::info(
-                    "identity",
-                    &[
-                        ("arn", &identity.arn),
-                        ("account", &identity.account),
-                        ("source", &credentials.source),
-                        ("region", &region),
-                    ],
-                );
-                self.lock().identity = IdentityLookup::Ended(Some(identity.arn));
-            }
-            Err(error) => log::warn("identity unknown, going on without", &[("error", &error)]),
-        }
-    }
-
-    /// ECR Public has one region for the world; STS is asked nearer by, where one is set.
-    fn identity_region(&self, realm: &Realm) -> String {
-        let configured = self.config.aws.region.as_deref();
-        match configured.and_then(endpoint::region) {
-            Some(region) if realm.public => region,
-            _ => realm.region.clone(),
         }
     }
 

@@ -14,6 +14,7 @@ pub mod manifest;
 pub mod names;
 pub mod negative;
 mod open;
+pub mod probe;
 pub mod pushes;
 #[cfg(test)]
 mod scratch;

@@ -14,9 +14,9 @@ const EMPTY_INDEX: &str = r#"{"schemaVersion":2,"manifests":[]}"#;
 /// The format this version writes; a higher number in the marker is a newer cache.
 pub const FORMAT: u64 = 1;
 /// The file that says whose directory this is. It is the lock, too.
-const MARKER: &str = "aws-ecr-proxy-format";
+pub(super) const MARKER: &str = "aws-ecr-proxy-format";
 /// Where the layout goes in a directory that holds something else.
-const SUBDIRECTORY: &str = "aws-ecr-proxy";
+pub(super) const SUBDIRECTORY: &str = "aws-ecr-proxy";
 /// What a new file system puts into its root.
 const LOST_FOUND: &str = "lost+found";
 /// Made and removed in every folder at start; one name, so that crashes leave no heap of them.
@@ -96,8 +96,7 @@ pub(super) fn prepare(dir: &Path) -> Result<(PathBuf, File), OpenError> {
         root = dir.join(SUBDIRECTORY);
         fs::create_dir_all(&root).map_err(|error| OpenError::io(&root, error))?;
         if is_foreign(&root).map_err(|error| OpenError::io(&root, error))? {
-            let error = io::Error::new(io::ErrorKind::AlreadyExists, "it holds something else");
-            return Err(OpenError::io(&root, error));
+            return Err(OpenError::io(&root, something_else()));
         }
     }
     let marker = claim(&root)?;
@@ -105,15 +104,20 @@ pub(super) fn prepare(dir: &Path) -> Result<(PathBuf, File), OpenError> {
     Ok((root, marker))
 }
 
+/// Why there can be no cache in a directory.
+pub(super) fn something_else() -> io::Error {
+    io::Error::new(io::ErrorKind::AlreadyExists, "it holds something else")
+}
+
 /// True for a directory with something in it that is no cache of ours.
-fn is_foreign(dir: &Path) -> io::Result<bool> {
+pub(super) fn is_foreign(dir: &Path) -> io::Result<bool> {
     let mut foreign = false;
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
         if name == MARKER {
             return Ok(false);
         }
-        foreign |= name != LOST_FOUND;
+        foreign |= name != LOST_FOUND && name != super::probe::CHECK;
     }
     Ok(foreign)
 }
@@ -138,32 +142,47 @@ fn claim(root: &Path) -> Result<File, OpenError> {
         }
         Err(TryLockError::Error(error)) => return Err(fault(error)),
     }
+    if !known_format(root, &marker)? {
+        writeln!(marker, "{FORMAT}").map_err(fault)?;
+        marker.sync_all().map_err(fault)?;
+    }
+    Ok(marker)
+}
+
+/// True when there is a cache of the format we know, without locking it; false for none.
+///
+/// # Errors
+/// Another format, or the disk's own.
+pub(super) fn format(root: &Path) -> Result<bool, OpenError> {
+    match File::open(root.join(MARKER)) {
+        Ok(marker) => known_format(root, &marker),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(OpenError::io(root, error)),
+    }
+}
+
+/// True for a marker with our format in it, false for one that is empty.
+fn known_format(root: &Path, marker: &File) -> Result<bool, OpenError> {
+    let fault = |error| OpenError::io(root, error);
     let mut text = String::new();
-    (&marker)
+    marker
         .take(MARKER_BYTES_MAX)
         .read_to_string(&mut text)
         .map_err(fault)?;
-    match text.trim() {
-        "" => {
-            writeln!(marker, "{FORMAT}").map_err(fault)?;
-            marker.sync_all().map_err(fault)?;
+    let number = text.trim();
+    match number.parse::<u64>() {
+        Ok(FORMAT) => Ok(true),
+        Ok(found) if found > FORMAT => Err(OpenError::Newer {
+            path: root.to_owned(),
+            found,
+            known: FORMAT,
+        }),
+        _ if number.is_empty() => Ok(false),
+        _ => {
+            let why = format!("{MARKER} holds {number:?}, expected a number from {FORMAT} up");
+            Err(fault(io::Error::new(io::ErrorKind::InvalidData, why)))
         }
-        number => match number.parse::<u64>() {
-            Ok(FORMAT) => {}
-            Ok(found) if found > FORMAT => {
-                return Err(OpenError::Newer {
-                    path: root.to_owned(),
-                    found,
-                    known: FORMAT,
-                });
-            }
-            _ => {
-                let why = format!("{MARKER} holds {number:?}, expected a number from {FORMAT} up");
-                return Err(fault(io::Error::new(io::ErrorKind::InvalidData, why)));
-            }
-        },
     }
-    Ok(marker)
 }
 
 /// Makes what is missing, and proves that files can be made.

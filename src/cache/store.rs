@@ -344,8 +344,7 @@ impl Store {
     /// # Errors
     /// The disk's own.
     pub fn free_bytes(&self) -> io::Result<u64> {
-        let disk = rustix::fs::statvfs(&self.root)?;
-        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+        super::probe::free_bytes(&self.root)
     }
 
     /// Keeps eviction from a digest.

@@ -73,6 +73,8 @@ pub struct Tls {
 struct Loaded {
     config: Arc<ServerConfig>,
     clients: Option<Arc<dyn ClientCertVerifier>>,
+    /// The end of the certificate, where that can be read.
+    until: Option<SystemTime>,
 }
 
 impl Tls {
@@ -93,6 +95,12 @@ impl Tls {
         let loaded = Arc::new(Loaded::read(&self.files)?);
         *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = loaded;
         Ok(())
+    }
+
+    /// Until when the certificate is good, where that can be read.
+    pub fn good_until(&self) -> Option<SystemTime> {
+        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.until
     }
 
     /// For one new connection.
@@ -121,7 +129,8 @@ impl Loaded {
             (Ok(chain), Ok(key), Ok(clients)) => {
                 let valid = chain.first().and_then(|leaf| validity(leaf));
                 let loaded = Self::build(files, &provider, (chain, key), clients);
-                let loaded = loaded.map_err(|why| vec![why])?;
+                let mut loaded = loaded.map_err(|why| vec![why])?;
+                loaded.until = valid.map(|valid| valid.until);
                 announce(&files.certificate, valid);
                 Ok(loaded)
             }
@@ -168,6 +177,7 @@ impl Loaded {
         Ok(Self {
             config: Arc::new(config),
             clients,
+            until: None,
         })
     }
 }

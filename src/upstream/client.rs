@@ -247,6 +247,13 @@ impl Client {
         }
     }
 
+    /// The outbound proxy that leads to `url`, without its login; none when it is reached directly.
+    pub fn outbound_proxy(&self, url: &str) -> Option<String> {
+        let uri = url.parse().ok()?;
+        let proxy = proxy_of(&self.names.proxies, &uri)?;
+        Some(format!("{} ({})", proxy.shown, proxy.setting))
+    }
+
     /// Looks the name up before ureq does, so that the time it takes counts for the deadline.
     fn look_up(&self, url: &str, to: &str, deadline: Instant) -> Result<(), UpstreamError> {
         let bad = |error: http::uri::InvalidUri| {

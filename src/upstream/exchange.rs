@@ -301,7 +301,8 @@ impl Upstream {
     ) -> Result<(Incoming, bool), UpstreamError> {
         let (mut reply, redirected) =
             self.send_and_follow(registry, call, &grant, follow, deadline)?;
-        let Some(why) = refusal_unless(redirected, registry, &mut reply) else {
+        let why = self.refusal_of(call, &grant, redirected, &mut reply, deadline);
+        let Some(why) = why else {
             return Ok((reply, redirected));
         };
         log::info(
@@ -319,13 +320,36 @@ impl Upstream {
             .map_err(|fault| refused(format!("{why}; {fault}")))?;
         let (mut reply, redirected) =
             self.send_and_follow(registry, call, &grant, follow, deadline)?;
-        match refusal_unless(redirected, registry, &mut reply) {
+        match self.refusal_of(call, &grant, redirected, &mut reply, deadline) {
             None => Ok((reply, redirected)),
             Some(why) => Err(refused(format!(
                 "{why}, with a fresh token too; check that this identity may use this registry \
                  and that the registry is in the token's region"
             ))),
         }
+    }
+
+    /// Says whether the reply refuses our token. A HEAD's 403 has no body that could tell (RFC 9110
+    /// §9.3.2), so the same is asked by a GET, of which no more than its refusal is read.
+    fn refusal_of(
+        &self,
+        call: Call<'_>,
+        grant: &Grant,
+        redirected: bool,
+        reply: &mut Incoming,
+        deadline: Instant,
+    ) -> Option<String> {
+        if redirected {
+            return None;
+        }
+        if (call.method, reply.status) != ("HEAD", 403) {
+            return refusal(call.registry, reply);
+        }
+        let url = Url::of(call.registry, call.target);
+        let headers = authorized(call.headers, grant);
+        // Without an answer there is nothing that speaks against the first one.
+        let mut told = self.send_once(call, "GET", &url, &headers, deadline).ok()?;
+        refusal(call.registry, &mut told)
     }
 
     /// Sends a request without a body and follows where the registry points, if so wanted.
@@ -465,14 +489,6 @@ fn blob_headers(headers: &Headers) -> Headers {
 
 fn is_redirect(reply: &Incoming) -> bool {
     matches!(reply.status, 301 | 302 | 303 | 307 | 308) && reply.headers.first("location").is_some()
-}
-
-fn refusal_unless(redirected: bool, registry: &Registry, reply: &mut Incoming) -> Option<String> {
-    if redirected {
-        None
-    } else {
-        refusal(registry, reply)
-    }
 }
 
 /// Says whether the reply refuses our token, rather than what was asked: 401; 403 that speaks of

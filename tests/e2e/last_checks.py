@@ -3,6 +3,7 @@
 import json
 import os
 
+import identity_checks
 from checks import check, want
 from login_checks import CLIENT_PASSWORD, CLIENT_TOKEN
 from parts import PASSWORD, ROOT, Host, basic, free_port, skopeo, wait_until
@@ -23,6 +24,7 @@ def no_secret_in_any_debug_log(fixtures, rig):
         "client's password": CLIENT_PASSWORD,
         "client's Basic header": CLIENT_TOKEN,
         "hash of it": "$2y$05$",
+        **identity_checks.SECRETS,
     }
     logs = [p for p in fixtures.bench.processes if p.name.startswith("proxy")]
     want(any("DEBUG" in log.text() for log in logs), "no DEBUG line: nothing was tested")

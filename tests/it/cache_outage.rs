@@ -273,3 +273,20 @@ fn lists_come_from_the_cache_in_pages() {
     let last = r#"{"repositories":["c/three"]}"#.to_owned();
     assert_eq!(text("/v2/_catalog?n=2&last=b%2Ftwo"), (last, None));
 }
+
+#[test]
+fn a_tag_is_revalidated_though_its_token_has_expired() {
+    let cached = Cached::start();
+    cached.standin.put_image("team/app", "1.0", &[]);
+    let manifest = "/v2/team/app/manifests/1.0";
+    assert_eq!(cached.get(manifest).status, 200);
+    cached.standin.expire_tokens();
+    let got = cached.get(manifest);
+    let cache = got.header("X-Cache");
+    assert_eq!(
+        (got.status, cache),
+        (200, Some("REVALIDATED")),
+        "{}",
+        got.text()
+    );
+}

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use standin::{Fault, Match, Options, Server, Standin};
+use standin::{Dns, Fault, Match, Options, Server, Standin};
 
 use crate::support::{Front, Proxy, Response, SOON, error_of, wait_until};
 
@@ -81,19 +81,98 @@ fn a_refused_token_is_renewed_once_and_the_pull_succeeds() {
 }
 
 #[test]
+fn a_head_with_an_expired_token_renews_it() {
+    // Its 403 has no body that could say so.
+    let front = front(Options::default());
+    assert_eq!(front.head(MANIFEST).status, 200);
+    front.standin.expire_tokens();
+    assert_eq!(front.head(MANIFEST).status, 200);
+    assert_eq!(front.token_calls(), 2);
+    // One that is refused for other reasons is an answer.
+    let why = "User: arn:aws:iam::1:user/x is not authorized to perform: ecr:BatchGetImage";
+    let denied = Fault::registry_error(403, "DENIED", why);
+    front.standin.fault(Match::registry().times(2), denied);
+    assert_eq!(front.head(MANIFEST).status, 403);
+    assert_eq!(
+        (front.token_calls(), front.standin.pending_faults()),
+        (2, 0)
+    );
+}
+
+#[test]
 fn a_hundred_pulls_with_an_expired_token_renew_it_once() {
     let front = front(Options::default());
     assert_eq!(front.get(MANIFEST).status, 200);
     front.standin.expire_tokens();
+    // No refusal is read to its end before all hundred are there.
+    let refusals = Match::registry().times(100);
+    front.standin.fault(refusals, Fault::StallAfter(0));
     let failed: Vec<Response> = std::thread::scope(|scope| {
         let pulls: Vec<_> = (0..100)
             .map(|_| scope.spawn(|| front.get(MANIFEST)))
             .collect();
+        wait_until("a hundred refusals", SOON, || {
+            front.standin.stalled() == 100
+        });
+        assert_eq!(front.token_calls(), 1);
+        front.standin.release();
         let replies = pulls.into_iter().map(|pull| pull.join().unwrap());
         replies.filter(|reply| reply.status != 200).collect()
     });
     assert!(failed.is_empty(), "{}: {}", failed.len(), failed[0].text());
     assert_eq!(front.token_calls(), 2);
+    let seen = front.seen(Server::Registry);
+    let refused = seen.iter().filter(|seen| seen.status == Some(403)).count();
+    assert_eq!((refused, seen.len()), (100, 1 + 100 + 100));
+}
+
+/// A proxy in front of ECR Public, which is known by its name.
+fn public_front(dns: &Dns) -> Front {
+    let standin = Standin::start(Options {
+        public: true,
+        region: "us-east-1".into(),
+        ..Options::default()
+    });
+    standin.put_image("team/app", "1.0", &[]);
+    dns.set("public.ecr.aws", 60, &["127.0.0.1"]);
+    let registry = standin
+        .registry_url()
+        .replace("127.0.0.1", "public.ecr.aws");
+    let settings = [
+        ("ECR", registry.as_str()),
+        ("RESOLVER", &dns.address()),
+        ("AWS_REGION", "eu-west-1"),
+        // Who we are is asked nearer by, where the stand-in is not.
+        ("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:1"),
+    ];
+    let proxy = Proxy::in_front_of(&standin, &settings);
+    Front { proxy, standin }
+}
+
+#[test]
+fn a_400_of_ecr_public_renews_the_token_once_too() {
+    let dns = Dns::start();
+    let front = public_front(&dns);
+    assert_eq!(front.get(MANIFEST).status, 200);
+    front.standin.expire_tokens();
+    assert_eq!(front.get(MANIFEST).status, 200);
+    assert_eq!(front.token_calls(), 2);
+    let seen = front.seen(Server::Registry);
+    let refused = seen.iter().filter(|seen| seen.status == Some(400)).count();
+    assert_eq!(refused, 1);
+    for seen in seen {
+        assert!(seen.header("Authorization").unwrap().starts_with("Bearer "));
+    }
+}
+
+#[test]
+fn a_400_of_another_registry_is_an_answer() {
+    let front = front(Options::default());
+    front
+        .standin
+        .fault(Match::registry(), Fault::PublicExpired400);
+    assert_eq!(front.get(MANIFEST).status, 400);
+    assert_eq!(front.token_calls(), 1);
 }
 
 #[test]
@@ -211,6 +290,13 @@ fn a_clock_that_is_a_day_off_is_corrected() {
         assert!(is_ready(&front));
         // The refused one and the corrected one, then STS at the first try.
         assert_eq!(front.token_calls(), 2);
+        let told = front.proxy.wait_for_log("clock differs from AWS's");
+        let seconds = if clock_skew > 0 {
+            "seconds=86"
+        } else {
+            "seconds=-86"
+        };
+        assert!(told.contains(seconds), "{told}");
         front
             .proxy
             .wait_for_log("arn:aws:iam::123456789012:user/stand-in");

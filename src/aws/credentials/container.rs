@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::super::fault::Refusal;
 use super::document::{self, Unusable};
-use super::{Credentials, Source};
+use super::{Credentials, Source, SourceFault};
 use crate::clock::Clock;
 use crate::config::{
     AwsSettings, ContainerSettings, container_uri, is_container_address, is_field_value,
@@ -57,9 +57,9 @@ struct Endpoint {
 
 /// A failed attempt.
 struct Failure {
-    text: String,
-    /// True when another attempt may succeed.
-    passes: bool,
+    fault: SourceFault,
+    /// True when another attempt may succeed at once.
+    again: bool,
     /// True when nothing is listening there.
     absent: bool,
 }
@@ -92,7 +92,7 @@ impl Container {
     }
 
     /// Tries a few times. Blocks for [`ATTEMPTS_TIME_MAX`] and one more attempt at the longest.
-    fn retrieve(&self, uri: &str, setting: &str) -> Result<Credentials, String> {
+    fn retrieve(&self, uri: &str, setting: &str) -> Result<Credentials, SourceFault> {
         let begun = self.clock.monotonic();
         let mut attempt = 1;
         loop {
@@ -101,8 +101,8 @@ impl Container {
                 Err(failure) => failure,
             };
             let spent = self.clock.monotonic().saturating_duration_since(begun);
-            if !failure.passes || attempt >= ATTEMPTS || spent >= ATTEMPTS_TIME_MAX {
-                return Err(failure.text);
+            if !failure.again || attempt >= ATTEMPTS || spent >= ATTEMPTS_TIME_MAX {
+                return Err(failure.fault);
             }
             (self.pause)(PAUSE);
             attempt += 1;
@@ -111,7 +111,7 @@ impl Container {
 
     fn once(&self, uri: &str, setting: &str) -> Result<Credentials, Failure> {
         // Read each time: kubelet replaces the file long before the token in it ends.
-        let token = self.token().map_err(Failure::lasting)?;
+        let token = self.token().map_err(Failure::passing)?;
         let mut failure = None;
         for endpoint in self.endpoints(uri, setting)? {
             match self.ask(&endpoint, token.as_ref(), setting) {
@@ -139,11 +139,7 @@ impl Container {
         }
         let deadline = self.clock.monotonic() + CONNECT_TIMEOUT;
         let found = self.api.addresses(name, deadline);
-        let found = found.map_err(|fault| Failure {
-            text: format!("container credentials: {fault}; check {setting}"),
-            passes: true,
-            absent: false,
-        })?;
+        let found = found.map_err(|fault| Failure::no_reply(&fault, setting))?;
         if let Some(foreign) = found
             .iter()
             .find(|address| !is_container_address(**address))
@@ -190,15 +186,13 @@ impl Container {
         if reply.status != 200 {
             return Err(self.refused(&reply, token, setting));
         }
-        let document = document::read(&reply.body).map_err(|why| {
-            Failure::lasting(match why {
-                Unusable::Odd(reason) => {
-                    format!("container credentials: the reply {reason}; check {setting}")
-                }
-                Unusable::Refused(code, message) => {
-                    format!("container credentials: {code}: {message}; check the role")
-                }
-            })
+        let document = document::read(&reply.body).map_err(|why| match why {
+            Unusable::Odd(reason) => Failure::passing(format!(
+                "container credentials: the reply {reason}; check {setting}"
+            )),
+            Unusable::Refused(code, message) => Failure::lasting(format!(
+                "container credentials: {code}: {message}; check the role"
+            )),
         })?;
         Ok(Credentials {
             access_key_id: document.access_key_id,
@@ -229,10 +223,13 @@ impl Container {
             401 | 403 => format!("set {TOKEN_FILE} or {TOKEN}"),
             _ => format!("check {setting} and the task's or pod's role"),
         };
-        Failure {
-            text: format!("container credentials {status}{code}: {message}; {remedy}"),
-            passes: status >= 500 || status == 429,
-            absent: false,
+        let text = format!("container credentials {status}{code}: {message}; {remedy}");
+        match status {
+            429 | 500.. => Failure {
+                again: true,
+                ..Failure::passing(text)
+            },
+            _ => Failure::lasting(text),
         }
     }
 
@@ -258,6 +255,10 @@ impl Container {
 
 impl Source for Container {
     fn fetch(&self) -> Result<Option<Credentials>, String> {
+        self.attempt().map_err(|fault| fault.to_string())
+    }
+
+    fn attempt(&self) -> Result<Option<Credentials>, SourceFault> {
         let Some((uri, setting)) = self.uri() else {
             return Ok(None);
         };
@@ -266,19 +267,30 @@ impl Source for Container {
 }
 
 impl Failure {
-    const fn lasting(text: String) -> Self {
+    /// Until somebody mends it.
+    fn lasting(text: String) -> Self {
         Self {
-            text,
-            passes: false,
+            fault: SourceFault::lasting(text),
+            again: false,
+            absent: false,
+        }
+    }
+
+    /// Not worth another attempt at once, but soon.
+    fn passing(text: String) -> Self {
+        Self {
+            fault: SourceFault::passing(text),
+            again: false,
             absent: false,
         }
     }
 
     fn no_reply(fault: &UpstreamError, setting: &str) -> Self {
+        let text = format!("container credentials: {fault}; check {setting}");
         Self {
-            text: format!("container credentials: {fault}; check {setting}"),
-            passes: true,
+            again: true,
             absent: fault.stage == Stage::Connect,
+            ..Self::passing(text)
         }
     }
 }

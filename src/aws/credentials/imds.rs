@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::super::imds::{Imds, ImdsFault};
 use super::document::{self, Document, Unusable};
-use super::{Credentials, Source};
+use super::{Credentials, Source, SourceFault};
 use crate::clock::Clock;
 use crate::config::AwsSettings;
 use crate::log;
@@ -116,7 +116,7 @@ impl InstanceRole {
     }
 
     /// What there is when the service gives nothing.
-    fn without(&self, fault: &ImdsFault) -> Result<Option<Credentials>, String> {
+    fn without(&self, fault: &ImdsFault) -> Result<Option<Credentials>, SourceFault> {
         let last = self.memory().last.clone();
         match (fault, last) {
             (ImdsFault::Unreachable(_) | ImdsFault::Failed { passes: true, .. }, Some(last)) => {
@@ -130,7 +130,10 @@ impl InstanceRole {
                 self.memory().passed_over = Some(text.clone());
                 Ok(None)
             }
-            _ => Err(fault.to_string()),
+            (ImdsFault::Failed { passes: false, .. }, _) => {
+                Err(SourceFault::lasting(fault.to_string()))
+            }
+            _ => Err(SourceFault::passing(fault.to_string())),
         }
     }
 
@@ -142,6 +145,10 @@ impl InstanceRole {
 
 impl Source for InstanceRole {
     fn fetch(&self) -> Result<Option<Credentials>, String> {
+        self.attempt().map_err(|fault| fault.to_string())
+    }
+
+    fn attempt(&self) -> Result<Option<Credentials>, SourceFault> {
         let Some(imds) = &self.imds else {
             return Ok(None);
         };
@@ -342,6 +349,29 @@ mod tests {
         // Where the user says that it is there, it is a fault.
         let demanded = self::bench(Some("http://127.0.0.1:1"));
         assert!(demanded.fault().contains("does not answer"));
+    }
+
+    #[test]
+    fn what_somebody_must_mend_is_told_from_what_passes() {
+        let lasting = |replies: &[(u16, &str)]| {
+            let bench = bench(Some("http://127.0.0.1:1"));
+            for (status, body) in replies {
+                bench.api.reply(json(*status, body));
+            }
+            bench.role.attempt().unwrap_err().is_lasting()
+        };
+        assert!(lasting(&[(403, "")]), "the service is off");
+        assert!(lasting(&[(200, "t1"), (404, "")]), "no role");
+        let refused = r#"{"Code":"AssumeRoleUnauthorizedAccess"}"#;
+        assert!(lasting(&[(200, "t1"), (200, "puller"), (200, refused)]));
+        assert!(!lasting(&[]), "nobody listens yet");
+        assert!(!lasting(&[
+            (200, "t1"),
+            (500, ""),
+            (500, ""),
+            (500, ""),
+            (500, "")
+        ]));
     }
 
     #[test]

@@ -127,6 +127,14 @@ impl SourceFault {
     pub(super) const fn kind(&self) -> FaultKind {
         self.kind
     }
+
+    /// True when somebody must mend something first.
+    pub(super) const fn is_lasting(&self) -> bool {
+        matches!(
+            self.kind,
+            FaultKind::ExpiredCredentials | FaultKind::Permanent | FaultKind::Unconfigured
+        )
+    }
 }
 
 impl From<Box<CallFault>> for SourceFault {
@@ -178,6 +186,7 @@ impl fmt::Display for CredentialsFault {
 pub struct Chain {
     sources: Vec<Arc<dyn Source>>,
     caller: Arc<Caller>,
+    sts: Arc<Sts>,
     /// Temporary credentials in use.
     kept: Mutex<Option<Kept>>,
 }
@@ -211,15 +220,21 @@ impl Chain {
             // Last: without a setting of its own it is asked whenever nothing else is configured.
             instance,
         ];
-        Self::of(sources, caller)
+        Self::of(sources, caller, sts)
     }
 
-    fn of(sources: Vec<Arc<dyn Source>>, caller: &Arc<Caller>) -> Self {
+    fn of(sources: Vec<Arc<dyn Source>>, caller: &Arc<Caller>, sts: Arc<Sts>) -> Self {
         Self {
             sources,
             caller: Arc::clone(caller),
+            sts,
             kept: Mutex::new(None),
         }
+    }
+
+    /// STS is asked in `region` from now on, unless it has one: the settings', or an earlier one.
+    pub(super) fn suggest_region(&self, region: &str) {
+        self.sts.suggest_region(region);
     }
 
     /// Credentials that AWS should take: those in use until they are about to end, else fresh

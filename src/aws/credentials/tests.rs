@@ -57,7 +57,7 @@ impl Bench {
         let clock = fake::clock();
         let caller = Arc::new(Caller::new(FakeApi::new(&clock), clock.clone()));
         let source = Arc::new(Scripted::default());
-        let chain = Chain::of(vec![source.clone()], &caller);
+        let chain = chain_of(vec![source.clone()], &caller);
         Self {
             clock,
             source,
@@ -90,6 +90,11 @@ impl Bench {
     }
 }
 
+fn chain_of(sources: Vec<Arc<dyn Source>>, caller: &Arc<Caller>) -> Chain {
+    let sts = Sts::new(caller, &AwsSettings::default(), None);
+    Chain::of(sources, caller, Arc::new(sts))
+}
+
 fn named(id: &str) -> Credentials {
     Credentials {
         access_key_id: id.into(),
@@ -110,7 +115,7 @@ fn chain(sources: [Option<Result<&str, &str>>; 3]) -> Result<String, Credentials
     };
     let clock = fake::clock();
     let caller = Arc::new(Caller::new(FakeApi::new(&clock), clock));
-    let chain = Chain::of(sources.map(source).into(), &caller);
+    let chain = chain_of(sources.map(source).into(), &caller);
     chain.fetch().map(|found| found.access_key_id)
 }
 
@@ -242,7 +247,7 @@ fn their_end_is_judged_by_awss_clock() {
     let api = FakeApi::new(&clock);
     let caller = Arc::new(Caller::new(api.clone(), clock.clone()));
     let source = Arc::new(Scripted::default());
-    let chain = Chain::of(vec![source.clone()], &caller);
+    let chain = chain_of(vec![source.clone()], &caller);
     // Ours is a day behind, so that an hour more seems to be a day and an hour.
     let day = SECOND * 86_400;
     source.add(Ok(Credentials {

@@ -56,6 +56,11 @@ impl Search {
         self.searching = true;
     }
 
+    /// True when an attempt has ended.
+    pub(super) const fn is_over(&self) -> bool {
+        self.attempts > 0
+    }
+
     fn look(&mut self, now: Instant) -> Look {
         if let Some(region) = &self.region {
             return Look::Known(region.clone());
@@ -112,10 +117,19 @@ impl Tokens {
         let Err(why) = &self.default_realm else {
             return self.default_realm.clone();
         };
+        self.realm_in(shared, why.clone())
+    }
+
+    /// The realm of the region that a search has found; `why` says what is missing.
+    pub(super) fn realm_found(&self, why: String) -> Result<Realm, String> {
+        self.realm_in(&self.lock(), why)
+    }
+
+    fn realm_in(&self, shared: &Shared, why: String) -> Result<Realm, String> {
         match (&shared.search.region, &shared.search.fault) {
             (Some(region), _) => Ok(Realm::private(region.clone(), &self.config.aws)),
             (None, Some(fault)) => Err(format!("{why}; {fault}")),
-            (None, None) => Err(why.clone()),
+            (None, None) => Err(why),
         }
     }
 

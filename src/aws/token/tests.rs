@@ -1,6 +1,7 @@
 //! The token thread against a scripted API and a clock moved by hand. No sleeps: `step()` is what
 //! the thread does once, and where a caller must wait, the thread runs beside it.
 
+mod faults;
 mod identity;
 mod region;
 

@@ -1,5 +1,5 @@
-//! The AWS APIs. Owns: which of them is asked, and `GetAuthorizationToken` (ECR), for a rightly
-//! signed request only. Must not: touch a socket.
+//! The AWS APIs. Owns: which of them is asked, and `GetAuthorizationToken` (ECR, or ECR Public), for
+//! a rightly signed request only. Must not: touch a socket.
 
 use std::time::UNIX_EPOCH;
 
@@ -11,13 +11,19 @@ use crate::sigv4::{self, Refusal};
 use crate::{Server, sts};
 
 const GET_TOKEN: &str = "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken";
+const GET_PUBLIC_TOKEN: &str = "SpencerFrontendService.GetAuthorizationToken";
 
 pub(crate) fn answer(core: &Core, head: &Head, body: &[u8]) -> Reply {
     if head.method != "POST" || head.path() != "/" {
         return json_error(&("UnknownOperationException", String::new()), 404);
     }
+    // ECR and ECR Public do not know each other's call.
+    let (get_token, service) = match core.options.public {
+        true => (GET_PUBLIC_TOKEN, "ecr-public"),
+        false => (GET_TOKEN, "ecr"),
+    };
     match head.first("x-amz-target") {
-        Some(GET_TOKEN) => match sigv4::verify(core, head, body, "ecr") {
+        Some(target) if target == get_token => match sigv4::verify(core, head, body, service) {
             Ok(_) if serde_json::from_slice::<Value>(body).is_ok() => token(core),
             Ok(_) => json_error(&("SerializationException", "not JSON".into()), 400),
             Err(refusal) => json_error(&refusal, 400),
@@ -42,11 +48,16 @@ fn token(core: &Core) -> Reply {
     let expires: Number = serde_json::from_str(&format!("{expires}.123")).expect("a number");
     let own = || format!("http://{}", core.authority(Server::Registry));
     let endpoint = core.options.proxy_endpoint.clone().unwrap_or_else(own);
-    let body = json!({"authorizationData": [{
-        "authorizationToken": token,
-        "expiresAt": expires,
-        "proxyEndpoint": endpoint,
-    }]});
+    let data = if core.options.public {
+        json!({"authorizationToken": token, "expiresAt": expires})
+    } else {
+        json!([{
+            "authorizationToken": token,
+            "expiresAt": expires,
+            "proxyEndpoint": endpoint,
+        }])
+    };
+    let body = json!({"authorizationData": data});
     Reply::new(200, body.to_string().into_bytes())
         .with("Content-Type", "application/x-amz-json-1.1")
         .with("x-amzn-RequestId", "00000000-0000-0000-0000-000000000001")

@@ -138,7 +138,7 @@ pub struct Options {
     /// Seconds until `expiresAt`; may lie in the past. The registry does not hold it to that: see
     /// [`Standin::expire_tokens`].
     pub token_life: i64,
-    /// Answer an expired token as ECR Public does (400).
+    /// Be ECR Public: its call, bearer tokens, 400 for an expired one. Its region is `us-east-1`.
     pub public: bool,
     /// Seconds by which the APIs' clock is ahead (`Date`, and what a signature is held to).
     pub clock_skew: i64,

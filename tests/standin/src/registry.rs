@@ -32,9 +32,14 @@ fn refusal(core: &Core, head: &Head) -> Option<Reply> {
     if !core.options.demand_token {
         return None;
     }
+    let scheme = if core.options.public {
+        "Bearer "
+    } else {
+        "Basic "
+    };
     let Some(token) = head
         .first("authorization")
-        .and_then(|value| value.strip_prefix("Basic "))
+        .and_then(|value| value.strip_prefix(scheme))
     else {
         return Some(unauthorized());
     };

@@ -312,3 +312,32 @@ fn documents_without_keys_are_told() {
         assert!(!fault.contains("hunter2"), "{fault}");
     }
 }
+
+#[test]
+fn what_somebody_must_mend_is_told_from_what_passes() {
+    let lasting = |container: ContainerSettings, reply: Option<(u16, &str)>| {
+        let bench = bench(container);
+        for _ in 0..ATTEMPTS {
+            if let Some((status, body)) = reply {
+                bench.api.reply(json(status, body));
+            }
+        }
+        bench.source.attempt().unwrap_err().is_lasting()
+    };
+    let settings = || full(POD_IDENTITY);
+    for (status, body) in [(401, ""), (403, ""), (404, ""), (307, "")] {
+        assert!(lasting(settings(), Some((status, body))), "{status}");
+    }
+    let refused = r#"{"Code":"AssumeRoleUnauthorizedAccess"}"#;
+    assert!(lasting(settings(), Some((200, refused))));
+    // Nobody listens yet, the agent is busy, the file is being replaced.
+    assert!(!lasting(settings(), None));
+    for (status, body) in [(500, ""), (429, ""), (200, "<html>")] {
+        assert!(!lasting(settings(), Some((status, body))), "{status}");
+    }
+    let without_file = ContainerSettings {
+        authorization_token_file: Some("/nonexistent/token".into()),
+        ..settings()
+    };
+    assert!(!lasting(without_file, None));
+}

@@ -178,3 +178,27 @@ fn without_credentials_the_fault_says_what_was_tried() {
     assert_eq!(bench.step(), "sleep");
     assert_eq!(bench.api.calls().len(), 1);
 }
+
+#[test]
+fn a_role_is_assumed_in_the_region_that_the_instance_tells() {
+    let folder = fake::Folder::new();
+    let aws = AwsSettings {
+        access_key_id: None,
+        secret_access_key: None,
+        web_identity_token_file: Some(folder.write("token", "tok.en")),
+        role_arn: Some("arn:aws:iam::123456789012:role/puller".into()),
+        ..on_ec2()
+    };
+    let bench = Bench::new(None, aws);
+    bench.api.reply(json(200, "session"));
+    bench.api.reply(json(200, "eu-west-1"));
+    assert_eq!(bench.step(), "search");
+    let session = "<AccessKeyId>A</AccessKeyId><SecretAccessKey>s</SecretAccessKey>\
+                   <SessionToken>t</SessionToken><Expiration>2033-11-14T23:13:20Z</Expiration>";
+    bench.api.reply(json(200, session));
+    bench.api.reply(token("one", START + 12 * 3600));
+    assert_eq!(bench.step(), "fetch");
+    assert_eq!(value(&bench.header(EU).unwrap()), "Basic one");
+    let sts = &bench.api.calls()[2].url;
+    assert_eq!(sts, "https://sts.eu-west-1.amazonaws.com/");
+}

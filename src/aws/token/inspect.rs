@@ -1,0 +1,117 @@
+//! One look at everything, for `check`. Owns: the same calls as the token thread makes, each once
+//! and by the caller's own thread. Must not: run beside that thread; `check` has none.
+
+use std::time::SystemTime;
+
+use super::super::ecr;
+use super::super::sts::{self, Identity};
+use super::{Realm, Tokens};
+use crate::log::Secret;
+use crate::oci::Registry;
+
+/// Credentials as they were found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundCredentials {
+    /// Where they are from.
+    pub source: String,
+    /// Their end, by AWS's clock; none for those that do not end, or do not say.
+    pub expires: Option<SystemTime>,
+}
+
+/// A token as it was fetched.
+#[derive(Debug, Clone)]
+pub struct FoundToken {
+    /// The region it is good in.
+    pub region: String,
+    /// Its end, by AWS's clock, if AWS says one.
+    pub expires: Option<SystemTime>,
+    /// The registry of the caller's own account.
+    pub registry: Option<Registry>,
+    /// The value of `Authorization`.
+    pub value: Secret<String>,
+    /// Seconds by which AWS's clock is ahead of ours.
+    pub clock_behind_s: i64,
+}
+
+/// Why it is not known who we are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentityFault {
+    /// What failed, and what to mend.
+    pub text: String,
+    /// True when AWS, or a setting, says no; false when nobody answered, or may answer soon.
+    pub refused: bool,
+}
+
+impl Tokens {
+    /// Finds credentials. Blocks for as long as their source takes.
+    ///
+    /// # Errors
+    /// When the deciding source fails, or none is configured.
+    pub fn find_credentials(&self) -> Result<FoundCredentials, String> {
+        if let Some(fault) = &self.profile_fault {
+            return Err(fault.clone());
+        }
+        if let Ok(realm) = self.realm_now(None) {
+            self.chain.suggest_region(&realm.region);
+        }
+        let found = self.chain.fetch().map_err(|fault| fault.to_string())?;
+        Ok(FoundCredentials {
+            source: found.source,
+            expires: found.expires,
+        })
+    }
+
+    /// Asks STS who we are. Blocks for two calls at the longest, and for the credentials.
+    ///
+    /// # Errors
+    /// What failed.
+    pub fn find_identity(&self) -> Result<Identity, IdentityFault> {
+        let refused = |text: String| IdentityFault {
+            text,
+            refused: true,
+        };
+        let realm = self.realm_now(None).map_err(refused)?;
+        let region = self.identity_region(&realm);
+        let found = self.chain.fetch();
+        let credentials = found.map_err(|fault| refused(fault.to_string()))?;
+        let outcome = sts::caller_identity(&self.caller, &self.config.aws, &region, &credentials);
+        outcome.map_err(|fault| IdentityFault {
+            text: fault.to_string(),
+            refused: fault.is_lasting(),
+        })
+    }
+
+    /// Fetches a token for `registry`, or for the region of the settings. Blocks for two calls at
+    /// the longest, and for the credentials.
+    ///
+    /// # Errors
+    /// What failed.
+    pub fn find_token(&self, registry: Option<&Registry>) -> Result<FoundToken, String> {
+        let realm = self.realm_now(registry)?;
+        let token = self.fetch(&realm).map_err(|failure| failure.text)?;
+        Ok(FoundToken {
+            region: realm.to_string(),
+            expires: token.expires,
+            registry: token.proxy_endpoint,
+            value: token.value,
+            clock_behind_s: self.caller.skew.seconds(),
+        })
+    }
+
+    /// The realm of `registry`, else the default one. Asks the instance metadata for the region
+    /// where there is nobody else to ask.
+    fn realm_now(&self, registry: Option<&Registry>) -> Result<Realm, String> {
+        let known = match registry {
+            Some(registry) => ecr::realm_of(registry, &self.config.aws),
+            None => self.default_realm(&self.lock()),
+        };
+        let why = match known {
+            Ok(realm) => return Ok(realm),
+            Err(why) => why,
+        };
+        if !self.lock().search.is_over() {
+            self.search();
+        }
+        self.realm_found(why)
+    }
+}

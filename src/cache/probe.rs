@@ -1,0 +1,191 @@
+//! A look at the cache directory from beside a running proxy. Owns: that look. Must not: open the
+//! cache, take its lock, or leave anything behind.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Access;
+
+use super::open::{self, OpenError, SUBDIRECTORY};
+
+/// Written and removed again. Opening a cache does not take it for somebody else's file.
+pub(super) const CHECK: &str = "temp-check";
+/// What is written: a full disk takes the name of a file, but no content.
+const CHECK_BYTES: [u8; 4096] = [0; 4096];
+
+/// How a cache directory is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Where the layout is, or is going to be.
+    pub root: PathBuf,
+    /// False before a proxy has been started with it.
+    pub is_there: bool,
+    /// Bytes that may still be written to its file system.
+    pub free_bytes: u64,
+}
+
+/// Looks at `dir`: can the cache in it be used, or made? Blocks for as long as the disk takes.
+///
+/// # Errors
+/// The cache is of a newer format, or cannot be written.
+pub fn probe(dir: &Path) -> Result<Found, OpenError> {
+    let fault = |error: io::Error| OpenError::io(dir, error);
+    match dir.metadata() {
+        Ok(found) if found.is_dir() => {}
+        Ok(_) => return Err(fault(io::ErrorKind::NotADirectory.into())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return missing(dir),
+        Err(error) => return Err(fault(error)),
+    }
+    let mut root = dir.to_owned();
+    if open::is_foreign(dir).map_err(fault)? {
+        root = dir.join(SUBDIRECTORY);
+        match open::is_foreign(&root) {
+            Ok(false) => {}
+            Ok(true) => return Err(OpenError::io(&root, open::something_else())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return missing(&root),
+            Err(error) => return Err(OpenError::io(&root, error)),
+        }
+    }
+    let is_there = open::format(&root)?;
+    let partial = root.join("partial");
+    let folder = if partial.is_dir() { &partial } else { &root };
+    write(folder).map_err(|error| OpenError::io(&root, error))?;
+    let free_bytes = free_bytes(&root).map_err(|error| OpenError::io(&root, error))?;
+    Ok(Found {
+        root,
+        is_there,
+        free_bytes,
+    })
+}
+
+/// A directory that the first start is to make: nothing is made here.
+fn missing(dir: &Path) -> Result<Found, OpenError> {
+    let fault = |error: io::Error| OpenError::io(dir, error);
+    let mut above = dir.ancestors().skip(1);
+    let nearest = above.find(|above| above.is_dir() || above.as_os_str().is_empty());
+    let nearest = match nearest {
+        Some(nearest) if !nearest.as_os_str().is_empty() => nearest,
+        _ => Path::new("."),
+    };
+    rustix::fs::access(nearest, Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(|error| fault(error.into()))?;
+    Ok(Found {
+        root: dir.to_owned(),
+        is_there: false,
+        free_bytes: free_bytes(nearest).map_err(fault)?,
+    })
+}
+
+fn write(folder: &Path) -> io::Result<()> {
+    let path = folder.join(CHECK);
+    let written = File::create(&path).and_then(|mut file| {
+        file.write_all(&CHECK_BYTES)?;
+        file.sync_all()
+    });
+    match (written, fs::remove_file(&path)) {
+        (Err(error), _) => Err(error),
+        // Another look at the same time has removed it.
+        (Ok(()), Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        (Ok(()), _) => Ok(()),
+    }
+}
+
+/// Bytes that may still be written to the file system of `path`.
+pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
+    let disk = rustix::fs::statvfs(path)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::scratch::Scratch;
+    use crate::cache::store::Store;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let entries = fs::read_dir(dir).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_cache_that_is_open_is_looked_at_and_left_as_it_is() {
+        let scratch = Scratch::new();
+        let _open = Store::open(scratch.path()).unwrap();
+        let before = names(scratch.path());
+        let found = probe(scratch.path()).unwrap();
+        assert_eq!(
+            (found.root.as_path(), found.is_there),
+            (scratch.path(), true)
+        );
+        assert!(found.free_bytes > 0);
+        assert_eq!(names(scratch.path()), before);
+        assert_eq!(names(&scratch.path().join("partial")), ["sha256", "sha512"]);
+    }
+
+    #[test]
+    fn an_empty_or_missing_directory_is_not_made_a_cache() {
+        let scratch = Scratch::new();
+        let found = probe(scratch.path()).unwrap();
+        assert!(!found.is_there);
+        assert_eq!(names(scratch.path()), [""; 0]);
+        let below = scratch.path().join("a/b");
+        let found = probe(&below).unwrap();
+        assert_eq!((found.root, found.is_there), (below, false));
+        assert_eq!(names(scratch.path()), [""; 0]);
+    }
+
+    #[test]
+    fn a_foreign_directory_leads_to_the_subdirectory() {
+        let scratch = Scratch::new();
+        fs::write(scratch.path().join("nginx"), "x").unwrap();
+        let found = probe(scratch.path()).unwrap();
+        let sub = scratch.path().join(SUBDIRECTORY);
+        assert_eq!((found.root, found.is_there), (sub.clone(), false));
+        assert_eq!(names(scratch.path()), ["nginx"]);
+        let open = Store::open(scratch.path()).unwrap();
+        let found = probe(scratch.path()).unwrap();
+        assert_eq!((found.root.as_path(), found.is_there), (open.root(), true));
+        drop(open);
+        fs::remove_dir_all(&sub).unwrap();
+        fs::create_dir(&sub).unwrap();
+        fs::write(sub.join("other"), "x").unwrap();
+        let fault = probe(scratch.path()).unwrap_err().to_string();
+        assert!(fault.contains("it holds something else"), "{fault}");
+    }
+
+    #[test]
+    fn a_look_that_was_killed_does_not_make_the_directory_foreign() {
+        let scratch = Scratch::new();
+        fs::write(scratch.path().join(CHECK), "x").unwrap();
+        let store = Store::open(scratch.path()).unwrap();
+        assert_eq!(store.root(), scratch.path());
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_told() {
+        let scratch = Scratch::new();
+        let file = scratch.path().join("file");
+        fs::write(&file, "x").unwrap();
+        for bad in [file.clone(), file.join("below")] {
+            let fault = probe(&bad).unwrap_err().to_string();
+            assert!(fault.contains("set CACHE_DIR to another one"), "{fault}");
+        }
+        fs::remove_file(&file).unwrap();
+        let store = Store::open(scratch.path()).unwrap();
+        drop(store);
+        fs::write(scratch.path().join(open::MARKER), "99").unwrap();
+        let fault = probe(scratch.path()).unwrap_err();
+        assert!(matches!(fault, OpenError::Newer { found: 99, .. }));
+    }
+
+    #[test]
+    fn a_file_system_that_cannot_be_written_is_told() {
+        // Nobody can make files there, not even root.
+        assert!(write(Path::new("/proc/self")).is_err());
+    }
+}

@@ -1,0 +1,270 @@
+//! `check`: everything that a pull needs, tried once, as a table. Owns: what is tried, in which
+//! order, for how long, and the words. Must not: open the cache (a proxy may run beside it), show a
+//! secret, or outlast its limit, whatever hangs.
+
+mod steps;
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+use super::print;
+use crate::app;
+use crate::aws::token::Tokens;
+use crate::config::{
+    EXIT_FAILED, EXIT_OK, EXIT_SETTINGS, Effective, Fault, Origin, Settings, UpstreamAuth,
+};
+use crate::log::{self, Secret};
+use crate::oci::Registry;
+
+/// Longest time for all steps together: people wait a minute, and so do deployments.
+const TOTAL: Duration = Duration::from_secs(55);
+/// The cache, certificates and logins are on disks, which may hang.
+const DISK_LIMIT: Duration = Duration::from_secs(5);
+/// Credentials and who they are: a container's endpoint may take 17 s, then STS 10.
+const IDENTITY_LIMIT: Duration = Duration::from_secs(28);
+/// One token: a call of 15 s, and room for a second one where the clock was off.
+const TOKEN_LIMIT: Duration = Duration::from_secs(20);
+/// One name.
+const DNS_LIMIT: Duration = Duration::from_secs(6);
+/// One registry's answer, connecting included.
+const REGISTRY_LIMIT: Duration = Duration::from_secs(10);
+/// Stack of a step's thread: TLS and JSON.
+const STACK_BYTES: usize = 1 << 20;
+/// Idle connections: nothing is asked twice.
+const POOL: usize = 1;
+/// Longest wait for the last log lines.
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
+/// Widest name of a step.
+const WHAT_WIDTH: usize = 8;
+
+/// How a step went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Verdict {
+    Ok(String),
+    Failed(String),
+    Skipped(String),
+}
+
+/// Tries everything with these settings; returns the exit code.
+pub(super) fn run(
+    settings: &Settings,
+    effective: &[Effective],
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> u8 {
+    log::init(settings.log_level, settings.log_format);
+    log::hook_panics();
+    let code = Check::new(out, err, TOTAL).run(settings, effective);
+    log::flush(FLUSH_LIMIT);
+    code
+}
+
+/// A registry and what it is sent as `Authorization`.
+type WithToken = (Registry, Option<Secret<String>>);
+
+/// Settings that are at fault: nothing else can be tried.
+pub(super) fn refuse(faults: &[Fault], out: &mut dyn Write, err: &mut dyn Write) -> u8 {
+    let lines = faults
+        .iter()
+        .map(|fault| line("settings", &Verdict::Failed(fault.to_string())));
+    let lines: String = lines.collect();
+    print(out, err, &lines);
+    EXIT_SETTINGS
+}
+
+/// A table in the making.
+struct Check<'a> {
+    out: &'a mut dyn Write,
+    err: &'a mut dyn Write,
+    deadline: Instant,
+    /// The worst so far.
+    code: u8,
+}
+
+impl<'a> Check<'a> {
+    fn new(out: &'a mut dyn Write, err: &'a mut dyn Write, total: Duration) -> Self {
+        Self {
+            out,
+            err,
+            deadline: Instant::now() + total,
+            code: EXIT_OK,
+        }
+    }
+
+    /// From the inside out, so that the first failure is the one to mend.
+    fn run(mut self, settings: &Settings, effective: &[Effective]) -> u8 {
+        self.row("settings", &Verdict::Ok(given(effective)));
+        let own = Arc::new(settings.clone());
+        let disk = [
+            ("cache", steps::cache as fn(&Settings) -> Verdict),
+            ("tls", steps::tls),
+            ("logins", steps::logins),
+        ];
+        for (what, step) in disk {
+            let own = Arc::clone(&own);
+            self.step(what, DISK_LIMIT, move || step(&own));
+        }
+        match app::way_out(settings, POOL) {
+            Ok(client) => self.outward(&own, &Arc::new(client)),
+            Err(why) => self.row("network", &Verdict::Failed(why)),
+        }
+        self.code
+    }
+
+    /// What lies beyond this machine.
+    fn outward(&mut self, settings: &Arc<Settings>, client: &steps::Way) {
+        let named = registries(settings);
+        let found = if settings.upstream_auth == UpstreamAuth::None {
+            for what in ["identity", "token"] {
+                self.row(
+                    what,
+                    &Verdict::Skipped("not needed: UPSTREAM_AUTH=none".into()),
+                );
+            }
+            named.into_iter().map(|registry| (registry, None)).collect()
+        } else {
+            self.with_tokens(named, &app::new_tokens(settings, client))
+        };
+        if found.is_empty() {
+            let why = "not known: set ECR, or mend the token, which names one";
+            self.row("registry", &Verdict::Skipped(why.into()));
+        }
+        for (registry, token) in found {
+            let (way, asked) = (Arc::clone(client), registry.clone());
+            self.step("dns", DNS_LIMIT, move || {
+                steps::dns(&way, &asked, DNS_LIMIT)
+            });
+            let (way, auth) = (Arc::clone(client), settings.upstream_auth);
+            self.step("registry", REGISTRY_LIMIT, move || {
+                steps::registry(&way, &registry, token.as_ref(), auth, REGISTRY_LIMIT)
+            });
+        }
+    }
+
+    /// Who we are, and the registries with their tokens, where there are any. Without a registry
+    /// in the settings the token names one.
+    fn with_tokens(&mut self, named: Vec<Registry>, tokens: &Arc<Tokens>) -> Vec<WithToken> {
+        let asked = Arc::clone(tokens);
+        let who = self.bounded("identity", IDENTITY_LIMIT, move || steps::identity(&asked));
+        let (who, has_credentials) = who.unwrap_or_else(|why| (Verdict::Failed(why), false));
+        self.row("identity", &who);
+        let wanted = if named.is_empty() {
+            vec![None]
+        } else {
+            named.into_iter().map(Some).collect()
+        };
+        let mut found = Vec::new();
+        for registry in wanted {
+            if !has_credentials {
+                self.row(
+                    "token",
+                    &Verdict::Skipped("no credentials to fetch one with".into()),
+                );
+                found.extend(registry.map(|registry| (registry, None)));
+                continue;
+            }
+            let (asked, about) = (Arc::clone(tokens), registry.clone());
+            let token = self.bounded("token", TOKEN_LIMIT, move || {
+                steps::token(&asked, about.as_ref())
+            });
+            let (verdict, token) = token.unwrap_or_else(|why| (Verdict::Failed(why), None));
+            self.row("token", &verdict);
+            let own = token.as_ref().and_then(|token| token.registry.clone());
+            let value = token.map(|token| token.value);
+            found.extend(registry.or(own).map(|registry| (registry, value)));
+        }
+        found
+    }
+
+    /// Makes a step, prints its line, and says how it went.
+    fn step(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        step: impl FnOnce() -> Verdict + Send + 'static,
+    ) -> Verdict {
+        let verdict = self
+            .bounded(what, limit, step)
+            .unwrap_or_else(Verdict::Failed);
+        self.row(what, &verdict);
+        verdict
+    }
+
+    /// Waits no longer than `limit` and what is left of the whole. What hangs is left behind; the
+    /// process is about to end.
+    ///
+    /// # Errors
+    /// Why there is no outcome.
+    fn bounded<T: Send + 'static>(
+        &self,
+        what: &str,
+        limit: Duration,
+        step: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, String> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let total = TOTAL.as_secs();
+            return Err(format!(
+                "not tried: the steps before it took {total} s, all there is"
+            ));
+        }
+        let limit = limit.min(left);
+        let (done, outcome) = sync_channel(1);
+        let run = move || drop(done.send(step()));
+        Builder::new()
+            .name(format!("check-{what}"))
+            .stack_size(STACK_BYTES)
+            .spawn(run)
+            .map_err(|error| format!("no thread to try it with: {error}"))?;
+        outcome.recv_timeout(limit).map_err(|error| match error {
+            RecvTimeoutError::Timeout => {
+                format!("no outcome within {} s", limit.as_secs().max(1))
+            }
+            RecvTimeoutError::Disconnected => {
+                "it ended without an outcome; the log says why".to_owned()
+            }
+        })
+    }
+
+    fn row(&mut self, what: &str, verdict: &Verdict) {
+        if let Verdict::Failed(_) = verdict {
+            self.code = EXIT_FAILED;
+        }
+        // A table that cannot be printed is a failed check.
+        if print(self.out, self.err, &line(what, verdict)) != EXIT_OK {
+            self.code = EXIT_FAILED;
+        }
+    }
+}
+
+/// The registries that the settings name.
+fn registries(settings: &Settings) -> Vec<Registry> {
+    settings.registries.clone()
+}
+
+/// `ok|FAIL|skip  what  detail`, one line whatever the detail holds.
+fn line(what: &str, verdict: &Verdict) -> String {
+    let (word, detail) = match verdict {
+        Verdict::Ok(detail) => ("ok", detail),
+        Verdict::Failed(detail) => ("FAIL", detail),
+        Verdict::Skipped(detail) => ("skip", detail),
+    };
+    let detail = detail.replace(char::is_control, " ");
+    format!("{word:4}  {what:WHAT_WIDTH$}  {detail}\n")
+}
+
+/// Which settings are given, without their values.
+fn given(effective: &[Effective]) -> String {
+    let given = effective.iter().filter(|row| row.origin != Origin::Default);
+    let names: Vec<&str> = given.map(|row| row.setting.name).collect();
+    match names.len() {
+        0 => "none given, all are the defaults".to_owned(),
+        count => format!("{count} given: {}", names.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests;
