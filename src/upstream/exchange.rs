@@ -301,7 +301,8 @@ impl Upstream {
     ) -> Result<(Incoming, bool), UpstreamError> {
         let (mut reply, redirected) =
             self.send_and_follow(registry, call, &grant, follow, deadline)?;
-        let Some(why) = refusal_unless(redirected, registry, &mut reply) else {
+        let why = self.refused(registry, call, &grant, &mut reply, redirected, deadline);
+        let Some(why) = why else {
             return Ok((reply, redirected));
         };
         log::info(
@@ -319,13 +320,38 @@ impl Upstream {
             .map_err(|fault| refused(format!("{why}; {fault}")))?;
         let (mut reply, redirected) =
             self.send_and_follow(registry, call, &grant, follow, deadline)?;
-        match refusal_unless(redirected, registry, &mut reply) {
+        match self.refused(registry, call, &grant, &mut reply, redirected, deadline) {
             None => Ok((reply, redirected)),
             Some(why) => Err(refused(format!(
                 "{why}, with a fresh token too; check that this identity may use this registry \
                  and that the registry is in the token's region"
             ))),
         }
+    }
+
+    /// Why the token was refused, if it was. A HEAD's 403 does not say whether that is what it
+    /// refuses: the words are in the body that a GET has.
+    fn refused(
+        &self,
+        registry: &Registry,
+        call: Call<'_>,
+        grant: &Grant,
+        reply: &mut Incoming,
+        redirected: bool,
+        deadline: Instant,
+    ) -> Option<String> {
+        if redirected {
+            return None;
+        }
+        if call.method != "HEAD" || reply.status != 403 {
+            return refusal(registry, reply);
+        }
+        let (url, headers) = (
+            Url::of(registry, call.target),
+            authorized(call.headers, grant),
+        );
+        let asked = self.send_once(call, "GET", &url, &headers, deadline);
+        refusal(registry, &mut asked.ok()?)
     }
 
     /// Sends a request without a body and follows where the registry points, if so wanted.
@@ -465,14 +491,6 @@ fn blob_headers(headers: &Headers) -> Headers {
 
 fn is_redirect(reply: &Incoming) -> bool {
     matches!(reply.status, 301 | 302 | 303 | 307 | 308) && reply.headers.first("location").is_some()
-}
-
-fn refusal_unless(redirected: bool, registry: &Registry, reply: &mut Incoming) -> Option<String> {
-    if redirected {
-        None
-    } else {
-        refusal(registry, reply)
-    }
 }
 
 /// Says whether the reply refuses our token, rather than what was asked: 401; 403 that speaks of
