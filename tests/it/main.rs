@@ -28,6 +28,7 @@ mod listings;
 mod login;
 mod pages;
 mod pool;
+mod protocol;
 mod protocol_content;
 mod protocol_errors;
 mod protocol_outage;
