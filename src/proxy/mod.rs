@@ -322,7 +322,7 @@ impl Exchange {
         // §15).
         let stage = match incoming.status {
             // Of a proxy on the way to the registry: no client of ours can log in there.
-            407 => Some(Stage::Refused),
+            407 => Some(Stage::Transfer),
             200..=299 | 304 | 400..=599 => None,
             301 | 302 | 303 | 307 | 308 if redirect::is_passed(self) => None,
             300..=399 => Some(Stage::Redirect),

@@ -106,10 +106,10 @@ fn fetch(
 }
 
 /// Why an older answer may stand in for this one, if it may: upstream is out of order, throttles,
-/// or refuses our own credentials. What it says of the list itself stands.
+/// sends us somewhere else, or refuses our own credentials. What it says of the list itself stands.
 pub(super) fn excuse(registry: &Registry, refused: &Refused) -> Option<UpstreamError> {
     let status = refused.status;
-    let excused = matches!(status, 401 | 403 | 429 | 500..=599);
+    let excused = matches!(status, 300..=399 | 401 | 403 | 407 | 429 | 500..=599);
     excused.then(|| fault(registry, Stage::Transfer, format!("it answered {status}")))
 }
 

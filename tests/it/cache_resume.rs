@@ -249,6 +249,11 @@ fn kills_at_random_points_never_leave_a_wrong_blob() {
         std::thread::sleep(Duration::from_millis((random >> 33) % 420));
         cached.kill();
         drop(begun);
+        // What it sent last has been seen by now, or never will be.
+        wait_until("its connections are gone", SOON, || {
+            let open = [Server::Registry, Server::S3].map(|of| cached.standin.connections(of));
+            open == [0, 0]
+        });
         let had = cached.partials().get(&digest).copied().unwrap_or_default();
         let complete = cached.has(&digest);
         let (asked, sent) = (

@@ -245,6 +245,32 @@ fn chunks_out_of_order_and_empty_blobs_are_refused_in_the_registrys_words() {
 }
 
 #[test]
+fn a_chunk_out_of_order_is_told_where_the_upload_stands() {
+    let options = Options {
+        quirks: Quirks::none(),
+        ..Options::default()
+    };
+    let front = Front::with(options, &[]);
+    let begun = front.call("POST", UPLOADS, &[], b"");
+    let chunk = |target: &str, range: &str, body: &[u8]| {
+        front.call("PATCH", target, &[("Content-Range", range)], body)
+    };
+    let first = chunk(&location(&front, &begun), "0-4", b"abcde");
+    assert_eq!((first.status, first.header("Range")), (202, Some("0-4")));
+    let target = location(&front, &first);
+    let gap = chunk(&target, "7-9", b"hij");
+    assert_eq!((gap.status, gap.header("Range")), (416, Some("0-4")));
+    assert_eq!(error_of(&gap).0, "BLOB_UPLOAD_INVALID");
+    let state = front.get(&target);
+    assert_eq!((state.status, state.header("Range")), (204, Some("0-4")));
+    let second = chunk(&location(&front, &state), "5-6", b"fg");
+    assert_eq!((second.status, second.header("Range")), (202, Some("0-6")));
+    let digest = digest(b"abcdefg");
+    let put = with_digest(&location(&front, &second), &digest);
+    assert_eq!(front.call("PUT", &put, &[], b"").status, 201);
+}
+
+#[test]
 fn every_refusal_is_an_error_document() {
     let front = Front::start();
     front.standin.put_image("team/app", "1.0", &[]);

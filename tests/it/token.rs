@@ -3,9 +3,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use standin::{Dns, Fault, Match, Options, Server, Standin};
+use standin::{Dns, Fault, Match, Options, Seen, Server, Standin};
 
-use crate::support::{Front, Proxy, Response, SOON, error_of, wait_until};
+use crate::support::{Cached, Front, Proxy, Response, SOON, Scratch, error_of, wait_until};
 
 const MANIFEST: &str = "/v2/team/app/manifests/1.0";
 
@@ -97,6 +97,44 @@ fn a_head_with_an_expired_token_renews_it() {
         (front.token_calls(), front.standin.pending_faults()),
         (2, 0)
     );
+}
+
+#[test]
+fn bug_a_head_with_an_expired_token_was_passed_on_as_refused() {
+    let refused = |seen: &[Seen]| seen.iter().filter(|s| s.status == Some(403)).count();
+    for cache in ["off", ""] {
+        let options = Options::default();
+        let settings = [("CACHE_DIR", cache), ("CACHE_TAG_TTL", "0s")];
+        let settings = if cache.is_empty() {
+            &settings[1..]
+        } else {
+            &settings
+        };
+        let cached = Cached::on(Scratch::new(), options, settings);
+        let image = cached.standin.put_image("team/app", "1.0", &[]);
+        assert_eq!(cached.get(MANIFEST).status, 200);
+        for target in [MANIFEST, &format!("/v2/team/app/blobs/{}", image.config)] {
+            std::thread::sleep(Duration::from_millis(1100));
+            cached.standin.expire_tokens();
+            let head = cached.head(target);
+            assert_eq!(head.status, 200, "{target}");
+            assert_ne!(head.header("X-Cache"), Some("STALE"), "{target}");
+        }
+        // A HEAD of what may not be seen costs a look at the reason, and no new token.
+        let tokens = cached.seen(Server::Api).len();
+        let denied = Fault::registry_error(403, "DENIED", "not authorized to perform: ecr:X");
+        let pick = Match::registry().path("/v2/secret/").always();
+        cached.standin.fault(pick, denied);
+        let before = refused(&cached.standin.requests());
+        assert_eq!(
+            cached
+                .head(&format!("/v2/secret/blobs/{}", image.config))
+                .status,
+            403
+        );
+        assert_eq!(refused(&cached.standin.requests()), before + 2);
+        assert_eq!(cached.seen(Server::Api).len(), tokens);
+    }
 }
 
 #[test]
