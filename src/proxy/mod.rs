@@ -130,7 +130,7 @@ impl Proxy {
             .read(request, &|| self.parts.own_registry())
         {
             Ok(meant) => meant,
-            Err(error) => return Answer::Now(refuse(&error)),
+            Err(error) => return Answer::Now(refuse(&not_there(error, &request.method))),
         };
         let echo = meant.namespace.clone();
         let methods = access.methods(&meant.route);
@@ -179,6 +179,15 @@ impl Parts {
     fn own_registry(&self) -> Option<Registry> {
         let known = self.upstream.default_registry(Instant::now());
         known.ok().or_else(|| self.cache.as_ref()?.remembered())
+    }
+}
+
+/// Nothing is there under what can be no tag: who asks for it is told so, as a registry does (the
+/// conformance suite asks for `.INVALID_MANIFEST_NAME`). That no tag is like that, a PUT is told.
+fn not_there(error: OciError, method: &str) -> OciError {
+    match error.code {
+        ErrorCode::TagInvalid if method != "PUT" => error.with_status(404),
+        _ => error,
     }
 }
 

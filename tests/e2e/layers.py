@@ -15,6 +15,7 @@ import argparse
 import http.client
 import json
 import os
+import re
 import ssl
 import threading
 import time
@@ -82,9 +83,12 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(404, b"<Error><Code>NoSuchKey</Code></Error>")
         size = os.path.getsize(path)
         first, last, status = 0, size - 1, 200
-        wanted = self.headers.get("Range", "")
-        if wanted.startswith("bytes=") and "," not in wanted:
-            start, _, end = wanted[6:].partition("-")
+        # S3 sends the whole for more than one range, and for one that ends before it begins.
+        wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+        start, end = wanted.groups() if wanted else ("", "")
+        if start and end and int(start) > int(end):
+            start, end = "", ""
+        if start or end:
             first = int(start) if start else max(0, size - int(end))
             last = min(last, int(end)) if start and end else last
             status = 206

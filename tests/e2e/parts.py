@@ -177,13 +177,26 @@ class Bench:
         wait_port(process, port, ip)
         return Registry(process, port, tls)
 
-    def proxy(self, env, name="proxy", wait_ready=True, wrap=()):
+    def front(self, registry, *flags, tls=None):
+        """A reverse proxy before a registry that has ECR's ways (`front.py`)."""
+        port = free_port()
+        command = [sys.executable, os.path.join(HERE, "front.py"), str(port), *flags]
+        command += ["--registry", registry.address, "--token", basic()]
+        if tls:
+            command += ["--tls", tls.chain, tls.key]
+        process = self.start("front", command)
+        wait_port(process, port)
+        return Front(process, port, tls)
+
+    def proxy(self, env, name="proxy", wait_ready=True, wrap=(), tls=None):
         """The proxy under test, on a port of its own choice, logging at DEBUG and without a cache
-        unless `env` says otherwise; `wrap` is a command that becomes it."""
+        unless `env` says otherwise; `wrap` is a command that becomes it, `tls` makes it https."""
+        if tls:
+            env = {"ENABLE_SSL": "true", "SSL_CERTIFICATE": tls.chain, "SSL_KEY": tls.key, **env}
         env = {"LISTEN_HOST": "127.0.0.1", "LISTEN_PORT": "0", "LOG_LEVEL": "DEBUG",
                "CACHE_DIR": "off", **env}
         process = self.start(name, [*wrap, *proxy_command()], env)
-        proxy = Proxy(process, wait_listening(process))
+        proxy = Proxy(process, wait_listening(process), tls)
         if wait_ready:
             wait_until(process, "a token (/readyz 200)", lambda: proxy.get("/readyz").status == 200)
         return proxy
@@ -222,8 +235,9 @@ class Host:
         self.address = f"localhost:{port}" if tls else f"127.0.0.1:{port}"
         self.url = ("https://" if tls else "http://") + self.address
 
-    def request(self, method, target, body=None, headers=None, timeout=60):
-        """One request on a connection of its own; the reply with `.body` read to its end."""
+    def request(self, method, target, body=None, headers=None, timeout=60, broken=False):
+        """One request on a connection of its own; the reply with `.body` read to its end, which
+        may come too early if `broken` says so."""
         if self.tls:
             context = ssl.create_default_context(cafile=self.tls.ca)
             connection = http.client.HTTPSConnection(self.address, timeout=timeout, context=context)
@@ -232,7 +246,12 @@ class Host:
         try:
             connection.request(method, target, body=body, headers=headers or {})
             reply = connection.getresponse()
-            reply.body = reply.read()
+            try:
+                reply.body = reply.read()
+            except http.client.IncompleteRead as error:
+                if not broken:
+                    raise
+                reply.body = error.partial
             return reply
         finally:
             connection.close()
@@ -314,6 +333,18 @@ class Registry(Host):
         headers = {"Authorization": basic()}
         target = f"/v2/{repository}/blobs/{digest}"
         return self.request("HEAD", target, headers=headers).status in (200, 307)
+
+
+class Front(Registry):
+    """ECR, as far as a registry can be told from it."""
+
+    def seen(self):
+        """How many requests of each kind came, such as `GET blob`."""
+        return json.loads(self.get("/-/seen").body)
+
+    def expire(self, count):
+        """The next requests have an expired token."""
+        self.request("POST", f"/-/expire?{count}")
 
 
 class Proxy(Host):
