@@ -63,7 +63,7 @@ fn what_is_refused_here_has_its_code() {
         let before = cached.calls();
         for (target, status, code) in [
             ("/v2/team/App/tags/list".to_owned(), 400, "NAME_INVALID"),
-            ("/v2/team/app/manifests/.x".to_owned(), 400, "TAG_INVALID"),
+            ("/v2/team/app/manifests/.x".to_owned(), 404, "TAG_INVALID"),
             ("/v2/team/app/blobs/sha256:00".into(), 400, "DIGEST_INVALID"),
             (
                 "/v2/team/app/manifests/sha512:00".into(),
