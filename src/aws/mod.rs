@@ -7,6 +7,8 @@ pub mod credentials;
 pub mod ecr;
 mod endpoint;
 mod fault;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod imds;
 mod sigv4;
 mod skew;

@@ -81,7 +81,7 @@ fn read(output: &Secret<Vec<u8>>, source: &str) -> Result<Credentials, String> {
 }
 
 /// Splits a command line as a POSIX shell would, without expanding anything.
-fn split(command: &str) -> Result<Vec<String>, &'static str> {
+pub(super) fn split(command: &str) -> Result<Vec<String>, &'static str> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut quote = None;

@@ -2,6 +2,8 @@
 //! else it says of the way to AWS. Must not: keep credentials.
 
 mod files;
+#[cfg(fuzzing)]
+pub(in crate::aws) mod fuzz;
 mod ini;
 mod plan;
 

@@ -152,6 +152,18 @@ fn expanded(path: &Path, home: Option<&Path>) -> PathBuf {
 }
 
 impl Profiles {
+    /// The sections of a config file and of a credentials file, for the fuzzer.
+    #[cfg(fuzzing)]
+    pub(super) fn of(
+        config: Vec<(String, Properties)>,
+        credentials: Vec<(String, Properties)>,
+    ) -> Self {
+        let mut profiles = Self::default();
+        profiles.add_config(config);
+        profiles.add_credentials(credentials);
+        profiles
+    }
+
     /// The profile of that name.
     pub(super) fn get(&self, name: &str) -> Option<&Properties> {
         self.profiles.get(name)

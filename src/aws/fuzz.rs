@@ -1,0 +1,14 @@
+//! What the fuzzer calls of the AWS side; compiled for it alone. Owns: what must hold of any bytes.
+//! Must not: be part of the program.
+
+use super::credentials::profile;
+
+/// A shared credentials or config file.
+///
+/// # Panics
+/// When a fault shows a value, or a section has no name.
+pub fn profile(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        profile::fuzz::profile(text);
+    }
+}
