@@ -59,9 +59,10 @@ pub struct Limits {
     pub head: Duration,
     /// Longest wait for the next piece of a request body.
     pub body_idle: Duration,
-    /// Longest wait for a client to take the next piece of a reply.
+    /// Longest wait for a client to take the next piece of a reply: three windows of `min_rate`, as
+    /// `pace` says.
     pub write_idle: Duration,
-    /// Who sends a body or takes a reply slower than this is cut.
+    /// Who sends a body slower than this is cut; who takes a reply, over three such windows.
     pub min_rate: MinRate,
     /// Longest time a closing connection is read from, so that the client sees the reply.
     pub linger: Duration,
@@ -79,7 +80,7 @@ impl Limits {
             idle: Duration::from_secs(75),
             head: Duration::from_secs(20),
             body_idle: Duration::from_secs(60),
-            write_idle: Duration::from_secs(60),
+            write_idle: Duration::from_secs(180),
             min_rate: MinRate {
                 bytes_per_second: 256,
                 window: Duration::from_secs(60),
