@@ -61,7 +61,8 @@ class Answer(Exception):
         super().__init__(status)
         self.status, self.body = status, body
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        self.headers = {"Content-Type": media_type, **named}
+        version = {"Docker-Distribution-API-Version": "registry/2.0"}
+        self.headers = {"Content-Type": media_type, **version, **named}
 
 
 def refusal(status, code, message):
@@ -151,8 +152,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def list_names(self, kind, path, query):
         parameters = dict(pair.partition("=")[::2] for pair in query.split("&") if pair)
-        count = int(parameters.get("n") or PAGE)
-        if not 0 < count <= PAGE_MAX:
+        count = parameters.get("n") or str(PAGE)
+        if not count.isdigit() or not 0 < int(count) <= PAGE_MAX:
             why = "Invalid parameter at 'maxResults' failed to satisfy constraint: 'must be less " \
                 "than or equal to 1000'"
             raise refusal(405, "UNSUPPORTED", why)
@@ -166,7 +167,7 @@ class Handler(BaseHTTPRequestHandler):
             names = self.state.cursors[path, cursor]
         else:
             raise refusal(405, "UNSUPPORTED", "Invalid parameter at 'nextToken'")
-        page, rest = names[:count], names[count:]
+        page, rest = names[:int(count)], names[int(count):]
         listing = {field: page} if name is None else {"name": name, field: page}
         links = {}
         if rest:
