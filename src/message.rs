@@ -112,6 +112,18 @@ pub struct Peer {
     pub certificate: Certificate,
 }
 
+impl Peer {
+    /// A client on a unix socket, without TLS.
+    pub const fn on_unix_socket() -> Self {
+        Self {
+            address: None,
+            port: 0,
+            tls: false,
+            certificate: Certificate::NotAsked,
+        }
+    }
+}
+
 /// The client's certificate on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Certificate {
@@ -398,12 +410,7 @@ mod tests {
     #[test]
     fn a_slot_is_answered_once_and_only_while_it_is_open() {
         let desk = Desk::default();
-        let peer = Peer {
-            address: None,
-            port: 0,
-            tls: false,
-            certificate: Certificate::NotAsked,
-        };
+        let peer = Peer::on_unix_socket();
         desk.open("1", peer.clone());
         assert_eq!(desk.take_up("1"), Some(peer.clone()));
         assert_eq!(desk.take_up("1"), None);
@@ -422,12 +429,7 @@ mod tests {
             method: "GET".into(),
             target: "/v2/?a?b".into(),
             headers: Headers::new(),
-            peer: Peer {
-                address: None,
-                port: 0,
-                tls: false,
-                certificate: Certificate::NotAsked,
-            },
+            peer: Peer::on_unix_socket(),
             id: "1".into(),
         };
         assert_eq!((request.path(), request.query()), ("/v2/", Some("a?b")));

@@ -14,7 +14,7 @@ use super::lanes::Lanes;
 use super::stream::{Listener, Stream};
 use super::tls::{NO_ROOM_ALERT, Tls};
 use super::{CONNECTION_STACK_BYTES, Limits};
-use crate::message::{Certificate, Desk, Peer};
+use crate::message::{Desk, Peer};
 use crate::{log, metrics};
 
 /// First pause after accept failed for want of descriptors or memory; doubles up to the next.
@@ -165,8 +165,7 @@ fn admit(shared: &Arc<Shared>, stream: Stream, address: Option<SocketAddr>) {
     let peer = Peer {
         address: ip,
         port: address.map_or(0, |address| address.port()),
-        tls: false,
-        certificate: Certificate::NotAsked,
+        ..Peer::on_unix_socket()
     };
     let thread = std::thread::Builder::new().name(format!("conn-{}", entry.number()));
     let (run_shared, run_entry) = (Arc::clone(shared), Arc::clone(&entry));

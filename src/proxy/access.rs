@@ -158,7 +158,7 @@ const fn hex(digit: u8) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Certificate, Headers, Peer};
+    use crate::message::{Headers, Peer};
 
     fn access(read_only: bool, repositories: &str) -> Access {
         let settings = AccessSettings {
@@ -174,12 +174,7 @@ mod tests {
             method: "POST".into(),
             target: target.into(),
             headers: Headers::new(),
-            peer: Peer {
-                address: None,
-                port: 0,
-                tls: false,
-                certificate: Certificate::NotAsked,
-            },
+            peer: Peer::on_unix_socket(),
             id: "1".into(),
         }
     }

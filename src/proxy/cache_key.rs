@@ -59,19 +59,14 @@ fn render(key: &CacheKey, request: &Request, path: &str) -> String {
 mod tests {
     use super::*;
     use crate::config::Settings;
-    use crate::message::{Certificate, Headers, Peer};
+    use crate::message::{Headers, Peer};
 
     fn request(method: &str, target: &str, host: &str, team: &str) -> Request {
         Request {
             method: method.into(),
             target: target.into(),
             headers: Headers::from_iter([("Host", host), ("X-Team", team)]),
-            peer: Peer {
-                address: None,
-                port: 0,
-                tls: false,
-                certificate: Certificate::NotAsked,
-            },
+            peer: Peer::on_unix_socket(),
             id: "1".into(),
         }
     }

@@ -204,7 +204,7 @@ fn unquoted(text: &str, wanted: &[u8]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Certificate, Peer};
+    use crate::message::Peer;
 
     const OWN: &str = "http://proxy:8080";
 
@@ -220,12 +220,7 @@ mod tests {
             method: "GET".into(),
             target: "/v2/".into(),
             headers: fields.iter().copied().collect(),
-            peer: Peer {
-                address: None,
-                port: 0,
-                tls: false,
-                certificate: Certificate::NotAsked,
-            },
+            peer: Peer::on_unix_socket(),
             id: "1".into(),
         }
     }

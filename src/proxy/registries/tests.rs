@@ -1,7 +1,7 @@
 //! Every way to name a registry, and what names none.
 
 use super::*;
-use crate::message::{Certificate, Headers, Peer};
+use crate::message::{Headers, Peer};
 
 const EU: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 const US: &str = "210987654321.dkr.ecr.us-east-1.amazonaws.com";
@@ -17,12 +17,7 @@ fn request(method: &str, target: &str) -> Request {
         method: method.into(),
         target: target.into(),
         headers: Headers::new(),
-        peer: Peer {
-            address: None,
-            port: 0,
-            tls: false,
-            certificate: Certificate::NotAsked,
-        },
+        peer: Peer::on_unix_socket(),
         id: "1".into(),
     }
 }
