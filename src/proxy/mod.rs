@@ -327,17 +327,7 @@ impl Exchange {
             upstream: Some(incoming.status.to_string()),
             ..Outcome::default()
         };
-        // A 101 would end HTTP on the client's connection; past 599 there is no status (RFC 9110
-        // §15).
-        let stage = match incoming.status {
-            // Of a proxy on the way to the registry: no client of ours can log in there.
-            407 => Some(Stage::Transfer),
-            200..=299 | 304 | 400..=599 => None,
-            301 | 302 | 303 | 307 | 308 if redirect::is_passed(self) => None,
-            300..=399 => Some(Stage::Redirect),
-            _ => Some(Stage::Transfer),
-        };
-        if let Some(stage) = stage {
+        if let Some(stage) = self.no_answer(method, incoming.status) {
             let reason = format!("answered {} to a {method}", incoming.status);
             let to = registry.url();
             return Err(UpstreamError { stage, to, reason });
@@ -384,6 +374,32 @@ impl Exchange {
             | Route::Upload(_)
             | Route::Uploads(_) => Ok(reply),
         }
+    }
+}
+
+impl Exchange {
+    /// What is wrong with a status that is no answer to this exchange.
+    fn no_answer(&self, method: &str, status: u16) -> Option<Stage> {
+        let sent = |name| self.headers.first(name).is_some();
+        let is_upload = matches!(self.route, Route::Upload(_) | Route::Uploads(_));
+        let is_answer = match status {
+            // A part that nobody asked for would be taken for the whole.
+            206 => sent("Range"),
+            201..=299 => is_upload || !matches!(method, "GET" | "HEAD"),
+            304 => sent("If-Modified-Since"),
+            301 | 302 | 303 | 307 | 308 => redirect::is_passed(self),
+            // Of a proxy on the way to the registry: no client of ours can log in there.
+            407 => false,
+            // A 101 would end HTTP on the client's connection; past 599 there is no status (RFC
+            // 9110 §15).
+            200 | 400..=599 => true,
+            _ => false,
+        };
+        let stage = match status {
+            300..=399 => Stage::Redirect,
+            _ => Stage::Transfer,
+        };
+        (!is_answer).then_some(stage)
     }
 }
 
