@@ -3,7 +3,8 @@
 
   front.py PORT --registry HOST:PORT --token BASIC [--quirks] [--tls CERT KEY]
 
-Requests without the token are refused. It adds what the specification has and a docker-registry
+Requests without a token are refused; any call of the ECR API here (`AWS_ENDPOINT_URL_ECR`) gives out
+a new one, besides which the one given is good for ever. It adds what the specification has and a docker-registry
 lacks: the referrers API, and 416 for a chunk out of order. With `--quirks` it answers as ECR does:
 
 * `tags/list` and `_catalog` as text/plain, in pages of 100 (at most 1000) and in no order, with an
@@ -13,8 +14,8 @@ lacks: the referrers API, and 416 for a chunk out of order. With `--quirks` it a
   upload without a byte is refused
 * a wrong token is 401 in plain text; blobs cannot be deleted
 
-`GET /-/seen` tells how many requests of each kind came; `POST /-/expire?N` answers the next N as
-those of an expired token (403 in plain text, without a challenge).
+`GET /-/seen` tells how many requests of each kind came. After `POST /-/expire` the tokens that were
+given out are refused as expired ones are: 403 in plain text, without a challenge.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import json
 import re
 import ssl
 import threading
+import time
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -45,7 +47,8 @@ class State:
         self.options = options
         self.lock = threading.Lock()
         self.seen = {}
-        self.expired = 0
+        # Tokens that were given out: true for good ones.
+        self.tokens = {}
         # Bytes of each upload: of the first piece, and of all.
         self.uploads = {}
         # Listings that were begun: the cursor as it was sent, and the names that are left.
@@ -95,8 +98,11 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/-/seen":
             raise Answer(200, json.dumps(state.seen).encode())
         if path == "/-/expire":
-            state.expired = int(query)
+            with state.lock:
+                state.tokens = dict.fromkeys(state.tokens, False)
             raise Answer(200, b"")
+        if "X-Amz-Target" in self.headers:
+            self.give_token()
         kind, repository, name = kind_of(path)
         with state.lock:
             counted = f"{self.command} {kind}"
@@ -124,17 +130,26 @@ class Handler(BaseHTTPRequestHandler):
 
     # === ECR's ways ===
 
-    def check_token(self):
+    def give_token(self):
+        """GetAuthorizationToken; whoever may have one is not judged here."""
+        self.read_all()
         with self.state.lock:
-            expired = self.state.expired > 0
-            self.state.expired -= expired
-        if expired:
-            self.close_connection = True
+            token = base64.b64encode(f"AWS:token-{len(self.state.tokens)}".encode()).decode()
+            self.state.tokens[f"Basic {token}"] = True
+        data = {"authorizationToken": token, "expiresAt": time.time() + 12 * 3600,
+                "proxyEndpoint": self.base()}
+        answer = json.dumps({"authorizationData": [data]}).encode()
+        raise Answer(200, answer, "application/x-amz-json-1.1")
+
+    def check_token(self):
+        given = self.headers.get("Authorization")
+        if given == self.state.options.token or self.state.tokens.get(given):
+            return
+        self.close_connection = True
+        if given in self.state.tokens:
             raise Answer(403, EXPIRED, "text/plain; charset=utf-8")
-        if self.headers.get("Authorization") != self.state.options.token:
-            self.close_connection = True
-            challenge = {"Www_Authenticate": CHALLENGE}
-            raise Answer(401, b"Not Authorized\n", "text/plain; charset=utf-8", **challenge)
+        raise Answer(401, b"Not Authorized\n", "text/plain; charset=utf-8",
+                     WWW_Authenticate=CHALLENGE)
 
     def with_quirks(self, kind, status, headers, first):
         dropped = set()

@@ -42,6 +42,10 @@ class Layout:
         index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}
         return self._tag(tag, self._json(index, INDEX))
 
+    def is_index(self, tag):
+        """Whether a tag is that of a multi-arch image."""
+        return self.tags[tag]["mediaType"] == INDEX
+
     def read(self, digest):
         """The bytes of a blob or manifest."""
         with open(os.path.join(self.folder, "blobs", *digest.split(":")), "rb") as file:

@@ -342,9 +342,9 @@ class Front(Registry):
         """How many requests of each kind came, such as `GET blob`."""
         return json.loads(self.get("/-/seen").body)
 
-    def expire(self, count):
-        """The next requests have an expired token."""
-        self.request("POST", f"/-/expire?{count}")
+    def expire(self):
+        """The tokens that it gave out are refused from now on."""
+        self.request("POST", "/-/expire")
 
 
 class Proxy(Host):
