@@ -239,16 +239,18 @@ fn send_pieces(
         }
         frame(socket, &format!("{length:x}\r\n"))?;
         match piece {
-            Piece::Bytes(bytes) => socket.write_all(bytes).map_err(WriteFault::Client)?,
+            Piece::Bytes(bytes) => {
+                socket.write_all(bytes).map_err(WriteFault::Client)?;
+                *sent += length;
+            }
             Piece::End => {}
             Piece::File {
                 file,
                 offset,
                 length,
-            } => send_file(socket, file, offset, length)?,
+            } => send_file(socket, file, (offset, length), sent)?,
         }
         frame(socket, "\r\n")?;
-        *sent += length;
     }
 }
 
@@ -262,7 +264,13 @@ fn end_pieces(framing: Framing, sent: u64) -> Result<(), WriteFault> {
     }
 }
 
-fn send_file(socket: &mut Socket, file: &File, offset: u64, length: u64) -> Result<(), WriteFault> {
+/// Counts as it goes: of a whole file that is cut half-way, half was sent.
+fn send_file(
+    socket: &mut Socket,
+    file: &File,
+    (offset, length): (u64, u64),
+    sent: &mut u64,
+) -> Result<(), WriteFault> {
     let mut done = 0;
     while done < length {
         match socket.send_file(file, offset + done, length - done) {
@@ -271,7 +279,10 @@ fn send_file(socket: &mut Socket, file: &File, offset: u64, length: u64) -> Resu
                     "the cached file is too short".to_owned(),
                 ));
             }
-            Ok(count) => done += count,
+            Ok(count) => {
+                done += count;
+                *sent += count;
+            }
             Err(error) => return Err(WriteFault::Client(error)),
         }
     }
@@ -428,6 +439,29 @@ mod tests {
         let (_, clean, done) = written(reply(200, stream(b"hell", Some(5))), context(true, false));
         assert!(!clean && !done.keep_alive);
         assert!(matches!(done.fault, Some(WriteFault::Source(_))));
+    }
+
+    #[test]
+    fn a_file_that_is_too_short_counts_what_was_sent() {
+        struct Short(File);
+        impl Pieces for Short {
+            fn next(&mut self) -> io::Result<Piece<'_>> {
+                Ok(Piece::File {
+                    file: &self.0,
+                    offset: 0,
+                    length: u64::MAX,
+                })
+            }
+        }
+        let file = File::open("Cargo.toml").unwrap();
+        let size = file.metadata().unwrap().len();
+        let body = Body::Pieces {
+            pieces: Box::new(Short(file)),
+            length: Some(u64::MAX),
+        };
+        let (_, clean, done) = written(reply(200, body), context(true, false));
+        // bug: a reply that was cut in its first piece was logged with `bytes=0`.
+        assert!(!clean && done.bytes == size, "{}", done.bytes);
     }
 
     #[test]

@@ -184,23 +184,17 @@ impl Socket {
         Ok(sent? as u64)
     }
 
+    /// One piece at a time, so that of what is cut half-way is known what was sent.
     fn copy_file(&mut self, file: &File, offset: u64, most: usize) -> io::Result<u64> {
         let mut piece = vec![0; most.min(TLS_PIECE_BYTES)];
-        let mut sent = 0;
-        while sent < most {
-            let room = piece.len().min(most - sent);
-            let room = piece.get_mut(..room).unwrap_or_default();
-            let count = match file.read_at(room, offset + sent as u64) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                read => read?,
-            };
-            if count == 0 {
-                break;
+        let count = loop {
+            match file.read_at(&mut piece, offset) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read?,
             }
-            self.write_all(piece.get(..count).unwrap_or_default())?;
-            sent += count;
-        }
-        Ok(sent as u64)
+        };
+        self.write_all(piece.get(..count).unwrap_or_default())?;
+        Ok(count as u64)
     }
 
     /// Says that nothing more will be written. What is read afterwards is no longer decrypted.

@@ -90,8 +90,8 @@ pub(super) static ROWS: &[Setting] = &[
         name: "MIN_RATE",
         group: Group::Limits,
         preset: Preset::Value("256"),
-        meaning: "Bytes a second over 60 s of waiting for the client (180 s for who takes a reply); \
-                  slower ones are cut. `0` switches it off.",
+        meaning: "Bytes a second over 60 s of waiting for the client (180 s for who takes a \
+                  reply); slower ones are cut. `0` switches it off.",
         state: text(Unit::Size, "bytes a second, or with k", parse::min_rate),
         ..ROW
     },
