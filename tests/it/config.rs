@@ -43,7 +43,7 @@ fn help_lists_every_setting_and_command() {
             let found = words.any(|word| word == flag || word == setting.name);
             assert!(found, "{}", setting.name);
         }
-        for command in ["serve", "health", "settings"] {
+        for command in ["serve", "check", "health", "settings"] {
             assert!(help.out.contains(&format!("\n  {command} ")), "{command}");
         }
     }
@@ -90,7 +90,7 @@ fn what_is_not_built_is_refused_by_name() {
             assert!(refused.err.contains(&told), "{}", refused.err);
         }
     }
-    for command in ["pull", "check", "export"] {
+    for command in ["pull", "verify", "export"] {
         let refused = run(&[command, "x"], &[]);
         assert_eq!(refused.code, Some(64));
         assert!(refused.err.contains("not built yet"), "{}", refused.err);

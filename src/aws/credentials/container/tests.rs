@@ -215,7 +215,7 @@ fn a_token_file_that_is_no_token_is_told_and_nothing_is_sent() {
     bench.api.reply(json(200, DOCUMENT));
     assert!(bench.source.fetch().is_ok(), "at the limit");
     let folder = self::bench(ContainerSettings {
-        authorization_token_file: Some(std::env::temp_dir()),
+        authorization_token_file: Some(file.0.path().to_owned()),
         ..full(POD_IDENTITY)
     });
     assert!(folder.fault().contains("not a regular file"));
