@@ -43,7 +43,7 @@ fn help_lists_every_setting_and_command() {
             let found = words.any(|word| word == flag || word == setting.name);
             assert!(found, "{}", setting.name);
         }
-        for command in ["serve", "health", "settings"] {
+        for command in ["serve", "check", "health", "settings"] {
             assert!(help.out.contains(&format!("\n  {command} ")), "{command}");
         }
     }

@@ -1,5 +1,5 @@
-//! What the fuzzer calls of the shared AWS files; compiled for it alone. Owns: what must hold of any
-//! text. Must not: be part of the program.
+//! What the fuzzer calls of the shared AWS files; compiled for it alone. Owns: what must hold of
+//! any text. Must not: be part of the program.
 
 use super::files::Profiles;
 use super::{ini, plan, process};
