@@ -6,8 +6,9 @@ import load
 from checks import check, want
 
 HEALTH_MS_MAX = 10 * load.HEALTH_MS_MAX
-# Longer than the idle limit and the time over which MIN_RATE is judged, 180 s each.
-HOLD_SECONDS = 210
+# `make load` holds on for longer than the idle limit and MIN_RATE's time, 180 s each; who is cut by
+# them is shown by the integration tests `slow` and `slow_tls`, with shorter ones.
+HOLD_SECONDS = 45
 SLOW_SECONDS = 15
 REQUESTS = 3000
 # Memory of so few requests has not settled yet; `make load` holds the full count to 10 %.
@@ -17,11 +18,10 @@ GROWTH_MAX = 0.5
 @check("bench")
 def two_hundred_slow_readers_disturb_nobody(fixtures, bench):
     upstream = fixtures.load_upstream
-    health, factor, peak, cut = load.slow_readers(bench, upstream, seconds=HOLD_SECONDS)
+    health, factor, peak, _ = load.slow_readers(bench, upstream, seconds=HOLD_SECONDS)
     want(health < HEALTH_MS_MAX, f"/healthz took {health:.0f} ms")
     want(factor < 10 * load.PULL_FACTOR_MAX, f"a pull took {factor:.1f} times as long")
     want(peak < load.RESIDENT_MAX_MB, f"{peak:.1f} MB resident")
-    want(cut is not None, "who reads 100 bytes/s is still there")
 
 
 def slowhttptest_disturbs_nobody(fixtures, bench, mode):
