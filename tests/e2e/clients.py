@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import shutil
-import tempfile
+import uuid
 
 from parts import ECR_HOST, Failed, run, skopeo, wait_until
 
@@ -95,8 +95,8 @@ class Podman:
 
     def push(self, bench, address, layout, tag, name, ca=None, docker=False):
         """An image that was unpacked is packed anew: it has other digests than in the layout."""
-        with storage(bench, self.name) as (podman, folder, call):
-            source, target = f"oci:{layout.folder}:{tag}", f"docker://{address}/{name}"
+        with storage(bench, self.name, layout) as (podman, folder, call):
+            source, target = f"oci:{folder}/layout:{tag}", f"docker://{address}/{name}"
             kind = ["--format", "v2s2" if docker else "oci"]
             if layout.is_index(tag):
                 call(*podman, "manifest", "create", "pushed")
@@ -105,7 +105,7 @@ class Podman:
             else:
                 image = call(*podman, "pull", "--quiet", source).decode().strip()
                 push = ["push", "--quiet"]
-            return digest_in(folder, *podman, *push, *kind, *verifying(bench, ca), image, target,
+            return digest_in(bench.fresh("pushed"), *podman, *push, *kind, *verifying(bench, ca), image, target,
                              through=call)
 
 
@@ -160,22 +160,30 @@ PUSHERS = [Skopeo(), Podman(), Buildah(), Containerd()]
 
 
 @contextlib.contextmanager
-def storage(bench, program):
-    """podman or buildah with a storage of its own, the folder it is in, and how it is called."""
+def storage(bench, program, layout=None):
+    """podman or buildah with a storage of its own, the folder it is in, and how it is called. In
+    that folder `layout` leads to a layout: both make a name for an image of its path, which not
+    every path is fit for."""
     need_root(program)
-    folder = bench.fresh(program)
-    settings = os.path.join(folder, ".config", "containers")
+    home = bench.fresh(program)
+    settings = os.path.join(home, ".config", "containers")
     os.makedirs(settings)
     with open(os.path.join(settings, "policy.json"), "w") as file:
         json.dump({"default": [{"type": "insecureAcceptAnything"}]}, file)
-    env = {"PATH": os.environ["PATH"], "HOME": folder, "TMPDIR": folder}
+    env = {"PATH": os.environ["PATH"], "HOME": home, "TMPDIR": home}
     # podman takes no run root of more than 50 characters.
-    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as runroot:
+    folder = f"/tmp/e2e-{uuid.uuid4().hex[:12]}"
+    os.mkdir(folder, mode=0o700)
+    try:
+        if layout:
+            os.symlink(layout.folder, os.path.join(folder, "layout"))
         command = [program, "--root", os.path.join(folder, "root"), "--storage-driver", "vfs",
-                   "--runroot", runroot]
+                   "--runroot", os.path.join(folder, "run")]
         if program == "podman":
             command += ["--tmpdir", os.path.join(folder, "tmp")]
         yield command, folder, lambda *words: run(*words, env=env, timeout=PUSH_SECONDS)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
