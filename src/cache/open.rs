@@ -17,6 +17,8 @@ pub const FORMAT: u64 = 1;
 pub(super) const MARKER: &str = "aws-ecr-proxy-format";
 /// Where the layout goes in a directory that holds something else.
 pub(super) const SUBDIRECTORY: &str = "aws-ecr-proxy";
+/// Written and removed again. Opening a cache does not take it for somebody else's file.
+pub(super) const CHECK: &str = "temp-check";
 /// What a new file system puts into its root.
 const LOST_FOUND: &str = "lost+found";
 /// Made and removed in every folder at start; one name, so that crashes leave no heap of them.
@@ -117,7 +119,7 @@ pub(super) fn is_foreign(dir: &Path) -> io::Result<bool> {
         if name == MARKER {
             return Ok(false);
         }
-        foreign |= name != LOST_FOUND && name != super::probe::CHECK;
+        foreign |= name != LOST_FOUND && name != CHECK;
     }
     Ok(foreign)
 }

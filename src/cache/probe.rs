@@ -7,10 +7,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
 
-use super::open::{self, OpenError, SUBDIRECTORY};
+use super::open::{self, CHECK, OpenError, SUBDIRECTORY};
 
-/// Written and removed again. Opening a cache does not take it for somebody else's file.
-pub(super) const CHECK: &str = "temp-check";
 /// What is written: a full disk takes the name of a file, but no content.
 const CHECK_BYTES: [u8; 4096] = [0; 4096];
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Settings;
-use super::parse::time;
+use super::parse::{size, time};
 
 /// `CACHE_DIR`
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,23 +106,6 @@ pub(super) fn max_size(settings: &mut Settings, text: &str) -> Result<(), String
     Ok(())
 }
 
-/// A whole number of bytes, or of `k`, `m`, `g` (1024 each), as nginx writes sizes.
-pub(super) fn size(text: &str) -> Option<u64> {
-    let (digits, unit) = match text.strip_suffix(|c: char| c.is_ascii_alphabetic()) {
-        None => (text, 1),
-        Some(digits) => match text.chars().last()?.to_ascii_lowercase() {
-            'k' => (digits, 1 << 10),
-            'm' => (digits, 1 << 20),
-            'g' => (digits, 1 << 30),
-            _ => return None,
-        },
-    };
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    digits.parse::<u64>().ok()?.checked_mul(unit)
-}
-
 pub(super) fn tag_ttl(settings: &mut Settings, text: &str) -> Result<(), String> {
     settings.cache_tag_ttl = match text {
         "forever" => TagTtl::Forever,
@@ -193,7 +176,7 @@ fn push_text(parts: &mut Vec<KeyPart>, text: &str) {
 mod tests {
     use super::*;
 
-    fn table_rows() -> Settings {
+    fn settings() -> Settings {
         Settings::default()
     }
 
@@ -222,11 +205,11 @@ mod tests {
             assert_eq!(size(bad), None, "{bad}");
         }
         assert!(
-            max_size(&mut table_rows(), "1k")
+            max_size(&mut settings(), "1k")
                 .unwrap_err()
                 .contains("at least 1m")
         );
-        let mut read = table_rows();
+        let mut read = settings();
         assert_eq!(
             (max_size(&mut read, "10m"), read.cache_max_size),
             (Ok(()), 10 << 20)
@@ -236,7 +219,7 @@ mod tests {
     #[test]
     fn times_to_live() {
         let ttl = |text| {
-            let mut read = table_rows();
+            let mut read = settings();
             tag_ttl(&mut read, text).map(|()| read.cache_tag_ttl)
         };
         assert_eq!(ttl("0s"), Ok(TagTtl::For(Duration::ZERO)));
@@ -250,11 +233,11 @@ mod tests {
     #[test]
     fn keys_are_templates() {
         let parts = |text| {
-            let mut read = table_rows();
+            let mut read = settings();
             key(&mut read, text).map(|()| read.cache_key.0)
         };
         assert_eq!(parts("$uri"), Ok(CacheKey::uri().0));
-        assert!(table_rows().cache_key.is_default());
+        assert!(settings().cache_key.is_default());
         let text = |text: &str| KeyPart::Text(text.to_owned());
         assert_eq!(
             parts("a-${scheme}://$host$uri$is_args$args|$http_x_team"),
@@ -279,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_directory_or_none() {
-        let mut read = table_rows();
+        let mut read = settings();
         assert_eq!(read.cache_dir, CacheDir::Unset);
         directory(&mut read, "off").unwrap();
         assert_eq!(read.cache_dir, CacheDir::Off);

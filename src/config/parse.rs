@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::table::{Accepts, Kind, Setting, State};
-use super::{Settings, UpstreamAuth, cache};
+use super::{Settings, UpstreamAuth};
 use crate::log::{Format, Level};
 use crate::oci::{self, Registry, Scheme};
 
@@ -142,6 +142,23 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
     ms.map(Duration::from_millis).ok_or_else(|| FORM.to_owned())
 }
 
+/// A whole number of bytes, or of `k`, `m`, `g` (1024 each), as nginx writes sizes.
+pub(super) fn size(text: &str) -> Option<u64> {
+    let (digits, unit) = match text.strip_suffix(|c: char| c.is_ascii_alphabetic()) {
+        None => (text, 1),
+        Some(digits) => match text.chars().last()?.to_ascii_lowercase() {
+            'k' => (digits, 1 << 10),
+            'm' => (digits, 1 << 20),
+            'g' => (digits, 1 << 30),
+            _ => return None,
+        },
+    };
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
 /// A time as [`time`] reads it, in the largest unit that is exact.
 pub(super) fn written(time: Duration) -> String {
     let ms = time.as_millis();
@@ -240,7 +257,7 @@ pub(super) fn url(text: &str) -> Result<String, String> {
 }
 
 pub(super) fn min_rate(settings: &mut Settings, text: &str) -> Result<(), String> {
-    let rate = cache::size(text).ok_or_else(String::new)?;
+    let rate = size(text).ok_or_else(String::new)?;
     if rate > MIN_RATE_MAX {
         return Err(format!(
             "more than {MIN_RATE_MAX} would cut clients behind slow lines"
