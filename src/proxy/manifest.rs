@@ -153,6 +153,18 @@ fn by_tag(pull: &Pull<'_>, repository: &Repository, tag: &Tag) -> Reply {
     answer(pull, &key, asked)
 }
 
+/// With the type of what we hold in `Accept`, for a registry that says 404 of what is there to who
+/// does not name its type, but takes everything (docker-registry does so with OCI's types): the
+/// image would be lost to everybody by one curl.
+fn accepting(mut headers: Headers, media_type: &str) -> Headers {
+    match headers.joined("Accept") {
+        Some(accept) if accept.contains(media_type) => {}
+        Some(accept) => headers.set("Accept", format!("{media_type}, {accept}")),
+        None => headers.set("Accept", format!("{media_type}, */*")),
+    }
+    headers
+}
+
 /// Asks upstream for a tag: whether it still is what we hold, or what it is.
 fn ask(
     pull: &Pull<'_>,
@@ -180,7 +192,8 @@ fn ask(
         Asked::Found(manifest.clone(), Freshness::Stale(error, age))
     };
     let target = format!("/v2/{repository}/manifests/{}", tag.as_str());
-    let reply = match pull.head(&target, &pull.own_headers(), STALE_PATIENCE) {
+    let headers = accepting(pull.own_headers(), &manifest.media_type);
+    let reply = match pull.head(&target, &headers, STALE_PATIENCE) {
         Ok(reply) => reply,
         Err(error) => return stale(error),
     };

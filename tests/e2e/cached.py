@@ -57,7 +57,7 @@ class Upstream:
             self.registry = bench.registry(storage, "registry-real", tls, (REAL_IP, 443))
             self.registry.address = f"{REAL_IP}:443"
             self.env["AWS_CA_BUNDLE"] = tls.ca
-            self.wrap = real_name(bench)
+            self.wrap = real_names(bench, {ECR_HOST: REAL_IP})
         else:
             self.registry = bench.registry(storage, "registry-cached")
             self.env["ECR"] = self.registry.url
@@ -90,12 +90,14 @@ class Upstream:
         return self.bench.proxy(env, name="proxy-cached", wrap=wrap or self.wrap)
 
 
-def real_name(bench):
-    """A command that becomes the proxy, to which the real ECR's name is REAL_IP and which can ask
+def real_names(bench, addresses):
+    """A command that becomes the proxy, to which these names are these addresses, and which can ask
     no name server: a mount namespace of its own with a hosts file of its own."""
-    hosts, resolv = bench.path("hosts"), bench.path("resolv.conf")
+    folder = bench.fresh("names")
+    hosts, resolv = os.path.join(folder, "hosts"), os.path.join(folder, "resolv.conf")
     with open(hosts, "w") as file:
-        file.write(f"127.0.0.1 localhost\n{REAL_IP} {ECR_HOST}\n")
+        file.write("127.0.0.1 localhost\n")
+        file.writelines(f"{address} {name}\n" for name, address in addresses.items())
     with open(resolv, "w") as file:
         file.write("nameserver 127.0.0.1\n")
     script = f'mount --bind {hosts} /etc/hosts; mount --bind {resolv} /etc/resolv.conf; exec "$@"'

@@ -29,6 +29,8 @@ USER, PASSWORD = "AWS", ACCOUNT + "-auth-token"
 REGION = "eu-west-1"
 # The registry that moto's token names.
 ECR_HOST = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
+# Another account's, in another region.
+OTHER_ECR_HOST = "210987654321.dkr.ecr.us-east-1.amazonaws.com"
 
 # Every kind of manifest, as a client asks for it.
 MANIFESTS = ", ".join([
@@ -202,11 +204,11 @@ class Bench:
         return proxy
 
     def authority(self):
-        """A CA of this run, its certificate for 127.0.0.1, localhost and the real ECR's name."""
+        """A CA of this run, its certificate for 127.0.0.1, localhost and real ECR names."""
         tls = Tls(self.path("ca.pem"), self.path("chain.pem"), self.path("key.pem"))
         ca_key, request, extensions = self.path("ca.key"), self.path("csr"), self.path("ext")
         with open(extensions, "w") as file:
-            names = f"DNS:localhost,DNS:{ECR_HOST},IP:127.0.0.1"
+            names = f"DNS:localhost,DNS:{ECR_HOST},DNS:{OTHER_ECR_HOST},IP:127.0.0.1"
             file.write(f"subjectAltName={names}\nbasicConstraints=CA:FALSE\n")
             file.write("extendedKeyUsage=serverAuth\n")
         key_type = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]

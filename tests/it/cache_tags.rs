@@ -200,6 +200,35 @@ fn an_answer_is_of_a_type_that_the_client_takes() {
 }
 
 #[test]
+fn a_tag_is_asked_for_under_the_type_of_what_is_held_too() {
+    let cached = Cached::with(&[("CACHE_TAG_TTL", "0s")]);
+    put(&cached, "one");
+    assert_eq!(cached.get(TAG).status, 200);
+    // docker-registry says 404 of an OCI manifest to who takes everything, and the tag would go.
+    for (accept, sent) in [
+        (None, format!("{MANIFEST}, */*")),
+        (Some("*/*"), format!("{MANIFEST}, */*")),
+        (
+            Some("application/*;q=0.5"),
+            format!("{MANIFEST}, application/*;q=0.5"),
+        ),
+        (Some(MANIFEST), MANIFEST.to_owned()),
+    ] {
+        let fields: Vec<_> = accept
+            .map(|accept| ("Accept", accept))
+            .into_iter()
+            .collect();
+        let got = cached.call("GET", TAG, &fields);
+        assert_eq!((got.status, x_cache(&got)), (200, "REVALIDATED"), "{sent}");
+        let head = cached.seen(Server::Registry).pop().unwrap();
+        assert_eq!(
+            (head.method.as_str(), head.header("Accept")),
+            ("HEAD", Some(&*sent))
+        );
+    }
+}
+
+#[test]
 fn an_index_is_whole_and_its_children_come_on_demand() {
     let mut cached = Cached::start();
     let (index, images) = cached.standin.put_index("team/app", "2.0");
