@@ -194,6 +194,8 @@ fn unsatisfiable(digest: &Digest, size: u64) -> Reply {
     refuse(&OciError::new(ErrorCode::RangeInvalid, why))
         .with("Content-Range", format!("bytes */{size}"))
         .with("Accept-Ranges", "bytes")
+        // Of the blob, as registries say it; the document's own tag would be another.
+        .with("Docker-Content-Digest", digest.to_string())
 }
 
 fn reply(digest: &Digest, status: u16, body: Body) -> Reply {
