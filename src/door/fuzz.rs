@@ -5,16 +5,13 @@ use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
 
+use super::Limits;
 use super::body::BodyReader;
 use super::head::{self, Framing, Scan};
 use super::lanes::Lanes;
 use super::socket::Socket;
 use super::stream::Stream;
-
-/// Nobody waits longer than this for what is in the socket's buffer already.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A head, whole or not: what the door passes, tiny_http accepts, and scanning it piece by piece
 /// comes to the same as at once.
@@ -64,8 +61,10 @@ pub fn body(bytes: &[u8]) {
     };
     theirs.write_all(bytes).expect("room in the socket");
     let _ = theirs.shutdown(Shutdown::Write);
-    let mut socket = Socket::new(Arc::new(Stream::Unix(ours)), PATIENCE).expect("a socket");
-    let mut reader = BodyReader::new(&mut socket, framing, false, PATIENCE);
+    // Everything is in the socket already: nobody waits.
+    let limits = Limits::new(1);
+    let mut socket = Socket::new(Arc::new(Stream::Unix(ours)), &limits).expect("a socket");
+    let mut reader = BodyReader::new(&mut socket, framing, false, &limits);
     let mut read = Vec::new();
     let result = reader.read_to_end(&mut read);
     assert_eq!(result.is_ok(), reader.is_done(), "an end that is none");
