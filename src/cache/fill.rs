@@ -14,15 +14,14 @@ mod reader;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::names::{Names, Scope};
-use super::store::{Reading, Store};
-use super::sweep::Sweeper;
+use super::disk::Disk;
+use super::names::Scope;
+use super::store::Reading;
 use crate::message::{Body, Headers};
 use crate::oci::{Digest, Registry, Repository};
 use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT, Upstream};
@@ -38,8 +37,6 @@ const SLOT_TIMEOUT: Duration = Duration::from_secs(5);
 const COPY_BYTES: usize = 64 * 1024;
 /// Stack of a fill's thread: TLS and hashing.
 const STACK_BYTES: usize = 256 * 1024;
-/// The same complaint about the disk is logged this often at the most.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What a blob is asked for under, kept for as long as the download lasts.
 #[derive(Debug, Clone)]
@@ -68,14 +65,11 @@ impl Wanted {
 
 /// All downloads.
 pub struct Fills {
-    store: Arc<Store>,
-    names: Arc<Names>,
-    sweeper: Arc<Sweeper>,
+    disk: Disk,
     upstream: Arc<Upstream>,
     slots: Arc<Permits>,
     running: Mutex<HashMap<Digest, Arc<Growing>>>,
     count: AtomicUsize,
-    complained: Mutex<Option<Instant>>,
 }
 
 /// What joining a download came to.
@@ -133,22 +127,13 @@ enum Outcome {
 
 impl Fills {
     /// At most `max` downloads at a time.
-    pub fn new(
-        store: Arc<Store>,
-        names: Arc<Names>,
-        sweeper: Arc<Sweeper>,
-        upstream: Arc<Upstream>,
-        max: usize,
-    ) -> Self {
+    pub fn new(disk: Disk, upstream: Arc<Upstream>, max: usize) -> Self {
         Self {
-            store,
-            names,
-            sweeper,
+            disk,
             upstream,
             slots: Arc::new(Permits::new(max)),
             running: Mutex::default(),
             count: AtomicUsize::new(0),
-            complained: Mutex::new(None),
         }
     }
 
@@ -180,7 +165,7 @@ impl Fills {
             upstream: Arc::clone(&self.upstream),
             state: Mutex::default(),
             changed: Condvar::new(),
-            _reading: self.store.reading(&wanted.digest),
+            _reading: self.disk.store.reading(&wanted.digest),
         });
         running.insert(wanted.digest.clone(), Arc::clone(&growing));
         (growing, true)
@@ -209,10 +194,10 @@ impl Fills {
     }
 
     fn fill(&self, growing: &Growing) -> Outcome {
-        match Fill::open(self, growing) {
+        match Fill::open(&self.disk, growing) {
             Ok(fill) => fill.run(),
             Err(error) => {
-                self.complain("partial file", &error);
+                self.disk.faults.report("partial file", &error);
                 Outcome::Bypass
             }
         }
@@ -226,25 +211,6 @@ impl Fills {
         // Out of the map first: whoever comes now finds the blob in the store, or begins anew.
         self.lock().remove(&growing.wanted.digest);
         growing.change(|state| state.outcome = Some(outcome));
-    }
-
-    /// Says, once in a while, that the cache cannot be written.
-    pub fn complain(&self, what: &str, error: &io::Error) {
-        metrics::CACHE_WRITE_FAILURES.inc();
-        let now = Instant::now();
-        let mut last = self
-            .complained
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if last.is_none_or(|last| now - last >= COMPLAINT_INTERVAL) {
-            *last = Some(now);
-            drop(last);
-            let root = self.store.root().display();
-            log::warn(
-                "the cache cannot be written; pulls and pushes go on without it",
-                &[("what", &what), ("error", error), ("directory", &root)],
-            );
-        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Growing>>> {

@@ -5,6 +5,7 @@
 //! The file system is the truth: a look-up is an `open` or a `stat`, and nothing keeps an index of
 //! blobs in memory, so that starting with a full cache costs nothing.
 
+pub mod disk;
 mod files;
 pub mod fill;
 pub mod flights;
@@ -28,6 +29,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use self::disk::Disk;
+pub use self::disk::DiskFaults;
 use crate::config::TagTtl;
 use crate::log;
 use crate::oci::Registry;
@@ -54,6 +57,8 @@ pub struct Cache {
     pub names: Arc<names::Names>,
     /// Quota and index.
     pub sweeper: Arc<sweep::Sweeper>,
+    /// Where a fault of the disk is reported.
+    pub disk_faults: Arc<DiskFaults>,
     /// Downloads.
     pub fills: Arc<fill::Fills>,
     /// What is pushed through us.
@@ -77,30 +82,17 @@ impl Cache {
         settings: Settings,
         upstream: Arc<Upstream>,
     ) -> Result<Self, store::OpenError> {
-        let store = Arc::new(store::Store::open(directory)?);
-        let names = Arc::new(names::Names::new(store.root()));
-        let sweeper = sweep::Sweeper::new(Arc::clone(&store), Arc::clone(&names), settings.quota);
-        let fills = Arc::new(fill::Fills::new(
-            Arc::clone(&store),
-            Arc::clone(&names),
-            Arc::clone(&sweeper),
-            upstream,
-            settings.max_fills,
-        ));
-        let remembered = names.remembered_registry();
-        let has_content = remembered.is_some() || names.has_repositories();
-        let uploads = Arc::new(uploads::Uploads::new(
-            Arc::clone(&store),
-            Arc::clone(&names),
-            Arc::clone(&sweeper),
-            Arc::clone(&fills),
-        ));
+        let disk = Disk::new(store::Store::open(directory)?, settings.quota);
+        let remembered = disk.names.remembered_registry();
+        let has_content = remembered.is_some() || disk.names.has_repositories();
+        let fills = fill::Fills::new(disk.clone(), upstream, settings.max_fills);
         Ok(Self {
-            store,
-            names,
-            sweeper,
-            fills,
-            uploads,
+            fills: Arc::new(fills),
+            uploads: Arc::new(uploads::Uploads::new(disk.clone())),
+            store: disk.store,
+            names: disk.names,
+            sweeper: disk.sweeper,
+            disk_faults: disk.faults,
             pushes: pushes::Pushes::default(),
             negative: negative::Negative::default(),
             settings,

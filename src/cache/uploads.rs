@@ -15,10 +15,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::fill::{Fills, Wanted};
-use super::names::Names;
-use super::store::{Store, matches};
-use super::sweep::Sweeper;
+use super::disk::Disk;
+use super::fill::Wanted;
+use super::store::matches;
 use crate::upstream::permits::Permits;
 use writer::Queue;
 
@@ -40,11 +39,7 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// All uploads.
 pub struct Uploads {
-    store: Arc<Store>,
-    names: Arc<Names>,
-    sweeper: Arc<Sweeper>,
-    /// Says that the disk fails.
-    fills: Arc<Fills>,
+    disk: Disk,
     writers: Arc<Permits>,
     sessions: Mutex<HashMap<String, Session>>,
 }
@@ -96,17 +91,9 @@ impl Drop for Upload {
 }
 
 impl Uploads {
-    pub(super) fn new(
-        store: Arc<Store>,
-        names: Arc<Names>,
-        sweeper: Arc<Sweeper>,
-        fills: Arc<Fills>,
-    ) -> Self {
+    pub(super) fn new(disk: Disk) -> Self {
         Self {
-            store,
-            names,
-            sweeper,
-            fills,
+            disk,
             writers: Arc::new(Permits::new(WRITERS_MAX)),
             sessions: Mutex::default(),
         }
@@ -195,11 +182,15 @@ impl Uploads {
     /// Upstream has taken the upload, kept here or not, as this blob. Says whether it is in the
     /// cache by now; waits for [`COMMIT_TIMEOUT`] at the longest.
     pub fn commit(&self, upload: Option<Upload>, wanted: &Wanted) -> bool {
-        if let Err(error) = self.names.set_link(wanted.scope(), &wanted.digest, None) {
-            self.fills.complain("link", &error);
+        if let Err(error) = self
+            .disk
+            .names
+            .set_link(wanted.scope(), &wanted.digest, None)
+        {
+            self.disk.faults.report("link", &error);
         }
         let Some(mut upload) = upload.filter(|upload| !upload.given_up) else {
-            return self.store.has(&wanted.digest);
+            return self.disk.store.has(&wanted.digest);
         };
         let Some(queue) = upload.queue.take() else {
             return matches(&wanted.digest, b"") && self.put_empty(wanted);
@@ -208,9 +199,9 @@ impl Uploads {
     }
 
     fn put_empty(&self, wanted: &Wanted) -> bool {
-        let put = self.store.put(&wanted.digest, b"");
+        let put = self.disk.store.put(&wanted.digest, b"");
         if let Err(error) = &put {
-            self.fills.complain("blob", error);
+            self.disk.faults.report("blob", error);
         }
         put.is_ok()
     }

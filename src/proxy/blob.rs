@@ -32,7 +32,7 @@ pub(super) fn get(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> 
         },
         Ok(None) => {}
         Err(error) => {
-            pull.cache.fills.complain("blob", &error);
+            pull.cache.disk_faults.report("blob", &error);
             return pull.bypass();
         }
     }
@@ -98,7 +98,7 @@ fn link(pull: &Pull<'_>, repository: &Repository, digest: &Digest) {
         .names
         .set_link(pull.scope(repository), digest, None)
     {
-        pull.cache.fills.complain("link", &error);
+        pull.cache.disk_faults.report("link", &error);
     }
 }
 

@@ -187,7 +187,7 @@ impl<'a> Wanted<'a> {
                     let now = std::time::SystemTime::now();
                     let page = Page::new(query, &headers, body.clone(), now);
                     if let Err(error) = cache.names.set_page(self.stored(), &page) {
-                        cache.fills.complain("list", &error);
+                        cache.disk_faults.report("list", &error);
                     }
                 }
                 page::reply(exchange, registry, headers, body)

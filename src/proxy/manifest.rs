@@ -204,7 +204,7 @@ fn ask(
                     .names
                     .confirm_tag(scope, partition, tag, &entry.digest, SystemTime::now());
             if let Err(error) = confirmed {
-                cache.fills.complain("tag", &error);
+                cache.disk_faults.report("tag", &error);
             }
             Asked::Found(manifest.clone(), Freshness::Revalidated)
         }
@@ -302,7 +302,7 @@ fn take(
                 queue.add(pull.exchange, pull.registry, image);
             }
         }
-        Err(error) => pull.cache.fills.complain("manifest", &error),
+        Err(error) => pull.cache.disk_faults.report("manifest", &error),
     }
     Ok(Asked::Found(manifest, Freshness::Fetched))
 }
@@ -318,7 +318,7 @@ pub(super) fn vouch(pull: &Pull<'_>, repository: &Repository, manifest: &Manifes
     );
     for (digest, media_type) in links {
         if let Err(error) = cache.names.set_link(scope, &digest, media_type.as_deref()) {
-            return cache.fills.complain("link", &error);
+            return cache.disk_faults.report("link", &error);
         }
     }
     cache.remember(pull.registry);
@@ -347,7 +347,7 @@ fn keep_tag(
         .names
         .set_tag(pull.scope(repository), partition, tag, entry);
     if let Err(error) = kept {
-        pull.cache.fills.complain("tag", &error);
+        pull.cache.disk_faults.report("tag", &error);
     }
     pull.cache.sweeper.mark_dirty();
 }
@@ -370,7 +370,7 @@ fn read(pull: &Pull<'_>, digest: &Digest) -> Option<Vec<u8>> {
         .store
         .read(digest, MANIFEST_BYTES_MAX)
         .unwrap_or_else(|error| {
-            pull.cache.fills.complain("manifest", &error);
+            pull.cache.disk_faults.report("manifest", &error);
             None
         })
 }

@@ -154,13 +154,13 @@ impl<'a> Wanted<'a> {
         }
         let page = Page::new(self.query, headers, body.to_vec(), SystemTime::now());
         if let Err(error) = cache.names.set_page(self.stored(), &page) {
-            cache.fills.complain("referrers", &error);
+            cache.disk_faults.report("referrers", &error);
         }
     }
 
     fn note_api(&self, cache: &Cache, there: bool) {
         if let Err(error) = cache.names.set_referrers_api(self.registry, there) {
-            cache.fills.complain("referrers", &error);
+            cache.disk_faults.report("referrers", &error);
         }
     }
 

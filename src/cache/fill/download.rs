@@ -7,7 +7,8 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{COPY_BYTES, Fills, Growing, Outcome, Refused};
+use super::{COPY_BYTES, Growing, Outcome, Refused};
+use crate::cache::disk::Disk;
 use crate::cache::hash::Hasher;
 use crate::cache::sweep::Reservation;
 use crate::message::Headers;
@@ -28,7 +29,7 @@ const REFUSAL_BYTES_MAX: u64 = 64 * 1024;
 
 /// The download as its thread does it.
 pub(super) struct Fill<'a> {
-    fills: &'a Fills,
+    disk: &'a Disk,
     growing: &'a Growing,
     file: Arc<File>,
     hasher: Hasher,
@@ -53,9 +54,9 @@ enum Try {
 
 impl<'a> Fill<'a> {
     /// Opens what an earlier download left, and hashes it.
-    pub(super) fn open(fills: &'a Fills, growing: &'a Growing) -> io::Result<Self> {
+    pub(super) fn open(disk: &'a Disk, growing: &'a Growing) -> io::Result<Self> {
         let digest = &growing.wanted.digest;
-        let partial = fills.store.partial(digest)?;
+        let partial = disk.store.partial(digest)?;
         let mut hasher = Hasher::new(digest);
         let mut buffer = vec![0; COPY_BYTES];
         let mut have = 0;
@@ -69,7 +70,7 @@ impl<'a> Fill<'a> {
         }
         let file = Arc::new(partial.file);
         Ok(Self {
-            fills,
+            disk,
             growing,
             file,
             hasher,
@@ -122,7 +123,7 @@ impl<'a> Fill<'a> {
     fn attempt(&mut self) -> Try {
         let wanted = &self.growing.wanted;
         let belongs = || {
-            self.fills
+            self.disk
                 .names
                 .link(wanted.scope(), &wanted.digest)
                 .is_some()
@@ -191,7 +192,7 @@ impl<'a> Fill<'a> {
             return Ok(());
         }
         let missing = total.saturating_sub(self.have);
-        let free = self.fills.store.free_bytes().unwrap_or(u64::MAX);
+        let free = self.disk.store.free_bytes().unwrap_or(u64::MAX);
         if free.saturating_sub(FREE_BYTES_MIN) < missing {
             log::info(
                 "blob is larger than the free space; not cached",
@@ -200,7 +201,7 @@ impl<'a> Fill<'a> {
             return Err(Outcome::Bypass);
         }
         self.reserved = self
-            .fills
+            .disk
             .sweeper
             .make_room(missing, Instant::now() + ROOM_TIMEOUT);
         if self.reserved.is_none() {
@@ -244,7 +245,7 @@ impl<'a> Fill<'a> {
             }
             self.hasher.update(piece);
             self.have += count as u64;
-            self.fills.store.add_used(i64::try_from(count).unwrap_or(0));
+            self.disk.store.add_used(i64::try_from(count).unwrap_or(0));
             if let Some(reserved) = &mut self.reserved {
                 reserved.spend(count as u64);
             }
@@ -271,7 +272,7 @@ impl<'a> Fill<'a> {
     fn start_again(&mut self) -> io::Result<()> {
         let digest = &self.growing.wanted.digest;
         self.shown.extend(self.growing.lock().file.clone());
-        self.file = Arc::new(self.fills.store.fresh_partial(digest)?);
+        self.file = Arc::new(self.disk.store.fresh_partial(digest)?);
         self.hasher = Hasher::new(digest);
         self.have = 0;
         Ok(())
@@ -296,18 +297,18 @@ impl<'a> Fill<'a> {
         };
         // The link first: a blob that is there without one would cost whoever asks now a HEAD.
         if let Err(error) = self
-            .fills
+            .disk
             .names
             .set_link(wanted.scope(), &wanted.digest, None)
         {
-            self.fills.complain("link", &error);
+            self.disk.faults.report("link", &error);
         }
-        if let Err(error) = self.fills.store.publish(&wanted.digest, &self.file) {
-            self.fills.complain("blob", &error);
+        if let Err(error) = self.disk.store.publish(&wanted.digest, &self.file) {
+            self.disk.faults.report("blob", &error);
             self.discard();
             return outcome;
         }
-        self.fills.sweeper.mark_dirty();
+        self.disk.sweeper.mark_dirty();
         outcome
     }
 
@@ -361,14 +362,12 @@ impl<'a> Fill<'a> {
     }
 
     fn disk_failed(&self, what: &str, error: &io::Error) -> Try {
-        self.fills.complain(what, error);
+        self.disk.faults.report(what, error);
         Try::End(Outcome::Bypass)
     }
 
     fn discard(&self) {
-        self.fills
-            .store
-            .discard_partial(&self.growing.wanted.digest);
+        self.disk.store.discard_partial(&self.growing.wanted.digest);
     }
 
     fn broken(&self, reason: String) -> UpstreamError {

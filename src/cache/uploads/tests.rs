@@ -4,14 +4,10 @@ use std::fs;
 
 use super::writer::Queue;
 use super::*;
+use crate::cache::disk::DiskFaults;
 use crate::cache::scratch::{Cache, digest_of};
+use crate::cache::sweep::Sweeper;
 use crate::oci::{Digest, Repository};
-use crate::upstream::Anonymous;
-use crate::upstream::client::Client;
-use crate::upstream::exchange::Upstream;
-use crate::upstream::outbound::Proxies;
-use crate::upstream::redirect::Redirects;
-use crate::upstream::resolver::Resolver;
 
 const QUOTA: u64 = 64 << 20;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -25,19 +21,13 @@ impl Bench {
     fn new() -> Self {
         let cache = Cache::new();
         let (store, names) = (Arc::clone(&cache.store), Arc::clone(&cache.names));
-        let sweeper = Sweeper::new(Arc::clone(&store), Arc::clone(&names), QUOTA);
-        let resolver = Resolver::start(Arc::new(|_| unreachable!())).unwrap();
-        let client = Arc::new(Client::new(resolver, Proxies::default(), None, 1).unwrap());
-        let redirects = Redirects::new(&[]);
-        let upstream = Arc::new(Upstream::new(client, Arc::new(Anonymous), redirects, 1, 1));
-        let fills = Fills::new(
-            Arc::clone(&store),
-            Arc::clone(&names),
-            Arc::clone(&sweeper),
-            upstream,
-            1,
-        );
-        let uploads = Arc::new(Uploads::new(store, names, sweeper, Arc::new(fills)));
+        let disk = Disk {
+            sweeper: Sweeper::new(Arc::clone(&store), Arc::clone(&names), QUOTA),
+            faults: Arc::new(DiskFaults::new(store.root())),
+            store,
+            names,
+        };
+        let uploads = Arc::new(Uploads::new(disk));
         Self { cache, uploads }
     }
 

@@ -175,7 +175,7 @@ fn run(uploads: &Uploads, queue: &Queue) -> bool {
     let mut writing = match Writing::open(uploads) {
         Ok(writing) => writing,
         Err(error) => {
-            uploads.fills.complain("upload", &error);
+            uploads.disk.faults.report("upload", &error);
             return false;
         }
     };
@@ -219,7 +219,7 @@ impl Drop for Unnamed {
 
 impl<'a> Writing<'a> {
     fn open(uploads: &'a Uploads) -> io::Result<Self> {
-        let (path, file) = uploads.store.unnamed()?;
+        let (path, file) = uploads.disk.store.unnamed()?;
         Ok(Self {
             uploads,
             file,
@@ -236,7 +236,7 @@ impl<'a> Writing<'a> {
             return false;
         }
         if let Err(error) = self.file.write_all(bytes) {
-            self.uploads.fills.complain("upload", &error);
+            self.uploads.disk.faults.report("upload", &error);
             return false;
         }
         self.room = self.room.saturating_sub(length);
@@ -246,11 +246,11 @@ impl<'a> Writing<'a> {
 
     fn reserve(&mut self, bytes: u64) -> bool {
         let missing = bytes.saturating_sub(self.room);
-        let free = self.uploads.store.free_bytes().unwrap_or(u64::MAX);
+        let free = self.uploads.disk.store.free_bytes().unwrap_or(u64::MAX);
         let unspent = self.room;
         let room = || {
             let until = Instant::now() + ROOM_TIMEOUT;
-            self.uploads.sweeper.make_room(missing, until)
+            self.uploads.disk.sweeper.make_room(missing, until)
         };
         let fits = free.saturating_sub(FREE_BYTES_MIN) >= missing.saturating_add(unspent);
         let Some(reservation) = fits.then(room).flatten() else {
@@ -273,19 +273,25 @@ impl<'a> Writing<'a> {
             );
             return false;
         }
-        let _reading = uploads.store.reading(&wanted.digest);
-        let published = uploads
-            .store
-            .publish_unnamed(&wanted.digest, &self.path.0, &self.file);
+        let _reading = uploads.disk.store.reading(&wanted.digest);
+        let published =
+            uploads
+                .disk
+                .store
+                .publish_unnamed(&wanted.digest, &self.path.0, &self.file);
         if let Err(error) = published {
-            uploads.fills.complain("blob", &error);
+            uploads.disk.faults.report("blob", &error);
             return false;
         }
         // Eviction may have taken a link that was older than its blob.
-        if let Err(error) = uploads.names.set_link(wanted.scope(), &wanted.digest, None) {
-            uploads.fills.complain("link", &error);
+        if let Err(error) = uploads
+            .disk
+            .names
+            .set_link(wanted.scope(), &wanted.digest, None)
+        {
+            uploads.disk.faults.report("link", &error);
         }
-        uploads.sweeper.mark_dirty();
+        uploads.disk.sweeper.mark_dirty();
         true
     }
 }

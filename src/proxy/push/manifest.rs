@@ -151,7 +151,7 @@ fn keep(
         bytes: Arc::new(bytes),
     };
     if let Err(error) = cache.store.put(&pushed.digest, &pushed.bytes) {
-        return cache.fills.complain("manifest", &error);
+        return cache.disk_faults.report("manifest", &error);
     }
     manifest::vouch(pull, repository, &pushed);
     if let (Reference::Tag(tag), true) = (reference, alone) {
@@ -163,7 +163,7 @@ fn keep(
         };
         let partition = &pull.exchange.partition;
         if let Err(error) = cache.names.set_tag(scope, partition, tag, entry) {
-            cache.fills.complain("tag", &error);
+            cache.disk_faults.report("tag", &error);
         }
     }
 }
