@@ -1,5 +1,5 @@
 //! What door, pool and proxy hand each other. Owns: [`Request`], [`RequestBody`], [`Answer`],
-//! [`Reply`], [`Body`], [`Headers`] and the [`Desk`] where an answer waits for its connection.
+//! [`Reply`], [`Body`], [`Buffered`], [`Headers`] and the [`Desk`] where an answer waits for its connection.
 //! Must not: touch a socket, or know who is on the other side.
 //!
 //! Locks: [`Desk`]'s one mutex, held for a map operation only.
@@ -9,7 +9,8 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Names the waiting request on its way through tiny_http; a client's own is removed.
 pub const DOOR_FIELD: &str = "X-Door";
@@ -236,6 +237,41 @@ pub trait Pieces: Send {
     fn next(&mut self) -> io::Result<Piece<'_>>;
 }
 
+/// Bytes in memory that many may hold: a clone copies none of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SharedBytes(Arc<Vec<u8>>);
+
+impl From<Vec<u8>> for SharedBytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(Arc::new(bytes))
+    }
+}
+
+impl Deref for SharedBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl AsRef<[u8]> for SharedBytes {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+/// A reply of upstream that was read to its end. A clone shares the body.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Buffered {
+    /// The status.
+    pub status: u16,
+    /// The fields, as upstream sent them.
+    pub headers: Headers,
+    /// The whole body.
+    pub body: SharedBytes,
+}
+
 /// A reply's body. `Content-Length` and `Transfer-Encoding` follow from it; a reply's headers name
 /// neither.
 pub enum Body {
@@ -245,7 +281,7 @@ pub enum Body {
         length: Option<u64>,
     },
     /// Bytes in memory.
-    Bytes(Vec<u8>),
+    Bytes(SharedBytes),
     /// Pieces of files, complete or still growing. When the source fails, or ends before `length`,
     /// the connection is reset.
     Pieces {
@@ -313,7 +349,7 @@ impl Reply {
         Self {
             status,
             headers: Headers::from_iter([("Content-Type", content_type)]),
-            body: Body::Bytes(body.into()),
+            body: Body::Bytes(body.into().into()),
             outcome: Outcome::default(),
         }
     }

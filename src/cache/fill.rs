@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use super::disk::Disk;
 use super::names::Scope;
 use super::store::Reading;
-use crate::message::{Body, Headers};
+use crate::message::{Body, Buffered, Headers};
 use crate::oci::{Digest, Registry, Repository};
 use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT, Upstream};
 use crate::upstream::permits::Permits;
@@ -81,18 +81,7 @@ pub enum Joined {
     /// Bytes are coming, or are all there.
     Growing(Arc<Growing>),
     /// Upstream answered something else than the blob.
-    Refused(Refused),
-}
-
-/// Upstream's answer where it was not the blob.
-#[derive(Debug, Clone)]
-pub struct Refused {
-    /// Its status.
-    pub status: u16,
-    /// Its fields.
-    pub headers: Headers,
-    /// Its body, as far as it is kept.
-    pub body: Vec<u8>,
+    Refused(Buffered),
 }
 
 /// One download and the file it grows in.
@@ -122,7 +111,7 @@ enum Outcome {
     Bypass,
     Done,
     Failed(UpstreamError),
-    Refused(Refused),
+    Refused(Buffered),
 }
 
 impl Fills {

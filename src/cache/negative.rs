@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::fill::Refused;
+use crate::message::Buffered;
 
 /// How long a 404 is remembered: long enough for the retries of one pull, short enough that nobody
 /// waits for a tag that was just pushed elsewhere.
@@ -20,12 +20,12 @@ const ENTRY_BYTES_MAX: usize = 4096;
 /// The memory.
 #[derive(Default)]
 pub struct Negative {
-    entries: Mutex<HashMap<String, (Instant, Refused)>>,
+    entries: Mutex<HashMap<String, (Instant, Buffered)>>,
 }
 
 impl Negative {
     /// The answer remembered under `key`, if it is young enough at `now`.
-    pub fn get(&self, key: &str, now: Instant) -> Option<Refused> {
+    pub fn get(&self, key: &str, now: Instant) -> Option<Buffered> {
         let mut entries = self.lock();
         let (until, refused) = entries.get(key)?;
         if now < *until {
@@ -36,7 +36,7 @@ impl Negative {
     }
 
     /// Remembers an answer, unless it is of an odd size.
-    pub fn put(&self, key: &str, refused: Refused, now: Instant) {
+    pub fn put(&self, key: &str, refused: Buffered, now: Instant) {
         let fields = refused.headers.iter();
         let bytes: usize = fields.map(|(name, value)| name.len() + value.len()).sum();
         if bytes + refused.body.len() > ENTRY_BYTES_MAX {
@@ -57,7 +57,7 @@ impl Negative {
         self.lock().retain(|key, _| !key.starts_with(prefix));
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, (Instant, Refused)>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, (Instant, Buffered)>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -67,11 +67,11 @@ mod tests {
     use super::*;
     use crate::message::Headers;
 
-    fn refused() -> Refused {
-        Refused {
+    fn refused() -> Buffered {
+        Buffered {
             status: 404,
             headers: Headers::new(),
-            body: b"no".to_vec(),
+            body: b"no".to_vec().into(),
         }
     }
 
@@ -98,8 +98,8 @@ mod tests {
     #[test]
     fn a_large_answer_is_not_kept() {
         let (negative, now) = (Negative::default(), Instant::now());
-        let sized = |bytes| Refused {
-            body: vec![b'x'; bytes],
+        let sized = |bytes| Buffered {
+            body: vec![b'x'; bytes].into(),
             ..refused()
         };
         negative.put("a", sized(ENTRY_BYTES_MAX), now);

@@ -15,7 +15,7 @@ use super::page::{self, Asked};
 use super::{Exchange, fail, links, pull};
 use crate::cache::Cache;
 use crate::cache::names::{List, Page, Scope};
-use crate::message::{Body, Reply};
+use crate::message::{Body, Reply, SharedBytes};
 use crate::oci::{ErrorCode, OciError, Registry, Repository, Route, Tag};
 use crate::upstream::{Stage, UpstreamError};
 
@@ -75,10 +75,10 @@ pub(super) fn catalogue(
     };
     let bytes = match reply.body {
         Body::Stream { mut reader, .. } => {
-            pull::read_whole(&mut *reader, CATALOGUE_BYTES_MAX, registry)?
+            pull::read_whole(&mut *reader, CATALOGUE_BYTES_MAX, registry)?.into()
         }
         Body::Bytes(bytes) => bytes,
-        Body::Empty { .. } | Body::Pieces { .. } => Vec::new(),
+        Body::Empty { .. } | Body::Pieces { .. } => SharedBytes::default(),
     };
     if bytes.len() as u64 > CATALOGUE_BYTES_MAX {
         let limit_mib = CATALOGUE_BYTES_MAX >> 20;
@@ -90,7 +90,7 @@ pub(super) fn catalogue(
     let all = list.ok_or_else(|| unreadable("its catalogue is not a list of names"))?;
     let visible = json!({"repositories": access.visible(all)});
     reply.status = 200;
-    reply.body = Body::Bytes(visible.to_string().into_bytes());
+    reply.body = Body::Bytes(visible.to_string().into_bytes().into());
     Ok(reply)
 }
 
@@ -319,7 +319,7 @@ impl<'a> Wanted<'a> {
             fields.insert(self.field().to_owned(), json!([]));
         }
         reply.headers.remove("Link");
-        reply.body = Body::Bytes(document.to_string().into_bytes());
+        reply.body = Body::Bytes(document.to_string().into_bytes().into());
         reply
     }
 }

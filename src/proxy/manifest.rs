@@ -11,12 +11,11 @@ use std::time::{Duration, Instant, SystemTime};
 use super::conditional;
 use super::pull::{self, DIGEST_FIELD, MANIFEST_BYTES_MAX, media_type};
 use super::{CacheOutcome, Pull, fail, marked, stale_warning};
-use crate::cache::fill::Refused;
 use crate::cache::hash;
 use crate::cache::manifest::named_by;
 use crate::cache::names::TagEntry;
 use crate::log;
-use crate::message::{Body, Headers, Outcome, Reply};
+use crate::message::{Body, Buffered, Headers, Outcome, Reply};
 use crate::oci::{Digest, Reference, Repository, Tag};
 use crate::upstream::client::Incoming;
 use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
@@ -41,7 +40,7 @@ pub(super) struct Manifest {
 pub(super) enum Asked {
     Failed(UpstreamError),
     /// Upstream answered something else.
-    Refused(Refused),
+    Refused(Buffered),
     /// Upstream confirmed what we have, or sent it anew.
     Found(Manifest, Freshness),
     /// Too large to keep.
@@ -274,10 +273,10 @@ fn take(
     if reply.status != 200 {
         let body = pull::read_whole(&mut *reply.body, REFUSAL_BYTES_MAX, pull.registry)?;
         let (status, headers) = (reply.status, reply.headers);
-        return Ok(Asked::Refused(Refused {
+        return Ok(Asked::Refused(Buffered {
             status,
             headers,
-            body,
+            body: body.into(),
         }));
     }
     pull::unencoded(&reply.headers, pull.registry)?;
@@ -410,7 +409,7 @@ fn found(pull: &Pull<'_>, manifest: &Manifest, outcome: CacheOutcome) -> Reply {
     let (status, body) = match (unchanged, pull.is_head()) {
         (true, _) => (304, Body::empty()),
         (false, true) => (200, Body::Empty { length }),
-        (false, false) => (200, Body::Bytes(manifest.bytes.to_vec())),
+        (false, false) => (200, Body::Bytes(manifest.bytes.to_vec().into())),
     };
     let headers = Headers::from_iter([
         (super::API_VERSION.0, super::API_VERSION.1.to_owned()),

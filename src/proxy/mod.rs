@@ -25,18 +25,16 @@ mod refusal;
 mod registries;
 
 use std::fmt::Display;
-use std::io::Cursor;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::access::Access;
 use crate::cache::Cache;
-use crate::cache::fill::Refused;
 use crate::cache::flights::Flights;
 use crate::cache::names::Scope;
 use crate::config::{BlobRedirect, CacheKey, Settings, UpstreamAuth};
 use crate::log;
-use crate::message::{Answer, Body, Headers, Outcome, Reply, Request, RequestBody};
+use crate::message::{Answer, Body, Buffered, Headers, Outcome, Reply, Request, RequestBody};
 use crate::oci::{ErrorCode, OciError, Registry, Repository, Route};
 use crate::upstream::client::Incoming;
 use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT, Upstream};
@@ -438,21 +436,12 @@ impl<'a> Pull<'a> {
     }
 
     /// Upstream's own answer, where it was not what was asked for.
-    fn refused(&self, refused: Refused) -> Reply {
-        let length = Some(refused.body.len() as u64);
-        let reply = Incoming {
-            status: refused.status,
-            headers: refused.headers,
-            body: Box::new(Cursor::new(refused.body)),
-            length,
+    fn refused(&self, refused: Buffered) -> Reply {
+        let fetched = Fetched {
+            reply: refused.into(),
+            redirected: false,
         };
-        let reply = self.exchange.reply(
-            self.registry,
-            Fetched {
-                reply,
-                redirected: false,
-            },
-        );
+        let reply = self.exchange.reply(self.registry, fetched);
         marked(
             reply.unwrap_or_else(|error| fail(&error)),
             CacheOutcome::Miss,

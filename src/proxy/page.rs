@@ -9,9 +9,8 @@ use serde_json::Value;
 
 use super::manifest::{REFUSAL_BYTES_MAX, age};
 use super::{CacheOutcome, Exchange, fail, marked, pull, stale_warning};
-use crate::cache::fill::Refused;
 use crate::cache::names::{LIST_BYTES_MAX, Page};
-use crate::message::{Body, Headers, Reply, RequestBody};
+use crate::message::{Body, Buffered, Headers, Reply, RequestBody};
 use crate::oci::Registry;
 use crate::upstream::client::Incoming;
 use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT};
@@ -37,7 +36,7 @@ pub(super) enum Asked {
     /// All of upstream's fields, and a body that holds what was to be in it.
     Page(Headers, Vec<u8>),
     /// Upstream answered something else.
-    Refused(Refused),
+    Refused(Buffered),
     /// Too long to be read whole.
     TooLarge,
 }
@@ -86,10 +85,10 @@ fn fetch(
     let mut reply = exchange.parts.upstream.fetch_bodiless(call)?.reply;
     if reply.status != 200 {
         let body = pull::read_whole(&mut *reply.body, REFUSAL_BYTES_MAX, registry)?;
-        return Ok(Asked::Refused(Refused {
+        return Ok(Asked::Refused(Buffered {
             status: reply.status,
             headers: reply.headers,
-            body,
+            body: body.into(),
         }));
     }
     let bytes = pull::read_whole(&mut *reply.body, LIST_BYTES_MAX, registry)?;
@@ -107,7 +106,7 @@ fn fetch(
 
 /// Why an older answer may stand in for this one, if it may: upstream is out of order, throttles,
 /// sends us somewhere else, or refuses our own credentials. What it says of the list itself stands.
-pub(super) fn excuse(registry: &Registry, refused: &Refused) -> Option<UpstreamError> {
+pub(super) fn excuse(registry: &Registry, refused: &Buffered) -> Option<UpstreamError> {
     let status = refused.status;
     let excused = matches!(status, 300..=399 | 401 | 403 | 407 | 429 | 500..=599);
     excused.then(|| fault(registry, Stage::Transfer, format!("it answered {status}")))
@@ -142,7 +141,7 @@ pub(super) fn reply(
     let mut reply = reply.unwrap_or_else(|error| fail(&error));
     if let Body::Stream { mut reader, .. } = reply.body {
         reply.body = match pull::read_whole(&mut *reader, LIST_BYTES_MAX, registry) {
-            Ok(bytes) => Body::Bytes(bytes),
+            Ok(bytes) => Body::Bytes(bytes.into()),
             Err(error) => return fail(&error),
         };
     }
@@ -167,15 +166,9 @@ pub(super) fn outdated(reply: Reply, why: &UpstreamError) -> Reply {
 }
 
 /// Upstream's own answer, where it was no list.
-pub(super) fn refused(exchange: &Exchange, registry: &Registry, refused: Refused) -> Reply {
-    let incoming = Incoming {
-        status: refused.status,
-        headers: refused.headers,
-        length: Some(refused.body.len() as u64),
-        body: Box::new(Cursor::new(refused.body)),
-    };
+pub(super) fn refused(exchange: &Exchange, registry: &Registry, refused: Buffered) -> Reply {
     let fetched = Fetched {
-        reply: incoming,
+        reply: refused.into(),
         redirected: false,
     };
     let reply = exchange.reply(registry, fetched);

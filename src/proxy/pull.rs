@@ -72,7 +72,7 @@ pub(super) fn manifest(
             Body::Stream { reader, length }
         } else {
             found = Some(verify(reference, &bytes, found.as_deref(), registry)?.to_string());
-            Body::Bytes(bytes)
+            Body::Bytes(bytes.into())
         };
     }
     if let Some(digest) = found {

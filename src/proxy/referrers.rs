@@ -13,10 +13,9 @@ use super::manifest::age;
 use super::page::{self, Asked};
 use super::{CacheOutcome, Exchange, fail, marked, refuse};
 use crate::cache::Cache;
-use crate::cache::fill::Refused;
 use crate::cache::manifest::referrer;
 use crate::cache::names::{List, Page, Scope};
-use crate::message::{Headers, Reply};
+use crate::message::{Buffered, Headers, Reply};
 use crate::oci::{Digest, ErrorCode, OciError, Registry, Repository, Tag};
 use crate::upstream::UpstreamError;
 
@@ -255,7 +254,7 @@ impl<'a> Wanted<'a> {
         self.reply(headers, index.to_string().into_bytes())
     }
 
-    fn refused(&self, refused: Refused) -> Reply {
+    fn refused(&self, refused: Buffered) -> Reply {
         if is_no_api(&refused) {
             return refuse(&no_api());
         }
@@ -265,7 +264,7 @@ impl<'a> Wanted<'a> {
 
 /// A registry with the API answers every digest with a list, so that 404 means that it has none
 /// (distribution-spec "Listing Referrers"); but for a repository that is not there.
-fn is_no_api(refused: &Refused) -> bool {
+fn is_no_api(refused: &Buffered) -> bool {
     let document: Value = serde_json::from_slice(&refused.body).unwrap_or_default();
     let code = document.pointer("/errors/0/code").and_then(Value::as_str);
     match refused.status {
@@ -304,11 +303,11 @@ fn is_same(one: &Value, other: &Value) -> bool {
 mod tests {
     use super::*;
 
-    fn refused(status: u16, body: &str) -> Refused {
-        Refused {
+    fn refused(status: u16, body: &str) -> Buffered {
+        Buffered {
             status,
             headers: Headers::new(),
-            body: body.as_bytes().to_vec(),
+            body: body.as_bytes().to_vec().into(),
         }
     }
 

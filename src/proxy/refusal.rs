@@ -44,7 +44,7 @@ pub(super) fn documented(mut reply: Reply, route: &Route, method: &str, allowed:
         return reply;
     }
     if read.is_ok() && is_document(&bytes) {
-        reply.body = Body::Bytes(bytes);
+        reply.body = Body::Bytes(bytes.into());
         return reply;
     }
     let media_type = reply.headers.first("Content-Type").unwrap_or_default();
@@ -60,7 +60,7 @@ pub(super) fn documented(mut reply: Reply, route: &Route, method: &str, allowed:
     reply.headers.set("Content-Type", "application/json");
     reply.headers.remove("Content-Encoding");
     reply.outcome.error = Some(error.message.clone());
-    reply.body = Body::Bytes(error.document().into_bytes());
+    reply.body = Body::Bytes(error.document().into_bytes().into());
     reply
 }
 
@@ -119,7 +119,7 @@ mod tests {
         };
         let reply = documented(reply, &Route::Catalog, "GET", &[]);
         let text = match &reply.body {
-            Body::Bytes(bytes) => String::from_utf8(bytes.clone()).unwrap(),
+            Body::Bytes(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
             _ => String::new(),
         };
         (reply, text)

@@ -14,13 +14,13 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver as UreqResolver}
 use ureq::unversioned::transport::NextTimeout;
 use ureq::{Agent, SendBody};
 
-use super::early::{self, Answer, Broken};
+use super::early::{self, Broken};
 use super::fault::classify;
 use super::outbound::Proxies;
 use super::resolver::{LOOKUP_TIMEOUT, Resolver};
 use super::way::{self, proxy_of, wants_login};
 use super::{Api, ApiCall, ApiReply, Stage, UpstreamError};
-use crate::message::{Headers, RequestBody};
+use crate::message::{Buffered, Headers, RequestBody};
 
 /// Longest body of an API reply: a token has no fixed size, a megabyte is far above any seen.
 pub const API_BODY_BYTES_MAX: u64 = 1 << 20;
@@ -71,6 +71,17 @@ pub struct Incoming {
     pub body: Box<dyn Read + Send>,
     /// `Content-Length`; for a HEAD, of what a GET would bring.
     pub length: Option<u64>,
+}
+
+impl From<Buffered> for Incoming {
+    fn from(reply: Buffered) -> Self {
+        Self {
+            status: reply.status,
+            headers: reply.headers,
+            length: Some(reply.body.len() as u64),
+            body: Box::new(io::Cursor::new(reply.body)),
+        }
+    }
 }
 
 /// The way out.
@@ -447,27 +458,13 @@ fn builder(outgoing: Outgoing<'_>) -> http::request::Builder {
 /// A refusal that came before the body was sent. Any other status is no answer to a request that
 /// was not sent whole.
 fn refusal(broken: Broken) -> Option<Incoming> {
-    let Answer { head, body } = broken.answer()?;
-    let status = head.status.as_u16();
-    (400..600).contains(&status).then(|| Incoming {
-        status,
-        headers: fields(&head.headers),
-        length: Some(body.len() as u64),
-        body: Box::new(io::Cursor::new(body)),
-    })
-}
-
-fn fields(headers: &http::HeaderMap) -> Headers {
-    let text = |value: &http::HeaderValue| value.to_str().ok().map(str::to_owned);
-    headers
-        .iter()
-        .filter_map(|(name, value)| Some((name.as_str().to_owned(), text(value)?)))
-        .collect()
+    let answer = broken.answer()?;
+    (400..600).contains(&answer.status).then(|| answer.into())
 }
 
 fn incoming(reply: http::Response<ureq::Body>) -> Incoming {
     let (parts, body) = reply.into_parts();
-    let headers = fields(&parts.headers);
+    let headers = early::fields(&parts.headers);
     let length = headers
         .first("content-length")
         .and_then(|length| length.parse().ok());

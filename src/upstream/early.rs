@@ -23,6 +23,8 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 use ureq::{Agent, Error};
 
+use crate::message::{Buffered, Headers};
+
 /// Longest wait for an answer once a write has failed: it came before that, or it is on its way
 /// with the close that made the write fail.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -56,20 +58,14 @@ pub(super) fn watched<T>(upload: impl FnOnce() -> T) -> (T, Option<Broken>) {
 /// A connection that nothing can be sent on any more.
 pub(super) struct Broken(Box<dyn Transport>);
 
-/// An answer that came early, whole.
-pub(super) struct Answer {
-    pub(super) head: http::response::Parts,
-    /// Empty if it broke off, or was longer than any error document.
-    pub(super) body: Vec<u8>,
-}
-
 impl Broken {
-    /// Reads the answer, if one has come. Blocks for twice [`ANSWER_TIMEOUT`] at the longest.
-    pub(super) fn answer(self) -> Option<Answer> {
+    /// Reads the answer, if one has come. Its body is empty if that broke off, or was longer than
+    /// any error document. Blocks for twice [`ANSWER_TIMEOUT`] at the longest.
+    pub(super) fn answer(self) -> Option<Buffered> {
         self.answer_within(ANSWER_TIMEOUT)
     }
 
-    fn answer_within(self, limit: Duration) -> Option<Answer> {
+    fn answer_within(self, limit: Duration) -> Option<Buffered> {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .proxy(None)
@@ -92,11 +88,24 @@ impl Broken {
             if read.is_err() || bytes.len() as u64 > ANSWER_BYTES_MAX {
                 bytes = Vec::new();
             }
-            Some(Answer { head, body: bytes })
+            Some(Buffered {
+                status: head.status.as_u16(),
+                headers: fields(&head.headers),
+                body: bytes.into(),
+            })
         });
         UPLOAD.set(Upload::None);
         answer
     }
+}
+
+/// The fields of a head; those that are not visible ASCII are left out.
+pub(super) fn fields(headers: &http::HeaderMap) -> Headers {
+    let text = |value: &http::HeaderValue| value.to_str().ok().map(str::to_owned);
+    headers
+        .iter()
+        .filter_map(|(name, value)| Some((name.as_str().to_owned(), text(value)?)))
+        .collect()
 }
 
 /// Goes above TLS: keeps a connection of an upload that is dropped after a failed write.

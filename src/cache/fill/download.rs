@@ -7,11 +7,11 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{COPY_BYTES, Growing, Outcome, Refused};
+use super::{COPY_BYTES, Growing, Outcome};
 use crate::cache::disk::Disk;
 use crate::cache::hash::Hasher;
 use crate::cache::sweep::Reservation;
-use crate::message::Headers;
+use crate::message::{Buffered, Headers};
 use crate::upstream::exchange::Fetched;
 use crate::upstream::{Stage, UpstreamError};
 use crate::{log, metrics};
@@ -354,10 +354,10 @@ impl<'a> Fill<'a> {
             return Try::Broken(self.broken(error.to_string()));
         }
         let (status, headers) = (fetched.reply.status, fetched.reply.headers);
-        Try::End(Outcome::Refused(Refused {
+        Try::End(Outcome::Refused(Buffered {
             status,
             headers,
-            body,
+            body: body.into(),
         }))
     }
 

@@ -103,7 +103,7 @@ fn text(reply: &Reply) -> String {
     let Body::Bytes(bytes) = &reply.body else {
         panic!("a document");
     };
-    String::from_utf8(bytes.clone()).unwrap()
+    String::from_utf8(bytes.to_vec()).unwrap()
 }
 
 #[test]

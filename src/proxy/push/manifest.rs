@@ -257,7 +257,9 @@ mod tests {
     fn too_large_reply() -> (u16, String) {
         let reply = too_large();
         match reply.body {
-            crate::message::Body::Bytes(bytes) => (reply.status, String::from_utf8(bytes).unwrap()),
+            crate::message::Body::Bytes(bytes) => {
+                (reply.status, String::from_utf8(bytes.to_vec()).unwrap())
+            }
             _ => panic!("no document"),
         }
     }
