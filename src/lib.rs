@@ -6,7 +6,7 @@
 //!
 //! Imports point one way; `tests/it/layers.rs` holds them to it:
 //! `main → cli → app → {door, pool} → {proxy, pages} → {aws, cache} → upstream →
-//! {config, oci, message} → {metrics, log, clock}`.
+//! {config, oci, message} → {metrics, log, clock} → {permits}`.
 
 pub mod app;
 pub mod aws;
@@ -20,6 +20,7 @@ pub mod message;
 pub mod metrics;
 pub mod oci;
 pub mod pages;
+pub mod permits;
 pub mod pool;
 pub mod proxy;
 pub mod upstream;

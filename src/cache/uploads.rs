@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use super::disk::Disk;
 use super::fill::Wanted;
-use super::store::matches;
-use crate::upstream::permits::Permits;
+use crate::hash::matches;
+use crate::permits::Permits;
 use writer::Queue;
 
 /// Uploads kept at a time, each with a thread and a file; more are pushed and not kept. docker

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use super::breaker::Breaker;
 use super::client::{Client, Incoming, Outgoing};
-use super::permits::{Permit, Permits};
 use super::redirect::{REDIRECTS_MAX, Redirects, Url};
 use super::{AuthFault, Authorizer, Grant, Stage, UpstreamError, scrub};
 use crate::log;
 use crate::message::{Headers, RequestBody};
 use crate::oci::Registry;
+use crate::permits::{Permit, Permits};
 
 /// Longest time from a request to its reply's head: containerd gives up at 30 s.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(25);

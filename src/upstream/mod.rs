@@ -9,7 +9,6 @@ pub mod exchange;
 mod fault;
 pub mod loopback;
 pub mod outbound;
-pub mod permits;
 pub mod redirect;
 pub mod resolver;
 mod scrub;

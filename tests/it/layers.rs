@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The layers from the top to the bottom.
-const LAYERS: [&[&str]; 9] = [
+const LAYERS: [&[&str]; 10] = [
     &["main"],
     &["cli"],
     &["app"],
@@ -15,6 +15,7 @@ const LAYERS: [&[&str]; 9] = [
     &["upstream"],
     &["config", "oci", "message"],
     &["metrics", "log", "clock"],
+    &["permits"],
 ];
 /// These know only the layers from `config` down.
 const LOW_SIGHTED: [&str; 2] = ["door", "pool"];

@@ -29,7 +29,7 @@ use crate::clock::Clock;
 use crate::message::{Answer, Reply, Request};
 use crate::metrics;
 use crate::oci::{ErrorCode, OciError};
-use crate::upstream::permits::Permits;
+use crate::permits::Permits;
 
 /// bcrypts at a time: a crowd that logs in, or guesses, must leave processors to the rest.
 const CHECKS_MAX: usize = 2;
