@@ -25,8 +25,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::log::{self, Format, Level, Secret};
+use crate::log::{self, Format, Level};
 use crate::oci::Registry;
+use crate::secret::Secret;
 
 pub use access::AccessSettings;
 pub use arguments::Arguments;

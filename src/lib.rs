@@ -6,7 +6,7 @@
 //!
 //! Imports point one way; `tests/it/layers.rs` holds them to it:
 //! `main → cli → app → {door, pool} → {proxy, pages} → {aws, cache} → upstream →
-//! {config, oci, message} → {metrics, log, clock} → {permits}`.
+//! {config, oci, message} → {metrics, log, clock} → {permits, secret}`.
 
 pub mod app;
 pub mod aws;
@@ -23,4 +23,5 @@ pub mod pages;
 pub mod permits;
 pub mod pool;
 pub mod proxy;
+pub mod secret;
 pub mod upstream;

@@ -1,10 +1,10 @@
-//! Logging and secrets. Owns: the log's format, its writer thread, [`Secret`] and the printers that
-//! decide what of a request target may be seen. Must not: block the caller, ever.
+//! Logging. Owns: the log's format, its writer thread and the printer that decides what of a
+//! request target may be seen. Must not: block the caller, ever.
 //!
 //! Lines go to a bounded queue that one thread, `log`, writes to standard error. When nobody reads
 //! the log (a full pipe), lines are dropped and counted: a stuck log collector stops no pull.
 
-use std::fmt::{self, Display, Write as _};
+use std::fmt::{Display, Write as _};
 use std::io::Write as _;
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -14,34 +14,6 @@ use crate::metrics;
 
 /// Lines that may wait for the writer thread: at 300 bytes a line about 1.2 MB.
 const QUEUE_LINES_MAX: usize = 4096;
-
-/// A value that no log, error or debug print shows.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Secret<T>(T);
-
-impl<T> Secret<T> {
-    /// Wraps `value`, as early as it enters the process.
-    pub const fn new(value: T) -> Self {
-        Self(value)
-    }
-
-    /// The value itself, for the one place that sends it.
-    pub const fn expose(&self) -> &T {
-        &self.0
-    }
-}
-
-impl<T> fmt::Debug for Secret<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-impl<T> Display for Secret<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
 
 /// How much a line matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -339,16 +311,6 @@ mod tests {
         let parsed: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(parsed["n"], 7);
         assert_eq!(parsed["path"], "/v2/\n2026 INFO forged");
-    }
-
-    #[test]
-    fn secrets_do_not_print() {
-        let secret = Secret::new("hunter2");
-        assert_eq!(
-            format!("{secret} {secret:?} {:?}", Some(&secret)),
-            "*** *** Some(***)"
-        );
-        assert_eq!(*secret.expose(), "hunter2");
     }
 
     #[test]

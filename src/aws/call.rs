@@ -10,8 +10,8 @@ use super::fault::{CallFault, FaultKind, Refusal};
 use super::sigv4;
 use super::skew::Skew;
 use crate::clock::Clock;
-use crate::log::Secret;
 use crate::message::Headers;
+use crate::secret::Secret;
 use crate::upstream::{Api, ApiCall, ApiReply};
 
 /// Longest time to connect to an AWS API: enough for three lost SYNs.

@@ -11,9 +11,9 @@ use super::credentials::Credentials;
 use super::endpoint;
 use super::fault::CallFault;
 use crate::config::AwsSettings;
-use crate::log::Secret;
 use crate::message::Headers;
 use crate::oci::{self, Registry};
+use crate::secret::Secret;
 
 /// The only region of ECR Public's API.
 pub const PUBLIC_REGION: &str = "us-east-1";

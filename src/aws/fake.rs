@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::credentials::Credentials;
 use crate::clock::{Clock, ManualClock};
-use crate::log::Secret;
 use crate::message::Headers;
+use crate::secret::Secret;
 use crate::upstream::{Api, ApiCall, ApiReply, Stage, UpstreamError};
 
 /// 2023-11-14T22:13:20Z in seconds since 1970.

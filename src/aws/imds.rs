@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use super::fault::one_line;
 use crate::clock::Clock;
 use crate::config::InstanceSettings;
-use crate::log::Secret;
 use crate::message::Headers;
+use crate::secret::Secret;
 use crate::upstream::{Api, ApiCall, ApiReply, Stage, UpstreamError};
 
 /// Life we ask for a session token, in seconds: the longest there is (EC2 user guide, "Use the

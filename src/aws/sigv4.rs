@@ -96,8 +96,8 @@ fn check(call: &ApiCall, credentials: &Credentials, time: SystemTime) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::Secret;
     use crate::message::Headers;
+    use crate::secret::Secret;
 
     /// 2015-08-30T12:36:00Z, the date of the AWS Signature Version 4 test suite.
     const SUITE_TIME: Duration = Duration::from_secs(1_440_938_160);

@@ -9,8 +9,9 @@ use super::credentials::{Credentials, SourceFault};
 use super::fault::CallFault;
 use super::{endpoint, time, xml};
 use crate::config::{AwsSettings, StsEndpoints};
-use crate::log::{self, Secret};
+use crate::log;
 use crate::message::Headers;
+use crate::secret::Secret;
 use crate::upstream::ApiReply;
 
 /// Longest time for asking who we are. It runs on the thread that renews tokens and only adds a

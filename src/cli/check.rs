@@ -16,8 +16,9 @@ use crate::aws::token::Tokens;
 use crate::config::{
     EXIT_FAILED, EXIT_OK, EXIT_SETTINGS, Effective, Fault, Origin, Settings, UpstreamAuth,
 };
-use crate::log::{self, Secret};
+use crate::log;
 use crate::oci::Registry;
+use crate::secret::Secret;
 
 /// Longest time for all steps together: people wait a minute, and so do deployments.
 const TOTAL: Duration = Duration::from_secs(55);

@@ -7,7 +7,7 @@ use std::iter::Peekable;
 use super::rows::table_rows;
 use super::table::{Setting, Unit, flag_of};
 use super::{Fault, Given, mask, parse};
-use crate::log::Secret;
+use crate::secret::Secret;
 
 /// Edits (insert, delete, replace) up to which an unknown flag is taken for a slip of the pen.
 const SLIP_EDITS_MAX: usize = 2;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::parse::url;
 use super::{ContainerSettings, InstanceSettings, Settings};
-use crate::log::Secret;
+use crate::secret::Secret;
 
 /// Largest CA bundle; Mozilla's whole list is about 250 kB.
 const CA_BUNDLE_BYTES_MAX: u64 = 4 << 20;

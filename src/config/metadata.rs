@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::Settings;
 use super::parse::{switch, url};
-use crate::log::Secret;
 use crate::oci;
+use crate::secret::Secret;
 
 /// Addresses beside loopback that hand out container credentials: ECS, and EKS Pod Identity in
 /// both families (SDK reference guide, "Container credential provider").

@@ -4,8 +4,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::Settings;
-use crate::log::Secret;
 use crate::oci::{self, Scheme};
+use crate::secret::Secret;
 
 /// DNS servers at the most: a look-up that has asked them all twice has lasted as long as anybody
 /// waits for it. (The C library takes 3.)

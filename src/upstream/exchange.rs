@@ -569,7 +569,7 @@ mod tests {
     fn a_clients_authorization_is_replaced() {
         let headers = Headers::from_iter([("authorization", "Basic client")]);
         let grant = Grant {
-            value: Some(log::Secret::new("Basic ours".into())),
+            value: Some(crate::secret::Secret::new("Basic ours".into())),
             generation: 1,
         };
         assert_eq!(

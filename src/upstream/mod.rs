@@ -20,9 +20,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::log::Secret;
 use crate::message::Headers;
 use crate::oci::Registry;
+use crate::secret::Secret;
 
 /// Gives out the `Authorization` value for a registry. Implemented by the token thread's front.
 pub trait Authorizer: Send + Sync {

@@ -8,8 +8,8 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::resolver::is_localhost;
 use crate::config::{OutboundSettings, ProxyException, ProxyUrl};
-use crate::log::Secret;
 use crate::oci::{self, Scheme};
+use crate::secret::Secret;
 
 /// The proxies and the exceptions.
 #[derive(Debug, Default)]

@@ -7,7 +7,7 @@
 use std::io::{self, Cursor, Read};
 
 use super::client::Incoming;
-use crate::log::Secret;
+use crate::secret::Secret;
 
 /// An error is looked through this far; its documents have a few hundred bytes.
 const ERROR_BYTES_MAX: u64 = 64 * 1024;

@@ -15,9 +15,9 @@ use crate::clock::Clock;
 use crate::config::{
     AwsSettings, ContainerSettings, container_uri, is_container_address, is_field_value,
 };
-use crate::log::Secret;
 use crate::message::Headers;
 use crate::oci;
+use crate::secret::Secret;
 use crate::upstream::{Api, ApiCall, ApiReply, Stage, UpstreamError};
 
 /// Where ECS answers for `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI`.

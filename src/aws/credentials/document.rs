@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::super::fault::one_line;
 use super::super::time;
-use crate::log::Secret;
+use crate::secret::Secret;
 
 /// Credentials as an endpoint handed them out.
 #[derive(Debug, Clone, PartialEq, Eq)]

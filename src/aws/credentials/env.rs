@@ -3,7 +3,7 @@
 
 use super::{Credentials, Source};
 use crate::config::AwsSettings;
-use crate::log::Secret;
+use crate::secret::Secret;
 
 /// `AWS_ACCESS_KEY_ID` and its companions.
 pub(super) struct Environment {

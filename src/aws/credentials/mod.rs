@@ -21,7 +21,8 @@ use super::call::Caller;
 use super::fault::{CallFault, FaultKind};
 use super::sts::Sts;
 use crate::config::AwsSettings;
-use crate::log::{self, Secret};
+use crate::log;
+use crate::secret::Secret;
 
 /// What signs a call.
 #[derive(Debug, Clone, PartialEq, Eq)]

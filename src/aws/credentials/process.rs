@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::super::time;
 use super::{Credentials, SourceFault};
-use crate::log::Secret;
+use crate::secret::Secret;
 
 /// Longest time for the program, as in the SDK for Go (`processcreds.DefaultTimeout`).
 const TIMEOUT: Duration = Duration::from_secs(60);

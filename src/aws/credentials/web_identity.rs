@@ -8,7 +8,8 @@ use super::super::fault::FaultKind;
 use super::super::sts::{Role, SESSION_NAME, Sts, WebIdentityFault};
 use super::{Credentials, Source, SourceFault, file};
 use crate::config::AwsSettings;
-use crate::log::{self, Secret};
+use crate::log;
+use crate::secret::Secret;
 
 /// Largest token file. STS takes tokens of up to 20 000 characters (API reference).
 const TOKEN_BYTES_MAX: u64 = 20_000 + 2;

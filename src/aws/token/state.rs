@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use super::super::fault::FaultKind;
-use crate::log::Secret;
 use crate::oci::Registry;
+use crate::secret::Secret;
 
 /// A token that AWS says is over, or nearly so, is used this long all the same: either clock may
 /// be wrong, and asking anew for every request would only add throttling.

@@ -10,7 +10,7 @@ use std::time::UNIX_EPOCH;
 use super::super::fake::{self, FakeApi, START, json, refused};
 use super::*;
 use crate::clock::ManualClock;
-use crate::log::Secret;
+use crate::secret::Secret;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SECOND: Duration = Duration::from_secs(1);

@@ -12,10 +12,11 @@ use crate::cache::probe;
 use crate::clock::SystemClock;
 use crate::config::{Settings, UpstreamAuth};
 use crate::door::{Tls, TlsFiles};
-use crate::log::{self, Secret};
+use crate::log;
 use crate::message::Headers;
 use crate::oci::Registry;
 use crate::proxy::login::Logins;
+use crate::secret::Secret;
 use crate::upstream::Api as _;
 use crate::upstream::client::{Client, Incoming, Outgoing};
 

@@ -5,8 +5,8 @@ use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
-use crate::log::Secret;
 use crate::message::Headers;
+use crate::secret::Secret;
 
 /// Some clients leave out the padding.
 const BASE_64: GeneralPurpose = GeneralPurpose::new(

@@ -9,7 +9,7 @@ use base64::alphabet::BCRYPT;
 use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
 use ring::hmac;
 
-use crate::log::Secret;
+use crate::secret::Secret;
 
 /// Longest user name; no client has longer ones.
 const NAME_LENGTH_MAX: usize = 255;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::super::file;
 use super::ini::{self, Properties};
 use crate::config::AwsSettings;
-use crate::log::Secret;
+use crate::secret::Secret;
 
 /// Largest shared file: thousands of profiles.
 const FILE_BYTES_MAX: u64 = 1 << 20;

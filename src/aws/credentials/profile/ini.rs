@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use crate::log::Secret;
+use crate::secret::Secret;
 
 /// The keys of a section, in lower case, with their values.
 pub(super) type Properties = HashMap<String, Secret<String>>;

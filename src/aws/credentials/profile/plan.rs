@@ -7,7 +7,7 @@ use super::super::super::sts::{Role, SESSION_NAME};
 use super::files::{Profiles, text};
 use super::ini::Properties;
 use crate::config::{is_role_arn, is_session_name};
-use crate::log::Secret;
+use crate::secret::Secret;
 
 /// Most roles assumed one after the other. Each costs a call that the next waits for.
 const ROLES_MAX: usize = 8;

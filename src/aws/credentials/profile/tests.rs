@@ -6,7 +6,7 @@ use super::super::super::call::Caller;
 use super::super::super::fake::{FakeApi, Folder, clock, json};
 use super::super::env::Environment;
 use super::*;
-use crate::log::Secret;
+use crate::secret::Secret;
 
 const ROLE: &str = "arn:aws:iam::123456789012:role/puller";
 
