@@ -6,7 +6,7 @@
 //!
 //! Imports point one way; `tests/it/layers.rs` holds them to it:
 //! `main → cli → app → {door, pool} → {proxy, pages} → {aws, cache} → upstream →
-//! {config, oci, message} → {metrics, log, clock} → {permits, secret}`.
+//! {config, oci, message} → {metrics, log, clock} → {permits, random, secret}`.
 
 pub mod app;
 pub mod aws;
@@ -23,5 +23,6 @@ pub mod pages;
 pub mod permits;
 pub mod pool;
 pub mod proxy;
+pub mod random;
 pub mod secret;
 pub mod upstream;

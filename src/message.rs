@@ -421,13 +421,6 @@ impl Desk {
     }
 }
 
-/// A number nobody outside the process can guess, for request ids and jitter; not for keys.
-/// The standard library seeds each `RandomState` from the system's random source.
-pub fn unguessable() -> u64 {
-    use std::hash::{BuildHasher, Hasher, RandomState};
-    RandomState::new().build_hasher().finish()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,8 +12,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::message::unguessable;
 use crate::message::{ANSWERED, Answer, DOOR_FIELD, Desk, Headers, PANICKED, Request};
+use crate::random::unguessable;
 use crate::{log, metrics};
 
 /// Decides what a request gets. Touches memory only: no network, no file, no waiting.

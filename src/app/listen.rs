@@ -216,7 +216,7 @@ mod tests {
 
     impl Folder {
         fn new() -> Self {
-            let unique = crate::message::unguessable();
+            let unique = crate::random::unguessable();
             let folder = Path::new("/tmp").join(format!("listen-{unique:x}"));
             fs::create_dir(&folder).unwrap();
             Self(folder)

@@ -26,8 +26,8 @@ use super::imds::Imds;
 use crate::clock::Clock;
 use crate::config::AwsSettings;
 use crate::log;
-use crate::message::unguessable;
 use crate::oci::Registry;
+use crate::random::unguessable;
 use crate::upstream::{Api, AuthFault, Authorizer, Grant};
 
 pub use self::inspect::{FoundCredentials, FoundToken, IdentityFault};

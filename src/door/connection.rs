@@ -12,8 +12,9 @@ use super::lanes::LaneFault;
 use super::reply::{self, Context, WriteFault, Written};
 use super::socket::{Socket, is_timeout};
 use super::tls::HandshakeFault;
-use crate::message::{Answer, Outcome, Peer, Reply, RequestBody, unguessable};
+use crate::message::{Answer, Outcome, Peer, Reply, RequestBody};
 use crate::oci::{ErrorCode, OciError};
+use crate::random::unguessable;
 use crate::{log, metrics};
 
 /// Longest wait for more while a closing connection is read from.

@@ -151,7 +151,7 @@ mod tests {
     /// A stand-in for tiny_http that answers each request on its lanes with the next byte of
     /// `answers`, and then closes.
     fn lanes(count: usize, answers: &'static [u8]) -> (Lanes, Arc<AtomicUsize>) {
-        let name = format!("lanes-test-{:x}", crate::message::unguessable());
+        let name = format!("lanes-test-{:x}", crate::random::unguessable());
         let address = SocketAddr::from_abstract_name(name).unwrap();
         let listener = UnixListener::bind_addr(&address).unwrap();
         let serve = move || {

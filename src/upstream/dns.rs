@@ -20,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use self::message::{Family, Query, Said};
 use super::resolver::{Failed, Found, Lookup};
-use crate::message::unguessable;
+use crate::random::unguessable;
 
 /// Wait for one server's answer, in the first round and in the second: a resolver that has the
 /// answer needs milliseconds, one that must ask around mostly less than one second.

@@ -61,7 +61,7 @@ struct OpenBinary(PathBuf);
 
 impl OpenBinary {
     fn new() -> Self {
-        let unique = aws_ecr_proxy::message::unguessable();
+        let unique = aws_ecr_proxy::random::unguessable();
         let name = format!("aws-ecr-proxy-test-{unique:x}");
         let folder = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&folder).unwrap();

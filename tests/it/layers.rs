@@ -15,7 +15,7 @@ const LAYERS: [&[&str]; 10] = [
     &["upstream"],
     &["config", "oci", "message"],
     &["metrics", "log", "clock"],
-    &["permits", "secret"],
+    &["permits", "random", "secret"],
 ];
 /// These know only the layers from `config` down.
 const LOW_SIGHTED: [&str; 2] = ["door", "pool"];

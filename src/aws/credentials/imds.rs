@@ -12,7 +12,7 @@ use super::{Credentials, Source, SourceFault};
 use crate::clock::Clock;
 use crate::config::AwsSettings;
 use crate::log;
-use crate::message::unguessable;
+use crate::random::unguessable;
 use crate::upstream::Api;
 
 /// The role's name, and below it its credentials.

@@ -10,7 +10,7 @@ use super::super::imds::{Imds, ImdsFault};
 use super::state::back_off;
 use super::{AuthFault, Realm, Shared, Tokens};
 use crate::log;
-use crate::message::unguessable;
+use crate::random::unguessable;
 
 /// Where the region is told (EC2 user guide, "Instance metadata categories").
 const PATH: &str = "/latest/meta-data/placement/region";
