@@ -6,7 +6,7 @@
 //!
 //! Imports point one way; `tests/it/layers.rs` holds them to it:
 //! `main → cli → app → {door, pool} → {proxy, pages} → {aws, cache} → upstream →
-//! {config, oci, message} → {metrics, log, clock} → {permits, random, secret}`.
+//! {config, oci, message, hash} → {metrics, log, clock} → {permits, random, secret}`.
 
 pub mod app;
 pub mod aws;
@@ -15,6 +15,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod door;
+pub mod hash;
 pub mod log;
 pub mod message;
 pub mod metrics;

@@ -9,7 +9,6 @@ pub mod disk;
 mod files;
 pub mod fill;
 pub mod flights;
-pub mod hash;
 pub mod layout;
 pub mod manifest;
 pub mod names;

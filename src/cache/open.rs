@@ -7,7 +7,7 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::files;
-use super::hash::ALGORITHMS;
+use crate::hash::ALGORITHMS;
 
 /// The index of a layout that holds nothing.
 const EMPTY_INDEX: &str = r#"{"schemaVersion":2,"manifests":[]}"#;

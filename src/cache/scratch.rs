@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::names::{Names, Scope, TagEntry, named_by};
-use super::store::{Store, sha256_hex};
+use super::store::Store;
+use crate::hash::sha256_hex;
 use crate::oci::{Digest, Registry, Repository, Tag};
 
 /// Removed with all it holds when dropped.

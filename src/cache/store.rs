@@ -16,9 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use super::files;
-use super::hash::ALGORITHMS;
-pub use super::hash::{Hasher, matches, sha256_hex};
 pub use super::open::{FORMAT, OpenError};
+use crate::hash::{ALGORITHMS, matches};
 use crate::oci::Digest;
 use crate::{log, metrics};
 

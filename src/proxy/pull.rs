@@ -4,7 +4,7 @@
 use std::io::{self, Cursor, Read};
 
 use super::conditional;
-use crate::cache::hash;
+use crate::hash;
 use crate::message::{Body, Headers, Reply};
 use crate::oci::{Digest, Reference, Registry};
 use crate::upstream::{Stage, UpstreamError};

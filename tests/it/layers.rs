@@ -13,7 +13,7 @@ const LAYERS: [&[&str]; 10] = [
     &["proxy", "pages"],
     &["aws", "cache"],
     &["upstream"],
-    &["config", "oci", "message"],
+    &["config", "oci", "message", "hash"],
     &["metrics", "log", "clock"],
     &["permits", "random", "secret"],
 ];
@@ -22,9 +22,11 @@ const LOW_SIGHTED: [&str; 2] = ["door", "pool"];
 /// The layer with `config` in it.
 const WORDS_LAYER: usize = 7;
 /// Arrows within a layer, each with its reason. Together they must form no circle.
-const WITHIN: [(&str, &str); 2] = [
+const WITHIN: [(&str, &str); 3] = [
     // A setting names a registry; it is checked where it is read.
     ("config", "oci"),
+    // Content is hashed by the algorithm of its digest.
+    ("hash", "oci"),
     // A dropped log line is counted.
     ("log", "metrics"),
 ];

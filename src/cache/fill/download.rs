@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::{COPY_BYTES, Growing, Outcome};
 use crate::cache::disk::Disk;
-use crate::cache::hash::Hasher;
 use crate::cache::sweep::Reservation;
+use crate::hash::Hasher;
 use crate::message::{Buffered, Headers};
 use crate::upstream::exchange::Fetched;
 use crate::upstream::{Stage, UpstreamError};

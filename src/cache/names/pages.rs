@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 
 use super::{CATALOG, LISTS, NO_REFERRERS, Names, REFERRERS, Scope, files, modified, no_path};
-use crate::cache::hash;
+use crate::hash;
 use crate::message::Headers;
 use crate::oci::{Digest, Registry};
 

@@ -4,6 +4,7 @@ use std::io::{Seek as _, SeekFrom, Write as _};
 
 use super::*;
 use crate::cache::scratch::Scratch;
+use crate::hash::{Hasher, sha256_hex};
 
 fn open(scratch: &Scratch) -> Arc<Store> {
     Arc::new(Store::open(scratch.path()).unwrap())

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use super::{SESSION_IDLE_MAX, Uploads};
 use crate::cache::fill::Wanted;
-use crate::cache::store::Hasher;
 use crate::cache::sweep::Reservation;
+use crate::hash::Hasher;
 use crate::{log, metrics};
 
 /// Bytes that wait for the thread at the most: a burst of the network, and little memory.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::{Push, is_gone, is_success, supply};
-use crate::cache::hash;
 use crate::cache::names::{List, TagEntry};
+use crate::hash;
 use crate::message::{Reply, RequestBody};
 use crate::oci::{Digest, ErrorCode, OciError, Reference, Repository};
 use crate::proxy::manifest::{self, Manifest};

@@ -5,7 +5,7 @@ use ring::digest::{Context, SHA256, SHA512};
 use crate::oci::Digest;
 
 /// The registered algorithms; each has a folder in `blobs/` and in `partial/`.
-pub(super) const ALGORITHMS: [&str; 2] = ["sha256", "sha512"];
+pub const ALGORITHMS: [&str; 2] = ["sha256", "sha512"];
 
 /// Hashes content piece by piece with the algorithm of the digest it should have.
 #[derive(Clone)]
