@@ -23,6 +23,7 @@ use signal_hook::iterator::Signals;
 use crate::aws::token::{TokenConfig, Tokens};
 use crate::cache::store::OpenError;
 use crate::cache::{self, Cache};
+use crate::calendar;
 use crate::clock::SystemClock;
 use crate::config::{self, CacheDir, Settings, UpstreamAuth};
 use crate::door::{Door, Drained, Lanes, Limits, MinRate, Tls, TlsFiles};
@@ -460,7 +461,7 @@ fn readiness(
                 .unwrap_or_else(|| "an identity not yet named".to_owned());
             let until = status
                 .expires
-                .map_or_else(|| "unknown".to_owned(), log::timestamp);
+                .map_or_else(|| "unknown".to_owned(), calendar::format_rfc3339);
             let source = status
                 .source
                 .unwrap_or_else(|| "an unknown source".to_owned());

@@ -25,7 +25,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::log::{self, Format, Level};
+use crate::calendar;
+use crate::log::{Format, Level};
 use crate::oci::Registry;
 use crate::secret::Secret;
 
@@ -53,7 +54,7 @@ pub const COMMIT: &str = env!("BUILD_COMMIT");
 pub fn build_date() -> String {
     let epoch_s = env!("BUILD_EPOCH_S").parse().unwrap_or_default();
     let time = UNIX_EPOCH.checked_add(Duration::from_secs(epoch_s));
-    log::timestamp(time.unwrap_or(UNIX_EPOCH))
+    calendar::format_rfc3339(time.unwrap_or(UNIX_EPOCH))
 }
 
 /// Exit code: what was asked for is done.

@@ -6,11 +6,12 @@
 //!
 //! Imports point one way; `tests/it/layers.rs` holds them to it:
 //! `main → cli → app → {door, pool} → {proxy, pages} → {aws, cache} → upstream →
-//! {config, oci, message, hash} → {metrics, log, clock} → {permits, random, secret}`.
+//! {config, oci, message, hash} → {metrics, log, clock} → {calendar, permits, random, secret}`.
 
 pub mod app;
 pub mod aws;
 pub mod cache;
+pub mod calendar;
 pub mod cli;
 pub mod clock;
 pub mod config;

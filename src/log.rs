@@ -8,8 +8,9 @@ use std::fmt::{Display, Write as _};
 use std::io::Write as _;
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
+use crate::calendar::format_rfc3339;
 use crate::metrics;
 
 /// Lines that may wait for the writer thread: at 300 bytes a line about 1.2 MB.
@@ -159,39 +160,6 @@ pub fn target(target: &str) -> String {
     shown
 }
 
-/// RFC 3339 in UTC with milliseconds.
-pub fn timestamp(time: SystemTime) -> String {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    let (year, month, day) = civil_from_days(days);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
-        seconds / 3600,
-        seconds / 60 % 60,
-        seconds % 60,
-        since.subsec_millis()
-    )
-}
-
-/// Days since 1970-01-01 as a date (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
-const fn civil_from_days(days: u64) -> (u64, u64, u64) {
-    let shifted = days + 719_468;
-    let era = shifted / 146_097;
-    let day_of_era = shifted % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    let year = year_of_era + era * 400 + if month <= 2 { 1 } else { 0 };
-    (year, month, day)
-}
-
 fn write(level: Level, message: &str, fields: &[Field<'_>]) {
     if !enabled(level) {
         return;
@@ -215,7 +183,12 @@ fn line(level: Level, message: &str, fields: &[Field<'_>]) -> String {
 }
 
 fn text_line(time: SystemTime, level: Level, message: &str, fields: &[Field<'_>]) -> String {
-    let mut line = format!("{} {} {}", timestamp(time), level.name(), one_line(message));
+    let mut line = format!(
+        "{} {} {}",
+        format_rfc3339(time),
+        level.name(),
+        one_line(message)
+    );
     for (name, value) in fields {
         let value = value.to_string();
         let plain = !value.is_empty()
@@ -235,7 +208,7 @@ fn text_line(time: SystemTime, level: Level, message: &str, fields: &[Field<'_>]
 fn json_line(time: SystemTime, level: Level, message: &str, fields: &[Field<'_>]) -> String {
     let mut line = format!(
         "{{\"time\":\"{}\",\"level\":\"{}\",\"message\":{}",
-        timestamp(time),
+        format_rfc3339(time),
         level.name(),
         quoted(message)
     );
@@ -289,14 +262,7 @@ fn write_stderr(line: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn timestamps_are_rfc_3339() {
-        let at = |seconds| timestamp(UNIX_EPOCH + Duration::from_secs(seconds));
-        assert_eq!(at(0), "1970-01-01T00:00:00.000Z");
-        assert_eq!(at(951_782_400), "2000-02-29T00:00:00.000Z");
-        assert_eq!(at(1_795_309_445), "2026-11-22T01:04:05.000Z");
-    }
+    use std::time::UNIX_EPOCH;
 
     #[test]
     fn a_value_cannot_forge_a_line() {

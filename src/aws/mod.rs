@@ -13,7 +13,6 @@ mod imds;
 mod sigv4;
 mod skew;
 pub mod sts;
-mod time;
 pub mod token;
 mod xml;
 

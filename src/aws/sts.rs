@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::call::{Ask, CALL_TIMEOUT, Caller};
 use super::credentials::{Credentials, SourceFault};
 use super::fault::CallFault;
-use super::{endpoint, time, xml};
+use super::{endpoint, xml};
+use crate::calendar;
 use crate::config::{AwsSettings, StsEndpoints};
 use crate::log;
 use crate::message::Headers;
@@ -277,7 +278,7 @@ fn session(ask: &Ask, base: &Credentials, reply: &ApiReply) -> Result<Credential
             .filter(|text| !text.is_empty())
             .ok_or_else(|| ask.odd_reply(base, &format!("has no {name}")))
     };
-    let expires = time::parse(&text("Expiration")?)
+    let expires = calendar::parse_rfc3339(&text("Expiration")?)
         .ok_or_else(|| ask.odd_reply(base, "has an Expiration that is no time"))?;
     let credentials = Credentials {
         access_key_id: text("AccessKeyId")?,
@@ -290,7 +291,7 @@ fn session(ask: &Ask, base: &Credentials, reply: &ApiReply) -> Result<Credential
         "role assumed",
         &[
             ("source", &credentials.source),
-            ("expires", &log::timestamp(expires)),
+            ("expires", &calendar::format_rfc3339(expires)),
         ],
     );
     Ok(credentials)

@@ -23,6 +23,7 @@ use super::credentials::{Chain, Credentials, CredentialsFault, profile};
 use super::ecr::{self, AuthorizationToken, Realm};
 use super::fault::FaultKind;
 use super::imds::Imds;
+use crate::calendar;
 use crate::clock::Clock;
 use crate::config::AwsSettings;
 use crate::log;
@@ -366,7 +367,7 @@ impl Tokens {
         drop(shared);
         let expires = token
             .expires
-            .map_or_else(|| "unknown".into(), log::timestamp);
+            .map_or_else(|| "unknown".into(), calendar::format_rfc3339);
         let seconds = renew_in.as_secs();
         log::info(
             "ECR token obtained",

@@ -25,6 +25,7 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{HandshakeKind, RootCertStore, ServerConfig, ServerConnection};
 
+use crate::calendar;
 use crate::log;
 use crate::message::Certificate;
 use validity::{Validity, validity};
@@ -189,7 +190,10 @@ fn announce(path: &Path, valid: Option<Validity>) {
         return log::info("TLS certificate loaded", &[("certificate", &path)]);
     };
     let now = SystemTime::now();
-    let (shown_from, shown_until) = (log::timestamp(from), log::timestamp(until));
+    let (shown_from, shown_until) = (
+        calendar::format_rfc3339(from),
+        calendar::format_rfc3339(until),
+    );
     let fields: [log::Field<'_>; 3] = [
         ("certificate", &path),
         ("not_before", &shown_from),

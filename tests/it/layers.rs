@@ -15,7 +15,7 @@ const LAYERS: [&[&str]; 10] = [
     &["upstream"],
     &["config", "oci", "message", "hash"],
     &["metrics", "log", "clock"],
-    &["permits", "random", "secret"],
+    &["calendar", "permits", "random", "secret"],
 ];
 /// These know only the layers from `config` down.
 const LOW_SIGHTED: [&str; 2] = ["door", "pool"];

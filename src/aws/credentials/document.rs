@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use serde_json::Value;
 
 use super::super::fault::one_line;
-use super::super::time;
+use crate::calendar;
 use crate::secret::Secret;
 
 /// Credentials as an endpoint handed them out.
@@ -50,9 +50,10 @@ pub(super) fn read(body: &[u8]) -> Result<Document, Unusable> {
     };
     let expires = match text("Expiration") {
         None => None,
-        Some(text) => {
-            Some(time::parse(text).ok_or(Unusable::Odd("has an Expiration that is no date"))?)
-        }
+        Some(text) => Some(
+            calendar::parse_rfc3339(text)
+                .ok_or(Unusable::Odd("has an Expiration that is no date"))?,
+        ),
     };
     Ok(Document {
         access_key_id: word("AccessKeyId")?.ok_or(Unusable::Odd("has no AccessKeyId"))?,

@@ -20,6 +20,7 @@ use self::kept::{Kept, Standing};
 use super::call::Caller;
 use super::fault::{CallFault, FaultKind};
 use super::sts::Sts;
+use crate::calendar;
 use crate::config::AwsSettings;
 use crate::log;
 use crate::secret::Secret;
@@ -257,7 +258,7 @@ impl Chain {
                         "AWS credentials not refreshed, the old ones stay in use until their end",
                         &[
                             ("source", &kept.credentials.source),
-                            ("expires", &log::timestamp(kept.expires)),
+                            ("expires", &calendar::format_rfc3339(kept.expires)),
                             ("error", &fault),
                         ],
                     );

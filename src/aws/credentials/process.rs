@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 
-use super::super::time;
 use super::{Credentials, SourceFault};
+use crate::calendar;
 use crate::secret::Secret;
 
 /// Longest time for the program, as in the SDK for Go (`processcreds.DefaultTimeout`).
@@ -68,7 +68,9 @@ fn read(output: &Secret<Vec<u8>>, source: &str) -> Result<Credentials, String> {
     };
     let expires = match text("Expiration") {
         None | Some("") => None,
-        Some(text) => Some(time::parse(text).ok_or("its Expiration is no time as in RFC 3339")?),
+        Some(text) => {
+            Some(calendar::parse_rfc3339(text).ok_or("its Expiration is no time as in RFC 3339")?)
+        }
     };
     let token = text("SessionToken").filter(|text| !text.is_empty());
     Ok(Credentials {

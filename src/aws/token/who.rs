@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::super::credentials::Credentials;
 use super::super::{endpoint, sts};
 use super::{Realm, Tokens};
+use crate::calendar;
 use crate::log;
 
 /// Least time after a failure: tokens may come every minute (see `LIFE_FLOOR`), and a VPC may have
@@ -101,7 +102,7 @@ impl Tokens {
 fn log_identity(identity: &sts::Identity, credentials: &Credentials, region: &str) {
     let until = credentials
         .expires
-        .map_or_else(|| "unlimited".to_owned(), log::timestamp);
+        .map_or_else(|| "unlimited".to_owned(), calendar::format_rfc3339);
     log::info(
         "identity",
         &[

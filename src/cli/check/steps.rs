@@ -9,10 +9,10 @@ use super::Verdict;
 use crate::app;
 use crate::aws::token::{FoundCredentials, FoundToken, Tokens};
 use crate::cache::probe;
+use crate::calendar;
 use crate::clock::SystemClock;
 use crate::config::{Settings, UpstreamAuth};
 use crate::door::{Tls, TlsFiles};
-use crate::log;
 use crate::message::Headers;
 use crate::oci::Registry;
 use crate::proxy::login::Logins;
@@ -65,7 +65,7 @@ pub(super) fn tls(settings: &Settings) -> Verdict {
     match Tls::load(files) {
         Ok(tls) => {
             let until = tls.good_until();
-            let until = until.map_or_else(|| "unknown".to_owned(), log::timestamp);
+            let until = until.map_or_else(|| "unknown".to_owned(), calendar::format_rfc3339);
             if tls.good_until().is_some_and(|end| end <= SystemTime::now()) {
                 let name = certificate.display();
                 let why = format!("SSL_CERTIFICATE={name} ended {until}: renew it");
@@ -106,7 +106,7 @@ pub(super) fn identity(tokens: &Tokens) -> (Verdict, bool) {
 fn whose(credentials: &FoundCredentials) -> String {
     let until = credentials.expires.map_or_else(
         || "without an end".to_owned(),
-        |end| format!("until {}", log::timestamp(end)),
+        |end| format!("until {}", calendar::format_rfc3339(end)),
     );
     format!("{}, credentials {until}", credentials.source)
 }
@@ -119,7 +119,7 @@ pub(super) fn token(tokens: &Tokens, registry: Option<&Registry>) -> (Verdict, O
     };
     let until = token
         .expires
-        .map_or_else(|| "unknown".to_owned(), log::timestamp);
+        .map_or_else(|| "unknown".to_owned(), calendar::format_rfc3339);
     let mut detail = format!("of {}, until {until}", token.region);
     let off = token.clock_behind_s.unsigned_abs();
     if off > CLOCK_OFF_S {

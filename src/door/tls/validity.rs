@@ -1,7 +1,9 @@
 //! From when until when a certificate is good. Owns: as much DER as it takes to find that out.
 //! Must not: judge anything else of a certificate; rustls does.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
+
+use crate::calendar;
 
 /// Tags of X.690 §8, as they appear in certificates.
 const SEQUENCE: u8 = 0x30;
@@ -66,7 +68,7 @@ fn time(tag: u8, text: &[u8]) -> Option<SystemTime> {
         let digits = digits.get(from..to)?;
         let digits = std::str::from_utf8(digits).ok()?;
         let all_digits = digits.bytes().all(|digit| digit.is_ascii_digit());
-        all_digits.then(|| digits.parse::<u64>().ok()).flatten()
+        all_digits.then(|| digits.parse::<i64>().ok()).flatten()
     };
     let (year, at) = match (tag, digits.len()) {
         // Two digits mean 1950 to 2049.
@@ -83,20 +85,13 @@ fn time(tag: u8, text: &[u8]) -> Option<SystemTime> {
     if !(1..=12).contains(&month) || !(1..=31).contains(&day) || year < 1970 {
         return None;
     }
-    // Days from civil, with years that begin in March: a leap day is then the last of its year.
-    let (year, month) = match month {
-        ..3 => (year - 1, month + 9),
-        _ => (year, month - 3),
-    };
-    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
-    // From March of year 0 to 1970.
-    let days = days.checked_sub(719_468)?;
-    UNIX_EPOCH.checked_add(Duration::from_secs(days * 86_400 + seconds))
+    calendar::time_at(year, month, day, seconds)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::{Duration, UNIX_EPOCH};
 
     fn seconds(tag: u8, text: &str) -> Option<u64> {
         let time = time(tag, text.as_bytes())?;

@@ -16,7 +16,7 @@ fn web_identity() -> (Bench, Folder) {
 
 /// STS's reply: credentials that end so many seconds after [`START`].
 fn session(id: &str, ends_s: u64) -> fake::Scripted {
-    let expires = log::timestamp(UNIX_EPOCH + Duration::from_secs(START + ends_s));
+    let expires = calendar::format_rfc3339(UNIX_EPOCH + Duration::from_secs(START + ends_s));
     let body = format!(
         "<AccessKeyId>{id}</AccessKeyId><SecretAccessKey>s</SecretAccessKey><SessionToken>t\
          </SessionToken><Expiration>{expires}</Expiration>"

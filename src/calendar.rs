@@ -1,10 +1,29 @@
-//! Points in time as AWS writes them. Owns: reading RFC 3339. Must not: read a clock.
+//! Dates and times as text. Owns: the Gregorian calendar in UTC, and RFC 3339 both ways. Must not:
+//! read a clock.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Seconds of a day; RFC 3339 in UTC knows no other days.
+const DAY_SECONDS: u32 = 86_400;
+
+/// RFC 3339 in UTC with milliseconds.
+pub fn format_rfc3339(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let day_seconds = u64::from(DAY_SECONDS);
+    let (days, seconds) = (since.as_secs() / day_seconds, since.as_secs() % day_seconds);
+    let (year, month, day) = civil_from_days(days);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60,
+        since.subsec_millis()
+    )
+}
 
 /// Reads `2026-11-22T01:44:13Z`, with or without a fraction (moto sends one) and with an offset in
 /// place of `Z` (tools that print credentials do). None for anything else, or before 1970.
-pub(super) fn parse(text: &str) -> Option<SystemTime> {
+pub fn parse_rfc3339(text: &str) -> Option<SystemTime> {
     let text = text.trim();
     let (date, rest) = text.split_once(['T', 't', ' '])?;
     let zone_at = rest.find(['Z', 'z', '+', '-'])?;
@@ -20,10 +39,16 @@ pub(super) fn parse(text: &str) -> Option<SystemTime> {
     if !valid {
         return None;
     }
-    let seconds = days_since_1970(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
-    let seconds = u64::try_from(seconds - offset_seconds(zone)?).ok()?;
-    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?;
+    let clock_seconds = hour * 3600 + minute * 60 + second - offset_seconds(zone)?;
+    let time = time_at(year, month, day, clock_seconds)?;
     time.checked_add(Duration::from_nanos(nanos(fraction)?))
+}
+
+/// The time `seconds` after the beginning of a day in UTC. None before 1970.
+pub fn time_at(year: i64, month: i64, day: i64, seconds: i64) -> Option<SystemTime> {
+    let day_seconds = days_since_1970(year, month, day).checked_mul(DAY_SECONDS.into())?;
+    let since = u64::try_from(day_seconds.checked_add(seconds)?).ok()?;
+    UNIX_EPOCH.checked_add(Duration::from_secs(since))
 }
 
 /// As many numbers as there are lengths, each with that many digits.
@@ -78,7 +103,7 @@ const fn days_of(year: i64, month: i64) -> i64 {
     }
 }
 
-/// Days of the Gregorian calendar (Howard Hinnant, `days_from_civil`).
+/// Days from 1970-01-01 to a date, negative before it (Howard Hinnant, `days_from_civil`).
 const fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let era = year.div_euclid(400);
@@ -88,13 +113,40 @@ const fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
     era * 146_097 + day_of_era - 719_468
 }
 
+/// The date that is `days` after 1970-01-01 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+const fn civil_from_days(days: u64) -> (u64, u64, u64) {
+    let shifted = days + 719_468;
+    let era = shifted / 146_097;
+    let day_of_era = shifted % 146_097;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
+    let year = year_of_era + era * 400 + if month <= 2 { 1 } else { 0 };
+    (year, month, day)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn millis(text: &str) -> Option<u128> {
-        let since = parse(text)?.duration_since(SystemTime::UNIX_EPOCH);
+        let since = parse_rfc3339(text)?.duration_since(UNIX_EPOCH);
         Some(since.unwrap().as_millis())
+    }
+
+    #[test]
+    fn times_are_formatted_as_rfc_3339() {
+        let at = |seconds| format_rfc3339(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(at(951_782_400), "2000-02-29T00:00:00.000Z");
+        assert_eq!(at(1_795_309_445), "2026-11-22T01:04:05.000Z");
     }
 
     #[test]
@@ -115,10 +167,10 @@ mod tests {
     }
 
     #[test]
-    fn log_timestamps_read_back() {
+    fn formatted_times_read_back() {
         for seconds in [0, 951_782_400, 1_709_164_799, 4_102_444_799] {
-            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-            assert_eq!(parse(&crate::log::timestamp(time)), Some(time));
+            let time = UNIX_EPOCH + Duration::from_secs(seconds);
+            assert_eq!(parse_rfc3339(&format_rfc3339(time)), Some(time));
         }
     }
 
@@ -146,7 +198,7 @@ mod tests {
             "+026-11-22T01:44:13Z",
             "2026-11-22T01:44:13é",
         ] {
-            assert_eq!(parse(text), None, "{text}");
+            assert_eq!(parse_rfc3339(text), None, "{text}");
         }
     }
 }
