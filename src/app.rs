@@ -26,7 +26,7 @@ use crate::cache::{self, Cache};
 use crate::calendar;
 use crate::clock::SystemClock;
 use crate::config::{self, CacheDir, Settings, UpstreamAuth};
-use crate::door::{Door, Drained, Lanes, Limits, MinRate, Tls, TlsFiles};
+use crate::door::{Door, DoorLimits, Drained, Lanes, MinRate, ServerTls, TlsFiles};
 use crate::log;
 use crate::message::{Answer, Desk, Request};
 use crate::oci::Registry;
@@ -169,7 +169,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, Failure
 fn load_tls(
     settings: &Settings,
     watched: &mut Vec<Watched>,
-) -> Result<Option<Arc<Tls>>, Vec<String>> {
+) -> Result<Option<Arc<ServerTls>>, Vec<String>> {
     let set = &settings.tls;
     let (Some(certificate), Some(key)) = (&set.certificate, &set.key) else {
         return Ok(None);
@@ -185,7 +185,7 @@ fn load_tls(
         client_ca: set.client_ca.clone(),
     };
     let look = Look::at(files.paths());
-    let tls = Arc::new(Tls::load(files)?);
+    let tls = Arc::new(ServerTls::load(files)?);
     let again = Arc::clone(&tls);
     let reload = Box::new(move || again.reload());
     watched.push(Watched::new("TLS certificate", look, reload));
@@ -207,9 +207,9 @@ pub fn way_out(settings: &Settings, pool: usize) -> Result<Client, String> {
     Client::new(resolver, proxies, bundle, pool)
 }
 
-fn limits(settings: &Settings, connections: usize) -> Limits {
-    let limits = Limits::new(connections);
-    Limits {
+fn limits(settings: &Settings, connections: usize) -> DoorLimits {
+    let limits = DoorLimits::new(connections);
+    DoorLimits {
         connections_per_peer: settings.max_connections_per_peer,
         min_rate: MinRate {
             bytes_per_second: settings.min_rate,

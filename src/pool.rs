@@ -55,9 +55,9 @@ impl Pool {
             let name = format!("worker-{number}");
             let run = move || {
                 let name = std::thread::current().name().unwrap_or_default().to_owned();
-                let work = AssertUnwindSafe(|| work(server, &desk, &*decide, &errors));
+                let run = AssertUnwindSafe(|| take_requests(server, &desk, &*decide, &errors));
                 // Returns only when tiny_http itself is broken.
-                let _ = catch_unwind(work);
+                let _ = catch_unwind(run);
                 on_lost(&name);
             };
             let thread = std::thread::Builder::new()
@@ -83,10 +83,10 @@ impl Pool {
     }
 }
 
-fn work(server: &tiny_http::Server, desk: &Desk, decide: &Decide, errors: &AtomicUsize) {
+fn take_requests(server: &tiny_http::Server, desk: &Desk, decide: &Decide, errors: &AtomicUsize) {
     loop {
         match server.recv() {
-            Ok(request) => handle(request, desk, decide),
+            Ok(request) => answer_request(request, desk, decide),
             Err(error) => {
                 log::debug("tiny_http stopped listening", &[("reason", &error)]);
                 if errors.fetch_add(1, Ordering::Relaxed) >= RECEIVE_ERRORS_MAX {
@@ -100,7 +100,7 @@ fn work(server: &tiny_http::Server, desk: &Desk, decide: &Decide, errors: &Atomi
 
 /// One head in, one byte out. The writer is taken first: a `Request` that is dropped with its
 /// writer answers 500 by itself.
-fn handle(request: tiny_http::Request, desk: &Desk, decide: &Decide) {
+fn answer_request(request: tiny_http::Request, desk: &Desk, decide: &Decide) {
     let method = request.method().to_string();
     let target = request.url().to_owned();
     let mut headers: Headers = request
@@ -119,7 +119,7 @@ fn handle(request: tiny_http::Request, desk: &Desk, decide: &Decide) {
             peer,
             id,
         };
-        answer(&request, desk, decide)
+        decide_and_answer(&request, desk, decide)
     });
     let byte = if answered { ANSWERED } else { PANICKED };
     // A lane that is gone is noticed at its other end.
@@ -127,7 +127,7 @@ fn handle(request: tiny_http::Request, desk: &Desk, decide: &Decide) {
 }
 
 /// False when deciding panicked.
-fn answer(request: &Request, desk: &Desk, decide: &Decide) -> bool {
+fn decide_and_answer(request: &Request, desk: &Desk, decide: &Decide) -> bool {
     match catch_unwind(AssertUnwindSafe(|| decide(request))) {
         Ok(answer) => {
             desk.answer(&request.id, answer);

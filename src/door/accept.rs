@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::connection;
-use super::connections::{Entry, Shared};
+use super::connections::{Connection, DoorState};
 use super::lanes::Lanes;
-use super::stream::{Listener, Stream};
-use super::tls::{NO_ROOM_ALERT, Tls};
-use super::{CONNECTION_STACK_BYTES, Limits};
+use super::limits::{CONNECTION_STACK_BYTES, DoorLimits};
+use super::stream::{ClientStream, Listener};
+use super::tls::{NO_ROOM_ALERT, ServerTls};
 use crate::message::{Desk, Peer};
 use crate::{log, metrics};
 
@@ -30,7 +30,7 @@ Content-Length: 85\r\nRetry-After: 2\r\nConnection: close\r\n\r\n\
 
 /// The listening side of the proxy.
 pub struct Door {
-    shared: Arc<Shared>,
+    shared: Arc<DoorState>,
     listeners: Vec<Listener>,
 }
 
@@ -51,11 +51,11 @@ impl Door {
         listeners: Vec<Listener>,
         lanes: Lanes,
         desk: Arc<Desk>,
-        limits: Limits,
-        tls: Option<Arc<Tls>>,
+        limits: DoorLimits,
+        tls: Option<Arc<ServerTls>>,
         on_lost: Arc<dyn Fn(&str) + Send + Sync>,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared::new(limits, lanes, desk, tls)?);
+        let shared = Arc::new(DoorState::new(limits, lanes, desk, tls)?);
         for listener in &listeners {
             listener.set_nonblocking()?;
             let (listener, shared) = (listener.try_clone()?, Arc::clone(&shared));
@@ -97,12 +97,12 @@ impl Door {
     pub fn drain(&self, grace: Duration) -> Drained {
         self.stop_accepting();
         Drained {
-            cut: self.shared.empty(grace),
+            cut: self.shared.drain(grace),
         }
     }
 }
 
-fn accept(listener: &Listener, shared: &Arc<Shared>) {
+fn accept(listener: &Listener, shared: &Arc<DoorState>) {
     let mut backoff = BACKOFF_MIN;
     while !shared.is_draining() {
         let accepted = listener
@@ -156,38 +156,38 @@ fn is_shortage(error: &io::Error) -> bool {
 }
 
 /// Gives the connection a thread, in the place of the longest idle one when a cap is reached.
-fn admit(shared: &Arc<Shared>, stream: Stream, address: Option<SocketAddr>) {
+fn admit(shared: &Arc<DoorState>, stream: ClientStream, address: Option<SocketAddr>) {
     let ip = address.map(|address| address.ip());
     if let Err(why) = shared.make_room(ip) {
         return refuse(shared, &stream, &why);
     }
-    let entry = shared.enter(stream, ip);
+    let connection = shared.register(stream, ip);
     let peer = Peer {
         address: ip,
         port: address.map_or(0, |address| address.port()),
         ..Peer::on_unix_socket()
     };
-    let thread = std::thread::Builder::new().name(format!("conn-{}", entry.number()));
-    let (run_shared, run_entry) = (Arc::clone(shared), Arc::clone(&entry));
-    let run = move || run_connection(&run_shared, run_entry, &peer);
+    let thread = std::thread::Builder::new().name(format!("conn-{}", connection.number()));
+    let (run_shared, run_connection_state) = (Arc::clone(shared), Arc::clone(&connection));
+    let run = move || run_connection(&run_shared, run_connection_state, &peer);
     if let Err(error) = thread.stack_size(CONNECTION_STACK_BYTES).spawn(run) {
-        refuse(shared, &entry.stream(), &format!("no thread: {error}"));
-        shared.leave(entry);
+        refuse(shared, &connection.stream(), &format!("no thread: {error}"));
+        shared.unregister(connection);
         shared.close_longest_idle();
     }
 }
 
-fn run_connection(shared: &Shared, entry: Arc<Entry>, peer: &Peer) {
-    let serve = AssertUnwindSafe(|| connection::serve(shared, &entry, peer));
+fn run_connection(shared: &DoorState, connection: Arc<Connection>, peer: &Peer) {
+    let serve = AssertUnwindSafe(|| connection::serve(shared, &connection, peer));
     if catch_unwind(serve).is_err() {
         metrics::PANICS.inc();
-        entry.reset_on_close();
+        connection.reset_on_close();
     }
-    shared.leave(entry);
+    shared.unregister(connection);
 }
 
 /// Tells the client without waiting for it: the accept thread must not block.
-fn refuse(shared: &Shared, stream: &Stream, why: &str) {
+fn refuse(shared: &DoorState, stream: &ClientStream, why: &str) {
     metrics::CONNECTIONS_REFUSED.inc();
     log::warn("connection refused", &[("reason", &why)]);
     // The few bytes fit any send buffer; a client that takes nothing gets nothing.

@@ -4,10 +4,10 @@
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
-use super::Limits;
-use super::head::Framing;
+use super::head::BodyFraming;
+use super::limits::DoorLimits;
 use super::rate::Rate;
-use super::socket::{Socket, is_timeout};
+use super::socket::{ClientSocket, is_timeout};
 
 /// A chunk-size line with its extensions; nobody sends extensions of more than a few bytes.
 const CHUNK_LINE_BYTES_MAX: usize = 256;
@@ -31,8 +31,8 @@ pub(super) enum BodyFault {
 
 /// Reads one body from the socket and stops at its end.
 pub(super) struct BodyReader<'a> {
-    socket: &'a mut Socket,
-    state: State,
+    socket: &'a mut ClientSocket,
+    state: BodyState,
     expects_continue: bool,
     idle: Duration,
     rate: Rate,
@@ -40,7 +40,7 @@ pub(super) struct BodyReader<'a> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum BodyState {
     /// Bytes left of a body with a length.
     Length(u64),
     /// Before a chunk-size line.
@@ -54,15 +54,15 @@ enum State {
 
 impl<'a> BodyReader<'a> {
     pub(super) fn new(
-        socket: &'a mut Socket,
-        framing: Framing,
+        socket: &'a mut ClientSocket,
+        framing: BodyFraming,
         expects_continue: bool,
-        limits: &Limits,
+        limits: &DoorLimits,
     ) -> Self {
         let state = match framing {
-            Framing::Chunked => State::ChunkLine,
-            Framing::Length(0) => State::Done,
-            Framing::Length(length) => State::Length(length),
+            BodyFraming::Chunked => BodyState::ChunkLine,
+            BodyFraming::Length(0) => BodyState::Done,
+            BodyFraming::Length(length) => BodyState::Length(length),
         };
         Self {
             socket,
@@ -76,7 +76,7 @@ impl<'a> BodyReader<'a> {
 
     /// True when the body was read to its end, so that the next request can follow.
     pub(super) fn is_done(&self) -> bool {
-        self.state == State::Done
+        self.state == BodyState::Done
     }
 
     /// Why reading failed, if it did.
@@ -85,7 +85,7 @@ impl<'a> BodyReader<'a> {
     }
 
     fn read_body(&mut self, into: &mut [u8]) -> Result<usize, BodyFault> {
-        if self.state == State::Done || into.is_empty() {
+        if self.state == BodyState::Done || into.is_empty() {
             return Ok(0);
         }
         if std::mem::take(&mut self.expects_continue) {
@@ -94,38 +94,38 @@ impl<'a> BodyReader<'a> {
         }
         loop {
             match self.state {
-                State::Done => return Ok(0),
-                State::Length(left) => {
+                BodyState::Done => return Ok(0),
+                BodyState::Length(left) => {
                     let count = self.read_piece(into, left)?;
                     let left = left - count as u64;
                     self.state = if left == 0 {
-                        State::Done
+                        BodyState::Done
                     } else {
-                        State::Length(left)
+                        BodyState::Length(left)
                     };
                     return Ok(count);
                 }
-                State::ChunkLine => {
+                BodyState::ChunkLine => {
                     let line = self.read_line(CHUNK_LINE_BYTES_MAX)?;
                     self.state = match chunk_size(&line)? {
-                        0 => State::Trailer(0),
-                        size => State::Chunk(size),
+                        0 => BodyState::Trailer(0),
+                        size => BodyState::Chunk(size),
                     };
                 }
-                State::Chunk(left) => {
+                BodyState::Chunk(left) => {
                     let count = self.read_piece(into, left)?;
                     let left = left - count as u64;
-                    self.state = State::Chunk(left);
+                    self.state = BodyState::Chunk(left);
                     if left == 0 {
                         self.end_chunk()?;
                     }
                     return Ok(count);
                 }
-                State::Trailer(seen) => {
+                BodyState::Trailer(seen) => {
                     let line = self.read_line(TRAILER_BYTES_MAX.saturating_sub(seen))?;
                     self.state = match line.len() {
-                        0 => State::Done,
-                        length => State::Trailer(seen + length),
+                        0 => BodyState::Done,
+                        length => BodyState::Trailer(seen + length),
                     };
                 }
             }
@@ -137,22 +137,22 @@ impl<'a> BodyReader<'a> {
         if !self.read_line(0)?.is_empty() {
             return Err(malformed("chunk is longer than its size"));
         }
-        self.state = State::ChunkLine;
+        self.state = BodyState::ChunkLine;
         Ok(())
     }
 
     fn read_piece(&mut self, into: &mut [u8], left: u64) -> Result<usize, BodyFault> {
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(into.len());
         let into = into.get_mut(..most).unwrap_or_default();
-        self.timed(|socket, deadline| socket.read(into, deadline))
+        self.read_timed(|socket, deadline| socket.read(into, deadline))
     }
 
     /// Runs one read of the socket within the idle limit. What counts against the client is the
     /// time of this read: between reads it is upstream that is slow, or we are. What counts for it
     /// are the bytes that came, also those of a TLS record that is not whole yet.
-    fn timed(
+    fn read_timed(
         &mut self,
-        mut read: impl FnMut(&mut Socket, Instant) -> io::Result<usize>,
+        mut read: impl FnMut(&mut ClientSocket, Instant) -> io::Result<usize>,
     ) -> Result<usize, BodyFault> {
         let mut idle = Duration::ZERO;
         loop {
@@ -174,7 +174,7 @@ impl<'a> BodyReader<'a> {
                 Err(_) if idle >= self.idle => return Err(BodyFault::Stalled),
                 Err(_) => 0,
             };
-            let verdict = self.rate.note(waited, came);
+            let verdict = self.rate.record(waited, came);
             verdict.map_err(|verdict| BodyFault::Slow(verdict.to_string()))?;
             if count > 0 {
                 return Ok(count);
@@ -205,7 +205,7 @@ impl<'a> BodyReader<'a> {
                     "a line of the chunked body is too long or malformed",
                 ));
             }
-            self.timed(Socket::fill)?;
+            self.read_timed(ClientSocket::fill)?;
         }
     }
 }
@@ -267,17 +267,17 @@ mod tests {
     use std::sync::Arc;
 
     /// Reads a body of which the client sends `bytes` and then closes its sending side.
-    fn read(framing: Framing, bytes: &[u8]) -> (Result<Vec<u8>, BodyFault>, Vec<u8>) {
+    fn read(framing: BodyFraming, bytes: &[u8]) -> (Result<Vec<u8>, BodyFault>, Vec<u8>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let stream = Arc::new(listener.accept().unwrap().0.into());
         client.write_all(bytes).unwrap();
         client.shutdown(std::net::Shutdown::Write).unwrap();
-        let limits = Limits {
+        let limits = DoorLimits {
             body_idle: Duration::from_secs(5),
-            ..Limits::new(1)
+            ..DoorLimits::new(1)
         };
-        let mut socket = Socket::new(stream, &limits).unwrap();
+        let mut socket = ClientSocket::new(stream, &limits).unwrap();
         let mut body = BodyReader::new(&mut socket, framing, false, &limits);
         let mut whole = Vec::new();
         let read = body.read_to_end(&mut whole);
@@ -302,17 +302,20 @@ mod tests {
 
     #[test]
     fn a_length_ends_the_body() {
-        let (body, rest) = read(Framing::Length(5), b"helloGET /");
+        let (body, rest) = read(BodyFraming::Length(5), b"helloGET /");
         assert_eq!(
             (body.unwrap(), rest),
             (b"hello".to_vec(), b"GET /".to_vec())
         );
-        assert_eq!(read(Framing::Length(0), b"").0.unwrap(), b"");
+        assert_eq!(read(BodyFraming::Length(0), b"").0.unwrap(), b"");
     }
 
     #[test]
     fn an_early_end_is_a_fault() {
-        assert_eq!(read(Framing::Length(6), b"hello").0, Err(BodyFault::Gone));
+        assert_eq!(
+            read(BodyFraming::Length(6), b"hello").0,
+            Err(BodyFault::Gone)
+        );
         for bytes in [
             "",
             "5",
@@ -323,7 +326,7 @@ mod tests {
             "0\r\nX: 1\r\n",
         ] {
             assert_eq!(
-                read(Framing::Chunked, bytes.as_bytes()).0,
+                read(BodyFraming::Chunked, bytes.as_bytes()).0,
                 Err(BodyFault::Gone),
                 "{bytes:?}"
             );
@@ -333,7 +336,7 @@ mod tests {
     #[test]
     fn chunks_are_joined_and_the_next_request_is_left() {
         let bytes = b"5\r\nhello\r\n00A;x=\"y\"\r\n0123456789\r\n0\r\nTrailer: 1\r\n\r\nGET /";
-        let (body, rest) = read(Framing::Chunked, bytes);
+        let (body, rest) = read(BodyFraming::Chunked, bytes);
         assert_eq!(
             (body.unwrap(), rest),
             (b"hello0123456789".to_vec(), b"GET /".to_vec())
@@ -367,7 +370,7 @@ mod tests {
             &long,
             &trailer,
         ] {
-            let (result, _) = read(Framing::Chunked, bytes.as_bytes());
+            let (result, _) = read(BodyFraming::Chunked, bytes.as_bytes());
             assert!(
                 matches!(result, Err(BodyFault::Malformed(_))),
                 "{bytes:?} {result:?}"
@@ -380,12 +383,12 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let stream = Arc::new(listener.accept().unwrap().0.into());
-        let limits = Limits {
+        let limits = DoorLimits {
             body_idle: Duration::from_millis(20),
-            ..Limits::new(1)
+            ..DoorLimits::new(1)
         };
-        let mut socket = Socket::new(stream, &limits).unwrap();
-        let mut body = BodyReader::new(&mut socket, Framing::Length(1), false, &limits);
+        let mut socket = ClientSocket::new(stream, &limits).unwrap();
+        let mut body = BodyReader::new(&mut socket, BodyFraming::Length(1), false, &limits);
         assert!(body.read(&mut [0; 8]).is_err());
         assert_eq!(body.fault(), Some(&BodyFault::Stalled));
         assert!(body.read(&mut [0; 8]).is_err());

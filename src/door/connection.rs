@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::body::{BodyFault, BodyReader};
-use super::connections::{Entry, Shared};
-use super::head::{self, Framing, Head, Refusal, Scan};
+use super::connections::{Connection, DoorState};
+use super::head::{self, BodyFraming, Head, Scan};
 use super::lanes::LaneFault;
-use super::reply::{self, Context, WriteFault, Written};
-use super::socket::{Socket, is_timeout};
+use super::reply::{self, ReplyContext, WriteFault, Written};
+use super::socket::{ClientSocket, is_timeout};
 use super::tls::HandshakeFault;
 use crate::message::{Answer, Outcome, Peer, Reply, RequestBody};
 use crate::oci::{ErrorCode, OciError};
@@ -23,21 +23,23 @@ const LINGER_PIECE: Duration = Duration::from_secs(2);
 const RETRY_AFTER_SECONDS: &str = "2";
 
 /// Serves the connection until it ends.
-pub(super) fn serve(shared: &Shared, entry: &Arc<Entry>, peer: &Peer) {
-    let Ok(mut socket) = Socket::new(entry.stream(), &shared.limits) else {
+pub(super) fn serve(shared: &DoorState, connection: &Arc<Connection>, peer: &Peer) {
+    let Ok(mut socket) = ClientSocket::new(connection.stream(), &shared.limits) else {
         return;
     };
-    let Some(peer) = greet(shared, peer, &mut socket) else {
+    let Some(peer) = shake_hands(shared, peer, &mut socket) else {
         return;
     };
     // The drain closes what is idle when it starts; who becomes idle afterwards leaves by itself.
-    while serve_one(shared, entry, &peer, &mut socket) == Next::Request && !shared.is_draining() {}
+    while serve_one(shared, connection, &peer, &mut socket) == Next::Request
+        && !shared.is_draining()
+    {}
     socket.end_tls();
 }
 
 /// The TLS handshake, where there is to be one; says who the client is then. None when it is not to
 /// be served. All that time the connection counts as idle.
-fn greet(shared: &Shared, peer: &Peer, socket: &mut Socket) -> Option<Peer> {
+fn shake_hands(shared: &DoorState, peer: &Peer, socket: &mut ClientSocket) -> Option<Peer> {
     let Some(tls) = &shared.tls else {
         return Some(peer.clone());
     };
@@ -59,7 +61,7 @@ fn greet(shared: &Shared, peer: &Peer, socket: &mut Socket) -> Option<Peer> {
         }),
         Err(fault) => {
             metrics::TLS_HANDSHAKES_FAILED.inc();
-            report(&fault, peer, shared.limits.handshake);
+            log_handshake_fault(&fault, peer, shared.limits.handshake);
             if !matches!(fault, HandshakeFault::Gone(_)) {
                 // The alert must not be overtaken by a reset.
                 linger(shared, socket);
@@ -69,7 +71,7 @@ fn greet(shared: &Shared, peer: &Peer, socket: &mut Socket) -> Option<Peer> {
     }
 }
 
-fn report(fault: &HandshakeFault, peer: &Peer, limit: Duration) {
+fn log_handshake_fault(fault: &HandshakeFault, peer: &Peer, limit: Duration) {
     match fault {
         HandshakeFault::Certificate(why) => log::warn(
             "client certificate refused",
@@ -89,9 +91,9 @@ fn report(fault: &HandshakeFault, peer: &Peer, limit: Duration) {
 }
 
 /// Answers what cannot be understood as a request.
-fn refuse_unread(peer: &Peer, socket: &mut Socket, error: &OciError) {
+fn refuse_unread(peer: &Peer, socket: &mut ClientSocket, error: &OciError) {
     let id = format!("{:016x}", unguessable());
-    let context = Context {
+    let context = ReplyContext {
         http11: true,
         head_only: false,
         keep_alive: false,
@@ -104,7 +106,7 @@ fn refuse_unread(peer: &Peer, socket: &mut Socket, error: &OciError) {
         method: "-",
         target: "-",
     };
-    finish(line, socket, refused(error), context);
+    write_and_log(line, socket, error_reply(error), context);
 }
 
 #[derive(PartialEq, Eq)]
@@ -117,25 +119,30 @@ enum Next {
 enum NoHead {
     /// The client closed, or said nothing for the idle limit: no answer is due.
     Silent,
-    Refused(Refusal),
+    Refused(OciError),
 }
 
-fn serve_one(shared: &Shared, entry: &Entry, peer: &Peer, socket: &mut Socket) -> Next {
-    let head = match read_head(shared, entry, socket) {
+fn serve_one(
+    shared: &DoorState,
+    connection: &Connection,
+    peer: &Peer,
+    socket: &mut ClientSocket,
+) -> Next {
+    let head = match read_head(shared, connection, socket) {
         Ok(head) => head,
         Err(NoHead::Silent) => return Next::Close,
         Err(NoHead::Refused(refusal)) => {
             refuse_unread(peer, socket, &refusal);
             // From here on it may have to make room: a client that only stays is not busy.
-            entry.set_idle();
+            connection.set_idle();
             linger(shared, socket);
             return Next::Close;
         }
     };
     let started = Instant::now();
     let id = format!("{:016x}", unguessable());
-    let (reply, body_done) = answer(shared, peer, socket, &head, &id);
-    let context = Context {
+    let (reply, body_done) = get_reply(shared, peer, socket, &head, &id);
+    let context = ReplyContext {
         http11: head.http11,
         head_only: head.method == "HEAD",
         keep_alive: head.keep_alive && body_done && !shared.is_draining(),
@@ -148,8 +155,8 @@ fn serve_one(shared: &Shared, entry: &Entry, peer: &Peer, socket: &mut Socket) -
         method: &head.method,
         target: &head.target,
     };
-    let written = finish(line, socket, reply, context);
-    entry.set_idle();
+    let written = write_and_log(line, socket, reply, context);
+    connection.set_idle();
     if written.keep_alive {
         return Next::Request;
     }
@@ -160,7 +167,11 @@ fn serve_one(shared: &Shared, entry: &Entry, peer: &Peer, socket: &mut Socket) -
 }
 
 /// Waits for a head: as long as the idle limit for its first byte, then the head limit.
-fn read_head(shared: &Shared, entry: &Entry, socket: &mut Socket) -> Result<Head, NoHead> {
+fn read_head(
+    shared: &DoorState,
+    connection: &Connection,
+    socket: &mut ClientSocket,
+) -> Result<Head, NoHead> {
     let mut deadline = Instant::now() + shared.limits.idle;
     let mut begun = false;
     let mut scanned = 0;
@@ -180,7 +191,7 @@ fn read_head(shared: &Shared, entry: &Entry, socket: &mut Socket) -> Result<Head
                 let head = head::check(bytes.get(..end).unwrap_or_default());
                 socket.consume(end);
                 // From here on nobody may close the connection for being idle.
-                if !entry.set_busy() {
+                if !connection.set_busy() {
                     return Err(NoHead::Silent);
                 }
                 return head.map_err(NoHead::Refused);
@@ -203,10 +214,10 @@ fn read_head(shared: &Shared, entry: &Entry, socket: &mut Socket) -> Result<Head
 
 /// Gets the reply: from a worker, and from the exchange the worker named. Also says whether the
 /// request's body was read to its end.
-fn answer(
-    shared: &Shared,
+fn get_reply(
+    shared: &DoorState,
     peer: &Peer,
-    socket: &mut Socket,
+    socket: &mut ClientSocket,
     head: &Head,
     id: &str,
 ) -> (Reply, bool) {
@@ -214,13 +225,20 @@ fn answer(
     let asked = shared.lanes.ask(&head.for_lane(id));
     let answer = shared.desk.close(id);
     let exchange = match (asked, answer) {
-        (Ok(()), Some(Answer::Now(reply))) => return (reply, head.framing == Framing::Length(0)),
+        (Ok(()), Some(Answer::Now(reply))) => {
+            return (reply, head.framing == BodyFraming::Length(0));
+        }
         (Ok(()), Some(Answer::Later(exchange))) => exchange,
-        (fault, _) => return (no_answer(fault), head.framing == Framing::Length(0)),
+        (fault, _) => {
+            return (
+                lane_fault_reply(fault),
+                head.framing == BodyFraming::Length(0),
+            );
+        }
     };
     let length = match head.framing {
-        Framing::Chunked => None,
-        Framing::Length(length) => Some(length),
+        BodyFraming::Chunked => None,
+        BodyFraming::Length(length) => Some(length),
     };
     let expects_continue = head.expects_continue;
     let mut reader = BodyReader::new(socket, head.framing, expects_continue, &shared.limits);
@@ -229,26 +247,27 @@ fn answer(
     let run = AssertUnwindSafe(|| exchange(&mut RequestBody::new(&mut reader, length)));
     let reply = catch_unwind(run).unwrap_or_else(|_| {
         metrics::PANICS.inc();
-        internal("the exchange panicked")
+        internal_error("the exchange panicked")
     });
     match reader.fault() {
         None => {
             let done = reader.is_done();
             (reply, done)
         }
-        Some(fault) => (body_fault(fault, reply.outcome), false),
+        Some(fault) => (body_fault_reply(fault, reply.outcome), false),
     }
 }
 
 /// The reply to a request whose own body failed, whatever the exchange made of that.
-fn body_fault(fault: &BodyFault, outcome: Outcome) -> Reply {
+fn body_fault_reply(fault: &BodyFault, outcome: Outcome) -> Reply {
     let (status, why) = match fault {
         BodyFault::Gone => (400, "request body ended early".to_owned()),
         BodyFault::Malformed(why) => (400, why.clone()),
         BodyFault::Slow(why) => (408, format!("request body {why}")),
         BodyFault::Stalled => (408, "request body stalled".to_owned()),
     };
-    let mut reply = refused(&OciError::new(ErrorCode::BadRequest, why.clone()).with_status(status));
+    let mut reply =
+        error_reply(&OciError::new(ErrorCode::BadRequest, why.clone()).with_status(status));
     reply.outcome = Outcome {
         error: Some(why),
         ..outcome
@@ -256,30 +275,30 @@ fn body_fault(fault: &BodyFault, outcome: Outcome) -> Reply {
     reply
 }
 
-fn no_answer(fault: Result<(), LaneFault>) -> Reply {
+fn lane_fault_reply(fault: Result<(), LaneFault>) -> Reply {
     match fault {
         Err(LaneFault::Busy) => {
             let error = OciError::new(ErrorCode::Unavailable, "all workers are busy; try again");
-            refused(&error).with("Retry-After", RETRY_AFTER_SECONDS)
+            error_reply(&error).with("Retry-After", RETRY_AFTER_SECONDS)
         }
-        Err(LaneFault::Panicked) => internal("the worker panicked"),
-        Err(LaneFault::Lost) => internal("the lane to the worker was lost"),
-        Ok(()) => internal("the worker left no answer"),
+        Err(LaneFault::Panicked) => internal_error("the worker panicked"),
+        Err(LaneFault::Lost) => internal_error("the lane to the worker was lost"),
+        Ok(()) => internal_error("the worker left no answer"),
     }
 }
 
-fn internal(why: &str) -> Reply {
+fn internal_error(why: &str) -> Reply {
     let error = OciError::new(
         ErrorCode::Unavailable,
         "internal error; the log names it by this id",
     );
-    let mut reply = refused(&error.with_status(500));
+    let mut reply = error_reply(&error.with_status(500));
     reply.outcome.error = Some(why.to_owned());
     reply
 }
 
 /// An error document as a reply.
-pub(super) fn refused(error: &OciError) -> Reply {
+pub(super) fn error_reply(error: &OciError) -> Reply {
     let mut reply = Reply::new(error.status, "application/json", error.document());
     reply.outcome.error = Some(error.message.clone());
     reply
@@ -294,7 +313,12 @@ struct LogLine<'a> {
 }
 
 /// Writes the reply and the request's log line.
-fn finish(line: LogLine<'_>, socket: &mut Socket, reply: Reply, context: Context<'_>) -> Written {
+fn write_and_log(
+    line: LogLine<'_>,
+    socket: &mut ClientSocket,
+    reply: Reply,
+    context: ReplyContext<'_>,
+) -> Written {
     let (status, outcome) = (reply.status, reply.outcome.clone());
     let written = reply::write(socket, reply, context);
     metrics::REQUESTS.inc();
@@ -331,7 +355,7 @@ fn finish(line: LogLine<'_>, socket: &mut Socket, reply: Reply, context: Context
 
 /// Reads what the client still sends, within limits: closing with unread bytes would reset the
 /// connection, and the reset could overtake the reply (RFC 9112 §9.6).
-fn linger(shared: &Shared, socket: &mut Socket) {
+fn linger(shared: &DoorState, socket: &mut ClientSocket) {
     socket.finish_writing();
     let end = Instant::now() + shared.limits.linger;
     let mut left = shared.limits.linger_bytes;

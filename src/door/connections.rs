@@ -1,7 +1,7 @@
-//! The registry of connections. Owns: who is connected, who is idle and who is busy, the caps, what
+//! The table of connections. Owns: who is connected, who is idle and who is busy, the caps, what
 //! all connections share. Must not: read or write a client's bytes.
 //!
-//! Locks: the registry, held for map operations and for choosing the longest idle
+//! Locks: the table, held for map operations and for choosing the longest idle
 //! connection; never across I/O.
 //!
 //! A connection is *idle* (no complete head) or *busy*. To close an idle one, its state goes from
@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::Limits;
 use super::lanes::Lanes;
-use super::peers::{Client, Counts};
-use super::stream::Stream;
-use super::tls::Tls;
+use super::limits::DoorLimits;
+use super::peers::{Network, NetworkCounts};
+use super::stream::ClientStream;
+use super::tls::ServerTls;
 use crate::message::Desk;
 
 /// Longest wait for a connection that was told to close to make room.
@@ -34,42 +34,42 @@ const BUSY: u8 = 1;
 const CLOSING: u8 = 2;
 
 /// What every connection shares.
-pub(super) struct Shared {
-    pub(super) limits: Limits,
+pub(super) struct DoorState {
+    pub(super) limits: DoorLimits,
     pub(super) lanes: Lanes,
     pub(super) desk: Arc<Desk>,
     /// None: plain HTTP.
-    pub(super) tls: Option<Arc<Tls>>,
+    pub(super) tls: Option<Arc<ServerTls>>,
     started: Instant,
     draining: AtomicBool,
     /// Readable for good once the drain has begun; wakes who waits for clients.
     drain_begun: OwnedFd,
-    registry: Mutex<Registry>,
-    closed: Condvar,
+    table: Mutex<ConnectionTable>,
+    left: Condvar,
 }
 
 /// Who is connected.
 #[derive(Default)]
-struct Registry {
+struct ConnectionTable {
     last_number: u64,
-    entries: HashMap<u64, Arc<Entry>>,
-    per_client: Counts,
+    connections: HashMap<u64, Arc<Connection>>,
+    per_network: NetworkCounts,
 }
 
-impl Registry {
-    fn of(&self, client: Option<Client>) -> usize {
-        client.map_or(0, |client| self.per_client.of(client))
+impl ConnectionTable {
+    fn count_of(&self, client: Option<Network>) -> usize {
+        client.map_or(0, |client| self.per_network.count_of(client))
     }
 }
 
-impl Shared {
+impl DoorState {
     /// # Errors
     /// When a descriptor is refused.
     pub(super) fn new(
-        limits: Limits,
+        limits: DoorLimits,
         lanes: Lanes,
         desk: Arc<Desk>,
-        tls: Option<Arc<Tls>>,
+        tls: Option<Arc<ServerTls>>,
     ) -> io::Result<Self> {
         Ok(Self {
             limits,
@@ -79,8 +79,8 @@ impl Shared {
             started: Instant::now(),
             draining: AtomicBool::new(false),
             drain_begun: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            registry: Mutex::default(),
-            closed: Condvar::new(),
+            table: Mutex::default(),
+            left: Condvar::new(),
         })
     }
 
@@ -103,39 +103,45 @@ impl Shared {
 
     /// Connections open now.
     pub(super) fn count(&self) -> usize {
-        self.registry().entries.len()
+        self.lock_table().connections.len()
     }
 
     /// Registers a connection from `address`, idle as it is.
-    pub(super) fn enter(&self, stream: Stream, address: Option<IpAddr>) -> Arc<Entry> {
-        let mut registry = self.registry();
-        registry.last_number += 1;
-        let entry = Arc::new(Entry {
-            number: registry.last_number,
-            client: address.map(Client::from),
+    pub(super) fn register(
+        &self,
+        stream: ClientStream,
+        address: Option<IpAddr>,
+    ) -> Arc<Connection> {
+        let mut table = self.lock_table();
+        table.last_number += 1;
+        let connection = Arc::new(Connection {
+            number: table.last_number,
+            client: address.map(Network::from),
             stream: Arc::new(stream),
             state: AtomicU8::new(IDLE),
             idle_since_ms: AtomicU64::new(millis(self.started.elapsed())),
             started: self.started,
         });
-        if let Some(client) = entry.client {
-            registry.per_client.add(client);
+        if let Some(client) = connection.client {
+            table.per_network.add(client);
         }
-        registry.entries.insert(entry.number, Arc::clone(&entry));
-        entry
+        table
+            .connections
+            .insert(connection.number, Arc::clone(&connection));
+        connection
     }
 
     /// Takes a connection out, and its owner's hold on it; the socket closes with the last.
-    pub(super) fn leave(&self, entry: Arc<Entry>) {
-        let mut registry = self.registry();
-        let registered = registry.entries.remove(&entry.number);
-        if let Some(client) = entry.client {
-            registry.per_client.remove(client);
+    pub(super) fn unregister(&self, connection: Arc<Connection>) {
+        let mut table = self.lock_table();
+        let removed = table.connections.remove(&connection.number);
+        if let Some(client) = connection.client {
+            table.per_network.remove(client);
         }
-        drop(registry);
+        drop(table);
         // Closing may take the system a while.
-        drop((registered, entry));
-        self.closed.notify_all();
+        drop((removed, connection));
+        self.left.notify_all();
     }
 
     /// Makes room for one connection more from `address`, if need be in the place of the longest
@@ -144,38 +150,37 @@ impl Shared {
     /// # Errors
     /// Why there is no room.
     pub(super) fn make_room(&self, address: Option<IpAddr>) -> Result<(), String> {
-        let client = address.map(Client::from);
+        let client = address.map(Network::from);
         let (most, most_per_client) = (self.limits.connections, self.limits.connections_per_peer);
-        let crowds = |registry: &Registry| registry.of(client) >= most_per_client;
-        if !self.make_room_among(crowds, |entry| entry.client == client) {
+        let is_crowded = |table: &ConnectionTable| table.count_of(client) >= most_per_client;
+        if !self.make_room_among(is_crowded, |connection| connection.client == client) {
             let who = client.map_or_else(String::new, |client| client.to_string());
             return Err(format!("all {most_per_client} of {who} are busy"));
         }
-        let full = |registry: &Registry| registry.entries.len() >= most;
-        if !self.make_room_among(full, |_| true) {
+        let is_full = |table: &ConnectionTable| table.connections.len() >= most;
+        if !self.make_room_among(is_full, |_| true) {
             return Err("every connection is busy".to_owned());
         }
         Ok(())
     }
 
-    /// True when it is not, or no longer, `full`.
+    /// True when it is not, or no longer, `is_full`.
     fn make_room_among(
         &self,
-        full: impl Fn(&Registry) -> bool,
-        may_go: impl Fn(&Entry) -> bool,
+        is_full: impl Fn(&ConnectionTable) -> bool,
+        may_go: impl Fn(&Connection) -> bool,
     ) -> bool {
-        if !full(&self.registry()) {
+        if !is_full(&self.lock_table()) {
             return true;
         }
         if !self.close_longest_idle_of(may_go) {
             return false;
         }
-        let is_full = |registry: &mut Registry| full(registry);
         let waited = self
-            .closed
-            .wait_timeout_while(self.registry(), ROOM_TIMEOUT, is_full);
-        let (registry, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        !full(&registry)
+            .left
+            .wait_timeout_while(self.lock_table(), ROOM_TIMEOUT, |table| is_full(table));
+        let (table, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        !is_full(&table)
     }
 
     /// Ends the connection that has been idle longest; false when none is idle.
@@ -183,67 +188,69 @@ impl Shared {
         self.close_longest_idle_of(|_| true)
     }
 
-    fn close_longest_idle_of(&self, may_go: impl Fn(&Entry) -> bool) -> bool {
-        let registry = self.registry();
-        let mut idle: Vec<&Arc<Entry>> = registry
-            .entries
+    fn close_longest_idle_of(&self, may_go: impl Fn(&Connection) -> bool) -> bool {
+        let table = self.lock_table();
+        let mut idle: Vec<&Arc<Connection>> = table
+            .connections
             .values()
-            .filter(|entry| entry.state.load(Ordering::SeqCst) == IDLE && may_go(entry))
+            .filter(|connection| {
+                connection.state.load(Ordering::SeqCst) == IDLE && may_go(connection)
+            })
             .collect();
-        idle.sort_unstable_by_key(|entry| entry.idle_since_ms.load(Ordering::Relaxed));
+        idle.sort_unstable_by_key(|connection| connection.idle_since_ms.load(Ordering::Relaxed));
         // One that got its head in this moment is passed over for the next.
-        idle.iter().any(|entry| entry.close_if_idle())
+        idle.iter().any(|connection| connection.close_if_idle())
     }
 
     /// Ends idle connections as they become idle, waits up to `grace` for busy ones, cuts the rest
     /// and says how many those were.
-    pub(super) fn empty(&self, grace: Duration) -> usize {
+    pub(super) fn drain(&self, grace: Duration) -> usize {
         let deadline = Instant::now() + grace;
-        let mut registry = self.registry();
+        let mut table = self.lock_table();
         loop {
-            registry.entries.values().for_each(|entry| {
-                entry.close_if_idle();
+            table.connections.values().for_each(|connection| {
+                connection.close_if_idle();
             });
             let left = deadline.saturating_duration_since(Instant::now());
-            if registry.entries.is_empty() || left.is_zero() {
+            if table.connections.is_empty() || left.is_zero() {
                 break;
             }
-            let waited = self.closed.wait_timeout(registry, left);
-            (registry, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            let waited = self.left.wait_timeout(table, left);
+            (table, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
         // Those that were idle are on their way out, with nothing left to say.
-        let busy = |entry: &&Arc<Entry>| entry.state.load(Ordering::SeqCst) == BUSY;
-        let cut = registry
-            .entries
+        let busy = |connection: &&Arc<Connection>| connection.state.load(Ordering::SeqCst) == BUSY;
+        let cut = table
+            .connections
             .values()
             .filter(busy)
-            .map(|entry| entry.cut());
+            .map(|connection| connection.cut());
         cut.count()
     }
 
-    fn registry(&self) -> MutexGuard<'_, Registry> {
+    fn lock_table(&self) -> MutexGuard<'_, ConnectionTable> {
         // Map operations leave nothing half-done, so a poisoned lock is still good.
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A connection as others see it.
-pub(super) struct Entry {
+pub(super) struct Connection {
     number: u64,
-    client: Option<Client>,
-    stream: Arc<Stream>,
+    client: Option<Network>,
+    stream: Arc<ClientStream>,
     state: AtomicU8,
     idle_since_ms: AtomicU64,
     started: Instant,
 }
 
-impl Entry {
+impl Connection {
     /// Names the connection; no two have the same.
     pub(super) const fn number(&self) -> u64 {
         self.number
     }
 
-    pub(super) fn stream(&self) -> Arc<Stream> {
+    pub(super) fn stream(&self) -> Arc<ClientStream> {
         Arc::clone(&self.stream)
     }
 

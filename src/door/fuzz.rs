@@ -6,12 +6,12 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use super::Limits;
 use super::body::BodyReader;
-use super::head::{self, Framing, Scan};
+use super::head::{self, BodyFraming, Scan};
 use super::lanes::Lanes;
-use super::socket::Socket;
-use super::stream::Stream;
+use super::limits::DoorLimits;
+use super::socket::ClientSocket;
+use super::stream::ClientStream;
 
 /// A head, whole or not: what the door passes, tiny_http accepts, and scanning it piece by piece
 /// comes to the same as at once.
@@ -53,8 +53,8 @@ pub fn body(bytes: &[u8]) {
     // More than a socket takes at once would need a second thread.
     let bytes = bytes.get(..bytes.len().min(32 * 1024)).unwrap_or_default();
     let framing = match kind % 2 {
-        0 => Framing::Chunked,
-        _ => Framing::Length(u64::from(*kind) * 7),
+        0 => BodyFraming::Chunked,
+        _ => BodyFraming::Length(u64::from(*kind) * 7),
     };
     let Ok((ours, mut theirs)) = UnixStream::pair() else {
         return;
@@ -62,14 +62,15 @@ pub fn body(bytes: &[u8]) {
     theirs.write_all(bytes).expect("room in the socket");
     let _ = theirs.shutdown(Shutdown::Write);
     // Everything is in the socket already: nobody waits.
-    let limits = Limits::new(1);
-    let mut socket = Socket::new(Arc::new(Stream::Unix(ours)), &limits).expect("a socket");
+    let limits = DoorLimits::new(1);
+    let mut socket =
+        ClientSocket::new(Arc::new(ClientStream::Unix(ours)), &limits).expect("a socket");
     let mut reader = BodyReader::new(&mut socket, framing, false, &limits);
     let mut read = Vec::new();
     let result = reader.read_to_end(&mut read);
     assert_eq!(result.is_ok(), reader.is_done(), "an end that is none");
     assert!(read.len() <= bytes.len(), "more came out than went in");
-    if let (Framing::Length(length), true) = (framing, reader.is_done()) {
+    if let (BodyFraming::Length(length), true) = (framing, reader.is_done()) {
         assert_eq!(read.len() as u64, length);
     }
 }

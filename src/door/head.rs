@@ -6,7 +6,7 @@
 //! of RFC 9112 that decide where the request ends. Whatever two readers could take differently is
 //! refused, for that is how requests are smuggled.
 
-use super::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
+use super::limits::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
 use crate::message::{DOOR_FIELD, Headers};
 use crate::oci::{self, ErrorCode, OciError};
 
@@ -37,7 +37,7 @@ pub struct Head {
     /// HTTP/1.1; otherwise HTTP/1.0.
     pub http11: bool,
     /// Where the body ends.
-    pub framing: Framing,
+    pub framing: BodyFraming,
     /// The client would keep the connection.
     pub keep_alive: bool,
     /// The client waits for `100 Continue`.
@@ -46,15 +46,12 @@ pub struct Head {
 
 /// How a body's end is found (RFC 9112 §6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Framing {
+pub enum BodyFraming {
     /// `Transfer-Encoding: chunked`
     Chunked,
     /// `Content-Length`, or 0 without one.
     Length(u64),
 }
-
-/// Why a head is not let in. The connection is closed after the answer.
-pub type Refusal = OciError;
 
 /// How far a head has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,23 +63,27 @@ pub(super) enum Scan {
 }
 
 /// Looks through the bytes of a head as they come. `from` is where the last scan stopped.
-pub(super) fn scan(bytes: &[u8], from: usize) -> Result<Scan, Refusal> {
+pub(super) fn scan(bytes: &[u8], from: usize) -> Result<Scan, OciError> {
     let mut previous = from.checked_sub(1).and_then(|at| bytes.get(at)).copied();
     for (at, byte) in bytes.iter().copied().enumerate().skip(from) {
         match (previous, byte) {
             (Some(b'\r'), b'\n') => {
                 let line = bytes.get(..at.saturating_sub(1)).unwrap_or_default();
                 if !line.contains(&b'\n') {
-                    request_line(line)?;
+                    parse_request_line(line)?;
                 }
                 if line.ends_with(b"\r\n") && at < HEAD_BYTES_MAX {
                     return Ok(Scan::End(at + 1));
                 }
             }
-            (_, b'\n') => return Err(bad("a line ends in a bare LF; lines end in CRLF")),
-            (Some(b'\r'), _) => return Err(bad("a CR that no LF follows")),
+            (_, b'\n') => return Err(bad_request("a line ends in a bare LF; lines end in CRLF")),
+            (Some(b'\r'), _) => return Err(bad_request("a CR that no LF follows")),
             (_, b'\r' | b'\t' | 0x20..=0x7e) => {}
-            _ => return Err(bad(format!("byte 0x{byte:02x} at offset {at} of the head"))),
+            _ => {
+                return Err(bad_request(format!(
+                    "byte 0x{byte:02x} at offset {at} of the head"
+                )));
+            }
         }
         previous = Some(byte);
     }
@@ -95,50 +96,53 @@ pub(super) fn scan(bytes: &[u8], from: usize) -> Result<Scan, Refusal> {
         (414, "request line")
     };
     let why = format!("{what} of over {HEAD_BYTES_MAX} bytes");
-    Err(bad(why).with_status(status))
+    Err(bad_request(why).with_status(status))
 }
 
 /// Checks a whole head, its empty line included.
 ///
 /// # Errors
 /// The answer that refuses it.
-pub fn check(bytes: &[u8]) -> Result<Head, Refusal> {
+pub fn check(bytes: &[u8]) -> Result<Head, OciError> {
     match scan(bytes, 0)? {
         Scan::End(end) if end == bytes.len() => {}
-        _ => return Err(bad("not one whole head")),
+        _ => return Err(bad_request("not one whole head")),
     }
     let line_end = bytes
         .windows(2)
         .position(|pair| pair == b"\r\n")
         .unwrap_or_default();
-    let line = request_line(bytes.get(..line_end).unwrap_or_default())?;
+    let line = parse_request_line(bytes.get(..line_end).unwrap_or_default())?;
     let mut fields = [httparse::EMPTY_HEADER; HEAD_FIELDS_MAX];
     let mut parsed = httparse::Request::new(&mut fields);
     match parsed.parse(bytes) {
         Ok(httparse::Status::Complete(_)) => {}
-        Ok(httparse::Status::Partial) => return Err(bad("not one whole head")),
+        Ok(httparse::Status::Partial) => return Err(bad_request("not one whole head")),
         Err(httparse::Error::TooManyHeaders) => {
-            return Err(bad(format!("over {HEAD_FIELDS_MAX} header fields")).with_status(431));
+            return Err(
+                bad_request(format!("over {HEAD_FIELDS_MAX} header fields")).with_status(431)
+            );
         }
-        Err(error) => return Err(bad(format!("malformed head: {error}"))),
+        Err(error) => return Err(bad_request(format!("malformed head: {error}"))),
     }
     let mut headers = Headers::new();
     for field in parsed.headers.iter() {
-        let value = std::str::from_utf8(field.value).map_err(|_| bad("a value beyond ASCII"))?;
+        let value =
+            std::str::from_utf8(field.value).map_err(|_| bad_request("a value beyond ASCII"))?;
         headers.add(field.name, value.trim_matches([' ', '\t']));
     }
-    finish(&line, headers)
+    check_fields(&line, headers)
 }
 
 /// The rules that look at fields together.
-fn finish(line: &RequestLine<'_>, mut headers: Headers) -> Result<Head, Refusal> {
+fn check_fields(line: &RequestLine<'_>, mut headers: Headers) -> Result<Head, OciError> {
     let (authority, target) = split_target(line.target)?;
-    let host = host(&headers, line.http11)?;
-    let framing = framing(&headers, line.http11)?;
+    let host = read_host(&headers, line.http11)?;
+    let framing = read_framing(&headers, line.http11)?;
     let expects_continue = match headers.joined("Expect") {
         None => false,
         Some(value) if value.eq_ignore_ascii_case("100-continue") => line.http11,
-        Some(value) => return Err(bad(format!("expectation {value:?}")).with_status(417)),
+        Some(value) => return Err(bad_request(format!("expectation {value:?}")).with_status(417)),
     };
     let options: Vec<String> = headers
         .all("Connection")
@@ -196,21 +200,23 @@ struct RequestLine<'a> {
 }
 
 /// `method SP request-target SP HTTP-version` (RFC 9112 §3), one space each.
-fn request_line(line: &[u8]) -> Result<RequestLine<'_>, Refusal> {
-    let text = std::str::from_utf8(line).map_err(|_| bad("a request line beyond ASCII"))?;
+fn parse_request_line(line: &[u8]) -> Result<RequestLine<'_>, OciError> {
+    let text = std::str::from_utf8(line).map_err(|_| bad_request("a request line beyond ASCII"))?;
     let mut parts = text.split(' ');
     let (Some(method), Some(target), Some(version), None) =
         (parts.next(), parts.next(), parts.next(), parts.next())
     else {
-        return Err(bad("request line is not `method target HTTP/1.1`"));
+        return Err(bad_request("request line is not `method target HTTP/1.1`"));
     };
     let tchar = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     if method.is_empty() || !method.bytes().all(tchar) {
-        return Err(bad("method is not a token"));
+        return Err(bad_request("method is not a token"));
     }
     let visible = |b: u8| matches!(b, 0x21..=0x7e) && b != b'#';
     if target.is_empty() || !target.bytes().all(visible) {
-        return Err(bad("request target has characters that no target may have"));
+        return Err(bad_request(
+            "request target has characters that no target may have",
+        ));
     }
     let http11 = match version {
         "HTTP/1.1" => true,
@@ -220,7 +226,7 @@ fn request_line(line: &[u8]) -> Result<RequestLine<'_>, Refusal> {
             let is_version = matches!(digits, Some([b'0'..=b'9', b'.', b'0'..=b'9']));
             let status = if is_version { 505 } else { 400 };
             let why = format!("version {other:?}; HTTP/1.0 and HTTP/1.1 are spoken here");
-            return Err(bad(why).with_status(status));
+            return Err(bad_request(why).with_status(status));
         }
     };
     Ok(RequestLine {
@@ -231,7 +237,7 @@ fn request_line(line: &[u8]) -> Result<RequestLine<'_>, Refusal> {
 }
 
 /// Origin form, and absolute form, whose authority is the host (RFC 9112 §3.2.2).
-fn split_target(target: &str) -> Result<(Option<String>, String), Refusal> {
+fn split_target(target: &str) -> Result<(Option<String>, String), OciError> {
     if target.starts_with('/') {
         return Ok((None, target.to_owned()));
     }
@@ -241,12 +247,12 @@ fn split_target(target: &str) -> Result<(Option<String>, String), Refusal> {
         {
             rest
         }
-        _ => return Err(bad("target is neither a path nor an http URL")),
+        _ => return Err(bad_request("target is neither a path nor an http URL")),
     };
     let split = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(split);
     if !oci::is_authority(authority) {
-        return Err(bad(format!("target names the host {authority:?}")));
+        return Err(bad_request(format!("target names the host {authority:?}")));
     }
     let path = if path.starts_with('/') {
         path.to_owned()
@@ -256,19 +262,19 @@ fn split_target(target: &str) -> Result<(Option<String>, String), Refusal> {
     Ok((Some(authority.to_owned()), path))
 }
 
-fn host(headers: &Headers, http11: bool) -> Result<Option<String>, Refusal> {
+fn read_host(headers: &Headers, http11: bool) -> Result<Option<String>, OciError> {
     let mut hosts = headers.all("Host");
     match (hosts.next(), hosts.next()) {
-        (Some(_), Some(_)) => Err(bad("two Host fields")),
-        (None, _) if http11 => Err(bad("no Host field")),
+        (Some(_), Some(_)) => Err(bad_request("two Host fields")),
+        (None, _) if http11 => Err(bad_request("no Host field")),
         (None, _) => Ok(None),
         (Some(host), None) if oci::is_authority(host) => Ok(Some(host.to_owned())),
-        (Some(host), None) => Err(bad(format!("Host {host:?} is not a host and port"))),
+        (Some(host), None) => Err(bad_request(format!("Host {host:?} is not a host and port"))),
     }
 }
 
 /// RFC 9112 §6.1–6.3, and stricter: one length, in digits; one coding, `chunked`; never both.
-fn framing(headers: &Headers, http11: bool) -> Result<Framing, Refusal> {
+fn read_framing(headers: &Headers, http11: bool) -> Result<BodyFraming, OciError> {
     let mut codings = headers.all("Transfer-Encoding");
     let mut lengths = headers.all("Content-Length");
     match (
@@ -277,13 +283,13 @@ fn framing(headers: &Headers, http11: bool) -> Result<Framing, Refusal> {
         lengths.next(),
         lengths.next(),
     ) {
-        (None, _, None, _) => Ok(Framing::Length(0)),
-        (Some(_), _, Some(_), _) => Err(bad("both Transfer-Encoding and Content-Length")),
-        (Some(_), Some(_), None, _) => Err(bad("several Transfer-Encoding fields")),
-        (None, _, Some(_), Some(_)) => Err(bad("several Content-Length fields")),
-        (Some(_), None, None, _) if !http11 => Err(bad("Transfer-Encoding in HTTP/1.0")),
+        (None, _, None, _) => Ok(BodyFraming::Length(0)),
+        (Some(_), _, Some(_), _) => Err(bad_request("both Transfer-Encoding and Content-Length")),
+        (Some(_), Some(_), None, _) => Err(bad_request("several Transfer-Encoding fields")),
+        (None, _, Some(_), Some(_)) => Err(bad_request("several Content-Length fields")),
+        (Some(_), None, None, _) if !http11 => Err(bad_request("Transfer-Encoding in HTTP/1.0")),
         (Some(coding), None, None, _) if coding.eq_ignore_ascii_case("chunked") => {
-            Ok(Framing::Chunked)
+            Ok(BodyFraming::Chunked)
         }
         (Some(coding), None, None, _) => {
             let token = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
@@ -299,21 +305,23 @@ fn framing(headers: &Headers, http11: bool) -> Result<Framing, Refusal> {
                 400
             };
             Err(
-                bad(format!("transfer coding {coding:?}; only chunked is taken"))
+                bad_request(format!("transfer coding {coding:?}; only chunked is taken"))
                     .with_status(status),
             )
         }
         (None, _, Some(length), None) => {
             if length.is_empty() || !length.bytes().all(|b| b.is_ascii_digit()) {
-                return Err(bad(format!("Content-Length {length:?} is not a number")));
+                return Err(bad_request(format!(
+                    "Content-Length {length:?} is not a number"
+                )));
             }
-            let over = |_| bad(format!("Content-Length {length} is over {}", u64::MAX));
-            length.parse().map(Framing::Length).map_err(over)
+            let over = |_| bad_request(format!("Content-Length {length} is over {}", u64::MAX));
+            length.parse().map(BodyFraming::Length).map_err(over)
         }
     }
 }
 
-fn bad(why: impl Into<String>) -> Refusal {
+fn bad_request(why: impl Into<String>) -> OciError {
     OciError::new(ErrorCode::BadRequest, why)
 }
 
@@ -321,11 +329,11 @@ fn bad(why: impl Into<String>) -> Refusal {
 mod tests {
     use super::*;
 
-    fn head(text: &str) -> Result<Head, Refusal> {
+    fn head(text: &str) -> Result<Head, OciError> {
         check(text.as_bytes())
     }
 
-    fn get(fields: &str) -> Result<Head, Refusal> {
+    fn get(fields: &str) -> Result<Head, OciError> {
         head(&format!("GET /v2/ HTTP/1.1\r\n{fields}\r\n"))
     }
 
@@ -342,7 +350,7 @@ mod tests {
         );
         assert_eq!(head.headers.joined("Accept").as_deref(), Some("x, y"));
         assert!(head.http11 && head.keep_alive && !head.expects_continue);
-        assert_eq!(head.framing, Framing::Length(0));
+        assert_eq!(head.framing, BodyFraming::Length(0));
     }
 
     #[test]
@@ -440,10 +448,10 @@ mod tests {
     #[test]
     fn lengths() {
         let length = |value: &str| get(&format!("Host: a\r\nContent-Length: {value}\r\n"));
-        assert_eq!(length("5").unwrap().framing, Framing::Length(5));
+        assert_eq!(length("5").unwrap().framing, BodyFraming::Length(5));
         assert_eq!(
             length("18446744073709551615").unwrap().framing,
-            Framing::Length(u64::MAX)
+            BodyFraming::Length(u64::MAX)
         );
         for bad in [
             "",
@@ -464,7 +472,7 @@ mod tests {
     #[test]
     fn transfer_codings() {
         let coding = |value: &str| get(&format!("Host: a\r\nTransfer-Encoding: {value}\r\n"));
-        assert_eq!(coding("Chunked").unwrap().framing, Framing::Chunked);
+        assert_eq!(coding("Chunked").unwrap().framing, BodyFraming::Chunked);
         for (value, expected) in [
             ("gzip", 501),
             ("gzip, chunked", 501),

@@ -58,7 +58,7 @@ impl Lanes {
             lane.set_write_timeout(Some(ANSWER_TIMEOUT))?;
             // Nobody waits under this id: the worker answers and does nothing else.
             let probe = format!("GET / HTTP/1.1\r\n{DOOR_FIELD}: probe\r\n\r\n");
-            match exchange(&lane, probe.as_bytes())? {
+            match send_head(&lane, probe.as_bytes())? {
                 ANSWERED => free.push(lane),
                 other => {
                     let why = format!("a new lane answered byte 0x{other:02x}");
@@ -83,7 +83,7 @@ impl Lanes {
     /// Sends a head and waits until its answer is on the desk.
     pub(super) fn ask(&self, head: &[u8]) -> Result<(), LaneFault> {
         let lane = self.borrow().ok_or(LaneFault::Busy)?;
-        match exchange(&lane, head) {
+        match send_head(&lane, head) {
             Ok(byte @ (ANSWERED | PANICKED)) => {
                 self.give_back(lane);
                 if byte == ANSWERED {
@@ -134,7 +134,7 @@ impl Lanes {
     }
 }
 
-fn exchange(mut lane: &UnixStream, head: &[u8]) -> io::Result<u8> {
+fn send_head(mut lane: &UnixStream, head: &[u8]) -> io::Result<u8> {
     lane.write_all(head)?;
     let mut answer = [0];
     lane.read_exact(&mut answer)?;

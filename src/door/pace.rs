@@ -13,7 +13,7 @@
 use std::io;
 use std::time::Duration;
 
-use super::Limits;
+use super::limits::DoorLimits;
 use super::rate::{MinRate, Rate};
 
 /// Windows of the least rate over which a client is judged, so that a silence between two lumps is
@@ -44,7 +44,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) fn new(limits: &Limits) -> Self {
+    pub(super) fn new(limits: &DoorLimits) -> Self {
         let shortest = limits.write_idle.min(limits.min_rate.window) / TRIES_PER_LIMIT;
         Self {
             rate: Rate::new(MinRate {
@@ -76,7 +76,12 @@ impl Pace {
     ///
     /// # Errors
     /// When the client is too slow.
-    pub(super) fn note(&mut self, waited: Duration, wanted: usize, taken: usize) -> io::Result<()> {
+    pub(super) fn record(
+        &mut self,
+        waited: Duration,
+        wanted: usize,
+        taken: usize,
+    ) -> io::Result<()> {
         // One that went whole may have waited for our disk. For the client it waited no longer than
         // each of its parts may.
         let parts = u32::try_from(taken / PIPE_BYTES).unwrap_or(u32::MAX);
@@ -95,7 +100,7 @@ impl Pace {
             let limit = self.idle_max.as_secs();
             return Err(too_slow(&format!("took nothing for {limit} s")));
         }
-        let verdict = self.rate.note(waited, taken as u64);
+        let verdict = self.rate.record(waited, taken as u64);
         verdict.map_err(|verdict| too_slow(&verdict.to_string()))
     }
 }
@@ -111,7 +116,7 @@ mod tests {
     const PIECE: usize = 64 * 1024;
 
     fn pace() -> Pace {
-        Pace::new(&Limits::new(1))
+        Pace::new(&DoorLimits::new(1))
     }
 
     /// What is said to a client that takes `bytes` off each `every`th try of 5 s, within an hour.
@@ -124,7 +129,7 @@ mod tests {
             } else {
                 0
             };
-            let noted = pace.note(Duration::from_secs(5), PIECE, taken);
+            let noted = pace.record(Duration::from_secs(5), PIECE, taken);
             noted.err().map(|error| error.to_string())
         })
     }
@@ -144,10 +149,10 @@ mod tests {
         let mut pace = pace();
         let mut tries = |count: u32, taken: usize| {
             for _ in 0..count {
-                let noted = pace.note(Duration::from_secs(5), PIECE, 0);
+                let noted = pace.record(Duration::from_secs(5), PIECE, 0);
                 assert!(noted.is_ok(), "{noted:?}");
             }
-            pace.note(Duration::from_secs(1), PIECE, taken).unwrap();
+            pace.record(Duration::from_secs(1), PIECE, taken).unwrap();
         };
         // By loopback: the first lump while our own buffer grows, the next 109 s later.
         tries(1, 18 * 1024);
@@ -159,13 +164,13 @@ mod tests {
 
     #[test]
     fn without_a_rate_who_takes_nothing_is_cut_all_the_same() {
-        let mut limits = Limits::new(1);
+        let mut limits = DoorLimits::new(1);
         limits.min_rate.bytes_per_second = 0;
         let mut pace = Pace::new(&limits);
         let mut seconds = 0;
         let why = loop {
             seconds += 5;
-            if let Err(error) = pace.note(Duration::from_secs(5), PIECE, 0) {
+            if let Err(error) = pace.record(Duration::from_secs(5), PIECE, 0) {
                 break error.to_string();
             }
         };
@@ -176,7 +181,7 @@ mod tests {
     fn our_own_disk_is_not_counted() {
         let mut pace = pace();
         for _ in 0..1000 {
-            let noted = pace.note(Duration::from_secs(600), 1 << 20, 1 << 20);
+            let noted = pace.record(Duration::from_secs(600), 1 << 20, 1 << 20);
             assert!(noted.is_ok(), "{noted:?}");
         }
     }
@@ -185,24 +190,24 @@ mod tests {
     fn who_is_slow_gets_small_pieces() {
         let mut pace = pace();
         assert_eq!(pace.bytes_max(), BYTES_MAX_FAST);
-        pace.note(Duration::from_millis(1), PIECE, PIECE).unwrap();
+        pace.record(Duration::from_millis(1), PIECE, PIECE).unwrap();
         assert_eq!(pace.bytes_max(), BYTES_MAX_FAST);
-        pace.note(Duration::from_secs(1), PIECE, 1).unwrap();
+        pace.record(Duration::from_secs(1), PIECE, 1).unwrap();
         assert_eq!(pace.bytes_max(), BYTES_MAX_SLOW);
-        pace.note(Duration::from_millis(1), PIECE, PIECE).unwrap();
+        pace.record(Duration::from_millis(1), PIECE, PIECE).unwrap();
         assert_eq!(pace.bytes_max(), BYTES_MAX_FAST);
     }
 
     #[test]
     fn tries_are_short_where_limits_are() {
-        let short = Limits {
+        let short = DoorLimits {
             write_idle: Duration::from_millis(240),
-            ..Limits::new(1)
+            ..DoorLimits::new(1)
         };
         assert_eq!(Pace::new(&short).try_timeout(), Duration::from_millis(20));
-        let none = Limits {
+        let none = DoorLimits {
             write_idle: Duration::ZERO,
-            ..Limits::new(1)
+            ..DoorLimits::new(1)
         };
         assert_eq!(Pace::new(&none).try_timeout(), Duration::from_millis(1));
     }

@@ -10,9 +10,9 @@ const IPV6_CLIENT_BITS: u32 = 64;
 
 /// The part of an address that stands for one client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Client(IpAddr);
+pub(super) struct Network(IpAddr);
 
-impl From<IpAddr> for Client {
+impl From<IpAddr> for Network {
     /// IPv4 addresses count alone, also those that come as `::ffff:a.b.c.d`.
     fn from(address: IpAddr) -> Self {
         Self(match address.to_canonical() {
@@ -25,7 +25,7 @@ impl From<IpAddr> for Client {
     }
 }
 
-impl std::fmt::Display for Client {
+impl std::fmt::Display for Network {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
             IpAddr::V4(v4) => write!(f, "{v4}"),
@@ -36,22 +36,22 @@ impl std::fmt::Display for Client {
 
 /// How many connections each client has. As many entries as there are clients connected.
 #[derive(Debug, Default)]
-pub(super) struct Counts(HashMap<Client, usize>);
+pub(super) struct NetworkCounts(HashMap<Network, usize>);
 
-impl Counts {
-    pub(super) fn of(&self, client: Client) -> usize {
-        self.0.get(&client).copied().unwrap_or(0)
+impl NetworkCounts {
+    pub(super) fn count_of(&self, network: Network) -> usize {
+        self.0.get(&network).copied().unwrap_or(0)
     }
 
-    pub(super) fn add(&mut self, client: Client) {
-        *self.0.entry(client).or_default() += 1;
+    pub(super) fn add(&mut self, network: Network) {
+        *self.0.entry(network).or_default() += 1;
     }
 
-    pub(super) fn remove(&mut self, client: Client) {
-        if let Some(count) = self.0.get_mut(&client) {
+    pub(super) fn remove(&mut self, network: Network) {
+        if let Some(count) = self.0.get_mut(&network) {
             *count -= 1;
             if *count == 0 {
-                self.0.remove(&client);
+                self.0.remove(&network);
             }
         }
     }
@@ -61,8 +61,8 @@ impl Counts {
 mod tests {
     use super::*;
 
-    fn client(text: &str) -> Client {
-        Client::from(text.parse::<IpAddr>().unwrap())
+    fn network(text: &str) -> Network {
+        Network::from(text.parse::<IpAddr>().unwrap())
     }
 
     #[test]
@@ -75,24 +75,24 @@ mod tests {
             ("2001:db8::1", "2001:db8:0:1::1", false),
             ("::1", "127.0.0.1", false),
         ] {
-            assert_eq!(client(one) == client(other), same, "{one} {other}");
+            assert_eq!(network(one) == network(other), same, "{one} {other}");
         }
-        assert_eq!(client("2001:db8::5:1").to_string(), "2001:db8::/64");
-        assert_eq!(client("::ffff:192.0.2.1").to_string(), "192.0.2.1");
+        assert_eq!(network("2001:db8::5:1").to_string(), "2001:db8::/64");
+        assert_eq!(network("::ffff:192.0.2.1").to_string(), "192.0.2.1");
     }
 
     #[test]
     fn who_has_left_takes_no_room() {
-        let (a, b) = (client("192.0.2.1"), client("192.0.2.2"));
-        let mut counts = Counts::default();
+        let (a, b) = (network("192.0.2.1"), network("192.0.2.2"));
+        let mut counts = NetworkCounts::default();
         counts.add(a);
         counts.add(a);
         counts.add(b);
-        assert_eq!((counts.of(a), counts.of(b)), (2, 1));
+        assert_eq!((counts.count_of(a), counts.count_of(b)), (2, 1));
         counts.remove(a);
         counts.remove(b);
         counts.remove(b);
-        assert_eq!((counts.of(a), counts.of(b)), (1, 0));
+        assert_eq!((counts.count_of(a), counts.count_of(b)), (1, 0));
         counts.remove(a);
         assert!(counts.0.is_empty());
     }

@@ -60,7 +60,7 @@ impl Rate {
     ///
     /// # Errors
     /// When a window has ended with too few of them.
-    pub(super) fn note(&mut self, waited: Duration, bytes: u64) -> Result<(), TooSlow> {
+    pub(super) fn record(&mut self, waited: Duration, bytes: u64) -> Result<(), TooSlow> {
         self.waited += waited;
         self.bytes = self.bytes.saturating_add(bytes);
         if self.waited < self.least.window {
@@ -94,7 +94,7 @@ mod tests {
         let mut rate = Rate::new(LEAST);
         let pauses = 1..=3600 / every;
         let pause = Duration::from_secs(every);
-        let mut verdicts = pauses.map(|n| (n * every, rate.note(pause, bytes)));
+        let mut verdicts = pauses.map(|n| (n * every, rate.record(pause, bytes)));
         verdicts.find_map(|(at, verdict)| verdict.is_err().then_some(at))
     }
 
@@ -115,10 +115,10 @@ mod tests {
     #[test]
     fn every_window_is_judged_alone() {
         let mut rate = Rate::new(LEAST);
-        assert_eq!(rate.note(SECOND * 60, 1 << 40), Ok(()));
+        assert_eq!(rate.record(SECOND * 60, 1 << 40), Ok(()));
         // What was sent fast before buys no time.
-        assert_eq!(rate.note(SECOND * 59, 0), Ok(()));
-        assert_eq!(rate.note(SECOND, 100), Err(TooSlow(LEAST)));
+        assert_eq!(rate.record(SECOND * 59, 0), Ok(()));
+        assert_eq!(rate.record(SECOND, 100), Err(TooSlow(LEAST)));
     }
 
     #[test]
@@ -127,10 +127,10 @@ mod tests {
         assert_eq!(rate.left(), LEAST.window);
         for _ in 0..1_000_000 {
             // Bytes that were there at once take no time, however few they are.
-            assert_eq!(rate.note(Duration::ZERO, 1), Ok(()));
+            assert_eq!(rate.record(Duration::ZERO, 1), Ok(()));
         }
         assert_eq!(rate.left(), LEAST.window);
-        assert_eq!(rate.note(SECOND * 20, 0), Ok(()));
+        assert_eq!(rate.record(SECOND * 20, 0), Ok(()));
         assert_eq!(rate.left(), SECOND * 40);
     }
 
@@ -140,7 +140,7 @@ mod tests {
             bytes_per_second: 0,
             ..LEAST
         });
-        assert_eq!(rate.note(SECOND * 3600, 0), Ok(()));
+        assert_eq!(rate.record(SECOND * 3600, 0), Ok(()));
         assert_eq!(rate.left(), Duration::MAX);
     }
 

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::time::SystemTime;
 
-use super::socket::Socket;
+use super::socket::ClientSocket;
 use crate::message::{Body, Piece, Pieces, Reply};
 use crate::metrics;
 
@@ -23,7 +23,7 @@ const FRAMING_FIELDS: [&str; 4] = [
 
 /// What the reply has to know about its request.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Context<'a> {
+pub(super) struct ReplyContext<'a> {
     /// HTTP/1.1; otherwise HTTP/1.0.
     pub http11: bool,
     /// The request was a HEAD: the reply carries a body's fields, not its bytes.
@@ -56,7 +56,7 @@ pub(super) enum WriteFault {
 
 /// How the end of the body is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Framing {
+enum ReplyFraming {
     /// 1xx, 204, 304: neither body nor length.
     None,
     Length(u64),
@@ -66,11 +66,11 @@ enum Framing {
 }
 
 /// Writes `reply`. After a fault the connection must be closed.
-pub(super) fn write(socket: &mut Socket, reply: Reply, context: Context<'_>) -> Written {
-    let framing = framing(&reply, context);
-    let keep_alive = context.keep_alive && framing != Framing::Close;
-    let mut head = head_text(&reply, context, framing, keep_alive).into_bytes();
-    let bodiless = context.head_only || framing == Framing::None;
+pub(super) fn write(socket: &mut ClientSocket, reply: Reply, context: ReplyContext<'_>) -> Written {
+    let framing = choose_framing(&reply, context);
+    let keep_alive = context.keep_alive && framing != ReplyFraming::Close;
+    let mut head = format_head(&reply, context, framing, keep_alive).into_bytes();
+    let bodiless = context.head_only || framing == ReplyFraming::None;
     let mut bytes = 0;
     let result = match reply.body {
         Body::Bytes(body) if !bodiless => {
@@ -81,7 +81,7 @@ pub(super) fn write(socket: &mut Socket, reply: Reply, context: Context<'_>) -> 
         Body::Stream { mut reader, .. } if !bodiless => socket
             .write_all(&head)
             .map_err(WriteFault::Client)
-            .and_then(|()| copy(socket, &mut *reader, framing, &mut bytes)),
+            .and_then(|()| copy_stream(socket, &mut *reader, framing, &mut bytes)),
         Body::Pieces { mut pieces, .. } if !bodiless => socket
             .write_all(&head)
             .map_err(WriteFault::Client)
@@ -105,19 +105,28 @@ pub(super) fn write(socket: &mut Socket, reply: Reply, context: Context<'_>) -> 
     }
 }
 
-fn framing(reply: &Reply, context: Context<'_>) -> Framing {
+fn choose_framing(reply: &Reply, context: ReplyContext<'_>) -> ReplyFraming {
     match (reply.status, reply.body.length()) {
-        (100..200 | 204 | 304, _) => Framing::None,
-        (_, Some(length)) => Framing::Length(length),
+        (100..200 | 204 | 304, _) => ReplyFraming::None,
+        (_, Some(length)) => ReplyFraming::Length(length),
         // A HEAD whose length nobody knows: no length, and no body to delimit.
-        (_, None) if context.head_only => Framing::None,
-        (_, None) if context.http11 => Framing::Chunked,
-        (_, None) => Framing::Close,
+        (_, None) if context.head_only => ReplyFraming::None,
+        (_, None) if context.http11 => ReplyFraming::Chunked,
+        (_, None) => ReplyFraming::Close,
     }
 }
 
-fn head_text(reply: &Reply, context: Context<'_>, framing: Framing, keep_alive: bool) -> String {
-    let mut text = format!("HTTP/1.1 {} {}\r\n", reply.status, reason(reply.status));
+fn format_head(
+    reply: &Reply,
+    context: ReplyContext<'_>,
+    framing: ReplyFraming,
+    keep_alive: bool,
+) -> String {
+    let mut text = format!(
+        "HTTP/1.1 {} {}\r\n",
+        reply.status,
+        reason_phrase(reply.status)
+    );
     for (name, value) in reply.headers.iter() {
         let own = FRAMING_FIELDS
             .iter()
@@ -140,9 +149,9 @@ fn head_text(reply: &Reply, context: Context<'_>, framing: Framing, keep_alive: 
         );
     }
     let _ = match framing {
-        Framing::None | Framing::Close => Ok(()),
-        Framing::Length(length) => write!(text, "Content-Length: {length}\r\n"),
-        Framing::Chunked => write!(text, "Transfer-Encoding: chunked\r\n"),
+        ReplyFraming::None | ReplyFraming::Close => Ok(()),
+        ReplyFraming::Length(length) => write!(text, "Content-Length: {length}\r\n"),
+        ReplyFraming::Chunked => write!(text, "Transfer-Encoding: chunked\r\n"),
     };
     let _ = write!(text, "X-Request-Id: {}\r\n", context.id);
     if !keep_alive {
@@ -155,17 +164,17 @@ fn head_text(reply: &Reply, context: Context<'_>, framing: Framing, keep_alive: 
 }
 
 /// Copies a streaming body, piece by piece as it comes.
-fn copy(
-    socket: &mut Socket,
+fn copy_stream(
+    socket: &mut ClientSocket,
     reader: &mut dyn Read,
-    framing: Framing,
+    framing: ReplyFraming,
     sent: &mut u64,
 ) -> Result<(), WriteFault> {
     let mut buffer = vec![0; COPY_BYTES];
     loop {
         let left = match framing {
-            Framing::Length(length) => length - *sent,
-            Framing::None | Framing::Chunked | Framing::Close => u64::MAX,
+            ReplyFraming::Length(length) => length - *sent,
+            ReplyFraming::None | ReplyFraming::Chunked | ReplyFraming::Close => u64::MAX,
         };
         let most = usize::try_from(left)
             .unwrap_or(usize::MAX)
@@ -178,21 +187,21 @@ fn copy(
         };
         let piece = into.get(..count).unwrap_or_default();
         match (framing, count) {
-            (Framing::Length(_), 0) if left > 0 => {
+            (ReplyFraming::Length(_), 0) if left > 0 => {
                 return Err(WriteFault::Source(format!("body ended {left} bytes early")));
             }
             // Read to the end of the source even so: only then can its connection be used again.
-            (Framing::Length(_), 0) => return Ok(()),
-            (Framing::Length(length), _) if left == 0 => {
+            (ReplyFraming::Length(_), 0) => return Ok(()),
+            (ReplyFraming::Length(length), _) if left == 0 => {
                 return Err(WriteFault::Source(format!(
                     "body is longer than its {length} bytes"
                 )));
             }
-            (Framing::Chunked, 0) => {
+            (ReplyFraming::Chunked, 0) => {
                 return socket.write_all(b"0\r\n\r\n").map_err(WriteFault::Client);
             }
             (_, 0) => return Ok(()),
-            (Framing::Chunked, _) => {
+            (ReplyFraming::Chunked, _) => {
                 let mut chunk = format!("{count:x}\r\n").into_bytes();
                 chunk.extend_from_slice(piece);
                 chunk.extend_from_slice(b"\r\n");
@@ -206,13 +215,13 @@ fn copy(
 
 /// Sends a body piece by piece: files without copying them, unless each piece is to be framed.
 fn send_pieces(
-    socket: &mut Socket,
+    socket: &mut ClientSocket,
     pieces: &mut dyn Pieces,
-    framing: Framing,
+    framing: ReplyFraming,
     sent: &mut u64,
 ) -> Result<(), WriteFault> {
-    let chunked = framing == Framing::Chunked;
-    let frame = |socket: &mut Socket, text: &str| match chunked {
+    let chunked = framing == ReplyFraming::Chunked;
+    let frame = |socket: &mut ClientSocket, text: &str| match chunked {
         true => socket
             .write_all(text.as_bytes())
             .map_err(WriteFault::Client),
@@ -229,7 +238,7 @@ fn send_pieces(
             }
             Piece::File { length, .. } => *length,
         };
-        if matches!(framing, Framing::Length(whole) if length > whole - *sent) {
+        if matches!(framing, ReplyFraming::Length(whole) if length > whole - *sent) {
             return Err(WriteFault::Source(
                 "body is longer than its length".to_owned(),
             ));
@@ -254,9 +263,9 @@ fn send_pieces(
     }
 }
 
-fn end_pieces(framing: Framing, sent: u64) -> Result<(), WriteFault> {
+fn end_pieces(framing: ReplyFraming, sent: u64) -> Result<(), WriteFault> {
     match framing {
-        Framing::Length(length) if sent < length => Err(WriteFault::Source(format!(
+        ReplyFraming::Length(length) if sent < length => Err(WriteFault::Source(format!(
             "body ended {} bytes early",
             length - sent
         ))),
@@ -266,7 +275,7 @@ fn end_pieces(framing: Framing, sent: u64) -> Result<(), WriteFault> {
 
 /// Counts as it goes: of a whole file that is cut half-way, half was sent.
 fn send_file(
-    socket: &mut Socket,
+    socket: &mut ClientSocket,
     file: &File,
     (offset, length): (u64, u64),
     sent: &mut u64,
@@ -290,7 +299,7 @@ fn send_file(
 }
 
 /// Reason phrases of RFC 9110 §15; clients ignore them, people read them.
-const fn reason(status: u16) -> &'static str {
+const fn reason_phrase(status: u16) -> &'static str {
     match status {
         100 => "Continue",
         200 => "OK",
@@ -332,13 +341,13 @@ const fn reason(status: u16) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::door::Limits;
+    use crate::door::limits::DoorLimits;
     use crate::message::{Headers, Outcome};
     use std::net::{TcpListener, TcpStream};
     use std::sync::Arc;
 
-    fn context(http11: bool, head_only: bool) -> Context<'static> {
-        Context {
+    fn context(http11: bool, head_only: bool) -> ReplyContext<'static> {
+        ReplyContext {
             http11,
             head_only,
             keep_alive: true,
@@ -363,11 +372,11 @@ mod tests {
     }
 
     /// What the client gets: the bytes, and whether the connection ended without a reset.
-    fn written(reply: Reply, context: Context<'_>) -> (String, bool, Written) {
+    fn written(reply: Reply, context: ReplyContext<'_>) -> (String, bool, Written) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let stream = Arc::new(listener.accept().unwrap().0.into());
-        let mut socket = Socket::new(stream, &Limits::new(1)).unwrap();
+        let mut socket = ClientSocket::new(stream, &DoorLimits::new(1)).unwrap();
         let written = write(&mut socket, reply, context);
         drop(socket);
         let mut got = Vec::new();

@@ -8,10 +8,10 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Limits;
+use super::limits::DoorLimits;
 use super::pace::Pace;
-use super::stream::Stream;
-use super::tls::{HandshakeFault, Session};
+use super::stream::ClientStream;
+use super::tls::{HandshakeFault, TlsSession};
 use crate::message::Certificate;
 
 /// Bytes asked of the socket at a time while a head is read.
@@ -22,9 +22,9 @@ const READ_BYTES: usize = 4096;
 const TLS_PIECE_BYTES: usize = 32 * 1024;
 
 /// A client's connection. Only its own thread reads and writes it; others may shut it down.
-pub(super) struct Socket {
-    stream: Arc<Stream>,
-    tls: Option<Box<Session>>,
+pub(super) struct ClientSocket {
+    stream: Arc<ClientStream>,
+    tls: Option<Box<TlsSession>>,
     /// Nothing more may be written: it would go out in the clear, or after a cut.
     ended: bool,
     buffer: Vec<u8>,
@@ -33,9 +33,9 @@ pub(super) struct Socket {
     pace: Pace,
 }
 
-impl Socket {
+impl ClientSocket {
     /// Takes the stream over. Writes then last as long as `limits` let the client take.
-    pub(super) fn new(stream: Arc<Stream>, limits: &Limits) -> io::Result<Self> {
+    pub(super) fn new(stream: Arc<ClientStream>, limits: &DoorLimits) -> io::Result<Self> {
         let pace = Pace::new(limits);
         stream.set_nodelay()?;
         stream.set_write_timeout(pace.try_timeout())?;
@@ -67,13 +67,13 @@ impl Socket {
     /// Shakes hands until `deadline`; from then on everything goes through `session`.
     pub(super) fn start_tls(
         &mut self,
-        mut session: Session,
+        mut session: TlsSession,
         deadline: Instant,
     ) -> Result<Certificate, HandshakeFault> {
         let left = deadline.saturating_duration_since(Instant::now());
         let write_limit = left.max(Duration::from_millis(1));
         self.stream.set_write_timeout(write_limit)?;
-        let mut timed = Timed {
+        let mut timed = TimedReader {
             stream: &self.stream,
             received: &mut self.received,
             deadline,
@@ -133,12 +133,12 @@ impl Socket {
 
     /// Reads the stream, through TLS where there is one, waiting until `deadline`.
     fn receive(&mut self, into: &mut [u8], deadline: Instant) -> io::Result<usize> {
-        let mut timed = Timed {
+        let mut timed = TimedReader {
             stream: &self.stream,
             received: &mut self.received,
             deadline,
         };
-        let mut paced = Paced {
+        let mut paced = PacedWriter {
             stream: &self.stream,
             pace: &mut self.pace,
         };
@@ -153,7 +153,7 @@ impl Socket {
         if self.ended {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        let mut paced = Paced {
+        let mut paced = PacedWriter {
             stream: &self.stream,
             pace: &mut self.pace,
         };
@@ -173,7 +173,7 @@ impl Socket {
         if self.tls.is_some() {
             return self.copy_file(file, offset, most);
         }
-        let mut paced = Paced {
+        let mut paced = PacedWriter {
             stream: &self.stream,
             pace: &mut self.pace,
         };
@@ -207,7 +207,7 @@ impl Socket {
     /// Ends a TLS session as it should end before a close; nothing may be written afterwards.
     pub(super) fn end_tls(&mut self) {
         if let Some(session) = self.tls.take() {
-            session.close(&mut Paced {
+            session.close(&mut PacedWriter {
                 stream: &self.stream,
                 pace: &mut self.pace,
             });
@@ -232,13 +232,13 @@ pub(super) struct Received {
 }
 
 /// A stream each of whose reads ends by the deadline, however many there are.
-struct Timed<'a> {
-    stream: &'a Stream,
+struct TimedReader<'a> {
+    stream: &'a ClientStream,
     received: &'a mut Received,
     deadline: Instant,
 }
 
-impl Read for Timed<'_> {
+impl Read for TimedReader<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         set_read_deadline(self.stream, self.deadline)?;
         let count = read_uninterrupted(self.stream, into)?;
@@ -249,17 +249,17 @@ impl Read for Timed<'_> {
 }
 
 /// A stream that is written to at the client's pace, of which all bytes of the wire are part.
-struct Paced<'a> {
-    stream: &'a Stream,
+struct PacedWriter<'a> {
+    stream: &'a ClientStream,
     pace: &'a mut Pace,
 }
 
-impl Paced<'_> {
+impl PacedWriter<'_> {
     /// Tries to send until some of the `wanted` bytes went, or the client is too slow for it.
     fn send(
         &mut self,
         wanted: usize,
-        mut send: impl FnMut(&Stream) -> io::Result<usize>,
+        mut send: impl FnMut(&ClientStream) -> io::Result<usize>,
     ) -> io::Result<usize> {
         loop {
             let begun = Instant::now();
@@ -270,7 +270,7 @@ impl Paced<'_> {
                 Err(error) => return Err(error),
             };
             let waited = begun.elapsed();
-            self.pace.note(waited, wanted, sent.unwrap_or(0))?;
+            self.pace.record(waited, wanted, sent.unwrap_or(0))?;
             if let Some(count) = sent {
                 return Ok(count);
             }
@@ -278,7 +278,7 @@ impl Paced<'_> {
     }
 }
 
-impl Write for Paced<'_> {
+impl Write for PacedWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.send(bytes.len(), |mut stream| stream.write(bytes))
     }
@@ -294,7 +294,7 @@ impl Write for Paced<'_> {
     }
 }
 
-fn set_read_deadline(stream: &Stream, deadline: Instant) -> io::Result<()> {
+fn set_read_deadline(stream: &ClientStream, deadline: Instant) -> io::Result<()> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return Err(io::ErrorKind::TimedOut.into());
@@ -303,7 +303,7 @@ fn set_read_deadline(stream: &Stream, deadline: Instant) -> io::Result<()> {
 }
 
 /// With a read time-out set, a signal interrupts even a restartable read (signal(7)).
-fn read_uninterrupted(mut stream: &Stream, into: &mut [u8]) -> io::Result<usize> {
+fn read_uninterrupted(mut stream: &ClientStream, into: &mut [u8]) -> io::Result<usize> {
     loop {
         match stream.read(into) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

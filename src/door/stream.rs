@@ -12,13 +12,13 @@ use rustix::event::{PollFd, PollFlags};
 /// Where clients come in.
 #[derive(Debug)]
 pub struct Listener {
-    socket: Socket,
+    socket: ListenerSocket,
     /// Whoever handed it in goes on with it when we are gone.
     inherited: bool,
 }
 
 #[derive(Debug)]
-enum Socket {
+enum ListenerSocket {
     /// An address and a port.
     Tcp(TcpListener),
     /// A path of the file system.
@@ -38,8 +38,8 @@ impl Listener {
     /// A second handle on the same socket.
     pub(super) fn try_clone(&self) -> io::Result<Self> {
         let socket = match &self.socket {
-            Socket::Tcp(listener) => Socket::Tcp(listener.try_clone()?),
-            Socket::Unix(listener) => Socket::Unix(listener.try_clone()?),
+            ListenerSocket::Tcp(listener) => ListenerSocket::Tcp(listener.try_clone()?),
+            ListenerSocket::Unix(listener) => ListenerSocket::Unix(listener.try_clone()?),
         };
         Ok(Self { socket, ..*self })
     }
@@ -47,8 +47,8 @@ impl Listener {
     /// Lets [`accept`](Self::accept) return when the client that was there has left.
     pub(super) fn set_nonblocking(&self) -> io::Result<()> {
         match &self.socket {
-            Socket::Tcp(listener) => listener.set_nonblocking(true),
-            Socket::Unix(listener) => listener.set_nonblocking(true),
+            ListenerSocket::Tcp(listener) => listener.set_nonblocking(true),
+            ListenerSocket::Unix(listener) => listener.set_nonblocking(true),
         }
     }
 
@@ -64,13 +64,13 @@ impl Listener {
     }
 
     /// The next client; none for the address of one on a unix socket.
-    pub(super) fn accept(&self) -> io::Result<(Stream, Option<SocketAddr>)> {
+    pub(super) fn accept(&self) -> io::Result<(ClientStream, Option<SocketAddr>)> {
         match &self.socket {
-            Socket::Tcp(listener) => {
+            ListenerSocket::Tcp(listener) => {
                 let (stream, address) = listener.accept()?;
-                Ok((Stream::Tcp(stream), Some(address)))
+                Ok((ClientStream::Tcp(stream), Some(address)))
             }
-            Socket::Unix(listener) => Ok((Stream::Unix(listener.accept()?.0), None)),
+            ListenerSocket::Unix(listener) => Ok((ClientStream::Unix(listener.accept()?.0), None)),
         }
     }
 
@@ -85,8 +85,8 @@ impl Listener {
 
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.socket {
-            Socket::Tcp(listener) => listener.as_fd(),
-            Socket::Unix(listener) => listener.as_fd(),
+            ListenerSocket::Tcp(listener) => listener.as_fd(),
+            ListenerSocket::Unix(listener) => listener.as_fd(),
         }
     }
 }
@@ -94,7 +94,7 @@ impl Listener {
 impl From<TcpListener> for Listener {
     fn from(listener: TcpListener) -> Self {
         Self {
-            socket: Socket::Tcp(listener),
+            socket: ListenerSocket::Tcp(listener),
             inherited: false,
         }
     }
@@ -103,7 +103,7 @@ impl From<TcpListener> for Listener {
 impl From<UnixListener> for Listener {
     fn from(listener: UnixListener) -> Self {
         Self {
-            socket: Socket::Unix(listener),
+            socket: ListenerSocket::Unix(listener),
             inherited: false,
         }
     }
@@ -111,12 +111,12 @@ impl From<UnixListener> for Listener {
 
 /// A client's connection.
 #[derive(Debug)]
-pub(super) enum Stream {
+pub(super) enum ClientStream {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
-impl Stream {
+impl ClientStream {
     /// Sends small pieces at once, where that is a question at all.
     pub(super) fn set_nodelay(&self) -> io::Result<()> {
         match self {
@@ -154,13 +154,13 @@ impl Stream {
     }
 }
 
-impl From<TcpStream> for Stream {
+impl From<TcpStream> for ClientStream {
     fn from(stream: TcpStream) -> Self {
         Self::Tcp(stream)
     }
 }
 
-impl AsFd for Stream {
+impl AsFd for ClientStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
@@ -169,28 +169,28 @@ impl AsFd for Stream {
     }
 }
 
-impl Read for &Stream {
+impl Read for &ClientStream {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match self {
-            Stream::Tcp(stream) => (&mut &*stream).read(into),
-            Stream::Unix(stream) => (&mut &*stream).read(into),
+            ClientStream::Tcp(stream) => (&mut &*stream).read(into),
+            ClientStream::Unix(stream) => (&mut &*stream).read(into),
         }
     }
 }
 
-impl Write for &Stream {
+impl Write for &ClientStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Stream::Tcp(stream) => (&mut &*stream).write(bytes),
-            Stream::Unix(stream) => (&mut &*stream).write(bytes),
+            ClientStream::Tcp(stream) => (&mut &*stream).write(bytes),
+            ClientStream::Unix(stream) => (&mut &*stream).write(bytes),
         }
     }
 
     /// TLS hands over several records at a time.
     fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
-            Stream::Tcp(stream) => (&mut &*stream).write_vectored(parts),
-            Stream::Unix(stream) => (&mut &*stream).write_vectored(parts),
+            ClientStream::Tcp(stream) => (&mut &*stream).write_vectored(parts),
+            ClientStream::Unix(stream) => (&mut &*stream).write_vectored(parts),
         }
     }
 

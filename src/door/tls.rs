@@ -6,7 +6,7 @@
 //! there is nothing to bound. Each reading of the files begins with new ticket keys, so that no
 //! session outlives the certificates it came from.
 //!
-//! Locks: [`Tls`]'s one mutex, held to copy or to change a handle.
+//! Locks: [`ServerTls`]'s one mutex, held to copy or to change a handle.
 
 mod validity;
 
@@ -65,26 +65,26 @@ impl TlsFiles {
 }
 
 /// What new connections are greeted with.
-pub struct Tls {
+pub struct ServerTls {
     files: TlsFiles,
-    loaded: Mutex<Arc<Loaded>>,
+    loaded: Mutex<Arc<LoadedTls>>,
 }
 
 /// One reading of the files.
-struct Loaded {
+struct LoadedTls {
     config: Arc<ServerConfig>,
     clients: Option<Arc<dyn ClientCertVerifier>>,
     /// The end of the certificate, where that can be read.
     until: Option<SystemTime>,
 }
 
-impl Tls {
+impl ServerTls {
     /// Reads the files and logs until when the certificate is good.
     ///
     /// # Errors
     /// Everything that is wrong with them, each with setting, path and remedy.
     pub fn load(files: TlsFiles) -> Result<Self, Vec<String>> {
-        let loaded = Mutex::new(Arc::new(Loaded::read(&files)?));
+        let loaded = Mutex::new(Arc::new(LoadedTls::read(&files)?));
         Ok(Self { files, loaded })
     }
 
@@ -93,7 +93,7 @@ impl Tls {
     /// # Errors
     /// As [`load`](Self::load); what was read before then stays in use.
     pub fn reload(&self) -> Result<(), Vec<String>> {
-        let loaded = Arc::new(Loaded::read(&self.files)?);
+        let loaded = Arc::new(LoadedTls::read(&self.files)?);
         *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = loaded;
         Ok(())
     }
@@ -105,34 +105,36 @@ impl Tls {
     }
 
     /// For one new connection.
-    pub(super) fn session(&self) -> Result<Session, HandshakeFault> {
+    pub(super) fn session(&self) -> Result<TlsSession, HandshakeFault> {
         // Copying and replacing a handle leave nothing half-done: a poisoned lock is still good.
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let loaded = Arc::clone(&loaded);
         let config = Arc::clone(&loaded.config);
-        let mut connection = ServerConnection::new(config).map_err(HandshakeFault::of)?;
+        let mut connection = ServerConnection::new(config).map_err(HandshakeFault::from)?;
         connection.set_buffer_limit(Some(UNSENT_BYTES_MAX));
-        Ok(Session {
+        Ok(TlsSession {
             connection,
             clients: loaded.clients.clone(),
         })
     }
 }
 
-impl Loaded {
+impl LoadedTls {
     fn read(files: &TlsFiles) -> Result<Self, Vec<String>> {
         let provider = Arc::new(default_provider());
-        let chain = certificates("SSL_CERTIFICATE", &files.certificate);
-        let key = private_key(&files.key);
+        let chain = read_certificates("SSL_CERTIFICATE", &files.certificate);
+        let key = read_private_key(&files.key);
         let clients = files.client_ca.as_deref();
-        let clients = clients.map(|path| authorities(path, &provider)).transpose();
+        let clients = clients
+            .map(|path| client_verifier(path, &provider))
+            .transpose();
         match (chain, key, clients) {
             (Ok(chain), Ok(key), Ok(clients)) => {
                 let valid = chain.first().and_then(|leaf| validity(leaf));
                 let loaded = Self::build(files, &provider, (chain, key), clients);
                 let mut loaded = loaded.map_err(|why| vec![why])?;
                 loaded.until = valid.map(|valid| valid.until);
-                announce(&files.certificate, valid);
+                log_validity(&files.certificate, valid);
                 Ok(loaded)
             }
             (chain, key, clients) => {
@@ -184,7 +186,7 @@ impl Loaded {
 }
 
 /// Says until when the certificate is good, where that can be read.
-fn announce(path: &Path, valid: Option<Validity>) {
+fn log_validity(path: &Path, valid: Option<Validity>) {
     let path = path.display();
     let Some(Validity { from, until }) = valid else {
         return log::info("TLS certificate loaded", &[("certificate", &path)]);
@@ -228,7 +230,7 @@ fn read_pem(setting: &str, path: &Path) -> Result<Vec<u8>, String> {
 }
 
 /// Every certificate of a file, in order.
-fn certificates(setting: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+fn read_certificates(setting: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let pem = read_pem(setting, path)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let shown = path.display();
@@ -242,7 +244,7 @@ fn certificates(setting: &str, path: &Path) -> Result<Vec<CertificateDer<'static
 }
 
 /// The first private key of a file. No fault shows any of its bytes.
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     let pem = read_pem("SSL_KEY", path)?;
     let shown = path.display();
     // PKCS #8 says it in the label (RFC 7468 §11), older forms in a header (RFC 1421 §4.6.1.1).
@@ -268,7 +270,7 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
 }
 
 /// Judges clients by the authorities of a file.
-fn authorities(
+fn client_verifier(
     path: &Path,
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, String> {
@@ -277,7 +279,7 @@ fn authorities(
         let path = path.display();
         format!("SSL_CLIENT_CA={path}: unusable: {why}")
     };
-    for certificate in certificates("SSL_CLIENT_CA", path)? {
+    for certificate in read_certificates("SSL_CLIENT_CA", path)? {
         roots.add(certificate).map_err(|error| unusable(&error))?;
     }
     let builder =
@@ -299,8 +301,8 @@ pub(super) enum HandshakeFault {
     Protocol(String),
 }
 
-impl HandshakeFault {
-    fn of(error: rustls::Error) -> Self {
+impl From<rustls::Error> for HandshakeFault {
+    fn from(error: rustls::Error) -> Self {
         match error {
             rustls::Error::InvalidCertificate(why) => Self::Certificate(format!("{why:?}")),
             other => Self::Protocol(other.to_string()),
@@ -315,12 +317,12 @@ impl From<io::Error> for HandshakeFault {
 }
 
 /// One connection's TLS.
-pub(super) struct Session {
+pub(super) struct TlsSession {
     connection: ServerConnection,
     clients: Option<Arc<dyn ClientCertVerifier>>,
 }
 
-impl Session {
+impl TlsSession {
     /// Shakes hands, and says what the client showed of itself. After a fault the client has been
     /// sent its alert.
     pub(super) fn handshake(
@@ -335,7 +337,7 @@ impl Session {
             }
             if let Err(error) = self.connection.process_new_packets() {
                 let _ = self.flush(to);
-                return Err(HandshakeFault::of(error));
+                return Err(HandshakeFault::from(error));
             }
         }
         self.flush(to)?;
@@ -354,7 +356,7 @@ impl Session {
         // have expired since.
         if self.connection.handshake_kind() == Some(HandshakeKind::Resumed) {
             let verified = clients.verify_client_cert(own, chain, UnixTime::now());
-            verified.map_err(HandshakeFault::of)?;
+            verified.map_err(HandshakeFault::from)?;
         }
         Ok(Certificate::Verified)
     }

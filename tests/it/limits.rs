@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use aws_ecr_proxy::door::Limits;
+use aws_ecr_proxy::door::DoorLimits;
 use aws_ecr_proxy::message::{Answer, Body, Headers, Outcome, Reply, Request};
 
 use crate::attacks::assert_is_refusal;
@@ -15,8 +15,8 @@ const SHORT: Duration = Duration::from_millis(200);
 /// For what is to happen soon after that.
 const SOON: Duration = Duration::from_secs(10);
 
-fn limits() -> Limits {
-    Limits::new(100)
+fn limits() -> DoorLimits {
+    DoorLimits::new(100)
 }
 
 /// Reads the body where there is one and says how long it was, streams without end on `/endless`.
@@ -58,7 +58,7 @@ fn assert_gone(server: &Server) {
 #[test]
 fn an_idle_connection_is_closed() {
     let server = Server::start(
-        Limits {
+        DoorLimits {
             idle: SHORT,
             ..limits()
         },
@@ -77,7 +77,7 @@ fn an_idle_connection_is_closed() {
 #[test]
 fn empty_lines_do_not_keep_a_connection() {
     let server = Server::start(
-        Limits {
+        DoorLimits {
             idle: SHORT,
             ..limits()
         },
@@ -95,7 +95,7 @@ fn empty_lines_do_not_keep_a_connection() {
 #[test]
 fn a_head_that_takes_too_long_is_408() {
     let server = Server::start(
-        Limits {
+        DoorLimits {
             head: SHORT,
             ..limits()
         },
@@ -123,7 +123,7 @@ fn a_head_that_takes_too_long_is_408() {
 #[test]
 fn a_body_that_stalls_is_408() {
     let server = Server::start(
-        Limits {
+        DoorLimits {
             body_idle: SHORT,
             ..limits()
         },
@@ -159,7 +159,7 @@ fn a_body_that_stalls_is_408() {
 #[test]
 fn a_client_that_takes_nothing_is_cut() {
     let server = Server::start(
-        Limits {
+        DoorLimits {
             write_idle: SHORT,
             ..limits()
         },
@@ -177,11 +177,11 @@ fn a_client_that_takes_nothing_is_cut() {
 #[test]
 fn lingering_ends_by_time_and_by_bytes() {
     for limits in [
-        Limits {
+        DoorLimits {
             linger: SHORT,
             ..limits()
         },
-        Limits {
+        DoorLimits {
             linger_bytes: 100_000,
             ..limits()
         },
@@ -207,7 +207,7 @@ fn lingering_ends_by_time_and_by_bytes() {
 
 #[test]
 fn the_longest_idle_connection_makes_room() {
-    let server = Server::start(Limits::new(3), decide);
+    let server = Server::start(DoorLimits::new(3), decide);
     let mut busy = Http::connect(server.address());
     let head = b"POST /read HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n";
     busy.send(head).unwrap();
@@ -238,7 +238,7 @@ fn the_longest_idle_connection_makes_room() {
 
 #[test]
 fn when_all_are_busy_the_next_is_told_so() {
-    let server = Server::start(Limits::new(2), decide);
+    let server = Server::start(DoorLimits::new(2), decide);
     let mut busy: Vec<Http> = (0..2).map(|_| Http::connect(server.address())).collect();
     for client in &mut busy {
         client
@@ -270,7 +270,7 @@ fn when_all_are_busy_the_next_is_told_so() {
 
 #[test]
 fn refused_clients_that_stay_make_room() {
-    let server = Server::start(Limits::new(2), decide);
+    let server = Server::start(DoorLimits::new(2), decide);
     let mut refused: Vec<Http> = (0..2).map(|_| Http::connect(server.address())).collect();
     for client in &mut refused {
         client.send(b"GET / HTTP/1.1\r\n\r\n").unwrap();

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_ecr_proxy::door::{Limits, check};
+use aws_ecr_proxy::door::{DoorLimits, check};
 use aws_ecr_proxy::message::{Answer, Reply, Request};
 
 use crate::support::door::{Server, ok};
@@ -35,7 +35,7 @@ fn decide(token: &Arc<()>, request: &Request) -> Answer {
 fn panics_cost_one_request_each_and_nothing_more() {
     let token = Arc::new(());
     let seen = Arc::clone(&token);
-    let server = Server::start(Limits::new(100), move |request| decide(&seen, request));
+    let server = Server::start(DoorLimits::new(100), move |request| decide(&seen, request));
     in_parallel(4, |thread| {
         let mut client = Http::connect(server.address());
         for round in 0..ROUNDS {
@@ -171,7 +171,7 @@ impl Chance {
 
 #[test]
 fn every_head_that_the_door_passes_is_answered() {
-    let server = Server::start(Limits::new(100), ok);
+    let server = Server::start(DoorLimits::new(100), ok);
     let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
     let mut client = Http::connect(server.address());
     let mut passed = 0;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use aws_ecr_proxy::door::{Limits, MinRate};
+use aws_ecr_proxy::door::{DoorLimits, MinRate};
 use aws_ecr_proxy::message::{Answer, Body, Headers, Outcome, Piece, Pieces, Reply, Request};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use standin::{Fault, Match, Options};
@@ -25,13 +25,13 @@ pub(crate) const WINDOW: Duration = Duration::from_millis(600);
 /// Between two pieces of a slow client.
 pub(crate) const PAUSE: Duration = Duration::from_millis(20);
 
-pub(crate) fn limits() -> Limits {
-    Limits {
+pub(crate) fn limits() -> DoorLimits {
+    DoorLimits {
         min_rate: MinRate {
             bytes_per_second: RATE,
             window: WINDOW,
         },
-        ..Limits::new(100)
+        ..DoorLimits::new(100)
     }
 }
 
@@ -281,9 +281,9 @@ fn busy(stream: TcpStream) -> Http {
 #[test]
 fn one_client_cannot_take_every_connection() {
     let server = Server::start(
-        Limits {
+        DoorLimits {
             connections_per_peer: 2,
-            ..Limits::new(10)
+            ..DoorLimits::new(10)
         },
         busy_or_ok,
     );
@@ -322,9 +322,9 @@ fn unix_sockets_have_no_client_to_count() {
     std::fs::create_dir_all(scratch.path()).unwrap();
     let path = scratch.path().join("socket");
     let listener = UnixListener::bind(&path).unwrap();
-    let limits = Limits {
+    let limits = DoorLimits {
         connections_per_peer: 1,
-        ..Limits::new(10)
+        ..DoorLimits::new(10)
     };
     let server = Server::start_with(vec![listener.into()], limits, None, busy_or_ok);
     let held = busy(connect(server.address(), Ipv4Addr::LOCALHOST, false));
@@ -530,7 +530,7 @@ fn pipelined_requests_are_answered_in_order() {
 fn a_connection_goes_on_after_every_kind_of_error() {
     let served = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&served);
-    let server = Server::start(Limits::new(10), move |request| {
+    let server = Server::start(DoorLimits::new(10), move |request| {
         count.fetch_add(1, Ordering::SeqCst);
         let status = request.path().trim_start_matches('/').parse().unwrap();
         let reply = Reply::new(status, "application/json", "{}");

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use aws_ecr_proxy::door::{Limits, Listener, MinRate, Tls, TlsFiles};
+use aws_ecr_proxy::door::{DoorLimits, Listener, MinRate, ServerTls, TlsFiles};
 use aws_ecr_proxy::message::{Answer, Request};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use standin::{Options, Standin};
@@ -27,7 +27,7 @@ const RECORD_BYTES: usize = 16 * 1024;
 fn door(
     pki: &Pki,
     others: Vec<Listener>,
-    limits: Limits,
+    limits: DoorLimits,
     decide: impl Fn(&Request) -> Answer + Send + Sync + 'static,
 ) -> Server {
     let files = TlsFiles {
@@ -35,7 +35,7 @@ fn door(
         key: pki.path("tls.key"),
         client_ca: None,
     };
-    let tls = Tls::load(files).unwrap();
+    let tls = ServerTls::load(files).unwrap();
     Server::start_with(others, limits, Some(Arc::new(tls)), decide)
 }
 
@@ -117,7 +117,7 @@ fn a_record_that_takes_longer_than_the_window_counts_as_it_comes() {
     const STEPS: u32 = 90;
     assert!(PAUSE * STEPS >= WINDOW * 3);
     let pki = Pki::new();
-    let limits = Limits {
+    let limits = DoorLimits {
         // The idle limit, too, goes by the wire.
         body_idle: WINDOW * 2,
         min_rate: MinRate {
@@ -160,9 +160,9 @@ fn a_record_that_takes_longer_than_the_window_counts_as_it_comes() {
 #[test]
 fn a_client_past_its_cap_is_refused_by_an_alert() {
     let pki = Pki::new();
-    let limits = Limits {
+    let limits = DoorLimits {
         connections_per_peer: 2,
-        ..Limits::new(10)
+        ..DoorLimits::new(10)
     };
     let reading = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&reading);

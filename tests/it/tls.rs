@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aws_ecr_proxy::door::{Limits, Tls, TlsFiles};
+use aws_ecr_proxy::door::{DoorLimits, ServerTls, TlsFiles};
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, SupportedProtocolVersion};
 use standin::{Fault, Match, Options, Server as Upstream, digest};
 
@@ -469,10 +469,10 @@ fn door(pki: &Pki, handshake: Duration) -> Server {
         key: pki.path("tls.key"),
         client_ca: None,
     };
-    let tls = Tls::load(files).unwrap();
-    let limits = Limits {
+    let tls = ServerTls::load(files).unwrap();
+    let limits = DoorLimits {
         handshake,
-        ..Limits::new(400)
+        ..DoorLimits::new(400)
     };
     Server::start_with(Vec::new(), limits, Some(Arc::new(tls)), ok)
 }

@@ -12,7 +12,7 @@ use crate::cache::probe;
 use crate::calendar;
 use crate::clock::SystemClock;
 use crate::config::{Settings, UpstreamAuth};
-use crate::door::{Tls, TlsFiles};
+use crate::door::{ServerTls, TlsFiles};
 use crate::message::Headers;
 use crate::oci::Registry;
 use crate::proxy::login::Logins;
@@ -62,7 +62,7 @@ pub(super) fn tls(settings: &Settings) -> Verdict {
         key: key.clone(),
         client_ca: set.client_ca.clone(),
     };
-    match Tls::load(files) {
+    match ServerTls::load(files) {
         Ok(tls) => {
             let until = tls.good_until();
             let until = until.map_or_else(|| "unknown".to_owned(), calendar::format_rfc3339);

@@ -180,11 +180,14 @@ impl Client {
     }
 
     /// Shakes hands with a session of `tls`.
-    fn meet(&self, tls: &Tls) -> Result<(Session, Certificate), HandshakeFault> {
+    fn meet(&self, tls: &ServerTls) -> Result<(TlsSession, Certificate), HandshakeFault> {
         self.meet_session(tls.session()?)
     }
 
-    fn meet_session(&self, mut session: Session) -> Result<(Session, Certificate), HandshakeFault> {
+    fn meet_session(
+        &self,
+        mut session: TlsSession,
+    ) -> Result<(TlsSession, Certificate), HandshakeFault> {
         let certificate = session.handshake(&mut self.clone(), &mut self.clone())?;
         Ok((session, certificate))
     }
@@ -235,7 +238,7 @@ impl Write for Client {
 }
 
 fn faults(files: TlsFiles) -> Vec<String> {
-    Tls::load(files).err().unwrap_or_default()
+    ServerTls::load(files).err().unwrap_or_default()
 }
 
 const RSA_KEY: &str = include_str!("../../../tests/data/tls/rsa-pkcs1.pem");
@@ -256,7 +259,7 @@ fn keys_of_every_form_are_taken() {
         let folder = Folder::new();
         folder.write("certificate.pem", certificate);
         folder.write("key.pem", key);
-        let tls = Tls::load(folder.files()).unwrap();
+        let tls = ServerTls::load(folder.files()).unwrap();
         for version in [V12, V13] {
             Client::new(&client_config(version, &[], None))
                 .meet(&tls)
@@ -344,7 +347,7 @@ fn what_is_wrong_with_a_file_is_told_with_setting_and_path() {
 #[test]
 fn both_versions_speak_http_1_1_and_nothing_else() {
     let folder = Folder::new();
-    let tls = Tls::load(folder.files()).unwrap();
+    let tls = ServerTls::load(folder.files()).unwrap();
     for version in [V12, V13] {
         let docker = client_config(version, &["h2", "http/1.1"], None);
         let client = Client::new(&docker);
@@ -370,7 +373,7 @@ fn both_versions_speak_http_1_1_and_nothing_else() {
 #[test]
 fn what_is_no_tls_is_a_fault_of_the_protocol() {
     let folder = Folder::new();
-    let tls = Tls::load(folder.files()).unwrap();
+    let tls = ServerTls::load(folder.files()).unwrap();
     let mut answer = Vec::new();
     let fault = tls
         .session()
@@ -394,7 +397,7 @@ fn the_alert_for_want_of_room_is_one_a_client_understands() {
 #[test]
 fn bytes_go_both_ways_and_the_end_is_told() {
     let folder = Folder::new();
-    let tls = Tls::load(folder.files()).unwrap();
+    let tls = ServerTls::load(folder.files()).unwrap();
     for version in [V12, V13] {
         let client = Client::new(&client_config(version, &[], None));
         let (mut session, _) = client.meet(&tls).unwrap();
@@ -421,7 +424,7 @@ fn bytes_go_both_ways_and_the_end_is_told() {
 #[test]
 fn without_close_notify_the_client_knows_that_it_was_cut() {
     let folder = Folder::new();
-    let tls = Tls::load(folder.files()).unwrap();
+    let tls = ServerTls::load(folder.files()).unwrap();
     let client = Client::new(&client_config(V13, &[], None));
     let (mut session, _) = client.meet(&tls).unwrap();
     session.write_all(&mut client.clone(), b"half").unwrap();
@@ -454,7 +457,7 @@ impl Write for Full {
 #[test]
 fn a_client_that_takes_nothing_costs_a_bounded_buffer() {
     let folder = Folder::new();
-    let tls = Tls::load(folder.files()).unwrap();
+    let tls = ServerTls::load(folder.files()).unwrap();
     let client = Client::new(&client_config(V13, &[], None));
     let (mut session, _) = client.meet(&tls).unwrap();
     let error = session.write_all(&mut Full(100), &vec![7; 1 << 20]);
@@ -469,7 +472,7 @@ fn a_client_that_takes_nothing_costs_a_bounded_buffer() {
 #[test]
 fn sessions_are_resumed_until_the_files_are_read_again() {
     let folder = Folder::new();
-    let tls = Tls::load(folder.files()).unwrap();
+    let tls = ServerTls::load(folder.files()).unwrap();
     for version in [V12, V13] {
         let config = client_config(version, &[], None);
         let kind = || {
@@ -488,7 +491,7 @@ fn sessions_are_resumed_until_the_files_are_read_again() {
 #[test]
 fn a_new_pair_is_taken_and_a_bad_one_changes_nothing() {
     let folder = Folder::new();
-    let tls = Tls::load(folder.files()).unwrap();
+    let tls = ServerTls::load(folder.files()).unwrap();
     let shown = || {
         let client = Client::new(&client_config(V13, &[], None));
         client.meet(&tls).unwrap();
@@ -516,7 +519,7 @@ fn clients_are_known_by_their_certificate() {
     let folder = Folder::new();
     let (ours, others) = (Authority::new(), Authority::new());
     let ca = folder.write("ca.pem", &ours.pem);
-    let tls = Tls::load(folder.files_with(ca)).unwrap();
+    let tls = ServerTls::load(folder.files_with(ca)).unwrap();
     for version in [V12, V13] {
         let meet = |identity: Option<Identity>| {
             let client = Client::new(&client_config(version, &[], identity));
@@ -548,7 +551,7 @@ fn a_resumed_session_shows_its_certificate_anew() {
     let (ours, others) = (Authority::new(), Authority::new());
     let ca = folder.write("ca.pem", &ours.pem);
     let other_ca = folder.write("other-ca.pem", &others.pem);
-    let tls = Tls::load(folder.files_with(ca)).unwrap();
+    let tls = ServerTls::load(folder.files_with(ca)).unwrap();
     for version in [V12, V13] {
         let config = client_config(version, &[], Some(ours.client(2090)));
         Client::new(&config).meet(&tls).unwrap();
@@ -559,7 +562,7 @@ fn a_resumed_session_shows_its_certificate_anew() {
         // One that is no longer good, here by its authority, is refused although rustls resumes.
         let mut session = tls.session().unwrap();
         let provider = Arc::new(default_provider());
-        session.clients = Some(authorities(&other_ca, &provider).unwrap());
+        session.clients = Some(client_verifier(&other_ca, &provider).unwrap());
         let fault = Client::new(&config).meet_session(session).err();
         assert!(matches!(fault, Some(HandshakeFault::Certificate(_))));
     }

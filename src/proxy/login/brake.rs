@@ -31,18 +31,18 @@ const ENTRIES_MAX: usize = 4096;
 /// The memory of failures.
 #[derive(Default)]
 pub(super) struct Brake {
-    entries: HashMap<Key, Entry>,
+    entries: HashMap<FailureKey, FailureRecord>,
     names: RandomState,
 }
 
 /// An address, and the hash of a name; none: all names.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Key {
+struct FailureKey {
     address: Option<IpAddr>,
     name: Option<u64>,
 }
 
-struct Entry {
+struct FailureRecord {
     failures: u32,
     has_succeeded: bool,
     last: Instant,
@@ -60,7 +60,7 @@ impl Brake {
     }
 
     /// A password was wrong.
-    pub(super) fn failed(&mut self, peer: Option<IpAddr>, name: &str, now: Instant) {
+    pub(super) fn record_failure(&mut self, peer: Option<IpAddr>, name: &str, now: Instant) {
         for key in [self.key(peer, Some(name)), self.key(peer, None)] {
             let entry = self.entry(key, now);
             entry.failures = entry.failures.saturating_add(1);
@@ -69,22 +69,22 @@ impl Brake {
     }
 
     /// A password was right: the failures of this name are forgotten, those of the address stay.
-    pub(super) fn succeeded(&mut self, peer: Option<IpAddr>, name: &str, now: Instant) {
+    pub(super) fn record_success(&mut self, peer: Option<IpAddr>, name: &str, now: Instant) {
         let key = self.key(peer, Some(name));
         let entry = self.entry(key, now);
         (entry.failures, entry.has_succeeded, entry.last) = (0, true, now);
     }
 
-    fn live(&self, key: &Key, now: Instant) -> Option<&Entry> {
+    fn live(&self, key: &FailureKey, now: Instant) -> Option<&FailureRecord> {
         self.entries.get(key).filter(|entry| entry.is_live(now))
     }
 
-    fn entry(&mut self, key: Key, now: Instant) -> &mut Entry {
+    fn entry(&mut self, key: FailureKey, now: Instant) -> &mut FailureRecord {
         if self.live(&key, now).is_none() {
             self.entries.remove(&key);
             self.make_room(now);
         }
-        self.entries.entry(key).or_insert(Entry {
+        self.entries.entry(key).or_insert(FailureRecord {
             failures: 0,
             has_succeeded: false,
             last: now,
@@ -105,15 +105,15 @@ impl Brake {
         }
     }
 
-    fn key(&self, peer: Option<IpAddr>, name: Option<&str>) -> Key {
-        Key {
+    fn key(&self, peer: Option<IpAddr>, name: Option<&str>) -> FailureKey {
+        FailureKey {
             address: peer.map(network),
             name: name.map(|name| self.names.hash_one(name)),
         }
     }
 }
 
-impl Entry {
+impl FailureRecord {
     fn is_live(&self, now: Instant) -> bool {
         let life = if self.has_succeeded {
             SUCCESS_LIFE
@@ -158,7 +158,7 @@ mod tests {
         let (mut brake, mut now, peer) = (Brake::default(), Instant::now(), peer("10.0.0.1"));
         for _ in 0..NAME_FREE {
             assert_eq!(brake.wait(peer, "alice", now), None);
-            brake.failed(peer, "alice", now);
+            brake.record_failure(peer, "alice", now);
         }
         let mut waits = Vec::new();
         for _ in 0..9 {
@@ -167,7 +167,7 @@ mod tests {
             assert!(brake.wait(peer, "alice", now + wait / 2).is_some());
             now += wait;
             assert_eq!(brake.wait(peer, "alice", now), None);
-            brake.failed(peer, "alice", now);
+            brake.record_failure(peer, "alice", now);
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
     }
@@ -176,7 +176,7 @@ mod tests {
     fn one_name_and_one_address_hold_up_no_other() {
         let (mut brake, now, here) = (Brake::default(), Instant::now(), peer("10.0.0.1"));
         for _ in 0..10 {
-            brake.failed(here, "alice", now);
+            brake.record_failure(here, "alice", now);
         }
         assert!(brake.wait(here, "alice", now).is_some());
         assert_eq!(brake.wait(here, "bob", now), None);
@@ -187,16 +187,16 @@ mod tests {
     #[test]
     fn who_tries_many_names_is_held_up_as_a_whole_but_not_for_long() {
         let (mut brake, now, here) = (Brake::default(), Instant::now(), peer("10.0.0.1"));
-        brake.succeeded(here, "carol", now);
+        brake.record_success(here, "carol", now);
         for number in 0..100 {
-            brake.failed(here, &format!("user{number}"), now);
+            brake.record_failure(here, &format!("user{number}"), now);
         }
         assert_eq!(brake.wait(here, "bob", now), Some(ADDRESS_DELAY_MAX));
         assert_eq!(brake.wait(here, "bob", now + ADDRESS_DELAY_MAX), None);
         // Who has logged in from there answers for their own failures alone.
         assert_eq!(brake.wait(here, "carol", now), None);
         for _ in 0..NAME_FREE {
-            brake.failed(here, "carol", now);
+            brake.record_failure(here, "carol", now);
         }
         assert_eq!(brake.wait(here, "carol", now), Some(SECOND));
     }
@@ -205,9 +205,9 @@ mod tests {
     fn a_good_login_clears_the_name_and_not_the_address() {
         let (mut brake, now, here) = (Brake::default(), Instant::now(), peer("10.0.0.1"));
         for _ in 0..ADDRESS_FREE {
-            brake.failed(here, "alice", now);
+            brake.record_failure(here, "alice", now);
         }
-        brake.succeeded(here, "alice", now);
+        brake.record_success(here, "alice", now);
         assert_eq!(brake.wait(here, "alice", now), None);
         assert_eq!(brake.wait(here, "bob", now), Some(SECOND));
     }
@@ -216,10 +216,10 @@ mod tests {
     fn failures_are_forgotten() {
         let (mut brake, now, here) = (Brake::default(), Instant::now(), peer("10.0.0.1"));
         for _ in 0..100 {
-            brake.failed(here, "alice", now);
+            brake.record_failure(here, "alice", now);
         }
         let later = now + FAILURES_LIFE;
-        brake.failed(here, "alice", later);
+        brake.record_failure(here, "alice", later);
         assert_eq!(brake.wait(here, "alice", later), None);
     }
 
@@ -227,7 +227,7 @@ mod tests {
     fn an_ipv6_network_is_one_address() {
         let (mut brake, now) = (Brake::default(), Instant::now());
         for number in 0..NAME_FREE {
-            brake.failed(peer(&format!("2001:db8::{number}")), "alice", now);
+            brake.record_failure(peer(&format!("2001:db8::{number}")), "alice", now);
         }
         assert!(brake.wait(peer("2001:db8::ffff:1"), "alice", now).is_some());
         assert_eq!(brake.wait(peer("2001:db8:0:1::1"), "alice", now), None);
@@ -241,11 +241,11 @@ mod tests {
     fn it_is_bounded_and_the_oldest_goes() {
         let (mut brake, now, here) = (Brake::default(), Instant::now(), peer("10.0.0.1"));
         for _ in 0..NAME_FREE {
-            brake.failed(here, "alice", now);
+            brake.record_failure(here, "alice", now);
         }
         for number in 0..u32::try_from(ENTRIES_MAX).unwrap() {
             let other = Some(IpAddr::V4((0x0b00_0000 + number).into()));
-            brake.failed(other, "x", now + Duration::from_millis(1));
+            brake.record_failure(other, "x", now + Duration::from_millis(1));
             assert!(brake.entries.len() <= ENTRIES_MAX);
         }
         assert_eq!(brake.wait(here, "alice", now), None);

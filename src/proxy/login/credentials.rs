@@ -16,18 +16,18 @@ const BASE_64: GeneralPurpose = GeneralPurpose::new(
 
 /// A user name and a password.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Credentials {
+pub struct BasicCredentials {
     /// `name:password`; a name has no colon.
     pair: Secret<Vec<u8>>,
     colon: usize,
 }
 
-impl Credentials {
+impl BasicCredentials {
     /// Those in the one `Authorization` field of a request; `Ok(None)` without such a field.
     ///
     /// # Errors
     /// What is wrong with the field; nothing of its value.
-    pub fn of(headers: &Headers) -> Result<Option<Self>, &'static str> {
+    pub fn from_headers(headers: &Headers) -> Result<Option<Self>, &'static str> {
         let mut values = headers.all("Authorization");
         match (values.next(), values.next()) {
             (None, _) => Ok(None),
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     fn parts(value: &str) -> Option<(String, Vec<u8>)> {
-        let credentials = Credentials::parse(value).ok()?;
+        let credentials = BasicCredentials::parse(value).ok()?;
         Some((
             credentials.name().to_owned(),
             credentials.password().to_vec(),
@@ -138,7 +138,9 @@ mod tests {
     #[test]
     fn one_field_counts_and_two_do_not() {
         let field = ("Authorization", "Basic YTpi");
-        let of = |fields: &[(&str, &str)]| Credentials::of(&fields.iter().copied().collect());
+        let of = |fields: &[(&str, &str)]| {
+            BasicCredentials::from_headers(&fields.iter().copied().collect())
+        };
         assert!(of(&[]).unwrap_or_else(|why| panic!("{why}")).is_none());
         assert!(of(&[field]).is_ok_and(|found| found.is_some()));
         assert!(of(&[field, ("authorization", "Basic YTpi")]).is_err());

@@ -57,7 +57,7 @@ impl Users {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            match entry(line) {
+            match parse_line(line) {
                 Ok((name, hash)) => entries.push((name.to_owned(), number, Secret::new(hash))),
                 Err(why) => faults.push((number, why)),
             }
@@ -69,7 +69,7 @@ impl Users {
             faults.push((later.1, format!("the same name as line {}", earlier.1)));
         }
         if !faults.is_empty() {
-            return Err(told(faults));
+            return Err(join_faults(faults));
         }
         if entries.is_empty() {
             return Err("it names no user, so that nobody could log in".to_owned());
@@ -98,10 +98,10 @@ impl Users {
     /// Blocks for the time that bcrypt takes, 0.1 s at the usual cost.
     pub fn check(&self, name: &str, password: &[u8], key: &hmac::Key) -> bool {
         let known = self.find(name);
-        let Some(hash) = known.or_else(|| self.somebody(name, key)) else {
+        let Some(hash) = known.or_else(|| self.pick_decoy(name, key)) else {
             return false;
         };
-        hash.is_of(password, key) && known.is_some()
+        hash.matches(password, key) && known.is_some()
     }
 
     fn find(&self, name: &str) -> Option<&Hash> {
@@ -112,7 +112,7 @@ impl Users {
         Some(hash.expose())
     }
 
-    fn somebody(&self, name: &str, key: &hmac::Key) -> Option<&Hash> {
+    fn pick_decoy(&self, name: &str, key: &hmac::Key) -> Option<&Hash> {
         let tag = hmac::sign(key, name.as_bytes());
         let number = tag.as_ref().iter().take(4);
         let number = number.fold(0_usize, |number, byte| (number << 8) | usize::from(*byte));
@@ -128,7 +128,7 @@ impl fmt::Debug for Users {
 }
 
 impl Hash {
-    fn is_of(&self, password: &[u8], key: &hmac::Key) -> bool {
+    fn matches(&self, password: &[u8], key: &hmac::Key) -> bool {
         let used = password.get(..PASSWORD_BYTES_MAX).unwrap_or(password);
         let mut bytes = used.to_vec();
         if bytes.len() < PASSWORD_BYTES_MAX {
@@ -143,20 +143,20 @@ impl Hash {
 }
 
 /// The first faults, by their lines.
-fn told(mut faults: Vec<(usize, String)>) -> String {
+fn join_faults(mut faults: Vec<(usize, String)>) -> String {
     faults.sort();
     let named = faults.iter().take(FAULTS_NAMED_MAX);
-    let mut told: Vec<String> = named
+    let mut words: Vec<String> = named
         .map(|(number, why)| format!("line {number}: {why}"))
         .collect();
-    if faults.len() > told.len() {
-        told.push(format!("and {} more", faults.len() - told.len()));
+    if faults.len() > words.len() {
+        words.push(format!("and {} more", faults.len() - words.len()));
     }
-    told.join("; ")
+    words.join("; ")
 }
 
 /// One line. The error shows nothing of it: what looks like a name may be a password.
-fn entry(line: &str) -> Result<(&str, Hash), String> {
+fn parse_line(line: &str) -> Result<(&str, Hash), String> {
     let (name, hash) = line
         .split_once(':')
         .ok_or("expected name:hash, as htpasswd -B writes it")?;
@@ -165,12 +165,12 @@ fn entry(line: &str) -> Result<(&str, Hash), String> {
             "expected a name of 1 to {NAME_LENGTH_MAX} bytes before the colon"
         ));
     }
-    Ok((name, hash_of(hash)?))
+    Ok((name, parse_hash(hash)?))
 }
 
-fn hash_of(text: &str) -> Result<Hash, String> {
+fn parse_hash(text: &str) -> Result<Hash, String> {
     let Some((version, rest)) = bcrypt_version(text) else {
-        let kind = kind_of(text);
+        let kind = name_hash_kind(text);
         return Err(format!(
             "{kind} is not accepted, expected a bcrypt hash ($2y$, $2a$ or $2b$); make it with \
              htpasswd -B"
@@ -210,7 +210,7 @@ fn bcrypt_version(text: &str) -> Option<(&'static str, &str)> {
 }
 
 /// What another hash is, by how `htpasswd` and crypt(5) mark it.
-fn kind_of(text: &str) -> &'static str {
+fn name_hash_kind(text: &str) -> &'static str {
     let kinds = [
         ("$apr1$", "MD5 (apr1)"),
         ("$1$", "MD5"),
@@ -261,13 +261,13 @@ mod tests {
         let users = Users::parse(ALICE).unwrap();
         for name in ["eve", "", "alic", "alice2", "ALICE"] {
             assert!(
-                users.somebody(name, &key()).is_some(),
+                users.pick_decoy(name, &key()).is_some(),
                 "{name}: a check is made"
             );
             assert!(!users.check(name, b"open sesame", &key()), "{name}");
         }
         let users = Users::parse(&format!("{ALICE}\n{BOB}")).unwrap();
-        let of = |name: &str| users.somebody(name, &key()).unwrap().salt;
+        let of = |name: &str| users.pick_decoy(name, &key()).unwrap().salt;
         assert_eq!(of("eve"), of("eve"));
         let names: Vec<String> = (0..64).map(|number| format!("user{number}")).collect();
         let alices = names.iter().filter(|name| of(name) == of("eve")).count();
@@ -358,13 +358,13 @@ mod tests {
             (format!("a:{}", cost("$15$")), "cost 15, expected 4 to 14"),
             (format!("a:{}", cost("$31$")), "cost 31"),
         ] {
-            let told = fault(&line);
+            let words = fault(&line);
             assert!(
-                told.starts_with("line 1: ") && told.contains(why),
-                "{line}: {told}"
+                words.starts_with("line 1: ") && words.contains(why),
+                "{line}: {words}"
             );
             for secret in [&hash[7..40], "hunter2"] {
-                assert!(!told.contains(secret), "{told}");
+                assert!(!words.contains(secret), "{words}");
             }
         }
         assert!(Users::parse(&format!("{}:{hash}", "n".repeat(255))).is_ok());
@@ -373,23 +373,23 @@ mod tests {
 
     #[test]
     fn all_faults_are_told_but_not_without_end() {
-        let told = fault(&format!("a:x\n{ALICE}\nb:y\n"));
+        let words = fault(&format!("a:x\n{ALICE}\nb:y\n"));
         assert!(
-            told.contains("line 1: ") && told.contains("; line 3: "),
-            "{told}"
+            words.contains("line 1: ") && words.contains("; line 3: "),
+            "{words}"
         );
-        let told = fault(&"a:x\n".repeat(1000));
+        let words = fault(&"a:x\n".repeat(1000));
         assert!(
-            told.contains("line 5: ") && !told.contains("line 6: "),
-            "{told}"
+            words.contains("line 5: ") && !words.contains("line 6: "),
+            "{words}"
         );
-        assert!(told.ends_with("; and 995 more"), "{told}");
+        assert!(words.ends_with("; and 995 more"), "{words}");
     }
 
     #[test]
     fn a_name_given_twice_is_a_fault() {
-        let told = fault(&format!("{ALICE}\n{BOB}\n{ALICE}\n"));
-        assert_eq!(told, "line 3: the same name as line 1");
+        let words = fault(&format!("{ALICE}\n{BOB}\n{ALICE}\n"));
+        assert_eq!(words, "line 3: the same name as line 1");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use ring::{hmac, rand};
 
 use self::brake::Brake;
-pub use self::credentials::Credentials;
+pub use self::credentials::BasicCredentials;
 use self::htpasswd::Users;
 use super::refuse;
 use crate::clock::Clock;
@@ -53,38 +53,38 @@ pub struct Logins {
     key: hmac::Key,
     clock: Arc<dyn Clock>,
     checks: Permits,
-    state: Mutex<State>,
+    state: Mutex<LoginTable>,
     brake: Mutex<Brake>,
 }
 
-struct State {
+struct LoginTable {
     users: Arc<Users>,
     /// Grows with each change of the users: what was proved against older ones does not count.
     generation: u64,
     /// When each was used last.
-    remembered: HashMap<Tag, Instant>,
+    remembered: HashMap<CredentialTag, Instant>,
 }
 
 /// What credentials are remembered by.
-type Tag = [u8; 32];
+type CredentialTag = [u8; 32];
 
 /// Credentials that are not known yet.
-struct Attempt {
-    credentials: Credentials,
-    tag: Tag,
+struct LoginAttempt {
+    credentials: BasicCredentials,
+    tag: CredentialTag,
     peer: Option<IpAddr>,
 }
 
 /// What can be said without bcrypt.
-enum Verdict {
+enum LoginVerdict {
     Known,
-    Refused(Refusal),
-    Unproved(Attempt),
+    Refused(LoginRefusal),
+    Unproved(LoginAttempt),
 }
 
 /// Why a client may not come in.
 #[derive(Debug, PartialEq, Eq)]
-enum Refusal {
+enum LoginRefusal {
     /// There is no login, or it is wrong; the words are for the log.
     Challenge(String),
     /// Its turn did not come.
@@ -99,9 +99,9 @@ impl Logins {
     /// # Errors
     /// The file and what is wrong with it, with the numbers of its lines.
     pub fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, String> {
-        let users = read(path)?;
+        let users = read_users(path)?;
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &rand::SystemRandom::new());
-        let state = State {
+        let state = LoginTable {
             users: Arc::new(users),
             generation: 0,
             remembered: HashMap::new(),
@@ -127,7 +127,7 @@ impl Logins {
     /// # Errors
     /// The file and what is wrong with it.
     pub fn reload(&self) -> Result<(), String> {
-        let users = read(&self.path)?;
+        let users = read_users(&self.path)?;
         let mut state = self.lock();
         if *state.users != users {
             state.users = Arc::new(users);
@@ -144,15 +144,15 @@ impl Logins {
         request: &Request,
         then: impl FnOnce() -> Answer + Send + 'static,
     ) -> Answer {
-        let attempt = match self.judge(request) {
-            Verdict::Known => return then(),
-            Verdict::Refused(refusal) => return Answer::Now(refusal.reply()),
-            Verdict::Unproved(attempt) => attempt,
+        let attempt = match self.judge_request(request) {
+            LoginVerdict::Known => return then(),
+            LoginVerdict::Refused(refusal) => return Answer::Now(refusal.into_reply()),
+            LoginVerdict::Unproved(attempt) => attempt,
         };
         let logins = Arc::clone(self);
         Answer::Later(Box::new(move |body| {
             if let Err(refusal) = logins.prove(&attempt, Instant::now() + TURN_TIMEOUT) {
-                return refusal.reply();
+                return refusal.into_reply();
             }
             match then() {
                 Answer::Now(reply) => reply,
@@ -162,39 +162,39 @@ impl Logins {
     }
 
     /// Touches memory only.
-    fn judge(&self, request: &Request) -> Verdict {
-        let challenge = |why: &str| Verdict::Refused(Refusal::Challenge(why.to_owned()));
-        let credentials = match Credentials::of(&request.headers) {
+    fn judge_request(&self, request: &Request) -> LoginVerdict {
+        let challenge = |why: &str| LoginVerdict::Refused(LoginRefusal::Challenge(why.to_owned()));
+        let credentials = match BasicCredentials::from_headers(&request.headers) {
             Ok(Some(credentials)) => credentials,
             Ok(None) => return challenge("no login"),
             Err(why) => return challenge(&format!("malformed Authorization: {why}")),
         };
-        let attempt = Attempt {
+        let attempt = LoginAttempt {
             tag: self.tag(credentials.pair()),
             credentials,
             peer: request.peer.address,
         };
         if self.is_remembered(&attempt) {
-            return Verdict::Known;
+            return LoginVerdict::Known;
         }
-        match self.slowed(&attempt) {
-            Some(wait) => Verdict::Refused(Refusal::Slow(wait)),
-            None => Verdict::Unproved(attempt),
+        match self.check_rate(&attempt) {
+            Some(wait) => LoginVerdict::Refused(LoginRefusal::Slow(wait)),
+            None => LoginVerdict::Unproved(attempt),
         }
     }
 
     /// Blocks until it is the attempt's turn, at the longest until `deadline`, and then for the
     /// time that bcrypt takes.
-    fn prove(&self, attempt: &Attempt, deadline: Instant) -> Result<(), Refusal> {
+    fn prove(&self, attempt: &LoginAttempt, deadline: Instant) -> Result<(), LoginRefusal> {
         let Some(_turn) = self.checks.take(deadline) else {
-            return Err(Refusal::Crowded);
+            return Err(LoginRefusal::Crowded);
         };
         // A crowd with one login waits for one check; one that guesses has to wait longer by now.
         if self.is_remembered(attempt) {
             return Ok(());
         }
-        if let Some(wait) = self.slowed(attempt) {
-            return Err(Refusal::Slow(wait));
+        if let Some(wait) = self.check_rate(attempt) {
+            return Err(LoginRefusal::Slow(wait));
         }
         let (users, generation) = {
             let state = self.lock();
@@ -206,32 +206,32 @@ impl Logins {
         let now = self.clock.monotonic();
         if is_right {
             self.lock().remember(attempt.tag, generation, now);
-            self.brake().succeeded(attempt.peer, name, now);
+            self.brake().record_success(attempt.peer, name, now);
             return Ok(());
         }
-        self.brake().failed(attempt.peer, name, now);
+        self.brake().record_failure(attempt.peer, name, now);
         metrics::LOGINS_FAILED.inc();
         // A name that nobody has may be a password in the wrong place.
-        Err(Refusal::Challenge(match users.has(name) {
+        Err(LoginRefusal::Challenge(match users.has(name) {
             true => format!("wrong password for {name}"),
             false => "unknown user".to_owned(),
         }))
     }
 
-    fn is_remembered(&self, attempt: &Attempt) -> bool {
+    fn is_remembered(&self, attempt: &LoginAttempt) -> bool {
         let now = self.clock.monotonic();
         self.lock().recall(&attempt.tag, now)
     }
 
-    fn slowed(&self, attempt: &Attempt) -> Option<Duration> {
+    fn check_rate(&self, attempt: &LoginAttempt) -> Option<Duration> {
         let (name, now) = (attempt.credentials.name(), self.clock.monotonic());
         let wait = self.brake().wait(attempt.peer, name, now)?;
         metrics::LOGINS_SLOWED.inc();
         Some(wait)
     }
 
-    fn tag(&self, pair: &[u8]) -> Tag {
-        let mut tag = Tag::default();
+    fn tag(&self, pair: &[u8]) -> CredentialTag {
+        let mut tag = CredentialTag::default();
         let signed = hmac::sign(&self.key, pair);
         for (to, from) in tag.iter_mut().zip(signed.as_ref()) {
             *to = *from;
@@ -239,7 +239,7 @@ impl Logins {
         tag
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, LoginTable> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -248,8 +248,8 @@ impl Logins {
     }
 }
 
-impl State {
-    fn recall(&mut self, tag: &Tag, now: Instant) -> bool {
+impl LoginTable {
+    fn recall(&mut self, tag: &CredentialTag, now: Instant) -> bool {
         match self.remembered.get_mut(tag) {
             Some(used) if now < *used + REMEMBERED_LIFE => {
                 *used = now;
@@ -259,7 +259,7 @@ impl State {
         }
     }
 
-    fn remember(&mut self, tag: Tag, generation: u64, now: Instant) {
+    fn remember(&mut self, tag: CredentialTag, generation: u64, now: Instant) {
         if generation != self.generation {
             return;
         }
@@ -277,8 +277,8 @@ impl State {
     }
 }
 
-impl Refusal {
-    fn reply(self) -> Reply {
+impl LoginRefusal {
+    fn into_reply(self) -> Reply {
         match self {
             Self::Challenge(why) => {
                 // The same whatever was wrong.
@@ -303,7 +303,7 @@ impl Refusal {
     }
 }
 
-fn read(path: &Path) -> Result<Users, String> {
+fn read_users(path: &Path) -> Result<Users, String> {
     let shown = path.display();
     let why = |error: std::io::Error| format!("{shown}: it cannot be read: {error}");
     // Opening a pipe would wait for its writer, so the kind comes first.

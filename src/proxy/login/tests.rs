@@ -46,11 +46,11 @@ impl Rig {
         std::fs::rename(&new, &self.path).unwrap();
     }
 
-    fn attempt(&self, pair: &str) -> Result<Option<Attempt>, Refusal> {
-        match self.logins.judge(&request(pair, "10.0.0.1")) {
-            Verdict::Known => Ok(None),
-            Verdict::Refused(refusal) => Err(refusal),
-            Verdict::Unproved(attempt) => Ok(Some(attempt)),
+    fn attempt(&self, pair: &str) -> Result<Option<LoginAttempt>, LoginRefusal> {
+        match self.logins.judge_request(&request(pair, "10.0.0.1")) {
+            LoginVerdict::Known => Ok(None),
+            LoginVerdict::Refused(refusal) => Err(refusal),
+            LoginVerdict::Unproved(attempt) => Ok(Some(attempt)),
         }
     }
 
@@ -59,10 +59,10 @@ impl Rig {
         let attempt = match self.attempt(pair) {
             Ok(Some(attempt)) => attempt,
             Ok(None) => return 200,
-            Err(refusal) => return refusal.reply().status,
+            Err(refusal) => return refusal.into_reply().status,
         };
         let proved = self.logins.prove(&attempt, Instant::now());
-        proved.map_or_else(|refusal| refusal.reply().status, |()| 200)
+        proved.map_or_else(|refusal| refusal.into_reply().status, |()| 200)
     }
 
     fn is_known(&self, pair: &str) -> bool {
@@ -112,10 +112,10 @@ fn without_a_login_there_is_a_challenge() {
     let mut malformed = bare("10.0.0.1");
     malformed.headers.set("Authorization", "Bearer x");
     for request in [bare("10.0.0.1"), malformed] {
-        let Verdict::Refused(refusal) = rig.logins.judge(&request) else {
+        let LoginVerdict::Refused(refusal) = rig.logins.judge_request(&request) else {
             panic!("let in");
         };
-        let reply = refusal.reply();
+        let reply = refusal.into_reply();
         assert_eq!(reply.status, 401);
         assert_eq!(
             reply.headers.first("WWW-Authenticate"),
@@ -142,7 +142,7 @@ fn wrong_names_and_wrong_passwords_look_alike_to_the_client() {
         rig.logins
             .prove(&attempt, Instant::now())
             .unwrap_err()
-            .reply()
+            .into_reply()
     };
     let (password, name) = (refuse("alice:wrong"), refuse("hunter2:open sesame"));
     assert_eq!((password.status, name.status), (401, 401));
@@ -198,7 +198,7 @@ fn no_more_than_two_checks_at_a_time() {
     let now = Instant::now();
     let (one, two) = (rig.logins.checks.take(now), rig.logins.checks.take(now));
     assert!(one.is_some() && two.is_some());
-    let reply = rig.logins.prove(&attempt, now).unwrap_err().reply();
+    let reply = rig.logins.prove(&attempt, now).unwrap_err().into_reply();
     assert_eq!(reply.status, 503);
     assert_eq!(reply.headers.first("Retry-After"), Some("5"));
     drop(two);
@@ -215,7 +215,7 @@ fn a_crowd_with_one_login_makes_one_check() {
     for _ in 0..10 {
         rig.logins
             .brake()
-            .failed(two.peer, "alice", rig.clock.monotonic());
+            .record_failure(two.peer, "alice", rig.clock.monotonic());
     }
     assert!(rig.logins.prove(&two, now).is_ok());
 }
@@ -228,20 +228,20 @@ fn guesses_are_slowed_down_and_only_guesses() {
     for _ in 0..5 {
         assert_eq!(rig.log_in("alice:guess"), 401);
     }
-    let reply = rig.attempt("alice:guess").err().unwrap().reply();
+    let reply = rig.attempt("alice:guess").err().unwrap().into_reply();
     assert_eq!(reply.status, 429);
     assert_eq!(reply.headers.first("Retry-After"), Some("1"));
     assert!(text(&reply).contains("TOOMANYREQUESTS"));
     // Also one that came before, and waited for its turn.
     let reply = rig.logins.prove(&waiting, Instant::now());
-    assert_eq!(reply, Err(Refusal::Slow(Duration::from_secs(1))));
+    assert_eq!(reply, Err(LoginRefusal::Slow(Duration::from_secs(1))));
     assert!(rig.is_known(RIGHT_TOO), "what is remembered is not held up");
-    let elsewhere = rig.logins.judge(&request(RIGHT, "10.0.0.2"));
-    assert!(matches!(elsewhere, Verdict::Unproved(_)));
+    let elsewhere = rig.logins.judge_request(&request(RIGHT, "10.0.0.2"));
+    assert!(matches!(elsewhere, LoginVerdict::Unproved(_)));
     rig.clock.advance(Duration::from_secs(1));
     assert_eq!(rig.log_in("alice:guess"), 401);
     let reply = rig.attempt(RIGHT).err();
-    assert_eq!(reply, Some(Refusal::Slow(Duration::from_secs(2))));
+    assert_eq!(reply, Some(LoginRefusal::Slow(Duration::from_secs(2))));
     rig.clock.advance(Duration::from_secs(2));
     assert_eq!(rig.log_in(RIGHT), 200);
     assert_eq!(rig.log_in("alice:guess"), 401, "forgiven");
@@ -265,7 +265,7 @@ fn what_is_remembered_is_bounded() {
     let mut state = rig.logins.lock();
     let start = Instant::now();
     let tag = |number: usize| {
-        let mut tag = Tag::default();
+        let mut tag = CredentialTag::default();
         tag[..8].copy_from_slice(&number.to_be_bytes());
         tag
     };
@@ -292,8 +292,8 @@ fn a_reload_ends_what_was_proved_before() {
     assert_eq!(rig.log_in(RIGHT_TOO), 200);
     // A check that began before the reload is not remembered after it.
     let now = rig.clock.monotonic();
-    rig.logins.lock().remember(Tag::default(), 0, now);
-    assert!(!rig.logins.lock().recall(&Tag::default(), now));
+    rig.logins.lock().remember(CredentialTag::default(), 0, now);
+    assert!(!rig.logins.lock().recall(&CredentialTag::default(), now));
 }
 
 #[test]

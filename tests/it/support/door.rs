@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use aws_ecr_proxy::door::{Door, Lanes, Limits, Listener, Tls};
+use aws_ecr_proxy::door::{Door, DoorLimits, Lanes, Listener, ServerTls};
 use aws_ecr_proxy::log::{Format, Level};
 use aws_ecr_proxy::message::{Answer, Desk, Reply, Request};
 use aws_ecr_proxy::pool::{Decide, Pool};
@@ -27,7 +27,7 @@ pub(crate) struct Server {
 impl Server {
     /// Serves what `decide` says within `limits`.
     pub(crate) fn start(
-        limits: Limits,
+        limits: DoorLimits,
         decide: impl Fn(&Request) -> Answer + Send + Sync + 'static,
     ) -> Self {
         Self::start_with(Vec::new(), limits, None, decide)
@@ -36,8 +36,8 @@ impl Server {
     /// The same, listening on `others` too, and speaking TLS where `tls` is given.
     pub(crate) fn start_with(
         others: Vec<Listener>,
-        limits: Limits,
-        tls: Option<Arc<Tls>>,
+        limits: DoorLimits,
+        tls: Option<Arc<ServerTls>>,
         decide: impl Fn(&Request) -> Answer + Send + Sync + 'static,
     ) -> Self {
         aws_ecr_proxy::log::init(Level::Error, Format::Text);
