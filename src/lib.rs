@@ -6,7 +6,7 @@
 //!
 //! Imports point one way; `tests/it/layers.rs` holds them to it:
 //! `main → cli → app → {door, pool} → {proxy, pages} → {aws, cache} → upstream →
-//! {config, oci, message, hash} → {metrics, log, clock} → {calendar, permits, random, secret}`.
+//! {config, oci, message, hash} → {metrics, log, clock} → {calendar, permits, random, secret, uri}`.
 
 pub mod app;
 pub mod aws;
@@ -28,3 +28,4 @@ pub mod proxy;
 pub mod random;
 pub mod secret;
 pub mod upstream;
+pub mod uri;

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::Settings;
 use crate::oci::{self, Scheme};
 use crate::secret::Secret;
+use crate::uri;
 
 /// DNS servers at the most: a look-up that has asked them all twice has lasted as long as anybody
 /// waits for it. (The C library takes 3.)
@@ -142,7 +143,7 @@ fn proxy_url(text: &str) -> Result<ProxyUrl, String> {
 /// `user:password`, each percent-decoded (RFC 3986 §3.2.1).
 fn login(text: &str) -> Result<Secret<String>, String> {
     let (user, password) = text.split_once(':').unwrap_or((text, ""));
-    let decoded = |text| percent_decoded(text).ok_or("user or password has a bad % sequence");
+    let decoded = |text| uri::decode(text).ok_or("user or password has a bad % sequence");
     let (user, password) = (decoded(user)?, decoded(password)?);
     if user.contains(':') {
         // RFC 7617 §2: the first colon ends the user.
@@ -154,21 +155,6 @@ fn login(text: &str) -> Result<Secret<String>, String> {
         return Err(why);
     }
     Ok(Secret::new(login))
-}
-
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte == b'%' {
-            let mut digit = || char::from(rest.next()?).to_digit(16);
-            let value = digit()? * 16 + digit()?;
-            bytes.push(u8::try_from(value).ok()?);
-        } else {
-            bytes.push(byte);
-        }
-    }
-    String::from_utf8(bytes).ok()
 }
 
 pub(super) fn no_proxy(settings: &mut Settings, text: &str) -> Result<(), String> {

@@ -9,6 +9,7 @@ use super::login::Logins;
 use crate::config::{AccessSettings, Globs};
 use crate::message::Request;
 use crate::oci::{ErrorCode, OciError, Repository, Route};
+use crate::uri::decode_leniently;
 
 /// The rules.
 pub struct Access {
@@ -112,47 +113,16 @@ const fn repository(route: &Route) -> Option<&Repository> {
     }
 }
 
-/// Every `from` of a query, decoded, however the registry may take the query apart: `;` separates
-/// for some, names are compared without case by some, and names may be encoded like values.
+/// Every `from` of a query, however the registry may take the query apart: `;` separates for some,
+/// names are compared without case by some, and names may be encoded like values. So both are
+/// decoded leniently: a strict decoder would pass over a name that the registry finds.
 fn mounted_from(query: &str) -> impl Iterator<Item = String> {
     let pairs = query.split(['&', ';']);
     pairs.filter_map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let is_from = decoded(name).eq_ignore_ascii_case("from");
-        is_from.then(|| decoded(value))
+        let is_from = decode_leniently(name).eq_ignore_ascii_case("from");
+        is_from.then(|| decode_leniently(value))
     })
-}
-
-/// Percent-decoded once, `+` as a blank (as in forms); what is no encoding stays as it is.
-fn decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let encoded = match (first, after) {
-            (b'%', [high, low, ..]) => hex(*high).zip(hex(*low)),
-            _ => None,
-        };
-        match encoded {
-            Some((high, low)) => {
-                bytes.push(high * 16 + low);
-                rest = after.get(2..).unwrap_or_default();
-            }
-            None => {
-                bytes.push(if *first == b'+' { b' ' } else { *first });
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-const fn hex(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        b'A'..=b'F' => Some(digit - b'A' + 10),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
@@ -284,12 +254,5 @@ mod tests {
             ["base", "team-a/x"]
         );
         assert_eq!(access(false, "*").visible(names.clone()), names);
-    }
-
-    #[test]
-    fn decoding_happens_once() {
-        assert_eq!(decoded("a%2Fb%2fc"), "a/b/c");
-        assert_eq!(decoded("%252F"), "%2F");
-        assert_eq!(decoded("100%+%zz%4"), "100% %zz%4");
     }
 }

@@ -18,6 +18,7 @@ use crate::cache::names::{List, Page, Scope};
 use crate::message::{Body, Reply, SharedBytes};
 use crate::oci::{ErrorCode, OciError, Registry, Repository, Route, Tag};
 use crate::upstream::{Stage, UpstreamError};
+use crate::uri;
 
 /// Names on a page at the most, as ECR has it: it refuses to be asked for more.
 const PAGE_MAX: usize = 1000;
@@ -183,7 +184,7 @@ impl<'a> Wanted<'a> {
             Asked::Failed(why) => offline(&why).unwrap_or_else(|| fail(&why)),
             Asked::Page(headers, body) => {
                 if let Some(cache) = cache {
-                    let query = page::query_of(&exchange.target);
+                    let query = uri::query_of(&exchange.target);
                     let now = std::time::SystemTime::now();
                     let page = Page::new(query, &headers, body.clone(), now);
                     if let Err(error) = cache.names.set_page(self.stored(), &page) {
@@ -207,7 +208,7 @@ impl<'a> Wanted<'a> {
 
     fn asks_for_none(&self) -> bool {
         let query = self.exchange.request.query().unwrap_or_default();
-        page::parameter(query, "n").is_some_and(|number| number.parse() == Ok(0_u8))
+        uri::parameter(query, "n").is_some_and(|number| number.parse() == Ok(0_u8))
     }
 
     const fn field(&self) -> &'static str {
@@ -246,7 +247,7 @@ impl<'a> Wanted<'a> {
     /// What is known of the list; none when that is nothing, or nothing of the page asked for.
     fn offline(&self, cache: &Cache, why: &UpstreamError) -> Option<Reply> {
         let (exchange, registry) = (self.exchange, self.registry);
-        let query = page::query_of(&exchange.target);
+        let query = uri::query_of(&exchange.target);
         let pages = cache.names.pages(self.stored());
         let firsts = pages.iter().filter(|page| is_first(&page.query));
         let chain = page::chain(&pages, firsts.max_by_key(|page| page.confirmed));
@@ -260,7 +261,7 @@ impl<'a> Wanted<'a> {
         if let Some(page) = kept.find(|page| page.query == query) {
             return Some(page::stale(exchange, registry, page, why));
         }
-        let last = page::parameter(query, "last").map(plain);
+        let last = uri::parameter(query, "last").map(plain);
         if last.as_ref().is_some_and(|last| !self.is_name(last)) {
             // A cursor of the registry's, in a list from before the last one perhaps.
             let page = pages.iter().find(|page| page.query == query)?;
@@ -337,17 +338,17 @@ fn read(body: &[u8], field: &str) -> Option<Vec<String>> {
 }
 
 fn is_first(query: &str) -> bool {
-    page::parameter(query, "last").is_none()
+    uri::parameter(query, "last").is_none()
 }
 
 /// Names hold nothing that needs encoding, but a client may encode their slashes.
 fn plain(last: &str) -> String {
-    last.replace("%2F", "/").replace("%2f", "/")
+    uri::decode_visible(last).unwrap_or_else(|| last.to_owned())
 }
 
 /// The names after `last`, at most `n` of them, and whether there are more.
 fn cut<'a>(names: &'a BTreeSet<String>, query: &str, last: Option<&str>) -> (Vec<&'a str>, bool) {
-    let count = page::parameter(query, "n").and_then(|n| n.parse().ok());
+    let count = uri::parameter(query, "n").and_then(|n| n.parse().ok());
     let count = count.unwrap_or(PAGE_MAX).min(PAGE_MAX);
     let after = |name: &&String| last.is_none_or(|last| name.as_str() > last);
     let mut rest = names.iter().filter(after).map(String::as_str);

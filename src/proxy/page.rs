@@ -15,6 +15,7 @@ use crate::oci::Registry;
 use crate::upstream::client::Incoming;
 use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT};
 use crate::upstream::{Stage, UpstreamError};
+use crate::uri;
 
 /// Longest wait for upstream's list where an older one is at hand: longer than for a tag, since the
 /// cache may know but a few of all names.
@@ -197,19 +198,6 @@ pub(super) fn is_condition(name: &str) -> bool {
         .any(|field| field.eq_ignore_ascii_case(name))
 }
 
-/// The query of a target, without its question mark.
-pub(super) fn query_of(target: &str) -> &str {
-    target.split_once('?').map_or("", |(_, query)| query)
-}
-
-/// The value of a parameter as it is written; of several, the first.
-pub(super) fn parameter<'a>(query: &'a str, wanted: &str) -> Option<&'a str> {
-    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-    pairs
-        .find(|(name, _)| *name == wanted)
-        .map(|(_, value)| value)
-}
-
 /// The pages that belong together, from `first` on as each names the next; none twice.
 pub(super) fn chain<'a>(pages: &'a [Page], first: Option<&'a Page>) -> Vec<&'a Page> {
     let mut chain: Vec<&Page> = Vec::new();
@@ -228,5 +216,5 @@ pub(super) fn chain<'a>(pages: &'a [Page], first: Option<&'a Page>) -> Vec<&'a P
 /// The query of the page that follows, as its `Link` has it.
 pub(super) fn next_query(headers: &Headers) -> Option<&str> {
     let next = headers.all("Link").find_map(super::links::next_link)?;
-    Some(query_of(next))
+    Some(uri::query_of(next))
 }

@@ -18,6 +18,7 @@ use crate::cache::names::{List, Page, Scope};
 use crate::message::{Buffered, Headers, Reply};
 use crate::oci::{Digest, ErrorCode, OciError, Registry, Repository, Tag};
 use crate::upstream::UpstreamError;
+use crate::uri;
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const FILTERS_FIELD: &str = "OCI-Filters-Applied";
@@ -50,7 +51,7 @@ pub(super) fn get(
             repository,
         },
         digest,
-        query: page::query_of(&exchange.target),
+        query: uri::query_of(&exchange.target),
     };
     let reply = match exchange.parts.cache.as_deref() {
         Some(cache) => wanted.through(cache),
@@ -141,7 +142,7 @@ impl<'a> Wanted<'a> {
     /// The artifact type asked for, if that is all that the query says.
     fn filter(&self) -> Option<String> {
         let value = self.query.strip_prefix("artifactType=")?;
-        super::registries::decoded(value).filter(|value| !value.contains('&'))
+        uri::decode_visible(value).filter(|value| !value.contains('&'))
     }
 
     /// A list is kept for what is known to be there: clients may ask for any digest.

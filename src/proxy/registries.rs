@@ -10,6 +10,7 @@
 use crate::aws::ecr::EcrHost;
 use crate::message::Request;
 use crate::oci::{self, ErrorCode, OciError, Registry, Route};
+use crate::uri::decode_visible;
 
 const NAMESPACE: &str = "ns";
 
@@ -109,7 +110,7 @@ impl Registries {
             return none;
         };
         let first = rest.split('/').next().unwrap_or_default();
-        let Some(name) = decoded(first).filter(|name| is_hostlike(name)) else {
+        let Some(name) = decode_visible(first).filter(|name| is_hostlike(name)) else {
             return none;
         };
         match self.find(&name, own) {
@@ -186,7 +187,7 @@ impl Registries {
         choice: &Choice,
         own: &dyn Fn() -> Option<Registry>,
     ) {
-        let from = |text: &String| text.strip_prefix("from=").and_then(decoded);
+        let from = |text: &String| text.strip_prefix("from=").and_then(decode_visible);
         let Some(repository) = parameters.iter().find_map(from) else {
             return;
         };
@@ -256,7 +257,7 @@ fn namespaces(query: &str) -> impl Iterator<Item = (String, String)> {
     parameters.filter_map(|parameter| {
         let value = parameter.split_once('=')?.1;
         // What cannot be decoded is no registry's name either.
-        let name = decoded(value).unwrap_or_else(|| value.to_owned());
+        let name = decode_visible(value).unwrap_or_else(|| value.to_owned());
         (!name.is_empty()).then(|| (parameter.to_owned(), name))
     })
 }
@@ -264,20 +265,6 @@ fn namespaces(query: &str) -> impl Iterator<Item = (String, String)> {
 /// As docker tells a host from the first word of a repository (distribution's reference grammar).
 fn is_hostlike(name: &str) -> bool {
     (name.contains(['.', ':']) || name == "localhost") && oci::is_authority(name)
-}
-
-/// Without percent-encoding; none when the encoding is broken, or hides anything but visible ASCII.
-pub(super) fn decoded(text: &str) -> Option<String> {
-    let mut parts = text.split('%');
-    let mut plain = parts.next()?.to_owned();
-    for part in parts {
-        let (hex, rest) = part.split_at_checked(2)?;
-        let digits = hex.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let byte = u8::from_str_radix(hex, 16).ok();
-        plain.push(char::from(byte.filter(|b| digits && b.is_ascii_graphic())?));
-        plain.push_str(rest);
-    }
-    Some(plain)
 }
 
 #[cfg(test)]

@@ -12,9 +12,9 @@ use crate::message::{Reply, RequestBody};
 use crate::oci::{Digest, ErrorCode, OciError, Reference, Repository};
 use crate::proxy::manifest::{self, Manifest};
 use crate::proxy::pull::{self, DIGEST_FIELD};
-use crate::proxy::registries::decoded;
 use crate::proxy::{Pull, refuse};
 use crate::upstream::UpstreamError;
+use crate::uri::decode_visible;
 
 /// Largest manifest that is taken: what registries must take at the least (distribution-spec
 /// "Pushing Manifests"), and ECR takes at the most.
@@ -87,7 +87,7 @@ fn forget_tags(pull: &Pull<'_>, repository: &Repository, reply: &Reply) {
         .all("OCI-Tag")
         .flat_map(|tags| tags.split(','));
     let tags = asked
-        .filter_map(decoded)
+        .filter_map(decode_visible)
         .chain(taken.map(|tag| tag.trim().to_owned()));
     for tag in tags.filter_map(|tag| tag.parse().ok()) {
         pull.cache.names.remove_tag(pull.scope(repository), &tag);

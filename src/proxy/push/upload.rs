@@ -12,6 +12,7 @@ use crate::message::{Headers, Reply, RequestBody};
 use crate::oci::{Digest, Repository};
 use crate::proxy::pull::DIGEST_FIELD;
 use crate::upstream::UpstreamError;
+use crate::uri;
 
 /// What stands before the name of an upload.
 const UPLOADS: &str = "/blobs/uploads/";
@@ -237,9 +238,8 @@ fn parameter(push: &Push<'_>, wanted: &str) -> Option<Digest> {
 
 /// A digest has nothing that needs encoding, but clients encode its colon.
 fn digest_in(query: &str, wanted: &str) -> Option<Digest> {
-    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-    let (_, value) = pairs.find(|(name, _)| *name == wanted)?;
-    value.replace("%3A", ":").replace("%3a", ":").parse().ok()
+    let value = uri::decode_visible(uri::parameter(query, wanted)?)?;
+    value.parse().ok()
 }
 
 /// `Content-Range: start-end`, as the specification has it for chunks; some clients write the field
