@@ -6,7 +6,7 @@
 //!
 //! Imports point one way; `tests/it/layers.rs` holds them to it:
 //! `main → cli → app → {door, pool} → {proxy, pages} → {aws, cache} → upstream →
-//! {config, oci, message, hash} → {metrics, log, clock} → {calendar, permits, random, secret, uri}`.
+//! {config, oci, message, hash} → {metrics, log, clock} → {calendar, permits, random, range, secret, uri}`.
 
 pub mod app;
 pub mod aws;
@@ -26,6 +26,7 @@ pub mod permits;
 pub mod pool;
 pub mod proxy;
 pub mod random;
+pub mod range;
 pub mod secret;
 pub mod upstream;
 pub mod uri;

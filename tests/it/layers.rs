@@ -15,7 +15,7 @@ const LAYERS: [&[&str]; 10] = [
     &["upstream"],
     &["config", "oci", "message", "hash"],
     &["metrics", "log", "clock"],
-    &["calendar", "permits", "random", "secret", "uri"],
+    &["calendar", "permits", "random", "range", "secret", "uri"],
 ];
 /// These know only the layers from `config` down.
 const LOW_SIGHTED: [&str; 2] = ["door", "pool"];

@@ -12,6 +12,7 @@ use crate::cache::disk::Disk;
 use crate::cache::sweep::Reservation;
 use crate::hash::Hasher;
 use crate::message::{Buffered, Headers};
+use crate::range::ContentRange;
 use crate::upstream::exchange::Fetched;
 use crate::upstream::{Stage, UpstreamError};
 use crate::{log, metrics};
@@ -139,14 +140,17 @@ impl<'a> Fill<'a> {
             Ok(fetched) => fetched,
             Err(error) => return Try::Broken(error),
         };
-        let ranged = content_range(&fetched.reply.headers);
-        let total = match (fetched.reply.status, ranged) {
+        let range = fetched.reply.headers.first("Content-Range");
+        let range = range.and_then(ContentRange::parse);
+        let starts_here = range.and_then(ContentRange::first) == Some(self.have);
+        let rest = range.and_then(ContentRange::total_at_end);
+        let total = match (fetched.reply.status, rest) {
             (200, _) if self.have > 0 => match self.start_again() {
                 Ok(()) => fetched.reply.length,
                 Err(error) => return self.disk_failed("partial file", &error),
             },
             (200, _) => fetched.reply.length,
-            (206, Some((Some(start), total))) if start == self.have => Some(total),
+            (206, Some(total)) if starts_here => Some(total),
             // Upstream has the blob here, and no byte of it that we have not.
             (416, _) if self.is_whole() => return self.publish_whole(),
             (206 | 416, _) if self.have > 0 => {
@@ -372,42 +376,5 @@ impl<'a> Fill<'a> {
 
     fn broken(&self, reason: String) -> UpstreamError {
         self.growing.fault(Stage::Transfer, reason)
-    }
-}
-
-/// `Content-Range: bytes start-end/total`, or `bytes */total` without a start (RFC 9110 §14.4), of
-/// a range that goes to the end.
-fn content_range(headers: &Headers) -> Option<(Option<u64>, u64)> {
-    let field = headers.first("Content-Range")?;
-    let (range, total) = field.strip_prefix("bytes ")?.split_once('/')?;
-    let total: u64 = total.parse().ok()?;
-    if range == "*" {
-        return Some((None, total));
-    }
-    let (start, end) = range.split_once('-')?;
-    let (start, end): (u64, u64) = (start.parse().ok()?, end.parse().ok()?);
-    (start <= end && end.checked_add(1)? == total).then_some((Some(start), total))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn content_ranges() {
-        let read = |value| content_range(&Headers::from_iter([("Content-Range", value)]));
-        assert_eq!(read("bytes 5-9/10"), Some((Some(5), 10)));
-        assert_eq!(read("bytes */10"), Some((None, 10)));
-        let max = "bytes 0-18446744073709551615/18446744073709551615";
-        for odd in [
-            "bytes 5-8/10",
-            "bytes 9-5/10",
-            "bytes 5-9/*",
-            "items 5-9/10",
-            "5-9/10",
-            max,
-        ] {
-            assert_eq!(read(odd), None, "{odd}");
-        }
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::{COPY_BYTES, Growing, Outcome};
 use crate::message::{Headers, Piece, Pieces};
+use crate::range::ContentRange;
 
 /// Longest wait of a reader for the next byte: the fill's own idle limit and its tries.
 const READER_TIMEOUT: Duration = Duration::from_secs(90);
@@ -106,11 +107,10 @@ impl Reader {
             Headers::from_iter([("Accept-Encoding", "identity".to_owned()), ("Range", range)]);
         let fetched = self.growing.ask(&headers).map_err(io::Error::other)?;
         let mut body = fetched.reply.body;
-        match (
-            fetched.reply.status,
-            content_range_start(&fetched.reply.headers),
-        ) {
-            (206, Some(start)) if start == self.position => Ok(body),
+        let range = fetched.reply.headers.first("Content-Range");
+        let range = range.and_then(ContentRange::parse);
+        match (fetched.reply.status, range.and_then(ContentRange::first)) {
+            (206, Some(first)) if first == self.position => Ok(body),
             (200, _) => {
                 let skipped = io::copy(&mut (&mut body).take(self.position), &mut io::sink())?;
                 if skipped < self.position {
@@ -138,9 +138,4 @@ impl Reader {
         self.position += count as u64;
         Ok(Piece::Bytes(self.buffer.get(..count).unwrap_or_default()))
     }
-}
-
-fn content_range_start(headers: &Headers) -> Option<u64> {
-    let range = headers.first("Content-Range")?.strip_prefix("bytes ")?;
-    range.split_once('-')?.0.parse().ok()
 }
