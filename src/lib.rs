@@ -6,8 +6,9 @@
 //!
 //! Imports point one way; `tests/it/layers.rs` holds them to it:
 //! `main → cli → app → {door, pool} → {proxy, pages} → {aws, cache} → upstream →
-//! {config, oci, message, hash} → {metrics, log, clock} → {calendar, permits, random, range, secret, uri}`.
+//! {config, oci, message, hash} → {metrics, log, clock} → {address, calendar, permits, random, range, secret, uri}`.
 
+pub mod address;
 pub mod app;
 pub mod aws;
 pub mod cache;

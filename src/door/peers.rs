@@ -2,26 +2,17 @@
 //! counts. Must not: close or refuse anything.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
-/// Bits of an IPv6 address that one customer has to itself at the least (RFC 6177 §2): all
-/// addresses behind them are one client's to choose from.
-const IPV6_CLIENT_BITS: u32 = 64;
+use crate::address::{IPV6_NETWORK_BITS, network_of};
 
 /// The part of an address that stands for one client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Network(IpAddr);
 
 impl From<IpAddr> for Network {
-    /// IPv4 addresses count alone, also those that come as `::ffff:a.b.c.d`.
     fn from(address: IpAddr) -> Self {
-        Self(match address.to_canonical() {
-            IpAddr::V4(v4) => IpAddr::V4(v4),
-            IpAddr::V6(v6) => {
-                let mask = u128::MAX << (u128::BITS - IPV6_CLIENT_BITS);
-                IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & mask))
-            }
-        })
+        Self(network_of(address))
     }
 }
 
@@ -29,7 +20,7 @@ impl std::fmt::Display for Network {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
             IpAddr::V4(v4) => write!(f, "{v4}"),
-            IpAddr::V6(v6) => write!(f, "{v6}/{IPV6_CLIENT_BITS}"),
+            IpAddr::V6(v6) => write!(f, "{v6}/{IPV6_NETWORK_BITS}"),
         }
     }
 }

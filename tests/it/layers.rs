@@ -15,7 +15,9 @@ const LAYERS: [&[&str]; 10] = [
     &["upstream"],
     &["config", "oci", "message", "hash"],
     &["metrics", "log", "clock"],
-    &["calendar", "permits", "random", "range", "secret", "uri"],
+    &[
+        "address", "calendar", "permits", "random", "range", "secret", "uri",
+    ],
 ];
 /// These know only the layers from `config` down.
 const LOW_SIGHTED: [&str; 2] = ["door", "pool"];

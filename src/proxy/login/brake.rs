@@ -8,8 +8,10 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
+
+use crate::address::network_of;
 
 /// Failures of a name that cost nothing: slips of the finger, and a script with an old password.
 const NAME_FREE: u32 = 5;
@@ -107,7 +109,7 @@ impl Brake {
 
     fn key(&self, peer: Option<IpAddr>, name: Option<&str>) -> FailureKey {
         FailureKey {
-            address: peer.map(network),
+            address: peer.map(network_of),
             name: name.map(|name| self.names.hash_one(name)),
         }
     }
@@ -129,17 +131,6 @@ impl FailureRecord {
         let delay = DELAY_MIN.saturating_mul(factor).min(max);
         let left = (self.last + delay).saturating_duration_since(now);
         (!left.is_zero()).then_some(left)
-    }
-}
-
-/// What one owner has of addresses: in IPv6 a whole /64 (RFC 6177).
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => {
-            let host_bits = (1_u128 << 64) - 1;
-            IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !host_bits))
-        }
-        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
@@ -231,10 +222,6 @@ mod tests {
         }
         assert!(brake.wait(peer("2001:db8::ffff:1"), "alice", now).is_some());
         assert_eq!(brake.wait(peer("2001:db8:0:1::1"), "alice", now), None);
-        assert_eq!(
-            network("::ffff:10.0.0.1".parse().unwrap()),
-            peer("10.0.0.1").unwrap()
-        );
     }
 
     #[test]
