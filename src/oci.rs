@@ -12,6 +12,8 @@ use std::str::FromStr;
 pub const REPOSITORY_LENGTH_MAX: usize = 256;
 /// Longest tag (distribution-spec).
 pub const TAG_LENGTH_MAX: usize = 128;
+/// An error document is read this far, in bytes. Real ones have a few hundred.
+pub const ERROR_DOCUMENT_BYTES_MAX: u64 = 64 * 1024;
 
 /// How a registry is spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

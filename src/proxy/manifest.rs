@@ -16,7 +16,7 @@ use crate::cache::names::TagEntry;
 use crate::hash;
 use crate::log;
 use crate::message::{Body, Buffered, Headers, Outcome, Reply};
-use crate::oci::{Digest, Reference, Repository, Tag};
+use crate::oci::{Digest, ERROR_DOCUMENT_BYTES_MAX, Reference, Repository, Tag};
 use crate::upstream::client::Incoming;
 use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
 use crate::upstream::{Stage, UpstreamError};
@@ -24,8 +24,6 @@ use crate::upstream::{Stage, UpstreamError};
 /// Longest wait for upstream's word on a tag that we hold an older answer to: half of what makes a
 /// person doubt, and several round trips of a bad link.
 const STALE_PATIENCE: Duration = Duration::from_secs(2);
-/// A refusal's body is kept this far.
-pub(super) const REFUSAL_BYTES_MAX: u64 = 64 * 1024;
 
 /// A manifest in memory.
 #[derive(Debug, Clone)]
@@ -271,7 +269,7 @@ fn take(
     mut reply: Incoming,
 ) -> Result<Asked, UpstreamError> {
     if reply.status != 200 {
-        let body = pull::read_whole(&mut *reply.body, REFUSAL_BYTES_MAX, pull.registry)?;
+        let body = pull::read_whole(&mut *reply.body, ERROR_DOCUMENT_BYTES_MAX, pull.registry)?;
         let (status, headers) = (reply.status, reply.headers);
         return Ok(Asked::Refused(Buffered {
             status,

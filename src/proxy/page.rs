@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::manifest::{REFUSAL_BYTES_MAX, age};
+use super::manifest::age;
 use super::{CacheOutcome, Exchange, fail, marked, pull, stale_warning};
 use crate::cache::names::{LIST_BYTES_MAX, Page};
 use crate::message::{Body, Buffered, Headers, Reply, RequestBody};
-use crate::oci::Registry;
+use crate::oci::{ERROR_DOCUMENT_BYTES_MAX, Registry};
 use crate::upstream::client::Incoming;
 use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT};
 use crate::upstream::{Stage, UpstreamError};
@@ -85,7 +85,7 @@ fn fetch(
     };
     let mut reply = exchange.parts.upstream.fetch_bodiless(call)?.reply;
     if reply.status != 200 {
-        let body = pull::read_whole(&mut *reply.body, REFUSAL_BYTES_MAX, registry)?;
+        let body = pull::read_whole(&mut *reply.body, ERROR_DOCUMENT_BYTES_MAX, registry)?;
         return Ok(Asked::Refused(Buffered {
             status: reply.status,
             headers: reply.headers,

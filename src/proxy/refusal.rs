@@ -5,11 +5,8 @@ use std::io::{Cursor, Read};
 
 use super::RETRY_AFTER_SECONDS;
 use crate::message::{Body, Reply};
-use crate::oci::{ErrorCode, OciError, Route};
+use crate::oci::{ERROR_DOCUMENT_BYTES_MAX, ErrorCode, OciError, Route};
 
-/// A refusal is read this far to find out whether it is an error document; their texts have a few
-/// hundred bytes.
-const DOCUMENT_BYTES_MAX: u64 = 64 * 1024;
 /// Characters of a text that is no document, at the most.
 const TEXT_CHARS_MAX: usize = 1024;
 
@@ -36,9 +33,9 @@ pub(super) fn documented(mut reply: Reply, route: &Route, method: &str, allowed:
     }
     let mut bytes = Vec::new();
     let read = (&mut reader)
-        .take(DOCUMENT_BYTES_MAX)
+        .take(ERROR_DOCUMENT_BYTES_MAX)
         .read_to_end(&mut bytes);
-    if read.is_ok() && bytes.len() as u64 == DOCUMENT_BYTES_MAX {
+    if read.is_ok() && bytes.len() as u64 == ERROR_DOCUMENT_BYTES_MAX {
         let reader = Box::new(Cursor::new(bytes).chain(reader));
         reply.body = Body::Stream { reader, length };
         return reply;

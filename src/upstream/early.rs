@@ -24,12 +24,11 @@ use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTi
 use ureq::{Agent, Error};
 
 use crate::message::{Buffered, Headers};
+use crate::oci::ERROR_DOCUMENT_BYTES_MAX;
 
 /// Longest wait for an answer once a write has failed: it came before that, or it is on its way
 /// with the close that made the write fail.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// An answer's body at the most: an error document of a few hundred bytes.
-const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 
 thread_local! {
     static UPLOAD: RefCell<Upload> = const { RefCell::new(Upload::None) };
@@ -83,9 +82,9 @@ impl Broken {
         let answer = request.ok().and_then(|request| {
             let (head, body) = agent.run(request).ok()?.into_parts();
             let mut bytes = Vec::new();
-            let mut reader = body.into_reader().take(ANSWER_BYTES_MAX + 1);
+            let mut reader = body.into_reader().take(ERROR_DOCUMENT_BYTES_MAX + 1);
             let read = reader.read_to_end(&mut bytes);
-            if read.is_err() || bytes.len() as u64 > ANSWER_BYTES_MAX {
+            if read.is_err() || bytes.len() as u64 > ERROR_DOCUMENT_BYTES_MAX {
                 bytes = Vec::new();
             }
             Some(Buffered {

@@ -14,7 +14,7 @@ use super::redirect::{REDIRECTS_MAX, Redirects, Url};
 use super::{AuthFault, Authorizer, Grant, Stage, UpstreamError, scrub};
 use crate::log;
 use crate::message::{Headers, RequestBody};
-use crate::oci::Registry;
+use crate::oci::{ERROR_DOCUMENT_BYTES_MAX, Registry};
 use crate::permits::{Permit, Permits};
 
 /// Longest time from a request to its reply's head: containerd gives up at 30 s.
@@ -28,8 +28,6 @@ const HEAD_TIMEOUT_AFTER_BODY: Duration = Duration::from_secs(300);
 const UPLOAD_FRESH_FOR: Duration = Duration::from_secs(15 * 60);
 /// A failure that took this long opens the circuit: everybody would wait as long.
 const SLOW_FAILURE: Duration = Duration::from_millis(500);
-/// A refusal is read this far to find out whether the token is what is refused.
-const REFUSAL_BYTES_MAX: u64 = 64 * 1024;
 /// Hosts of ECR Public, which says 400 to an expired token (containers-roadmap#2835).
 const PUBLIC_HOSTS: [&str; 2] = ["public.ecr.aws", "ecr-public.aws.com"];
 
@@ -410,7 +408,7 @@ impl Upstream {
             self.redirects.check(registry, &url).map_err(&fault)?;
             // The rest of the reply is dropped, and with it the connection if it is long.
             let _ = std::io::copy(
-                &mut reply.body.take(REFUSAL_BYTES_MAX),
+                &mut reply.body.take(ERROR_DOCUMENT_BYTES_MAX),
                 &mut std::io::sink(),
             );
             reply = self.send_once(call, call.method, &url, &headers, deadline)?;
@@ -503,7 +501,7 @@ fn refusal(registry: &Registry, reply: &mut Incoming) -> Option<String> {
         403 => {
             let mut start = Vec::new();
             let whole = (&mut reply.body)
-                .take(REFUSAL_BYTES_MAX)
+                .take(ERROR_DOCUMENT_BYTES_MAX)
                 .read_to_end(&mut start);
             let text = String::from_utf8_lossy(&start).to_ascii_lowercase();
             let refused = whole.is_ok() && text.contains("authorization token");

@@ -7,10 +7,9 @@
 use std::io::{self, Cursor, Read};
 
 use super::client::Incoming;
+use crate::oci::ERROR_DOCUMENT_BYTES_MAX;
 use crate::secret::Secret;
 
-/// An error is looked through this far; its documents have a few hundred bytes.
-const ERROR_BYTES_MAX: u64 = 64 * 1024;
 /// Shorter words than this are no tokens, and would be found everywhere.
 const TOKEN_LENGTH_MIN: usize = 8;
 
@@ -53,7 +52,7 @@ impl Read for Scrubbed {
             None => {
                 let mut bytes = Vec::new();
                 let read = (&mut self.body)
-                    .take(ERROR_BYTES_MAX)
+                    .take(ERROR_DOCUMENT_BYTES_MAX)
                     .read_to_end(&mut bytes);
                 self.fault = read.err();
                 mask(&mut bytes, token(&self.secret).as_bytes());

@@ -12,6 +12,7 @@ use crate::cache::disk::Disk;
 use crate::cache::sweep::Reservation;
 use crate::hash::Hasher;
 use crate::message::{Buffered, Headers};
+use crate::oci::ERROR_DOCUMENT_BYTES_MAX;
 use crate::range::ContentRange;
 use crate::upstream::exchange::Fetched;
 use crate::upstream::{Stage, UpstreamError};
@@ -25,8 +26,6 @@ const FAILURES_MAX: u32 = 6;
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// Room left free on the disk for everything else that writes there.
 const FREE_BYTES_MIN: u64 = 1 << 20;
-/// A refusal's body is kept this far.
-const REFUSAL_BYTES_MAX: u64 = 64 * 1024;
 
 /// The download as its thread does it.
 pub(super) struct Fill<'a> {
@@ -352,7 +351,7 @@ impl<'a> Fill<'a> {
         let read = fetched
             .reply
             .body
-            .take(REFUSAL_BYTES_MAX)
+            .take(ERROR_DOCUMENT_BYTES_MAX)
             .read_to_end(&mut body);
         if let Err(error) = read {
             return Try::Broken(self.broken(error.to_string()));
