@@ -32,7 +32,9 @@ use crate::secret::Secret;
 
 pub use access::AccessSettings;
 pub use arguments::Arguments;
-pub use aws::{AwsSettings, ProfileEndpoints, StsEndpoints, is_role_arn, is_session_name};
+pub use aws::{
+    AwsSettings, ProfileEndpoints, REGION_LENGTH_MAX, StsEndpoints, is_role_arn, is_session_name,
+};
 pub use cache::{CacheDir, CacheKey, KeyPart, TagTtl};
 pub use clients::TlsSettings;
 pub use document::{help, markdown_page, markdown_tables};

@@ -12,6 +12,8 @@ use std::str::FromStr;
 pub const REPOSITORY_LENGTH_MAX: usize = 256;
 /// Longest tag (distribution-spec).
 pub const TAG_LENGTH_MAX: usize = 128;
+/// Host names of ECR Public: IPv4 and dual-stack. It refuses an expired token in its own way.
+pub const ECR_PUBLIC_HOSTS: [&str; 2] = ["public.ecr.aws", "ecr-public.aws.com"];
 /// An error document is read this far, in bytes. Real ones have a few hundred.
 pub const ERROR_DOCUMENT_BYTES_MAX: u64 = 64 * 1024;
 

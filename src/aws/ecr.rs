@@ -17,8 +17,6 @@ use crate::secret::Secret;
 
 /// The only region of ECR Public's API.
 pub const PUBLIC_REGION: &str = "us-east-1";
-/// The hosts of ECR Public: IPv4 and dual-stack.
-const PUBLIC_HOSTS: [&str; 2] = ["public.ecr.aws", "ecr-public.aws.com"];
 /// The domains of private registries (amazon-ecr-credential-helper, `ecr-login/api/client.go`),
 /// and whether they have IPv6.
 const DOMAINS: [(&str, bool); 9] = [
@@ -57,7 +55,7 @@ impl EcrHost {
     /// Reads `host[:port]`, in any case; none when it is no name of ECR's (a CNAME, a test server).
     pub fn parse(authority: &str) -> Option<Self> {
         let host = oci::host_of(authority).to_ascii_lowercase();
-        if PUBLIC_HOSTS.contains(&host.as_str()) {
+        if oci::ECR_PUBLIC_HOSTS.contains(&host.as_str()) {
             return Some(Self::Public);
         }
         let (rest, dual_stack) = DOMAINS

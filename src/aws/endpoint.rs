@@ -1,11 +1,8 @@
 //! Where AWS's APIs live. Owns: partitions, region names and endpoint overrides. Must not: compose
 //! host names; `ecr` and `sts` do.
 
-use crate::config::AwsSettings;
+use crate::config::{AwsSettings, REGION_LENGTH_MAX};
 use crate::oci;
-
-/// Longest region name: it becomes one label of a host name (RFC 1035 §2.3.4).
-const REGION_LENGTH_MAX: usize = 63;
 
 /// A partition: a set of regions with its own domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,7 +16,7 @@ const ROLE_ARN_LENGTH_MAX: usize = 2048;
 /// Shortest and longest name of a role's session (STS API reference, `AssumeRole`).
 const SESSION_NAME_LENGTH: std::ops::RangeInclusive<usize> = 2..=64;
 /// Longest region: it becomes a label of a host name (RFC 1035 §2.3.4).
-const REGION_LENGTH_MAX: usize = 63;
+pub const REGION_LENGTH_MAX: usize = 63;
 
 /// The settings AWS SDKs share. Blank counts as unset.
 #[derive(Debug, Clone, Default)]

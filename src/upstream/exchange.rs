@@ -14,7 +14,7 @@ use super::redirect::{REDIRECTS_MAX, Redirects, Url};
 use super::{AuthFault, Authorizer, Grant, Stage, UpstreamError, scrub};
 use crate::log;
 use crate::message::{Headers, RequestBody};
-use crate::oci::{ERROR_DOCUMENT_BYTES_MAX, Registry};
+use crate::oci::{ECR_PUBLIC_HOSTS, ERROR_DOCUMENT_BYTES_MAX, Registry};
 use crate::permits::{Permit, Permits};
 
 /// Longest time from a request to its reply's head: containerd gives up at 30 s.
@@ -28,8 +28,6 @@ const HEAD_TIMEOUT_AFTER_BODY: Duration = Duration::from_secs(300);
 const UPLOAD_FRESH_FOR: Duration = Duration::from_secs(15 * 60);
 /// A failure that took this long opens the circuit: everybody would wait as long.
 const SLOW_FAILURE: Duration = Duration::from_millis(500);
-/// Hosts of ECR Public, which says 400 to an expired token (containers-roadmap#2835).
-const PUBLIC_HOSTS: [&str; 2] = ["public.ecr.aws", "ecr-public.aws.com"];
 
 /// A request for a registry.
 #[derive(Debug, Clone, Copy)]
@@ -495,7 +493,8 @@ fn is_redirect(reply: &Incoming) -> bool {
 fn refusal(registry: &Registry, reply: &mut Incoming) -> Option<String> {
     match reply.status {
         401 => Some("the registry answered 401".to_owned()),
-        400 if PUBLIC_HOSTS.contains(&registry.host()) => {
+        // ECR Public says 400 to an expired token (containers-roadmap#2835).
+        400 if ECR_PUBLIC_HOSTS.contains(&registry.host()) => {
             Some("the registry answered 400".to_owned())
         }
         403 => {
