@@ -16,13 +16,12 @@ mod listen;
 mod metadata;
 mod outbound;
 mod parse;
+mod registry;
 mod rows;
 mod table;
 
 use std::ffi::OsString;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::calendar;
@@ -39,13 +38,14 @@ pub use cache::{CacheDir, CacheKey, KeyPart, TagTtl};
 pub use clients::TlsSettings;
 pub use document::{help, markdown_page, markdown_tables};
 pub use globs::Globs;
-pub use listen::Activation;
+pub use listen::{Activation, ListenHost};
 pub use metadata::{
     ContainerSettings, InstanceSettings, container_uri, is_container_address, is_field_value,
 };
 pub use outbound::{BlobRedirect, OutboundSettings, ProxyException, ProxyUrl};
+pub use registry::UpstreamAuth;
 pub use rows::table_rows;
-pub use table::{Accepts, Group, Kind, Preset, Setting, State, Unit, flag_of};
+pub use table::{Accepts, Group, Kind, Preset, Setting, Unit, flag_of};
 
 /// The version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -71,8 +71,9 @@ pub const EXIT_THREAD_LOST: u8 = 70;
 /// Longest part of a value that is shown.
 const SHOWN_CHARACTERS_MAX: usize = 200;
 
-/// Everything a user can set, checked.
-#[derive(Debug, Clone)]
+/// Everything a user can set, checked. The default is blank, for the table to write on: only
+/// [`resolve`] fills it.
+#[derive(Debug, Clone, Default)]
 pub struct Settings {
     /// `ECR`, the default one first; none: the registry that the token names.
     pub registries: Vec<Registry>,
@@ -88,10 +89,8 @@ pub struct Settings {
     pub tls: TlsSettings,
     /// `RENEW_INTERVAL_HOURS`
     pub renew_interval: Duration,
-    /// `LISTEN_HOST`, where it is an address
-    pub listen_host: IpAddr,
-    /// `LISTEN_HOST`, where it is `unix:` and a path; address and port then count for nothing.
-    pub listen_unix: Option<PathBuf>,
+    /// `LISTEN_HOST`
+    pub listen_host: ListenHost,
     /// `LISTEN_FDS`; what it hands in goes before address, port and path.
     pub activation: Activation,
     /// `LISTEN_PORT`; 0 picks one.
@@ -132,64 +131,6 @@ pub struct Settings {
     pub log_level: Level,
     /// `LOG_FORMAT`
     pub log_format: Format,
-}
-
-/// How to authenticate upstream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UpstreamAuth {
-    /// With an ECR token.
-    Ecr,
-    /// Not at all: the upstream is another `aws-ecr-proxy`.
-    None,
-}
-
-impl Default for Settings {
-    /// The defaults of the table.
-    fn default() -> Self {
-        let mut settings = Self::unset();
-        for setting in table_rows() {
-            // A test holds every default of the table to its own parser.
-            let _ = apply_preset(setting, &mut settings);
-        }
-        settings
-    }
-}
-
-impl Settings {
-    /// Something for the table to write its defaults on.
-    fn unset() -> Self {
-        Self {
-            registries: Vec::new(),
-            upstream_auth: UpstreamAuth::Ecr,
-            access: AccessSettings::default(),
-            aws: AwsSettings::default(),
-            outbound: OutboundSettings::default(),
-            tls: TlsSettings::default(),
-            renew_interval: Duration::ZERO,
-            listen_host: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            listen_unix: None,
-            activation: Activation::None,
-            listen_port: 0,
-            trust_proxy_headers: false,
-            blob_hosts: Vec::new(),
-            cache_dir: CacheDir::Unset,
-            cache_max_size: 0,
-            cache_key: CacheKey::uri(),
-            cache_tag_ttl: TagTtl::For(Duration::ZERO),
-            fill_referrers: false,
-            workers: 0,
-            lanes: 0,
-            max_connections: 0,
-            max_connections_per_peer: 0,
-            min_rate: 0,
-            max_exchanges: 0,
-            max_uploads: 0,
-            max_fills: 0,
-            shutdown_grace: Duration::ZERO,
-            log_level: Level::Info,
-            log_format: Format::Text,
-        }
-    }
 }
 
 /// A fault in arguments or variables: one line, no secret in it.
@@ -267,12 +208,12 @@ pub fn process_environment() -> Vec<(OsString, OsString)> {
 /// Joins arguments, variables and defaults. Reads the file that `AWS_CA_BUNDLE` names.
 pub fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> Resolution {
     let mut faults = arguments.faults.clone();
-    let mut settings = Settings::unset();
+    let mut settings = Settings::default();
     let mut effective = Vec::new();
     for setting in table_rows() {
         let given = given(setting, arguments, environment);
         let Some(first) = given.first() else {
-            // The test of the defaults is why no fault can come of them here.
+            // A test holds every default to its own row, so this cannot fail.
             let _ = apply_preset(setting, &mut settings);
             if setting.is_built() {
                 effective.push(Effective::preset(setting));

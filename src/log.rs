@@ -17,11 +17,12 @@ use crate::metrics;
 const QUEUE_LINES_MAX: usize = 4096;
 
 /// How much a line matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// For whoever hunts a fault.
     Debug,
     /// What normally happens.
+    #[default]
     Info,
     /// Something failed and the process copes.
     Warn,
@@ -41,11 +42,12 @@ impl Level {
 }
 
 /// The shape of a line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Format {
     /// One JSON object a line.
     Json,
     /// `time LEVEL message key=value …`
+    #[default]
     Text,
 }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use crate::config::{Activation, Settings};
+use crate::config::{Activation, ListenHost, Settings};
 use crate::door::Listener;
 use crate::log;
 
@@ -69,10 +69,11 @@ pub(super) fn open(settings: &Settings) -> Result<Bound, String> {
         ),
         Activation::None => {}
     }
-    if let Some(path) = &settings.listen_unix {
-        return unix(path);
-    }
-    let address = SocketAddr::new(settings.listen_host, settings.listen_port);
+    let host = match &settings.listen_host {
+        ListenHost::Unix(path) => return unix(path),
+        ListenHost::Address(host) => *host,
+    };
+    let address = SocketAddr::new(host, settings.listen_port);
     let listener = TcpListener::bind(address).map_err(|error| {
         format!("cannot listen on {address}: {error}; set LISTEN_HOST or LISTEN_PORT")
     })?;

@@ -14,7 +14,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::{complain, fail, print};
-use crate::config::{Settings, VERSION};
+use crate::config::{ListenHost, Settings, VERSION};
 use crate::upstream::loopback;
 
 /// Longest time for `health`, start to end: container engines give a health check 5 s and more,
@@ -25,15 +25,14 @@ const HEALTH_REPLY_BYTES_MAX: usize = 16 << 10;
 
 /// Asks `/readyz` of the proxy that runs with the same settings.
 pub(super) fn run(settings: &Settings, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
-    let place = match &settings.listen_unix {
-        Some(path) => Place::Unix(path.clone()),
-        None if settings.listen_port == 0 => {
+    let place = match &settings.listen_host {
+        ListenHost::Unix(path) => Place::Unix(path.clone()),
+        ListenHost::Address(_) if settings.listen_port == 0 => {
             let why = "LISTEN_PORT=0: expected the port that the running proxy listens on";
             return complain(err, &[why]);
         }
-        None => {
-            let host = reachable(settings.listen_host);
-            Place::Tcp(SocketAddr::new(host, settings.listen_port))
+        ListenHost::Address(host) => {
+            Place::Tcp(SocketAddr::new(reachable(*host), settings.listen_port))
         }
     };
     match ask(&place, settings.tls.enabled, HEALTH_TIMEOUT) {

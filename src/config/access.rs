@@ -4,7 +4,6 @@
 
 use std::path::PathBuf;
 
-use super::Settings;
 use super::globs::Globs;
 
 /// What clients may do.
@@ -16,14 +15,4 @@ pub struct AccessSettings {
     pub read_only: bool,
     /// `ALLOW_REPOSITORIES`
     pub repositories: Globs,
-}
-
-pub(super) fn auth_file(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.access.auth_file = Some(PathBuf::from(text));
-    Ok(())
-}
-
-pub(super) fn repositories(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.access.repositories = Globs::parse(text)?;
-    Ok(())
 }

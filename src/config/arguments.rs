@@ -68,7 +68,7 @@ impl Arguments {
             }
             return;
         };
-        let value = value.or_else(|| match setting.unit() {
+        let value = value.or_else(|| match setting.kind.unit() {
             Unit::Switch => {
                 let next = rest.next_if(|next| parse::switch(&next.text).is_some());
                 Some(next.unwrap_or_else(|| Word::from(OsString::from("true"))))

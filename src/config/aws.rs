@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use super::parse::url;
+use super::parse::keep_if;
+use super::table::one_of;
 use super::{ContainerSettings, InstanceSettings, Settings};
 use crate::secret::Secret;
 
@@ -88,13 +89,12 @@ pub enum StsEndpoints {
 }
 
 impl StsEndpoints {
+    pub(super) const WORDS: &[(&str, Self)] =
+        &[("regional", Self::Regional), ("legacy", Self::Legacy)];
+
     /// Reads the setting's value, or that of `sts_regional_endpoints`, in any case.
     pub fn parse(text: &str) -> Option<Self> {
-        match text.to_ascii_lowercase().as_str() {
-            "regional" => Some(Self::Regional),
-            "legacy" => Some(Self::Legacy),
-            _ => None,
-        }
+        one_of(text, Self::WORDS).ok()
     }
 }
 
@@ -128,99 +128,46 @@ pub(super) fn take_over_home(settings: &mut Settings, environment: &[(OsString, 
     settings.aws.home = home.filter(|home| home.is_absolute());
 }
 
-pub(super) fn region(settings: &mut Settings, text: &str) -> Result<(), String> {
+/// `AWS_REGION`
+pub(super) fn region(text: &str) -> Result<String, String> {
     // It becomes part of a host name that credentials are sent to.
     let fit = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    if text.len() > REGION_LENGTH_MAX || !text.bytes().all(fit) {
-        return Err(String::new());
-    }
-    settings.aws.region = Some(text.to_owned());
-    Ok(())
-}
-
-pub(super) fn access_key_id(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.aws.access_key_id = Some(visible(text)?);
-    Ok(())
-}
-
-pub(super) fn secret_access_key(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.aws.secret_access_key = Some(Secret::new(visible(text)?));
-    Ok(())
-}
-
-pub(super) fn session_token(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.aws.session_token = Some(Secret::new(visible(text)?));
-    Ok(())
+    keep_if(
+        text,
+        text.len() <= REGION_LENGTH_MAX && text.bytes().all(fit),
+    )
 }
 
 /// Key and token travel in header fields, where anything else would break or forge a line.
-fn visible(text: &str) -> Result<String, String> {
-    if text.bytes().all(|b| b.is_ascii_graphic()) {
-        return Ok(text.to_owned());
-    }
-    Err(String::new())
+pub(super) fn visible(text: &str) -> Result<String, String> {
+    keep_if(text, text.bytes().all(|b| b.is_ascii_graphic()))
 }
 
-pub(super) fn endpoint_url(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.aws.endpoint_url = Some(url(text)?);
-    Ok(())
+/// The same of what must not be shown.
+pub(super) fn visible_secret(text: &str) -> Result<Secret<String>, String> {
+    visible(text).map(Secret::new)
 }
 
-pub(super) fn endpoint_url_ecr(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.aws.endpoint_url_ecr = Some(url(text)?);
-    Ok(())
+/// `AWS_PROFILE`
+pub(super) fn profile(text: &str) -> Result<String, String> {
+    keep_if(
+        text,
+        !text.contains(']') && !text.contains(char::is_control),
+    )
 }
 
-pub(super) fn endpoint_url_sts(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.aws.endpoint_url_sts = Some(url(text)?);
-    Ok(())
+/// `AWS_ROLE_ARN`
+pub(super) fn role_arn(text: &str) -> Result<String, String> {
+    keep_if(text, is_role_arn(text))
 }
 
-pub(super) fn profile(settings: &mut Settings, text: &str) -> Result<(), String> {
-    if text.contains([']', '\n']) || text.chars().any(char::is_control) {
-        return Err(String::new());
-    }
-    settings.aws.profile = Some(text.to_owned());
-    Ok(())
+/// `AWS_ROLE_SESSION_NAME`
+pub(super) fn session_name(text: &str) -> Result<String, String> {
+    keep_if(text, is_session_name(text))
 }
 
-pub(super) fn credentials_file(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.aws.credentials_file = Some(PathBuf::from(text));
-    Ok(())
-}
-
-pub(super) fn config_file(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.aws.config_file = Some(PathBuf::from(text));
-    Ok(())
-}
-
-pub(super) fn role_arn(settings: &mut Settings, text: &str) -> Result<(), String> {
-    if !is_role_arn(text) {
-        return Err(String::new());
-    }
-    settings.aws.role_arn = Some(text.to_owned());
-    Ok(())
-}
-
-pub(super) fn web_identity_token_file(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.aws.web_identity_token_file = Some(PathBuf::from(text));
-    Ok(())
-}
-
-pub(super) fn role_session_name(settings: &mut Settings, text: &str) -> Result<(), String> {
-    if !is_session_name(text) {
-        return Err(String::new());
-    }
-    settings.aws.role_session_name = Some(text.to_owned());
-    Ok(())
-}
-
-pub(super) fn sts_endpoints(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.aws.sts_endpoints = Some(StsEndpoints::parse(text).ok_or_else(String::new)?);
-    Ok(())
-}
-
-pub(super) fn ca_bundle(settings: &mut Settings, text: &str) -> Result<(), String> {
+/// `AWS_CA_BUNDLE`
+pub(super) fn ca_bundle(text: &str) -> Result<PathBuf, String> {
     let path = Path::new(text);
     let why = |error: std::io::Error| format!("it cannot be read: {error}");
     // Opening a pipe would wait for its writer, so the kind comes first.
@@ -238,8 +185,7 @@ pub(super) fn ca_bundle(settings: &mut Settings, text: &str) -> Result<(), Strin
     if !has_certificate(&bytes) {
         return Err("it has none".to_owned());
     }
-    settings.aws.ca_bundle = Some(PathBuf::from(path));
-    Ok(())
+    Ok(path.to_owned())
 }
 
 /// True when a line that begins a certificate is followed by one that ends it (RFC 7468 §5).

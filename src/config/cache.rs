@@ -8,13 +8,14 @@ use super::Settings;
 use super::parse::{size, time};
 
 /// `CACHE_DIR`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum CacheDir {
     /// This one.
     At(PathBuf),
     /// None.
     Off,
-    /// Not said: `/cache` if it exists.
+    /// Not set: `/cache` if it exists.
+    #[default]
     Unset,
 }
 
@@ -25,6 +26,13 @@ pub enum TagTtl {
     For(Duration),
     /// Never ask again.
     Forever,
+}
+
+impl Default for TagTtl {
+    /// Always ask.
+    fn default() -> Self {
+        Self::For(Duration::ZERO)
+    }
 }
 
 /// `CACHE_KEY`, taken apart.
@@ -54,12 +62,14 @@ pub enum KeyPart {
     Uri,
 }
 
-impl CacheKey {
-    /// The default, `$uri`.
-    pub fn uri() -> Self {
+impl Default for CacheKey {
+    /// `$uri`
+    fn default() -> Self {
         Self(vec![KeyPart::Uri])
     }
+}
 
+impl CacheKey {
     /// True for a key that tells no two requests for one tag apart: `$uri` alone.
     pub fn is_default(&self) -> bool {
         self.0.as_slice() == [KeyPart::Uri]
@@ -78,12 +88,12 @@ const KEY_LENGTH_MAX: usize = 1024;
 /// Longest time to live but `forever`: a year.
 const TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
-pub(super) fn directory(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.cache_dir = match text {
-        "off" => CacheDir::Off,
-        path => CacheDir::At(PathBuf::from(path)),
-    };
-    Ok(())
+/// `CACHE_DIR`
+pub(super) fn directory(path: PathBuf) -> CacheDir {
+    if path.as_os_str() == "off" {
+        return CacheDir::Off;
+    }
+    CacheDir::At(path)
 }
 
 /// systemd names the directory of `CacheDirectory=` in a variable of its own; the first of several.
@@ -97,27 +107,27 @@ pub(super) fn take_over_directory(settings: &mut Settings, environment: &[(OsStr
     }
 }
 
-pub(super) fn max_size(settings: &mut Settings, text: &str) -> Result<(), String> {
-    let bytes = size(text).ok_or_else(String::new)?;
-    if bytes < SIZE_MIN {
-        return Err("at least 1m; CACHE_DIR=off is for no cache".to_owned());
+/// `CACHE_MAX_SIZE`
+pub(super) fn max_size(text: &str) -> Result<u64, String> {
+    match size(text).ok_or_else(String::new)? {
+        bytes if bytes < SIZE_MIN => Err("at least 1m; CACHE_DIR=off is for no cache".to_owned()),
+        bytes => Ok(bytes),
     }
-    settings.cache_max_size = bytes;
-    Ok(())
 }
 
-pub(super) fn tag_ttl(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.cache_tag_ttl = match text {
-        "forever" => TagTtl::Forever,
-        text => match time(text)? {
-            ttl if ttl <= TTL_MAX => TagTtl::For(ttl),
-            _ => return Err("at most 8760h, or forever".to_owned()),
-        },
-    };
-    Ok(())
+/// `CACHE_TAG_TTL`
+pub(super) fn tag_ttl(text: &str) -> Result<TagTtl, String> {
+    if text == "forever" {
+        return Ok(TagTtl::Forever);
+    }
+    match time(text)? {
+        ttl if ttl <= TTL_MAX => Ok(TagTtl::For(ttl)),
+        _ => Err("at most 8760h, or forever".to_owned()),
+    }
 }
 
-pub(super) fn key(settings: &mut Settings, text: &str) -> Result<(), String> {
+/// `CACHE_KEY`
+pub(super) fn key(text: &str) -> Result<CacheKey, String> {
     if text.len() > KEY_LENGTH_MAX {
         return Err(format!("at most {KEY_LENGTH_MAX} characters"));
     }
@@ -135,8 +145,7 @@ pub(super) fn key(settings: &mut Settings, text: &str) -> Result<(), String> {
         rest = left;
     }
     push_text(&mut parts, rest);
-    settings.cache_key = CacheKey(parts);
-    Ok(())
+    Ok(CacheKey(parts))
 }
 
 /// The name after a `$`, with or without braces, and what follows.
@@ -176,10 +185,6 @@ fn push_text(parts: &mut Vec<KeyPart>, text: &str) {
 mod tests {
     use super::*;
 
-    fn settings() -> Settings {
-        Settings::default()
-    }
-
     #[test]
     fn sizes_as_nginx_writes_them() {
         for (text, bytes) in [
@@ -204,40 +209,25 @@ mod tests {
         ] {
             assert_eq!(size(bad), None, "{bad}");
         }
-        assert!(
-            max_size(&mut settings(), "1k")
-                .unwrap_err()
-                .contains("at least 1m")
-        );
-        let mut read = settings();
-        assert_eq!(
-            (max_size(&mut read, "10m"), read.cache_max_size),
-            (Ok(()), 10 << 20)
-        );
+        assert!(max_size("1k").unwrap_err().contains("at least 1m"));
+        assert_eq!(max_size("10m"), Ok(10 << 20));
     }
 
     #[test]
     fn times_to_live() {
-        let ttl = |text| {
-            let mut read = settings();
-            tag_ttl(&mut read, text).map(|()| read.cache_tag_ttl)
-        };
-        assert_eq!(ttl("0s"), Ok(TagTtl::For(Duration::ZERO)));
-        assert_eq!(ttl("5m"), Ok(TagTtl::For(Duration::from_secs(300))));
-        assert_eq!(ttl("forever"), Ok(TagTtl::Forever));
+        assert_eq!(tag_ttl("0s"), Ok(TagTtl::For(Duration::ZERO)));
+        assert_eq!(tag_ttl("5m"), Ok(TagTtl::For(Duration::from_secs(300))));
+        assert_eq!(tag_ttl("forever"), Ok(TagTtl::Forever));
         for bad in ["", "15", "never", "9000h"] {
-            assert!(ttl(bad).is_err(), "{bad}");
+            assert!(tag_ttl(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn keys_are_templates() {
-        let parts = |text| {
-            let mut read = settings();
-            key(&mut read, text).map(|()| read.cache_key.0)
-        };
-        assert_eq!(parts("$uri"), Ok(CacheKey::uri().0));
-        assert!(settings().cache_key.is_default());
+        let parts = |text| key(text).map(|key| key.0);
+        assert_eq!(parts("$uri"), Ok(CacheKey::default().0));
+        assert!(CacheKey::default().is_default());
         let text = |text: &str| KeyPart::Text(text.to_owned());
         assert_eq!(
             parts("a-${scheme}://$host$uri$is_args$args|$http_x_team"),
@@ -262,12 +252,10 @@ mod tests {
 
     #[test]
     fn a_directory_or_none() {
-        let mut read = settings();
-        assert_eq!(read.cache_dir, CacheDir::Unset);
-        directory(&mut read, "off").unwrap();
-        assert_eq!(read.cache_dir, CacheDir::Off);
-        directory(&mut read, "/var/cache/ecr").unwrap();
-        assert_eq!(read.cache_dir, CacheDir::At("/var/cache/ecr".into()));
+        assert_eq!(Settings::default().cache_dir, CacheDir::Unset);
+        assert_eq!(directory("off".into()), CacheDir::Off);
+        let path = PathBuf::from("/var/cache/ecr");
+        assert_eq!(directory(path.clone()), CacheDir::At(path));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::{Fault, Settings};
+use super::Fault;
 
 /// TLS towards clients. The files are read, and judged, where they are used.
 #[derive(Debug, Clone, Default)]
@@ -40,19 +40,4 @@ impl TlsSettings {
         }
         faults
     }
-}
-
-pub(super) fn ssl_certificate(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.tls.certificate = Some(PathBuf::from(text));
-    Ok(())
-}
-
-pub(super) fn ssl_key(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.tls.key = Some(PathBuf::from(text));
-    Ok(())
-}
-
-pub(super) fn ssl_client_ca(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.tls.client_ca = Some(PathBuf::from(text));
-    Ok(())
 }

@@ -4,8 +4,8 @@
 use std::fmt::Write as _;
 
 use super::parse::{in_hours, written};
-use super::rows::table_rows;
-use super::table::{Accepts, Group, Kind, Preset, Setting, State, Unit, flag_of};
+use super::rows::rows_of;
+use super::table::{Accepts, Group, Kind, Preset, Setting, Unit, flag_of};
 
 /// Columns of help; the width of a plain terminal.
 const HELP_COLUMNS: usize = 80;
@@ -44,7 +44,7 @@ fn help_entry(setting: &Setting) -> String {
         let separator = if index == 0 { "  " } else { ", " };
         let _ = write!(entry, "{separator}{}", flag_of(name));
     }
-    let placeholder = setting.unit().placeholder();
+    let placeholder = setting.kind.unit().placeholder();
     let gap = if placeholder.is_empty() { "" } else { " " };
     let _ = writeln!(entry, "{gap}{placeholder}");
     let mut about = setting.meaning.replace('`', "");
@@ -158,7 +158,7 @@ fn later_table() -> String {
          | setting | other names | accepted today | will mean |\n| --- | --- | --- | --- |\n",
     );
     for setting in Group::ALL.into_iter().flat_map(|group| rows(group, false)) {
-        let State::NotBuilt { accepts, .. } = &setting.state else {
+        let Kind::Later(_, accepts) = &setting.kind else {
             continue;
         };
         let accepted = match accepts {
@@ -178,8 +178,7 @@ fn later_table() -> String {
 }
 
 fn rows(group: Group, built: bool) -> impl Iterator<Item = &'static Setting> {
-    let rows = table_rows();
-    rows.filter(move |setting| setting.group == group && setting.is_built() == built)
+    rows_of(group).filter(move |setting| setting.is_built() == built)
 }
 
 fn other_names(setting: &Setting) -> String {
@@ -192,7 +191,7 @@ fn code<'a>(words: impl Iterator<Item = &'a str>) -> String {
 }
 
 fn takes(setting: &Setting) -> String {
-    let unit = match setting.unit() {
+    let unit = match setting.kind.unit() {
         Unit::Address => "address",
         Unit::Hours => "hours",
         Unit::List => "list with commas",
@@ -208,7 +207,12 @@ fn takes(setting: &Setting) -> String {
     if limits.is_empty() {
         return unit.to_owned();
     }
-    format!("{unit}, {limits} ({})", reason(setting))
+    let reason = match &setting.kind {
+        Kind::Hours(range, _) | Kind::Time(range, _) => range.reason,
+        Kind::Number(range, _) => range.reason,
+        Kind::File(_) | Kind::Later(..) | Kind::Switch(_) | Kind::Text(..) => "",
+    };
+    format!("{unit}, {limits} ({reason})")
 }
 
 fn preset(setting: &Setting) -> String {
@@ -220,29 +224,18 @@ fn preset(setting: &Setting) -> String {
 
 /// `1 to 64`, or nothing.
 fn limits(setting: &Setting) -> String {
-    let State::Built(kind) = &setting.state else {
-        return String::new();
-    };
-    match kind {
-        Kind::Hours { min, max, .. } => format!("{} to {}", in_hours(*min), in_hours(*max)),
-        Kind::Number { min, max, .. } => format!("{min} to {max}"),
-        Kind::Switch(_) | Kind::Text { .. } => String::new(),
-        Kind::Time { min, max, .. } => format!("{} to {}", written(*min), written(*max)),
-    }
-}
-
-const fn reason(setting: &Setting) -> &'static str {
-    match &setting.state {
-        State::Built(
-            Kind::Hours { reason, .. } | Kind::Number { reason, .. } | Kind::Time { reason, .. },
-        ) => reason,
-        State::Built(Kind::Switch(_) | Kind::Text { .. }) | State::NotBuilt { .. } => "",
+    match &setting.kind {
+        Kind::Hours(range, _) => range.ends(in_hours),
+        Kind::Number(range, _) => range.ends(u32::clone),
+        Kind::Time(range, _) => range.ends(written),
+        Kind::File(_) | Kind::Later(..) | Kind::Switch(_) | Kind::Text(..) => String::new(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::table_rows;
     use std::path::Path;
 
     #[test]

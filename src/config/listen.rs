@@ -2,15 +2,31 @@
 //! sockets that it hands in. Must not: open any of them.
 
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
-use super::{Fault, Settings};
+use super::Fault;
 
 /// Sockets that may be handed in: each has a thread that accepts, and a descriptor.
 const LISTEN_FDS_MAX: u32 = 16;
 /// Bytes of a unix socket's path: `sun_path` has 108 with the zero at its end (unix(7)).
 const UNIX_PATH_BYTES_MAX: usize = 107;
+
+/// `LISTEN_HOST`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenHost {
+    /// An address, on `LISTEN_PORT`.
+    Address(IpAddr),
+    /// A unix socket; the port then counts for nothing.
+    Unix(PathBuf),
+}
+
+impl Default for ListenHost {
+    /// Every IPv4 address.
+    fn default() -> Self {
+        Self::Address(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+    }
+}
 
 /// Sockets that systemd hands in (`sd_listen_fds(3)`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -70,10 +86,9 @@ pub(super) fn activation(
 }
 
 /// `LISTEN_HOST`: an address, or `unix:` and a path.
-pub(super) fn host(settings: &mut Settings, text: &str) -> Result<(), String> {
+pub(super) fn host(text: &str) -> Result<ListenHost, String> {
     if let Some(path) = text.strip_prefix("unix:") {
-        settings.listen_unix = Some(unix_path(path)?);
-        return Ok(());
+        return unix_path(path).map(ListenHost::Unix);
     }
     let bare = text
         .strip_prefix('[')
@@ -82,9 +97,7 @@ pub(super) fn host(settings: &mut Settings, text: &str) -> Result<(), String> {
         Some(v6) => v6.parse().ok().map(IpAddr::V6),
         None => text.parse().ok(),
     };
-    settings.listen_host = address.ok_or_else(String::new)?;
-    settings.listen_unix = None;
-    Ok(())
+    address.map(ListenHost::Address).ok_or_else(String::new)
 }
 
 fn unix_path(path: &str) -> Result<PathBuf, String> {
@@ -159,20 +172,20 @@ mod tests {
 
     #[test]
     fn a_host_is_an_address_or_a_path() {
-        let mut settings = Settings::default();
-        host(&mut settings, "unix:/run/p.sock").unwrap();
-        assert_eq!(settings.listen_unix, Some(PathBuf::from("/run/p.sock")));
-        host(&mut settings, "::1").unwrap();
-        assert_eq!(settings.listen_unix, None);
+        assert_eq!(
+            host("unix:/run/p.sock"),
+            Ok(ListenHost::Unix("/run/p.sock".into()))
+        );
+        assert_eq!(host("::1"), Ok(ListenHost::Address("::1".parse().unwrap())));
         let longest = format!("unix:/{}", "x".repeat(UNIX_PATH_BYTES_MAX - 1));
-        host(&mut settings, &longest).unwrap();
+        host(&longest).unwrap();
         for (bad, why) in [
             (format!("{longest}x"), "has 108 bytes"),
             ("unix:".to_owned(), "does not begin with /"),
             ("unix:run/p".to_owned(), "does not begin with /"),
             ("unix:@abstract".to_owned(), "abstract sockets"),
         ] {
-            let fault = host(&mut settings, &bad).unwrap_err();
+            let fault = host(&bad).unwrap_err();
             assert!(fault.contains(why), "{bad}: {fault}");
         }
     }

@@ -5,8 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Settings;
-use super::parse::{switch, url};
+use super::parse::{keep_if, switch};
 use crate::oci;
 use crate::secret::Secret;
 
@@ -117,27 +116,22 @@ fn is_path(text: &str) -> bool {
         .all(|b| b.is_ascii_graphic() && !b"\"#<>\\^`{|}".contains(&b))
 }
 
-pub(super) fn relative_uri(settings: &mut Settings, text: &str) -> Result<(), String> {
+/// `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI`
+pub(super) fn relative_uri(text: &str) -> Result<String, String> {
     // Without the slash the text would go on the host's name: `@evil.example/` is another host.
-    if !text.starts_with('/') || !is_path(text) || text.len() > URI_LENGTH_MAX {
-        return Err(String::new());
-    }
-    settings.aws.container.relative_uri = Some(text.to_owned());
-    Ok(())
+    let fits = text.starts_with('/') && is_path(text) && text.len() <= URI_LENGTH_MAX;
+    keep_if(text, fits)
 }
 
-pub(super) fn full_uri(settings: &mut Settings, text: &str) -> Result<(), String> {
+/// `AWS_CONTAINER_CREDENTIALS_FULL_URI`
+pub(super) fn full_uri(text: &str) -> Result<String, String> {
     container_uri(text)?;
-    settings.aws.container.full_uri = Some(text.to_owned());
-    Ok(())
+    Ok(text.to_owned())
 }
 
-pub(super) fn authorization_token(settings: &mut Settings, text: &str) -> Result<(), String> {
-    if !is_field_value(text) {
-        return Err(String::new());
-    }
-    settings.aws.container.authorization_token = Some(Secret::new(text.to_owned()));
-    Ok(())
+/// `AWS_CONTAINER_AUTHORIZATION_TOKEN`
+pub(super) fn authorization_token(text: &str) -> Result<Secret<String>, String> {
+    keep_if(text, is_field_value(text)).map(Secret::new)
 }
 
 /// True for what fits a header field (RFC 9110 §5.5), bytes above ASCII left out.
@@ -145,27 +139,11 @@ pub fn is_field_value(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
 }
 
-pub(super) fn authorization_token_file(settings: &mut Settings, text: &str) -> Result<(), String> {
-    // Not read here: it is replaced while we run, and may come later than we do.
-    settings.aws.container.authorization_token_file = Some(PathBuf::from(text));
-    Ok(())
-}
+/// `AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE`: the words, and whether each is IPv6.
+pub(super) const MODES: &[(&str, bool)] = &[("ipv4", false), ("ipv6", true)];
 
-pub(super) fn instance_endpoint(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.aws.instance.endpoint = Some(url(text)?);
-    Ok(())
-}
-
-pub(super) fn instance_endpoint_mode(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.aws.instance.ipv6 = match text.to_ascii_lowercase().as_str() {
-        "ipv4" => false,
-        "ipv6" => true,
-        _ => return Err(String::new()),
-    };
-    Ok(())
-}
-
-pub(super) fn instance_v1_disabled(_settings: &mut Settings, text: &str) -> Result<(), String> {
+/// `AWS_EC2_METADATA_V1_DISABLED`
+pub(super) fn check_v1_disabled(text: &str) -> Result<(), String> {
     match switch(text) {
         Some(true) => Ok(()),
         Some(false) => Err("version 1 asks for no token and is never used".to_owned()),
@@ -216,13 +194,11 @@ mod tests {
 
     #[test]
     fn a_relative_uri_cannot_name_a_host() {
-        let mut settings = Settings::default();
         for bad in ["@evil.example/", ".evil.example/", "v2", "", "/a b", "/a#b"] {
-            assert!(relative_uri(&mut settings, bad).is_err(), "{bad}");
+            assert!(relative_uri(bad).is_err(), "{bad}");
         }
-        relative_uri(&mut settings, "/v2/credentials/1?a=b").unwrap();
-        let kept = settings.aws.container.relative_uri;
-        assert_eq!(kept.as_deref(), Some("/v2/credentials/1?a=b"));
+        let good = "/v2/credentials/1?a=b";
+        assert_eq!(relative_uri(good).as_deref(), Ok(good));
     }
 
     #[test]

@@ -3,7 +3,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::Settings;
 use crate::oci::{self, Scheme};
 use crate::secret::Secret;
 use crate::uri;
@@ -43,6 +42,10 @@ pub enum BlobRedirect {
     Pass,
 }
 
+impl BlobRedirect {
+    pub(super) const WORDS: &[(&str, Self)] = &[("follow", Self::Follow), ("pass", Self::Pass)];
+}
+
 /// `HTTPS_PROXY` or `HTTP_PROXY`, taken apart.
 #[derive(Debug, Clone)]
 pub struct ProxyUrl {
@@ -74,7 +77,8 @@ pub enum ProxyException {
     Net(IpAddr, u8, Option<u16>),
 }
 
-pub(super) fn resolvers(settings: &mut Settings, text: &str) -> Result<(), String> {
+/// `RESOLVER`
+pub(super) fn resolvers(text: &str) -> Result<Vec<SocketAddr>, String> {
     let mut servers: Vec<SocketAddr> = Vec::new();
     for entry in entries(text) {
         let server = server(entry).ok_or_else(|| format!("{} is none", super::mask(entry)))?;
@@ -85,8 +89,7 @@ pub(super) fn resolvers(settings: &mut Settings, text: &str) -> Result<(), Strin
     if servers.is_empty() || servers.len() > RESOLVERS_MAX {
         return Err(format!("these are {}", servers.len()));
     }
-    settings.outbound.resolvers = servers;
-    Ok(())
+    Ok(servers)
 }
 
 fn server(text: &str) -> Option<SocketAddr> {
@@ -99,19 +102,9 @@ fn server(text: &str) -> Option<SocketAddr> {
     (server.port() != 0).then_some(server)
 }
 
-pub(super) fn https_proxy(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.outbound.https_proxy = Some(proxy_url(text)?);
-    Ok(())
-}
-
-pub(super) fn http_proxy(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.outbound.http_proxy = Some(proxy_url(text)?);
-    Ok(())
-}
-
 /// Reads a proxy's URL; without a scheme it is http, as curl and Go have it. No error repeats any
 /// of it, as it may hold a password.
-fn proxy_url(text: &str) -> Result<ProxyUrl, String> {
+pub(super) fn proxy_url(text: &str) -> Result<ProxyUrl, String> {
     let (scheme, rest) = match text.split_once("://") {
         None => (Scheme::Http, text),
         Some((name, rest)) if name.eq_ignore_ascii_case("http") => (Scheme::Http, rest),
@@ -157,7 +150,8 @@ fn login(text: &str) -> Result<Secret<String>, String> {
     Ok(Secret::new(login))
 }
 
-pub(super) fn no_proxy(settings: &mut Settings, text: &str) -> Result<(), String> {
+/// `NO_PROXY`
+pub(super) fn no_proxy(text: &str) -> Result<Vec<ProxyException>, String> {
     let mut exceptions = Vec::new();
     let mut count = 0;
     for entry in entries(text) {
@@ -167,8 +161,7 @@ pub(super) fn no_proxy(settings: &mut Settings, text: &str) -> Result<(), String
     if count > NO_PROXY_MAX {
         return Err(format!("these are {count}"));
     }
-    settings.outbound.no_proxy = exceptions;
-    Ok(())
+    Ok(exceptions)
 }
 
 /// One entry. The variable is shared by all programs of a system, so what has another form (a
@@ -214,15 +207,6 @@ fn exception(text: &str) -> Result<Option<ProxyException>, String> {
     Ok(fits.then_some(ProxyException::Name(name, port)))
 }
 
-pub(super) fn blob_redirect(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.outbound.blob_redirect = match text.to_ascii_lowercase().as_str() {
-        "follow" => BlobRedirect::Follow,
-        "pass" => BlobRedirect::Pass,
-        _ => return Err(String::new()),
-    };
-    Ok(())
-}
-
 /// A list with commas, or with blanks as nginx and curl take them too.
 fn entries(text: &str) -> impl Iterator<Item = &str> {
     let apart = |c: char| c == ',' || c.is_ascii_whitespace();
@@ -232,33 +216,24 @@ fn entries(text: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn read(set: fn(&mut Settings, &str) -> Result<(), String>, text: &str) -> OutboundSettings {
-        let mut settings = Settings::default();
-        set(&mut settings, text).unwrap_or_else(|why| panic!("{text}: {why}"));
-        settings.outbound
-    }
-
-    fn fault(set: fn(&mut Settings, &str) -> Result<(), String>, text: &str) -> String {
-        set(&mut Settings::default(), text).unwrap_err()
-    }
+    use crate::config::table::one_of;
 
     #[test]
     fn resolvers_are_addresses_with_or_without_a_port() {
         let text = "10.0.0.2, 10.0.0.3:5353 [::1]:54,fd00::1, 10.0.0.2:53";
-        let servers = read(resolvers, text).resolvers;
+        let servers = resolvers(text).unwrap();
         let shown: Vec<String> = servers.iter().map(ToString::to_string).collect();
         let expected = ["10.0.0.2:53", "10.0.0.3:5353", "[::1]:54", "[fd00::1]:53"];
         assert_eq!(shown, expected);
-        let bare = read(resolvers, "[fd00::2]").resolvers;
+        let bare = resolvers("[fd00::2]").unwrap();
         assert_eq!(bare, ["[fd00::2]:53".parse().unwrap()]);
         for bad in ["dns.example", "10.0.0.2:0", "10.0.0.2 valid=30s", "1.1.1"] {
-            let why = fault(resolvers, bad);
+            let why = resolvers(bad).unwrap_err();
             assert!(why.ends_with(" is none"), "{bad}: {why}");
         }
-        let why = fault(resolvers, "1.1.1.1,1.1.1.2,1.1.1.3,1.1.1.4,1.1.1.5");
+        let why = resolvers("1.1.1.1,1.1.1.2,1.1.1.3,1.1.1.4,1.1.1.5").unwrap_err();
         assert_eq!(why, "these are 5");
-        assert_eq!(fault(resolvers, ","), "these are 0");
+        assert_eq!(resolvers(",").unwrap_err(), "these are 0");
     }
 
     #[test]
@@ -273,13 +248,12 @@ mod tests {
             ("http://u:p%40%3A/%2f@h:1", "http://h:1", Some("u:p@://")),
             ("http://u:a@b?c@h:1", "http://h:1", Some("u:a@b?c")),
         ] {
-            let proxy = read(https_proxy, text).https_proxy.unwrap();
+            let proxy = proxy_url(text).unwrap();
             assert_eq!(proxy.shown(), shown, "{text}");
             let found = proxy.login.as_ref().map(|login| login.expose().as_str());
             assert_eq!(found, login, "{text}");
             assert!(!format!("{proxy:?}").contains("u:"), "{proxy:?}");
         }
-        assert!(read(http_proxy, "h:1").https_proxy.is_none());
     }
 
     #[test]
@@ -298,7 +272,7 @@ mod tests {
             ("http://u:hunter2%0d%0a@h", "printable"),
             (&long, "printable"),
         ] {
-            let why = fault(https_proxy, bad);
+            let why = proxy_url(bad).unwrap_err();
             assert!(
                 why.contains(told) && !why.contains("hunter2"),
                 "{bad}: {why}"
@@ -308,7 +282,7 @@ mod tests {
 
     #[test]
     fn exceptions_are_names_addresses_and_nets() {
-        let read = |text| read(no_proxy, text).no_proxy;
+        let read = |text| no_proxy(text).unwrap();
         let name = |name: &str, port| ProxyException::Name(name.to_owned(), port);
         let net =
             |address: &str, bits, port| ProxyException::Net(address.parse().unwrap(), bits, port);
@@ -343,23 +317,18 @@ mod tests {
             "10.0.0.0/",
             "1.2.3.4/8:x",
         ] {
-            let why = fault(no_proxy, bad);
+            let why = no_proxy(bad).unwrap_err();
             assert_eq!(why, format!("{bad} is no address/bits"));
         }
         let many = "h,".repeat(NO_PROXY_MAX + 1);
-        assert_eq!(fault(no_proxy, &many), "these are 257");
+        assert_eq!(no_proxy(&many).unwrap_err(), "these are 257");
     }
 
     #[test]
     fn redirects_are_followed_or_passed() {
-        assert_eq!(
-            Settings::default().outbound.blob_redirect,
-            BlobRedirect::Follow
-        );
-        assert_eq!(
-            read(blob_redirect, "Pass").blob_redirect,
-            BlobRedirect::Pass
-        );
-        assert_eq!(fault(blob_redirect, "both"), "");
+        let read = |text| one_of(text, BlobRedirect::WORDS);
+        assert_eq!(read("follow"), Ok(BlobRedirect::default()));
+        assert_eq!(read("Pass"), Ok(BlobRedirect::Pass));
+        assert_eq!(read("both"), Err(String::new()));
     }
 }

@@ -1,80 +1,79 @@
 //! Text to values. Owns: how each kind of value is written. Must not: know where a text came from,
 //! or name the setting in an error (the caller does).
 
+use std::fmt::Display;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use super::table::{Accepts, Kind, Setting, State};
-use super::{Settings, UpstreamAuth};
+use super::Settings;
+use super::table::{Accepts, Kind, Range, Setting};
 use crate::log::{Format, Level};
-use crate::oci::{self, Registry, Scheme};
+use crate::oci::{Registry, Scheme};
 
-/// Most entries of `BLOB_HOSTS`: every redirect is held against each of them.
-const BLOB_HOSTS_MAX: usize = 64;
-/// Entries of `ECR`: as many as regions can have a token at a time.
-const REGISTRIES_MAX: usize = 64;
 /// Largest `MIN_RATE`: above it, clients behind a slow line that are all well would be cut.
 const MIN_RATE_MAX: u64 = 64 << 10;
+/// The words of `LOG_LEVEL`.
+pub(super) const LOG_LEVELS: &[(&str, Level)] = &[
+    ("debug", Level::Debug),
+    ("info", Level::Info),
+    ("warn", Level::Warn),
+    ("warning", Level::Warn),
+    ("error", Level::Error),
+];
+/// The words of `LOG_FORMAT`.
+pub(super) const LOG_FORMATS: &[(&str, Format)] = &[("json", Format::Json), ("text", Format::Text)];
 
 /// Reads `text` for `setting` and stores it.
 ///
 /// The error is the part of a fault after `NAME=value: `.
 pub(super) fn apply(setting: &Setting, settings: &mut Settings, text: &str) -> Result<(), String> {
-    match &setting.state {
-        State::Built(kind) => apply_kind(kind, settings, text),
-        State::NotBuilt { accepts, .. } => refuse(*accepts, text),
-    }
-}
-
-fn apply_kind(kind: &Kind, settings: &mut Settings, text: &str) -> Result<(), String> {
-    match kind {
-        Kind::Hours {
-            min,
-            max,
-            reason,
-            set,
-        } => {
-            let time = hours(text).filter(|time| (*min..=*max).contains(time));
-            let expected = || {
-                let (min, max) = (in_hours(*min), in_hours(*max));
-                format!("expected a number of hours from {min} to {max} ({reason})")
-            };
-            set(settings, time.ok_or_else(expected)?);
+    match &setting.kind {
+        Kind::File(set) => set(settings, PathBuf::from(text)),
+        Kind::Hours(range, set) => {
+            let time = hours(text).filter(|time| range.contains(time));
+            set(
+                settings,
+                time.ok_or_else(|| outside("a number of hours", range, in_hours))?,
+            );
         }
-        Kind::Number {
-            min,
-            max,
-            reason,
-            set,
-        } => {
-            let number = number(text).filter(|number| (*min..=*max).contains(number));
-            let expected = || format!("expected a whole number from {min} to {max} ({reason})");
-            set(settings, number.ok_or_else(expected)?);
+        Kind::Later(_, accepts) => refuse(*accepts, text)?,
+        Kind::Number(range, set) => {
+            let number = number(text).filter(|number| range.contains(number));
+            set(
+                settings,
+                number.ok_or_else(|| outside("a whole number", range, u32::clone))?,
+            );
         }
         Kind::Switch(set) => {
             let expected = "expected true or false (or yes, no, on, off, 1, 0)";
             set(settings, switch(text).ok_or(expected)?);
         }
-        Kind::Text { expected, set, .. } => {
-            set(settings, text).map_err(|why| match why.as_str() {
-                "" => format!("expected {expected}"),
-                why => format!("expected {expected}; {why}"),
-            })?;
-        }
-        Kind::Time {
-            min,
-            max,
-            reason,
-            set,
-        } => {
+        Kind::Text(_, expected, set) => set(settings, text).map_err(|why| match why.as_str() {
+            "" => format!("expected {expected}"),
+            why => format!("expected {expected}; {why}"),
+        })?,
+        Kind::Time(range, set) => {
             let time = time(text).map_err(|why| format!("expected a time {why}"))?;
-            if !(*min..=*max).contains(&time) {
-                let (min, max) = (written(*min), written(*max));
-                return Err(format!("expected a time from {min} to {max} ({reason})"));
-            }
-            set(settings, time);
+            let time = Some(time).filter(|time| range.contains(time));
+            set(
+                settings,
+                time.ok_or_else(|| outside("a time", range, written))?,
+            );
         }
     }
     Ok(())
+}
+
+fn outside<T: PartialOrd, W: Display>(
+    what: &str,
+    range: &Range<T>,
+    write: impl Fn(&T) -> W,
+) -> String {
+    format!(
+        "expected {what} from {} ({})",
+        range.ends(write),
+        range.reason
+    )
 }
 
 /// A value of a feature that does not exist passes only when it is true without it.
@@ -160,7 +159,7 @@ pub(super) fn size(text: &str) -> Option<u64> {
 }
 
 /// A time as [`time`] reads it, in the largest unit that is exact.
-pub(super) fn written(time: Duration) -> String {
+pub(super) fn written(time: &Duration) -> String {
     let ms = time.as_millis();
     match ms {
         0 => "0s".to_owned(),
@@ -172,8 +171,17 @@ pub(super) fn written(time: Duration) -> String {
 }
 
 /// A time as [`hours`] reads it.
-pub(super) fn in_hours(time: Duration) -> f64 {
+pub(super) fn in_hours(time: &Duration) -> f64 {
     time.as_secs_f64() / 3600.0
+}
+
+/// The text, if it is fit; the row's words say what would be.
+pub(super) fn keep_if(text: &str, fits: bool) -> Result<String, String> {
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err(String::new())
+    }
 }
 
 /// The entries of a list with commas, blanks around them dropped.
@@ -181,64 +189,6 @@ pub(super) fn list(text: &str) -> impl Iterator<Item = &str> {
     text.split(',')
         .map(str::trim)
         .filter(|item| !item.is_empty())
-}
-
-pub(super) fn registries(settings: &mut Settings, text: &str) -> Result<(), String> {
-    let mut registries: Vec<Registry> = Vec::new();
-    for entry in list(text) {
-        let shown = super::mask(entry);
-        let registry: Registry = entry.parse().map_err(|why| format!("{shown} has {why}"))?;
-        // By its name it could not be told from the other.
-        if registries
-            .iter()
-            .any(|other| is_same_host(other, &registry))
-        {
-            return Err(format!("{shown} is there twice"));
-        }
-        registries.push(registry);
-    }
-    match registries.len() {
-        0 => return Err(String::new()),
-        count if count > REGISTRIES_MAX => return Err(format!("these are {count}")),
-        _ => settings.registries = registries,
-    }
-    Ok(())
-}
-
-fn is_same_host(one: &Registry, other: &Registry) -> bool {
-    one.is_called(other.name()) || other.is_called(one.name())
-}
-
-pub(super) fn upstream_auth(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.upstream_auth = match text.to_ascii_lowercase().as_str() {
-        "ecr" => UpstreamAuth::Ecr,
-        "none" => UpstreamAuth::None,
-        _ => return Err(String::new()),
-    };
-    Ok(())
-}
-
-pub(super) fn blob_hosts(settings: &mut Settings, text: &str) -> Result<(), String> {
-    let hosts: Vec<String> = list(text).map(str::to_ascii_lowercase).collect();
-    if hosts.len() > BLOB_HOSTS_MAX {
-        return Err(format!("these are {}", hosts.len()));
-    }
-    // A lone dot, or a suffix that is only one label, would open whole top-level domains.
-    let fit = |host: &&String| match host.strip_prefix('.') {
-        Some(suffix) => suffix.contains('.') && !suffix.contains(':') && is_host(suffix),
-        None => is_host(host),
-    };
-    if let Some(bad) = hosts.iter().find(|host| !fit(host)) {
-        let bad = super::mask(bad);
-        return Err(format!("{bad} is none of these"));
-    }
-    settings.blob_hosts = hosts;
-    Ok(())
-}
-
-/// An authority whose host has no empty label at its start.
-fn is_host(text: &str) -> bool {
-    !text.starts_with('.') && oci::is_authority(text)
 }
 
 /// `scheme://host[:port]`, without a slash at the end.
@@ -256,35 +206,14 @@ pub(super) fn url(text: &str) -> Result<String, String> {
     Ok(url.strip_suffix(default_port).unwrap_or(&url).to_owned())
 }
 
-pub(super) fn min_rate(settings: &mut Settings, text: &str) -> Result<(), String> {
+pub(super) fn min_rate(text: &str) -> Result<u64, String> {
     let rate = size(text).ok_or_else(String::new)?;
     if rate > MIN_RATE_MAX {
         return Err(format!(
             "more than {MIN_RATE_MAX} would cut clients behind slow lines"
         ));
     }
-    settings.min_rate = rate;
-    Ok(())
-}
-
-pub(super) fn log_level(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.log_level = match text.to_ascii_lowercase().as_str() {
-        "debug" => Level::Debug,
-        "error" => Level::Error,
-        "info" => Level::Info,
-        "warn" | "warning" => Level::Warn,
-        _ => return Err(String::new()),
-    };
-    Ok(())
-}
-
-pub(super) fn log_format(settings: &mut Settings, text: &str) -> Result<(), String> {
-    settings.log_format = match text.to_ascii_lowercase().as_str() {
-        "json" => Format::Json,
-        "text" => Format::Text,
-        _ => return Err(String::new()),
-    };
-    Ok(())
+    Ok(rate)
 }
 
 #[cfg(test)]
@@ -311,7 +240,7 @@ mod tests {
     fn written_times_read_back() {
         for ms in [0, 1, 999, 1000, 1500, 60_000, 61_000, 3_600_000, 7_200_000] {
             let duration = Duration::from_millis(ms);
-            assert_eq!(time(&written(duration)), Ok(duration));
+            assert_eq!(time(&written(&duration)), Ok(duration));
         }
     }
 
@@ -352,16 +281,12 @@ mod tests {
 
     #[test]
     fn rates_are_sizes_up_to_a_limit() {
-        let mut settings = Settings::default();
-        assert_eq!(settings.min_rate, 256);
         for (text, bytes) in [("0", 0), ("1k", 1024), ("64k", MIN_RATE_MAX)] {
-            min_rate(&mut settings, text).unwrap();
-            assert_eq!(settings.min_rate, bytes);
+            assert_eq!(min_rate(text), Ok(bytes));
         }
-        assert_eq!(min_rate(&mut settings, "fast"), Err(String::new()));
-        let why = min_rate(&mut settings, "65537").unwrap_err();
+        assert_eq!(min_rate("fast"), Err(String::new()));
+        let why = min_rate("65537").unwrap_err();
         assert!(why.starts_with("more than 65536 would cut"), "{why}");
-        assert_eq!(settings.min_rate, MIN_RATE_MAX);
     }
 
     #[test]
@@ -389,23 +314,5 @@ mod tests {
         ] {
             assert!(url(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn blob_hosts_are_hosts_ports_and_suffixes() {
-        let mut settings = Settings::default();
-        blob_hosts(&mut settings, "S3.local:9000, .cdn.example.com,,[::1]:80").unwrap();
-        let expected = ["s3.local:9000", ".cdn.example.com", "[::1]:80"];
-        assert_eq!(settings.blob_hosts, expected);
-        for bad in [
-            ".", ".com", "..a.b", "*.a.b", "http://h", "h/p", "h:0", "a b", ".a.b:80", "u:p@h",
-        ] {
-            let why = blob_hosts(&mut settings, bad).unwrap_err();
-            assert!(why.ends_with("is none of these"), "{bad}: {why}");
-        }
-        let many = "h,".repeat(BLOB_HOSTS_MAX + 1);
-        let why = blob_hosts(&mut settings, &many).unwrap_err();
-        assert_eq!(why, "these are 65");
-        assert_eq!(settings.blob_hosts, expected);
     }
 }

@@ -13,22 +13,28 @@ mod operation;
 mod outbound;
 mod registry;
 
-use super::table::Setting;
+use super::table::{Group, Setting};
 
 /// The rows, file by file, in the order of help and documentation.
-static GROUPS: [&[Setting]; 9] = [
-    registry::ROWS,
-    outbound::ROWS,
-    aws::ROWS,
-    identity::ROWS,
-    clients::ROWS,
-    access::ROWS,
-    cache::ROWS,
-    limits::ROWS,
-    operation::ROWS,
+static GROUPS: [(Group, &[Setting]); 9] = [
+    (Group::Registry, registry::ROWS),
+    (Group::Registry, outbound::ROWS),
+    (Group::Aws, aws::ROWS),
+    (Group::Aws, identity::ROWS),
+    (Group::Clients, clients::ROWS),
+    (Group::Access, access::ROWS),
+    (Group::Cache, cache::ROWS),
+    (Group::Limits, limits::ROWS),
+    (Group::Operation, operation::ROWS),
 ];
 
 /// Every setting there is, in the table's order.
 pub fn table_rows() -> impl Iterator<Item = &'static Setting> + Clone {
-    GROUPS.iter().copied().flatten()
+    GROUPS.iter().flat_map(|(_, rows)| *rows)
+}
+
+/// The settings of one section, in the table's order.
+pub(super) fn rows_of(group: Group) -> impl Iterator<Item = &'static Setting> {
+    let groups = GROUPS.iter().filter(move |(of, _)| *of == group);
+    groups.flat_map(|(_, rows)| *rows)
 }

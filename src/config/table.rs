@@ -1,27 +1,27 @@
 //! What a setting is. Owns: the type of a row and its words. Must not: read arguments, variables or
 //! files (`parse.rs` and `config.rs` do). The rows themselves are in `rows.rs`.
 
+use std::fmt::Display;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Settings;
 
-/// One setting: everything that parser, help and documentation need to know of it.
+/// One setting: everything that parser, help and documentation need to know about it.
 #[derive(Debug)]
 pub struct Setting {
     /// The environment variable; the flag is the same words (`LISTEN_PORT` = `--listen-port`).
     pub name: &'static str,
     /// Further names, mostly those of the predecessors; each is a variable and a flag too.
     pub other_names: &'static [&'static str],
-    /// Where help and documentation show it.
-    pub group: Group,
     /// What holds when it is not given.
     pub preset: Preset,
+    /// How a value is read, and which field it goes to.
+    pub kind: Kind,
     /// One or two sentences for the user.
     pub meaning: &'static str,
     /// True when no output may show the value.
     pub secret: bool,
-    /// Whether the feature exists.
-    pub state: State,
 }
 
 impl Setting {
@@ -32,15 +32,36 @@ impl Setting {
 
     /// True when its feature exists in this version.
     pub const fn is_built(&self) -> bool {
-        matches!(self.state, State::Built(_))
+        !matches!(self.kind, Kind::Later(..))
     }
 
-    /// What a value is measured in.
-    pub const fn unit(&self) -> Unit {
-        match &self.state {
-            State::Built(kind) => kind.unit(),
-            State::NotBuilt { unit, .. } => *unit,
-        }
+    /// The same row with further names.
+    pub(super) const fn also(mut self, other_names: &'static [&'static str]) -> Self {
+        self.other_names = other_names;
+        self
+    }
+
+    /// The same row, its value never shown.
+    pub(super) const fn secret(mut self) -> Self {
+        self.secret = true;
+        self
+    }
+}
+
+/// A row with one name and no secret. The closures in `kind` call the [`Settings`] `s`.
+pub(super) const fn row(
+    name: &'static str,
+    preset: Preset,
+    kind: Kind,
+    meaning: &'static str,
+) -> Setting {
+    Setting {
+        name,
+        other_names: &[],
+        preset,
+        kind,
+        meaning,
+        secret: false,
     }
 }
 
@@ -112,20 +133,6 @@ impl Preset {
     }
 }
 
-/// Whether a setting's feature exists.
-#[derive(Debug)]
-pub enum State {
-    /// It does; this reads a value.
-    Built(Kind),
-    /// It does not: a value is refused by name, unless it says what is so today.
-    NotBuilt {
-        /// What a value will be measured in.
-        unit: Unit,
-        /// The values that are true today.
-        accepts: Accepts,
-    },
-}
-
 /// Values of a feature that is not built which are true all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accepts {
@@ -137,65 +144,66 @@ pub enum Accepts {
     Only(&'static [&'static str]),
 }
 
-/// How the value of a built setting is read, and where it goes.
+/// How a value is read, and where it goes.
 #[derive(Debug)]
 pub enum Kind {
+    /// A path. It is not looked at when it is read.
+    File(fn(&mut Settings, PathBuf)),
     /// A decimal number of hours; the one time without a unit, as the predecessors have it.
-    Hours {
-        /// Smallest.
-        min: Duration,
-        /// Largest.
-        max: Duration,
-        /// Why these limits.
-        reason: &'static str,
-        /// Stores it.
-        set: fn(&mut Settings, Duration),
-    },
+    Hours(Range<Duration>, fn(&mut Settings, Duration)),
+    /// The feature is not built: a value is refused by name, unless it is true without the feature.
+    Later(Unit, Accepts),
     /// A whole number.
-    Number {
-        /// Smallest.
-        min: u32,
-        /// Largest.
-        max: u32,
-        /// Why these limits.
-        reason: &'static str,
-        /// Stores it.
-        set: fn(&mut Settings, u32),
-    },
+    Number(Range<u32>, fn(&mut Settings, u32)),
     /// True or false.
     Switch(fn(&mut Settings, bool)),
-    /// Anything else.
-    Text {
-        /// What the text is.
-        unit: Unit,
-        /// What a fault says was expected.
-        expected: &'static str,
-        /// Reads and stores it; the error says what is wrong with this one, or is empty.
-        set: fn(&mut Settings, &str) -> Result<(), String>,
-    },
+    /// Anything else. The text says what was expected; the function's error says what is wrong with
+    /// this value, or is empty.
+    Text(
+        Unit,
+        &'static str,
+        fn(&mut Settings, &str) -> Result<(), String>,
+    ),
     /// A whole number with one of the units `ms s m h`.
-    Time {
-        /// Shortest.
-        min: Duration,
-        /// Longest.
-        max: Duration,
-        /// Why these limits.
-        reason: &'static str,
-        /// Stores it.
-        set: fn(&mut Settings, Duration),
-    },
+    Time(Range<Duration>, fn(&mut Settings, Duration)),
 }
 
 impl Kind {
-    const fn unit(&self) -> Unit {
+    /// What a value is measured in.
+    pub const fn unit(&self) -> Unit {
         match self {
-            Self::Hours { .. } => Unit::Hours,
-            Self::Number { .. } => Unit::Number,
+            Self::File(_) => Unit::Path,
+            Self::Hours(..) => Unit::Hours,
+            Self::Number(..) => Unit::Number,
             Self::Switch(_) => Unit::Switch,
-            Self::Text { unit, .. } => *unit,
-            Self::Time { .. } => Unit::Time,
+            Self::Later(unit, _) | Self::Text(unit, ..) => *unit,
+            Self::Time(..) => Unit::Time,
         }
     }
+}
+
+/// The smallest and the largest value.
+#[derive(Debug)]
+pub struct Range<T> {
+    min: T,
+    max: T,
+    /// Why these limits.
+    pub reason: &'static str,
+}
+
+impl<T: PartialOrd> Range<T> {
+    pub(super) fn contains(&self, value: &T) -> bool {
+        (&self.min..=&self.max).contains(&value)
+    }
+
+    /// `1 to 64`, each end as `write` writes it.
+    pub(super) fn ends<W: Display>(&self, write: impl Fn(&T) -> W) -> String {
+        format!("{} to {}", write(&self.min), write(&self.max))
+    }
+}
+
+pub(super) const fn range<T: Copy>(min: T, max: T, reason: &'static str) -> Range<T> {
+    Range { min, max, reason }
 }
 
 /// What a value is measured in, or what it is.
@@ -244,56 +252,23 @@ impl Unit {
 /// What a switch that is off may be called.
 pub(super) const OFF: Accepts = Accepts::Only(&["false", "0", "no", "off"]);
 
-/// What most rows share: one name, no secret, not built.
-pub(super) const ROW: Setting = Setting {
-    name: "",
-    other_names: &[],
-    group: Group::Registry,
-    preset: Preset::Unset(""),
-    meaning: "",
-    secret: false,
-    state: State::NotBuilt {
-        unit: Unit::Text,
-        accepts: Accepts::Nothing,
-    },
-};
-
-pub(super) const fn later(unit: Unit, accepts: Accepts) -> State {
-    State::NotBuilt { unit, accepts }
-}
-
-pub(super) const fn number(
-    min: u32,
-    max: u32,
-    reason: &'static str,
-    set: fn(&mut Settings, u32),
-) -> State {
-    let kind = Kind::Number {
-        min,
-        max,
-        reason,
-        set,
-    };
-    State::Built(kind)
-}
-
-pub(super) const fn text(
-    unit: Unit,
-    expected: &'static str,
-    set: fn(&mut Settings, &str) -> Result<(), String>,
-) -> State {
-    let kind = Kind::Text {
-        unit,
-        expected,
-        set,
-    };
-    State::Built(kind)
-}
-
 pub(super) const URL: &str = "http:// or https://, a host and at most a port";
 pub(super) const VISIBLE: &str = "visible ASCII characters without spaces";
 pub(super) const ROLE_ARN: &str = "the ARN of a role, arn:PARTITION:iam::ACCOUNT:role/NAME";
 pub(super) const COUNT_REASON: &str = "each holds up to 256 KiB of buffers";
+
+/// Stores what was read from a value in its field.
+pub(super) fn put<T, F: From<T>>(field: &mut F, read: Result<T, String>) -> Result<(), String> {
+    *field = read?.into();
+    Ok(())
+}
+
+/// The value that a word stands for, in any case.
+pub(super) fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
+    let mut words = words.iter();
+    let found = words.find(|(word, _)| word.eq_ignore_ascii_case(text));
+    found.map(|(_, value)| *value).ok_or_else(String::new)
+}
 
 /// A count as the rest of the program keeps it; lossless, as Linux has no 16-bit machines.
 pub(super) fn size(count: u32) -> usize {

@@ -59,7 +59,7 @@ fn every_row_is_whole() {
             !setting.meaning.contains(['|', '\n']),
             "{name} breaks the page"
         );
-        let mut settings = Settings::unset();
+        let mut settings = Settings::default();
         assert_eq!(apply_preset(setting, &mut settings), Ok(()), "{name}");
         let shown = matches!(setting.preset, Preset::Value(_));
         assert!(!(setting.secret && shown), "{name} has a secret default");

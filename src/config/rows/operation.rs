@@ -1,50 +1,42 @@
-//! Rows of the table: log, shutdown and modes of running. Pure data.
+//! Rows of the table: log and shutdown. Pure data.
 
 use std::time::Duration;
 
 use crate::config::parse;
+use crate::config::table::Kind::*;
+use crate::config::table::Preset::Value;
 use crate::config::table::*;
 
 pub(super) static ROWS: &[Setting] = &[
-    Setting {
-        name: "OFFLINE",
-        group: Group::Registry,
-        preset: Preset::Value("false"),
-        meaning: "No upstream or AWS call at all: serve the cache.",
-        state: later(Unit::Switch, OFF),
-        ..ROW
-    },
-    Setting {
-        name: "SHUTDOWN_GRACE",
-        group: Group::Operation,
-        preset: Preset::Value("30s"),
-        meaning: "Time that running transfers get to end after SIGTERM.",
-        state: State::Built(Kind::Time {
-            min: Duration::ZERO,
-            max: Duration::from_secs(3600),
-            reason: "a stop that takes longer is no stop",
-            set: |settings, time| settings.shutdown_grace = time,
-        }),
-        ..ROW
-    },
-    Setting {
-        name: "LOG_LEVEL",
-        group: Group::Operation,
-        preset: Preset::Value("INFO"),
-        meaning: "`DEBUG`, `INFO`, `WARN` (or `WARNING`) or `ERROR`, in any case.",
-        state: text(
+    row(
+        "SHUTDOWN_GRACE",
+        Value("30s"),
+        Time(
+            range(
+                Duration::ZERO,
+                Duration::from_secs(3600),
+                "a stop that takes longer is no stop",
+            ),
+            |s, time| s.shutdown_grace = time,
+        ),
+        "Time that running transfers get to end after SIGTERM.",
+    ),
+    row(
+        "LOG_LEVEL",
+        Value("INFO"),
+        Text(
             Unit::Text,
             "DEBUG, INFO, WARN or ERROR in any case",
-            parse::log_level,
+            |s, text| put(&mut s.log_level, one_of(text, parse::LOG_LEVELS)),
         ),
-        ..ROW
-    },
-    Setting {
-        name: "LOG_FORMAT",
-        group: Group::Operation,
-        preset: Preset::Value("text"),
-        meaning: "`text` (key=value) or `json`; one line per request.",
-        state: text(Unit::Text, "text or json", parse::log_format),
-        ..ROW
-    },
+        "`DEBUG`, `INFO`, `WARN` (or `WARNING`) or `ERROR`, in any case.",
+    ),
+    row(
+        "LOG_FORMAT",
+        Value("text"),
+        Text(Unit::Text, "text or json", |s, text| {
+            put(&mut s.log_format, one_of(text, parse::LOG_FORMATS))
+        }),
+        "`text` (key=value) or `json`; one line per request.",
+    ),
 ];

@@ -1,52 +1,59 @@
 //! Rows of the table: which registry, and what may be fetched for it. Pure data.
 
+use crate::config::table::Kind::*;
+use crate::config::table::Preset::{Unset, Value};
 use crate::config::table::*;
-use crate::config::{outbound, parse};
+use crate::config::{BlobRedirect, UpstreamAuth, registry};
 
 pub(super) static ROWS: &[Setting] = &[
-    Setting {
-        name: "ECR",
-        other_names: &["UPSTREAM"],
-        group: Group::Registry,
-        preset: Preset::Unset("the registry that the token names"),
-        meaning: "The registries, `[https://]host[:port]` with commas; the first is the default \
-                  one. `http://` is for another proxy or a test.",
-        state: text(
+    row(
+        "ECR",
+        Unset("the registry that the token names"),
+        Text(
             Unit::List,
             "at most 64 of [http://|https://]host[:port], with commas",
-            parse::registries,
+            |s, text| put(&mut s.registries, registry::registries(text)),
         ),
-        ..ROW
-    },
-    Setting {
-        name: "UPSTREAM_AUTH",
-        group: Group::Registry,
-        preset: Preset::Value("ecr"),
-        meaning: "`ecr` sends an ECR token; `none` sends nothing, for an upstream that is another \
-                  `aws-ecr-proxy`.",
-        state: text(Unit::Text, "ecr or none", parse::upstream_auth),
-        ..ROW
-    },
-    Setting {
-        name: "BLOB_HOSTS",
-        group: Group::Registry,
-        preset: Preset::Unset("none but AWS's own S3 and CloudFront hosts"),
-        meaning: "Further hosts that a redirect of the registry may lead to, as `host`, \
-                  `host:port` or `.suffix`.",
-        state: text(
+        "The registries, `[https://]host[:port]` with commas; the first is the default one. \
+         `http://` is for another proxy or a test.",
+    )
+    .also(&["UPSTREAM"]),
+    row(
+        "UPSTREAM_AUTH",
+        Value("ecr"),
+        Text(Unit::Text, "ecr or none", |s, text| {
+            put(&mut s.upstream_auth, one_of(text, UpstreamAuth::WORDS))
+        }),
+        "`ecr` sends an ECR token; `none` sends nothing, for an upstream that is another \
+         `aws-ecr-proxy`.",
+    ),
+    row(
+        "BLOB_HOSTS",
+        Unset("none but AWS's own S3 and CloudFront hosts"),
+        Text(
             Unit::List,
             "at most 64 of host, host:port or .suffix, with commas",
-            parse::blob_hosts,
+            |s, text| put(&mut s.blob_hosts, registry::blob_hosts(text)),
         ),
-        ..ROW
-    },
-    Setting {
-        name: "BLOB_REDIRECT",
-        group: Group::Registry,
-        preset: Preset::Value("follow"),
-        meaning: "`follow` fetches blobs through the proxy; `pass` hands the registry's redirect \
-                  to the client, so that blobs are not cached.",
-        state: text(Unit::Text, "follow or pass", outbound::blob_redirect),
-        ..ROW
-    },
+        "Further hosts that a redirect of the registry may lead to, as `host`, `host:port` or \
+         `.suffix`.",
+    ),
+    row(
+        "BLOB_REDIRECT",
+        Value("follow"),
+        Text(Unit::Text, "follow or pass", |s, text| {
+            put(
+                &mut s.outbound.blob_redirect,
+                one_of(text, BlobRedirect::WORDS),
+            )
+        }),
+        "`follow` fetches blobs through the proxy; `pass` hands the registry's redirect to the \
+         client, so that blobs are not cached.",
+    ),
+    row(
+        "OFFLINE",
+        Value("false"),
+        Later(Unit::Switch, OFF),
+        "No upstream or AWS call at all: serve the cache.",
+    ),
 ];
