@@ -132,7 +132,6 @@ impl Cache {
         let entry = TagEntry {
             digest: digest.clone(),
             media_type: kind.to_owned(),
-            size: bytes.len() as u64,
             confirmed: at(used),
         };
         self.with(repository, |scope| {

@@ -14,8 +14,6 @@ pub struct TagEntry {
     pub digest: Digest,
     /// Its media type.
     pub media_type: String,
-    /// Its length in bytes.
-    pub size: u64,
     /// When upstream last said so; kept to the millisecond.
     pub confirmed: SystemTime,
 }
@@ -57,7 +55,6 @@ impl TagFile {
                 json!({
                     "digest": entry.digest.as_str(),
                     "mediaType": entry.media_type,
-                    "size": entry.size,
                     "confirmed": millis(entry.confirmed),
                 })
             })
@@ -115,7 +112,6 @@ fn entry(value: &Value) -> Option<TagEntry> {
     Some(TagEntry {
         digest: value.get("digest")?.as_str()?.parse().ok()?,
         media_type: value.get("mediaType")?.as_str()?.to_owned(),
-        size: value.get("size")?.as_u64()?,
         confirmed: UNIX_EPOCH.checked_add(confirmed)?,
     })
 }
@@ -142,7 +138,6 @@ mod tests {
         TagEntry {
             digest: digest(n),
             media_type: media_type.to_owned(),
-            size: u64::from(n),
             confirmed: at(confirmed),
         }
     }

@@ -336,7 +336,6 @@ fn keep_tag(
     let entry = TagEntry {
         digest: manifest.digest.clone(),
         media_type: manifest.media_type.clone(),
-        size: manifest.bytes.len() as u64,
         confirmed: SystemTime::now(),
     };
     let kept = pull

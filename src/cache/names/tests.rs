@@ -69,7 +69,6 @@ fn entry(n: u8, media_type: &str, confirmed: u64) -> TagEntry {
     TagEntry {
         digest: digest(n),
         media_type: media_type.to_owned(),
-        size: 7,
         confirmed: at(confirmed),
     }
 }

@@ -144,7 +144,6 @@ fn keep(
     let (Some(digest), Some(media_type)) = (digest, media_type) else {
         return;
     };
-    let size = bytes.len() as u64;
     let pushed = Manifest {
         digest,
         media_type,
@@ -158,7 +157,6 @@ fn keep(
         let entry = TagEntry {
             digest: pushed.digest,
             media_type: pushed.media_type,
-            size,
             confirmed: SystemTime::now(),
         };
         let partition = &pull.exchange.partition;
