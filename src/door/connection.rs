@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::body::{BodyFault, BodyReader};
 use super::connections::{Connection, DoorState};
-use super::head::{self, BodyFraming, Head, Scan};
+use super::head::{BodyFraming, Head, HeadParser};
 use super::lanes::LaneFault;
 use super::reply::{self, ReplyContext, WriteFault, Written};
 use super::socket::{ClientSocket, is_timeout};
@@ -174,29 +174,22 @@ fn read_head(
 ) -> Result<Head, NoHead> {
     let mut deadline = Instant::now() + shared.limits.idle;
     let mut begun = false;
-    let mut scanned = 0;
+    let mut parser = HeadParser::default();
     loop {
         // An empty line before a request is ignored (RFC 9112 §2.2).
         while socket.buffered().starts_with(b"\r\n") {
             socket.consume(2);
-            scanned = 0;
+            parser = HeadParser::default();
         }
         if !begun && !socket.buffered().is_empty() {
             begun = true;
             deadline = Instant::now() + shared.limits.head;
         }
-        let bytes = socket.buffered();
-        match head::scan(bytes, scanned).map_err(NoHead::Refused)? {
-            Scan::End(end) => {
-                let head = head::check(bytes.get(..end).unwrap_or_default());
-                socket.consume(end);
-                // From here on nobody may close the connection for being idle.
-                if !connection.set_busy() {
-                    return Err(NoHead::Silent);
-                }
-                return head.map_err(NoHead::Refused);
-            }
-            Scan::More => scanned = bytes.len(),
+        let parsed = parser.advance(socket.buffered());
+        if let Some((head, length)) = parsed.map_err(NoHead::Refused)? {
+            socket.consume(length);
+            // From here on nobody may close the connection for being idle.
+            return connection.set_busy().then_some(head).ok_or(NoHead::Silent);
         }
         match socket.fill(deadline) {
             Ok(0) => return Err(NoHead::Silent),

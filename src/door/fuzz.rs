@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use super::body::BodyReader;
-use super::head::{self, BodyFraming, Scan};
+use super::head::{BodyFraming, HeadParser};
 use super::lanes::Lanes;
 use super::limits::DoorLimits;
 use super::socket::ClientSocket;
@@ -19,20 +19,13 @@ use super::stream::ClientStream;
 /// # Panics
 /// When that does not hold.
 pub fn head(bytes: &[u8], lanes: &Lanes) {
-    let at_once = head::scan(bytes, 0);
-    let half = bytes.len() / 2;
-    let begun = head::scan(bytes.get(..half).unwrap_or_default(), 0);
-    if let (Ok(Scan::More), Ok(Scan::End(end))) = (&begun, &at_once) {
-        let resumed = head::scan(bytes, half);
-        assert!(
-            matches!(resumed, Ok(Scan::End(other)) if other == *end),
-            "two scans end at different bytes"
-        );
+    let at_once = HeadParser::default().advance(bytes);
+    let mut parser = HeadParser::default();
+    let half = bytes.get(..bytes.len() / 2).unwrap_or_default();
+    if parser.advance(half) == Ok(None) {
+        assert_eq!(parser.advance(bytes), at_once, "two readings differ");
     }
-    let Ok(Scan::End(end)) = at_once else {
-        return;
-    };
-    let Ok(head) = head::check(bytes.get(..end).unwrap_or_default()) else {
+    let Ok(Some((head, _))) = at_once else {
         return;
     };
     assert!(

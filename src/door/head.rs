@@ -1,10 +1,9 @@
 //! Request heads. Owns: what the door lets in, and in which words a worker gets to see it.
 //! Must not: read a socket, or know what a path means.
 //!
-//! Order of the checks: every byte (no bare LF or CR, no control, nothing beyond ASCII: `httparse`
-//! lets some of it pass), the request line as soon as it is there, then `httparse`, then the rules
-//! of RFC 9112 that decide where the request ends. Whatever two readers could take differently is
-//! refused, for that is how requests are smuggled.
+//! Every byte is checked as it comes, every line when it is whole, and at the end the rules of RFC
+//! 9112 that say where the request ends. Two readers must never see two different requests in the
+//! same bytes, since that is how requests are smuggled: whatever is ambiguous is refused.
 
 use super::limits::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
 use crate::message::{DOOR_FIELD, Headers};
@@ -53,89 +52,90 @@ pub enum BodyFraming {
     Length(u64),
 }
 
-/// How far a head has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scan {
-    /// The head ends before this offset.
-    End(usize),
-    /// More bytes are needed.
-    More,
+/// Reads one head as its bytes come. Each byte is looked at once.
+#[derive(Debug, Default)]
+pub struct HeadParser {
+    /// Bytes looked at so far.
+    seen: usize,
+    /// Where the line begins that is being read.
+    line_start: usize,
+    request_line: Option<RequestLine>,
+    headers: Headers,
 }
 
-/// Looks through the bytes of a head as they come. `from` is where the last scan stopped.
-pub(super) fn scan(bytes: &[u8], from: usize) -> Result<Scan, OciError> {
-    let mut previous = from.checked_sub(1).and_then(|at| bytes.get(at)).copied();
-    for (at, byte) in bytes.iter().copied().enumerate().skip(from) {
-        match (previous, byte) {
-            (Some(b'\r'), b'\n') => {
-                let line = bytes.get(..at.saturating_sub(1)).unwrap_or_default();
-                if !line.contains(&b'\n') {
-                    parse_request_line(line)?;
-                }
-                if line.ends_with(b"\r\n") && at < HEAD_BYTES_MAX {
-                    return Ok(Scan::End(at + 1));
-                }
+impl HeadParser {
+    /// Looks at the bytes that are new since the last call. `bytes` begins with the first byte of
+    /// the head in every call. Returns the head and its length in bytes, or none when more bytes
+    /// are needed.
+    ///
+    /// # Errors
+    /// The answer that refuses the head. The connection has to be closed after it.
+    pub fn advance(&mut self, bytes: &[u8]) -> Result<Option<(Head, usize)>, OciError> {
+        let readable = bytes.len().min(HEAD_BYTES_MAX);
+        while self.seen < readable {
+            let line = bytes.get(self.line_start..self.seen).unwrap_or_default();
+            let byte = bytes.get(self.seen).copied().unwrap_or_default();
+            check_byte(line, byte, self.seen)?;
+            self.seen += 1;
+            if byte != b'\n' {
+                continue;
             }
-            (_, b'\n') => return Err(bad_request("a line ends in a bare LF; lines end in CRLF")),
-            (Some(b'\r'), _) => return Err(bad_request("a CR that no LF follows")),
-            (_, b'\r' | b'\t' | 0x20..=0x7e) => {}
-            _ => {
-                return Err(bad_request(format!(
-                    "byte 0x{byte:02x} at offset {at} of the head"
-                )));
+            self.line_start = self.seen;
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            if !self.end_line(line)? {
+                continue;
             }
+            let done = std::mem::take(self);
+            let head = check_fields(done.request_line.unwrap_or_default(), done.headers)?;
+            return Ok(Some((head, done.seen)));
         }
-        previous = Some(byte);
+        if self.seen < HEAD_BYTES_MAX {
+            return Ok(None);
+        }
+        let (status, what) = match &self.request_line {
+            Some(_) => (431, "head"),
+            None => (414, "request line"),
+        };
+        let why = format!("{what} of over {HEAD_BYTES_MAX} bytes");
+        Err(bad_request(why).with_status(status))
     }
-    if bytes.len() < HEAD_BYTES_MAX {
-        return Ok(Scan::More);
+
+    /// Takes a whole line, without its CRLF. True when it was the empty line that ends the head.
+    fn end_line(&mut self, line: &[u8]) -> Result<bool, OciError> {
+        // `check_byte` has let only ASCII pass.
+        let line = std::str::from_utf8(line).unwrap_or_default();
+        if self.request_line.is_none() {
+            self.request_line = Some(RequestLine::parse(line)?);
+            return Ok(false);
+        }
+        if line.is_empty() {
+            return Ok(true);
+        }
+        if self.headers.len() == HEAD_FIELDS_MAX {
+            return Err(bad_request(format!("over {HEAD_FIELDS_MAX} header fields")).with_status(431));
+        }
+        // A line that continues the one before (obs-fold) has a blank in front, which no name has.
+        let field = line.split_once(':').filter(|(name, _)| is_token(name));
+        let (name, value) = field.ok_or_else(|| bad_request("a header line is not `name: value`"))?;
+        self.headers.add(name, value.trim_matches([' ', '\t']));
+        Ok(false)
     }
-    let (status, what) = if bytes.contains(&b'\n') {
-        (431, "head")
-    } else {
-        (414, "request line")
-    };
-    let why = format!("{what} of over {HEAD_BYTES_MAX} bytes");
-    Err(bad_request(why).with_status(status))
 }
 
-/// Checks a whole head, its empty line included.
-///
-/// # Errors
-/// The answer that refuses it.
-pub fn check(bytes: &[u8]) -> Result<Head, OciError> {
-    match scan(bytes, 0)? {
-        Scan::End(end) if end == bytes.len() => {}
-        _ => return Err(bad_request("not one whole head")),
+/// Refuses a byte that no head has in this place: a CR or LF alone, a control character, anything
+/// beyond ASCII. `line` is what came before it on its line.
+fn check_byte(line: &[u8], byte: u8, offset: usize) -> Result<(), OciError> {
+    match (line.last(), byte) {
+        (Some(b'\r'), b'\n') => Ok(()),
+        (_, b'\n') => Err(bad_request("a line ends in a bare LF; lines end in CRLF")),
+        (Some(b'\r'), _) => Err(bad_request("a CR that no LF follows")),
+        (_, b'\r' | b'\t' | 0x20..=0x7e) => Ok(()),
+        _ => Err(bad_request(format!("byte 0x{byte:02x} at offset {offset} of the head"))),
     }
-    let line_end = bytes
-        .windows(2)
-        .position(|pair| pair == b"\r\n")
-        .unwrap_or_default();
-    let line = parse_request_line(bytes.get(..line_end).unwrap_or_default())?;
-    let mut fields = [httparse::EMPTY_HEADER; HEAD_FIELDS_MAX];
-    let mut parsed = httparse::Request::new(&mut fields);
-    match parsed.parse(bytes) {
-        Ok(httparse::Status::Complete(_)) => {}
-        Ok(httparse::Status::Partial) => return Err(bad_request("not one whole head")),
-        Err(httparse::Error::TooManyHeaders) => {
-            return Err(
-                bad_request(format!("over {HEAD_FIELDS_MAX} header fields")).with_status(431)
-            );
-        }
-        Err(error) => return Err(bad_request(format!("malformed head: {error}"))),
-    }
-    let mut headers = Headers::new();
-    for field in parsed.headers.iter() {
-        let value =
-            std::str::from_utf8(field.value).map_err(|_| bad_request("a value beyond ASCII"))?;
-        headers.add(field.name, value.trim_matches([' ', '\t']));
-    }
-    check_fields(&line, headers)
 }
 
 /// The rules that look at fields together.
-fn check_fields(line: &RequestLine<'_>, mut headers: Headers) -> Result<Head, OciError> {
+fn check_fields(line: RequestLine, mut headers: Headers) -> Result<Head, OciError> {
     let (authority, target) = split_target(line.target)?;
     let host = read_host(&headers, line.http11)?;
     let framing = read_framing(&headers, line.http11)?;
@@ -165,7 +165,7 @@ fn check_fields(line: &RequestLine<'_>, mut headers: Headers) -> Result<Head, Oc
         headers.set("Host", authority);
     }
     Ok(Head {
-        method: line.method.to_owned(),
+        method: line.method,
         target,
         headers,
         http11: line.http11,
@@ -193,53 +193,62 @@ impl Head {
     }
 }
 
-struct RequestLine<'a> {
-    method: &'a str,
-    target: &'a str,
+#[derive(Debug, Default)]
+struct RequestLine {
+    method: String,
+    target: String,
     http11: bool,
 }
 
-/// `method SP request-target SP HTTP-version` (RFC 9112 §3), one space each.
-fn parse_request_line(line: &[u8]) -> Result<RequestLine<'_>, OciError> {
-    let text = std::str::from_utf8(line).map_err(|_| bad_request("a request line beyond ASCII"))?;
-    let mut parts = text.split(' ');
-    let (Some(method), Some(target), Some(version), None) =
-        (parts.next(), parts.next(), parts.next(), parts.next())
-    else {
-        return Err(bad_request("request line is not `method target HTTP/1.1`"));
-    };
-    let tchar = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    if method.is_empty() || !method.bytes().all(tchar) {
-        return Err(bad_request("method is not a token"));
+impl RequestLine {
+    /// `method SP request-target SP HTTP-version` (RFC 9112 §3), one space each.
+    fn parse(line: &str) -> Result<Self, OciError> {
+        let mut parts = line.split(' ');
+        let (Some(method), Some(target), Some(version), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(bad_request("request line is not `method target HTTP/1.1`"));
+        };
+        if !is_token(method) {
+            return Err(bad_request("method is not a token"));
+        }
+        let is_visible = |b: u8| matches!(b, 0x21..=0x7e) && b != b'#';
+        if target.is_empty() || !target.bytes().all(is_visible) {
+            return Err(bad_request("request target has characters that no target may have"));
+        }
+        Ok(Self {
+            method: method.to_owned(),
+            target: target.to_owned(),
+            http11: is_http11(version)?,
+        })
     }
-    let visible = |b: u8| matches!(b, 0x21..=0x7e) && b != b'#';
-    if target.is_empty() || !target.bytes().all(visible) {
-        return Err(bad_request(
-            "request target has characters that no target may have",
-        ));
-    }
-    let http11 = match version {
-        "HTTP/1.1" => true,
-        "HTTP/1.0" => false,
+}
+
+/// True for HTTP/1.1, false for HTTP/1.0; other versions are refused.
+fn is_http11(version: &str) -> Result<bool, OciError> {
+    match version {
+        "HTTP/1.1" => Ok(true),
+        "HTTP/1.0" => Ok(false),
         other => {
             let digits = other.strip_prefix("HTTP/").map(str::as_bytes);
             let is_version = matches!(digits, Some([b'0'..=b'9', b'.', b'0'..=b'9']));
             let status = if is_version { 505 } else { 400 };
             let why = format!("version {other:?}; HTTP/1.0 and HTTP/1.1 are spoken here");
-            return Err(bad_request(why).with_status(status));
+            Err(bad_request(why).with_status(status))
         }
-    };
-    Ok(RequestLine {
-        method,
-        target,
-        http11,
-    })
+    }
+}
+
+/// A token of RFC 9110 §5.6.2, as methods and field names are.
+fn is_token(text: &str) -> bool {
+    let is_tchar = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    !text.is_empty() && text.bytes().all(is_tchar)
 }
 
 /// Origin form, and absolute form, whose authority is the host (RFC 9112 §3.2.2).
-fn split_target(target: &str) -> Result<(Option<String>, String), OciError> {
+fn split_target(target: String) -> Result<(Option<String>, String), OciError> {
     if target.starts_with('/') {
-        return Ok((None, target.to_owned()));
+        return Ok((None, target));
     }
     let rest = match target.split_once("://") {
         Some((scheme, rest))
@@ -329,8 +338,12 @@ fn bad_request(why: impl Into<String>) -> OciError {
 mod tests {
     use super::*;
 
+    /// Parses a head that is whole, and nothing after it.
     fn head(text: &str) -> Result<Head, OciError> {
-        check(text.as_bytes())
+        let parsed = HeadParser::default().advance(text.as_bytes())?;
+        let (head, length) = parsed.expect("a whole head");
+        assert_eq!(length, text.len());
+        Ok(head)
     }
 
     fn get(fields: &str) -> Result<Head, OciError> {
@@ -358,8 +371,8 @@ mod tests {
         let head = head("GET http://b:81/v2/?n=1 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
         assert_eq!(head.target, "/v2/?n=1");
         assert_eq!(head.headers.first("Host"), Some("b:81"));
-        let bare = check(b"GET http://b?x HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-        assert_eq!(bare.target, "/?x");
+        let bare = self::head("GET http://b?x HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(bare.unwrap().target, "/?x");
     }
 
     #[test]
@@ -538,20 +551,23 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_in_pieces_finds_what_a_whole_scan_finds() {
+    fn a_head_in_pieces_is_the_same_as_at_once() {
         let text = b"GET / HTTP/1.1\r\nHost: a\r\n\r\nrest";
-        for cut in 0..text.len() {
-            let scanned = match scan(&text[..cut], 0).unwrap() {
-                Scan::End(end) => Scan::End(end),
-                Scan::More => scan(text, cut).unwrap(),
-            };
-            assert_eq!(scanned, Scan::End(text.len() - 4), "{cut}");
+        let whole = HeadParser::default().advance(text).unwrap().unwrap();
+        assert_eq!(whole.1, text.len() - 4);
+        for cut in 0..whole.1 {
+            let mut parser = HeadParser::default();
+            assert_eq!(parser.advance(&text[..cut]).unwrap(), None, "{cut}");
+            assert_eq!(parser.advance(text).unwrap().as_ref(), Some(&whole), "{cut}");
         }
     }
 
     #[test]
-    fn an_old_style_request_is_refused_at_its_first_line() {
-        assert_eq!(scan(b"GET /\r\n", 0).unwrap_err().status, 400);
+    fn a_bad_head_is_refused_at_its_first_bad_byte_or_line() {
+        for begun in ["GET /\r\n", "GET / HTTP/1.1\r\nHost\r\n", "GET /\0", "\x16", "\r\r"] {
+            let refused = HeadParser::default().advance(begun.as_bytes());
+            assert_eq!(refused.unwrap_err().status, 400, "{begun:?}");
+        }
     }
 
     #[test]

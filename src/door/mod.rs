@@ -25,7 +25,7 @@ mod stream;
 mod tls;
 
 pub use accept::{Door, Drained};
-pub use head::{Head, check};
+pub use head::{Head, HeadParser};
 pub use lanes::Lanes;
 pub use limits::{CONNECTION_STACK_BYTES, DoorLimits, HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
 pub use rate::MinRate;
