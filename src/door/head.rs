@@ -112,11 +112,14 @@ impl HeadParser {
             return Ok(true);
         }
         if self.headers.len() == HEAD_FIELDS_MAX {
-            return Err(bad_request(format!("over {HEAD_FIELDS_MAX} header fields")).with_status(431));
+            return Err(
+                bad_request(format!("over {HEAD_FIELDS_MAX} header fields")).with_status(431)
+            );
         }
         // A line that continues the one before (obs-fold) has a blank in front, which no name has.
         let field = line.split_once(':').filter(|(name, _)| is_token(name));
-        let (name, value) = field.ok_or_else(|| bad_request("a header line is not `name: value`"))?;
+        let (name, value) =
+            field.ok_or_else(|| bad_request("a header line is not `name: value`"))?;
         self.headers.add(name, value.trim_matches([' ', '\t']));
         Ok(false)
     }
@@ -130,7 +133,9 @@ fn check_byte(line: &[u8], byte: u8, offset: usize) -> Result<(), OciError> {
         (_, b'\n') => Err(bad_request("a line ends in a bare LF; lines end in CRLF")),
         (Some(b'\r'), _) => Err(bad_request("a CR that no LF follows")),
         (_, b'\r' | b'\t' | 0x20..=0x7e) => Ok(()),
-        _ => Err(bad_request(format!("byte 0x{byte:02x} at offset {offset} of the head"))),
+        _ => Err(bad_request(format!(
+            "byte 0x{byte:02x} at offset {offset} of the head"
+        ))),
     }
 }
 
@@ -214,7 +219,9 @@ impl RequestLine {
         }
         let is_visible = |b: u8| matches!(b, 0x21..=0x7e) && b != b'#';
         if target.is_empty() || !target.bytes().all(is_visible) {
-            return Err(bad_request("request target has characters that no target may have"));
+            return Err(bad_request(
+                "request target has characters that no target may have",
+            ));
         }
         Ok(Self {
             method: method.to_owned(),
@@ -558,13 +565,23 @@ mod tests {
         for cut in 0..whole.1 {
             let mut parser = HeadParser::default();
             assert_eq!(parser.advance(&text[..cut]).unwrap(), None, "{cut}");
-            assert_eq!(parser.advance(text).unwrap().as_ref(), Some(&whole), "{cut}");
+            assert_eq!(
+                parser.advance(text).unwrap().as_ref(),
+                Some(&whole),
+                "{cut}"
+            );
         }
     }
 
     #[test]
     fn a_bad_head_is_refused_at_its_first_bad_byte_or_line() {
-        for begun in ["GET /\r\n", "GET / HTTP/1.1\r\nHost\r\n", "GET /\0", "\x16", "\r\r"] {
+        for begun in [
+            "GET /\r\n",
+            "GET / HTTP/1.1\r\nHost\r\n",
+            "GET /\0",
+            "\x16",
+            "\r\r",
+        ] {
             let refused = HeadParser::default().advance(begun.as_bytes());
             assert_eq!(refused.unwrap_err().status, 400, "{begun:?}");
         }

@@ -4,13 +4,16 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use standin::{Layer, Options, Server, digest};
 
-use crate::support::{Cached, Front, Http, Proxy, Response, SOON, Scratch, error_of, wait_until};
+use crate::support::{
+    Cached, Front, Http, Proxy, Response, SOON, Scratch, error_of, in_parallel, wait_until,
+};
 
 /// alice:open sesame and bob:pässwörd, by `htpasswd -nbB -C 4`: a check takes a millisecond.
 pub(crate) const CHEAP: &str = "\
@@ -348,14 +351,18 @@ fn who_guesses_is_slowed_down_and_nobody_else() {
     front.standin.put_image("team/app", "1.0", &[]);
     let address = front.address();
     assert_eq!(get(address, "/v2/", "bob:pässwörd").status, 200);
-    for _ in 0..5 {
-        assert_challenged(&get(address, MANIFEST, "alice:guess"), "a guess");
-    }
-    let slowed = get(address, MANIFEST, "alice:guess");
-    assert_eq!(
-        (slowed.status, error_of(&slowed).0),
-        (429, "TOOMANYREQUESTS".into())
-    );
+    // Side by side, as neither people nor scripts do.
+    let guess = |number: usize| get(address, MANIFEST, &format!("alice:guess {number}"));
+    let slowed = Mutex::new(None);
+    in_parallel(80, |number| {
+        let got = guess(number);
+        assert!(matches!(got.status, 401 | 429), "{}", got.status);
+        if got.status == 429 {
+            *slowed.lock().unwrap() = Some(got);
+        }
+    });
+    let slowed = slowed.into_inner().unwrap().expect("a guess too many");
+    assert_eq!(error_of(&slowed).0, "TOOMANYREQUESTS");
     let wait: u64 = slowed.header("Retry-After").unwrap().parse().unwrap();
     assert!((1..=2).contains(&wait), "{wait}");
     // Who came in before, at the same address; who comes in now; and the same name elsewhere.
@@ -365,13 +372,45 @@ fn who_guesses_is_slowed_down_and_nobody_else() {
     // That login is remembered now, wherever it is used.
     assert_eq!(get(address, MANIFEST, RIGHT).status, 200);
     assert_eq!(front.standin.count(Server::Registry, "GET", MANIFEST), 3);
-    // Addresses that a client makes up are no way around it.
-    let login = basic("alice:guess");
-    let forged = [
-        ("Authorization", login.as_str()),
-        ("X-Forwarded-For", "10.1.2.3"),
-    ];
-    assert_eq!(front.call("GET", MANIFEST, &forged, b"").status, 429);
+}
+
+#[test]
+fn bug_five_wrong_passwords_made_clients_hang_for_a_minute() {
+    let front = front(&File::new(CHEAP));
+    let address = front.address();
+    // A person that mistypes, and a script that repeats an old password: always "unauthorized",
+    // never a 429 that clients repeat in silence.
+    for number in 0..12 {
+        let got = get(address, "/v2/", &format!("alice:slip {number}"));
+        assert_challenged(&got, "a slip");
+    }
+    let begun = Instant::now();
+    for _ in 0..4 {
+        assert_challenged(&get(address, "/v2/", "alice:slip 0"), "an old password");
+    }
+    assert!(
+        begun.elapsed() >= Duration::from_secs(4),
+        "answered at once"
+    );
+    assert_eq!(get(address, "/v2/", RIGHT).status, 200);
+}
+
+#[test]
+fn an_address_that_a_client_makes_up_is_no_way_around_the_brake() {
+    let front = front(&File::new(CHEAP));
+    let statuses = Mutex::new(Vec::new());
+    in_parallel(80, |number| {
+        let login = basic(&format!("alice:guess {number}"));
+        let made_up = format!("10.1.2.{number}");
+        let fields = [
+            ("Authorization", login.as_str()),
+            ("X-Forwarded-For", &made_up),
+        ];
+        let got = front.call("GET", MANIFEST, &fields, b"");
+        statuses.lock().unwrap().push(got.status);
+    });
+    let statuses = statuses.into_inner().unwrap();
+    assert!(statuses.contains(&429), "{statuses:?}");
 }
 
 #[test]

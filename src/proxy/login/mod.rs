@@ -3,8 +3,9 @@
 //!
 //! bcrypt takes 0.1 s by design, so it never runs on a worker: [`Logins::admit`] makes it part of
 //! the exchange, which runs on the connection's own thread, and at most [`CHECKS_MAX`] at a time.
-//! What was proved once is remembered as a tag under a key of this process, so that a worker knows
-//! it again at once.
+//! What was proved once, right or wrong, is remembered as a tag under a key of this process: a
+//! worker knows a right login again at once, and a script that repeats an old password costs one
+//! bcrypt. Wrong ones are answered slowly, on the connection's own thread, too.
 //!
 //! Locks: `state` and `brake`, held for map operations, never both, never while bcrypt runs.
 
@@ -37,10 +38,16 @@ const CHECKS_MAX: usize = 2;
 const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Said in `Retry-After` when one's turn did not come.
 const TURN_RETRY_SECONDS: &str = "5";
-/// Proved logins kept, 48 bytes each. Past that the one unused longest has to be proved again.
+/// Logins kept of either kind, 48 bytes each. Past that the one unused longest has to be proved
+/// again.
 const REMEMBERED_MAX: usize = 4096;
-/// A proved login is forgotten when it was not used for so long.
-const REMEMBERED_LIFE: Duration = Duration::from_secs(3600);
+/// A right login is forgotten when it was not used for so long.
+const RIGHT_LIFE: Duration = Duration::from_secs(3600);
+/// A wrong login is forgotten when it was not tried for so long.
+const WRONG_LIFE: Duration = Duration::from_secs(15 * 60);
+/// How long the refusal of a login is held back that was wrong before: as long as a script that
+/// tries it all day should wait, and short enough not to look stuck.
+const REPEATED_DELAY: Duration = Duration::from_secs(1);
 /// Largest file: 16,000 users.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// RFC 7617 §2; the character set of §2.1 says that names and passwords are UTF-8.
@@ -61,8 +68,14 @@ struct LoginTable {
     users: Arc<Users>,
     /// Grows with each change of the users: what was proved against older ones does not count.
     generation: u64,
-    /// When each was used last.
-    remembered: HashMap<CredentialTag, Instant>,
+    right: LoginMemory,
+    wrong: LoginMemory,
+}
+
+/// Logins and when each was used last.
+struct LoginMemory {
+    used: HashMap<CredentialTag, Instant>,
+    life: Duration,
 }
 
 /// What credentials are remembered by.
@@ -75,9 +88,9 @@ struct LoginAttempt {
     peer: Option<IpAddr>,
 }
 
-/// What can be said without bcrypt.
+/// What is known of a login without bcrypt.
 enum LoginVerdict {
-    Known,
+    Right,
     Refused(LoginRefusal),
     Unproved(LoginAttempt),
 }
@@ -85,12 +98,17 @@ enum LoginVerdict {
 /// Why a client may not come in.
 #[derive(Debug, PartialEq, Eq)]
 enum LoginRefusal {
-    /// There is no login, or it is wrong; the words are for the log.
-    Challenge(String),
+    /// There is no login, or it is wrong.
+    Challenge {
+        /// The reason, for the log.
+        why: String,
+        /// How long the answer is held back.
+        delay: Duration,
+    },
     /// Its turn did not come.
     Crowded,
-    /// Too many failed.
-    Slow(Duration),
+    /// Too many failed side by side.
+    TooMany(Duration),
 }
 
 impl Logins {
@@ -104,7 +122,8 @@ impl Logins {
         let state = LoginTable {
             users: Arc::new(users),
             generation: 0,
-            remembered: HashMap::new(),
+            right: LoginMemory::new(RIGHT_LIFE),
+            wrong: LoginMemory::new(WRONG_LIFE),
         };
         Ok(Self {
             path: path.to_owned(),
@@ -132,7 +151,8 @@ impl Logins {
         if *state.users != users {
             state.users = Arc::new(users);
             state.generation += 1;
-            state.remembered.clear();
+            state.right.used.clear();
+            state.wrong.used.clear();
         }
         Ok(())
     }
@@ -145,13 +165,14 @@ impl Logins {
         then: impl FnOnce() -> Answer + Send + 'static,
     ) -> Answer {
         let attempt = match self.judge_request(request) {
-            LoginVerdict::Known => return then(),
-            LoginVerdict::Refused(refusal) => return Answer::Now(refusal.into_reply()),
+            LoginVerdict::Right => return then(),
+            LoginVerdict::Refused(refusal) => return refusal.into_answer(),
             LoginVerdict::Unproved(attempt) => attempt,
         };
         let logins = Arc::clone(self);
         Answer::Later(Box::new(move |body| {
             if let Err(refusal) = logins.prove(&attempt, Instant::now() + TURN_TIMEOUT) {
+                std::thread::sleep(refusal.delay());
                 return refusal.into_reply();
             }
             match then() {
@@ -163,7 +184,10 @@ impl Logins {
 
     /// Touches memory only.
     fn judge_request(&self, request: &Request) -> LoginVerdict {
-        let challenge = |why: &str| LoginVerdict::Refused(LoginRefusal::Challenge(why.to_owned()));
+        let challenge = |why: &str| {
+            let (why, delay) = (why.to_owned(), Duration::ZERO);
+            LoginVerdict::Refused(LoginRefusal::Challenge { why, delay })
+        };
         let credentials = match BasicCredentials::from_headers(&request.headers) {
             Ok(Some(credentials)) => credentials,
             Ok(None) => return challenge("no login"),
@@ -174,11 +198,13 @@ impl Logins {
             credentials,
             peer: request.peer.address,
         };
-        if self.is_remembered(&attempt) {
-            return LoginVerdict::Known;
+        match self.recall(&attempt) {
+            Some(Ok(())) => return LoginVerdict::Right,
+            Some(Err(refusal)) => return LoginVerdict::Refused(refusal),
+            None => {}
         }
         match self.check_rate(&attempt) {
-            Some(wait) => LoginVerdict::Refused(LoginRefusal::Slow(wait)),
+            Some(wait) => LoginVerdict::Refused(LoginRefusal::TooMany(wait)),
             None => LoginVerdict::Unproved(attempt),
         }
     }
@@ -190,11 +216,11 @@ impl Logins {
             return Err(LoginRefusal::Crowded);
         };
         // A crowd with one login waits for one check; one that guesses has to wait longer by now.
-        if self.is_remembered(attempt) {
-            return Ok(());
+        if let Some(known) = self.recall(attempt) {
+            return known;
         }
         if let Some(wait) = self.check_rate(attempt) {
-            return Err(LoginRefusal::Slow(wait));
+            return Err(LoginRefusal::TooMany(wait));
         }
         let (users, generation) = {
             let state = self.lock();
@@ -203,24 +229,38 @@ impl Logins {
         metrics::PASSWORD_CHECKS.inc();
         let name = attempt.credentials.name();
         let is_right = users.check(name, attempt.credentials.password(), &self.key);
-        let now = self.clock.monotonic();
+        let (peer, now) = (attempt.peer, self.clock.monotonic());
+        self.lock().remember(attempt.tag, generation, is_right, now);
         if is_right {
-            self.lock().remember(attempt.tag, generation, now);
-            self.brake().record_success(attempt.peer, name, now);
+            self.brake().record_success(peer, name, now);
             return Ok(());
         }
-        self.brake().record_failure(attempt.peer, name, now);
         metrics::LOGINS_FAILED.inc();
+        let mut brake = self.brake();
+        brake.record_failure(peer, name, now);
+        let delay = brake.delay(peer, name, now);
         // A name that nobody has may be a password in the wrong place.
-        Err(LoginRefusal::Challenge(match users.has(name) {
+        let why = match users.has(name) {
             true => format!("wrong password for {name}"),
             false => "unknown user".to_owned(),
-        }))
+        };
+        Err(LoginRefusal::Challenge { why, delay })
     }
 
-    fn is_remembered(&self, attempt: &LoginAttempt) -> bool {
+    /// What is remembered of the login, if anything is.
+    fn recall(&self, attempt: &LoginAttempt) -> Option<Result<(), LoginRefusal>> {
         let now = self.clock.monotonic();
-        self.lock().recall(&attempt.tag, now)
+        let mut table = self.lock();
+        if table.right.recall(&attempt.tag, now) {
+            return Some(Ok(()));
+        }
+        table.wrong.recall(&attempt.tag, now).then(|| {
+            metrics::LOGINS_FAILED.inc();
+            Err(LoginRefusal::Challenge {
+                why: "the same wrong login as before".to_owned(),
+                delay: REPEATED_DELAY,
+            })
+        })
     }
 
     fn check_rate(&self, attempt: &LoginAttempt) -> Option<Duration> {
@@ -249,9 +289,28 @@ impl Logins {
 }
 
 impl LoginTable {
+    fn remember(&mut self, tag: CredentialTag, generation: u64, is_right: bool, now: Instant) {
+        if generation != self.generation {
+            return;
+        }
+        let memory = if is_right {
+            &mut self.right
+        } else {
+            &mut self.wrong
+        };
+        memory.add(tag, now);
+    }
+}
+
+impl LoginMemory {
+    fn new(life: Duration) -> Self {
+        let used = HashMap::new();
+        Self { used, life }
+    }
+
     fn recall(&mut self, tag: &CredentialTag, now: Instant) -> bool {
-        match self.remembered.get_mut(tag) {
-            Some(used) if now < *used + REMEMBERED_LIFE => {
+        match self.used.get_mut(tag) {
+            Some(used) if now < *used + self.life => {
                 *used = now;
                 true
             }
@@ -259,28 +318,44 @@ impl LoginTable {
         }
     }
 
-    fn remember(&mut self, tag: CredentialTag, generation: u64, now: Instant) {
-        if generation != self.generation {
-            return;
+    fn add(&mut self, tag: CredentialTag, now: Instant) {
+        if self.used.len() >= REMEMBERED_MAX {
+            self.used.retain(|_, used| now < *used + self.life);
         }
-        if self.remembered.len() >= REMEMBERED_MAX {
-            self.remembered
-                .retain(|_, used| now < *used + REMEMBERED_LIFE);
-        }
-        if self.remembered.len() >= REMEMBERED_MAX {
-            let unused_longest = self.remembered.iter().min_by_key(|(_, used)| **used);
+        if self.used.len() >= REMEMBERED_MAX {
+            let unused_longest = self.used.iter().min_by_key(|(_, used)| **used);
             if let Some(tag) = unused_longest.map(|(tag, _)| *tag) {
-                self.remembered.remove(&tag);
+                self.used.remove(&tag);
             }
         }
-        self.remembered.insert(tag, now);
+        self.used.insert(tag, now);
     }
 }
 
 impl LoginRefusal {
+    /// How long the reply is to be held back.
+    const fn delay(&self) -> Duration {
+        match self {
+            Self::Challenge { delay, .. } => *delay,
+            Self::Crowded | Self::TooMany(_) => Duration::ZERO,
+        }
+    }
+
+    /// The reply, which a worker must not wait for.
+    fn into_answer(self) -> Answer {
+        let delay = self.delay();
+        if delay.is_zero() {
+            return Answer::Now(self.into_reply());
+        }
+        Answer::Later(Box::new(move |_| {
+            std::thread::sleep(delay);
+            self.into_reply()
+        }))
+    }
+
     fn into_reply(self) -> Reply {
         match self {
-            Self::Challenge(why) => {
+            Self::Challenge { why, .. } => {
                 // The same whatever was wrong.
                 let words = "login required, with a name and password that this proxy knows";
                 let mut reply = refuse(&OciError::new(ErrorCode::Unauthorized, words));
@@ -293,7 +368,7 @@ impl LoginRefusal {
                 refuse(&OciError::new(ErrorCode::Unavailable, words))
                     .with("Retry-After", TURN_RETRY_SECONDS)
             }
-            Self::Slow(wait) => {
+            Self::TooMany(wait) => {
                 let seconds = wait.as_millis().div_ceil(1000);
                 let words = format!("too many failed logins: try again in {seconds} s");
                 refuse(&OciError::new(ErrorCode::TooManyRequests, words))
