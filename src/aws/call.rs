@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::credentials::Credentials;
-use super::fault::{CallFault, FaultKind, Refusal};
+use super::fault::{AwsFault, CallFault, FaultKind, Refusal};
 use super::sigv4;
 use super::skew::Skew;
 use crate::clock::Clock;
@@ -43,31 +43,27 @@ pub(super) struct Ask {
 
 impl Ask {
     /// A failure of this call.
-    pub(super) fn fault(
+    fn fault(
         &self,
         credentials: &Credentials,
         status: Option<u16>,
-        refusal: Refusal,
-    ) -> Box<CallFault> {
-        Box::new(CallFault {
+        mut refusal: Refusal,
+    ) -> AwsFault {
+        refusal.message = credentials.redact(&refusal.message);
+        AwsFault::from(CallFault {
             call: self.operation,
-            status,
-            code: refusal.code,
-            message: credentials.redact(&refusal.message),
-            region: self.region.clone(),
-            source: credentials.source.clone(),
+            region: &self.region,
+            source: &credentials.source,
             permission: self.permission,
-            kind: refusal.kind,
+            status,
+            refusal,
         })
     }
 
-    /// A reply with status 200 that is not what the API documents.
-    pub(super) fn odd_reply(&self, credentials: &Credentials, reason: &str) -> Box<CallFault> {
-        let refusal = Refusal {
-            code: None,
-            message: format!("the reply {reason}; is the endpoint an AWS API?"),
-            kind: FaultKind::Transient,
-        };
+    /// A reply with status 200 that is not as the API documents it.
+    pub(super) fn odd_reply(&self, credentials: &Credentials, reason: &str) -> AwsFault {
+        let message = format!("the reply {reason}; is the endpoint an AWS API?");
+        let refusal = Refusal::of_ours(message, FaultKind::Transient);
         self.fault(credentials, Some(200), refusal)
     }
 }
@@ -93,12 +89,12 @@ impl Caller {
         self.skew.correct(self.clock.now())
     }
 
-    /// What calls are made through.
+    /// The way to AWS.
     pub(super) const fn api(&self) -> &Arc<dyn Api> {
         &self.api
     }
 
-    /// What times are read from.
+    /// The clock.
     pub(super) const fn clock(&self) -> &Arc<dyn Clock> {
         &self.clock
     }
@@ -112,11 +108,7 @@ impl Caller {
     ///
     /// # Errors
     /// No reply, or one whose status is not 200.
-    pub(super) fn call(
-        &self,
-        ask: &Ask,
-        credentials: &Credentials,
-    ) -> Result<ApiReply, Box<CallFault>> {
+    pub(super) fn call(&self, ask: &Ask, credentials: &Credentials) -> Result<ApiReply, AwsFault> {
         match self.once(ask, credentials) {
             Err((fault, true)) if fault.may_be_skew() => {
                 self.once(ask, credentials).map_err(|(fault, _)| fault)
@@ -134,17 +126,13 @@ impl Caller {
         &self,
         ask: &Ask,
         bearer: &Credentials,
-    ) -> Result<ApiReply, Box<CallFault>> {
+    ) -> Result<ApiReply, AwsFault> {
         let outcome = self.send(ask, bearer, &request(ask));
         outcome.map_err(|(fault, _)| fault)
     }
 
     /// The flag beside the fault says that the reply moved our idea of AWS's time far.
-    fn once(
-        &self,
-        ask: &Ask,
-        credentials: &Credentials,
-    ) -> Result<ApiReply, (Box<CallFault>, bool)> {
+    fn once(&self, ask: &Ask, credentials: &Credentials) -> Result<ApiReply, (AwsFault, bool)> {
         let signed = sigv4::sign(
             request(ask),
             credentials,
@@ -153,11 +141,7 @@ impl Caller {
             self.aws_now(),
         );
         let signed = signed.map_err(|message| {
-            let refusal = Refusal {
-                code: None,
-                message,
-                kind: FaultKind::Permanent,
-            };
+            let refusal = Refusal::of_ours(message, FaultKind::Permanent);
             (ask.fault(credentials, None, refusal), false)
         })?;
         self.send(ask, credentials, &signed)
@@ -168,9 +152,9 @@ impl Caller {
         ask: &Ask,
         credentials: &Credentials,
         call: &ApiCall,
-    ) -> Result<ApiReply, (Box<CallFault>, bool)> {
+    ) -> Result<ApiReply, (AwsFault, bool)> {
         let reply = self.api.call(call).map_err(|fault| {
-            let refusal = Refusal::no_reply(&fault);
+            let refusal = Refusal::of_ours(fault.to_string(), FaultKind::Transient);
             (ask.fault(credentials, None, refusal), false)
         })?;
         let moved = self.skew.learn(&reply);

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::call::{Ask, CALL_TIMEOUT, Caller};
 use super::credentials::Credentials;
 use super::endpoint;
-use super::fault::CallFault;
+use super::fault::AwsFault;
 use crate::config::AwsSettings;
 use crate::message::Headers;
 use crate::oci::{self, Registry};
@@ -233,7 +233,7 @@ pub(super) fn authorization_token(
     url: String,
     realm: &Realm,
     credentials: &Credentials,
-) -> Result<AuthorizationToken, Box<CallFault>> {
+) -> Result<AuthorizationToken, AwsFault> {
     let (service, target, permission) = if realm.public {
         (
             "ecr-public",

@@ -1,5 +1,5 @@
-//! What AWS APIs say when they refuse. Owns: reading error replies of either format and sorting
-//! them by what to do next. Must not: retry or wait; `token` does.
+//! Failures on the AWS side. Owns: reading the error replies of AWS's APIs in either format, sorting
+//! failures by what to do next, and their words. Must not: retry or wait; `token` does.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 
 use super::xml;
-use crate::upstream::{ApiReply, UpstreamError};
+use crate::upstream::ApiReply;
 
 /// Longest message of AWS's that is passed on, in characters: enough for an ARN or two.
 const MESSAGE_CHARS_MAX: usize = 300;
@@ -32,28 +32,44 @@ pub(super) enum FaultKind {
     Unconfigured,
 }
 
-/// A failed call.
+/// A failure in words, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct CallFault {
-    /// The API's operation.
-    pub(super) call: &'static str,
-    /// The reply's status; none without a reply.
-    pub(super) status: Option<u16>,
-    /// AWS's error code.
-    pub(super) code: Option<String>,
-    /// AWS's message, or our own reason.
-    pub(super) message: String,
-    /// The region signed for.
-    pub(super) region: String,
-    /// Where the credentials came from.
-    pub(super) source: String,
-    /// The IAM action that the call needs, if any.
-    pub(super) permission: Option<&'static str>,
+pub(super) struct AwsFault {
+    /// What failed and what to mend, without secrets.
+    pub(super) text: String,
     /// What to do.
     pub(super) kind: FaultKind,
+    /// AWS's error code, if it answered with one.
+    pub(super) code: Option<String>,
 }
 
-impl CallFault {
+impl AwsFault {
+    pub(super) fn new(text: impl Into<String>, kind: FaultKind) -> Self {
+        Self {
+            text: text.into(),
+            kind,
+            code: None,
+        }
+    }
+
+    /// Nothing changes until somebody changes something.
+    pub(super) fn lasting(text: impl Into<String>) -> Self {
+        Self::new(text, FaultKind::Permanent)
+    }
+
+    /// May well work the next time.
+    pub(super) fn passing(text: impl Into<String>) -> Self {
+        Self::new(text, FaultKind::Transient)
+    }
+
+    /// True when somebody must mend something first.
+    pub(super) const fn is_lasting(&self) -> bool {
+        matches!(
+            self.kind,
+            FaultKind::ExpiredCredentials | FaultKind::Permanent | FaultKind::Unconfigured
+        )
+    }
+
     /// True for codes with which AWS answers a signature that is too old or too new. AccessDenied
     /// is among them for some services (aws-runtime, `service_clock_skew.rs`).
     pub(super) fn may_be_skew(&self) -> bool {
@@ -69,7 +85,7 @@ impl CallFault {
         )
     }
 
-    /// True when AWS knows the key not, or no longer: others must be fetched.
+    /// True when AWS does not know the key, or no longer: another one must be fetched.
     pub(super) fn rejects_key(&self) -> bool {
         matches!(
             self.code.as_deref(),
@@ -81,53 +97,67 @@ impl CallFault {
             )
         )
     }
+}
 
-    /// What to grant, set or wait for; every failure has something, but for a reply that is odd,
-    /// whose message says it.
+impl fmt::Display for AwsFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// A failed call, as it is put into words.
+#[derive(Debug, Clone)]
+pub(super) struct CallFault<'a> {
+    /// The API's operation.
+    pub(super) call: &'static str,
+    /// The region signed for.
+    pub(super) region: &'a str,
+    /// Where the credentials came from.
+    pub(super) source: &'a str,
+    /// The IAM action that the call needs, if any.
+    pub(super) permission: Option<&'static str>,
+    /// The reply's status; none without a reply.
+    pub(super) status: Option<u16>,
+    /// AWS's words, or our own.
+    pub(super) refusal: Refusal,
+}
+
+impl From<CallFault<'_>> for AwsFault {
+    fn from(fault: CallFault<'_>) -> Self {
+        Self {
+            text: fault.to_string(),
+            kind: fault.refusal.kind,
+            code: fault.refusal.code,
+        }
+    }
+}
+
+impl CallFault<'_> {
+    /// What to grant, set or wait for. Every failure has a remedy, but for an odd reply, whose
+    /// message is one.
     fn remedy(&self) -> Option<String> {
-        if let FaultKind::ClockSkew = self.kind {
+        if self.refusal.kind == FaultKind::ClockSkew {
             return Some("set this machine's clock".into());
         }
-        let code = self.code.as_deref().unwrap_or_default();
-        if let Some(remedy) = web_identity_remedy(self.call, code) {
+        let code = self.refusal.code.as_deref().unwrap_or_default();
+        if self.call == "AssumeRoleWithWebIdentity"
+            && let Some(remedy) = web_identity_remedy(code)
+        {
             return Some(remedy.into());
         }
-        let remedy = match code {
-            "AccessDenied" | "AccessDeniedException" => {
-                let needed = self.permission.map(|action| format!("grant {action}"));
-                let denied = || format!("see that no policy denies {}", self.call);
-                return Some(needed.unwrap_or_else(denied));
-            }
-            "ExpiredToken" | "ExpiredTokenException" => "renew the temporary credentials",
-            "IncompleteSignature"
-            | "IncompleteSignatureException"
-            | "MissingAuthenticationToken"
-            | "MissingAuthenticationTokenException" => {
-                "something changes the request on its way; check the outbound proxy and \
-                 AWS_ENDPOINT_URL"
-            }
-            "InvalidClientTokenId" | "UnrecognizedClientException" => {
-                "check the access key id, the session token and whether the region is enabled"
-            }
-            "InvalidSignatureException" | "SignatureDoesNotMatch" => {
-                "check the secret access key and this machine's clock"
-            }
-            "OptInRequired" | "SubscriptionRequiredException" => {
-                "enable the service or the region in the account"
-            }
-            "RegionDisabledException" => {
-                "enable STS for this region in the account, or set AWS_REGION to another one"
-            }
-            "ValidationError" => {
-                "check the role's ARN, the name of the session and duration_seconds"
-            }
-            _ => return self.remedy_by_kind().map(Into::into),
-        };
-        Some(remedy.into())
+        if let "AccessDenied" | "AccessDeniedException" = code {
+            return Some(match self.permission {
+                Some(action) => format!("grant {action}"),
+                None => format!("see that no policy denies {}", self.call),
+            });
+        }
+        code_remedy(code)
+            .or_else(|| self.remedy_by_kind())
+            .map(Into::into)
     }
 
     const fn remedy_by_kind(&self) -> Option<&'static str> {
-        match (self.kind, self.status) {
+        match (self.refusal.kind, self.status) {
             (FaultKind::Throttled { .. }, _) => {
                 Some("this account and region make too many calls; it is tried again later")
             }
@@ -136,7 +166,7 @@ impl CallFault {
             }
             (FaultKind::Transient, Some(200)) => None,
             (FaultKind::Transient, Some(_)) => Some("AWS's own failure; it is tried again"),
-            (FaultKind::Permanent, Some(_)) if self.code.is_none() => {
+            (FaultKind::Permanent, Some(_)) if self.refusal.code.is_none() => {
                 Some("is the endpoint an AWS API? check AWS_ENDPOINT_URL and the outbound proxy")
             }
             (FaultKind::Permanent, Some(_)) => {
@@ -147,12 +177,36 @@ impl CallFault {
     }
 }
 
+fn code_remedy(code: &str) -> Option<&'static str> {
+    Some(match code {
+        "ExpiredToken" | "ExpiredTokenException" => "renew the temporary credentials",
+        "IncompleteSignature"
+        | "IncompleteSignatureException"
+        | "MissingAuthenticationToken"
+        | "MissingAuthenticationTokenException" => {
+            "something changes the request on its way; check the outbound proxy and \
+             AWS_ENDPOINT_URL"
+        }
+        "InvalidClientTokenId" | "UnrecognizedClientException" => {
+            "check the access key id, the session token and whether the region is enabled"
+        }
+        "InvalidSignatureException" | "SignatureDoesNotMatch" => {
+            "check the secret access key and this machine's clock"
+        }
+        "OptInRequired" | "SubscriptionRequiredException" => {
+            "enable the service or the region in the account"
+        }
+        "RegionDisabledException" => {
+            "enable STS for this region in the account, or set AWS_REGION to another one"
+        }
+        "ValidationError" => "check the role's ARN, the name of the session and duration_seconds",
+        _ => return None,
+    })
+}
+
 /// What to mend when STS refuses a web identity token (STS API reference,
 /// `AssumeRoleWithWebIdentity`, Errors).
-fn web_identity_remedy(call: &str, code: &str) -> Option<&'static str> {
-    if call != "AssumeRoleWithWebIdentity" {
-        return None;
-    }
+fn web_identity_remedy(code: &str) -> Option<&'static str> {
     Some(match code {
         "AccessDenied" | "AccessDeniedException" => {
             "check the role's ARN, and let its trust policy allow sts:AssumeRoleWithWebIdentity \
@@ -171,10 +225,10 @@ fn web_identity_remedy(call: &str, code: &str) -> Option<&'static str> {
     })
 }
 
-impl fmt::Display for CallFault {
+impl fmt::Display for CallFault<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.call)?;
-        match (self.status, self.code.as_deref()) {
+        match (self.status, self.refusal.code.as_deref()) {
             (None, _) => f.write_str(" failed")?,
             (Some(status), None) => write!(f, " {status}")?,
             (Some(status), Some(code)) => write!(f, " {status} {code}")?,
@@ -182,7 +236,7 @@ impl fmt::Display for CallFault {
         write!(
             f,
             " in {} via {}: {}",
-            self.region, self.source, self.message
+            self.region, self.source, self.refusal.message
         )?;
         match self.remedy() {
             Some(remedy) => write!(f, "; {remedy}"),
@@ -192,7 +246,7 @@ impl fmt::Display for CallFault {
 }
 
 /// Code, message and kind of a refusal.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) code: Option<String>,
     pub(super) message: String,
@@ -228,12 +282,12 @@ impl Refusal {
         }
     }
 
-    /// No reply came.
-    pub(super) fn no_reply(fault: &UpstreamError) -> Self {
+    /// A failure that is not AWS's answer.
+    pub(super) const fn of_ours(message: String, kind: FaultKind) -> Self {
         Self {
             code: None,
-            message: fault.to_string(),
-            kind: FaultKind::Transient,
+            message,
+            kind,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What the fuzzer calls of the AWS side; compiled for it alone. Owns: what must hold of any bytes.
 //! Must not: be part of the program.
 
-use super::credentials::profile;
+use super::sources::profile;
 
 /// A shared credentials or config file.
 ///

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::fault::one_line;
+use super::fault::{AwsFault, FaultKind, one_line};
 use crate::clock::Clock;
 use crate::config::InstanceSettings;
 use crate::message::Headers;
@@ -50,6 +50,19 @@ impl fmt::Display for ImdsFault {
         match self {
             Self::Failed { text, .. } | Self::Unreachable(text) => f.write_str(text),
         }
+    }
+}
+
+impl From<ImdsFault> for AwsFault {
+    fn from(fault: ImdsFault) -> Self {
+        let (text, kind) = match fault {
+            ImdsFault::Failed {
+                text, passes: true, ..
+            } => (text, FaultKind::Transient),
+            ImdsFault::Failed { text, .. } => (text, FaultKind::Permanent),
+            ImdsFault::Unreachable(text) => (text, FaultKind::Unconfigured),
+        };
+        Self::new(text, kind)
     }
 }
 

@@ -1,9 +1,9 @@
-//! The AWS side. Owns: who we are ([`credentials`]), what we sign (`sigv4`), whom we call (`ecr`,
-//! `sts`) and the tokens that come of it ([`token`]). Must not: know of clients, repositories or
-//! caches, or open a connection itself (an [`Api`](crate::upstream::Api) is handed in).
+//! The AWS side. Owns: our identity (`credentials`, `sources`), signed calls (`sigv4`, `call`), the
+//! APIs we call (`ecr`, `sts`) and the tokens they give ([`token`]). Must not: know of clients,
+//! repositories or caches, or open a connection itself (an [`Api`](crate::upstream::Api) is handed in).
 
 mod call;
-pub mod credentials;
+mod credentials;
 pub mod ecr;
 mod endpoint;
 mod fault;
@@ -12,6 +12,7 @@ pub mod fuzz;
 mod imds;
 mod sigv4;
 mod skew;
+mod sources;
 pub mod sts;
 pub mod token;
 mod xml;

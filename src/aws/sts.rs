@@ -5,22 +5,17 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::call::{Ask, CALL_TIMEOUT, Caller};
-use super::credentials::{Credentials, SourceFault};
-use super::fault::CallFault;
-use super::{endpoint, xml};
-use crate::calendar;
+use super::credentials::{Credentials, Role};
+use super::fault::AwsFault;
+use super::{endpoint, time, xml};
 use crate::config::{AwsSettings, StsEndpoints};
-use crate::log;
+use crate::log::{self, Secret};
 use crate::message::Headers;
-use crate::secret::Secret;
 use crate::upstream::ApiReply;
 
 /// Longest time for asking who we are. It runs on the thread that renews tokens and only adds a
 /// line to the log, so it gets less than a call that matters.
 const IDENTITY_TIMEOUT: Duration = Duration::from_secs(5);
-/// The session's name unless another one is set: a constant, so that trust policies can demand it
-/// (`sts:RoleSessionName`).
-pub(super) const SESSION_NAME: &str = "aws-ecr-proxy";
 /// The region that signs for the global host.
 const GLOBAL_REGION: &str = "us-east-1";
 /// The regions that `legacy` leads to the global host (endpoint rule set of the AWS SDKs).
@@ -63,7 +58,7 @@ pub(super) fn caller_identity(
     settings: &AwsSettings,
     region: &str,
     credentials: &Credentials,
-) -> Result<Identity, SourceFault> {
+) -> Result<Identity, AwsFault> {
     let ask = ask(
         settings,
         region,
@@ -71,35 +66,14 @@ pub(super) fn caller_identity(
         &[],
         (None, IDENTITY_TIMEOUT),
     )
-    .map_err(SourceFault::lasting)?;
-    let read = |ask: &Ask| -> Result<Identity, Box<CallFault>> {
-        let reply = caller.call(ask, credentials)?;
-        let document = String::from_utf8_lossy(&reply.body);
-        let text = |name| {
-            xml::first_text(&document, name)
-                .filter(|text| !text.is_empty())
-                .ok_or_else(|| ask.odd_reply(credentials, &format!("has no {name}")))
-        };
-        Ok(Identity {
-            account: text("Account")?,
-            arn: text("Arn")?,
-            user_id: text("UserId")?,
-        })
-    };
-    Ok(read(&ask)?)
-}
-
-/// A role to assume, and how.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Role {
-    /// Which.
-    pub(super) arn: String,
-    /// Shown in CloudTrail and in the assumed identity's ARN.
-    pub(super) session_name: String,
-    /// What the trust policy may ask for; no secret (IAM user guide, "third party").
-    pub(super) external_id: Option<String>,
-    /// How long the session lasts; none: an hour.
-    pub(super) duration_s: Option<u32>,
+    .map_err(AwsFault::lasting)?;
+    let reply = caller.call(&ask, credentials)?;
+    let text = |name| element(&ask, credentials, &reply, name);
+    Ok(Identity {
+        account: text("Account")?,
+        arn: text("Arn")?,
+        user_id: text("UserId")?,
+    })
 }
 
 /// Assumes roles, in one region.
@@ -139,24 +113,17 @@ impl Sts {
         &self,
         base: &Credentials,
         role: &Role,
-    ) -> Result<Credentials, SourceFault> {
-        let mut fields = role.fields();
-        if let Some(id) = &role.external_id {
-            fields.push(("ExternalId", id));
-        }
-        let duration = role.duration_s.map(|seconds| seconds.to_string());
-        if let Some(seconds) = &duration {
-            fields.push(("DurationSeconds", seconds));
-        }
+    ) -> Result<Credentials, AwsFault> {
+        let mut fields = fields_of(role);
+        fields.extend(role.external_id.clone().map(|id| ("ExternalId", id)));
         let permission = "sts:AssumeRole on the role to this identity, let the role's trust policy \
                           name it, and give the external_id that the policy may ask for";
         let ask = self.ask("AssumeRole", &fields, Some(permission))?;
         let base = base.with_source(format!("{}, assuming {}", base.source, role.arn));
-        let reply = self.caller.call(&ask, &base)?;
-        Ok(session(&ask, &base, &reply)?)
+        session(&ask, &base, &self.caller.call(&ask, &base)?)
     }
 
-    /// Assumes `role` with a web identity token; `source` says where that is from.
+    /// Assumes `role` with a web identity token; `source` names the token's origin.
     ///
     /// # Errors
     /// What AWS said, or what to set.
@@ -165,31 +132,22 @@ impl Sts {
         source: &str,
         token: &Secret<String>,
         role: &Role,
-    ) -> Result<Credentials, WebIdentityFault> {
-        let mut fields = role.fields();
-        fields.push(("WebIdentityToken", token.expose()));
-        let duration = role.duration_s.map(|seconds| seconds.to_string());
-        if let Some(seconds) = &duration {
-            fields.push(("DurationSeconds", seconds));
-        }
-        let ask = self
-            .ask("AssumeRoleWithWebIdentity", &fields, None)
-            .map_err(WebIdentityFault::Settings)?;
+    ) -> Result<Credentials, AwsFault> {
+        let mut fields = fields_of(role);
+        fields.push(("WebIdentityToken", token.expose().clone()));
+        let ask = self.ask("AssumeRoleWithWebIdentity", &fields, None)?;
         let bearer = Credentials::bearer(format!("{source}, assuming {}", role.arn), token.clone());
-        let reply = self.caller.call_unsigned(&ask, &bearer);
-        reply
-            .and_then(|reply| session(&ask, &bearer, &reply))
-            .map_err(WebIdentityFault::Call)
+        session(&ask, &bearer, &self.caller.call_unsigned(&ask, &bearer)?)
     }
 
     fn ask(
         &self,
         operation: &'static str,
-        fields: &[(&str, &str)],
+        fields: &[(&str, String)],
         permission: Option<&'static str>,
-    ) -> Result<Ask, SourceFault> {
+    ) -> Result<Ask, AwsFault> {
         let region = self.region.get().ok_or_else(|| {
-            SourceFault::lasting(format!("no region for {operation}: set AWS_REGION"))
+            AwsFault::lasting(format!("no region for {operation}: set AWS_REGION"))
         })?;
         ask(
             &self.settings,
@@ -198,35 +156,19 @@ impl Sts {
             fields,
             (permission, CALL_TIMEOUT),
         )
-        .map_err(SourceFault::lasting)
+        .map_err(AwsFault::lasting)
     }
 }
 
-impl Role {
-    fn fields(&self) -> Vec<(&'static str, &str)> {
-        vec![
-            ("RoleArn", &self.arn),
-            ("RoleSessionName", &self.session_name),
-        ]
-    }
-}
-
-/// Why a web identity token brought no credentials.
-#[derive(Debug)]
-pub(super) enum WebIdentityFault {
-    /// The call failed.
-    Call(Box<CallFault>),
-    /// There was no call.
-    Settings(SourceFault),
-}
-
-impl From<WebIdentityFault> for SourceFault {
-    fn from(fault: WebIdentityFault) -> Self {
-        match fault {
-            WebIdentityFault::Call(fault) => fault.into(),
-            WebIdentityFault::Settings(fault) => fault,
-        }
-    }
+/// The form fields of both ways to assume a role.
+fn fields_of(role: &Role) -> Vec<(&'static str, String)> {
+    let mut fields = vec![
+        ("RoleArn", role.arn.clone()),
+        ("RoleSessionName", role.session_name.clone()),
+    ];
+    let duration = role.duration_s.map(|seconds| seconds.to_string());
+    fields.extend(duration.map(|seconds| ("DurationSeconds", seconds)));
+    fields
 }
 
 /// A call in STS's query protocol.
@@ -234,7 +176,7 @@ fn ask(
     settings: &AwsSettings,
     region: &str,
     operation: &'static str,
-    fields: &[(&str, &str)],
+    fields: &[(&str, String)],
     (permission, timeout): (Option<&'static str>, Duration),
 ) -> Result<Ask, String> {
     let (url, region) = address(settings, region)?;
@@ -270,15 +212,23 @@ fn encoded(text: &str) -> String {
     out
 }
 
-/// The credentials in a reply. They live as long as AWS says; `base` tells where they come from.
-fn session(ask: &Ask, base: &Credentials, reply: &ApiReply) -> Result<Credentials, Box<CallFault>> {
+/// The text of an element that the reply to `ask` must have.
+fn element(
+    ask: &Ask,
+    credentials: &Credentials,
+    reply: &ApiReply,
+    name: &str,
+) -> Result<String, AwsFault> {
     let document = String::from_utf8_lossy(&reply.body);
-    let text = |name| {
-        xml::first_text(&document, name)
-            .filter(|text| !text.is_empty())
-            .ok_or_else(|| ask.odd_reply(base, &format!("has no {name}")))
-    };
-    let expires = calendar::parse_rfc3339(&text("Expiration")?)
+    xml::first_text(&document, name)
+        .filter(|text| !text.is_empty())
+        .ok_or_else(|| ask.odd_reply(credentials, &format!("has no {name}")))
+}
+
+/// The credentials in a reply. They live as long as AWS says; `base` names their origin.
+fn session(ask: &Ask, base: &Credentials, reply: &ApiReply) -> Result<Credentials, AwsFault> {
+    let text = |name| element(ask, base, reply, name);
+    let expires = time::parse(&text("Expiration")?)
         .ok_or_else(|| ask.odd_reply(base, "has an Expiration that is no time"))?;
     let credentials = Credentials {
         access_key_id: text("AccessKeyId")?,
@@ -291,7 +241,7 @@ fn session(ask: &Ask, base: &Credentials, reply: &ApiReply) -> Result<Credential
         "role assumed",
         &[
             ("source", &credentials.source),
-            ("expires", &calendar::format_rfc3339(expires)),
+            ("expires", &log::timestamp(expires)),
         ],
     );
     Ok(credentials)
@@ -447,7 +397,7 @@ mod tests {
         assert_eq!(
             String::from_utf8(call.body).unwrap(),
             "Action=AssumeRole&Version=2011-06-15&RoleArn=arn%3Aaws%3Aiam%3A%3A123456789012%3Arole\
-             %2Fpuller&RoleSessionName=node-1&ExternalId=a%20b%26c%3Dd&DurationSeconds=900"
+             %2Fpuller&RoleSessionName=node-1&DurationSeconds=900&ExternalId=a%20b%26c%3Dd"
         );
         let authorization = call.headers.first("authorization").unwrap();
         assert!(authorization.contains("/eu-west-1/sts/"));
@@ -488,7 +438,7 @@ mod tests {
         );
         let token = Secret::new("tok.en".into());
         let fault = sts(&api).assume_role_with_web_identity("web identity", &token, &role());
-        let fault = SourceFault::from(fault.unwrap_err()).to_string();
+        let fault = AwsFault::from(fault.unwrap_err()).to_string();
         assert!(fault.contains("via web identity, assuming arn:"), "{fault}");
         assert!(
             fault.contains("token ***") && !fault.contains("tok.en"),

@@ -113,13 +113,15 @@ fn waits_asked_for_are_honoured() {
 fn the_text_names_call_region_source_and_remedy() {
     let mut fault = CallFault {
         call: "GetAuthorizationToken",
-        status: Some(403),
-        code: Some("AccessDenied".into()),
-        message: "user x is not authorized".into(),
-        region: "eu-west-1".into(),
-        source: "environment".into(),
+        region: "eu-west-1",
+        source: "environment",
         permission: Some("ecr:GetAuthorizationToken"),
-        kind: FaultKind::Permanent,
+        status: Some(403),
+        refusal: Refusal {
+            code: Some("AccessDenied".into()),
+            message: "user x is not authorized".into(),
+            kind: FaultKind::Permanent,
+        },
     };
     assert_eq!(
         fault.to_string(),
@@ -127,17 +129,17 @@ fn the_text_names_call_region_source_and_remedy() {
          authorized; grant ecr:GetAuthorizationToken"
     );
     fault.status = None;
-    fault.code = None;
-    fault.message = "connect failed for https://h: refused".into();
+    fault.refusal.code = None;
+    fault.refusal.message = "connect failed for https://h: refused".into();
     assert_eq!(
         fault.to_string(),
         "GetAuthorizationToken failed in eu-west-1 via environment: connect failed for \
          https://h: refused"
     );
-    fault.kind = FaultKind::Transient;
+    fault.refusal.kind = FaultKind::Transient;
     let shown = fault.to_string();
     assert!(shown.ends_with("refused; check network, DNS, HTTPS_PROXY and AWS_CA_BUNDLE"));
-    fault.kind = FaultKind::ClockSkew;
+    fault.refusal.kind = FaultKind::ClockSkew;
     assert!(fault.to_string().ends_with("; set this machine's clock"));
 }
 
@@ -198,13 +200,11 @@ fn every_refusal_of_ecr_says_what_to_grant_set_or_wait_for() {
         let refusal = read(status, &[], &body);
         let fault = CallFault {
             call: "GetAuthorizationToken",
-            status: Some(status),
-            code: refusal.code,
-            message: refusal.message,
-            region: "eu-west-1".into(),
-            source: "environment".into(),
+            region: "eu-west-1",
+            source: "environment",
             permission: Some("ecr:GetAuthorizationToken"),
-            kind: refusal.kind,
+            status: Some(status),
+            refusal,
         };
         let text = fault.to_string();
         let shown = format!("{status} {code}");
@@ -220,13 +220,15 @@ fn each_refusal_of_sts_says_what_to_mend() {
     let told = |call: &'static str, code: &str| {
         let fault = CallFault {
             call,
-            status: Some(403),
-            code: Some(code.into()),
-            message: "no".into(),
-            region: "eu-west-1".into(),
-            source: "web identity".into(),
+            region: "eu-west-1",
+            source: "web identity",
             permission: Some("sts:AssumeRole"),
-            kind: FaultKind::Permanent,
+            status: Some(403),
+            refusal: Refusal {
+                code: Some(code.into()),
+                message: "no".into(),
+                kind: FaultKind::Permanent,
+            },
         };
         fault.to_string()
     };

@@ -1,18 +1,18 @@
-//! One look at everything, for `check`. Owns: the same calls as the token thread makes, each once
-//! and by the caller's own thread. Must not: run beside that thread; `check` has none.
+//! One look at everything, for `check`. Owns: the calls of the token thread, each made once by the
+//! caller's own thread. Must not: run beside the token thread; `check` has none.
 
 use std::time::SystemTime;
 
-use super::super::ecr;
+use super::super::ecr::{self, Realm};
 use super::super::sts::{self, Identity};
-use super::{Realm, Tokens};
+use super::tokens::Tokens;
+use crate::log::Secret;
 use crate::oci::Registry;
-use crate::secret::Secret;
 
 /// Credentials as they were found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundCredentials {
-    /// Where they are from.
+    /// Where they come from.
     pub source: String,
     /// Their end, by AWS's clock; none for those that do not end, or do not say.
     pub expires: Option<SystemTime>,
@@ -33,7 +33,7 @@ pub struct FoundToken {
     pub clock_behind_s: i64,
 }
 
-/// Why it is not known who we are.
+/// Why our identity is not known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdentityFault {
     /// What failed, and what to mend.
@@ -54,14 +54,14 @@ impl Tokens {
         if let Ok(realm) = self.realm_now(None) {
             self.chain.suggest_region(&realm.region);
         }
-        let found = self.chain.fetch().map_err(|fault| fault.to_string())?;
+        let found = self.chain.fetch().map_err(|fault| fault.text)?;
         Ok(FoundCredentials {
             source: found.source,
             expires: found.expires,
         })
     }
 
-    /// Asks STS who we are. Blocks for two calls at the longest, and for the credentials.
+    /// Asks STS for our identity. Blocks for two calls at the longest, and for the credentials.
     ///
     /// # Errors
     /// What failed.
@@ -73,11 +73,11 @@ impl Tokens {
         let realm = self.realm_now(None).map_err(refused)?;
         let region = self.identity_region(&realm);
         let found = self.chain.fetch();
-        let credentials = found.map_err(|fault| refused(fault.to_string()))?;
+        let credentials = found.map_err(|fault| refused(fault.text))?;
         let outcome = sts::caller_identity(&self.caller, &self.config.aws, &region, &credentials);
         outcome.map_err(|fault| IdentityFault {
-            text: fault.to_string(),
             refused: fault.is_lasting(),
+            text: fault.text,
         })
     }
 
@@ -88,7 +88,7 @@ impl Tokens {
     /// What failed.
     pub fn find_token(&self, registry: Option<&Registry>) -> Result<FoundToken, String> {
         let realm = self.realm_now(registry)?;
-        let token = self.fetch(&realm).map_err(|failure| failure.text)?;
+        let token = self.fetch(&realm).map_err(|fault| fault.text)?;
         Ok(FoundToken {
             region: realm.to_string(),
             expires: token.expires,
@@ -99,19 +99,17 @@ impl Tokens {
     }
 
     /// The realm of `registry`, else the default one. Asks the instance metadata for the region
-    /// where there is nobody else to ask.
+    /// where nothing else gives it.
     fn realm_now(&self, registry: Option<&Registry>) -> Result<Realm, String> {
-        let known = match registry {
+        let known = || match registry {
             Some(registry) => ecr::realm_of(registry, &self.config.aws),
             None => self.default_realm(&self.lock()),
         };
-        let why = match known {
-            Ok(realm) => return Ok(realm),
-            Err(why) => why,
-        };
-        if !self.lock().search.is_over() {
-            self.search();
-        }
-        self.realm_found(why)
+        known().or_else(|why| {
+            if self.lock().search.attempts.ended() == 0 {
+                self.search();
+            }
+            self.realm_found(&self.lock(), why)
+        })
     }
 }

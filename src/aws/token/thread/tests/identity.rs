@@ -1,6 +1,6 @@
 //! Temporary credentials under the token thread: refreshed, refused, out of reach.
 
-use super::super::super::fake::Folder;
+use super::super::super::super::fake::Folder;
 use super::*;
 
 /// A bench whose identity is a web identity; the folder holds its token.

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 
-use super::{Credentials, SourceFault};
-use crate::calendar;
-use crate::secret::Secret;
+use super::super::credentials::Credentials;
+use super::super::fault::AwsFault;
+use super::super::time;
+use crate::log::Secret;
 
 /// Longest time for the program, as in the SDK for Go (`processcreds.DefaultTimeout`).
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -44,12 +45,12 @@ const LIMITS: Limits = Limits {
 ///
 /// # Errors
 /// Why there are none.
-pub(super) fn fetch(command: &Secret<String>, source: &str) -> Result<Credentials, SourceFault> {
+pub(super) fn fetch(command: &Secret<String>, source: &str) -> Result<Credentials, AwsFault> {
     let fault = |why: String| format!("{source}: {why}");
     let words = split(command.expose())
-        .map_err(|why| SourceFault::lasting(fault(format!("credential_process: {why}"))))?;
-    let output = run(&words, LIMITS).map_err(|why| SourceFault::passing(fault(why)))?;
-    read(&output, source).map_err(|why| SourceFault::passing(fault(why)))
+        .map_err(|why| AwsFault::lasting(fault(format!("credential_process: {why}"))))?;
+    let output = run(&words, LIMITS).map_err(|why| AwsFault::passing(fault(why)))?;
+    read(&output, source).map_err(|why| AwsFault::passing(fault(why)))
 }
 
 /// The credentials in what the program printed (SDKs and Tools reference guide, "Process
@@ -68,9 +69,7 @@ fn read(output: &Secret<Vec<u8>>, source: &str) -> Result<Credentials, String> {
     };
     let expires = match text("Expiration") {
         None | Some("") => None,
-        Some(text) => {
-            Some(calendar::parse_rfc3339(text).ok_or("its Expiration is no time as in RFC 3339")?)
-        }
+        Some(text) => Some(time::parse(text).ok_or("its Expiration is no time as in RFC 3339")?),
     };
     let token = text("SessionToken").filter(|text| !text.is_empty());
     Ok(Credentials {

@@ -66,22 +66,22 @@ fn keys(id: &str) -> String {
 fn keys_are_read_anew_each_time() {
     let bench = Bench::new(&format!("[default]\n{}", keys("one")));
     let profile = bench.profile();
-    let found = profile.attempt().unwrap().unwrap();
+    let found = profile.fetch().unwrap().unwrap();
     assert_eq!((found.access_key_id.as_str(), found.expires), ("one", None));
     assert_eq!(found.source, "profile default");
     bench
         .folder
         .write("config", &format!("[default]\n{}", keys("two")));
-    let found = profile.attempt().unwrap().unwrap();
+    let found = profile.fetch().unwrap().unwrap();
     assert_eq!(found.access_key_id, "two");
     bench.folder.write("config", "[default\n");
-    let fault = profile.attempt().unwrap_err();
+    let fault = profile.fetch().unwrap_err();
     assert!(
         fault.to_string().starts_with("AWS_CONFIG_FILE=/"),
         "{fault}"
     );
     bench.folder.write("config", "");
-    assert_eq!(profile.attempt(), Ok(None));
+    assert_eq!(profile.fetch(), Ok(None));
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn roles_are_assumed_one_after_the_other() {
     ));
     bench.session("first");
     bench.session("second");
-    let found = bench.profile().attempt().unwrap().unwrap();
+    let found = bench.profile().fetch().unwrap().unwrap();
     assert_eq!(found.access_key_id, "second");
     assert_eq!(
         found.source,
@@ -123,13 +123,10 @@ fn a_refused_role_is_a_fault_with_its_kind() {
     bench
         .api
         .reply(json(403, "<Error><Code>AccessDenied</Code></Error>"));
-    let fault = bench.profile().attempt().unwrap_err();
+    let fault = bench.profile().fetch().unwrap_err();
     let told = "AssumeRole 403 AccessDenied in eu-west-1 via profile default, assuming arn:";
     assert!(fault.to_string().starts_with(told), "{fault}");
-    assert_eq!(
-        fault.kind(),
-        super::super::super::fault::FaultKind::Permanent
-    );
+    assert_eq!(fault.kind, super::super::super::fault::FaultKind::Permanent);
 }
 
 #[test]
@@ -142,12 +139,12 @@ fn a_web_identity_of_a_profile_is_exchanged() {
     );
     bench.folder.write("config", &config);
     bench.session("web");
-    let found = bench.profile().attempt().unwrap().unwrap();
+    let found = bench.profile().fetch().unwrap().unwrap();
     assert_eq!(found.access_key_id, "web");
     let source = format!("profile default's web identity, role {ROLE}");
     assert_eq!(found.source, source);
     bench.folder.write("token", "");
-    let fault = bench.profile().fetch().unwrap_err();
+    let fault = bench.profile().fetch().unwrap_err().text;
     let told = "profile default: web_identity_token_file=/";
     assert!(
         fault.starts_with(told) && fault.contains("it is empty"),
@@ -160,7 +157,7 @@ fn the_environment_is_a_source_when_the_profile_says_so() {
     let config = format!("[profile dev]\nrole_arn = {ROLE}\ncredential_source = Environment\n");
     let mut bench = Bench::new(&config);
     bench.settings.profile = Some("dev".into());
-    let fault = bench.profile().fetch().unwrap_err();
+    let fault = bench.profile().fetch().unwrap_err().text;
     assert_eq!(
         fault,
         "profile dev: credential_source = Environment has no credentials; set AWS_ACCESS_KEY_ID \
@@ -173,8 +170,8 @@ fn the_environment_is_a_source_when_the_profile_says_so() {
     let environment = Arc::clone(&profile.named.environment);
     // So the keys are not used by themselves.
     let taken = UnlessTakenBy::new(&profile, Arc::clone(&environment));
-    assert_eq!(taken.attempt(), Ok(None));
-    let found = profile.attempt().unwrap().unwrap();
+    assert_eq!(taken.fetch(), Ok(None));
+    let found = profile.fetch().unwrap().unwrap();
     assert_eq!(found.access_key_id, "assumed");
     assert_eq!(
         found.source,
@@ -202,7 +199,7 @@ fn sources_that_are_not_there_are_named_with_a_remedy() {
         let bench = Bench::new(&format!(
             "[default]\nrole_arn = {ROLE}\ncredential_source = {name}\n"
         ));
-        let fault = bench.profile().fetch().unwrap_err();
+        let fault = bench.profile().fetch().unwrap_err().text;
         assert!(fault.contains(name) && fault.contains(remedy), "{fault}");
     }
 }
@@ -217,13 +214,13 @@ fn a_process_is_run() {
         output.display()
     );
     bench.folder.write("config", &command);
-    let found = bench.profile().attempt().unwrap().unwrap();
+    let found = bench.profile().fetch().unwrap().unwrap();
     assert_eq!(found.access_key_id, "proc");
     assert_eq!(found.source, "profile default's process");
     bench
         .folder
         .write("config", "[default]\ncredential_process = 'x\n");
-    let fault = bench.profile().fetch().unwrap_err();
+    let fault = bench.profile().fetch().unwrap_err().text;
     let told = "profile default's process: credential_process: a quotation mark is not closed";
     assert_eq!(fault, told);
 }

@@ -11,9 +11,11 @@ use std::sync::Arc;
 
 use self::files::{Profiles, SharedFiles, text};
 use self::plan::{Base, NamedSource, Plan, plan};
+use super::super::credentials::{Credentials, Source};
+use super::super::fault::AwsFault;
 use super::super::sts::Sts;
+use super::process;
 use super::web_identity::TokenFile;
-use super::{Credentials, Source, SourceFault, process};
 use crate::config::{AwsSettings, ProfileEndpoints, StsEndpoints};
 use crate::log;
 
@@ -50,7 +52,7 @@ impl Profile {
         }
     }
 
-    fn base(&self, base: &Base, source: &str) -> Result<Credentials, SourceFault> {
+    fn base(&self, base: &Base, source: &str) -> Result<Credentials, AwsFault> {
         match base {
             Base::Keys {
                 id,
@@ -75,7 +77,7 @@ impl Profile {
         }
     }
 
-    fn named(&self, named: NamedSource, source: &str) -> Result<Credentials, SourceFault> {
+    fn named(&self, named: NamedSource, source: &str) -> Result<Credentials, AwsFault> {
         let (name, asked, remedy) = match named {
             NamedSource::Container => (
                 "EcsContainer",
@@ -93,11 +95,11 @@ impl Profile {
                 "run it on EC2, and do not set AWS_EC2_METADATA_DISABLED",
             ),
         };
-        let found = asked.map_or(Ok(None), |asked| asked.attempt())?;
+        let found = asked.map_or(Ok(None), |asked| asked.fetch())?;
         let found = found.ok_or_else(|| {
             let tried = asked.and_then(|asked| asked.passed_over());
             let tried = tried.map(|tried| format!(" ({tried})")).unwrap_or_default();
-            SourceFault::lasting(format!(
+            AwsFault::lasting(format!(
                 "{source}: credential_source = {name} has no credentials{tried}; {remedy}"
             ))
         })?;
@@ -106,13 +108,9 @@ impl Profile {
 }
 
 impl Source for Profile {
-    fn fetch(&self) -> Result<Option<Credentials>, String> {
-        self.attempt().map_err(|fault| fault.to_string())
-    }
-
-    fn attempt(&self) -> Result<Option<Credentials>, SourceFault> {
+    fn fetch(&self) -> Result<Option<Credentials>, AwsFault> {
         // A file may be half written, or about to be mended: it is looked at again soon.
-        let Some(plan) = self.plan().map_err(SourceFault::passing)? else {
+        let Some(plan) = self.plan().map_err(AwsFault::passing)? else {
             return Ok(None);
         };
         let source = format!("profile {}", self.files.profile());
@@ -142,7 +140,7 @@ impl UnlessTakenBy {
 }
 
 impl Source for UnlessTakenBy {
-    fn fetch(&self) -> Result<Option<Credentials>, String> {
+    fn fetch(&self) -> Result<Option<Credentials>, AwsFault> {
         let taken = self.profile.files.is_named()
             && matches!(
                 self.profile.plan(),
@@ -155,11 +153,6 @@ impl Source for UnlessTakenBy {
             return Ok(None);
         }
         self.environment.fetch()
-    }
-
-    fn attempt(&self) -> Result<Option<Credentials>, SourceFault> {
-        // The environment does not change while we run.
-        self.fetch().map_err(SourceFault::lasting)
     }
 }
 

@@ -3,18 +3,19 @@
 use std::sync::Mutex;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::super::fake::{self, FakeApi};
+use super::super::super::fake::{self, FakeApi};
 use super::*;
 use crate::clock::{Clock as _, ManualClock};
+use crate::log::Secret;
 
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Answers from a script; not configured when that is over.
 #[derive(Default)]
-struct Scripted(Mutex<Vec<Result<Credentials, SourceFault>>>);
+struct Scripted(Mutex<Vec<Result<Credentials, AwsFault>>>);
 
 impl Scripted {
-    fn add(&self, outcome: Result<Credentials, SourceFault>) {
+    fn add(&self, outcome: Result<Credentials, AwsFault>) {
         self.0.lock().unwrap().push(outcome);
     }
 
@@ -24,25 +25,12 @@ impl Scripted {
 }
 
 impl Source for Scripted {
-    fn fetch(&self) -> Result<Option<Credentials>, String> {
-        self.attempt().map_err(|fault| fault.to_string())
-    }
-
-    fn attempt(&self) -> Result<Option<Credentials>, SourceFault> {
+    fn fetch(&self) -> Result<Option<Credentials>, AwsFault> {
         let mut script = self.0.lock().unwrap();
         if script.is_empty() {
             return Ok(None);
         }
         script.remove(0).map(Some)
-    }
-}
-
-/// A source that can only say why in words.
-struct Plain;
-
-impl Source for Plain {
-    fn fetch(&self) -> Result<Option<Credentials>, String> {
-        Err("broken".into())
     }
 }
 
@@ -75,7 +63,7 @@ impl Bench {
     }
 
     fn fails(&self) {
-        self.source.add(Err(SourceFault::passing("sts is down")));
+        self.source.add(Err(AwsFault::passing("sts is down")));
     }
 
     fn fetch(&self) -> Result<String, String> {
@@ -105,11 +93,11 @@ fn named(id: &str) -> Credentials {
     }
 }
 
-fn chain(sources: [Option<Result<&str, &str>>; 3]) -> Result<String, CredentialsFault> {
+fn chain(sources: [Option<Result<&str, &str>>; 3]) -> Result<String, AwsFault> {
     let source = |outcome: Option<Result<&str, &str>>| {
         let source = Scripted::default();
         if let Some(outcome) = outcome {
-            source.add(outcome.map(named).map_err(SourceFault::lasting));
+            source.add(outcome.map(named).map_err(AwsFault::lasting));
         }
         Arc::new(source) as Arc<dyn Source>
     };
@@ -124,17 +112,10 @@ fn the_first_configured_source_decides_even_by_failing() {
     let found = chain([None, Some(Ok("b")), Some(Err("late"))]);
     assert_eq!(found, Ok("b".into()));
     let failed = chain([None, Some(Err("broken")), Some(Ok("c"))]);
-    let broken = CredentialsFault::Broken(SourceFault::lasting("broken"));
+    let broken = AwsFault::lasting("AWS credentials: broken");
     assert_eq!(failed, Err(broken));
-    assert_eq!(
-        chain([None, None, None]),
-        Err(CredentialsFault::NotConfigured(String::new()))
-    );
-}
-
-#[test]
-fn a_failure_that_is_told_in_words_alone_may_pass() {
-    assert_eq!(Plain.attempt(), Err(SourceFault::passing("broken")));
+    let none = AwsFault::new(NOT_CONFIGURED, FaultKind::Unconfigured);
+    assert_eq!(chain([None, None, None]), Err(none));
 }
 
 #[test]
@@ -158,8 +139,8 @@ fn the_sources_of_the_settings_are_asked_in_their_order() {
     assert!(fault.contains("AWS_SECRET_ACCESS_KEY is not"), "{fault}");
     settings.secret_access_key = Some(Secret::new("s".into()));
     assert_eq!(fetch(&settings).unwrap().source, "environment");
-    let none = fetch(&AwsSettings::default());
-    assert!(matches!(none, Err(CredentialsFault::NotConfigured(_))));
+    let none = fetch(&AwsSettings::default()).unwrap_err();
+    assert_eq!(none.kind, FaultKind::Unconfigured);
 }
 
 #[test]
@@ -256,7 +237,7 @@ fn their_end_is_judged_by_awss_clock() {
     }));
     chain.fetch().unwrap();
     api.reply(fake::json(200, "").dated(clock.now() + day));
-    let ask = super::super::call::Ask {
+    let ask = super::super::super::call::Ask {
         operation: "GetCallerIdentity",
         service: "sts",
         region: "eu-west-1".into(),

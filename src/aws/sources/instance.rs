@@ -6,9 +6,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::super::credentials::{Credentials, Source};
+use super::super::fault::AwsFault;
 use super::super::imds::{Imds, ImdsFault};
-use super::document::{self, Document, Unusable};
-use super::{Credentials, Source, SourceFault};
+use super::document::{self, Unusable};
 use crate::clock::Clock;
 use crate::config::AwsSettings;
 use crate::log;
@@ -29,7 +30,7 @@ const STALE_JITTER: Duration = Duration::from_secs(8 * 60);
 const RENEWAL_MARGIN: Duration = Duration::from_secs(5 * 60);
 
 /// The role of the instance we run on.
-pub(in crate::aws) struct InstanceRole {
+pub(super) struct InstanceRole {
     /// None when the settings forbid to ask.
     imds: Option<Imds>,
     /// True when the settings say where the service is: then it has to be there.
@@ -47,11 +48,7 @@ struct Memory {
 }
 
 impl InstanceRole {
-    pub(in crate::aws) fn new(
-        settings: &AwsSettings,
-        api: Arc<dyn Api>,
-        clock: Arc<dyn Clock>,
-    ) -> Self {
+    pub(super) fn new(settings: &AwsSettings, api: Arc<dyn Api>, clock: Arc<dyn Clock>) -> Self {
         let instance = &settings.instance;
         let off = "the EC2 instance metadata service is off (AWS_EC2_METADATA_DISABLED)";
         let memory = Memory {
@@ -79,24 +76,13 @@ impl InstanceRole {
             }));
         }
         let body = imds.get(&format!("{ROLES}{role}"))?;
-        let document = document::read(body.as_bytes()).map_err(|why| unusable(role, &why))?;
-        Ok(self.credentials(role, document))
-    }
-
-    fn credentials(&self, role: &str, document: Document) -> Credentials {
-        let found = Credentials {
-            access_key_id: document.access_key_id,
-            secret: document.secret,
-            session_token: document.session_token,
-            expires: document.expires,
-            source: format!("EC2 instance role {role}"),
-        };
-        let over = found.expires.is_some_and(|end| end <= self.clock.now());
-        if over {
+        let source = format!("EC2 instance role {role}");
+        let found = document::read(body.as_bytes(), source).map_err(|why| unusable(role, &why))?;
+        if found.expires.is_some_and(|end| end <= self.clock.now()) {
             let why = "the instance metadata service hands out credentials past their end";
-            return self.stretched(found, why);
+            return Ok(self.stretched(found, why));
         }
-        found
+        Ok(found)
     }
 
     /// Credentials that serve past their end, until the service is to be asked again.
@@ -116,7 +102,7 @@ impl InstanceRole {
     }
 
     /// What there is when the service gives nothing.
-    fn without(&self, fault: &ImdsFault) -> Result<Option<Credentials>, SourceFault> {
+    fn without(&self, fault: &ImdsFault) -> Result<Option<Credentials>, AwsFault> {
         let last = self.memory().last.clone();
         match (fault, last) {
             (ImdsFault::Unreachable(_) | ImdsFault::Failed { passes: true, .. }, Some(last)) => {
@@ -130,10 +116,9 @@ impl InstanceRole {
                 self.memory().passed_over = Some(text.clone());
                 Ok(None)
             }
-            (ImdsFault::Failed { passes: false, .. }, _) => {
-                Err(SourceFault::lasting(fault.to_string()))
-            }
-            _ => Err(SourceFault::passing(fault.to_string())),
+            // Where the settings say that the service is there, it may just be late.
+            (ImdsFault::Unreachable(text), None) => Err(AwsFault::passing(text.clone())),
+            _ => Err(fault.clone().into()),
         }
     }
 
@@ -144,11 +129,7 @@ impl InstanceRole {
 }
 
 impl Source for InstanceRole {
-    fn fetch(&self) -> Result<Option<Credentials>, String> {
-        self.attempt().map_err(|fault| fault.to_string())
-    }
-
-    fn attempt(&self) -> Result<Option<Credentials>, SourceFault> {
+    fn fetch(&self) -> Result<Option<Credentials>, AwsFault> {
         let Some(imds) = &self.imds else {
             return Ok(None);
         };
@@ -259,7 +240,7 @@ mod tests {
         }
 
         fn fault(&self) -> String {
-            self.role.fetch().unwrap_err()
+            self.role.fetch().unwrap_err().text
         }
     }
 
@@ -358,7 +339,7 @@ mod tests {
             for (status, body) in replies {
                 bench.api.reply(json(*status, body));
             }
-            bench.role.attempt().unwrap_err().is_lasting()
+            bench.role.fetch().unwrap_err().is_lasting()
         };
         assert!(lasting(&[(403, "")]), "the service is off");
         assert!(lasting(&[(200, "t1"), (404, "")]), "no role");

@@ -5,12 +5,17 @@ mod faults;
 mod identity;
 mod region;
 
+use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use super::super::fake::{self, FakeApi, START, json, refused};
+use super::super::super::fake::{self, FakeApi, START, json, refused};
+use super::super::tokens::{REGIONS_MAX, TokenConfig};
 use super::*;
-use crate::clock::ManualClock;
-use crate::secret::Secret;
+use crate::clock::{Clock as _, ManualClock};
+use crate::config::AwsSettings;
+use crate::log::Secret;
+use crate::oci::Registry;
+use crate::upstream::{AuthFault, Authorizer as _, Grant};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SECOND: Duration = Duration::from_secs(1);

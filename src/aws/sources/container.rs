@@ -2,15 +2,14 @@
 //! and with which token. Must not: send that token, or take credentials, in plain text beyond this
 //! host and AWS's link-local addresses.
 
-use std::io::Read as _;
 use std::net::IpAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::fault::Refusal;
+use super::super::credentials::{Credentials, Source};
+use super::super::fault::{AwsFault, Refusal};
 use super::document::{self, Unusable};
-use super::{Credentials, Source, SourceFault};
+use super::file;
 use crate::clock::Clock;
 use crate::config::{
     AwsSettings, ContainerSettings, container_uri, is_container_address, is_field_value,
@@ -39,7 +38,7 @@ const TOKEN: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN";
 const TOKEN_FILE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
 
 /// The container we run in.
-pub(in crate::aws) struct Container {
+pub(super) struct Container {
     settings: ContainerSettings,
     api: Arc<dyn Api>,
     clock: Arc<dyn Clock>,
@@ -57,7 +56,7 @@ struct Endpoint {
 
 /// A failed attempt.
 struct Failure {
-    fault: SourceFault,
+    fault: AwsFault,
     /// True when another attempt may succeed at once.
     again: bool,
     /// True when nothing is listening there.
@@ -65,11 +64,7 @@ struct Failure {
 }
 
 impl Container {
-    pub(in crate::aws) fn new(
-        settings: &AwsSettings,
-        api: Arc<dyn Api>,
-        clock: Arc<dyn Clock>,
-    ) -> Self {
+    pub(super) fn new(settings: &AwsSettings, api: Arc<dyn Api>, clock: Arc<dyn Clock>) -> Self {
         Self {
             settings: settings.container.clone(),
             api,
@@ -92,7 +87,7 @@ impl Container {
     }
 
     /// Tries a few times. Blocks for [`ATTEMPTS_TIME_MAX`] and one more attempt at the longest.
-    fn retrieve(&self, uri: &str, setting: &str) -> Result<Credentials, SourceFault> {
+    fn retrieve(&self, uri: &str, setting: &str) -> Result<Credentials, AwsFault> {
         let begun = self.clock.monotonic();
         let mut attempt = 1;
         loop {
@@ -186,20 +181,14 @@ impl Container {
         if reply.status != 200 {
             return Err(self.refused(&reply, token, setting));
         }
-        let document = document::read(&reply.body).map_err(|why| match why {
+        let source = format!("container credentials ({setting})");
+        document::read(&reply.body, source).map_err(|why| match why {
             Unusable::Odd(reason) => Failure::passing(format!(
                 "container credentials: the reply {reason}; check {setting}"
             )),
             Unusable::Refused(code, message) => Failure::lasting(format!(
                 "container credentials: {code}: {message}; check the role"
             )),
-        })?;
-        Ok(Credentials {
-            access_key_id: document.access_key_id,
-            secret: document.secret,
-            session_token: document.session_token,
-            expires: document.expires,
-            source: format!("container credentials ({setting})"),
         })
     }
 
@@ -239,7 +228,8 @@ impl Container {
             return Ok(self.settings.authorization_token.clone());
         };
         let fault = |why: &str| format!("{TOKEN_FILE}={}: {why}", path.display());
-        let text = read_token(path).map_err(|why| fault(&why))?;
+        let text = file::read(path, TOKEN_BYTES_MAX).map_err(|why| fault(&why))?;
+        let text = Secret::new(text.ok_or_else(|| fault("there is no such file"))?);
         let token = text.expose().trim_end_matches(['\r', '\n']);
         if token.is_empty() {
             return Err(fault("it is empty"));
@@ -254,11 +244,7 @@ impl Container {
 }
 
 impl Source for Container {
-    fn fetch(&self) -> Result<Option<Credentials>, String> {
-        self.attempt().map_err(|fault| fault.to_string())
-    }
-
-    fn attempt(&self) -> Result<Option<Credentials>, SourceFault> {
+    fn fetch(&self) -> Result<Option<Credentials>, AwsFault> {
         let Some((uri, setting)) = self.uri() else {
             return Ok(None);
         };
@@ -270,7 +256,7 @@ impl Failure {
     /// Until somebody mends it.
     fn lasting(text: String) -> Self {
         Self {
-            fault: SourceFault::lasting(text),
+            fault: AwsFault::lasting(text),
             again: false,
             absent: false,
         }
@@ -279,7 +265,7 @@ impl Failure {
     /// Not worth another attempt at once, but soon.
     fn passing(text: String) -> Self {
         Self {
-            fault: SourceFault::passing(text),
+            fault: AwsFault::passing(text),
             again: false,
             absent: false,
         }
@@ -293,23 +279,6 @@ impl Failure {
             ..Self::passing(text)
         }
     }
-}
-
-fn read_token(path: &Path) -> Result<Secret<String>, String> {
-    let why = |error: std::io::Error| format!("it cannot be read: {error}");
-    // Opening a pipe would wait for its writer, so the kind comes first.
-    if !path.metadata().map_err(why)?.is_file() {
-        return Err("it is not a regular file".to_owned());
-    }
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(why)?;
-    let mut limited = file.take(TOKEN_BYTES_MAX + 1);
-    let length = limited.read_to_string(&mut text).map_err(why)?;
-    let text = Secret::new(text);
-    if u64::try_from(length).unwrap_or(u64::MAX) > TOKEN_BYTES_MAX {
-        return Err(format!("it is larger than {TOKEN_BYTES_MAX} bytes"));
-    }
-    Ok(text)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::super::super::sts::{Role, SESSION_NAME};
+use super::super::super::credentials::{Role, SESSION_NAME};
 use super::files::{Profiles, text};
 use super::ini::Properties;
 use crate::config::{is_role_arn, is_session_name};

@@ -1,37 +1,27 @@
 //! The JSON document in which AWS's metadata endpoints hand out credentials. Owns: reading it.
 //! Must not: know where it came from.
 
-use std::time::SystemTime;
-
 use serde_json::Value;
 
+use super::super::credentials::Credentials;
 use super::super::fault::one_line;
 use crate::calendar;
 use crate::secret::Secret;
 
-/// Credentials as an endpoint handed them out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Document {
-    pub(super) access_key_id: String,
-    pub(super) secret: Secret<String>,
-    pub(super) session_token: Option<Secret<String>>,
-    pub(super) expires: Option<SystemTime>,
-}
-
 /// Why a document holds no credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Unusable {
-    /// It is not what AWS documents; what about it is not.
+    /// It is not as AWS documents it, and how it differs.
     Odd(&'static str),
     /// `Code` says that there are none: code and message.
     Refused(String, String),
 }
 
-/// Reads a document.
+/// Reads the credentials in a document; `source` names them.
 ///
 /// # Errors
-/// When it holds no credentials.
-pub(super) fn read(body: &[u8]) -> Result<Document, Unusable> {
+/// When it holds none.
+pub(super) fn read(body: &[u8], source: String) -> Result<Credentials, Unusable> {
     let document: Value = serde_json::from_slice(body).map_err(|_| Unusable::Odd("is not JSON"))?;
     let text = |name: &str| document.get(name).and_then(Value::as_str);
     // Absent in container documents, and in those of some stand-ins for the instance metadata.
@@ -55,13 +45,14 @@ pub(super) fn read(body: &[u8]) -> Result<Document, Unusable> {
                 .ok_or(Unusable::Odd("has an Expiration that is no date"))?,
         ),
     };
-    Ok(Document {
+    Ok(Credentials {
         access_key_id: word("AccessKeyId")?.ok_or(Unusable::Odd("has no AccessKeyId"))?,
         secret: word("SecretAccessKey")?
             .map(Secret::new)
             .ok_or(Unusable::Odd("has no SecretAccessKey"))?,
         session_token: word("Token")?.map(Secret::new),
         expires,
+        source,
     })
 }
 
@@ -75,7 +66,7 @@ mod tests {
         "SecretAccessKey":"hunter2","Token":"t+/=","Expiration":"2023-11-15T04:13:20Z"}"#;
 
     fn odd(body: &str) -> &'static str {
-        match read(body.as_bytes()) {
+        match read(body.as_bytes(), String::new()) {
             Err(Unusable::Odd(reason)) => reason,
             other => panic!("{body}: {other:?}"),
         }
@@ -83,7 +74,7 @@ mod tests {
 
     #[test]
     fn a_whole_document_is_read() {
-        let found = read(WHOLE.as_bytes()).unwrap();
+        let found = read(WHOLE.as_bytes(), String::new()).unwrap();
         assert_eq!(found.access_key_id, "ASIAX");
         assert_eq!(found.secret.expose(), "hunter2");
         assert_eq!(found.session_token.as_ref().unwrap().expose(), "t+/=");
@@ -94,7 +85,11 @@ mod tests {
 
     #[test]
     fn a_document_without_code_token_or_expiration_is_enough() {
-        let found = read(br#"{"AccessKeyId":"A","SecretAccessKey":"s"}"#).unwrap();
+        let found = read(
+            br#"{"AccessKeyId":"A","SecretAccessKey":"s"}"#,
+            String::new(),
+        )
+        .unwrap();
         assert_eq!((found.session_token, found.expires), (None, None));
     }
 
@@ -106,8 +101,8 @@ mod tests {
             "AssumeRoleUnauthorizedAccess".into(),
             "EC2 cannot assume x".into(),
         );
-        assert_eq!(read(body), Err(refused));
-        let failed = read(br#"{"Code":"Failed"}"#);
+        assert_eq!(read(body, String::new()), Err(refused));
+        let failed = read(br#"{"Code":"Failed"}"#, String::new());
         assert_eq!(
             failed,
             Err(Unusable::Refused("Failed".into(), "no reason given".into()))

@@ -1,9 +1,13 @@
 //! Static keys out of the settings. Owns: what their combinations mean. Must not: read the
 //! environment; `config` did.
 
-use super::{Credentials, Source};
+use super::super::credentials::{Credentials, Source};
+use super::super::fault::AwsFault;
 use crate::config::AwsSettings;
 use crate::secret::Secret;
+
+const ID: &str = "AWS_ACCESS_KEY_ID";
+const SECRET: &str = "AWS_SECRET_ACCESS_KEY";
 
 /// `AWS_ACCESS_KEY_ID` and its companions.
 pub(super) struct Environment {
@@ -23,7 +27,10 @@ impl Environment {
 }
 
 impl Source for Environment {
-    fn fetch(&self) -> Result<Option<Credentials>, String> {
+    fn fetch(&self) -> Result<Option<Credentials>, AwsFault> {
+        // The environment does not change while we run.
+        let lacks =
+            |set, unset| AwsFault::lasting(format!("{set} is set but {unset} is not: set both"));
         match (&self.id, &self.secret) {
             (Some(id), Some(secret)) => Ok(Some(Credentials {
                 access_key_id: id.clone(),
@@ -32,12 +39,8 @@ impl Source for Environment {
                 expires: None,
                 source: "environment".into(),
             })),
-            (Some(_), None) => {
-                Err("AWS_ACCESS_KEY_ID is set but AWS_SECRET_ACCESS_KEY is not: set both".into())
-            }
-            (None, Some(_)) => {
-                Err("AWS_SECRET_ACCESS_KEY is set but AWS_ACCESS_KEY_ID is not: set both".into())
-            }
+            (Some(_), None) => Err(lacks(ID, SECRET)),
+            (None, Some(_)) => Err(lacks(SECRET, ID)),
             // A lone session token means nothing, and the SDKs pass over it.
             (None, None) => Ok(None),
         }
@@ -70,7 +73,8 @@ mod tests {
             session_token: token.map(|text| Secret::new(text.into())),
             ..AwsSettings::default()
         };
-        Environment::new(&settings).fetch()
+        let found = Environment::new(&settings).fetch();
+        found.map_err(|fault| fault.text)
     }
 
     #[test]

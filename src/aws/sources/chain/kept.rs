@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use super::Credentials;
+use super::super::super::credentials::Credentials;
 
 /// Credentials are replaced this long before their end, as in the AWS SDK for Go: time enough for
 /// several tries, and STS hands out nothing shorter than 15 minutes.
@@ -73,7 +73,7 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::fake::credentials;
+    use super::super::super::super::fake::credentials;
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);

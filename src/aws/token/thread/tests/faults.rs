@@ -1,7 +1,7 @@
 //! What may go wrong around a token, by a clock that is moved by hand: STS is down while a token
 //! ends, credentials rotate, AWS throttles, clocks differ; and several regions at once.
 
-use super::super::super::fake::Folder;
+use super::super::super::super::fake::Folder;
 use super::*;
 
 /// A bench whose identity is the profile `default` of a file; the folder holds it.

@@ -4,9 +4,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::super::fault::FaultKind;
-use super::super::sts::{Role, SESSION_NAME, Sts, WebIdentityFault};
-use super::{Credentials, Source, SourceFault, file};
+use super::super::credentials::{Credentials, Role, SESSION_NAME, Source};
+use super::super::fault::{AwsFault, FaultKind};
+use super::super::sts::Sts;
+use super::file;
 use crate::config::AwsSettings;
 use crate::log;
 use crate::secret::Secret;
@@ -32,28 +33,28 @@ impl TokenFile {
     ///
     /// # Errors
     /// What is wrong with the file, or what AWS said.
-    pub(super) fn fetch(&self, sts: &Sts) -> Result<Credentials, SourceFault> {
+    pub(super) fn fetch(&self, sts: &Sts) -> Result<Credentials, AwsFault> {
         match self.exchange(sts) {
             // Rotated between reading and sending; or the issuer was out of AWS's reach for a
             // moment, when the API reference says to try again.
-            Err(WebIdentityFault::Call(fault))
+            Err(fault)
                 if fault.kind == FaultKind::ExpiredCredentials
                     || fault.code.as_deref() == Some("IDPCommunicationError") =>
             {
-                Ok(self.exchange(sts)?)
+                self.exchange(sts)
             }
-            outcome => Ok(outcome?),
+            outcome => outcome,
         }
     }
 
-    fn exchange(&self, sts: &Sts) -> Result<Credentials, WebIdentityFault> {
-        let token = self.read().map_err(WebIdentityFault::Settings)?;
+    fn exchange(&self, sts: &Sts) -> Result<Credentials, AwsFault> {
+        let token = self.read()?;
         sts.assume_role_with_web_identity(&self.source, &token, &self.role)
     }
 
-    fn read(&self) -> Result<Secret<String>, SourceFault> {
+    fn read(&self) -> Result<Secret<String>, AwsFault> {
         let fault = |why: &str| {
-            SourceFault::passing(format!(
+            AwsFault::passing(format!(
                 "{}={}: {why}; mount the web identity token there",
                 self.named_by,
                 self.path.display()
@@ -113,14 +114,10 @@ impl WebIdentity {
 }
 
 impl Source for WebIdentity {
-    fn fetch(&self) -> Result<Option<Credentials>, String> {
-        self.attempt().map_err(|fault| fault.to_string())
-    }
-
-    fn attempt(&self) -> Result<Option<Credentials>, SourceFault> {
+    fn fetch(&self) -> Result<Option<Credentials>, AwsFault> {
         match &self.token {
             None => Ok(None),
-            Some(Err(why)) => Err(SourceFault::lasting(*why)),
+            Some(Err(why)) => Err(AwsFault::lasting(*why)),
             Some(Ok(token)) => token.fetch(&self.sts).map(Some),
         }
     }
@@ -166,11 +163,11 @@ mod tests {
         let path = folder.write("token", "one\n");
         let source = source(&api, Some(path), ROLE);
         api.reply(json(200, SESSION));
-        let found = source.attempt().unwrap().unwrap();
+        let found = source.fetch().unwrap().unwrap();
         assert_eq!(found.access_key_id, "ASIAX");
         folder.write("token", "two");
         api.reply(json(200, SESSION));
-        source.attempt().unwrap().unwrap();
+        source.fetch().unwrap().unwrap();
         let bodies = bodies(&api);
         assert!(bodies[0].ends_with("&WebIdentityToken=one"), "{bodies:?}");
         assert!(bodies[1].ends_with("&WebIdentityToken=two"), "{bodies:?}");
@@ -184,12 +181,12 @@ mod tests {
             let source = source(&api, Some(folder.write("token", "t")), ROLE);
             api.reply(json(400, &refusal(code)));
             api.reply(json(200, SESSION));
-            assert!(source.attempt().is_ok(), "{code}");
+            assert!(source.fetch().is_ok(), "{code}");
             api.reply(json(400, &refusal(code)));
             api.reply(json(400, &refusal(code)));
-            let fault = source.attempt().unwrap_err();
+            let fault = source.fetch().unwrap_err();
             assert!(fault.to_string().contains(code), "{fault}");
-            assert_ne!(fault.kind(), FaultKind::Permanent);
+            assert_ne!(fault.kind, FaultKind::Permanent);
             assert_eq!(api.calls().len(), 4);
         }
     }
@@ -204,8 +201,8 @@ mod tests {
             let (api, folder) = (FakeApi::new(&clock()), Folder::new());
             let source = source(&api, Some(folder.write("token", "t")), ROLE);
             api.reply(json(403, &refusal(code)));
-            let fault = source.attempt().unwrap_err();
-            assert_eq!(fault.kind(), kind, "{fault}");
+            let fault = source.fetch().unwrap_err();
+            assert_eq!(fault.kind, kind, "{fault}");
             assert_eq!(api.calls().len(), 1);
         }
     }
@@ -214,7 +211,7 @@ mod tests {
     fn what_is_missing_is_named_and_no_call_is_made() {
         let (api, folder) = (FakeApi::new(&clock()), Folder::new());
         let fault = |path: PathBuf, role| {
-            let fault = source(&api, Some(path), role).fetch().unwrap_err();
+            let fault = source(&api, Some(path), role).fetch().unwrap_err().text;
             assert!(!fault.contains("hunter2"), "{fault}");
             fault
         };

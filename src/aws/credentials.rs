@@ -1,0 +1,89 @@
+//! Credentials and where they come from. Owns: what signs a call, the [`Source`] of it, and the role
+//! that may be assumed with it. Must not: fetch, keep or use any of them; `sources` and `call` do.
+
+use std::time::SystemTime;
+
+use super::fault::AwsFault;
+use crate::log::Secret;
+
+/// The session's name unless another one is set: a constant, so that trust policies can demand it
+/// (`sts:RoleSessionName`).
+pub(super) const SESSION_NAME: &str = "aws-ecr-proxy";
+/// What signs a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Credentials {
+    /// Names the key; not a secret.
+    pub(super) access_key_id: String,
+    /// The secret access key.
+    pub(super) secret: Secret<String>,
+    /// Goes with temporary credentials.
+    pub(super) session_token: Option<Secret<String>>,
+    /// When they end; none when they have no end, or do not say it.
+    pub(super) expires: Option<SystemTime>,
+    /// Where they come from, for logs and errors.
+    pub(super) source: String,
+}
+
+impl Credentials {
+    /// A stand-in for credentials in a call that has its proof of identity in the body: it names
+    /// the source, and hides the proof.
+    pub(super) fn bearer(source: String, proof: Secret<String>) -> Self {
+        Self {
+            access_key_id: String::new(),
+            secret: Secret::default(),
+            session_token: Some(proof),
+            expires: None,
+            source,
+        }
+    }
+
+    /// The same from another source, for errors.
+    pub(super) fn with_source(&self, source: String) -> Self {
+        Self {
+            source,
+            ..self.clone()
+        }
+    }
+
+    /// `text` without our secrets: AWS answers a wrong signature with the request it expected,
+    /// session token included.
+    pub(super) fn redact(&self, text: &str) -> String {
+        let secrets = [Some(&self.secret), self.session_token.as_ref()];
+        secrets
+            .into_iter()
+            .flatten()
+            .map(Secret::expose)
+            .filter(|secret| !secret.is_empty())
+            .fold(text.to_owned(), |text, secret| {
+                text.replace(secret.as_str(), "***")
+            })
+    }
+}
+
+/// A place credentials may come from.
+pub(super) trait Source: Send + Sync {
+    /// Fetches them; none when this source is not configured. May block for its own time-outs.
+    ///
+    /// # Errors
+    /// When the source is configured and fails: what to mend. It does not fall through to the next
+    /// source, or a process would act under an identity that nobody intended.
+    fn fetch(&self) -> Result<Option<Credentials>, AwsFault>;
+
+    /// The vain attempt before this source counted as not configured, if it helps the reader.
+    fn passed_over(&self) -> Option<String> {
+        None
+    }
+}
+
+/// A role to assume, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Role {
+    /// Its ARN.
+    pub(super) arn: String,
+    /// Shown in CloudTrail and in the assumed identity's ARN.
+    pub(super) session_name: String,
+    /// An id that the trust policy may ask for; no secret (IAM user guide, "third party").
+    pub(super) external_id: Option<String>,
+    /// How long the session lasts; none: an hour.
+    pub(super) duration_s: Option<u32>,
+}

@@ -1,0 +1,158 @@
+//! The sources in their order. Owns: the [`Chain`], and the temporary credentials in use. Must not: keep what says no expiry; it is asked for anew at each use, so
+//! that rotated keys are noticed. Locks: `kept` alone, never held while a source is asked.
+
+mod kept;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use self::kept::{Kept, Standing};
+use super::super::call::Caller;
+use super::super::credentials::{Credentials, Source};
+use super::super::fault::{AwsFault, FaultKind};
+use super::super::sts::Sts;
+use super::{container, env, instance, profile, web_identity};
+use crate::config::AwsSettings;
+use crate::log;
+
+/// The failure when no source has anything to go by.
+const NOT_CONFIGURED: &str = "no AWS credentials configured: set AWS_ACCESS_KEY_ID and \
+    AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN for temporary ones), or \
+    AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN, or AWS_PROFILE";
+
+/// The sources in the order they are asked; the first that is configured decides.
+///
+/// Only the token thread asks, so there is one flight at a time without a lock around it.
+pub(in crate::aws) struct Chain {
+    sources: Vec<Arc<dyn Source>>,
+    caller: Arc<Caller>,
+    sts: Arc<Sts>,
+    /// Temporary credentials in use.
+    kept: Mutex<Option<Kept>>,
+}
+
+impl Chain {
+    /// The sources that `settings` speak of. STS is asked in the settings' region, else in
+    /// `region`.
+    pub(in crate::aws) fn new(
+        settings: &AwsSettings,
+        caller: &Arc<Caller>,
+        region: Option<String>,
+    ) -> Self {
+        let sts = Arc::new(Sts::new(caller, settings, region));
+        let (api, clock) = (|| Arc::clone(caller.api()), || Arc::clone(caller.clock()));
+        let environment: Arc<dyn Source> = Arc::new(env::Environment::new(settings));
+        let container: Arc<dyn Source> =
+            Arc::new(container::Container::new(settings, api(), clock()));
+        let instance: Arc<dyn Source> =
+            Arc::new(instance::InstanceRole::new(settings, api(), clock()));
+        // Sources that a profile may name as its `credential_source`, too.
+        let named = profile::NamedSources {
+            environment: Arc::clone(&environment),
+            container: Some(Arc::clone(&container)),
+            instance_metadata: Some(Arc::clone(&instance)),
+        };
+        let profile = Arc::new(profile::Profile::new(settings, &sts, named));
+        let sources: Vec<Arc<dyn Source>> = vec![
+            Arc::new(profile::UnlessTakenBy::new(&profile, environment)),
+            Arc::new(web_identity::WebIdentity::from_environment(settings, &sts)),
+            profile,
+            container,
+            // Last: without a setting of its own it is asked whenever nothing else is configured.
+            instance,
+        ];
+        Self::of(sources, caller, sts)
+    }
+
+    fn of(sources: Vec<Arc<dyn Source>>, caller: &Arc<Caller>, sts: Arc<Sts>) -> Self {
+        Self {
+            sources,
+            caller: Arc::clone(caller),
+            sts,
+            kept: Mutex::new(None),
+        }
+    }
+
+    /// STS is asked in `region` from now on, unless it has one: the settings', or an earlier one.
+    pub(in crate::aws) fn suggest_region(&self, region: &str) {
+        self.sts.suggest_region(region);
+    }
+
+    /// Credentials that AWS should take: those in use until they are about to end, else fresh
+    /// ones. When no fresh ones come, those in use stay until their real end.
+    ///
+    /// # Errors
+    /// When the deciding source fails, or none is configured.
+    pub(in crate::aws) fn fetch(&self) -> Result<Credentials, AwsFault> {
+        let now = self.caller.monotonic();
+        let Some(kept) = self.lock().clone() else {
+            return self.refetch();
+        };
+        match kept.standing(self.caller.aws_now(), now) {
+            Standing::Fresh => Ok(kept.credentials),
+            Standing::Due => self.refetch().or_else(|fault| {
+                log::warn(
+                    "AWS credentials not refreshed, the old ones stay in use until their end",
+                    &[
+                        ("source", &kept.credentials.source),
+                        ("expires", &log::timestamp(kept.expires)),
+                        ("error", &fault),
+                    ],
+                );
+                let credentials = kept.credentials.clone();
+                *self.lock() = Some(kept.tried(now));
+                Ok(credentials)
+            }),
+            Standing::Ended => self.refetch(),
+        }
+    }
+
+    /// Fresh credentials, whatever is in use: AWS says that those have ended. They are given out
+    /// even if they seem to have ended, too: our clock may be wrong, and AWS judges by its own.
+    ///
+    /// # Errors
+    /// When the deciding source fails, or none is configured.
+    pub(in crate::aws) fn refetch(&self) -> Result<Credentials, AwsFault> {
+        for source in &self.sources {
+            let found = source.fetch().map_err(|fault| AwsFault {
+                text: format!("AWS credentials: {fault}"),
+                ..fault
+            })?;
+            if let Some(credentials) = found {
+                *self.lock() = Kept::new(&credentials, self.caller.monotonic());
+                return Ok(credentials);
+            }
+        }
+        let mut text = NOT_CONFIGURED.to_owned();
+        for vain in self
+            .sources
+            .iter()
+            .filter_map(|source| source.passed_over())
+        {
+            text.push_str("; ");
+            text.push_str(&vain);
+        }
+        Err(AwsFault::new(text, FaultKind::Unconfigured))
+    }
+
+    /// Forgets what is in use: AWS does not know it.
+    pub(in crate::aws) fn forget(&self) {
+        *self.lock() = None;
+    }
+
+    /// When those in use are to be refreshed; none when there are none, or they have no end. Once
+    /// they have ended, nothing is due until somebody needs credentials.
+    pub(in crate::aws) fn refresh_due(&self) -> Option<Instant> {
+        let now = self.caller.monotonic();
+        let kept = self.lock();
+        kept.as_ref()?.due(self.caller.aws_now(), now)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Kept>> {
+        // A whole value is put there, or none.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

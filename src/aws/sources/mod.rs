@@ -1,0 +1,12 @@
+//! Where credentials may come from. Owns: the list of sources; each is a file, and [`chain`] asks
+//! them in turn. Must not: keep anything.
+
+pub(super) mod chain;
+mod container;
+mod document;
+mod env;
+mod file;
+mod instance;
+mod process;
+pub(super) mod profile;
+mod web_identity;

@@ -1,0 +1,214 @@
+//! Attempts at something that others wait for. Owns: when the next one is due, as functions of the
+//! time handed in, and how long to wait after a failure. Must not: read a clock, lock or log.
+
+use std::time::{Duration, Instant};
+
+use super::super::fault::{AwsFault, FaultKind};
+
+/// First and longest wait after a failure that may pass by itself.
+const BACK_OFF: DoublingWait = DoublingWait::seconds(1, 60);
+/// The same after one that somebody must mend.
+const BACK_OFF_PERMANENT: DoublingWait = DoublingWait::seconds(60, 300);
+/// Longest wait that AWS may ask for.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(15 * 60);
+
+/// A wait that doubles each time.
+pub(super) struct DoublingWait {
+    pub(super) first: Duration,
+    pub(super) longest: Duration,
+}
+
+impl DoublingWait {
+    pub(super) const fn seconds(first: u64, longest: u64) -> Self {
+        Self {
+            first: Duration::from_secs(first),
+            longest: Duration::from_secs(longest),
+        }
+    }
+
+    /// The wait after `failures` failures, at least one.
+    fn after(&self, failures: u32) -> Duration {
+        let doublings = failures.saturating_sub(1).min(16);
+        self.first.saturating_mul(1 << doublings).min(self.longest)
+    }
+}
+
+/// The answer to a caller that wants the outcome.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Availability<T> {
+    /// Here it is.
+    Ready(T),
+    /// There is none, and why.
+    Refused(String),
+    /// It comes with the attempt of this number.
+    Wait(u64),
+}
+
+/// The attempts at one thing.
+#[derive(Debug, Default)]
+pub(super) struct Attempts {
+    /// When the next one starts; none: when somebody asks for it.
+    due: Option<Instant>,
+    running: bool,
+    /// Failures since the last success.
+    failures: u32,
+    ended: u64,
+    /// The last attempt's failure; none after a success.
+    fault: Option<String>,
+}
+
+impl Attempts {
+    pub(super) fn new(due: Option<Instant>) -> Self {
+        Self {
+            due,
+            ..Self::default()
+        }
+    }
+
+    /// When the next attempt is to start; none while one is running, or when nobody wants one.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.due.filter(|_| !self.running)
+    }
+
+    /// How many attempts have ended.
+    pub(super) const fn ended(&self) -> u64 {
+        self.ended
+    }
+
+    /// Why the last attempt failed; none after a success.
+    pub(super) const fn fault(&self) -> Option<&String> {
+        self.fault.as_ref()
+    }
+
+    /// True when an attempt runs or is to start now.
+    pub(super) fn is_pending(&self, now: Instant) -> bool {
+        self.running || self.due.is_some_and(|due| due <= now)
+    }
+
+    /// An attempt starts.
+    pub(super) fn begin(&mut self) {
+        self.running = true;
+    }
+
+    /// The attempt has succeeded; the next one starts at `due`, if there is to be one.
+    pub(super) fn succeed(&mut self, due: Option<Instant>) {
+        (self.running, self.due) = (false, due);
+        (self.failures, self.fault) = (0, None);
+        self.ended += 1;
+    }
+
+    /// The attempt has failed. Returns the time until the next one.
+    pub(super) fn fail(&mut self, fault: &AwsFault, now: Instant, roll: u64) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        let wait = back_off(fault.kind, self.failures, roll);
+        (self.running, self.due) = (false, Some(now + wait));
+        self.fault = Some(fault.text.clone());
+        self.ended += 1;
+        wait
+    }
+
+    /// Lets an attempt start now; a caller waits for its outcome.
+    pub(super) fn start<T>(&mut self, now: Instant) -> Availability<T> {
+        self.due = Some(now);
+        self.wait()
+    }
+
+    /// The outcome of the attempt that is running or next.
+    pub(super) const fn wait<T>(&self) -> Availability<T> {
+        Availability::Wait(self.ended + 1)
+    }
+
+    /// The answer to a caller while there is nothing to give: the next attempt's outcome, or the
+    /// last failure while it is too early for another attempt.
+    pub(super) fn wait_or_refuse<T>(&mut self, now: Instant) -> Availability<T> {
+        if self.is_pending(now) {
+            return self.wait();
+        }
+        match &self.fault {
+            Some(fault) => Availability::Refused(self.with_next_try(fault, now)),
+            None => self.start(now),
+        }
+    }
+
+    fn with_next_try(&self, fault: &str, now: Instant) -> String {
+        let left = self.due.map(|due| due.saturating_duration_since(now));
+        let seconds = left.unwrap_or_default().as_secs() + 1;
+        format!("{fault} (next try in {seconds} s)")
+    }
+}
+
+/// The wait after `failures` failures, at least one; the last was of this kind.
+fn back_off(kind: FaultKind, failures: u32, roll: u64) -> Duration {
+    match kind {
+        FaultKind::Permanent | FaultKind::Unconfigured => {
+            let wait = BACK_OFF_PERMANENT.after(failures);
+            wait + portion(wait / 10, roll)
+        }
+        FaultKind::ClockSkew | FaultKind::ExpiredCredentials | FaultKind::Transient => {
+            jittered(BACK_OFF.after(failures), roll)
+        }
+        FaultKind::Throttled { retry_after } => {
+            let asked = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
+            // Later than asked, never earlier.
+            let asked = asked + portion(asked / 10, roll);
+            asked.max(jittered(BACK_OFF.after(failures), roll))
+        }
+    }
+}
+
+/// Between half of `wait` and all of it.
+fn jittered(wait: Duration, roll: u64) -> Duration {
+    wait - portion(wait / 2, roll)
+}
+
+/// A part of `whole`: nothing for a `roll` of 0, all of it for one of 1000, and so on in turns.
+pub(super) fn portion(whole: Duration, roll: u64) -> Duration {
+    let thousandths = u32::try_from(roll % 1001).unwrap_or_default();
+    whole * thousandths / 1000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn fault(kind: FaultKind) -> AwsFault {
+        AwsFault::new("boom", kind)
+    }
+
+    #[test]
+    fn failures_back_off_by_kind() {
+        let now = Instant::now();
+        let waits = |kind, count| {
+            let mut attempts = Attempts::new(Some(now));
+            (0..count)
+                .map(|_| attempts.fail(&fault(kind), now, 0).as_secs())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(waits(FaultKind::Transient, 8), [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(waits(FaultKind::Permanent, 4), [60, 120, 240, 300]);
+        assert_eq!(waits(FaultKind::Unconfigured, 2), [60, 120]);
+        let throttled = |seconds| FaultKind::Throttled {
+            retry_after: Some(Duration::from_secs(seconds)),
+        };
+        assert_eq!(waits(throttled(10), 6), [10, 10, 10, 10, 16, 32]);
+        assert_eq!(waits(throttled(86_400), 1), [900]);
+        let mut attempts = Attempts::new(Some(now));
+        for _ in 0..100_000 {
+            assert!(attempts.fail(&fault(FaultKind::Transient), now, 0) >= SECOND);
+        }
+    }
+
+    #[test]
+    fn jitter_shortens_back_off_by_half_at_most_and_never_a_retry_after() {
+        let now = Instant::now();
+        let mut attempts = Attempts::new(Some(now));
+        let half = attempts.fail(&fault(FaultKind::Transient), now, 1000);
+        assert_eq!(half, SECOND / 2);
+        let kind = FaultKind::Throttled {
+            retry_after: Some(SECOND * 10),
+        };
+        assert_eq!(attempts.fail(&fault(kind), now, 1000), SECOND * 11);
+    }
+}

@@ -1,0 +1,312 @@
+//! The thread that fetches tokens. Owns: which job comes next, the calls to AWS, and the log of
+//! what came of them. Must not: hold the lock of [`Tokens`] across a call.
+
+use std::time::{Duration, Instant};
+
+use super::super::credentials::Credentials;
+use super::super::ecr::{self, AuthorizationToken, Realm};
+use super::super::fault::{AwsFault, FaultKind};
+use super::super::{endpoint, sts};
+use super::search;
+use super::state::{LIFE_FLOOR, NewToken};
+use super::tokens::{Shared, Tokens};
+use crate::log;
+use crate::message::unguessable;
+
+/// The thread looks up at least this often, so that no error in reckoning can make it sleep for
+/// ever.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// What the thread is to do next.
+pub(super) enum Job {
+    Fetch(Realm),
+    Identify(String),
+    /// Credentials are about to end.
+    Refresh,
+    Search,
+    Sleep(Duration),
+    Stop,
+}
+
+impl Tokens {
+    /// Fetches and renews until [`stop`](Self::stop); the thread `token` is made for it. Only its
+    /// own calls to AWS and a profile's `credential_process` block it, and no failure ends it.
+    pub fn run(&self) {
+        if let (Err(fault), None) = (&self.default_realm, &self.imds) {
+            log::warn("no ECR token is fetched", &[("error", fault)]);
+        }
+        loop {
+            match self.step() {
+                Job::Stop => return,
+                Job::Fetch(_) | Job::Identify(_) | Job::Refresh | Job::Search => {}
+                Job::Sleep(wait) => {
+                    let shared = self.lock();
+                    // Between step() and here a caller may have asked and notified nobody.
+                    if !shared.stopping && matches!(self.next_job(&shared), Job::Sleep(_)) {
+                        drop(self.work.wait_timeout(shared, wait));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Does the next job, if one is due, and returns which.
+    pub(super) fn step(&self) -> Job {
+        let job = {
+            let mut shared = self.lock();
+            let job = self.next_job(&shared);
+            match &job {
+                Job::Fetch(realm) => {
+                    if let Some(state) = shared.regions.get_mut(realm) {
+                        state.attempts.begin();
+                    }
+                }
+                Job::Identify(_) => shared.who.begin(),
+                Job::Search => shared.search.attempts.begin(),
+                Job::Refresh | Job::Sleep(_) | Job::Stop => {}
+            }
+            job
+        };
+        match &job {
+            Job::Fetch(realm) => {
+                match self.fetch(realm) {
+                    Ok(token) => self.settle_token(realm, token),
+                    Err(fault) => self.settle_failure(realm, &fault),
+                }
+                self.done.notify_all();
+            }
+            Job::Identify(region) => self.identify(region),
+            // A failure is logged there; if they end before it passes, the next token says so.
+            Job::Refresh => drop(self.chain.fetch()),
+            Job::Search => self.search(),
+            Job::Sleep(_) | Job::Stop => {}
+        }
+        job
+    }
+
+    /// Tokens come first, the longest due one before the others. Our ARN can wait, and so can
+    /// credentials that have not ended.
+    fn next_job(&self, shared: &Shared) -> Job {
+        if shared.stopping {
+            return Job::Stop;
+        }
+        let now = self.clock.monotonic();
+        let search = shared.search.attempts.next();
+        let next = shared
+            .regions
+            .iter()
+            .filter_map(|(realm, state)| state.attempts.next().map(|due| (due, realm)))
+            .min_by_key(|(due, _)| *due);
+        let refresh = self.chain.refresh_due();
+        match (next, shared.who.due()) {
+            // It is quick, and a token waits for it.
+            _ if search.is_some_and(|due| due <= now) => Job::Search,
+            (Some((due, realm)), _) if due <= now => Job::Fetch(realm.clone()),
+            (_, Some(region)) => Job::Identify(region.clone()),
+            _ if refresh.is_some_and(|due| due <= now) => Job::Refresh,
+            (next, _) => {
+                let due = next.map(|(due, _)| due).into_iter();
+                let due = due.chain(refresh).chain(search).min();
+                let wait = due.map_or(IDLE_MAX, |due| due.saturating_duration_since(now));
+                Job::Sleep(wait.min(IDLE_MAX))
+            }
+        }
+    }
+
+    /// Fetches a token. Blocks for two calls at the longest, and for the credentials.
+    ///
+    /// # Errors
+    /// What failed, and what to mend.
+    pub(super) fn fetch(&self, realm: &Realm) -> Result<AuthorizationToken, AwsFault> {
+        let unconfigured = |why| AwsFault::new(why, FaultKind::Unconfigured);
+        if let Some(fault) = &self.profile_fault {
+            return Err(unconfigured(fault.clone()));
+        }
+        let url = ecr::api_url(&self.config.aws, realm).map_err(unconfigured)?;
+        // Where neither settings nor the first registry give one, a role is assumed here.
+        self.chain.suggest_region(&realm.region);
+        let credentials = self.chain.fetch()?;
+        let ask = |credentials: &Credentials| {
+            let signer = (&credentials.source, &credentials.access_key_id);
+            self.lock().signer = Some((signer.0.clone(), signer.1.clone()));
+            ecr::authorization_token(&self.caller, url.clone(), realm, credentials)
+        };
+        let outcome = match ask(&credentials) {
+            // Somebody may have replaced them since; the same ones would fail again.
+            Err(fault) if fault.kind == FaultKind::ExpiredCredentials => {
+                match self.chain.refetch()? {
+                    fresh if fresh != credentials => ask(&fresh),
+                    _ => Err(fault),
+                }
+            }
+            outcome => outcome,
+        };
+        if outcome.as_ref().is_err_and(AwsFault::rejects_key) {
+            self.chain.forget();
+        }
+        outcome
+    }
+
+    fn settle_token(&self, realm: &Realm, token: AuthorizationToken) {
+        // By AWS's clock, since the expiry is by theirs.
+        let aws_now = self.caller.aws_now();
+        let remaining = token
+            .expires
+            .and_then(|end| end.duration_since(aws_now).ok());
+        let now = self.clock.monotonic();
+        let odd = remaining.is_none_or(|life| life <= LIFE_FLOOR);
+        let mut shared = self.lock();
+        shared.generation += 1;
+        let generation = shared.generation;
+        if let Some((_, key)) = shared.signer.clone() {
+            let region = self.identity_region(realm);
+            shared.who.note_signer(&key, region, now);
+        }
+        let Some(state) = shared.regions.get_mut(realm) else {
+            return;
+        };
+        let new = NewToken {
+            value: token.value,
+            generation,
+            remaining,
+        };
+        let renew_in = state.succeed(new, self.config.renew_interval, now, unguessable());
+        if token.proxy_endpoint.is_some() {
+            state.proxy_endpoint = token.proxy_endpoint;
+        }
+        let report_odd = odd && !std::mem::replace(&mut state.odd_expiry_reported, odd);
+        drop(shared);
+        let expires = token
+            .expires
+            .map_or_else(|| "unknown".into(), log::timestamp);
+        log::info(
+            "ECR token obtained",
+            &[
+                ("region", &realm),
+                ("expires", &expires),
+                ("generation", &generation),
+                ("renew_in_s", &renew_in.as_secs()),
+            ],
+        );
+        if report_odd {
+            log::warn(
+                "ECR token has no life left by its own expiresAt, renewing every minute; check \
+                 this machine's clock and AWS_ENDPOINT_URL",
+                &[("region", &realm), ("expires", &expires)],
+            );
+        }
+    }
+
+    fn settle_failure(&self, realm: &Realm, fault: &AwsFault) {
+        let now = self.clock.monotonic();
+        let mut shared = self.lock();
+        let Some(state) = shared.regions.get_mut(realm) else {
+            return;
+        };
+        // Settings do not change while we run: one warning is enough.
+        let is_known =
+            fault.kind == FaultKind::Unconfigured && state.attempts.fault() == Some(&fault.text);
+        let retry_in = state.attempts.fail(fault, now, unguessable());
+        let kept = state.usable(now).is_some();
+        drop(shared);
+        if !is_known {
+            let seconds = format!("{:.1}", retry_in.as_secs_f32());
+            log::warn(
+                "no new ECR token",
+                &[
+                    ("region", &realm),
+                    ("error", &fault),
+                    ("next_try_in_s", &seconds),
+                    ("old_token_in_use", &kept),
+                ],
+            );
+        }
+    }
+
+    /// Asks STS for our ARN, for the log and the probes alone.
+    fn identify(&self, region: &str) {
+        let Ok(credentials) = self.chain.fetch() else {
+            return;
+        };
+        let key = credentials.access_key_id.clone();
+        match sts::caller_identity(&self.caller, &self.config.aws, region, &credentials) {
+            Ok(identity) => {
+                let is_news = self.lock().who.record(key, identity.arn.clone());
+                if is_news {
+                    log_identity(&identity, &credentials, region);
+                }
+            }
+            Err(fault) => {
+                self.lock().who.record_failure(key, self.clock.monotonic());
+                log::warn("identity unknown, going on without", &[("error", &fault)]);
+            }
+        }
+    }
+
+    /// The region to ask STS in. ECR Public has one region for the world; the one that is set is
+    /// nearer.
+    pub(super) fn identity_region(&self, realm: &Realm) -> String {
+        let configured = self.config.aws.region.as_deref();
+        match configured.and_then(endpoint::region) {
+            Some(region) if realm.public => region,
+            _ => realm.region.clone(),
+        }
+    }
+
+    /// Asks the instance metadata for the region.
+    pub(super) fn search(&self) {
+        let Some(imds) = &self.imds else {
+            return;
+        };
+        let outcome = search::ask(imds);
+        self.settle_search(outcome, self.clock.monotonic());
+        self.done.notify_all();
+    }
+
+    fn settle_search(&self, outcome: Result<String, AwsFault>, now: Instant) {
+        let mut shared = self.lock();
+        match outcome {
+            Ok(region) => {
+                if self.default_realm.is_err() {
+                    // In use from now on, so that its token is fetched without being asked for.
+                    let _ = shared.region(&Realm::private(region.clone(), &self.config.aws), now);
+                }
+                shared.search.succeed(region.clone());
+                drop(shared);
+                let source = "EC2 instance metadata";
+                log::info("region found", &[("region", &region), ("source", &source)]);
+            }
+            Err(fault) => {
+                let attempts = &mut shared.search.attempts;
+                let is_known = attempts.fault() == Some(&fault.text);
+                let wait = attempts.fail(&fault, now, unguessable());
+                drop(shared);
+                if !is_known {
+                    log::warn(
+                        "no region found; set AWS_REGION",
+                        &[("error", &fault), ("next_try_in_s", &wait.as_secs())],
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn log_identity(identity: &sts::Identity, credentials: &Credentials, region: &str) {
+    let until = credentials
+        .expires
+        .map_or_else(|| "unlimited".to_owned(), log::timestamp);
+    log::info(
+        "identity",
+        &[
+            ("arn", &identity.arn),
+            ("account", &identity.account),
+            ("source", &credentials.source),
+            ("credentials_until", &until),
+            ("region", &region),
+        ],
+    );
+}
+
+#[cfg(test)]
+mod tests;
