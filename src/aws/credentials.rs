@@ -9,7 +9,7 @@ use crate::log::Secret;
 /// The session's name unless another one is set: a constant, so that trust policies can demand it
 /// (`sts:RoleSessionName`).
 pub(super) const SESSION_NAME: &str = "aws-ecr-proxy";
-/// What signs a call.
+/// The keys that sign a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Credentials {
     /// Names the key; not a secret.
@@ -69,7 +69,7 @@ pub(super) trait Source: Send + Sync {
     /// source, or a process would act under an identity that nobody intended.
     fn fetch(&self) -> Result<Option<Credentials>, AwsFault>;
 
-    /// The vain attempt before this source counted as not configured, if it helps the reader.
+    /// The failed attempt after which this source counted as not configured, if there was one.
     fn passed_over(&self) -> Option<String> {
         None
     }

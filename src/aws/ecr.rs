@@ -1,4 +1,4 @@
-//! The Elastic Container Registry's API. Owns: what a registry's host name says, API hosts and
+//! The Elastic Container Registry's API. Owns: registry host names, API hosts and
 //! GetAuthorizationToken. Must not: keep tokens; `token` does.
 
 use std::fmt;
@@ -17,23 +17,10 @@ use crate::secret::Secret;
 
 /// The only region of ECR Public's API.
 pub const PUBLIC_REGION: &str = "us-east-1";
-/// The domains of private registries (amazon-ecr-credential-helper, `ecr-login/api/client.go`),
-/// and whether they have IPv6.
-const DOMAINS: [(&str, bool); 9] = [
-    (".amazonaws.com", false),
-    (".amazonaws.com.cn", false),
-    (".amazonaws.eu", false),
-    (".c2s.ic.gov", false),
-    (".cloud.adc-e.uk", false),
-    (".csp.hci.ic.gov", false),
-    (".on.amazonwebservices.com.cn", true),
-    (".on.aws", true),
-    (".sc2s.sgov.gov", false),
-];
 /// Digits of an AWS account id.
 const ACCOUNT_DIGITS: usize = 12;
 
-/// What a registry's host name says.
+/// A registry as its host name describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EcrHost {
     /// A private registry.
@@ -52,15 +39,13 @@ pub enum EcrHost {
 }
 
 impl EcrHost {
-    /// Reads `host[:port]`, in any case; none when it is no name of ECR's (a CNAME, a test server).
+    /// Reads `host[:port]`, in any case; none when it is not a name of ECR (a CNAME, a test server).
     pub fn parse(authority: &str) -> Option<Self> {
         let host = oci::host_of(authority).to_ascii_lowercase();
         if oci::ECR_PUBLIC_HOSTS.contains(&host.as_str()) {
             return Some(Self::Public);
         }
-        let (rest, dual_stack) = DOMAINS
-            .iter()
-            .find_map(|(domain, dual)| host.strip_suffix(domain).map(|rest| (rest, *dual)))?;
+        let (rest, dual_stack) = without_domain(&host)?;
         let (account, rest) = rest.split_once('.')?;
         if account.len() != ACCOUNT_DIGITS || !account.bytes().all(|b| b.is_ascii_digit()) {
             return None;
@@ -79,6 +64,16 @@ impl EcrHost {
             dual_stack,
         })
     }
+}
+
+/// A registry's name without its partition's domain, and whether that domain has IPv6.
+fn without_domain(host: &str) -> Option<(&str, bool)> {
+    let strip = |domain: &str| host.strip_suffix(domain)?.strip_suffix('.');
+    endpoint::PARTITIONS.iter().find_map(|partition| {
+        let dual_stack = partition.registry_dual_stack_suffix.and_then(strip);
+        let found = dual_stack.map(|rest| (rest, true));
+        found.or_else(|| Some((strip(partition.suffix)?, false)))
+    })
 }
 
 /// The host of the private registry's API in `region`.
@@ -100,14 +95,14 @@ pub(super) struct Realm {
     pub(super) region: String,
     /// True for ECR Public.
     pub(super) public: bool,
-    /// True when it is fetched from the FIPS host: settings or the registry's name want it so.
+    /// True when it is fetched from the FIPS host, as settings or the registry's name ask.
     pub(super) fips: bool,
-    /// The same of the dual-stack host.
+    /// The same for the dual-stack host.
     pub(super) dual_stack: bool,
 }
 
 impl Realm {
-    /// Of the private registries in `region`, with the hosts that `settings` want.
+    /// The realm of the private registries in `region`, with the hosts that `settings` ask for.
     pub(super) fn private(region: String, settings: &AwsSettings) -> Self {
         Self {
             region,
@@ -131,7 +126,7 @@ impl fmt::Display for Realm {
 /// only.
 ///
 /// # Errors
-/// When neither tells a region: what to set.
+/// When neither gives a region: what to set.
 pub(super) fn realm_of(registry: &Registry, settings: &AwsSettings) -> Result<Realm, String> {
     match EcrHost::parse(registry.authority()) {
         Some(EcrHost::Private {
@@ -227,7 +222,7 @@ pub(super) fn api_url(settings: &AwsSettings, realm: &Realm) -> Result<String, S
 /// is not sent.
 ///
 /// # Errors
-/// What AWS said, or why there was no usable reply.
+/// AWS's refusal, or why there was no usable reply.
 pub(super) fn authorization_token(
     caller: &Caller,
     url: String,

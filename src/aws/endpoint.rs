@@ -4,88 +4,54 @@
 use crate::config::{AwsSettings, REGION_LENGTH_MAX};
 use crate::oci;
 
-/// A partition: a set of regions with its own domain.
+/// A partition: a set of regions with its own domains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Partition {
+    /// The beginning of its regions' names.
+    prefix: &'static str,
     /// The domain of IPv4 endpoints.
     pub(super) suffix: &'static str,
     /// The domain of endpoints with IPv6.
     pub(super) dual_stack_suffix: &'static str,
-    /// True for AWS GovCloud, whose plain STS hosts are FIPS hosts.
-    pub(super) gov_cloud: bool,
+    /// The domain of private registries with IPv6 (amazon-ecr-credential-helper,
+    /// `ecr-login/api/client.go`); none where AWS documents none.
+    pub(super) registry_dual_stack_suffix: Option<&'static str>,
 }
 
+const fn new(prefix: &'static str, suffix: &'static str, dual_stack: &'static str) -> Partition {
+    Partition {
+        prefix,
+        suffix,
+        dual_stack_suffix: dual_stack,
+        registry_dual_stack_suffix: None,
+    }
+}
+
+/// All partitions (`partitions.json` of the AWS SDKs). The last one has every other region, also
+/// one that we do not know, as the SDKs have it.
+pub(super) const PARTITIONS: [Partition; 7] = [
+    Partition {
+        registry_dual_stack_suffix: Some("on.amazonwebservices.com.cn"),
+        ..new("cn-", "amazonaws.com.cn", "api.amazonwebservices.com.cn")
+    },
+    new("eusc-", "amazonaws.eu", "api.amazonwebservices.eu"),
+    new("us-iso-", "c2s.ic.gov", "api.aws.ic.gov"),
+    new("us-isob-", "sc2s.sgov.gov", "api.aws.scloud"),
+    new("eu-isoe-", "cloud.adc-e.uk", "api.cloud-aws.adc-e.uk"),
+    new("us-isof-", "csp.hci.ic.gov", "api.aws.hci.ic.gov"),
+    // AWS GovCloud (us-gov-) has the domains of this one, too.
+    AWS,
+];
 const AWS: Partition = Partition {
-    suffix: "amazonaws.com",
-    dual_stack_suffix: "api.aws",
-    gov_cloud: false,
+    registry_dual_stack_suffix: Some("on.aws"),
+    ..new("", "amazonaws.com", "api.aws")
 };
 
-/// Region prefixes of all partitions but `aws` (`partitions.json` of the AWS SDKs).
-const PARTITIONS: [(&str, Partition); 7] = [
-    (
-        "us-gov-",
-        Partition {
-            gov_cloud: true,
-            ..AWS
-        },
-    ),
-    (
-        "cn-",
-        Partition {
-            suffix: "amazonaws.com.cn",
-            dual_stack_suffix: "api.amazonwebservices.com.cn",
-            ..AWS
-        },
-    ),
-    (
-        "eusc-",
-        Partition {
-            suffix: "amazonaws.eu",
-            dual_stack_suffix: "api.amazonwebservices.eu",
-            ..AWS
-        },
-    ),
-    (
-        "us-iso-",
-        Partition {
-            suffix: "c2s.ic.gov",
-            dual_stack_suffix: "api.aws.ic.gov",
-            ..AWS
-        },
-    ),
-    (
-        "us-isob-",
-        Partition {
-            suffix: "sc2s.sgov.gov",
-            dual_stack_suffix: "api.aws.scloud",
-            ..AWS
-        },
-    ),
-    (
-        "eu-isoe-",
-        Partition {
-            suffix: "cloud.adc-e.uk",
-            dual_stack_suffix: "api.cloud-aws.adc-e.uk",
-            ..AWS
-        },
-    ),
-    (
-        "us-isof-",
-        Partition {
-            suffix: "csp.hci.ic.gov",
-            dual_stack_suffix: "api.aws.hci.ic.gov",
-            ..AWS
-        },
-    ),
-];
-
-/// The partition of a region; `aws` for one we do not know, as the SDKs have it.
+/// The partition of a region.
 pub(super) fn partition(region: &str) -> Partition {
-    PARTITIONS
-        .iter()
-        .find(|(prefix, _)| region.starts_with(prefix))
-        .map_or(AWS, |(_, partition)| *partition)
+    let mut all = PARTITIONS.into_iter();
+    all.find(|partition| region.starts_with(partition.prefix))
+        .unwrap_or(AWS)
 }
 
 /// A region name as it may stand in a host name: lower case, trimmed.
@@ -98,12 +64,12 @@ pub(super) fn region(text: &str) -> Option<String> {
     fits.then_some(region)
 }
 
-/// Whose endpoint is asked for.
+/// The service whose endpoint is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Service {
     /// The private registries.
     Ecr,
-    /// ECR Public, of which the override for ECR does not speak (as in the SDKs).
+    /// ECR Public; the override for ECR does not hold for it (as in the SDKs).
     EcrPublic,
     /// The Security Token Service.
     Sts,
@@ -115,8 +81,8 @@ pub(super) enum Service {
 /// `services` section, the profile's `endpoint_url`.
 ///
 /// # Errors
-/// One that is no URL. One beside a wish for FIPS or dual-stack hosts: which of both holds cannot
-/// be told, and the endpoint rule sets of the SDKs refuse it, too.
+/// An override that is no URL. An override beside a wish for FIPS or dual-stack hosts: they
+/// contradict each other, and the endpoint rule sets of the SDKs refuse them, too.
 pub(super) fn custom(settings: &AwsSettings, service: Service) -> Result<Option<String>, String> {
     if settings.ignore_endpoint_urls == Some(true) {
         return Ok(None);

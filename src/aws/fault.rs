@@ -12,7 +12,7 @@ use crate::upstream::ApiReply;
 /// Longest message of AWS's that is passed on, in characters: enough for an ARN or two.
 const MESSAGE_CHARS_MAX: usize = 300;
 
-/// What to do about a failure.
+/// Kinds of failures, by what is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FaultKind {
     /// Our clock is off, and the reply did not say by how much.
@@ -37,7 +37,7 @@ pub(super) enum FaultKind {
 pub(super) struct AwsFault {
     /// What failed and what to mend, without secrets.
     pub(super) text: String,
-    /// What to do.
+    /// Its kind.
     pub(super) kind: FaultKind,
     /// AWS's error code, if it answered with one.
     pub(super) code: Option<String>,

@@ -1,4 +1,4 @@
-//! What the fuzzer calls of the AWS side; compiled for it alone. Owns: what must hold of any bytes.
+//! Entry points for the fuzzer; compiled for it alone. Owns: what must hold for any bytes.
 //! Must not: be part of the program.
 
 use super::sources::profile;

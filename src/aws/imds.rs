@@ -1,6 +1,6 @@
-//! The EC2 instance metadata service, version 2. Owns: its session token and one request after the
-//! other. Must not: know what is asked for, or ever speak version 1, which hands credentials to
-//! whoever can make this host send a GET.
+//! The EC2 instance metadata service, version 2. Owns: its session token, and requests with their
+//! retries. Must not: know what is asked for, or ever speak version 1, which gives credentials to
+//! anybody that can make this host send a GET.
 //!
 //! Locks: `session`, held for a copy; never across a call.
 
@@ -24,15 +24,15 @@ const TOKEN_MARGIN: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(100);
 /// No further attempt begins after this: the thread that waits here renews every token.
 const ATTEMPTS_TIME_MAX: Duration = Duration::from_secs(6);
-/// Where session tokens are got.
+/// The path of session tokens.
 const TOKEN_PATH: &str = "/latest/api/token";
-/// What to do when a container's requests do not come back.
+/// The remedy when a container's requests do not come back.
 const HOP_LIMIT: &str = "in a container on EC2, set the instance's metadata hop limit 2";
 
 /// Why the service gave nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ImdsFault {
-    /// It answered, but not with what was asked for.
+    /// It answered, but without the text that was asked for.
     Failed {
         /// The reply's status; none when the reply broke off.
         status: Option<u16>,
@@ -107,7 +107,7 @@ impl Imds {
         self
     }
 
-    /// Where the service is taken to be.
+    /// The address of the service.
     pub(super) fn base(&self) -> &str {
         &self.base
     }

@@ -21,7 +21,7 @@ const TIME_MAX: Duration = Duration::from_secs(253_402_214_400);
 /// Every field the call has by now is signed, so the fields must be complete.
 ///
 /// # Errors
-/// What cannot be signed, without any secret in the words.
+/// The part that cannot be signed, without any secret.
 pub(super) fn sign(
     mut call: ApiCall,
     credentials: &Credentials,
@@ -67,7 +67,7 @@ pub(super) fn sign(
     Ok(call)
 }
 
-/// Refuses what `aws-sigv4` would answer with a panic, or what would not survive a header field.
+/// Refuses input on which `aws-sigv4` would panic, or that fits no header field.
 fn check(call: &ApiCall, credentials: &Credentials, time: SystemTime) -> Result<(), String> {
     let visible = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
     if !visible(&credentials.access_key_id) {

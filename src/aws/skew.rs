@@ -55,8 +55,8 @@ impl Skew {
     }
 }
 
-/// Milliseconds between the reply's `Date` and the middle of its round trip; none when it cannot
-/// be told. `Age` marks a stored reply, whose `Date` is old (RFC 9111 §5.1).
+/// Milliseconds between the reply's `Date` and the middle of its round trip; none when the reply
+/// does not show it. `Age` marks a stored reply, whose `Date` is old (RFC 9111 §5.1).
 fn measure(reply: &ApiReply) -> Option<i64> {
     if reply.headers.first("age").is_some() {
         return None;

@@ -13,8 +13,8 @@ use crate::log::{self, Secret};
 use crate::message::Headers;
 use crate::upstream::ApiReply;
 
-/// Longest time for asking who we are. It runs on the thread that renews tokens and only adds a
-/// line to the log, so it gets less than a call that matters.
+/// Longest time for GetCallerIdentity. It runs on the thread that renews tokens and only adds a line
+/// to the log, so it gets less than a call that matters.
 const IDENTITY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The region that signs for the global host.
 const GLOBAL_REGION: &str = "us-east-1";
@@ -38,7 +38,7 @@ const LEGACY_REGIONS: [&str; 16] = [
     "us-west-2",
 ];
 
-/// Who AWS says we are.
+/// Our identity, as AWS gives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// Twelve digits.
@@ -49,7 +49,7 @@ pub struct Identity {
     pub user_id: String,
 }
 
-/// Asks who we are; needs no IAM permission.
+/// Asks for our identity; needs no IAM permission.
 ///
 /// # Errors
 /// A bad endpoint setting (lasting), or what AWS said.
@@ -80,12 +80,12 @@ pub(super) fn caller_identity(
 pub(super) struct Sts {
     caller: Arc<Caller>,
     settings: AwsSettings,
-    /// Set once: a role is asked for in one region, whatever region its credentials are for.
+    /// Set once: a role is assumed in one region, whichever region its credentials are used in.
     region: OnceLock<String>,
 }
 
 impl Sts {
-    /// In the region of the settings, else in `region`, which the registry's name told.
+    /// In the region of the settings, else in `region`, which is that of the registry's name.
     pub(super) fn new(
         caller: &Arc<Caller>,
         settings: &AwsSettings,
@@ -99,7 +99,7 @@ impl Sts {
         }
     }
 
-    /// Takes a region that was found later: out of the instance metadata, or that of a registry.
+    /// Takes a region that was found later: that of the instance metadata, or of a registry.
     pub(super) fn suggest_region(&self, region: &str) {
         // The first one stays.
         let _ = self.region.set(region.to_owned());
@@ -267,7 +267,7 @@ pub fn host(region: &str, fips: bool, dual_stack: bool) -> String {
     let partition = endpoint::partition(region);
     // In GovCloud the plain name is the FIPS endpoint.
     let service = match (fips, dual_stack) {
-        (true, false) if partition.gov_cloud => "sts",
+        (true, false) if region.starts_with("us-gov-") => "sts",
         (true, _) => "sts-fips",
         (false, _) => "sts",
     };
@@ -438,7 +438,7 @@ mod tests {
         );
         let token = Secret::new("tok.en".into());
         let fault = sts(&api).assume_role_with_web_identity("web identity", &token, &role());
-        let fault = AwsFault::from(fault.unwrap_err()).to_string();
+        let fault = fault.unwrap_err().text;
         assert!(fault.contains("via web identity, assuming arn:"), "{fault}");
         assert!(
             fault.contains("token ***") && !fault.contains("tok.en"),

@@ -401,7 +401,8 @@ fn a_wrong_container_token_is_told_of_and_not_sent_again_and_again() {
         "check AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
     ]);
     let missing = in_a_container(standin(), &[(TOKEN_FILE, "/nowhere/token")]);
-    missing.tells(&["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE=/nowhere/token: it cannot be read"]);
+    missing
+        .tells(&["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE=/nowhere/token: there is no such file"]);
     assert!(missing.seen(Server::Metadata).is_empty());
 }
 

@@ -144,7 +144,7 @@ impl Container {
                  EKS; use https"
             )));
         }
-        // What was checked is what is dialled, whatever the name leads to in a moment.
+        // The address that was checked is dialled, not the name: it may lead elsewhere by then.
         let port = port.map_or_else(String::new, |port| format!(":{port}"));
         let dialled = found.iter().map(|address| match address {
             IpAddr::V4(v4) => endpoint(&format!("{v4}{port}")),
@@ -222,7 +222,7 @@ impl Container {
         }
     }
 
-    /// What goes into `Authorization`, if anything.
+    /// The value of `Authorization`, if one is to be sent.
     fn token(&self) -> Result<Option<Secret<String>>, String> {
         let Some(path) = &self.settings.authorization_token_file else {
             return Ok(self.settings.authorization_token.clone());

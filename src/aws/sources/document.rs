@@ -1,12 +1,12 @@
-//! The JSON document in which AWS's metadata endpoints hand out credentials. Owns: reading it.
+//! The JSON document in which metadata endpoints and programs give credentials. Owns: reading it.
 //! Must not: know where it came from.
 
 use serde_json::Value;
 
 use super::super::credentials::Credentials;
 use super::super::fault::one_line;
-use crate::calendar;
-use crate::secret::Secret;
+use super::super::time;
+use crate::log::Secret;
 
 /// Why a document holds no credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,29 +29,38 @@ pub(super) fn read(body: &[u8], source: String) -> Result<Credentials, Unusable>
         let message = text("Message").unwrap_or("no reason given");
         return Err(Unusable::Refused(one_line(code), one_line(message)));
     }
+    keys(&document, "Token", source).map_err(Unusable::Odd)
+}
+
+/// The keys in a document, and their end; `token` is the name of the session token's field.
+///
+/// # Errors
+/// What is wrong with it, as the end of a sentence that begins with its name.
+pub(super) fn keys(
+    document: &Value,
+    token: &str,
+    source: String,
+) -> Result<Credentials, &'static str> {
+    let text = |name: &str| {
+        let text = document.get(name).and_then(Value::as_str).map(str::trim);
+        text.filter(|text| !text.is_empty())
+    };
     // Keys travel in header fields, where anything else would break or forge a line.
-    let word = |name: &str| {
-        let found = text(name).map(str::trim).filter(|word| !word.is_empty());
-        match found {
-            Some(word) if word.bytes().all(|b| b.is_ascii_graphic()) => Ok(Some(word.to_owned())),
-            Some(_) => Err(Unusable::Odd("has a key that fits no header field")),
-            None => Ok(None),
-        }
+    let word = |name: &str| match text(name) {
+        Some(word) if word.bytes().all(|b| b.is_ascii_graphic()) => Ok(Some(word.to_owned())),
+        Some(_) => Err("has a key that fits no header field"),
+        None => Ok(None),
     };
-    let expires = match text("Expiration") {
-        None => None,
-        Some(text) => Some(
-            calendar::parse_rfc3339(text)
-                .ok_or(Unusable::Odd("has an Expiration that is no date"))?,
-        ),
-    };
+    let expires = text("Expiration").map(|text| {
+        let expires = time::parse(text);
+        expires.ok_or("has an Expiration that is no time as in RFC 3339")
+    });
+    let secret = word("SecretAccessKey")?.ok_or("has no SecretAccessKey");
     Ok(Credentials {
-        access_key_id: word("AccessKeyId")?.ok_or(Unusable::Odd("has no AccessKeyId"))?,
-        secret: word("SecretAccessKey")?
-            .map(Secret::new)
-            .ok_or(Unusable::Odd("has no SecretAccessKey"))?,
-        session_token: word("Token")?.map(Secret::new),
-        expires,
+        access_key_id: word("AccessKeyId")?.ok_or("has no AccessKeyId")?,
+        secret: Secret::new(secret?),
+        session_token: word(token)?.map(Secret::new),
+        expires: expires.transpose()?,
         source,
     })
 }
@@ -119,6 +128,9 @@ mod tests {
         let forged = WHOLE.replace("t+/=", "t\\r\\nX: y");
         assert_eq!(odd(&forged), "has a key that fits no header field");
         let late = WHOLE.replace("2023-11-15T04:13:20Z", "tomorrow");
-        assert_eq!(odd(&late), "has an Expiration that is no date");
+        assert_eq!(
+            odd(&late),
+            "has an Expiration that is no time as in RFC 3339"
+        );
     }
 }

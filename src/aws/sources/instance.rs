@@ -1,5 +1,5 @@
-//! The role of an EC2 instance. Owns: which role, its credentials, and what becomes of them when
-//! the metadata service fails. Must not: know how the service is asked (`aws/imds.rs` does).
+//! The role of an EC2 instance. Owns: its name, its credentials, and their use while the metadata
+//! service fails. Must not: know how the service is asked (`aws/imds.rs` does).
 //!
 //! Locks: `memory`, held for a copy; never across a call.
 
@@ -20,8 +20,8 @@ use crate::upstream::Api;
 const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
 /// Longest name of a role (IAM quotas), with room.
 const ROLE_LENGTH_MAX: usize = 128;
-/// When the service stops renewing credentials, what there is goes on being used, as AWS's own
-/// services then take it past its end. The service is asked again after this time and up to
+/// When the service stops renewing credentials, the old ones stay in use: AWS's own services then
+/// accept them past their end. The service is asked again after this time and up to
 /// [`STALE_JITTER`] more: 10 minutes and a jitter of 2 to 10 (aws-config, "static stability").
 const STALE_RETRY: Duration = Duration::from_secs(12 * 60);
 /// See [`STALE_RETRY`].
@@ -41,7 +41,7 @@ pub(super) struct InstanceRole {
 
 #[derive(Default)]
 struct Memory {
-    /// What was handed out last.
+    /// The credentials given out last.
     last: Option<Credentials>,
     /// Why the service was passed over.
     passed_over: Option<String>,
@@ -101,7 +101,7 @@ impl InstanceRole {
         credentials
     }
 
-    /// What there is when the service gives nothing.
+    /// The outcome when the service gives nothing: the last credentials, none, or the fault.
     fn without(&self, fault: &ImdsFault) -> Result<Option<Credentials>, AwsFault> {
         let last = self.memory().last.clone();
         match (fault, last) {
@@ -154,7 +154,7 @@ fn is_role(text: &str) -> bool {
     !text.is_empty() && text.len() <= ROLE_LENGTH_MAX && text.bytes().all(fits)
 }
 
-/// A list that is not there means that there is no role.
+/// A missing list means that there is no role.
 fn no_role(fault: ImdsFault) -> ImdsFault {
     match fault {
         ImdsFault::Failed {

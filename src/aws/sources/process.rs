@@ -12,23 +12,23 @@ use serde_json::Value;
 
 use super::super::credentials::Credentials;
 use super::super::fault::AwsFault;
-use super::super::time;
+use super::document;
 use crate::log::Secret;
 
 /// Longest time for the program, as in the SDK for Go (`processcreds.DefaultTimeout`).
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Most bytes of credentials; session tokens have a few kB.
 const OUTPUT_BYTES_MAX: usize = 64 * 1024;
-/// Most bytes kept of what it complains of; the rest is read and thrown away.
+/// Most bytes kept of standard error; the rest is read and thrown away.
 const COMPLAINT_BYTES_MAX: usize = 4 * 1024;
-/// Most characters of that which are passed on.
+/// Most characters of those that are passed on.
 const COMPLAINT_CHARS_MAX: usize = 300;
 /// Between two looks at whether it has ended: its children may hold the pipes open.
 const STEP: Duration = Duration::from_millis(20);
 /// Words of this length with both letters and digits are taken for secrets.
 const SECRET_LENGTH_MIN: usize = 16;
 
-/// What a program may use.
+/// The limits of a program.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
     time: Duration,
@@ -61,24 +61,8 @@ fn read(output: &Secret<Vec<u8>>, source: &str) -> Result<Credentials, String> {
     if document.get("Version").and_then(Value::as_u64) != Some(1) {
         return Err("what the program printed lacks \"Version\": 1".into());
     }
-    let text = |name: &str| document.get(name).and_then(Value::as_str).map(str::trim);
-    let required = |name: &str| {
-        text(name)
-            .filter(|text| !text.is_empty())
-            .ok_or_else(|| format!("what the program printed has no {name}"))
-    };
-    let expires = match text("Expiration") {
-        None | Some("") => None,
-        Some(text) => Some(time::parse(text).ok_or("its Expiration is no time as in RFC 3339")?),
-    };
-    let token = text("SessionToken").filter(|text| !text.is_empty());
-    Ok(Credentials {
-        access_key_id: required("AccessKeyId")?.to_owned(),
-        secret: Secret::new(required("SecretAccessKey")?.to_owned()),
-        session_token: token.map(|token| Secret::new(token.to_owned())),
-        expires,
-        source: source.to_owned(),
-    })
+    document::keys(&document, "SessionToken", source.to_owned())
+        .map_err(|why| format!("what the program printed {why}"))
 }
 
 /// Splits a command line as a POSIX shell would, without expanding anything.
@@ -168,7 +152,7 @@ fn run(words: &[String], limits: Limits) -> Result<Secret<Vec<u8>>, String> {
 /// A program that is killed with all its children when this goes.
 struct Running(Child);
 
-/// What a program printed and complained of, and how it ended; no status when it has not.
+/// Standard output, standard error and status of a program; no status when it has not ended.
 type Watched = (Secret<Vec<u8>>, Vec<u8>, Option<ExitStatus>);
 
 impl Running {
@@ -260,7 +244,7 @@ fn take(pipe: &mut (Option<impl Read>, Vec<u8>), bytes_max: usize) -> bool {
     pipe.1.len() >= bytes_max
 }
 
-/// What the program complained of, on one line, without what may be a secret.
+/// Standard error on one line, without words that may be secrets.
 fn shown(complaint: &[u8]) -> String {
     let text = String::from_utf8_lossy(complaint);
     let words = text.split(|c: char| c.is_whitespace() || c.is_control());
@@ -359,7 +343,11 @@ mod tests {
                 "no AccessKeyId",
             ),
             ("\"hunter2\"", "7", "no SecretAccessKey"),
-            ("}", ",\"Expiration\":\"soon\"}", "Expiration is no time"),
+            (
+                "}",
+                ",\"Expiration\":\"soon\"}",
+                "an Expiration that is no time",
+            ),
         ] {
             let fault = read(&output(&short.replacen(cut, with, 1)), "p").unwrap_err();
             assert!(

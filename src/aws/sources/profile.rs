@@ -1,5 +1,5 @@
-//! A profile of the shared files. Owns: its credentials, from files read anew each time, and what
-//! else it says of the way to AWS. Must not: keep credentials.
+//! A profile of the shared files. Owns: its credentials, from files that are read anew each time,
+//! and its region and endpoints. Must not: keep credentials.
 
 mod files;
 #[cfg(fuzzing)]
@@ -122,9 +122,9 @@ impl Source for Profile {
     }
 }
 
-/// The environment's keys as a source of their own, unless the profile that somebody has named
-/// says that they are to assume its role. Without this exception they would come first, and the
-/// role would never be assumed (the SDK for Go has it the same way).
+/// The environment's keys as a source of their own, except when the named profile assumes its role
+/// with them. Without this exception they would come first, and the role would never be assumed
+/// (the SDK for Go does the same).
 pub(super) struct UnlessTakenBy {
     profile: Arc<Profile>,
     environment: Arc<dyn Source>,
@@ -156,11 +156,11 @@ impl Source for UnlessTakenBy {
     }
 }
 
-/// `settings` with what the profile says where they say nothing: region, endpoints and the kind of
-/// host. Read once, at the start. Beside them what is wrong with the profile's words: where they
-/// lead cannot be told, so nothing may be called.
+/// `settings` completed from the profile: region, endpoints and the kind of host. Read once, at the
+/// start. The second value says what is wrong with the profile's endpoints; then nothing may be
+/// called, as it might be the wrong host.
 ///
-/// Files that cannot be read are told of and passed over, since the credentials may well come from
+/// Files that cannot be read are reported and passed over, since the credentials may well come from
 /// elsewhere; if not, [`Profile`] fails with the same words.
 pub(in crate::aws) fn complete(settings: AwsSettings) -> (AwsSettings, Option<String>) {
     let files = SharedFiles::new(&settings);

@@ -1,5 +1,5 @@
-//! A token in a file that STS takes for a role (IRSA and its like). Owns: reading the token anew
-//! each time, and the retries that AWS advises. Must not: keep either token or credentials.
+//! A role for a token in a file (IRSA and its like). Owns: reading the token anew each time, and the
+//! retry that AWS advises. Must not: keep either token or credentials.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,12 +15,12 @@ use crate::secret::Secret;
 /// Largest token file. STS takes tokens of up to 20 000 characters (API reference).
 const TOKEN_BYTES_MAX: u64 = 20_000 + 2;
 
-/// A role and the file with the token that proves us entitled to it.
+/// A role, and the file with the token that entitles us to it.
 #[derive(Debug)]
 pub(super) struct TokenFile {
     /// The file.
     pub(super) path: PathBuf,
-    /// What names the file, for errors: a variable, or a key of a profile.
+    /// The variable or the key of a profile that names the file, for errors.
     pub(super) named_by: String,
     /// Where the credentials come from, for logs and errors.
     pub(super) source: String,

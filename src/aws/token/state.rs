@@ -345,13 +345,13 @@ mod tests {
         let late = now + HOUR - SECOND;
         assert!(matches!(
             state.get_fresh(FRESH, late),
-            Availability::Wait(2)
+            Availability::Wait(1)
         ));
         assert_eq!(state.attempts.next(), Some(late));
         state.attempts.begin();
         assert!(matches!(
             state.get_fresh(FRESH, late),
-            Availability::Wait(2)
+            Availability::Wait(1)
         ));
     }
 

@@ -17,7 +17,7 @@ use crate::message::unguessable;
 /// ever.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
-/// What the thread is to do next.
+/// The next thing that the thread does.
 pub(super) enum Job {
     Fetch(Realm),
     Identify(String),

@@ -30,7 +30,7 @@ pub(super) const REGIONS_MAX: usize = 64;
 /// Longest wait for a fresher token while an old one is still good: a call to AWS takes a second.
 const FRESH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What [`Tokens`] needs to know.
+/// The settings of [`Tokens`].
 #[derive(Debug, Clone)]
 pub struct TokenConfig {
     /// Identity, region and endpoints.
@@ -73,7 +73,7 @@ pub struct Tokens {
     pub(super) done: Condvar,
 }
 
-/// What the thread and its callers share.
+/// The state that the thread and its callers share.
 pub(super) struct Shared {
     pub(super) regions: HashMap<Realm, RegionState>,
     pub(super) generation: u64,

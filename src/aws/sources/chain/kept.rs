@@ -8,11 +8,11 @@ use super::super::super::credentials::Credentials;
 /// Credentials are replaced this long before their end, as in the AWS SDK for Go: time enough for
 /// several tries, and STS hands out nothing shorter than 15 minutes.
 const REFRESH_BEFORE: Duration = Duration::from_secs(5 * 60);
-/// Least time between a fetch and the next before the credentials have ended, so that neither a
-/// source that fails nor one whose credentials are short-lived is asked in a loop.
+/// Least time between two fetches while the credentials have not ended, so that a source that fails,
+/// or that gives short-lived credentials, is not asked in a loop.
 const GAP: Duration = Duration::from_secs(60);
 
-/// How credentials stand.
+/// What may be done with credentials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
     /// To be used.
@@ -29,7 +29,7 @@ pub(super) struct Kept {
     pub(super) credentials: Credentials,
     /// By AWS's clock.
     pub(super) expires: SystemTime,
-    /// Not replaced before, unless they have ended.
+    /// They are not replaced before this, unless they have ended.
     retry_at: Instant,
 }
 
@@ -49,7 +49,7 @@ impl Kept {
         self
     }
 
-    /// How they stand; `aws_now` is AWS's time.
+    /// Their standing; `aws_now` is AWS's time.
     pub(super) fn standing(&self, aws_now: SystemTime, now: Instant) -> Standing {
         match self.expires.duration_since(aws_now) {
             Ok(left) if left > REFRESH_BEFORE => Standing::Fresh,

@@ -16,7 +16,7 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 /// The profile that is used unless another one is set.
 const DEFAULT_PROFILE: &str = "default";
 
-/// Where the files are, and which profile is meant.
+/// The places of the files, and the name of the profile in use.
 #[derive(Debug, Clone)]
 pub(super) struct SharedFiles {
     credentials: Option<Place>,
@@ -65,17 +65,17 @@ impl SharedFiles {
         }
     }
 
-    /// The name of the profile that is meant.
+    /// The name of the profile in use.
     pub(super) fn profile(&self) -> &str {
         self.named.as_deref().unwrap_or(DEFAULT_PROFILE)
     }
 
-    /// True when somebody has set which profile is meant.
+    /// True when a setting names the profile.
     pub(super) const fn is_named(&self) -> bool {
         self.named.is_some()
     }
 
-    /// Reads both files. None when the profile that is meant is not there and nobody has named it.
+    /// Reads both files. None when the profile is not there and no setting names it.
     ///
     /// # Errors
     /// What is wrong with a file, or that a named profile is missing.
@@ -113,8 +113,8 @@ impl SharedFiles {
 }
 
 impl Place {
-    /// The sections of the file. One that nobody has named need not be there, nor be readable: its
-    /// directory may belong to somebody else.
+    /// The sections of the file. A file that no setting names need not be there, nor be readable:
+    /// its directory may belong to somebody else.
     fn read(&self) -> Result<Vec<(String, Properties)>, String> {
         let fault = |why: &str| match self.setting {
             Some(setting) => format!("{setting}={}: {why}", self.path.display()),
@@ -133,7 +133,7 @@ impl Place {
     }
 }
 
-/// True when it cannot be told whether the file is there.
+/// True when its directory cannot be searched for the file.
 fn out_of_reach(path: &Path) -> bool {
     path.metadata().is_err_and(|error| {
         matches!(

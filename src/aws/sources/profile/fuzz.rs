@@ -1,16 +1,16 @@
-//! What the fuzzer calls of the shared AWS files; compiled for it alone. Owns: what must hold of
-//! any text. Must not: be part of the program.
+//! The fuzzer's entry to the shared AWS files; compiled for it alone. Owns: what must hold for any
+//! text. Must not: be part of the program.
 
 use super::files::Profiles;
 use super::{ini, plan, process};
 
-/// Most profiles of one input whose way to keys is followed.
+/// Most profiles of one input that are followed to their keys.
 const FOLLOWED_MAX: usize = 64;
-/// What no fault may show: values of keys are made of it.
+/// Each value contains it, and no fault may show it.
 const MARK: &str = "hunter2";
 
-/// A file: what is wrong is told by the number of a line, and without a value; every profile of a
-/// good file leads to keys or to a fault.
+/// Reads `text` as a file. A fault names the number of a line and no value; every profile of a good
+/// file leads to keys or to a fault.
 ///
 /// # Panics
 /// When that does not hold.

@@ -1,5 +1,5 @@
-//! What a profile says of credentials. Owns: the way from a profile, through the profiles it names,
-//! to keys. Must not: read files, run programs or call AWS.
+//! The plan by which a profile gets credentials. Owns: following a profile, through the profiles it
+//! names, to keys. Must not: read files, run programs or call AWS.
 
 use std::path::PathBuf;
 
@@ -14,16 +14,16 @@ const ROLES_MAX: usize = 8;
 /// The seconds that STS lets a role's session last (API reference, `AssumeRole`).
 const DURATION_S: std::ops::RangeInclusive<u32> = 900..=43_200;
 
-/// How to come to credentials.
+/// The steps to credentials.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Plan {
-    /// Where it begins.
+    /// The first credentials.
     pub(super) base: Base,
     /// The roles to assume after that, in order.
     pub(super) roles: Vec<Role>,
 }
 
-/// The first credentials.
+/// A source of first credentials.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Base {
     /// `aws_access_key_id` and its companions.
@@ -48,11 +48,10 @@ pub(super) enum NamedSource {
     InstanceMetadata,
 }
 
-/// Follows `name`; none when the profile says nothing of credentials, as one with nothing but a
-/// region does.
+/// The plan of profile `name`; none when it has neither keys nor a role, for example only a region.
 ///
 /// # Errors
-/// What is wrong with a profile, by its name and without values that may be secret.
+/// The fault with the name of the profile, and without values that may be secret.
 pub(super) fn plan(profiles: &Profiles, name: &str) -> Result<Option<Plan>, String> {
     let mut roles: Vec<Role> = Vec::new();
     let mut visited: Vec<&str> = Vec::new();
@@ -106,7 +105,7 @@ pub(super) fn plan(profiles: &Profiles, name: &str) -> Result<Option<Plan>, Stri
     }
 }
 
-/// What a profile says before its keys count.
+/// The part of a profile that ranks before its keys.
 enum Step<'a> {
     None,
     /// A role, and the profile to assume it with.
