@@ -4,7 +4,7 @@
 use std::time::SystemTime;
 
 use super::fault::AwsFault;
-use crate::log::Secret;
+use crate::secret::Secret;
 
 /// The session's name unless another one is set: a constant, so that trust policies can demand it
 /// (`sts:RoleSessionName`).

@@ -7,10 +7,12 @@ use std::time::Duration;
 use super::call::{Ask, CALL_TIMEOUT, Caller};
 use super::credentials::{Credentials, Role};
 use super::fault::AwsFault;
-use super::{endpoint, time, xml};
+use super::{endpoint, xml};
+use crate::calendar;
 use crate::config::{AwsSettings, StsEndpoints};
-use crate::log::{self, Secret};
+use crate::log;
 use crate::message::Headers;
+use crate::secret::Secret;
 use crate::upstream::ApiReply;
 
 /// Longest time for GetCallerIdentity. It runs on the thread that renews tokens and only adds a line
@@ -228,7 +230,7 @@ fn element(
 /// The credentials in a reply. They live as long as AWS says; `base` names their origin.
 fn session(ask: &Ask, base: &Credentials, reply: &ApiReply) -> Result<Credentials, AwsFault> {
     let text = |name| element(ask, base, reply, name);
-    let expires = time::parse(&text("Expiration")?)
+    let expires = calendar::parse_rfc3339(&text("Expiration")?)
         .ok_or_else(|| ask.odd_reply(base, "has an Expiration that is no time"))?;
     let credentials = Credentials {
         access_key_id: text("AccessKeyId")?,
@@ -241,7 +243,7 @@ fn session(ask: &Ask, base: &Credentials, reply: &ApiReply) -> Result<Credential
         "role assumed",
         &[
             ("source", &credentials.source),
-            ("expires", &log::timestamp(expires)),
+            ("expires", &calendar::format_rfc3339(expires)),
         ],
     );
     Ok(credentials)

@@ -12,6 +12,7 @@ use super::super::credentials::{Credentials, Source};
 use super::super::fault::{AwsFault, FaultKind};
 use super::super::sts::Sts;
 use super::{container, env, instance, profile, web_identity};
+use crate::calendar;
 use crate::config::AwsSettings;
 use crate::log;
 
@@ -95,7 +96,7 @@ impl Chain {
                     "AWS credentials not refreshed, the old ones stay in use until their end",
                     &[
                         ("source", &kept.credentials.source),
-                        ("expires", &log::timestamp(kept.expires)),
+                        ("expires", &calendar::format_rfc3339(kept.expires)),
                         ("error", &fault),
                     ],
                 );

@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use super::super::credentials::Credentials;
 use super::super::fault::one_line;
-use super::super::time;
-use crate::log::Secret;
+use crate::calendar;
+use crate::secret::Secret;
 
 /// Why a document holds no credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub(super) fn keys(
         None => Ok(None),
     };
     let expires = text("Expiration").map(|text| {
-        let expires = time::parse(text);
+        let expires = calendar::parse_rfc3339(text);
         expires.ok_or("has an Expiration that is no time as in RFC 3339")
     });
     let secret = word("SecretAccessKey")?.ok_or("has no SecretAccessKey");

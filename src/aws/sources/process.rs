@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::super::credentials::Credentials;
 use super::super::fault::AwsFault;
 use super::document;
-use crate::log::Secret;
+use crate::secret::Secret;
 
 /// Longest time for the program, as in the SDK for Go (`processcreds.DefaultTimeout`).
 const TIMEOUT: Duration = Duration::from_secs(60);

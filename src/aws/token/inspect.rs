@@ -6,8 +6,8 @@ use std::time::SystemTime;
 use super::super::ecr::{self, Realm};
 use super::super::sts::{self, Identity};
 use super::tokens::Tokens;
-use crate::log::Secret;
 use crate::oci::Registry;
+use crate::secret::Secret;
 
 /// Credentials as they were found.
 #[derive(Debug, Clone, PartialEq, Eq)]

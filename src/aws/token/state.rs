@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use super::attempts::{Attempts, Availability, DoublingWait, portion};
-use crate::log::Secret;
 use crate::oci::Registry;
+use crate::secret::Secret;
 
 /// A token that has ended by AWS's word, or nearly so, is used this long all the same: either clock
 /// may be wrong, and asking anew for every request would only add throttling.

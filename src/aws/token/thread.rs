@@ -10,8 +10,9 @@ use super::super::{endpoint, sts};
 use super::search;
 use super::state::{LIFE_FLOOR, NewToken};
 use super::tokens::{Shared, Tokens};
+use crate::calendar;
 use crate::log;
-use crate::message::unguessable;
+use crate::random::unguessable;
 
 /// The thread looks up at least this often, so that no error in reckoning can make it sleep for
 /// ever.
@@ -178,7 +179,7 @@ impl Tokens {
         drop(shared);
         let expires = token
             .expires
-            .map_or_else(|| "unknown".into(), log::timestamp);
+            .map_or_else(|| "unknown".into(), calendar::format_rfc3339);
         log::info(
             "ECR token obtained",
             &[
@@ -295,7 +296,7 @@ impl Tokens {
 fn log_identity(identity: &sts::Identity, credentials: &Credentials, region: &str) {
     let until = credentials
         .expires
-        .map_or_else(|| "unlimited".to_owned(), log::timestamp);
+        .map_or_else(|| "unlimited".to_owned(), calendar::format_rfc3339);
     log::info(
         "identity",
         &[

@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::super::super::fake::{self, FakeApi};
 use super::*;
 use crate::clock::{Clock as _, ManualClock};
-use crate::log::Secret;
+use crate::secret::Secret;
 
 const SECOND: Duration = Duration::from_secs(1);
 

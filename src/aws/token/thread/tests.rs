@@ -13,8 +13,8 @@ use super::super::tokens::{REGIONS_MAX, TokenConfig};
 use super::*;
 use crate::clock::{Clock as _, ManualClock};
 use crate::config::AwsSettings;
-use crate::log::Secret;
 use crate::oci::Registry;
+use crate::secret::Secret;
 use crate::upstream::{AuthFault, Authorizer as _, Grant};
 
 const HOUR: Duration = Duration::from_secs(3600);
