@@ -304,6 +304,16 @@ pub enum Reference {
     Tag(Tag),
 }
 
+impl Reference {
+    /// The digest or tag, as a path has it.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Digest(digest) => digest.as_str(),
+            Self::Tag(tag) => tag.as_str(),
+        }
+    }
+}
+
 impl From<Digest> for Reference {
     fn from(digest: Digest) -> Self {
         Self::Digest(digest)

@@ -9,6 +9,7 @@ pub mod disk;
 mod files;
 pub mod fill;
 pub mod flights;
+pub mod held;
 pub mod layout;
 pub mod manifest;
 pub mod names;

@@ -10,6 +10,7 @@
 mod pages;
 
 use std::collections::HashSet;
+use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -56,6 +57,12 @@ pub struct Scope<'a> {
     pub registry: &'a Registry,
     /// Its name there.
     pub repository: &'a Repository,
+}
+
+impl fmt::Display for Scope<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.registry, self.repository)
+    }
 }
 
 /// A digest that belongs to a repository.

@@ -14,7 +14,7 @@ use crate::message::Buffered;
 pub const NEGATIVE_TTL: Duration = Duration::from_secs(10);
 /// Entries kept; when they are full they are forgotten, which costs upstream calls and no more.
 const ENTRIES_MAX: usize = 4096;
-/// Bytes of an answer at the most: ECR's are a few hundred, and all entries together stay in 16 MB.
+/// Bytes of an answer and its key at the most: ECR's are a few hundred, and all entries together stay in 16 MB.
 const ENTRY_BYTES_MAX: usize = 4096;
 
 /// The memory.
@@ -39,7 +39,8 @@ impl Negative {
     pub fn put(&self, key: &str, refused: Buffered, now: Instant) {
         let fields = refused.headers.iter();
         let bytes: usize = fields.map(|(name, value)| name.len() + value.len()).sum();
-        if bytes + refused.body.len() > ENTRY_BYTES_MAX {
+        // The key holds what the client accepts, which may be as long as a head.
+        if key.len() + bytes + refused.body.len() > ENTRY_BYTES_MAX {
             return;
         }
         let mut entries = self.lock();
@@ -102,8 +103,8 @@ mod tests {
             body: vec![b'x'; bytes].into(),
             ..refused()
         };
-        negative.put("a", sized(ENTRY_BYTES_MAX), now);
-        negative.put("b", sized(ENTRY_BYTES_MAX + 1), now);
+        negative.put("a", sized(ENTRY_BYTES_MAX - 1), now);
+        negative.put("b", sized(ENTRY_BYTES_MAX), now);
         assert!(negative.get("a", now).is_some() && negative.get("b", now).is_none());
     }
 

@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
+use super::answer::refuse;
 use super::login::Logins;
 use crate::config::{AccessSettings, Globs};
-use crate::message::Request;
+use crate::message::{Reply, Request};
 use crate::oci::{ErrorCode, OciError, Repository, Route};
 use crate::uri::decode_leniently;
 
@@ -29,6 +30,23 @@ impl Access {
         }
     }
 
+    /// Lets a request pass, or gives the answer that it gets instead. `target` and `route` are
+    /// without a registry's host in them.
+    pub(super) fn admit(
+        &self,
+        request: &Request,
+        target: &str,
+        route: &Route,
+    ) -> Result<(), Box<Reply>> {
+        let methods = self.methods(route);
+        if !methods.contains(&request.method.as_str()) {
+            let refusal = refuse(&self.unsupported(request));
+            return Err(Box::new(refusal.with("Allow", methods.join(", "))));
+        }
+        let checked = self.check(target, route);
+        checked.map_err(|error| Box::new(refuse(&error)))
+    }
+
     /// The methods of `route` that may be used, as `Allow` lists them: none of an upload's in a
     /// proxy that only reads.
     pub(super) fn methods(&self, route: &Route) -> Vec<&'static str> {
@@ -40,7 +58,7 @@ impl Access {
     }
 
     /// Why a method that is not among them cannot be used.
-    pub(super) fn unsupported(&self, request: &Request) -> OciError {
+    fn unsupported(&self, request: &Request) -> OciError {
         let method = &request.method;
         let read_only = self.read_only && !matches!(method.as_str(), "GET" | "HEAD");
         let why = if read_only {
@@ -53,7 +71,7 @@ impl Access {
 
     /// Refuses what `ALLOW_REPOSITORIES` leaves out: the repository of the route, and each one that
     /// a blob is to be mounted from. `target` and `route` are without a registry's host in them.
-    pub(super) fn check(&self, target: &str, route: &Route) -> Result<(), OciError> {
+    fn check(&self, target: &str, route: &Route) -> Result<(), OciError> {
         if self.shows_everything() {
             return Ok(());
         }

@@ -4,205 +4,254 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
-use super::conditional::{self, Selected, Wanted as Range};
-use super::pull::BLOB_CACHE_CONTROL;
-use super::{CacheOutcome, Pull, fail, marked, refuse};
+use super::answer::{API_VERSION, CacheOutcome, fail, mark, or_fail, refuse};
+use super::conditional::{self, RangeSpec, Selected};
+use super::content::{self, BLOB_CACHE_CONTROL, DIGEST_FIELD};
+use super::exchange::Exchange;
+use super::{headers, redirect};
+use crate::cache::Cache;
 use crate::cache::fill::{Growing, Joined, Wanted};
+use crate::cache::names::Scope;
 use crate::cache::store::Blob;
 use crate::log;
-use crate::message::{Body, Headers, Outcome, Piece, Pieces, Reply};
+use crate::message::{Body, Buffered, Headers, Outcome, Piece, Pieces, Reply};
 use crate::oci::{Digest, ErrorCode, OciError, Repository};
-use crate::upstream::exchange::HEAD_TIMEOUT;
+use crate::upstream::UpstreamError;
+use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
 
 /// A cold range that begins this far ahead of the download is fetched on its own: at 10 MB/s the
 /// client would wait a second for it.
 const RANGE_AHEAD_BYTES: u64 = 8 << 20;
 
 /// Answers GET and HEAD of a blob.
-pub(super) fn get(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> Reply {
-    let key = pull.key(repository, &format_args!("blobs/{digest}"));
-    if let Some(refused) = pull.cache.negative.get(&key, std::time::Instant::now()) {
-        return pull.refused(refused);
+pub(super) fn get(exchange: &Exchange, repository: &Repository, digest: &Digest) -> Reply {
+    if exchange.passes_redirect() {
+        return redirect::pass(exchange, digest);
     }
-    match pull.cache.store.blob(digest) {
-        Ok(Some(blob)) => match belonging(pull, repository, digest) {
-            Ok(()) => return whole(pull, digest, blob),
-            Err(reply) => return *reply,
-        },
-        Ok(None) => {}
-        Err(error) => {
-            pull.cache.disk_faults.report("blob", &error);
-            return pull.bypass();
+    match &exchange.parts.cache {
+        None => finish(exchange, digest, exchange.forward_bodiless()),
+        Some(cache) => {
+            let registry = &exchange.registry;
+            let scope = Scope {
+                registry,
+                repository,
+            };
+            let pull = BlobPull {
+                exchange,
+                cache,
+                scope,
+                digest,
+            };
+            pull.answer()
         }
     }
-    if pull.is_head() {
-        // A HEAD does not download.
-        return cold_head(pull, repository, digest);
-    }
-    let wanted = Wanted {
-        registry: pull.registry.clone(),
-        repository: repository.clone(),
-        digest: digest.clone(),
-    };
-    match pull.cache.fills.join(&wanted) {
-        Joined::Growing(growing) if growing.is_for(wanted.scope()) => {
-            growing_reply(pull, digest, &growing)
+}
+
+/// Upstream's answer as the client gets it.
+fn finish(exchange: &Exchange, digest: &Digest, reply: Result<Reply, UpstreamError>) -> Reply {
+    let client = &exchange.request.headers;
+    or_fail(reply.map(|reply| content::finish_blob(reply, digest, client)))
+}
+
+/// A request for a blob that may be answered from the cache.
+struct BlobPull<'a> {
+    exchange: &'a Exchange,
+    cache: &'a Arc<Cache>,
+    scope: Scope<'a>,
+    digest: &'a Digest,
+}
+
+impl BlobPull<'_> {
+    fn answer(&self) -> Reply {
+        let key = format!("{} blobs/{}", self.scope, self.digest);
+        if let Some(refused) = self.cache.negative.get(&key, Instant::now()) {
+            return self.refused(refused);
         }
-        Joined::Growing(growing) => match belonging(pull, repository, digest) {
-            Ok(()) => growing_reply(pull, digest, &growing),
-            Err(reply) => *reply,
-        },
-        Joined::Failed(error) => marked(fail(&error), CacheOutcome::Miss),
-        Joined::Refused(refused) => {
-            if refused.status == 404 {
-                pull.cache
-                    .negative
-                    .put(&key, refused.clone(), std::time::Instant::now());
+        match self.cache.store.blob(self.digest) {
+            Ok(Some(blob)) => self.if_belonging(|| self.whole(blob)),
+            // A HEAD does not download.
+            Ok(None) if self.exchange.is_head() => self.cold_head(),
+            Ok(None) => self.join(&key),
+            Err(error) => {
+                self.cache.disk_faults.report("blob", &error);
+                self.bypass()
             }
-            pull.refused(refused)
         }
-        Joined::Bypass(Some(fetched)) if !asks_for_part(pull, digest) => {
-            let reply = pull.exchange.reply(pull.registry, fetched);
-            marked(
-                reply.unwrap_or_else(|error| fail(&error)),
-                CacheOutcome::Bypass,
-            )
+    }
+
+    /// Joins the download, or begins it.
+    fn join(&self, key: &str) -> Reply {
+        let wanted = Wanted {
+            registry: self.scope.registry.clone(),
+            repository: self.scope.repository.clone(),
+            digest: self.digest.clone(),
+        };
+        match self.cache.fills.join(&wanted) {
+            Joined::Growing(growing) if growing.is_for(self.scope) => self.growing(&growing),
+            Joined::Growing(growing) => self.if_belonging(|| self.growing(&growing)),
+            Joined::Failed(error) => mark(fail(&error), CacheOutcome::Miss),
+            Joined::Refused(refused) => {
+                if refused.status == 404 {
+                    let negative = &self.cache.negative;
+                    negative.put(key, refused.clone(), Instant::now());
+                }
+                self.refused(refused)
+            }
+            Joined::Bypass(Some(fetched)) if self.range() == RangeSpec::Whole => {
+                let reply = self.exchange.dress_fetched(fetched);
+                let reply = finish(self.exchange, self.digest, reply);
+                mark(reply, CacheOutcome::Bypass)
+            }
+            Joined::Bypass(_) => self.bypass(),
         }
-        Joined::Bypass(_) => pull.bypass(),
     }
-}
 
-/// A blob is served for a repository only if it belongs there: a manifest of that repository names
-/// it, or upstream says so now. The error is the answer if not.
-fn belonging(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> Result<(), Box<Reply>> {
-    let scope = pull.scope(repository);
-    if pull.cache.names.link(scope, digest).is_some() {
-        return Ok(());
-    }
-    let target = format!("/v2/{repository}/blobs/{digest}");
-    match pull.head(&target, &pull.own_headers(), HEAD_TIMEOUT) {
-        Ok(reply) if reply.status == 200 => {
-            link(pull, repository, digest);
-            Ok(())
+    /// Gives the answer if the blob belongs to the repository: a manifest there names it, or
+    /// upstream shows it there now.
+    fn if_belonging(&self, answer: impl FnOnce() -> Reply) -> Reply {
+        if self.cache.names.link(self.scope, self.digest).is_some() {
+            return answer();
         }
-        // Asked again as the client asked it, so that it gets upstream's own words.
-        Ok(_) => Err(Box::new(pull.bypass())),
-        Err(error) => Err(Box::new(marked(fail(&error), CacheOutcome::Miss))),
-    }
-}
-
-fn link(pull: &Pull<'_>, repository: &Repository, digest: &Digest) {
-    if let Err(error) = pull
-        .cache
-        .names
-        .set_link(pull.scope(repository), digest, None)
-    {
-        pull.cache.disk_faults.report("link", &error);
-    }
-}
-
-fn cold_head(pull: &Pull<'_>, repository: &Repository, digest: &Digest) -> Reply {
-    let mut reply = pull.bypass();
-    if matches!(reply.status, 200 | 304) {
-        link(pull, repository, digest);
-        // Whatever the registry can do, the GET will come from here.
-        reply.headers.set("Accept-Ranges", "bytes");
-    }
-    marked(reply, CacheOutcome::Miss)
-}
-
-fn asks_for_part(pull: &Pull<'_>, digest: &Digest) -> bool {
-    range(pull, digest) != Range::Whole
-}
-
-fn range(pull: &Pull<'_>, digest: &Digest) -> Range {
-    conditional::wanted(&pull.exchange.request.headers, &tag(digest))
-}
-
-/// A complete blob.
-fn whole(pull: &Pull<'_>, digest: &Digest, blob: Blob) -> Reply {
-    if let Some(reply) = not_modified(pull, digest) {
-        return marked(reply, CacheOutcome::Hit);
-    }
-    let size = blob.size;
-    let body = |start: u64, end: u64| {
-        let length = Some(end - start);
-        let pieces = Box::new(Part {
-            blob,
-            position: start,
-            end,
+        let head = self.exchange.parts.upstream.fetch_bodiless(Call {
+            registry: self.scope.registry,
+            method: "HEAD",
+            target: &format!("/v2/{}/blobs/{}", self.scope.repository, self.digest),
+            headers: &headers::for_cache(&self.exchange.request.headers),
+            patience: HEAD_TIMEOUT,
+            whole: false,
         });
-        if pull.is_head() {
-            Body::Empty { length }
-        } else {
-            Body::Pieces { pieces, length }
+        match head {
+            Ok(fetched) if fetched.reply.status == 200 => {
+                self.cache.link_blob(self.scope, self.digest);
+                answer()
+            }
+            // Asked again as the client asked it, so that it gets upstream's own words.
+            Ok(_) => self.bypass(),
+            Err(error) => mark(fail(&error), CacheOutcome::Miss),
         }
-    };
-    // A range on a HEAD has no meaning (RFC 9110 §14.2).
-    let range = if pull.is_head() {
-        Range::Whole
-    } else {
-        range(pull, digest)
-    };
-    let reply = match range.of(size) {
-        Selected::Whole => reply(digest, 200, body(0, size)),
-        Selected::Part { start, end } => reply(digest, 206, body(start, end))
-            .with("Content-Range", format!("bytes {start}-{}/{size}", end - 1)),
-        Selected::Unsatisfiable => unsatisfiable(digest, size),
-    };
-    marked(reply, CacheOutcome::Hit)
+    }
+
+    /// Passes the request on without keeping anything.
+    fn bypass(&self) -> Reply {
+        let reply = self.exchange.forward_bodiless();
+        let reply = finish(self.exchange, self.digest, reply);
+        mark(reply, CacheOutcome::Bypass)
+    }
+
+    /// Upstream's own answer, where it was not the blob.
+    fn refused(&self, refused: Buffered) -> Reply {
+        let method = &self.exchange.request.method;
+        let reply = self.exchange.dress_buffered(method, refused);
+        mark(
+            finish(self.exchange, self.digest, reply),
+            CacheOutcome::Miss,
+        )
+    }
+
+    fn cold_head(&self) -> Reply {
+        let mut reply = self.bypass();
+        if matches!(reply.status, 200 | 304) {
+            self.cache.link_blob(self.scope, self.digest);
+            // Whatever the registry can do, the GET will come from here.
+            reply.headers.set("Accept-Ranges", "bytes");
+        }
+        mark(reply, CacheOutcome::Miss)
+    }
+
+    /// A complete blob.
+    fn whole(&self, blob: Blob) -> Reply {
+        let (size, is_head) = (blob.size, self.exchange.is_head());
+        let body = |start: u64, end: u64| {
+            let length = Some(end - start);
+            let position = start;
+            let pieces = Box::new(Part {
+                blob,
+                position,
+                end,
+            });
+            match is_head {
+                true => Body::Empty { length },
+                false => Body::Pieces { pieces, length },
+            }
+        };
+        // A range on a HEAD has no meaning (RFC 9110 §14.2).
+        let range = match is_head {
+            true => RangeSpec::Whole,
+            false => self.range(),
+        };
+        let reply = self
+            .not_modified()
+            .unwrap_or_else(|| match range.select(size) {
+                Selected::Whole => reply(self.digest, 200, body(0, size)),
+                Selected::Part { start, end } => {
+                    part(self.digest, start, end, size, body(start, end))
+                }
+                Selected::Unsatisfiable => unsatisfiable(self.digest, size),
+            });
+        mark(reply, CacheOutcome::Hit)
+    }
+
+    /// A blob that is still being downloaded.
+    fn growing(&self, growing: &Arc<Growing>) -> Reply {
+        let total = growing.total();
+        if let Some(reply) = self.not_modified() {
+            return mark(reply, CacheOutcome::Miss);
+        }
+        let reply = match self.range().select(total) {
+            Selected::Whole => reply(self.digest, 200, growing.body(0, total)),
+            Selected::Unsatisfiable => unsatisfiable(self.digest, total),
+            Selected::Part { start, .. } if start > growing.written() + RANGE_AHEAD_BYTES => {
+                log::debug(
+                    "range far ahead of the download",
+                    &[("digest", self.digest), ("at", &start)],
+                );
+                return self.bypass();
+            }
+            Selected::Part { start, end } => {
+                part(self.digest, start, end, total, growing.body(start, end))
+            }
+        };
+        mark(reply, CacheOutcome::Miss)
+    }
+
+    fn range(&self) -> RangeSpec {
+        conditional::requested_range(&self.exchange.request.headers, &etag(self.digest))
+    }
+
+    /// The answer to a client that holds the blob already.
+    fn not_modified(&self) -> Option<Reply> {
+        let client = &self.exchange.request.headers;
+        let held = conditional::is_not_modified(client, &etag(self.digest));
+        held.then(|| reply(self.digest, 304, Body::empty()))
+    }
 }
 
-/// For a client that holds it already.
-fn not_modified(pull: &Pull<'_>, digest: &Digest) -> Option<Reply> {
-    let held = conditional::is_not_modified(&pull.exchange.request.headers, &tag(digest));
-    held.then(|| reply(digest, 304, Body::empty()))
-}
-
-fn tag(digest: &Digest) -> String {
+fn etag(digest: &Digest) -> String {
     format!("\"{digest}\"")
 }
 
-/// A blob that is still being downloaded.
-fn growing_reply(pull: &Pull<'_>, digest: &Digest, growing: &Arc<Growing>) -> Reply {
-    let total = growing.total();
-    if let Some(reply) = not_modified(pull, digest) {
-        return marked(reply, CacheOutcome::Miss);
-    }
-    let reply = match range(pull, digest).of(total) {
-        Selected::Whole => reply(digest, 200, growing.body(0, total)),
-        Selected::Unsatisfiable => unsatisfiable(digest, total),
-        Selected::Part { start, .. } if start > growing.written() + RANGE_AHEAD_BYTES => {
-            log::debug(
-                "range far ahead of the download",
-                &[("digest", digest), ("at", &start)],
-            );
-            return pull.bypass();
-        }
-        Selected::Part { start, end } => reply(digest, 206, growing.body(start, end)).with(
-            "Content-Range",
-            format!("bytes {start}-{}/{total}", end - 1),
-        ),
-    };
-    marked(reply, CacheOutcome::Miss)
-}
-
-/// Without a word of how long it may be kept: whoever stores it must not take it for the blob.
+/// Without a time for which it may be kept: whoever stores it must not take it for the blob.
 fn unsatisfiable(digest: &Digest, size: u64) -> Reply {
     let why = format!("blob {digest} has {size} bytes: the range begins behind its end");
     refuse(&OciError::new(ErrorCode::RangeInvalid, why))
         .with("Content-Range", format!("bytes */{size}"))
         .with("Accept-Ranges", "bytes")
-        // Of the blob, as registries say it; the document's own tag would be another.
-        .with("Docker-Content-Digest", digest.to_string())
+        // The blob's digest, as registries say it; the document's own tag would be another.
+        .with(DIGEST_FIELD, digest.to_string())
+}
+
+fn part(digest: &Digest, start: u64, end: u64, size: u64, body: Body) -> Reply {
+    let range = format!("bytes {start}-{}/{size}", end - 1);
+    reply(digest, 206, body).with("Content-Range", range)
 }
 
 fn reply(digest: &Digest, status: u16, body: Body) -> Reply {
     let headers = Headers::from_iter([
-        (super::API_VERSION.0, super::API_VERSION.1.to_owned()),
-        ("Docker-Content-Digest", digest.to_string()),
-        ("ETag", tag(digest)),
+        (API_VERSION.0, API_VERSION.1.to_owned()),
+        (DIGEST_FIELD, digest.to_string()),
+        ("ETag", etag(digest)),
         ("Content-Type", "application/octet-stream".to_owned()),
         ("Accept-Ranges", "bytes".to_owned()),
         ("Cache-Control", BLOB_CACHE_CONTROL.to_owned()),

@@ -1,9 +1,9 @@
-//! What a request asks of a representation: ranges, conditions, media types. Owns: the rules of
+//! Ranges, conditions and accepted media types in a request. Owns: the rules of
 //! RFC 9110 §12.5.1 (`Accept`), §13.1 (conditions) and §14 (ranges). Must not: do I/O.
 
 use crate::message::Headers;
 
-/// What of a blob is to be sent.
+/// The bytes of a blob that are to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Selected {
     /// Bytes `start..end`, as 206.
@@ -14,9 +14,9 @@ pub(super) enum Selected {
     Whole,
 }
 
-/// What a `Range` field asks for, before the size is known.
+/// The request in a `Range` field, before the size is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub(super) enum RangeSpec {
     /// `first-`, or `first-last`.
     From(u64, Option<u64>),
     /// `-length`
@@ -27,21 +27,21 @@ pub(super) enum Wanted {
 }
 
 /// Reads `Range`, unless `If-Range` names another representation than `tag`.
-pub(super) fn wanted(headers: &Headers, tag: &str) -> Wanted {
+pub(super) fn requested_range(headers: &Headers, tag: &str) -> RangeSpec {
     if headers
         .first("If-Range")
         .is_some_and(|condition| condition != tag)
     {
-        return Wanted::Whole;
+        return RangeSpec::Whole;
     }
     let mut fields = headers.all("Range");
     match (fields.next(), fields.next()) {
-        (Some(range), None) => parse(range).unwrap_or(Wanted::Whole),
-        _ => Wanted::Whole,
+        (Some(range), None) => parse(range).unwrap_or(RangeSpec::Whole),
+        _ => RangeSpec::Whole,
     }
 }
 
-fn parse(range: &str) -> Option<Wanted> {
+fn parse(range: &str) -> Option<RangeSpec> {
     let (unit, spec) = range.split_once('=')?;
     if !unit.trim().eq_ignore_ascii_case("bytes") || spec.contains(',') {
         return None;
@@ -53,18 +53,18 @@ fn parse(range: &str) -> Option<Wanted> {
         digits.then(|| text.parse().unwrap_or(u64::MAX))
     };
     match (first.is_empty(), last.is_empty()) {
-        (true, _) => Some(Wanted::Suffix(number(last)?)),
-        (false, true) => Some(Wanted::From(number(first)?, None)),
+        (true, _) => Some(RangeSpec::Suffix(number(last)?)),
+        (false, true) => Some(RangeSpec::From(number(first)?, None)),
         (false, false) => {
             let (first, last) = (number(first)?, number(last)?);
-            (first <= last).then_some(Wanted::From(first, Some(last)))
+            (first <= last).then_some(RangeSpec::From(first, Some(last)))
         }
     }
 }
 
-impl Wanted {
-    /// Says what of `size` bytes that is. An empty blob is always sent whole.
-    pub(super) const fn of(self, size: u64) -> Selected {
+impl RangeSpec {
+    /// Selects from a blob of `size` bytes. An empty blob is always sent whole.
+    pub(super) const fn select(self, size: u64) -> Selected {
         match self {
             _ if size == 0 => Selected::Whole,
             Self::Whole => Selected::Whole,
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     fn select(range: &str, size: u64) -> Selected {
-        wanted(&Headers::from_iter([("Range", range)]), "\"t\"").of(size)
+        requested_range(&Headers::from_iter([("Range", range)]), "\"t\"").select(size)
     }
 
     const fn part(start: u64, end: u64) -> Selected {
@@ -188,15 +188,24 @@ mod tests {
             assert_eq!(select(range, 10), Selected::Whole, "{range}");
         }
         let twice = Headers::from_iter([("Range", "bytes=0-1"), ("Range", "bytes=2-3")]);
-        assert_eq!(wanted(&twice, "\"t\""), Wanted::Whole);
+        assert_eq!(requested_range(&twice, "\"t\""), RangeSpec::Whole);
     }
 
     #[test]
     fn a_range_of_another_representation_is_the_whole() {
         let fields = |tag| Headers::from_iter([("Range", "bytes=1-"), ("If-Range", tag)]);
-        assert_eq!(wanted(&fields("\"t\""), "\"t\"").of(10), part(1, 10));
-        assert_eq!(wanted(&fields("\"u\""), "\"t\"").of(10), Selected::Whole);
-        assert_eq!(wanted(&fields("W/\"t\""), "\"t\"").of(10), Selected::Whole);
+        assert_eq!(
+            requested_range(&fields("\"t\""), "\"t\"").select(10),
+            part(1, 10)
+        );
+        assert_eq!(
+            requested_range(&fields("\"u\""), "\"t\"").select(10),
+            Selected::Whole
+        );
+        assert_eq!(
+            requested_range(&fields("W/\"t\""), "\"t\"").select(10),
+            Selected::Whole
+        );
     }
 
     #[test]

@@ -1,149 +1,58 @@
 //! `FILL_REFERRERS`: when an image comes into the cache, what refers to it comes too (signatures,
-//! attestations, SBOMs), so that it can be verified without upstream. Owns: the queue of images,
-//! the work of the thread `referrers`. Must not: keep a client waiting, or fetch without bounds.
+//! attestations, SBOMs), so that it can be verified without upstream. Owns: the work of the thread
+//! `referrers`. Must not: keep a client waiting, or fetch without bounds.
 //!
-//! What it fetches goes the way that a client's request goes, and is kept by the same rules. Locks:
-//! the queue, held for its own operations.
+//! What it fetches goes the way of a client's request, and is kept by the same rules.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::registries::Choice;
-use super::{Exchange, Own, Parts, cache_key, headers, page};
-use crate::message::{Body, Headers, Piece, Reply, Request, RequestBody};
-use crate::oci::{Digest, Reference, Registry, Repository, Route, Tag};
+use super::exchange::Parts;
+use super::referrer_queue::Image;
+use super::registries::{Choice, Meant};
+use super::{dispatch, page};
+use crate::message::{Body, Piece, Reply, Request, RequestBody};
+use crate::oci::{Digest, Reference, Route, Tag};
 use crate::{log, metrics};
 
-/// Images that wait for their turn at the most; each holds the fields of a request.
-const QUEUE_MAX: usize = 256;
-/// Signatures may be signed, and SBOMs too; what is further away is nobody's proof of the image.
-const DEPTH_MAX: u8 = 2;
-/// Manifests fetched for one image: far more than tools attach, far fewer than could be attached.
+/// Most manifests that are fetched for one image: far more than tools attach.
 const MANIFESTS_MAX: usize = 64;
-/// Bytes of blobs fetched for one image: SBOMs are megabytes.
+/// Most bytes of blobs that are fetched for one image: SBOMs are megabytes.
 const BLOB_BYTES_MAX: u64 = 256 << 20;
-/// Pages of the list that are read.
+/// Most pages of the list that are read.
 const PAGES_MAX: usize = 8;
-/// Attempts, while upstream is out of order, and the pause before the second; the next is longer.
-const ATTEMPTS_MAX: u32 = 3;
-const PAUSE: Duration = Duration::from_secs(10);
-/// Where cosign puts what it knows of an image, beside or instead of the referrers API: the tags
-/// `sha256-<hex>.sig` and so on (cosign `specs/SIGNATURE_SPEC.md`).
+/// Suffixes of the tags in which cosign keeps what belongs to an image, beside or instead of the
+/// referrers API: `sha256-<hex>.sig` and so on (cosign `specs/SIGNATURE_SPEC.md`).
 const SUFFIXES: [&str; 3] = [".sig", ".att", ".sbom"];
 const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, \
      application/vnd.oci.image.index.v1+json, \
      application/vnd.docker.distribution.manifest.v2+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, */*";
 
-/// Images whose referrers are to be fetched.
-#[derive(Default)]
-pub(super) struct Queue {
-    jobs: Mutex<VecDeque<Job>>,
-    added: Condvar,
-}
-
-/// One image.
-struct Job {
-    registry: Registry,
-    repository: Repository,
-    digest: Digest,
-    depth: u8,
-    /// Of the client, for what `CACHE_KEY` reads of it.
-    request: Request,
-    attempt: u32,
-    due: Instant,
-}
-
-impl Queue {
-    /// A manifest was fetched for this exchange.
-    pub(super) fn add(
-        &self,
-        exchange: &Exchange,
-        registry: &Registry,
-        (repository, reference, digest): (&Repository, &Reference, &Digest),
-    ) {
-        if exchange.depth >= DEPTH_MAX || is_attached(reference) {
-            return;
-        }
-        self.push(Job {
-            registry: registry.clone(),
-            repository: repository.clone(),
-            digest: digest.clone(),
-            depth: exchange.depth,
-            request: exchange.request.clone(),
-            attempt: 1,
-            due: Instant::now(),
-        });
-    }
-
-    fn push(&self, job: Job) {
-        let mut jobs = self.lock();
-        if jobs.len() >= QUEUE_MAX {
-            drop(jobs);
-            log::warn(
-                "referrers left out: too many images at a time",
-                &[("repository", &job.repository), ("digest", &job.digest)],
-            );
-            return;
-        }
-        jobs.push_back(job);
-        drop(jobs);
-        self.added.notify_one();
-    }
-
-    /// Waits for the next.
-    fn next(&self) -> Job {
-        let mut jobs = self.lock();
-        loop {
-            let now = Instant::now();
-            if let Some(at) = jobs.iter().position(|job| job.due <= now)
-                && let Some(job) = jobs.remove(at)
-            {
-                return job;
-            }
-            let pause = jobs.iter().map(|job| job.due - now).min().unwrap_or(PAUSE);
-            let waited = self.added.wait_timeout(jobs, pause);
-            jobs = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Job>> {
-        // No operation leaves a job half done.
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// The work of the thread `referrers`; never returns. No failure of one image ends it.
 pub(super) fn run(parts: &Arc<Parts>) -> ! {
     loop {
-        let Some(queue) = &parts.follow else {
+        let Some(queue) = &parts.referrer_queue else {
             std::thread::park();
             continue;
         };
-        let job = queue.next();
-        let fill = AssertUnwindSafe(|| Filling::new(parts, &job).run());
-        let Ok(whole) = catch_unwind(fill) else {
-            metrics::PANICS.inc();
-            continue;
-        };
-        if !whole && job.attempt < ATTEMPTS_MAX {
-            queue.push(Job {
-                due: Instant::now() + PAUSE * job.attempt,
-                attempt: job.attempt + 1,
-                ..job
-            });
+        let attempt = queue.next();
+        let fill = AssertUnwindSafe(|| ReferrerFill::new(parts, &attempt.image).run());
+        match catch_unwind(fill) {
+            Ok(true) => {}
+            Ok(false) => queue.retry(attempt),
+            Err(_) => metrics::PANICS.inc(),
         }
     }
 }
 
 /// The work on one image.
-struct Filling<'a> {
+struct ReferrerFill<'a> {
     parts: &'a Arc<Parts>,
-    job: &'a Job,
+    image: &'a Image,
     manifests_left: usize,
     bytes_left: u64,
     blobs: usize,
@@ -151,11 +60,11 @@ struct Filling<'a> {
     failed: bool,
 }
 
-impl<'a> Filling<'a> {
-    const fn new(parts: &'a Arc<Parts>, job: &'a Job) -> Self {
+impl<'a> ReferrerFill<'a> {
+    const fn new(parts: &'a Arc<Parts>, image: &'a Image) -> Self {
         Self {
             parts,
-            job,
+            image,
             manifests_left: MANIFESTS_MAX,
             bytes_left: BLOB_BYTES_MAX,
             blobs: 0,
@@ -163,7 +72,7 @@ impl<'a> Filling<'a> {
         }
     }
 
-    /// Says whether nothing is left to be tried again.
+    /// True when nothing is left to be tried again.
     fn run(mut self) -> bool {
         let mut found: VecDeque<Reference> = self.listed().into();
         for suffix in SUFFIXES {
@@ -173,7 +82,7 @@ impl<'a> Filling<'a> {
             if self.manifests_left == 0 {
                 log::warn(
                     "referrers left out: too many",
-                    &[("digest", &self.job.digest)],
+                    &[("digest", &self.image.digest)],
                 );
                 break;
             }
@@ -190,8 +99,8 @@ impl<'a> Filling<'a> {
         log::debug(
             "referrers filled",
             &[
-                ("repository", &self.job.repository),
-                ("digest", &self.job.digest),
+                ("repository", &self.image.repository),
+                ("digest", &self.image.digest),
                 ("manifests", &manifests),
                 ("blobs", &blobs),
                 ("failed", &self.failed),
@@ -202,7 +111,7 @@ impl<'a> Filling<'a> {
 
     /// What the API lists, or the tag that takes its place.
     fn listed(&mut self) -> Vec<Reference> {
-        let (repository, digest) = (&self.job.repository, &self.job.digest);
+        let (repository, digest) = (&self.image.repository, &self.image.digest);
         let mut target = format!("/v2/{repository}/referrers/{digest}");
         let mut found = Vec::new();
         for _ in 0..PAGES_MAX {
@@ -228,16 +137,12 @@ impl<'a> Filling<'a> {
 
     /// `sha256-<hex>` and a suffix.
     fn tag(&self, suffix: &str) -> Option<Tag> {
-        let (algorithm, hex) = (self.job.digest.algorithm(), self.job.digest.hex());
+        let (algorithm, hex) = (self.image.digest.algorithm(), self.image.digest.hex());
         format!("{algorithm}-{hex}{suffix}").parse().ok()
     }
 
     fn manifest(&mut self, reference: &Reference) -> Option<Value> {
-        let name = match reference {
-            Reference::Digest(digest) => digest.as_str(),
-            Reference::Tag(tag) => tag.as_str(),
-        };
-        let repository = &self.job.repository;
+        let (repository, name) = (&self.image.repository, reference.as_str());
         let target = format!("/v2/{repository}/manifests/{name}");
         let route = Route::Manifest(repository.clone(), reference.clone());
         match self.ask(route, target) {
@@ -260,7 +165,7 @@ impl<'a> Filling<'a> {
             return;
         };
         self.bytes_left = left;
-        let repository = &self.job.repository;
+        let repository = &self.image.repository;
         let target = format!("/v2/{repository}/blobs/{digest}");
         let reply = self.ask(Route::Blob(repository.clone(), digest.clone()), target);
         if let (200, Body::Pieces { mut pieces, .. }) = (reply.status, reply.body) {
@@ -274,49 +179,32 @@ impl<'a> Filling<'a> {
         }
     }
 
-    /// Asks as a client would, and as one that may see what this image's client saw.
+    /// Asks as a client would, with the rights of the client that asked for the image.
     fn ask(&mut self, route: Route, target: String) -> Reply {
-        let mut fields = self.job.request.headers.clone();
+        let image = self.image;
+        let mut fields = image.request.headers.clone();
         fields.retain(|name, _| !page::is_condition(name));
         fields.set("Accept", ACCEPT);
-        let exchange = self.exchange(route, target, fields);
-        let mut nothing = std::io::empty();
-        let reply = exchange.run(&mut RequestBody::new(&mut nothing, Some(0)));
-        self.failed |= matches!(reply.status, 429 | 500..=599);
-        reply
-    }
-
-    fn exchange(&self, route: Route, target: String, fields: Headers) -> Exchange {
-        let path = target.split('?').next().unwrap_or_default().to_owned();
         let request = Request {
             method: "GET".to_owned(),
             target: target.clone(),
             headers: fields,
-            ..self.job.request.clone()
+            ..image.request.clone()
         };
-        Exchange {
-            parts: Arc::clone(self.parts),
-            partition: cache_key::partition(&self.parts.cache_key, &request, &path),
-            own: Own::default(),
-            headers: headers::for_upstream(&request.headers, &route, "GET"),
-            request,
-            choice: Choice::Known(self.job.registry.clone()),
-            path,
-            target,
+        let meant = Meant {
+            choice: Choice::Known(image.registry.clone()),
             route,
-            depth: self.job.depth + 1,
-        }
-    }
-}
-
-/// True for the tags that referrers have themselves.
-fn is_attached(reference: &Reference) -> bool {
-    match reference {
-        Reference::Tag(tag) => {
-            let rest = tag.as_str().strip_prefix("sha256-");
-            rest.is_some_and(|rest| rest.len() >= 64)
-        }
-        Reference::Digest(_) => false,
+            path: request.path().to_owned(),
+            target,
+            prefix: String::new(),
+            parameter: None,
+            namespace: None,
+        };
+        let mut nothing = std::io::empty();
+        let body = &mut RequestBody::new(&mut nothing, Some(0));
+        let reply = dispatch::run(self.parts, request, meant, image.depth + 1, body);
+        self.failed |= matches!(reply.status, 429 | 500..=599);
+        reply
     }
 }
 
@@ -343,54 +231,6 @@ fn blobs(manifest: &Value) -> Vec<(Digest, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn job(n: usize, due: Instant) -> Job {
-        let digest = format!("sha256:{n:064x}");
-        Job {
-            registry: "r.example".parse().unwrap(),
-            repository: "a".parse().unwrap(),
-            digest: digest.parse().unwrap(),
-            depth: 0,
-            request: Request {
-                method: "GET".into(),
-                target: "/v2/a/manifests/1".into(),
-                headers: Headers::new(),
-                peer: crate::message::Peer {
-                    address: None,
-                    port: 0,
-                    tls: false,
-                    certificate: crate::message::Certificate::NotAsked,
-                },
-                id: "1".into(),
-            },
-            attempt: 1,
-            due,
-        }
-    }
-
-    #[test]
-    fn the_queue_is_bounded_and_what_is_due_goes_first() {
-        let (queue, now) = (Queue::default(), Instant::now());
-        queue.push(job(0, now + PAUSE * 100));
-        for n in 1..QUEUE_MAX + 5 {
-            queue.push(job(n, now));
-        }
-        assert_eq!(queue.lock().len(), QUEUE_MAX);
-        for n in 1..QUEUE_MAX {
-            assert_eq!(queue.next().digest.hex(), format!("{n:064x}"));
-        }
-        assert_eq!(queue.lock().len(), 1, "what is due later waits");
-    }
-
-    #[test]
-    fn what_is_attached_is_not_an_image() {
-        let tag = |text: &str| is_attached(&Reference::Tag(text.parse().unwrap()));
-        let hex = "a".repeat(64);
-        assert!(tag(&format!("sha256-{hex}")) && tag(&format!("sha256-{hex}.sig")));
-        assert!(!tag("1.0") && !tag("sha256-abc"));
-        let digest: Digest = format!("sha256:{hex}").parse().unwrap();
-        assert!(!is_attached(&digest.into()));
-    }
 
     #[test]
     fn a_manifests_blobs_are_found() {

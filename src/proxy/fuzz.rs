@@ -3,7 +3,7 @@
 
 use super::conditional::{self, Selected};
 use super::headers;
-use super::links::Own;
+use super::links::ClientAddress;
 use crate::message::Headers;
 use crate::oci::{Reference, Route};
 
@@ -21,8 +21,8 @@ pub fn links(bytes: &[u8]) {
         .collect();
     for own in ["", "https://proxy.test:8443"] {
         let upstream = Headers::from_iter([("Location", &text), ("Link", &text)]);
-        let own_links = Own {
-            address: own.to_owned(),
+        let own_links = ClientAddress {
+            origin: own.to_owned(),
             prefix: String::new(),
             parameter: None,
         };
@@ -59,9 +59,9 @@ pub fn range(bytes: &[u8]) {
         ("Accept", field),
         ("If-None-Match", field),
     ]);
-    let wanted = conditional::wanted(&fields, "\"sha256:0\"");
+    let wanted = conditional::requested_range(&fields, "\"sha256:0\"");
     for size in [size, size % 1000] {
-        if let Selected::Part { start, end } = wanted.of(size) {
+        if let Selected::Part { start, end } = wanted.select(size) {
             assert!(start < end && end <= size, "{start}..{end} of {size}");
         }
     }

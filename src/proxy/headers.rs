@@ -1,16 +1,16 @@
 //! Header fields on their way through. Owns: what goes upstream and what comes back. Must not: know
 //! what a route does.
 
-use super::conditional::{self, Wanted};
-use super::links::{Own, rewrite_link, rewrite_url};
+use super::conditional::{self, RangeSpec};
+use super::links::{ClientAddress, rewrite_link, rewrite_url};
 use crate::message::Headers;
 use crate::oci::Route;
 
 /// Sent upstream when the client names none.
 const USER_AGENT: &str = concat!("aws-ecr-proxy/", env!("CARGO_PKG_VERSION"));
 
-/// Fields of the client's that upstream never sees: they concern the way to us, name the client,
-/// or are a login that is not ours to pass on. Framing and hop-by-hop fields stay at the door.
+/// Fields of the client that upstream never sees: they concern the connection to us, name the
+/// client, or log it in here. Framing and hop-by-hop fields stay at the door.
 const NOT_FOR_UPSTREAM: [&str; 10] = [
     "Accept-Encoding",
     "Authorization",
@@ -25,8 +25,8 @@ const NOT_FOR_UPSTREAM: [&str; 10] = [
 ];
 const FORWARDED_PREFIX: &str = "x-forwarded-";
 
-/// Fields of upstream's that the client never sees: hop-by-hop (RFC 9110 §7.6.1), framing (the
-/// door's), the challenge (its realm names ECR), cookies, and other connections' offers.
+/// Fields of upstream that the client never sees: hop-by-hop fields (RFC 9110 §7.6.1), framing (the
+/// door writes it), the challenge (its realm names ECR), cookies, and offers for its connection.
 const NOT_FOR_CLIENT: [&str; 14] = [
     "Alt-Svc",
     "Connection",
@@ -61,33 +61,45 @@ pub(super) fn for_upstream(client: &Headers, route: &Route, method: &str) -> Hea
     if headers.first("User-Agent").is_none_or(str::is_empty) {
         headers.set("User-Agent", USER_AGENT);
     }
-    // Digest and length are of the bytes as they are.
+    // Digest and length are those of the plain bytes.
     headers.set("Accept-Encoding", "identity");
     if matches!(method, "GET" | "HEAD") {
-        leave_what_upstream_can_judge(&mut headers, route);
+        remove_what_upstream_cannot_judge(&mut headers, route);
     }
     headers
 }
 
-/// Clients know content by its digest, which is the tag we give; registries and blob hosts have
-/// tags of their own. And a range that is none, or several, is answered in as many ways as there
-/// are hosts (S3 with the whole, others with 400, 416 or 501), so that no more than one goes out.
-fn leave_what_upstream_can_judge(headers: &mut Headers, route: &Route) {
+/// The fields under which the cache itself asks: what the client accepts, and nothing that would
+/// make the answer less than the whole.
+pub(super) fn for_cache(client: &Headers) -> Headers {
+    let mut headers = Headers::from_iter([("Accept-Encoding", "identity")]);
+    if let Some(accept) = client.joined("Accept") {
+        headers.add("Accept", accept);
+    }
+    let agent = client.first("User-Agent").filter(|agent| !agent.is_empty());
+    headers.add("User-Agent", agent.unwrap_or(USER_AGENT));
+    headers
+}
+
+/// Removes the conditions that name content by our `ETag`, its digest: registries and blob hosts
+/// have tags of their own. A malformed range, or several, is removed too: each host answers it in
+/// another way (S3 with the whole, others with 400, 416 or 501).
+fn remove_what_upstream_cannot_judge(headers: &mut Headers, route: &Route) {
     let wanted = match route {
-        Route::Blob(_, digest) => conditional::wanted(headers, &format!("\"{digest}\"")),
-        // Only all of it shows whether it is what its digest says.
-        Route::Manifest(..) => Wanted::Whole,
+        Route::Blob(_, digest) => conditional::requested_range(headers, &format!("\"{digest}\"")),
+        // The digest can be checked on the whole alone.
+        Route::Manifest(..) => RangeSpec::Whole,
         _ => return,
     };
     headers.remove("If-None-Match");
     headers.remove("If-Range");
-    if wanted == Wanted::Whole {
+    if wanted == RangeSpec::Whole {
         headers.remove("Range");
     }
 }
 
 /// Upstream's fields as the client gets them.
-pub(super) fn for_client(upstream: Headers, own: &Own) -> Headers {
+pub(super) fn for_client(upstream: Headers, own: &ClientAddress) -> Headers {
     let options: Vec<String> = upstream
         .all("Connection")
         .flat_map(|value| value.split(','))
@@ -117,7 +129,7 @@ pub(super) fn for_client(upstream: Headers, own: &Own) -> Headers {
 }
 
 /// True for the fields of a blob host's reply that hold for the blob itself.
-pub(super) fn is_of_the_blob(name: &str) -> bool {
+pub(super) fn describes_blob(name: &str) -> bool {
     const KEPT: [&str; 6] = [
         "Accept-Ranges",
         "Content-Range",
@@ -133,10 +145,10 @@ pub(super) fn is_of_the_blob(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn own() -> Own {
-        Own {
-            address: "http://proxy:8080".into(),
-            ..Own::default()
+    fn own() -> ClientAddress {
+        ClientAddress {
+            origin: "http://proxy:8080".into(),
+            ..ClientAddress::default()
         }
     }
 

@@ -1,37 +1,38 @@
-//! The address under which the client sees us, in `Link` and `Location`. Owns: what `Host` and
-//! `X-Forwarded-*` say of it, and putting it into URLs of the registry's API. Must not: change a
-//! byte of a query, or touch a URL of anything else.
+//! The address under which the client sees us, in `Link` and `Location`. Owns: reading it from
+//! `Host` and `X-Forwarded-*`, and putting it into URLs of the registry's API. Must not: change a
+//! byte of a query, or touch any other URL.
 
 use crate::message::{Headers, Request};
 use crate::oci;
 
-/// Where the client sees us, and how it names the registry there.
+/// The address under which the client sees us, and the way in which it names the registry there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Own {
-    /// Scheme and authority, without a slash at the end; may be empty, and URLs are paths then.
-    pub(super) address: String,
+pub(super) struct ClientAddress {
+    /// Scheme and authority, without a slash at the end. When it is empty, URLs are paths.
+    pub(super) origin: String,
     /// The host that the client puts before repositories, with its slash; or nothing.
     pub(super) prefix: String,
-    /// `ns=HOST` as the client wrote it.
+    /// The parameter `ns=HOST` as the client wrote it.
     pub(super) parameter: Option<String>,
 }
 
-impl Own {
+impl ClientAddress {
     /// The client's URL for a path of the registry, which begins with `/v2/`.
     pub(super) fn url(&self, path: &str) -> String {
-        let (address, prefix) = (&self.address, &self.prefix);
+        let (origin, prefix) = (&self.origin, &self.prefix);
         match path.strip_prefix("/v2/") {
-            Some(rest) => format!("{address}/v2/{prefix}{rest}"),
-            None => format!("{address}{path}"),
+            Some(rest) => format!("{origin}/v2/{prefix}{rest}"),
+            None => format!("{origin}{path}"),
         }
     }
 
-    /// What the client follows as it stands must lead to the same registry again.
-    pub(super) fn with_namespace(&self, url: String) -> String {
+    /// Adds `ns` to a URL that the client follows as it stands, so that it leads to the same
+    /// registry again.
+    pub(super) fn add_namespace(&self, url: String) -> String {
         let Some(parameter) = &self.parameter else {
             return url;
         };
-        let is_ours = url.strip_prefix(&self.address);
+        let is_ours = url.strip_prefix(&self.origin);
         if !is_ours.is_some_and(|path| path.starts_with("/v2/")) {
             return url;
         }
@@ -46,22 +47,22 @@ impl Own {
 
 /// Scheme and authority under which the client sees us, without a slash at the end; empty when
 /// the client (HTTP/1.0) did not say, so that URLs become paths.
-pub(super) fn own_address(request: &Request, trust_proxy_headers: bool) -> String {
-    let said = if trust_proxy_headers {
-        forwarded(&request.headers)
+pub(super) fn own_origin(request: &Request, trust_proxy_headers: bool) -> String {
+    let forwarded = if trust_proxy_headers {
+        read_forwarded(&request.headers)
     } else {
-        Said::default()
+        Forwarded::default()
     };
     let own_scheme = if request.peer.tls { "https" } else { "http" };
-    let scheme = said.scheme.unwrap_or(own_scheme);
-    let host = said
+    let scheme = forwarded.scheme.unwrap_or(own_scheme);
+    let host = forwarded
         .host
         .as_deref()
         .or_else(|| request.headers.first("Host"));
     let Some(host) = host.filter(|host| oci::is_authority(host)) else {
         return String::new();
     };
-    let Some(port) = said.port else {
+    let Some(port) = forwarded.port else {
         return format!("{scheme}://{host}");
     };
     let default = if scheme == "https" { 443 } else { 80 };
@@ -73,17 +74,17 @@ pub(super) fn own_address(request: &Request, trust_proxy_headers: bool) -> Strin
     }
 }
 
-/// What proxies in front of us say of the client's side.
+/// The client's side as proxies in front of us describe it.
 #[derive(Default)]
-struct Said {
+struct Forwarded {
     scheme: Option<&'static str>,
     host: Option<String>,
     port: Option<u16>,
 }
 
-/// `X-Forwarded-*`, else `Forwarded` (RFC 7239), each by its first element: the proxy nearest to
-/// the client. Values that cannot be are as if absent.
-fn forwarded(headers: &Headers) -> Said {
+/// Reads `X-Forwarded-*`, else `Forwarded` (RFC 7239). Of each the first element counts, which the
+/// proxy nearest to the client wrote. A malformed value counts as absent.
+fn read_forwarded(headers: &Headers) -> Forwarded {
     let first = |name| {
         headers
             .first(name)
@@ -109,7 +110,7 @@ fn forwarded(headers: &Headers) -> Said {
     let host = host
         .filter(|host| oci::is_authority(host))
         .map(str::to_owned);
-    // A port that the host names itself is the client's own word for it.
+    // A port in the host is the one that the client itself wrote.
     let named = host
         .as_deref()
         .is_some_and(|host| oci::split_port(host).1.is_some());
@@ -117,13 +118,13 @@ fn forwarded(headers: &Headers) -> Said {
     let port = port
         .and_then(|port| port.parse().ok())
         .filter(|port| *port > 0);
-    Said { scheme, host, port }
+    Forwarded { scheme, host, port }
 }
 
-/// A URL of the registry's API in any form becomes ours; path and query stay byte for byte. The
-/// host is not compared: a registry may know itself by another name than we know it by. URLs of
-/// anything else are left alone.
-pub(super) fn rewrite_url(url: &str, own: &Own) -> String {
+/// Makes a URL of the registry's API ours, whatever its form; path and query stay byte for byte.
+/// The host is not compared: a registry may know itself by another name than ours for it. Any other
+/// URL is left alone.
+pub(super) fn rewrite_url(url: &str, own: &ClientAddress) -> String {
     let path = if url.starts_with("/v2/") {
         Some(url)
     } else {
@@ -137,17 +138,17 @@ pub(super) fn rewrite_url(url: &str, own: &Own) -> String {
 }
 
 /// Rewrites each `<URI-Reference>` of a `Link` field (RFC 8288 §3) and nothing else of it.
-pub(super) fn rewrite_link(link: &str, own: &Own) -> String {
+pub(super) fn rewrite_link(link: &str, own: &ClientAddress) -> String {
     let mut rewritten = String::with_capacity(link.len());
     let mut rest = link;
-    while let Some(open) = unquoted(rest, b"<") {
+    while let Some(open) = find_unquoted(rest, b"<") {
         let (before, from_url) = rest.split_at(open + 1);
         let Some(close) = from_url.find('>') else {
             break;
         };
         let (url, after) = from_url.split_at(close);
         rewritten.push_str(before);
-        rewritten.push_str(&own.with_namespace(rewrite_url(url, own)));
+        rewritten.push_str(&own.add_namespace(rewrite_url(url, own)));
         rest = after;
     }
     rewritten.push_str(rest);
@@ -157,10 +158,10 @@ pub(super) fn rewrite_link(link: &str, own: &Own) -> String {
 /// The target of the relation `next` in a `Link` field, if it has one.
 pub(super) fn next_link(link: &str) -> Option<&str> {
     let mut rest = link;
-    while let Some(open) = unquoted(rest, b"<") {
+    while let Some(open) = find_unquoted(rest, b"<") {
         let (url, mut after) = rest.get(open + 1..)?.split_once('>')?;
         loop {
-            let end = unquoted(after, b";,").unwrap_or(after.len());
+            let end = find_unquoted(after, b";,").unwrap_or(after.len());
             let (parameter, others) = after.split_at_checked(end)?;
             if is_relation_next(parameter) {
                 return Some(url);
@@ -185,8 +186,8 @@ fn is_relation_next(parameter: &str) -> bool {
     name.trim().eq_ignore_ascii_case("rel") && relations.any(|rel| rel.eq_ignore_ascii_case("next"))
 }
 
-/// Where the next of `wanted` is that stands in no quoted string: a parameter's value may hold any.
-fn unquoted(text: &str, wanted: &[u8]) -> Option<usize> {
+/// The position of the first of these bytes outside quoted strings: a quoted value may hold any.
+fn find_unquoted(text: &str, wanted: &[u8]) -> Option<usize> {
     let mut quoted = false;
     let mut escaped = false;
     for (at, byte) in text.bytes().enumerate() {
@@ -208,10 +209,10 @@ mod tests {
 
     const OWN: &str = "http://proxy:8080";
 
-    fn own() -> Own {
-        Own {
-            address: OWN.into(),
-            ..Own::default()
+    fn own() -> ClientAddress {
+        ClientAddress {
+            origin: OWN.into(),
+            ..ClientAddress::default()
         }
     }
 
@@ -226,7 +227,7 @@ mod tests {
     }
 
     fn address(fields: &[(&str, &str)]) -> String {
-        own_address(&request(fields), true)
+        own_origin(&request(fields), true)
     }
 
     #[test]
@@ -266,7 +267,7 @@ mod tests {
         ] {
             assert_eq!(rewrite_url(&location, &own()), format!("{OWN}{path}"));
         }
-        assert_eq!(rewrite_url(path, &Own::default()), path);
+        assert_eq!(rewrite_url(path, &ClientAddress::default()), path);
         assert_eq!(
             rewrite_url("https://s3.example/x?sig", &own()),
             "https://s3.example/x?sig"
@@ -301,7 +302,7 @@ mod tests {
     #[test]
     fn links_and_locations_lead_to_the_registry_that_was_named() {
         let path = "/v2/a/tags/list?n=1&last=x+/%2B=";
-        let by_path = Own {
+        let by_path = ClientAddress {
             prefix: "r.example:5000/".into(),
             ..own()
         };
@@ -309,7 +310,7 @@ mod tests {
         assert_eq!(rewrite_url(path, &by_path), expected);
         let link = rewrite_link(&format!("<{path}>; rel=\"next\""), &by_path);
         assert_eq!(link, format!("<{expected}>; rel=\"next\""));
-        let by_name = Own {
+        let by_name = ClientAddress {
             parameter: Some("ns=r.example%3A5000".into()),
             ..own()
         };
@@ -394,6 +395,6 @@ mod tests {
             ("X-Forwarded-Host", "lb"),
             ("X-Forwarded-Proto", "https"),
         ];
-        assert_eq!(own_address(&request(&said), false), OWN);
+        assert_eq!(own_origin(&request(&said), false), OWN);
     }
 }

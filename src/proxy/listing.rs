@@ -1,32 +1,34 @@
-//! Lists of tags and repositories. Owns: what a list is owed on its way to the client, what of the
-//! catalogue may be seen, and the list of what is known when upstream is out of reach. Must not:
-//! read or make up a cursor of the registry's.
+//! Lists of tags and repositories. Owns: the fields of a list on its way to the client, which part
+//! of the catalogue it may see, and the list of what is known when upstream is out of reach. Must
+//! not: read or make up a cursor of the registry's.
 //!
-//! In an outage the page that was asked for is given out as it was, as long as it belongs to the
-//! list that upstream sent last and the cache knows no name beside it. Else the list is made anew,
-//! of that one and of what is cached, with pages of our own.
+//! In an outage the client gets the page that it asks for as upstream last sent it, if that page
+//! belongs to the newest list and the cache knows no name beside it. Otherwise the list is made
+//! anew, from the newest one and from what is cached, with pages of our own.
 
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
 use super::access::Access;
-use super::page::{self, Asked};
-use super::{Exchange, fail, links, pull};
+use super::answer::{API_VERSION, age, fail, mark_stale, or_fail};
+use super::exchange::Exchange;
+use super::lookup::PageLookup;
+use super::{content, links, page};
 use crate::cache::Cache;
 use crate::cache::names::{List, Page, Scope};
-use crate::message::{Body, Reply, SharedBytes};
+use crate::message::{Body, Buffered, Reply, SharedBytes};
 use crate::oci::{ErrorCode, OciError, Registry, Repository, Route, Tag};
 use crate::upstream::{Stage, UpstreamError};
 use crate::uri;
 
-/// Names on a page at the most, as ECR has it: it refuses to be asked for more.
+/// Most names on a page, as ECR has it: it refuses to be asked for more.
 const PAGE_MAX: usize = 1000;
-/// Longest page of a catalogue that is read to be filtered: ten times what [`PAGE_MAX`] names of
-/// 256 characters make, for registries that know no pages.
+/// Longest page of a catalogue that is filtered: ten times as long as [`PAGE_MAX`] names of 256
+/// characters, for registries that know no pages.
 const CATALOGUE_BYTES_MAX: u64 = 4 << 20;
-/// Fields that say something of the bytes, which are others once names are left out.
-const OF_THE_BYTES: [&str; 6] = [
+/// Fields that describe the bytes, which change when names are left out.
+const BYTE_FIELDS: [&str; 6] = [
     "Accept-Ranges",
     "Content-Digest",
     "Content-MD5",
@@ -35,9 +37,8 @@ const OF_THE_BYTES: [&str; 6] = [
     "ETag",
 ];
 
-/// A list on its way to the client. ECR sends lists as `text/plain`, which some clients do not read
-/// as JSON.
-pub(super) fn names(reply: Reply) -> Reply {
+/// ECR sends lists as `text/plain`, which some clients do not read as JSON.
+fn as_json(reply: Reply) -> Reply {
     let media_type = reply.headers.first("Content-Type").unwrap_or_default();
     let media_type = media_type.split(';').next().unwrap_or_default().trim();
     let is_json = media_type.eq_ignore_ascii_case("application/json");
@@ -47,36 +48,32 @@ pub(super) fn names(reply: Reply) -> Reply {
     reply
 }
 
-/// The catalogue without the repositories that clients may not see. `Link` stays, so a page may
-/// have fewer names than were asked for, or none, and not be the last.
+/// Leaves the repositories out that clients may not see. `Link` stays, so a page may have fewer
+/// names than were asked for, or none, and still not be the last.
 ///
 /// # Errors
-/// When the registry's page is not one: what cannot be read cannot be filtered.
-pub(super) fn catalogue(
+/// When the page cannot be read, and so cannot be filtered.
+fn filter_catalogue(
     reply: Reply,
     access: &Access,
     registry: &Registry,
 ) -> Result<Reply, UpstreamError> {
-    let mut reply = names(reply);
+    let mut reply = as_json(reply);
     let is_list = (200..300).contains(&reply.status);
     if access.shows_everything() || !is_list {
         return Ok(reply);
     }
     let headers = &mut reply.headers;
-    headers.retain(|name, _| !OF_THE_BYTES.iter().any(|of| of.eq_ignore_ascii_case(name)));
+    headers.retain(|name, _| !BYTE_FIELDS.iter().any(|of| of.eq_ignore_ascii_case(name)));
     if let Body::Empty { length } = &mut reply.body {
-        // Of a HEAD; the length of what a GET would bring is not known here.
+        // The answer to HEAD: the length that a GET would bring is not known here.
         *length = None;
         return Ok(reply);
     }
-    let unreadable = |reason: &str| UpstreamError {
-        stage: Stage::Transfer,
-        to: registry.url(),
-        reason: reason.to_owned(),
-    };
+    let unreadable = |reason: &str| UpstreamError::at(registry, Stage::Transfer, reason.to_owned());
     let bytes = match reply.body {
         Body::Stream { mut reader, .. } => {
-            pull::read_whole(&mut *reader, CATALOGUE_BYTES_MAX, registry)?.into()
+            content::read_whole(&mut *reader, CATALOGUE_BYTES_MAX, registry)?.into()
         }
         Body::Bytes(bytes) => bytes,
         Body::Empty { .. } | Body::Pieces { .. } => SharedBytes::default(),
@@ -138,71 +135,90 @@ pub(super) fn target(route: &Route, target: &str, is_ecr: bool) -> Result<String
     Ok(format!("{path}?{}", parameters.join("&")))
 }
 
-/// Upstream's list; if it fails for any reason but that there is none, what is known of it.
-pub(super) fn get(exchange: &Exchange, registry: &Registry) -> Reply {
-    let wanted = Wanted::of(exchange, registry);
-    let reply = wanted.list();
-    let reply = if wanted.asks_for_none() && reply.status == 200 {
-        wanted.emptied(reply)
-    } else {
-        reply
+/// Answers GET and HEAD of a list: upstream's, or what is known of it when upstream fails. Without
+/// a repository it is the catalogue.
+pub(super) fn get(exchange: &Exchange, repository: Option<&Repository>) -> Reply {
+    let list = ListRequest {
+        exchange,
+        repository,
     };
-    page::headless(exchange, reply)
+    let mut reply = list.answer();
+    if list.asks_for_none() && reply.status == 200 {
+        reply = list.remove_names(reply);
+    }
+    page::remove_body_for_head(exchange, reply)
 }
 
-/// One list that was asked for.
-struct Wanted<'a> {
+/// A request for a list.
+struct ListRequest<'a> {
     exchange: &'a Exchange,
-    registry: &'a Registry,
     /// None: the catalogue.
     repository: Option<&'a Repository>,
 }
 
-impl<'a> Wanted<'a> {
-    fn of(exchange: &'a Exchange, registry: &'a Registry) -> Self {
-        let repository = match &exchange.route {
-            Route::Tags(repository) => Some(repository),
-            _ => None,
-        };
-        Self {
-            exchange,
-            registry,
-            repository,
-        }
-    }
-
-    fn list(&self) -> Reply {
-        let (exchange, registry) = (self.exchange, self.registry);
+impl<'a> ListRequest<'a> {
+    fn answer(&self) -> Reply {
+        let exchange = self.exchange;
         let cache = exchange.parts.cache.as_deref();
-        if cache.is_none() && exchange.request.method == "GET" && !self.asks_for_none() {
+        if cache.is_none() && !exchange.is_head() && !self.asks_for_none() {
             // Nothing is kept of it, and nothing could stand in for it.
-            return page::stream(exchange, registry);
+            return self.stream();
         }
         let in_hand = cache.is_some_and(|cache| self.is_known(cache));
         let offline = |why: &UpstreamError| self.offline(cache?, why);
-        match page::ask(exchange, registry, in_hand) {
-            Asked::Failed(why) => offline(&why).unwrap_or_else(|| fail(&why)),
-            Asked::Page(headers, body) => {
+        match page::ask(exchange, in_hand) {
+            PageLookup::Failed(why) => offline(&why).unwrap_or_else(|| fail(&why)),
+            PageLookup::Found(page) => {
                 if let Some(cache) = cache {
-                    let query = uri::query_of(&exchange.target);
-                    let now = std::time::SystemTime::now();
-                    let page = Page::new(query, &headers, body.clone(), now);
-                    if let Err(error) = cache.names.set_page(self.stored(), &page) {
-                        cache.disk_faults.report("list", &error);
-                    }
+                    self.keep(cache, &page);
                 }
-                page::reply(exchange, registry, headers, body)
+                self.dress("GET", page)
             }
-            Asked::Refused(refused) => {
-                let stale = page::excuse(registry, &refused).and_then(|why| offline(&why));
+            PageLookup::Refused(refused) => {
+                let excuse = page::excuse(&exchange.registry, &refused);
+                let stale = excuse.and_then(|why| offline(&why));
                 if refused.status == 404
                     && let Some(cache) = cache
                 {
                     cache.names.forget_pages(self.stored());
                 }
-                stale.unwrap_or_else(|| page::refused(exchange, registry, refused))
+                stale.unwrap_or_else(|| self.dress(&exchange.request.method, refused))
             }
-            Asked::TooLarge => page::stream(exchange, registry),
+            PageLookup::TooLarge => self.stream(),
+        }
+    }
+
+    /// A list that is not looked into.
+    fn stream(&self) -> Reply {
+        self.finish(self.exchange.forward_bodiless())
+    }
+
+    fn dress(&self, method: &str, page: Buffered) -> Reply {
+        self.finish(self.exchange.dress_buffered(method, page))
+    }
+
+    /// The list as the client may see it.
+    fn finish(&self, reply: Result<Reply, UpstreamError>) -> Reply {
+        let (access, registry) = (&self.exchange.parts.access, &self.exchange.registry);
+        or_fail(reply.and_then(|reply| match self.repository {
+            Some(_) => Ok(as_json(reply)),
+            None => filter_catalogue(reply, access, registry),
+        }))
+    }
+
+    /// A page that was kept, because upstream could not be asked.
+    fn stale(&self, page: &Page, why: &UpstreamError) -> Reply {
+        let age = age(page.confirmed).to_string();
+        let reply = self.dress("GET", page::unfold(page.clone()));
+        mark_stale(reply, why).with("Age", age)
+    }
+
+    fn keep(&self, cache: &Cache, page: &Buffered) {
+        let query = uri::query_of(&self.exchange.target);
+        let now = std::time::SystemTime::now();
+        let page = Page::new(query, &page.headers, page.body.to_vec(), now);
+        if let Err(error) = cache.names.set_page(self.stored(), &page) {
+            cache.disk_faults.report("list", &error);
         }
     }
 
@@ -219,12 +235,13 @@ impl<'a> Wanted<'a> {
     }
 
     const fn stored(&self) -> List<'a> {
+        let registry = &self.exchange.registry;
         match self.repository {
             Some(repository) => List::Tags(Scope {
-                registry: self.registry,
+                registry,
                 repository,
             }),
-            None => List::Catalog(self.registry),
+            None => List::Catalog(registry),
         }
     }
 
@@ -239,15 +256,14 @@ impl<'a> Wanted<'a> {
             List::Tags(scope) => cache.names.tags(scope),
             _ => {
                 let access = &self.exchange.parts.access;
-                access.visible(cache.names.repositories(self.registry))
+                access.visible(cache.names.repositories(&self.exchange.registry))
             }
         }
     }
 
     /// What is known of the list; none when that is nothing, or nothing of the page asked for.
     fn offline(&self, cache: &Cache, why: &UpstreamError) -> Option<Reply> {
-        let (exchange, registry) = (self.exchange, self.registry);
-        let query = uri::query_of(&exchange.target);
+        let query = uri::query_of(&self.exchange.target);
         let pages = cache.names.pages(self.stored());
         let firsts = pages.iter().filter(|page| is_first(&page.query));
         let chain = page::chain(&pages, firsts.max_by_key(|page| page.confirmed));
@@ -259,29 +275,25 @@ impl<'a> Wanted<'a> {
         let nothing_beside = held.iter().all(|name| names.contains(name));
         let mut kept = chain.iter().copied().filter(|_| nothing_beside);
         if let Some(page) = kept.find(|page| page.query == query) {
-            return Some(page::stale(exchange, registry, page, why));
+            return Some(self.stale(page, why));
         }
-        let last = uri::parameter(query, "last").map(plain);
+        let last = uri::parameter(query, "last").map(decode);
         if last.as_ref().is_some_and(|last| !self.is_name(last)) {
             // A cursor of the registry's, in a list from before the last one perhaps.
             let page = pages.iter().find(|page| page.query == query)?;
-            return Some(page::stale(exchange, registry, page, why));
+            return Some(self.stale(page, why));
         }
         names.extend(held);
         if self.repository.is_none() {
             let access = &self.exchange.parts.access;
-            names = access
-                .visible(names.into_iter().collect())
-                .into_iter()
-                .collect();
+            let visible = access.visible(names.into_iter().collect());
+            names = visible.into_iter().collect();
         }
         if names.is_empty() && chain.is_empty() {
             return None;
         }
-        Some(page::outdated(
-            self.own_page(&names, query, last.as_deref()),
-            why,
-        ))
+        let page = self.own_page(&names, query, last.as_deref());
+        Some(mark_stale(page, why))
     }
 
     /// A page of names we know.
@@ -292,11 +304,12 @@ impl<'a> Wanted<'a> {
             None => json!({"repositories": page}),
         };
         let mut reply = Reply::new(200, "application/json", document.to_string())
-            .with(super::API_VERSION.0, super::API_VERSION.1);
+            .with(API_VERSION.0, API_VERSION.1);
         if let (true, Some(last)) = (more, page.last()) {
-            let (own, path) = (&self.exchange.own, &self.exchange.path);
+            let path = &self.exchange.path;
             let next = format!("<{path}?n={}&last={last}>; rel=\"next\"", page.len());
-            reply.headers.set("Link", links::rewrite_link(&next, own));
+            let link = links::rewrite_link(&next, &self.exchange.client_address());
+            reply.headers.set("Link", link);
         }
         reply
     }
@@ -308,11 +321,11 @@ impl<'a> Wanted<'a> {
         }
     }
 
-    /// The same without a name in it, and without a next page (distribution-spec: `n=0`).
-    fn emptied(&self, mut reply: Reply) -> Reply {
+    /// The same list without a name and without a next page (distribution-spec: `n=0`).
+    fn remove_names(&self, mut reply: Reply) -> Reply {
         let sent: Option<Value> = match &reply.body {
             Body::Bytes(bytes) => serde_json::from_slice(bytes).ok(),
-            // Longer than what is read, or of a registry that gives more than it is asked for.
+            // Longer than what is read, or from a registry that sends more than it is asked for.
             _ => None,
         };
         let mut document = sent.filter(Value::is_object).unwrap_or_else(|| json!({}));
@@ -342,7 +355,7 @@ fn is_first(query: &str) -> bool {
 }
 
 /// Names hold nothing that needs encoding, but a client may encode their slashes.
-fn plain(last: &str) -> String {
+fn decode(last: &str) -> String {
     uri::decode_visible(last).unwrap_or_else(|| last.to_owned())
 }
 
@@ -373,7 +386,7 @@ mod tests {
             ),
             (500, "text/plain", "text/plain"),
         ] {
-            let reply = names(Reply::new(status, sent, "{}"));
+            let reply = as_json(Reply::new(status, sent, "{}"));
             assert_eq!(reply.headers.first("Content-Type"), Some(expected));
         }
     }
@@ -424,7 +437,7 @@ mod tests {
         assert_eq!(cut(&all, "n=2", Some("b/c")), (vec!["d"], false));
         assert_eq!(cut(&all, "", Some("b/d")), (vec!["d"], false));
         assert_eq!(cut(&all, "", Some("d")), (vec![], false));
-        assert_eq!(plain("b%2Fc%2fd"), "b/c/d");
+        assert_eq!(decode("b%2Fc%2fd"), "b/c/d");
     }
 
     #[test]

@@ -1,68 +1,55 @@
-//! Referrers: what was attached to a manifest (signatures, SBOMs). Owns: the referrers API through
-//! the cache, its filter, and the 404 that sends clients to the tag fallback. Must not: say that
-//! there are no referrers where nobody knows.
+//! Referrers: signatures, SBOMs and others that were attached to a manifest. Owns: the referrers
+//! API through the cache, its filter, and the 404 that sends clients to the tag fallback. Must not:
+//! say that there are no referrers where nobody knows.
 //!
-//! Cached as tags are: within `CACHE_TAG_TTL` no upstream call; in an outage what upstream listed
-//! last, and what is in the cache and names the manifest as its `subject`.
+//! Lists are cached like tags: within `CACHE_TAG_TTL` they need no upstream call. In an outage the
+//! answer is the last list of upstream's, and every cached manifest whose `subject` this one is.
 
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::manifest::age;
-use super::page::{self, Asked};
-use super::{CacheOutcome, Exchange, fail, marked, refuse};
+use super::answer::{CacheOutcome, age, fail, mark, mark_stale, or_fail, refuse};
+use super::exchange::Exchange;
+use super::lookup::PageLookup;
+use super::page;
 use crate::cache::Cache;
 use crate::cache::manifest::referrer;
 use crate::cache::names::{List, Page, Scope};
 use crate::message::{Buffered, Headers, Reply};
-use crate::oci::{Digest, ErrorCode, OciError, Registry, Repository, Tag};
+use crate::oci::{Digest, ErrorCode, OciError, Repository, Tag};
 use crate::upstream::UpstreamError;
 use crate::uri;
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const FILTERS_FIELD: &str = "OCI-Filters-Applied";
 const FILTER: &str = "artifactType";
-/// Largest manifest that is looked into for its subject: those of artifacts are small.
+/// Largest manifest that is searched for its subject: those of artifacts are small.
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
-/// Manifests of a repository that are looked into at the most, in an outage.
+/// Most manifests of a repository that are searched in an outage.
 const MANIFESTS_MAX: usize = 10_000;
 
-/// A list of referrers on its way to the client.
-pub(super) fn list(reply: Reply) -> Reply {
-    match reply.status {
-        200 => reply.with("Content-Type", INDEX),
-        _ => reply,
-    }
-}
-
 /// Answers GET and HEAD of the referrers of `digest`.
-pub(super) fn get(
-    exchange: &Exchange,
-    registry: &Registry,
-    repository: &Repository,
-    digest: &Digest,
-) -> Reply {
-    let wanted = Wanted {
+pub(super) fn get(exchange: &Exchange, repository: &Repository, digest: &Digest) -> Reply {
+    let request = ReferrersRequest {
         exchange,
-        registry,
         scope: Scope {
-            registry,
+            registry: &exchange.registry,
             repository,
         },
         digest,
         query: uri::query_of(&exchange.target),
     };
     let reply = match exchange.parts.cache.as_deref() {
-        Some(cache) => wanted.through(cache),
-        None => wanted.past(),
+        Some(cache) => request.through_cache(cache),
+        None => request.without_cache(),
     };
-    page::headless(exchange, reply)
+    page::remove_body_for_head(exchange, reply)
 }
 
-struct Wanted<'a> {
+/// A request for the referrers of a manifest.
+struct ReferrersRequest<'a> {
     exchange: &'a Exchange,
-    registry: &'a Registry,
     scope: Scope<'a>,
     digest: &'a Digest,
     query: &'a str,
@@ -74,39 +61,36 @@ struct Known {
     confirmed: Option<SystemTime>,
 }
 
-impl<'a> Wanted<'a> {
-    /// Without a cache.
-    fn past(&self) -> Reply {
-        match page::ask(self.exchange, self.registry, false) {
-            Asked::Failed(why) => fail(&why),
-            Asked::Page(headers, body) => self.reply(headers, body),
-            Asked::Refused(refused) => self.refused(refused),
-            Asked::TooLarge => page::stream(self.exchange, self.registry),
+impl<'a> ReferrersRequest<'a> {
+    fn without_cache(&self) -> Reply {
+        match page::ask(self.exchange, false) {
+            PageLookup::Failed(why) => fail(&why),
+            PageLookup::Found(page) => self.dress(page),
+            PageLookup::Refused(refused) => self.refused(refused),
+            PageLookup::TooLarge => self.stream(),
         }
     }
 
-    fn through(&self, cache: &Cache) -> Reply {
+    fn through_cache(&self, cache: &Cache) -> Reply {
         if let Some(reply) = self.fresh(cache) {
-            return marked(reply, CacheOutcome::Hit);
+            return mark(reply, CacheOutcome::Hit);
         }
         let in_hand = [self.query, ""]
             .iter()
             .any(|query| cache.names.page(self.stored(), query).is_some());
-        let pushes = cache.pushes.count();
-        let offline = |why: &UpstreamError| self.offline(cache, why);
-        match page::ask(self.exchange, self.registry, in_hand) {
-            Asked::Failed(why) => offline(&why).unwrap_or_else(|| fail(&why)),
-            Asked::Page(headers, body) => {
-                if cache.pushes.count() == pushes {
-                    self.keep(cache, &headers, &body);
+        let pushes_before = cache.pushes.count();
+        match page::ask(self.exchange, in_hand) {
+            PageLookup::Failed(why) => self.offline(cache, &why).unwrap_or_else(|| fail(&why)),
+            PageLookup::Found(page) => {
+                if cache.pushes.count() == pushes_before {
+                    self.keep(cache, &page);
                 }
                 self.note_api(cache, true);
-                marked(self.reply(headers, body), CacheOutcome::Miss)
+                mark(self.dress(page), CacheOutcome::Miss)
             }
-            Asked::Refused(refused) => {
-                if let Some(why) = page::excuse(self.registry, &refused)
-                    && let Some(reply) = offline(&why)
-                {
+            PageLookup::Refused(refused) => {
+                let excuse = page::excuse(self.scope.registry, &refused);
+                if let Some(reply) = excuse.and_then(|why| self.offline(cache, &why)) {
                     return reply;
                 }
                 if is_no_api(&refused) {
@@ -114,8 +98,17 @@ impl<'a> Wanted<'a> {
                 }
                 self.refused(refused)
             }
-            Asked::TooLarge => page::stream(self.exchange, self.registry),
+            PageLookup::TooLarge => self.stream(),
         }
+    }
+
+    /// A list that is not looked into.
+    fn stream(&self) -> Reply {
+        finish(self.exchange.forward_bodiless())
+    }
+
+    fn dress(&self, page: Buffered) -> Reply {
+        finish(self.exchange.dress_buffered("GET", page))
     }
 
     const fn stored(&self) -> List<'a> {
@@ -127,15 +120,16 @@ impl<'a> Wanted<'a> {
         let page = cache.names.page(self.stored(), self.query);
         if let Some(page) = page.filter(|page| cache.is_fresh(page.confirmed)) {
             let age = age(page.confirmed).to_string();
-            return Some(self.reply(page.headers, page.body).with("Age", age));
+            return Some(self.dress(page::unfold(page)).with("Age", age));
         }
-        let wanted = self.filter()?;
+        let artifact_type = self.filter()?;
         let all = cache.names.page(self.stored(), "")?;
         if !cache.is_fresh(all.confirmed) || page::next_query(&all.headers).is_some() {
             return None;
         }
         let age = age(all.confirmed).to_string();
-        let reply = self.made(filtered(descriptors(&all.body)?, Some(&wanted)), true);
+        let descriptors = filter_by_type(descriptors(&all.body)?, Some(&artifact_type));
+        let reply = self.own_list(descriptors, true);
         Some(reply.with("Age", age))
     }
 
@@ -146,20 +140,25 @@ impl<'a> Wanted<'a> {
     }
 
     /// A list is kept for what is known to be there: clients may ask for any digest.
-    fn keep(&self, cache: &Cache, headers: &Headers, body: &[u8]) {
+    fn keep(&self, cache: &Cache, page: &Buffered) {
         let known = cache.names.link(self.scope, self.digest).is_some();
-        let empty = descriptors(body).is_none_or(|found| found.is_empty());
+        let empty = descriptors(&page.body).is_none_or(|found| found.is_empty());
         if empty && !known {
             return;
         }
-        let page = Page::new(self.query, headers, body.to_vec(), SystemTime::now());
+        let page = Page::new(
+            self.query,
+            &page.headers,
+            page.body.to_vec(),
+            SystemTime::now(),
+        );
         if let Err(error) = cache.names.set_page(self.stored(), &page) {
             cache.disk_faults.report("referrers", &error);
         }
     }
 
     fn note_api(&self, cache: &Cache, there: bool) {
-        if let Err(error) = cache.names.set_referrers_api(self.registry, there) {
+        if let Err(error) = cache.names.set_referrers_api(self.scope.registry, there) {
             cache.disk_faults.report("referrers", &error);
         }
     }
@@ -170,7 +169,7 @@ impl<'a> Wanted<'a> {
         let filter = self.filter();
         let is_whole_answer = self.query.is_empty() || filter.is_some();
         let local = if is_whole_answer {
-            filtered(self.local(cache), filter.as_deref())
+            filter_by_type(self.local(cache), filter.as_deref())
         } else {
             Vec::new()
         };
@@ -180,7 +179,9 @@ impl<'a> Wanted<'a> {
                 .iter()
                 .all(|own| listed.iter().any(|known| is_same(own, known)))
             {
-                return Some(page::stale(self.exchange, self.registry, page, why));
+                let age = age(page.confirmed).to_string();
+                let reply = self.dress(page::unfold(page.clone()));
+                return Some(mark_stale(reply, why).with("Age", age));
             }
         }
         let known = self.listed(cache, exact, filter.as_deref());
@@ -193,7 +194,7 @@ impl<'a> Wanted<'a> {
                 all.push(own);
             }
         }
-        let mut reply = page::outdated(self.made(all, filter.is_some()), why);
+        let mut reply = mark_stale(self.own_list(all, filter.is_some()), why);
         if let Some(confirmed) = known.confirmed {
             reply.headers.set("Age", age(confirmed).to_string());
         }
@@ -214,7 +215,7 @@ impl<'a> Wanted<'a> {
                 .and_then(|query| cache.names.page(self.stored(), &query));
         }
         Known {
-            descriptors: filtered(all, filter),
+            descriptors: filter_by_type(all, filter),
             confirmed,
         }
     }
@@ -237,30 +238,41 @@ impl<'a> Wanted<'a> {
         let (algorithm, hex) = (self.digest.algorithm(), self.digest.hex());
         let tag: Option<Tag> = format!("{algorithm}-{hex}").parse().ok();
         let tagged = tag.is_some_and(|tag| !cache.names.tag(self.scope, "", &tag).is_empty());
-        let absent = tagged || !cache.names.has_referrers_api(self.registry);
+        let absent = tagged || !cache.names.has_referrers_api(self.scope.registry);
         absent.then(|| refuse(&no_api()))
     }
 
-    fn reply(&self, headers: Headers, body: Vec<u8>) -> Reply {
-        page::reply(self.exchange, self.registry, headers, body)
-    }
-
     /// A list that is made here.
-    fn made(&self, descriptors: Vec<Value>, is_filtered: bool) -> Reply {
+    fn own_list(&self, descriptors: Vec<Value>, is_filtered: bool) -> Reply {
         let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": descriptors});
         let mut headers = Headers::new();
         if is_filtered {
             headers.set(FILTERS_FIELD, FILTER);
         }
-        self.reply(headers, index.to_string().into_bytes())
+        let body = index.to_string().into_bytes().into();
+        let status = 200;
+        self.dress(Buffered {
+            status,
+            headers,
+            body,
+        })
     }
 
     fn refused(&self, refused: Buffered) -> Reply {
         if is_no_api(&refused) {
             return refuse(&no_api());
         }
-        page::refused(self.exchange, self.registry, refused)
+        let method = &self.exchange.request.method;
+        finish(self.exchange.dress_buffered(method, refused))
     }
+}
+
+/// The list as the client gets it.
+fn finish(reply: Result<Reply, UpstreamError>) -> Reply {
+    or_fail(reply.map(|reply| match reply.status {
+        200 => reply.with("Content-Type", INDEX),
+        _ => reply,
+    }))
 }
 
 /// A registry with the API answers every digest with a list, so that 404 means that it has none
@@ -288,7 +300,7 @@ fn descriptors(body: &[u8]) -> Option<Vec<Value>> {
     }
 }
 
-fn filtered(mut descriptors: Vec<Value>, artifact_type: Option<&str>) -> Vec<Value> {
+fn filter_by_type(mut descriptors: Vec<Value>, artifact_type: Option<&str>) -> Vec<Value> {
     if let Some(wanted) = artifact_type {
         let kind = |descriptor: &Value| descriptor.get(FILTER)?.as_str().map(|k| k == wanted);
         descriptors.retain(|descriptor| kind(descriptor) == Some(true));
@@ -339,10 +351,10 @@ mod tests {
         let body = json!({"manifests": [{"digest": "1", "artifactType": "a/b"},
             {"digest": "2", "artifactType": "c/d"}, {"digest": "3"}, 7]});
         let all = descriptors(body.to_string().as_bytes()).unwrap();
-        assert_eq!(filtered(all.clone(), None).len(), 4);
-        let some = filtered(all.clone(), Some("c/d"));
+        assert_eq!(filter_by_type(all.clone(), None).len(), 4);
+        let some = filter_by_type(all.clone(), Some("c/d"));
         assert!(some.len() == 1 && is_same(&some[0], &all[1]));
-        assert_eq!(filtered(all, Some("x")), Vec::<Value>::new());
+        assert_eq!(filter_by_type(all, Some("x")), Vec::<Value>::new());
         assert_eq!(descriptors(br#"{"manifests":null}"#), Some(Vec::new()));
         for text in ["", "[]", "{}", r#"{"manifests":{}}"#] {
             assert_eq!(descriptors(text.as_bytes()), None, "{text}");

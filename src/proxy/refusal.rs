@@ -1,18 +1,24 @@
-//! Upstream's refusals on their way to the client. Owns: that each of them is an error document,
-//! when to come back, and what is allowed instead. Must not: change a document of upstream's own.
+//! Upstream's refusals on their way to the client. Owns: making each of them an error document that
+//! says when to come back and which methods are allowed. Must not: change a document of upstream's.
 
 use std::io::{Cursor, Read};
 
-use super::RETRY_AFTER_SECONDS;
-use crate::message::{Body, Reply};
+use super::answer::RETRY_AFTER_SECONDS;
+use crate::message::{Body, Reply, SharedBytes};
 use crate::oci::{ERROR_DOCUMENT_BYTES_MAX, ErrorCode, OciError, Route};
 
-/// Characters of a text that is no document, at the most.
+/// Longest text, in characters, that is taken from a refusal in plain text.
 const TEXT_CHARS_MAX: usize = 1024;
 
-/// Makes an error document of what is none: ECR says `denied: …` in plain text, and what stands
-/// before a registry answers in HTML. docker shows neither. `allowed`: the methods of `route`.
-pub(super) fn documented(mut reply: Reply, route: &Route, method: &str, allowed: &[&str]) -> Reply {
+/// Turns a refusal in any other form into an error document: ECR writes `denied: …` in plain text,
+/// a load balancer before it writes HTML, and docker shows neither. `allowed`: the methods of
+/// `route` that clients may use.
+pub(super) fn as_error_document(
+    mut reply: Reply,
+    route: &Route,
+    method: &str,
+    allowed: &[&str],
+) -> Reply {
     if reply.status == 429 && reply.headers.first("Retry-After").is_none() {
         reply.headers.set("Retry-After", RETRY_AFTER_SECONDS);
     }
@@ -24,31 +30,20 @@ pub(super) fn documented(mut reply: Reply, route: &Route, method: &str, allowed:
             .headers
             .set("Allow", others.collect::<Vec<_>>().join(", "));
     }
-    let Body::Stream { mut reader, length } = reply.body else {
-        return reply;
-    };
     if reply.status < 400 {
-        reply.body = Body::Stream { reader, length };
         return reply;
     }
-    let mut bytes = Vec::new();
-    let read = (&mut reader)
-        .take(ERROR_DOCUMENT_BYTES_MAX)
-        .read_to_end(&mut bytes);
-    if read.is_ok() && bytes.len() as u64 == ERROR_DOCUMENT_BYTES_MAX {
-        let reader = Box::new(Cursor::new(bytes).chain(reader));
-        reply.body = Body::Stream { reader, length };
-        return reply;
-    }
-    if read.is_ok() && is_document(&bytes) {
-        reply.body = Body::Bytes(bytes.into());
+    let bytes = match read_document(reply.body) {
+        Ok(bytes) => bytes,
+        Err(body) => return Reply { body, ..reply },
+    };
+    if let Some(bytes) = bytes.as_ref().filter(|bytes| is_document(bytes)) {
+        reply.body = Body::Bytes(bytes.clone());
         return reply;
     }
     let media_type = reply.headers.first("Content-Type").unwrap_or_default();
-    let text = match media_type.starts_with("text/plain") && read.is_ok() {
-        true => said(&bytes),
-        false => String::new(),
-    };
+    let text = bytes.filter(|_| media_type.starts_with("text/plain"));
+    let text = text.map_or_else(String::new, |bytes| one_line(&bytes));
     let message = match text.as_str() {
         "" => format!("the registry answered {}", reply.status),
         text => text.to_owned(),
@@ -61,6 +56,26 @@ pub(super) fn documented(mut reply: Reply, route: &Route, method: &str, allowed:
     reply
 }
 
+/// Reads a body that may be an error document; none when it broke off. The error is the body, when
+/// it is too long to be one or has no bytes.
+fn read_document(body: Body) -> Result<Option<SharedBytes>, Body> {
+    match body {
+        Body::Bytes(bytes) if (bytes.len() as u64) < ERROR_DOCUMENT_BYTES_MAX => Ok(Some(bytes)),
+        Body::Stream { mut reader, length } => {
+            let mut bytes = Vec::new();
+            let read = (&mut reader)
+                .take(ERROR_DOCUMENT_BYTES_MAX)
+                .read_to_end(&mut bytes);
+            if read.is_ok() && bytes.len() as u64 == ERROR_DOCUMENT_BYTES_MAX {
+                let reader = Box::new(Cursor::new(bytes).chain(reader));
+                return Err(Body::Stream { reader, length });
+            }
+            Ok(read.is_ok().then(|| bytes.into()))
+        }
+        body => Err(body),
+    }
+}
+
 fn is_document(bytes: &[u8]) -> bool {
     let document: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
     document
@@ -68,8 +83,8 @@ fn is_document(bytes: &[u8]) -> bool {
         .is_some_and(serde_json::Value::is_array)
 }
 
-/// One line of text.
-fn said(bytes: &[u8]) -> String {
+/// Joins a text to one printable line.
+fn one_line(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let printable = line.chars().filter(|c| !c.is_control());
@@ -114,7 +129,7 @@ mod tests {
             },
             outcome: Outcome::default(),
         };
-        let reply = documented(reply, &Route::Catalog, "GET", &[]);
+        let reply = as_error_document(reply, &Route::Catalog, "GET", &[]);
         let text = match &reply.body {
             Body::Bytes(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
             _ => String::new(),
@@ -176,7 +191,7 @@ mod tests {
             Some(RETRY_AFTER_SECONDS)
         );
         let said = Reply::new(429, "text/plain", "").with("Retry-After", "60");
-        let said = documented(said, &Route::Catalog, "GET", &[]);
+        let said = as_error_document(said, &Route::Catalog, "GET", &[]);
         assert_eq!(said.headers.first("Retry-After"), Some("60"));
     }
 
@@ -185,14 +200,14 @@ mod tests {
         let allow = |method: &str| {
             let route = Route::parse("/v2/a/manifests/1").unwrap();
             let reply = Reply::new(405, "application/json", "");
-            let reply = documented(reply, &route, method, route.methods());
+            let reply = as_error_document(reply, &route, method, route.methods());
             reply.headers.first("Allow").map(str::to_owned)
         };
         assert_eq!(allow("DELETE").as_deref(), Some("GET, HEAD, PUT"));
         // Of GET it is a parameter that is refused.
         assert_eq!(allow("GET").as_deref(), Some("GET, HEAD, PUT, DELETE"));
         let own = Reply::new(405, "application/json", "").with("Allow", "GET");
-        let own = documented(own, &Route::Base, "PUT", Route::Base.methods());
+        let own = as_error_document(own, &Route::Base, "PUT", Route::Base.methods());
         assert_eq!(own.headers.first("Allow"), Some("GET"));
     }
 

@@ -192,6 +192,14 @@ pub struct UpstreamError {
     pub reason: String,
 }
 
+impl UpstreamError {
+    /// A call to `registry` failed.
+    pub fn at(registry: &Registry, stage: Stage, reason: String) -> Self {
+        let to = registry.url();
+        Self { stage, to, reason }
+    }
+}
+
 /// Where an exchange with upstream failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {

@@ -25,7 +25,7 @@ use ring::{hmac, rand};
 use self::brake::Brake;
 pub use self::credentials::BasicCredentials;
 use self::htpasswd::Users;
-use super::refuse;
+use super::answer::refuse;
 use crate::clock::Clock;
 use crate::message::{Answer, Reply, Request};
 use crate::metrics;

@@ -3,16 +3,19 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use super::{Push, is_gone, is_success, supply};
-use crate::cache::names::{List, TagEntry};
+use super::fields::{forget_missing, is_gone, is_success, own_url, supply};
+use crate::cache::Cache;
+use crate::cache::held::Manifest;
+use crate::cache::names::{List, Scope};
+use crate::cache::pushes::Pushing;
 use crate::hash;
-use crate::message::{Reply, RequestBody};
+use crate::message::{Reply, RequestBody, SharedBytes};
 use crate::oci::{Digest, ErrorCode, OciError, Reference, Repository};
-use crate::proxy::manifest::{self, Manifest};
-use crate::proxy::pull::{self, DIGEST_FIELD};
-use crate::proxy::{Pull, refuse};
+use crate::proxy::answer::refuse;
+use crate::proxy::cache_key;
+use crate::proxy::content::{self, DIGEST_FIELD};
+use crate::proxy::exchange::Exchange;
 use crate::upstream::UpstreamError;
 use crate::uri::decode_visible;
 
@@ -20,177 +23,170 @@ use crate::uri::decode_visible;
 /// "Pushing Manifests"), and ECR takes at the most.
 const PUSHED_BYTES_MAX: u64 = 4 << 20;
 
-/// PUT.
-pub(super) fn put(
-    push: &Push<'_>,
-    repository: &Repository,
-    reference: &Reference,
-    body: &mut RequestBody<'_>,
-) -> Result<Reply, UpstreamError> {
-    let length = body.length();
-    if length.is_some_and(|length| length > PUSHED_BYTES_MAX) {
-        return Ok(too_large());
-    }
-    let pushing = push.pull.as_ref().map(|pull| {
-        let name = tag_name(pull, repository, reference);
-        pull.cache.pushes.begin(name)
-    });
-    let mut collected = Collected {
-        body,
-        bytes: Vec::new(),
-        too_large: false,
-    };
-    let forwarded = push.forward(&mut RequestBody::new(&mut collected, length));
-    if collected.too_large {
-        return Ok(too_large());
-    }
-    let mut reply = forwarded?;
-    if !is_success(&reply) {
-        return Ok(reply);
-    }
-    let bytes = collected.bytes;
-    // What upstream itself says goes before what we make of it.
-    let said = reply.headers.first(DIGEST_FIELD).map(str::to_owned);
-    let digest = match reference {
-        Reference::Digest(digest) => Some(digest.clone()),
-        Reference::Tag(_) => format!("sha256:{}", hash::sha256_hex(&bytes)).parse().ok(),
-    };
-    if let Some(digest) = &digest {
-        let named = said.clone().unwrap_or_else(|| digest.to_string());
-        supply(&mut reply, DIGEST_FIELD, || Some(named.clone()));
-        supply(&mut reply, "Location", || {
-            Some(push.own_url("/", &format!("/{named}")))
-        });
-    }
-    push.forget(repository);
-    if let (Some(pull), Some(pushing)) = (&push.pull, pushing) {
-        let alone = pushing.succeeded();
-        forget_tags(pull, repository, &reply);
-        let digest = digest.filter(|digest| {
-            let same = said.is_none_or(|said| said == digest.as_str());
-            same && hash::matches(digest, &bytes)
-        });
-        keep(pull, repository, reference, (digest, bytes), alone);
-    }
-    Ok(reply)
+/// A manifest that is pushed or deleted.
+pub(super) struct ManifestPush<'a> {
+    exchange: &'a Exchange,
+    cache: Option<&'a Arc<Cache>>,
+    scope: Scope<'a>,
+    reference: &'a Reference,
 }
 
-/// A manifest that is pushed by its digest may be given tags along with it: `?tag=…`, and the
-/// registry says `OCI-Tag` of each that it took.
-fn forget_tags(pull: &Pull<'_>, repository: &Repository, reply: &Reply) {
-    let query = pull.exchange.request.query().unwrap_or_default();
-    let asked = query
-        .split('&')
-        .filter_map(|pair| pair.strip_prefix("tag="));
-    let taken = reply
-        .headers
-        .all("OCI-Tag")
-        .flat_map(|tags| tags.split(','));
-    let tags = asked
-        .filter_map(decode_visible)
-        .chain(taken.map(|tag| tag.trim().to_owned()));
-    for tag in tags.filter_map(|tag| tag.parse().ok()) {
-        pull.cache.names.remove_tag(pull.scope(repository), &tag);
+impl<'a> ManifestPush<'a> {
+    pub(super) fn new(
+        exchange: &'a Exchange,
+        repository: &'a Repository,
+        reference: &'a Reference,
+    ) -> Self {
+        Self {
+            exchange,
+            cache: exchange.parts.cache.as_ref(),
+            scope: Scope {
+                registry: &exchange.registry,
+                repository,
+            },
+            reference,
+        }
     }
-}
 
-/// DELETE, by tag or by digest.
-pub(super) fn delete(
-    push: &Push<'_>,
-    repository: &Repository,
-    reference: &Reference,
-    body: &mut RequestBody<'_>,
-) -> Result<Reply, UpstreamError> {
-    let pushing = push.pull.as_ref().map(|pull| {
-        let name = tag_name(pull, repository, reference);
-        pull.cache.pushes.begin(name)
-    });
-    let reply = push.forward(body)?;
-    let (Some(pull), Some(pushing), true) = (&push.pull, pushing, is_gone(&reply)) else {
-        return Ok(reply);
-    };
-    pushing.succeeded();
-    push.forget(repository);
-    let scope = pull.scope(repository);
-    // It may have referred to another.
-    pull.cache.names.forget_referrers(scope);
-    pull.cache.names.forget_pages(List::Tags(scope));
-    match reference {
-        Reference::Tag(tag) => pull.cache.names.remove_tag(pull.scope(repository), tag),
-        Reference::Digest(digest) => drop_digest(pull, repository, digest),
-    }
-    pull.cache.sweeper.mark_dirty();
-    Ok(reply)
-}
-
-/// A pushed manifest is in the cache at once, and vouches for all it names: upstream has looked
-/// whether it is there.
-fn keep(
-    pull: &Pull<'_>,
-    repository: &Repository,
-    reference: &Reference,
-    (digest, bytes): (Option<Digest>, Vec<u8>),
-    alone: bool,
-) {
-    let (cache, scope) = (pull.cache, pull.scope(repository));
-    if let Reference::Tag(tag) = reference {
-        // In every partition: whoever asks next, asks upstream.
-        cache.names.remove_tag(scope, tag);
-    }
-    // Any manifest may refer to another.
-    cache.names.forget_referrers(scope);
-    cache.sweeper.mark_dirty();
-    let media_type = media_type(pull, &bytes);
-    let (Some(digest), Some(media_type)) = (digest, media_type) else {
-        return;
-    };
-    let pushed = Manifest {
-        digest,
-        media_type,
-        bytes: Arc::new(bytes),
-    };
-    if let Err(error) = cache.store.put(&pushed.digest, &pushed.bytes) {
-        return cache.disk_faults.report("manifest", &error);
-    }
-    manifest::vouch(pull, repository, &pushed);
-    if let (Reference::Tag(tag), true) = (reference, alone) {
-        let entry = TagEntry {
-            digest: pushed.digest,
-            media_type: pushed.media_type,
-            confirmed: SystemTime::now(),
+    /// Passes a PUT on, and keeps the manifest once upstream has taken it.
+    pub(super) fn put(&self, body: &mut RequestBody<'_>) -> Result<Reply, UpstreamError> {
+        let length = body.length();
+        if length.is_some_and(|length| length > PUSHED_BYTES_MAX) {
+            return Ok(too_large());
+        }
+        let pushing = self.begin();
+        let mut collected = Collected {
+            body,
+            bytes: Vec::new(),
+            too_large: false,
         };
-        let partition = &pull.exchange.partition;
-        if let Err(error) = cache.names.set_tag(scope, partition, tag, entry) {
-            cache.disk_faults.report("tag", &error);
+        let forwarded = self
+            .exchange
+            .forward(&mut RequestBody::new(&mut collected, length));
+        if collected.too_large {
+            return Ok(too_large());
+        }
+        let mut reply = forwarded?;
+        if !is_success(&reply) {
+            return Ok(reply);
+        }
+        let bytes = collected.bytes;
+        // The digest that upstream names goes before the one that we compute.
+        let named = reply.headers.first(DIGEST_FIELD).map(str::to_owned);
+        let digest = match self.reference {
+            Reference::Digest(digest) => Some(digest.clone()),
+            Reference::Tag(_) => format!("sha256:{}", hash::sha256_hex(&bytes)).parse().ok(),
+        };
+        if let Some(digest) = &digest {
+            let shown = named.clone().unwrap_or_else(|| digest.to_string());
+            supply(&mut reply, DIGEST_FIELD, || Some(shown.clone()));
+            supply(&mut reply, "Location", || {
+                Some(own_url(self.exchange, "/", &format!("/{shown}")))
+            });
+        }
+        forget_missing(self.exchange, self.scope.repository);
+        if let (Some(cache), Some(pushing)) = (self.cache, pushing) {
+            let alone = pushing.succeeded();
+            self.forget_given_tags(cache, &reply);
+            let digest = digest.filter(|digest| {
+                let same = named.is_none_or(|named| named == digest.as_str());
+                same && hash::matches(digest, &bytes)
+            });
+            self.keep(cache, digest, bytes.into(), alone);
+        }
+        Ok(reply)
+    }
+
+    /// Passes a DELETE on, by tag or by digest, and forgets what is gone.
+    pub(super) fn delete(&self, body: &mut RequestBody<'_>) -> Result<Reply, UpstreamError> {
+        let pushing = self.begin();
+        let reply = self.exchange.forward(body)?;
+        let (Some(cache), Some(pushing), true) = (self.cache, pushing, is_gone(&reply)) else {
+            return Ok(reply);
+        };
+        pushing.succeeded();
+        forget_missing(self.exchange, self.scope.repository);
+        // It may have referred to another.
+        cache.names.forget_referrers(self.scope);
+        cache.names.forget_pages(List::Tags(self.scope));
+        match self.reference {
+            Reference::Tag(tag) => cache.names.remove_tag(self.scope, tag),
+            Reference::Digest(digest) => self.forget_digest(cache, digest),
+        }
+        cache.sweeper.mark_dirty();
+        Ok(reply)
+    }
+
+    fn begin(&self) -> Option<Pushing<'a>> {
+        let name = format!("{} {}", self.scope, self.reference.as_str());
+        Some(self.cache?.pushes.begin(name))
+    }
+
+    /// A manifest that is pushed by its digest may be given tags along with it: `?tag=…`, and the
+    /// registry names in `OCI-Tag` each that it took.
+    fn forget_given_tags(&self, cache: &Cache, reply: &Reply) {
+        let query = self.exchange.request.query().unwrap_or_default();
+        let asked = query
+            .split('&')
+            .filter_map(|pair| pair.strip_prefix("tag="));
+        let taken = reply
+            .headers
+            .all("OCI-Tag")
+            .flat_map(|tags| tags.split(','));
+        let tags = asked
+            .filter_map(decode_visible)
+            .chain(taken.map(|tag| tag.trim().to_owned()));
+        for tag in tags.filter_map(|tag| tag.parse().ok()) {
+            cache.names.remove_tag(self.scope, &tag);
         }
     }
-}
 
-/// A manifest is gone, and with it the tags that led to it.
-fn drop_digest(pull: &Pull<'_>, repository: &Repository, digest: &Digest) {
-    let (names, scope) = (&pull.cache.names, pull.scope(repository));
-    names.remove_link(scope, digest);
-    let tags = names.tags(scope);
-    for tag in tags.iter().filter_map(|tag| tag.parse().ok()) {
-        let entries = names.tag_anywhere(scope, &tag);
-        if entries.iter().any(|entry| entry.digest == *digest) {
-            names.remove_tag(scope, &tag);
+    /// A pushed manifest is in the cache at once, with links to all that it names: upstream has
+    /// checked that it is there.
+    fn keep(&self, cache: &Cache, digest: Option<Digest>, bytes: SharedBytes, alone: bool) {
+        if let Reference::Tag(tag) = self.reference {
+            // In every partition: whoever asks next, asks upstream.
+            cache.names.remove_tag(self.scope, tag);
+        }
+        // Any manifest may refer to another.
+        cache.names.forget_referrers(self.scope);
+        cache.sweeper.mark_dirty();
+        let media_type = self.media_type(&bytes);
+        let (Some(digest), Some(media_type)) = (digest, media_type) else {
+            return;
+        };
+        let manifest = Manifest {
+            digest,
+            media_type,
+            bytes,
+        };
+        let kept = cache.keep_manifest(self.scope, &manifest);
+        if let (Reference::Tag(tag), true) = (self.reference, kept && alone) {
+            let (key, request) = (&self.exchange.parts.cache_key, &self.exchange.request);
+            let partition = cache_key::partition(key, request, &self.exchange.path);
+            cache.keep_tag(self.scope, &partition, tag, &manifest);
         }
     }
-}
 
-/// What the client said it is; else what it says itself.
-fn media_type(pull: &Pull<'_>, bytes: &[u8]) -> Option<String> {
-    pull::media_type(&pull.exchange.request.headers).or_else(|| {
-        let document: serde_json::Value = serde_json::from_slice(bytes).ok()?;
-        document.get("mediaType")?.as_str().map(str::to_owned)
-    })
-}
+    /// A manifest is gone, and with it the tags that led to it.
+    fn forget_digest(&self, cache: &Cache, digest: &Digest) {
+        let (names, scope) = (&cache.names, self.scope);
+        names.remove_link(scope, digest);
+        let tags = names.tags(scope);
+        for tag in tags.iter().filter_map(|tag| tag.parse().ok()) {
+            let entries = names.tag_anywhere(scope, &tag);
+            if entries.iter().any(|entry| entry.digest == *digest) {
+                names.remove_tag(scope, &tag);
+            }
+        }
+    }
 
-fn tag_name(pull: &Pull<'_>, repository: &Repository, reference: &Reference) -> String {
-    match reference {
-        Reference::Digest(digest) => pull.key(repository, digest),
-        Reference::Tag(tag) => pull.key(repository, &tag.as_str()),
+    /// The media type that the client names; else the one in the document.
+    fn media_type(&self, bytes: &[u8]) -> Option<String> {
+        content::media_type(&self.exchange.request.headers).or_else(|| {
+            let document: serde_json::Value = serde_json::from_slice(bytes).ok()?;
+            document.get("mediaType")?.as_str().map(str::to_owned)
+        })
     }
 }
 

@@ -1,16 +1,18 @@
 //! Blobs on their way in. Owns: the fields of the upload protocol (distribution-spec "Pushing
-//! Blobs"), ECR's ways with them, and the copy for the cache. Must not: wait for that copy, or know
-//! where an upload stands by anything but the bytes that came through here.
+//! Blobs"), what ECR does otherwise, and the copy for the cache. Must not: wait for that copy, or
+//! learn the state of an upload from anything but the bytes that came through here.
 
 use std::io::{self, Read};
 use std::sync::Arc;
 
-use super::{Push, is_gone, is_success, supply};
+use super::fields::{forget_missing, is_gone, is_success, own_url, supply};
+use crate::cache::Cache;
 use crate::cache::fill::Wanted;
 use crate::cache::uploads::{Upload, Uploads};
 use crate::message::{Reply, RequestBody};
 use crate::oci::{Digest, Repository};
-use crate::proxy::pull::DIGEST_FIELD;
+use crate::proxy::content::DIGEST_FIELD;
+use crate::proxy::exchange::Exchange;
 use crate::range;
 use crate::upstream::UpstreamError;
 use crate::uri;
@@ -22,31 +24,31 @@ const UUID_FIELD: &str = "Docker-Upload-UUID";
 
 /// POST: begins an upload, brings a blob in one request, or mounts one.
 pub(super) fn begin(
-    push: &Push<'_>,
+    exchange: &Exchange,
     repository: &Repository,
     body: &mut RequestBody<'_>,
 ) -> Result<Reply, UpstreamError> {
-    let whole = parameter(push, "digest");
+    let whole = parameter(exchange, "digest");
     let has_body = body.length() != Some(0);
-    let mut upload = push.cache().and_then(|cache| {
+    let mut upload = cache(exchange).and_then(|cache| {
         let wanted = whole.as_ref().filter(|_| has_body)?;
         (!cache.store.has(wanted)).then(|| cache.uploads.whole())
     });
-    let mut reply = forward(push, body, upload.as_mut())?;
+    let mut reply = forward(exchange, body, upload.as_mut())?;
     match reply.status {
         // A registry may begin an upload all the same, and wait for the blob.
         202 => {
             supply(&mut reply, "Range", || Some("0-0".to_owned()));
-            let name = answered_name(push, repository, &mut reply);
-            if let (Some(cache), Some(name)) = (push.cache(), name) {
+            let name = answered_name(exchange, repository, &mut reply);
+            if let (Some(cache), Some(name)) = (cache(exchange), name) {
                 cache.uploads.begin(&name);
             }
         }
         201 => {
-            let mounted = parameter(push, "mount");
+            let mounted = parameter(exchange, "mount");
             if let Some(digest) = whole.or(mounted) {
-                taken(push, repository, &digest, &mut reply);
-                commit(push, repository, &digest, upload);
+                complete_reply(exchange, repository, &digest, &mut reply);
+                commit(exchange, repository, &digest, upload);
             }
         }
         _ => {}
@@ -56,26 +58,26 @@ pub(super) fn begin(
 
 /// Everything about an upload that was begun.
 pub(super) fn go_on(
-    push: &Push<'_>,
+    exchange: &Exchange,
     repository: &Repository,
     body: &mut RequestBody<'_>,
 ) -> Result<Reply, UpstreamError> {
-    let path = push.exchange.target.split('?').next().unwrap_or_default();
-    let name = session(path).map(|session| name(push, repository, session));
+    let path = exchange.target.split('?').next().unwrap_or_default();
+    let name = session(path).map(|session| name(exchange, repository, session));
     let name = name.unwrap_or_default();
-    match push.method() {
-        "PATCH" => patch(push, repository, &name, body),
-        "PUT" => put(push, repository, &name, body),
-        "DELETE" => push.forward(body).inspect(|reply| {
-            if let (Some(cache), true) = (push.cache(), is_gone(reply)) {
+    match exchange.request.method.as_str() {
+        "PATCH" => patch(exchange, repository, &name, body),
+        "PUT" => put(exchange, repository, &name, body),
+        "DELETE" => exchange.forward(body).inspect(|reply| {
+            if let (Some(cache), true) = (cache(exchange), is_gone(reply)) {
                 cache.uploads.forget(&name);
             }
         }),
         _ => {
-            let mut reply = push.forward(body)?;
+            let mut reply = exchange.forward(body)?;
             if is_success(&reply) {
-                let next = answered_name(push, repository, &mut reply);
-                if let (Some(cache), Some(next)) = (push.cache(), next)
+                let next = answered_name(exchange, repository, &mut reply);
+                if let (Some(cache), Some(next)) = (cache(exchange), next)
                     && let Some(upload) = cache.uploads.take(&name, None)
                 {
                     cache.uploads.keep(&next, upload);
@@ -87,14 +89,14 @@ pub(super) fn go_on(
 }
 
 fn patch(
-    push: &Push<'_>,
+    exchange: &Exchange,
     repository: &Repository,
     name: &str,
     body: &mut RequestBody<'_>,
 ) -> Result<Reply, UpstreamError> {
-    let chunk = chunk_range(push);
-    let mut upload = take(push, name, chunk.map(|(start, _)| start));
-    let mut reply = forward(push, body, upload.as_mut())?;
+    let chunk = chunk_range(exchange);
+    let mut upload = take(exchange, name, chunk.map(|(start, _)| start));
+    let mut reply = forward(exchange, body, upload.as_mut())?;
     if !is_success(&reply) {
         return Ok(reply);
     }
@@ -105,8 +107,8 @@ fn patch(
     supply(&mut reply, "Range", || {
         chunk.map(|(_, end)| format!("0-{end}"))
     });
-    let next = answered_name(push, repository, &mut reply);
-    if let Some(cache) = push.cache() {
+    let next = answered_name(exchange, repository, &mut reply);
+    if let Some(cache) = cache(exchange) {
         match upload {
             Some(upload) => cache.uploads.keep(next.as_deref().unwrap_or(name), upload),
             // Its beginning is missing here, or it is not what upstream has now.
@@ -117,24 +119,24 @@ fn patch(
 }
 
 fn put(
-    push: &Push<'_>,
+    exchange: &Exchange,
     repository: &Repository,
     name: &str,
     body: &mut RequestBody<'_>,
 ) -> Result<Reply, UpstreamError> {
-    let digest = parameter(push, "digest");
-    let start = chunk_range(push).map(|(start, _)| start);
-    let mut upload = take(push, name, start);
-    if let (Some(cache), Some(digest)) = (push.cache(), &digest)
+    let digest = parameter(exchange, "digest");
+    let start = chunk_range(exchange).map(|(start, _)| start);
+    let mut upload = take(exchange, name, start);
+    if let (Some(cache), Some(digest)) = (cache(exchange), &digest)
         && cache.store.has(digest)
     {
         upload = None;
     }
-    let mut reply = forward(push, body, upload.as_mut())?;
+    let mut reply = forward(exchange, body, upload.as_mut())?;
     if let (true, Some(digest)) = (is_success(&reply), digest) {
-        taken(push, repository, &digest, &mut reply);
-        commit(push, repository, &digest, upload);
-        if let Some(cache) = push.cache() {
+        complete_reply(exchange, repository, &digest, &mut reply);
+        commit(exchange, repository, &digest, upload);
+        if let Some(cache) = cache(exchange) {
             cache.uploads.forget(name);
         }
     }
@@ -143,12 +145,12 @@ fn put(
 
 /// Passes the request on, with a copy of its body for the cache.
 fn forward(
-    push: &Push<'_>,
+    exchange: &Exchange,
     body: &mut RequestBody<'_>,
     upload: Option<&mut Upload>,
 ) -> Result<Reply, UpstreamError> {
-    let (Some(cache), Some(upload)) = (push.cache(), upload) else {
-        return push.forward(body);
+    let (Some(cache), Some(upload)) = (cache(exchange), upload) else {
+        return exchange.forward(body);
     };
     let (uploads, length) = (&cache.uploads, body.length());
     uploads.expect(upload, length.unwrap_or_default());
@@ -157,7 +159,7 @@ fn forward(
         uploads,
         upload,
     };
-    push.forward(&mut RequestBody::new(&mut copied, length))
+    exchange.forward(&mut RequestBody::new(&mut copied, length))
 }
 
 /// Hands what is read from a body to the cache.
@@ -176,41 +178,57 @@ impl Read for Copied<'_, '_> {
     }
 }
 
-fn take(push: &Push<'_>, name: &str, start: Option<u64>) -> Option<Upload> {
-    push.cache()?.uploads.take(name, start)
+fn cache(exchange: &Exchange) -> Option<&Cache> {
+    exchange.parts.cache.as_deref()
 }
 
-/// Upstream has the blob: what it owes the client.
-fn taken(push: &Push<'_>, repository: &Repository, digest: &Digest, reply: &mut Reply) {
-    push.forget(repository);
+fn take(exchange: &Exchange, name: &str, start: Option<u64>) -> Option<Upload> {
+    cache(exchange)?.uploads.take(name, start)
+}
+
+/// Upstream has taken the blob: supplies the fields that it owes the client.
+fn complete_reply(
+    exchange: &Exchange,
+    repository: &Repository,
+    digest: &Digest,
+    reply: &mut Reply,
+) {
+    forget_missing(exchange, repository);
     supply(reply, DIGEST_FIELD, || Some(digest.to_string()));
     supply(reply, "Location", || {
-        Some(push.own_url("/blobs/uploads", &format!("/blobs/{digest}")))
+        Some(own_url(
+            exchange,
+            "/blobs/uploads",
+            &format!("/blobs/{digest}"),
+        ))
     });
 }
 
 /// Upstream has the blob, and it belongs to the repository: so it does here.
-fn commit(push: &Push<'_>, repository: &Repository, digest: &Digest, upload: Option<Upload>) {
-    let Some(pull) = &push.pull else {
+fn commit(exchange: &Exchange, repository: &Repository, digest: &Digest, upload: Option<Upload>) {
+    let Some(cache) = cache(exchange) else {
         return;
     };
     let wanted = Wanted {
-        registry: push.registry.clone(),
+        registry: exchange.registry.clone(),
         repository: repository.clone(),
         digest: digest.clone(),
     };
-    let uploads = &pull.cache.uploads;
-    if uploads.commit(upload, &wanted) {
-        pull.cache.remember(push.registry);
+    if cache.uploads.commit(upload, &wanted) {
+        cache.remember(&exchange.registry);
     }
 }
 
 /// What the upload is known as after this reply, which is owed what names it.
-fn answered_name(push: &Push<'_>, repository: &Repository, reply: &mut Reply) -> Option<String> {
-    let begun = matches!(push.method(), "POST");
+fn answered_name(
+    exchange: &Exchange,
+    repository: &Repository,
+    reply: &mut Reply,
+) -> Option<String> {
+    let begun = exchange.request.method == "POST";
     supply(reply, "Location", || {
-        let target = &push.exchange.request.target;
-        (!begun).then(|| format!("{}{target}", push.exchange.own.address))
+        let target = &exchange.request.target;
+        (!begun).then(|| format!("{}{target}", exchange.client_address().origin))
     });
     let location = reply.headers.first("Location")?;
     let path = location.split('?').next().unwrap_or_default();
@@ -218,7 +236,7 @@ fn answered_name(push: &Push<'_>, repository: &Repository, reply: &mut Reply) ->
     supply(reply, UUID_FIELD, || {
         (!session.contains('/')).then(|| session.clone())
     });
-    Some(name(push, repository, &session))
+    Some(name(exchange, repository, &session))
 }
 
 /// The registry's own word for an upload, out of a URL's path.
@@ -228,17 +246,17 @@ fn session(path: &str) -> Option<&str> {
 }
 
 /// Names an upload among those of all registries and repositories.
-fn name(push: &Push<'_>, repository: &Repository, session: &str) -> String {
-    format!("{} {repository} {session}", push.registry)
+fn name(exchange: &Exchange, repository: &Repository, session: &str) -> String {
+    format!("{} {repository} {session}", exchange.registry)
 }
 
 /// A digest in the query.
-fn parameter(push: &Push<'_>, wanted: &str) -> Option<Digest> {
-    digest_in(push.exchange.request.query()?, wanted)
+fn parameter(exchange: &Exchange, wanted: &str) -> Option<Digest> {
+    digest_in(exchange.request.query()?, wanted)
 }
 
-fn chunk_range(push: &Push<'_>) -> Option<(u64, u64)> {
-    let headers = &push.exchange.request.headers;
+fn chunk_range(exchange: &Exchange) -> Option<(u64, u64)> {
+    let headers = &exchange.request.headers;
     headers.first("Content-Range").and_then(range::parse_chunk)
 }
 

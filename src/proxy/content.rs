@@ -1,26 +1,44 @@
-//! Manifests and blobs on their way to the client. Owns: the fields that a registry owes with them
-//! (`Docker-Content-Digest`, `ETag`, `Content-Type`). Must not: change a byte of either.
+//! Manifests and blobs on their way from upstream to the client. Owns: the fields that a registry
+//! owes with them (`Docker-Content-Digest`, `ETag`, `Content-Type`), and checking a manifest against
+//! its digest. Must not: change a byte of either.
 
 use std::io::{self, Cursor, Read};
 
 use super::conditional;
+use crate::cache::held::MANIFEST_BYTES_MAX;
 use crate::hash;
 use crate::message::{Body, Headers, Reply};
 use crate::oci::{Digest, Reference, Registry};
 use crate::upstream::{Stage, UpstreamError};
 
-/// Manifests up to this size are read whole before they are answered, so that their digest is
-/// known: four times what clients take at the most (distribution-spec: 4 MiB).
-pub(super) const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 pub(super) const DIGEST_FIELD: &str = "Docker-Content-Digest";
 /// A blob never changes (RFC 8246).
 pub(super) const BLOB_CACHE_CONTROL: &str = "max-age=31536000, immutable";
 
-/// A blob by its digest, which is its identity for conditions and ranges too.
-pub(super) fn blob(mut reply: Reply, digest: &Digest) -> Reply {
+/// Upstream's answer to GET or HEAD of a blob, as a client with these fields gets it.
+pub(super) fn finish_blob(reply: Reply, digest: &Digest, client: &Headers) -> Reply {
+    omit_if_held(supply_blob_fields(reply, digest), client)
+}
+
+/// Upstream's answer to GET or HEAD of a manifest, as a client with these fields gets it.
+///
+/// # Errors
+/// When it breaks off, or its bytes do not have its digest.
+pub(super) fn finish_manifest(
+    reply: Reply,
+    reference: &Reference,
+    registry: &Registry,
+    client: &Headers,
+) -> Result<Reply, UpstreamError> {
+    let reply = supply_manifest_fields(reply, reference, registry)?;
+    Ok(omit_if_held(reply, client))
+}
+
+/// The digest of a blob identifies it for conditions and ranges too.
+fn supply_blob_fields(mut reply: Reply, digest: &Digest) -> Reply {
     let is_empty = reply.headers.first("Content-Range") == Some("bytes */0");
     if reply.status == 416 && is_empty {
-        // No range of it can be had, but all of it, as it is without a cache too.
+        // An empty blob has no range, so the client gets all of it.
         reply = Reply {
             status: 200,
             body: Body::empty(),
@@ -45,11 +63,8 @@ pub(super) fn blob(mut reply: Reply, digest: &Digest) -> Reply {
     reply
 }
 
-/// A manifest. ECR leaves its digest out of the answer to GET, and clients need it.
-///
-/// # Errors
-/// When it breaks off, or is not what its digest says.
-pub(super) fn manifest(
+/// ECR leaves the digest out of its answer to GET, and clients need it.
+fn supply_manifest_fields(
     mut reply: Reply,
     reference: &Reference,
     registry: &Registry,
@@ -57,7 +72,7 @@ pub(super) fn manifest(
     if reply.status != 200 {
         return Ok(reply);
     }
-    unencoded(&reply.headers, registry)?;
+    refuse_encoded(&reply.headers, registry)?;
     if let Some(media_type) = media_type(&reply.headers) {
         reply.headers.set("Content-Type", media_type);
     }
@@ -82,8 +97,8 @@ pub(super) fn manifest(
     Ok(reply)
 }
 
-/// Nothing to send to a client that holds it already.
-pub(super) fn unless_held(mut reply: Reply, client: &Headers) -> Reply {
+/// Leaves the body out for a client that holds it already.
+fn omit_if_held(mut reply: Reply, client: &Headers) -> Reply {
     // Before any range (RFC 9110 §13.2.2).
     let is_content = matches!(reply.status, 200 | 206);
     let tag = reply.headers.first("ETag").filter(|_| is_content);
@@ -101,20 +116,17 @@ pub(super) fn media_type(headers: &Headers) -> Option<String> {
     (!value.is_empty()).then(|| value.to_owned())
 }
 
-/// A digest is of the bytes as they are, so that encoded ones are none of the content.
+/// A digest is made of the plain bytes, and we ask for nothing else.
 ///
 /// # Errors
-/// When they are encoded, although we asked for them as they are.
-pub(super) fn unencoded(headers: &Headers, registry: &Registry) -> Result<(), UpstreamError> {
+/// When the bytes are encoded all the same.
+pub(super) fn refuse_encoded(headers: &Headers, registry: &Registry) -> Result<(), UpstreamError> {
     let encoding = headers.first("Content-Encoding").unwrap_or_default();
     if matches!(encoding, "" | "identity") {
         return Ok(());
     }
-    Err(UpstreamError {
-        stage: Stage::Transfer,
-        to: registry.url(),
-        reason: format!("content-encoding {encoding:?} where identity was asked for"),
-    })
+    let reason = format!("content-encoding {encoding:?} where identity was asked for");
+    Err(UpstreamError::at(registry, Stage::Transfer, reason))
 }
 
 /// Reads a small body to its end, or one byte past `limit`.
@@ -135,17 +147,16 @@ pub(super) fn read_whole(
         } else {
             Stage::Transfer
         };
-        let (to, reason) = (registry.url(), format!("body broke off: {error}"));
-        UpstreamError { stage, to, reason }
+        UpstreamError::at(registry, stage, format!("body broke off: {error}"))
     })?;
     Ok(bytes)
 }
 
-/// A manifest's digest: the one it was asked for by, else the one it has, which must be the one
-/// that upstream gave it.
+/// Finds the digest of a manifest: the one it was asked for by, else `named`, which upstream gave
+/// it, else the SHA-256 of its bytes.
 ///
 /// # Errors
-/// When the bytes are not what a digest says.
+/// When the bytes have another digest.
 pub(super) fn verify(
     reference: &Reference,
     bytes: &[u8],
@@ -153,10 +164,9 @@ pub(super) fn verify(
     registry: &Registry,
 ) -> Result<Digest, UpstreamError> {
     let found = format!("sha256:{}", hash::sha256_hex(bytes));
-    let wrong = || UpstreamError {
-        stage: Stage::Transfer,
-        to: registry.url(),
-        reason: format!("manifest has the digest {found}"),
+    let wrong = || {
+        let reason = format!("manifest has the digest {found}");
+        UpstreamError::at(registry, Stage::Transfer, reason)
     };
     let known = |named: &&str| named.starts_with("sha256:") || named.starts_with("sha512:");
     let expected: Option<Digest> = match (reference, named.filter(known)) {
@@ -201,7 +211,8 @@ mod tests {
     #[test]
     fn a_manifest_by_tag_gets_its_digest() {
         let reference = Reference::Tag("1".parse().unwrap());
-        let reply = manifest(reply(200, stream(b"")), &reference, &registry()).unwrap();
+        let reply =
+            supply_manifest_fields(reply(200, stream(b"")), &reference, &registry()).unwrap();
         assert_eq!(reply.headers.first(DIGEST_FIELD), Some(EMPTY));
         assert_eq!(
             reply.headers.first("ETag"),
@@ -212,8 +223,9 @@ mod tests {
     #[test]
     fn a_manifest_that_is_not_what_was_asked_for_is_refused() {
         let reference = Reference::Digest(EMPTY.parse().unwrap());
-        assert!(manifest(reply(200, stream(b"")), &reference, &registry()).is_ok());
-        let error = manifest(reply(200, stream(b"x")), &reference, &registry()).unwrap_err();
+        assert!(supply_manifest_fields(reply(200, stream(b"")), &reference, &registry()).is_ok());
+        let error =
+            supply_manifest_fields(reply(200, stream(b"x")), &reference, &registry()).unwrap_err();
         assert_eq!(error.stage, Stage::Transfer);
     }
 
@@ -244,7 +256,7 @@ mod tests {
         let reference = Reference::Tag("1".parse().unwrap());
         for (encoding, is_error) in [("gzip", true), ("zstd", true), ("identity", false)] {
             let reply = reply(200, stream(b"")).with("Content-Encoding", encoding);
-            let reply = manifest(reply, &reference, &registry());
+            let reply = supply_manifest_fields(reply, &reference, &registry());
             assert_eq!(reply.is_err(), is_error, "{encoding}");
         }
     }
@@ -253,7 +265,7 @@ mod tests {
     fn an_empty_blob_is_whole_whatever_part_is_asked_for() {
         let asked = |range: &str| {
             let refused = reply(416, stream(b"<Error/>")).with("Content-Range", range);
-            blob(
+            supply_blob_fields(
                 refused.with("Content-Type", "application/xml"),
                 &EMPTY.parse().unwrap(),
             )
@@ -279,16 +291,19 @@ mod tests {
             reader: Box::new(Broken),
             length: None,
         };
-        assert!(manifest(reply(200, body), &reference, &registry()).is_err());
+        assert!(supply_manifest_fields(reply(200, body), &reference, &registry()).is_err());
     }
 
     #[test]
     fn errors_pass_as_they_are() {
         let reference = Reference::Tag("1".parse().unwrap());
-        let reply = manifest(reply(404, stream(b"no")), &reference, &registry()).unwrap();
+        let reply =
+            supply_manifest_fields(reply(404, stream(b"no")), &reference, &registry()).unwrap();
         assert_eq!(reply.headers.first(DIGEST_FIELD), None);
         assert_eq!(
-            blob(reply, &EMPTY.parse().unwrap()).headers.first("ETag"),
+            supply_blob_fields(reply, &EMPTY.parse().unwrap())
+                .headers
+                .first("ETag"),
             None
         );
     }
@@ -296,7 +311,7 @@ mod tests {
     #[test]
     fn a_blob_is_known_by_its_digest() {
         let stored = reply(206, stream(b"")).with("Content-Type", "binary/octet-stream");
-        let reply = blob(stored.with("ETag", "\"s3\""), &EMPTY.parse().unwrap());
+        let reply = supply_blob_fields(stored.with("ETag", "\"s3\""), &EMPTY.parse().unwrap());
         assert_eq!(
             reply.headers.first("ETag"),
             Some(format!("\"{EMPTY}\"").as_str())

@@ -1,0 +1,136 @@
+//! Manifests that the cache holds, by digest and by tag. Owns: what a kept manifest brings with it
+//! (links, tag entries), and reporting faults of the disk on the way. Must not: ask upstream, or
+//! choose between media types.
+
+use std::time::SystemTime;
+
+use super::Cache;
+use super::manifest::named_by;
+use super::names::{Scope, TagEntry};
+use crate::message::SharedBytes;
+use crate::oci::{Digest, Tag};
+
+/// Largest manifest that is read into memory: four times what clients take at the most
+/// (distribution-spec: 4 MiB).
+pub const MANIFEST_BYTES_MAX: u64 = 16 << 20;
+
+/// A manifest in memory. A clone shares the bytes.
+#[derive(Debug, Clone)]
+pub struct Manifest {
+    /// The digest of the bytes.
+    pub digest: Digest,
+    /// Its media type, without parameters.
+    pub media_type: String,
+    /// The manifest as upstream sent it.
+    pub bytes: SharedBytes,
+}
+
+/// A manifest that the cache holds under a tag.
+#[derive(Debug, Clone)]
+pub struct TaggedManifest {
+    /// The manifest.
+    pub manifest: Manifest,
+    /// When upstream last said that the tag means it.
+    pub confirmed: SystemTime,
+    /// It needs no upstream call yet (`CACHE_TAG_TTL`).
+    pub is_fresh: bool,
+}
+
+impl Cache {
+    /// A manifest that the cache holds for this repository. Reading counts as use.
+    pub fn manifest(&self, scope: Scope<'_>, digest: &Digest) -> Option<Manifest> {
+        let media_type = self.names.link(scope, digest)?.media_type?;
+        let bytes = self.manifest_bytes(digest)?;
+        self.names.touch(scope, "", None, digest);
+        Some(Manifest {
+            digest: digest.clone(),
+            media_type,
+            bytes,
+        })
+    }
+
+    /// The bytes of a manifest, whatever repository it belongs to.
+    pub fn manifest_bytes(&self, digest: &Digest) -> Option<SharedBytes> {
+        match self.store.read(digest, MANIFEST_BYTES_MAX) {
+            Ok(bytes) => bytes.map(SharedBytes::from),
+            Err(error) => {
+                self.disk_faults.report("manifest", &error);
+                None
+            }
+        }
+    }
+
+    /// What a tag means: newest confirmation first, one manifest a media type. Each is read, and
+    /// counts as used, when the iterator comes to it.
+    pub fn tagged(
+        &self,
+        scope: Scope<'_>,
+        partition: &str,
+        tag: &Tag,
+    ) -> impl Iterator<Item = TaggedManifest> {
+        let entries = self.names.tag(scope, partition, tag);
+        entries.into_iter().filter_map(move |entry| {
+            let manifest = self.manifest(scope, &entry.digest)?;
+            self.names.touch(scope, partition, Some(tag), &entry.digest);
+            Some(TaggedManifest {
+                manifest,
+                confirmed: entry.confirmed,
+                is_fresh: self.is_fresh(entry.confirmed),
+            })
+        })
+    }
+
+    /// Keeps a manifest that upstream has shown or taken in a repository, with the links that
+    /// [`Self::link_manifest`] makes. False when the disk could not take it.
+    pub fn keep_manifest(&self, scope: Scope<'_>, manifest: &Manifest) -> bool {
+        if let Err(error) = self.store.put(&manifest.digest, &manifest.bytes) {
+            self.disk_faults.report("manifest", &error);
+            return false;
+        }
+        self.link_manifest(scope, manifest);
+        true
+    }
+
+    /// A manifest that upstream has shown or taken in a repository proves that every digest in it
+    /// belongs there.
+    pub fn link_manifest(&self, scope: Scope<'_>, manifest: &Manifest) {
+        let own = (manifest.digest.clone(), Some(manifest.media_type.as_str()));
+        let named = named_by(&manifest.bytes).into_iter();
+        let links = std::iter::once(own).chain(named.map(|(digest, _)| (digest, None)));
+        for (digest, media_type) in links {
+            if let Err(error) = self.names.set_link(scope, &digest, media_type) {
+                return self.disk_faults.report("link", &error);
+            }
+        }
+        self.remember(scope.registry);
+        self.sweeper.mark_dirty();
+    }
+
+    /// Upstream has shown a blob in a repository.
+    pub fn link_blob(&self, scope: Scope<'_>, digest: &Digest) {
+        if let Err(error) = self.names.set_link(scope, digest, None) {
+            self.disk_faults.report("link", &error);
+        }
+    }
+
+    /// The tag means this manifest, as upstream said just now.
+    pub fn keep_tag(&self, scope: Scope<'_>, partition: &str, tag: &Tag, manifest: &Manifest) {
+        let entry = TagEntry {
+            digest: manifest.digest.clone(),
+            media_type: manifest.media_type.clone(),
+            confirmed: SystemTime::now(),
+        };
+        if let Err(error) = self.names.set_tag(scope, partition, tag, entry) {
+            self.disk_faults.report("tag", &error);
+        }
+        self.sweeper.mark_dirty();
+    }
+
+    /// Upstream said just now that the tag still means `digest`.
+    pub fn confirm_tag(&self, scope: Scope<'_>, partition: &str, tag: &Tag, digest: &Digest) {
+        let now = SystemTime::now();
+        if let Err(error) = self.names.confirm_tag(scope, partition, tag, digest, now) {
+            self.disk_faults.report("tag", &error);
+        }
+    }
+}

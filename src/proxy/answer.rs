@@ -1,0 +1,117 @@
+//! Answers of the proxy's own. Owns: error documents, the status of each failure of upstream, and
+//! what an answer says about the cache. Must not: ask upstream, or look at a request.
+
+use std::time::SystemTime;
+
+use crate::log;
+use crate::message::Reply;
+use crate::oci::{ErrorCode, OciError};
+use crate::upstream::{Stage, UpstreamError};
+
+/// Value of `Retry-After` when the proxy or its way out is at a limit.
+pub(super) const RETRY_AFTER_SECONDS: &str = "5";
+/// Every answer under `/v2` has this field; docker takes it for the sign of a registry.
+pub(super) const API_VERSION: (&str, &str) = ("Docker-Distribution-Api-Version", "registry/2.0");
+/// Longest text of a `Warning`; clients take 4096 bytes.
+const WARNING_BYTES_MAX: usize = 512;
+
+/// The part that the cache had in an answer, as `X-Cache` shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CacheOutcome {
+    Bypass,
+    Hit,
+    Miss,
+    Revalidated,
+    Stale,
+}
+
+/// Writes the part that the cache had into the reply, and into its log line.
+pub(super) fn mark(mut reply: Reply, outcome: CacheOutcome) -> Reply {
+    let (shown, logged) = match outcome {
+        CacheOutcome::Bypass => ("BYPASS", "bypass"),
+        CacheOutcome::Hit => ("HIT", "hit"),
+        CacheOutcome::Miss => ("MISS", "miss"),
+        CacheOutcome::Revalidated => ("REVALIDATED", "revalidated"),
+        CacheOutcome::Stale => ("STALE", "stale"),
+    };
+    reply.headers.set("X-Cache", shown);
+    // Users of the nginx proxy watch this one.
+    reply.headers.set("X-Cache-Status", shown);
+    reply.outcome.cache = Some(logged);
+    reply
+}
+
+/// Marks an answer that upstream could not confirm (RFC 7234 §5.5; the distribution-spec allows
+/// the code 299 alone).
+pub(super) fn mark_stale(reply: Reply, why: &UpstreamError) -> Reply {
+    let text: String = why
+        .to_string()
+        .chars()
+        .filter(|c| !"\"\\".contains(*c))
+        .collect();
+    let mut end = text.len().min(WARNING_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let text = text.get(..end).unwrap_or_default();
+    let warning = format!("299 - \"upstream is out of reach: {text}\"");
+    mark(reply, CacheOutcome::Stale).with("Warning", warning)
+}
+
+/// Seconds since upstream last confirmed an answer (RFC 9111 §5.1).
+pub(super) fn age(confirmed: SystemTime) -> u64 {
+    let age = SystemTime::now().duration_since(confirmed);
+    age.unwrap_or_default().as_secs()
+}
+
+/// Turns a failure of upstream into an answer; nothing else does. Out of reach is 504, out of order
+/// 502. What passes by itself, or by a change of our own settings, is 503.
+pub(super) fn fail(error: &UpstreamError) -> Reply {
+    let status = match error.stage {
+        Stage::ClientBody => 400,
+        Stage::Connect | Stage::Resolve | Stage::Timeout => 504,
+        Stage::Redirect | Stage::Refused | Stage::Tls | Stage::Transfer => 502,
+        Stage::Authorize | Stage::Queue => 503,
+    };
+    log::warn("upstream failed", &[("status", &status), ("error", error)]);
+    let refusal = OciError::new(ErrorCode::Unavailable, error.to_string()).with_status(status);
+    let mut reply = refuse(&refusal);
+    reply.outcome.upstream = Some(error.stage.name().to_owned());
+    if status == 503 {
+        reply.headers.set("Retry-After", RETRY_AFTER_SECONDS);
+    }
+    reply
+}
+
+/// The reply, or the answer that [`fail`] makes of the failure.
+pub(super) fn or_fail(reply: Result<Reply, UpstreamError>) -> Reply {
+    reply.unwrap_or_else(|error| fail(&error))
+}
+
+/// An error document as a reply.
+pub(super) fn refuse(error: &OciError) -> Reply {
+    let mut reply = Reply::new(error.status, "application/json", error.document());
+    reply.headers.set(API_VERSION.0, API_VERSION.1);
+    reply.outcome.error = Some(error.message.clone());
+    reply
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_have_their_status() {
+        let status = |stage| {
+            let (to, reason) = ("https://r".to_owned(), "why".to_owned());
+            fail(&UpstreamError { stage, to, reason }).status
+        };
+        assert_eq!(status(Stage::Connect), 504);
+        assert_eq!(status(Stage::Resolve), 504);
+        assert_eq!(status(Stage::Timeout), 504);
+        assert_eq!(status(Stage::Tls), 502);
+        assert_eq!(status(Stage::Refused), 502);
+        assert_eq!(status(Stage::Authorize), 503);
+        assert_eq!(status(Stage::Queue), 503);
+    }
+}

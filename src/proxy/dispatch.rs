@@ -1,0 +1,88 @@
+//! The exchange of one request, run by its connection's thread. Owns: which registry is asked, and
+//! which handler answers. Must not: answer anything itself.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::answer::{fail, or_fail, refuse};
+use super::exchange::{Exchange, Parts};
+use super::registries::{self, Choice, Meant};
+use super::{blob, listing, manifest, push, referrers};
+use crate::message::{Reply, Request, RequestBody};
+use crate::oci::{Registry, Route};
+use crate::upstream::exchange::HEAD_TIMEOUT;
+
+/// Gets the answer to a request. Blocks while upstream is asked. `depth`: see [`Exchange::depth`].
+pub(super) fn run(
+    parts: &Arc<Parts>,
+    request: Request,
+    meant: Meant,
+    depth: u8,
+    body: &mut RequestBody<'_>,
+) -> Reply {
+    let target = match &meant.route {
+        Route::Catalog | Route::Tags(_) => {
+            match listing::target(&meant.route, &meant.target, parts.is_ecr) {
+                Ok(target) => target,
+                Err(error) => return refuse(&error),
+            }
+        }
+        Route::Uploads(_) => push::target(meant.target, &meant.route),
+        _ => meant.target,
+    };
+    let registry = match resolve_registry(parts, meant.choice) {
+        Ok(registry) => registry,
+        Err(reply) => return *reply,
+    };
+    let exchange = Exchange {
+        parts: Arc::clone(parts),
+        registry,
+        request,
+        route: meant.route,
+        path: meant.path,
+        target,
+        prefix: meant.prefix,
+        parameter: meant.parameter,
+        depth,
+    };
+    answer(&exchange, body)
+}
+
+fn answer(exchange: &Exchange, body: &mut RequestBody<'_>) -> Reply {
+    let reads = matches!(exchange.request.method.as_str(), "GET" | "HEAD");
+    match &exchange.route {
+        Route::Blob(repository, digest) if reads => blob::get(exchange, repository, digest),
+        Route::Manifest(repository, reference) if reads => {
+            manifest::get(exchange, repository, reference)
+        }
+        Route::Blob(..) | Route::Manifest(..) | Route::Upload(_) | Route::Uploads(_) => {
+            push::run(exchange, body)
+        }
+        Route::Catalog => listing::get(exchange, None),
+        Route::Tags(repository) => listing::get(exchange, Some(repository)),
+        Route::Referrers(repository, digest) => referrers::get(exchange, repository, digest),
+        Route::Base => or_fail(exchange.forward(body)),
+    }
+}
+
+/// The registry that the client names, else the first that is set, else the identity's, else,
+/// before there is an identity, the one that the cache was filled from. The error is the answer.
+fn resolve_registry(parts: &Parts, choice: Choice) -> Result<Registry, Box<Reply>> {
+    if let Choice::Known(registry) = choice {
+        return Ok(registry);
+    }
+    let known = parts.registries.default().cloned();
+    let registry = match known.or_else(|| parts.own_registry()) {
+        Some(registry) => registry,
+        None => parts
+            .upstream
+            .default_registry(Instant::now() + HEAD_TIMEOUT)
+            .map_err(|error| Box::new(fail(&error)))?,
+    };
+    match choice {
+        Choice::IfCalled(name) if !registries::is_it(&registry, &name) => {
+            Err(Box::new(refuse(&registries::unknown(&name))))
+        }
+        _ => Ok(registry),
+    }
+}

@@ -1,0 +1,226 @@
+//! One request on its way to upstream and back, its registry resolved. Owns: passing it on, and the
+//! form that all replies of upstream get on their way to the client. Must not: choose who answers a
+//! request, or know the fields of one route.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::access::Access;
+use super::answer::API_VERSION;
+use super::links::{self, ClientAddress};
+use super::lookup::{ManifestLookup, PageLookup};
+use super::referrer_queue::ReferrerQueue;
+use super::registries::Registries;
+use super::{headers, refusal};
+use crate::cache::Cache;
+use crate::cache::flights::Flights;
+use crate::config::{BlobRedirect, CacheKey};
+use crate::message::{Body, Buffered, Headers, Outcome, Reply, Request, RequestBody};
+use crate::oci::{Registry, Route};
+use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT, Upstream};
+use crate::upstream::{Stage, UpstreamError};
+
+/// What all exchanges share.
+pub(super) struct Parts {
+    pub(super) access: Access,
+    pub(super) upstream: Arc<Upstream>,
+    pub(super) registries: Registries,
+    pub(super) cache: Option<Arc<Cache>>,
+    pub(super) cache_key: CacheKey,
+    pub(super) manifests: Flights<ManifestLookup>,
+    pub(super) pages: Flights<PageLookup>,
+    /// None unless `FILL_REFERRERS` is set.
+    pub(super) referrer_queue: Option<ReferrerQueue>,
+    /// The upstreams are ECR itself.
+    pub(super) is_ecr: bool,
+    pub(super) trust_proxy_headers: bool,
+    pub(super) blob_redirect: BlobRedirect,
+}
+
+impl Parts {
+    /// The identity's registry, as far as it is known now. Touches memory only.
+    pub(super) fn own_registry(&self) -> Option<Registry> {
+        let known = self.upstream.default_registry(Instant::now());
+        known.ok().or_else(|| self.cache.as_ref()?.remembered())
+    }
+}
+
+/// One request, and everything that answering it takes.
+pub(super) struct Exchange {
+    pub(super) parts: Arc<Parts>,
+    pub(super) registry: Registry,
+    /// The request as the client sent it.
+    pub(super) request: Request,
+    pub(super) route: Route,
+    /// The path without a registry's host in it.
+    pub(super) path: String,
+    /// Path and query as upstream gets them.
+    pub(super) target: String,
+    /// The registry's host in the client's path, with its slash; or nothing.
+    pub(super) prefix: String,
+    /// The client's parameter `ns`, as it wrote it.
+    pub(super) parameter: Option<String>,
+    /// 0 for a client's request; else the number of steps from a client's image to its referrer.
+    pub(super) depth: u8,
+}
+
+impl Exchange {
+    pub(super) fn is_head(&self) -> bool {
+        self.request.method == "HEAD"
+    }
+
+    /// True when the client follows the registry's redirect itself. A HEAD is answered here: a URL
+    /// that is signed for GET refuses it.
+    pub(super) fn passes_redirect(&self) -> bool {
+        self.parts.blob_redirect == BlobRedirect::Pass
+            && self.request.method == "GET"
+            && matches!(self.route, Route::Blob(..))
+    }
+
+    /// The address under which the client reaches the registry through us.
+    pub(super) fn client_address(&self) -> ClientAddress {
+        ClientAddress {
+            origin: links::own_origin(&self.request, self.parts.trust_proxy_headers),
+            prefix: self.prefix.clone(),
+            parameter: self.parameter.clone(),
+        }
+    }
+
+    /// Passes the request on with its body, and dresses the reply.
+    pub(super) fn forward(&self, body: &mut RequestBody<'_>) -> Result<Reply, UpstreamError> {
+        let headers = self.upstream_headers();
+        let fetched = self.parts.upstream.fetch(self.call(&headers), body)?;
+        self.dress(&self.request.method, &headers, unfold(fetched))
+    }
+
+    /// Passes a request without a body on, and dresses the reply.
+    pub(super) fn forward_bodiless(&self) -> Result<Reply, UpstreamError> {
+        let mut nothing = std::io::empty();
+        self.forward(&mut RequestBody::new(&mut nothing, Some(0)))
+    }
+
+    /// The same, but a redirect is passed on instead of followed, to the place that it names.
+    pub(super) fn forward_unfollowed(&self) -> Result<Reply, UpstreamError> {
+        let headers = self.upstream_headers();
+        let reply = self.parts.upstream.fetch_unfollowed(self.call(&headers))?;
+        let location = reply.headers.first("location").map(str::to_owned);
+        let redirected = false;
+        let fetched = Fetched { reply, redirected };
+        let mut reply = self.dress(&self.request.method, &headers, unfold(fetched))?;
+        if let Some(location) = location {
+            // Unlike the registry's own addresses it is not rewritten: it is signed.
+            reply.headers.set("Location", location);
+        }
+        Ok(reply)
+    }
+
+    /// Dresses a reply that another request has fetched as this one would have.
+    pub(super) fn dress_fetched(&self, fetched: Fetched) -> Result<Reply, UpstreamError> {
+        let headers = self.upstream_headers();
+        self.dress(&self.request.method, &headers, unfold(fetched))
+    }
+
+    /// Dresses a reply to a request of our own with this method, which had no range and no
+    /// condition.
+    pub(super) fn dress_buffered(
+        &self,
+        method: &str,
+        buffered: Buffered,
+    ) -> Result<Reply, UpstreamError> {
+        let reply = Reply {
+            status: buffered.status,
+            headers: buffered.headers,
+            body: Body::Bytes(buffered.body),
+            outcome: Outcome::default(),
+        };
+        self.dress(method, &Headers::new(), reply)
+    }
+
+    /// The client's fields as upstream gets them.
+    pub(super) fn upstream_headers(&self) -> Headers {
+        headers::for_upstream(&self.request.headers, &self.route, &self.request.method)
+    }
+
+    fn call<'a>(&'a self, headers: &'a Headers) -> Call<'a> {
+        Call {
+            registry: &self.registry,
+            method: &self.request.method,
+            target: &self.target,
+            headers,
+            patience: HEAD_TIMEOUT,
+            // The head of the answer names the digest, so the body is read first.
+            whole: matches!(self.route, Route::Manifest(..)),
+        }
+    }
+
+    /// Gives upstream's reply the form that all routes share; a handler adds the fields of its own.
+    /// `sent`: the fields of the request that it answers.
+    fn dress(
+        &self,
+        method: &str,
+        sent: &Headers,
+        mut reply: Reply,
+    ) -> Result<Reply, UpstreamError> {
+        self.check_status(method, sent, reply.status)?;
+        if method == "HEAD" {
+            let length = reply.body.length();
+            reply.body = Body::Empty { length };
+        }
+        reply.outcome.upstream = Some(reply.status.to_string());
+        reply.headers = headers::for_client(reply.headers, &self.client_address());
+        reply.headers.set(API_VERSION.0, API_VERSION.1);
+        let allowed = self.parts.access.methods(&self.route);
+        Ok(refusal::as_error_document(
+            reply,
+            &self.route,
+            method,
+            &allowed,
+        ))
+    }
+
+    /// # Errors
+    /// When this status is no answer to such a request.
+    fn check_status(&self, method: &str, sent: &Headers, status: u16) -> Result<(), UpstreamError> {
+        let is_upload = matches!(self.route, Route::Upload(_) | Route::Uploads(_));
+        let is_answer = match status {
+            // A part that nobody asked for would be taken for the whole.
+            206 => sent.first("Range").is_some(),
+            201..=299 => is_upload || !matches!(method, "GET" | "HEAD"),
+            304 => sent.first("If-Modified-Since").is_some(),
+            301 | 302 | 303 | 307 | 308 => self.passes_redirect(),
+            // From a proxy on the way to the registry: no client of ours can log in there.
+            407 => false,
+            // A 101 would end HTTP on the client's connection; past 599 there is no status (RFC
+            // 9110 §15).
+            200 | 400..=599 => true,
+            _ => false,
+        };
+        if is_answer {
+            return Ok(());
+        }
+        let stage = match status {
+            300..=399 => Stage::Redirect,
+            _ => Stage::Transfer,
+        };
+        let reason = format!("answered {status} to a {method}");
+        Err(UpstreamError::at(&self.registry, stage, reason))
+    }
+}
+
+/// Upstream's reply as it is; of a blob host's fields those that hold for the blob.
+fn unfold(fetched: Fetched) -> Reply {
+    let Fetched { reply, redirected } = fetched;
+    let mut headers = reply.headers;
+    if redirected {
+        headers.retain(|name, _| headers::describes_blob(name));
+    }
+    Reply {
+        status: reply.status,
+        headers,
+        body: Body::Stream {
+            reader: reply.body,
+            length: reply.length,
+        },
+        outcome: Outcome::default(),
+    }
+}

@@ -1,0 +1,39 @@
+//! Results of asking upstream, in the form that all who asked at the same time share. Owns: their
+//! types. Must not: do anything.
+
+use crate::cache::held::Manifest;
+use crate::message::Buffered;
+use crate::upstream::UpstreamError;
+
+/// The result of asking for a manifest.
+#[derive(Debug, Clone)]
+pub(super) enum ManifestLookup {
+    Failed(UpstreamError),
+    /// Upstream confirmed what we have, or sent it anew.
+    Found(Manifest, Freshness),
+    /// Upstream answered something else.
+    Refused(Buffered),
+    /// Too large to keep.
+    TooLarge,
+}
+
+/// Where a manifest comes from.
+#[derive(Debug, Clone)]
+pub(super) enum Freshness {
+    Fetched,
+    Revalidated,
+    /// Upstream could not confirm it; it last did so many seconds ago.
+    Stale(UpstreamError, u64),
+}
+
+/// The result of asking for a page of a list.
+#[derive(Debug, Clone)]
+pub(super) enum PageLookup {
+    Failed(UpstreamError),
+    /// The page with all of upstream's fields.
+    Found(Buffered),
+    /// Upstream answered something else.
+    Refused(Buffered),
+    /// Too long to be read whole.
+    TooLarge,
+}

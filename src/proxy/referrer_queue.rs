@@ -1,0 +1,182 @@
+//! Images whose referrers are to be fetched. Owns: their queue and its bounds. Must not: fetch.
+//!
+//! Locks: the queue, held for its own operations.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::log;
+use crate::message::Request;
+use crate::oci::{Digest, Reference, Registry, Repository};
+
+/// Most images that wait for their turn; each holds the fields of a request.
+const QUEUE_MAX: usize = 256;
+/// Signatures may be signed, and SBOMs too; nobody takes what is further away for a proof.
+const DEPTH_MAX: u8 = 2;
+/// Most attempts for one image while upstream is out of order.
+const ATTEMPTS_MAX: u32 = 3;
+/// Pause before the second attempt; the third waits twice as long.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// The queue.
+#[derive(Default)]
+pub(super) struct ReferrerQueue {
+    waiting: Mutex<VecDeque<Attempt>>,
+    added: Condvar,
+}
+
+/// A manifest that came into the cache.
+#[derive(Debug, Clone)]
+pub(super) struct Image {
+    pub(super) registry: Registry,
+    pub(super) repository: Repository,
+    pub(super) digest: Digest,
+    /// 0 for a manifest that a client asked for; 1 for one that refers to such a manifest.
+    pub(super) depth: u8,
+    /// The client's request: `CACHE_KEY` may use its fields.
+    pub(super) request: Request,
+}
+
+/// One attempt for an image.
+pub(super) struct Attempt {
+    pub(super) image: Image,
+    number: u32,
+    due: Instant,
+}
+
+impl ReferrerQueue {
+    /// Adds an image that was fetched by this reference. Leaves it out when too many wait, or when
+    /// it is itself a referrer too far from a client's image.
+    pub(super) fn add(&self, image: Image, reference: &Reference) {
+        if image.depth >= DEPTH_MAX || is_referrer_tag(reference) {
+            return;
+        }
+        self.push(Attempt {
+            image,
+            number: 1,
+            due: Instant::now(),
+        });
+    }
+
+    /// Adds the image again after a failed attempt, unless that was the last.
+    pub(super) fn retry(&self, failed: Attempt) {
+        if failed.number < ATTEMPTS_MAX {
+            self.push(Attempt {
+                due: Instant::now() + PAUSE * failed.number,
+                number: failed.number + 1,
+                image: failed.image,
+            });
+        }
+    }
+
+    /// Waits for the next attempt that is due.
+    pub(super) fn next(&self) -> Attempt {
+        let mut waiting = self.lock();
+        loop {
+            let now = Instant::now();
+            let due = waiting.iter().position(|attempt| attempt.due <= now);
+            if let Some(attempt) = due.and_then(|at| waiting.remove(at)) {
+                return attempt;
+            }
+            let pauses = waiting.iter().map(|attempt| attempt.due - now);
+            let pause = pauses.min().unwrap_or(PAUSE);
+            let waited = self.added.wait_timeout(waiting, pause);
+            waiting = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn push(&self, attempt: Attempt) {
+        let mut waiting = self.lock();
+        if waiting.len() >= QUEUE_MAX {
+            drop(waiting);
+            let image = attempt.image;
+            log::warn(
+                "referrers left out: too many images at a time",
+                &[("repository", &image.repository), ("digest", &image.digest)],
+            );
+            return;
+        }
+        waiting.push_back(attempt);
+        drop(waiting);
+        self.added.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Attempt>> {
+        // No operation leaves an attempt half done.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// True for the tags under which referrers are kept, which name a digest.
+fn is_referrer_tag(reference: &Reference) -> bool {
+    match reference {
+        Reference::Tag(tag) => {
+            let rest = tag.as_str().strip_prefix("sha256-");
+            rest.is_some_and(|rest| rest.len() >= 64)
+        }
+        Reference::Digest(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Headers, Peer};
+
+    fn attempt(n: usize, due: Instant) -> Attempt {
+        let digest = format!("sha256:{n:064x}");
+        let image = Image {
+            registry: "r.example".parse().unwrap(),
+            repository: "a".parse().unwrap(),
+            digest: digest.parse().unwrap(),
+            depth: 0,
+            request: Request {
+                method: "GET".into(),
+                target: "/v2/a/manifests/1".into(),
+                headers: Headers::new(),
+                peer: Peer::on_unix_socket(),
+                id: "1".into(),
+            },
+        };
+        let number = 1;
+        Attempt { image, number, due }
+    }
+
+    #[test]
+    fn the_queue_is_bounded_and_what_is_due_goes_first() {
+        let (queue, now) = (ReferrerQueue::default(), Instant::now());
+        queue.push(attempt(0, now + PAUSE * 100));
+        for n in 1..QUEUE_MAX + 5 {
+            queue.push(attempt(n, now));
+        }
+        assert_eq!(queue.lock().len(), QUEUE_MAX);
+        for n in 1..QUEUE_MAX {
+            assert_eq!(queue.next().image.digest.hex(), format!("{n:064x}"));
+        }
+        assert_eq!(queue.lock().len(), 1, "what is due later waits");
+    }
+
+    #[test]
+    fn what_is_attached_is_not_an_image() {
+        let tag = |text: &str| is_referrer_tag(&Reference::Tag(text.parse().unwrap()));
+        let hex = "a".repeat(64);
+        assert!(tag(&format!("sha256-{hex}")) && tag(&format!("sha256-{hex}.sig")));
+        assert!(!tag("1.0") && !tag("sha256-abc"));
+        let digest: Digest = format!("sha256:{hex}").parse().unwrap();
+        assert!(!is_referrer_tag(&digest.into()));
+    }
+
+    #[test]
+    fn an_image_is_tried_three_times() {
+        let queue = ReferrerQueue::default();
+        let mut failed = attempt(0, Instant::now());
+        for number in 2..=ATTEMPTS_MAX {
+            queue.retry(failed);
+            failed = queue.lock().pop_front().expect("another attempt");
+            assert_eq!(failed.number, number);
+        }
+        queue.retry(failed);
+        assert!(queue.lock().is_empty());
+    }
+}
