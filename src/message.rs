@@ -1,6 +1,6 @@
 //! What door, pool and proxy hand each other. Owns: [`Request`], [`RequestBody`], [`Answer`],
-//! [`Reply`], [`Body`], [`Buffered`], [`Headers`] and the [`Desk`] where an answer waits for its connection.
-//! Must not: touch a socket, or know who is on the other side.
+//! [`Reply`], [`Body`], [`Buffered`], [`Headers`] and the [`Desk`] where an answer waits for its
+//! connection. Must not: touch a socket, or know who is on the other side.
 //!
 //! Locks: [`Desk`]'s one mutex, held for a map operation only.
 

@@ -14,7 +14,8 @@ use crate::message::Buffered;
 pub const NEGATIVE_TTL: Duration = Duration::from_secs(10);
 /// Entries kept; when they are full they are forgotten, which costs upstream calls and no more.
 const ENTRIES_MAX: usize = 4096;
-/// Bytes of an answer and its key at the most: ECR's are a few hundred, and all entries together stay in 16 MB.
+/// Bytes of an answer and its key at the most: ECR's answers are a few hundred, and all entries
+/// together stay in 16 MB.
 const ENTRY_BYTES_MAX: usize = 4096;
 
 /// The memory.

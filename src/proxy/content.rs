@@ -1,6 +1,6 @@
 //! Manifests and blobs on their way from upstream to the client. Owns: the fields that a registry
-//! owes with them (`Docker-Content-Digest`, `ETag`, `Content-Type`), and checking a manifest against
-//! its digest. Must not: change a byte of either.
+//! owes with them (`Docker-Content-Digest`, `ETag`, `Content-Type`), and checking a manifest
+//! against its digest. Must not: change a byte of either.
 
 use std::io::{self, Cursor, Read};
 
