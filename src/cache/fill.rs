@@ -40,7 +40,7 @@ const STACK_BYTES: usize = 256 * 1024;
 
 /// What a blob is asked for under, kept for as long as the download lasts.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub struct BlobRequest {
     /// The registry.
     pub registry: Registry,
     /// The repository.
@@ -49,7 +49,7 @@ pub struct Wanted {
     pub digest: Digest,
 }
 
-impl Wanted {
+impl BlobRequest {
     /// Where its names are kept.
     pub const fn scope(&self) -> Scope<'_> {
         Scope {
@@ -86,7 +86,7 @@ pub enum Joined {
 
 /// One download and the file it grows in.
 pub struct Growing {
-    wanted: Wanted,
+    wanted: BlobRequest,
     upstream: Arc<Upstream>,
     state: Mutex<State>,
     changed: Condvar,
@@ -128,7 +128,7 @@ impl Fills {
 
     /// Joins the download of a blob, or begins it, and waits until upstream has answered. Blocks
     /// for [`HEAD_TIMEOUT`] and a little at the longest.
-    pub fn join(self: &Arc<Self>, wanted: &Wanted) -> Joined {
+    pub fn join(self: &Arc<Self>, wanted: &BlobRequest) -> Joined {
         let deadline = Instant::now() + HEAD_TIMEOUT + Duration::from_secs(1);
         let (growing, first) = self.enter(wanted);
         if first {
@@ -144,7 +144,7 @@ impl Fills {
         }
     }
 
-    fn enter(&self, wanted: &Wanted) -> (Arc<Growing>, bool) {
+    fn enter(&self, wanted: &BlobRequest) -> (Arc<Growing>, bool) {
         let mut running = self.lock();
         if let Some(growing) = running.get(&wanted.digest) {
             return (Arc::clone(growing), false);

@@ -94,13 +94,13 @@ impl Cache {
     /// A manifest that upstream has shown or taken in a repository proves that every digest in it
     /// belongs there.
     pub fn link_manifest(&self, scope: Scope<'_>, manifest: &Manifest) {
-        let own = (manifest.digest.clone(), Some(manifest.media_type.as_str()));
-        let named = named_by(&manifest.bytes).into_iter();
-        let links = std::iter::once(own).chain(named.map(|(digest, _)| (digest, None)));
-        for (digest, media_type) in links {
-            if let Err(error) = self.names.set_link(scope, &digest, media_type) {
-                return self.disk_faults.report("link", &error);
-            }
+        let (names, own) = (&self.names, &manifest.digest);
+        let mut linked = names.link_manifest(scope, own, &manifest.media_type);
+        for (digest, _) in named_by(&manifest.bytes) {
+            linked = linked.and_then(|()| names.link_blob(scope, &digest));
+        }
+        if let Err(error) = linked {
+            return self.disk_faults.report("link", &error);
         }
         self.remember(scope.registry);
         self.sweeper.mark_dirty();
@@ -108,7 +108,7 @@ impl Cache {
 
     /// Upstream has shown a blob in a repository.
     pub fn link_blob(&self, scope: Scope<'_>, digest: &Digest) {
-        if let Err(error) = self.names.set_link(scope, digest, None) {
+        if let Err(error) = self.names.link_blob(scope, digest) {
             self.disk_faults.report("link", &error);
         }
     }

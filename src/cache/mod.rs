@@ -11,10 +11,13 @@ pub mod fill;
 pub mod flights;
 pub mod held;
 pub mod layout;
+mod links;
 pub mod manifest;
 pub mod names;
 pub mod negative;
 mod open;
+pub mod pages;
+mod paths;
 pub mod probe;
 pub mod pushes;
 #[cfg(test)]

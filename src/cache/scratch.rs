@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::names::{Names, Scope, TagEntry, named_by};
+use super::manifest::named_by;
+use super::names::{Names, Scope, TagEntry};
 use super::store::Store;
 use crate::hash::sha256_hex;
 use crate::oci::{Digest, Registry, Repository, Tag};
@@ -93,10 +94,8 @@ impl Cache {
     pub(super) fn blob(&self, repository: &str, bytes: &[u8]) -> Digest {
         let digest = digest_of(bytes);
         self.store.put(&digest, bytes).unwrap();
-        self.with(repository, |scope| {
-            self.names.set_link(scope, &digest, None)
-        })
-        .unwrap();
+        self.with(repository, |scope| self.names.link_blob(scope, &digest))
+            .unwrap();
         digest
     }
 
@@ -135,7 +134,7 @@ impl Cache {
             confirmed: at(used),
         };
         self.with(repository, |scope| {
-            self.names.set_link(scope, &digest, Some(kind)).unwrap();
+            self.names.link_manifest(scope, &digest, kind).unwrap();
             if let Some(tag) = &tag {
                 self.names.set_tag(scope, "", tag, entry).unwrap();
             }

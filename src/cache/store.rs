@@ -152,7 +152,7 @@ impl Store {
     }
 
     /// Reads a whole small blob, such as a manifest, and checks its digest again. One that is not
-    /// what its name says is [quarantined](Self::quarantine) and counts as absent.
+    /// what its name says is [remove_damagedd](Self::remove_damaged) and counts as absent.
     ///
     /// # Errors
     /// The disk's own, and a blob of more than `limit` bytes.
@@ -169,7 +169,7 @@ impl Store {
         if matches(digest, &bytes) {
             return Ok(Some(bytes));
         }
-        self.quarantine(digest);
+        self.remove_damaged(digest);
         Ok(None)
     }
 
@@ -314,7 +314,7 @@ impl Store {
 
     /// Removes a blob whose bytes are not what its name says: counted, and said in the log. It is
     /// deleted, not kept aside, so that the quota holds.
-    pub fn quarantine(&self, digest: &Digest) {
+    pub fn remove_damaged(&self, digest: &Digest) {
         metrics::CACHE_BLOBS_DAMAGED.inc();
         let result = self.remove(digest);
         let outcome = result.map_or_else(|error| error.to_string(), |()| "removed".to_owned());

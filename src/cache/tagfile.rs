@@ -1,5 +1,7 @@
-//! The content of a tag's file: what the tag means, and what it meant. Owns: its JSON. Must not: do
-//! I/O.
+//! The content of a tag's file. Owns: its JSON. Must not: do I/O.
+//!
+//! A tag may mean one manifest for each media type, as registries answer by `Accept`. The file holds
+//! one entry for each: `{"entries": [{"digest": …, "mediaType": …, "confirmed": milliseconds}]}`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,88 +9,73 @@ use serde_json::{Value, json};
 
 use crate::oci::Digest;
 
-/// What a tag means, for one media type.
+/// The manifest that a tag means for one media type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TagEntry {
     /// The manifest.
     pub digest: Digest,
     /// Its media type.
     pub media_type: String,
-    /// When upstream last said so; kept to the millisecond.
+    /// When upstream last confirmed it; the file keeps milliseconds.
     pub confirmed: SystemTime,
 }
 
 /// Media types kept for one tag: clients in use ask for four.
 const ENTRIES_MAX: usize = 8;
-/// Earlier meanings kept, for whoever wants to know what a tag was.
-const HISTORY_MAX: usize = 8;
-/// Enough for all entries and the history, each with the longest media type and digest.
+/// Most bytes read of a file: eight entries with the longest media type and digest take a tenth.
 pub(super) const TAG_FILE_BYTES_MAX: u64 = 64 * 1024;
 
+/// The entries of a tag, the newest confirmation first.
 #[derive(Debug, Default)]
 pub(super) struct TagFile {
     entries: Vec<TagEntry>,
-    /// Newest first.
-    history: Vec<Value>,
 }
 
 impl TagFile {
-    /// What cannot be read is left out.
+    /// Reads a file. An entry that cannot be read is left out.
     pub(super) fn parse(text: &str) -> Self {
         let document: Value = serde_json::from_str(text).unwrap_or_default();
-        let list = |name: &str| document.get(name).and_then(Value::as_array);
-        let entries = list("entries").into_iter().flatten().filter_map(entry);
-        let history = list("history").into_iter().flatten().cloned();
+        let entries = document.get("entries").and_then(Value::as_array);
+        let entries = entries.into_iter().flatten().filter_map(parse_entry);
         let mut file = Self {
             entries: entries.take(ENTRIES_MAX).collect(),
-            history: history.take(HISTORY_MAX).collect(),
         };
         file.sort();
         file
     }
 
+    /// Writes the file.
     pub(super) fn to_json(&self) -> String {
-        let entries: Vec<Value> = self
-            .entries
-            .iter()
-            .map(|entry| {
-                json!({
-                    "digest": entry.digest.as_str(),
-                    "mediaType": entry.media_type,
-                    "confirmed": millis(entry.confirmed),
-                })
+        let entries = self.entries.iter().map(|entry| {
+            json!({
+                "digest": entry.digest.as_str(),
+                "mediaType": entry.media_type,
+                "confirmed": to_millis(entry.confirmed),
             })
-            .collect();
-        json!({"entries": entries, "history": self.history}).to_string()
+        });
+        json!({"entries": entries.collect::<Vec<_>>()}).to_string()
     }
 
+    /// True for a tag that means nothing.
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Newest confirmation first.
+    /// The entries, the newest confirmation first.
     pub(super) fn into_entries(self) -> Vec<TagEntry> {
         self.entries
     }
 
-    /// Replaces the entry of the same media type.
-    pub(super) fn set(&mut self, new: TagEntry, now: SystemTime) {
-        let same = |entry: &TagEntry| entry.media_type == new.media_type;
-        for old in self.entries.extract_if(.., |entry| same(entry)) {
-            if old.digest != new.digest {
-                let digest = old.digest.as_str();
-                let meant = json!({"digest": digest, "mediaType": old.media_type,
-                    "replaced": millis(now)});
-                self.history.insert(0, meant);
-            }
-        }
-        self.history.truncate(HISTORY_MAX);
+    /// Replaces the entry of the same media type; the oldest entry goes when there are too many.
+    pub(super) fn set(&mut self, new: TagEntry) {
+        self.entries
+            .retain(|entry| entry.media_type != new.media_type);
         self.entries.insert(0, new);
         self.sort();
         self.entries.truncate(ENTRIES_MAX);
     }
 
-    /// Says whether an entry has the digest.
+    /// Sets the time of confirmation of the entries with this digest. False when there is none.
     pub(super) fn confirm(&mut self, digest: &Digest, now: SystemTime) -> bool {
         let mut found = false;
         for entry in &mut self.entries {
@@ -107,7 +94,7 @@ impl TagFile {
     }
 }
 
-fn entry(value: &Value) -> Option<TagEntry> {
+fn parse_entry(value: &Value) -> Option<TagEntry> {
     let confirmed = Duration::from_millis(value.get("confirmed")?.as_u64()?);
     Some(TagEntry {
         digest: value.get("digest")?.as_str()?.parse().ok()?,
@@ -116,7 +103,7 @@ fn entry(value: &Value) -> Option<TagEntry> {
     })
 }
 
-fn millis(time: SystemTime) -> u64 {
+fn to_millis(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
@@ -145,12 +132,10 @@ mod tests {
     #[test]
     fn a_file_reads_as_it_was_written() {
         let mut file = TagFile::default();
-        file.set(entry(1, "a/a", 5), at(5));
-        file.set(entry(2, "b/b", 7), at(7));
-        file.set(entry(3, "a/a", 6), at(8));
+        file.set(entry(1, "a/a", 5));
+        file.set(entry(2, "b/b", 7));
+        file.set(entry(3, "a/a", 6));
         let read = TagFile::parse(&file.to_json());
-        assert_eq!(read.history.len(), 1);
-        assert_eq!(read.history[0]["digest"], digest(1).as_str());
         let expected = [entry(2, "b/b", 7), entry(3, "a/a", 6)];
         assert_eq!(read.into_entries(), expected);
     }
@@ -162,17 +147,12 @@ mod tests {
         for n in 0..40 {
             let mut new = entry(1, &format!("{}/{n}", "m".repeat(250)), n);
             new.digest = long.parse().unwrap();
-            file.set(new.clone(), at(n));
-            new.digest = digest(2);
-            file.set(new, at(n));
+            file.set(new);
         }
         let text = file.to_json();
         assert!((text.len() as u64) < TAG_FILE_BYTES_MAX, "{}", text.len());
         let read = TagFile::parse(&text);
-        assert_eq!(
-            (read.entries.len(), read.history.len()),
-            (ENTRIES_MAX, HISTORY_MAX)
-        );
+        assert_eq!(read.entries.len(), ENTRIES_MAX);
         assert_eq!(read.entries[0].confirmed, at(39));
     }
 
@@ -182,7 +162,7 @@ mod tests {
             assert!(TagFile::parse(text).is_empty(), "{text}");
         }
         let mut file = TagFile::default();
-        file.set(entry(1, "a/a", 5), at(5));
+        file.set(entry(1, "a/a", 5));
         let text = file.to_json();
         assert!(!TagFile::parse(&text).is_empty());
         assert!(TagFile::parse(&text.replace("sha256:", "sha256:../")).is_empty());

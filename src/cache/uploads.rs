@@ -16,18 +16,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::disk::Disk;
-use super::fill::Wanted;
+use super::fill::BlobRequest;
 use crate::hash::matches;
 use crate::permits::Permits;
-use writer::Queue;
+use writer::{IDLE_MAX, Queue};
 
 /// Uploads kept at a time, each with a thread and a file; more are pushed and not kept. docker
 /// sends five layers at a time.
 pub const WRITERS_MAX: usize = 32;
 /// Uploads known by name: begun, and not yet ended. The oldest are not kept.
 const SESSIONS_MAX: usize = 1024;
-/// An upload of which nothing was heard for so long is not kept: clients go on within seconds.
-const SESSION_IDLE_MAX: Duration = Duration::from_secs(10 * 60);
 /// By how much the disk may delay an upload in all, beside the time it takes at [`RATE_MIN`].
 const DELAY_MAX: Duration = Duration::from_secs(2);
 /// Bytes a millisecond at the least: a disk that takes less, 16 MB/s, gets no copy. A pull would be
@@ -128,7 +126,7 @@ impl Uploads {
         let touched = Instant::now();
         let mut sessions = self.lock();
         if sessions.len() >= SESSIONS_MAX {
-            sessions.retain(|_, old| touched - old.touched < SESSION_IDLE_MAX);
+            sessions.retain(|_, old| touched - old.touched < IDLE_MAX);
         }
         if sessions.len() >= SESSIONS_MAX {
             let oldest = sessions.iter().min_by_key(|(_, session)| session.touched);
@@ -151,7 +149,7 @@ impl Uploads {
             return;
         }
         if upload.queue.is_none() {
-            upload.queue = writer::start(self);
+            upload.queue = writer::start(&self.disk, &self.writers);
         }
         upload.length = upload.length.saturating_add(bytes.len() as u64);
         let Some(queue) = &upload.queue else {
@@ -171,7 +169,7 @@ impl Uploads {
             return;
         }
         if upload.queue.is_none() {
-            upload.queue = writer::start(self);
+            upload.queue = writer::start(&self.disk, &self.writers);
         }
         match &upload.queue {
             Some(queue) => queue.expect(bytes),
@@ -181,12 +179,8 @@ impl Uploads {
 
     /// Upstream has taken the upload, kept here or not, as this blob. Says whether it is in the
     /// cache by now; waits for [`COMMIT_TIMEOUT`] at the longest.
-    pub fn commit(&self, upload: Option<Upload>, wanted: &Wanted) -> bool {
-        if let Err(error) = self
-            .disk
-            .names
-            .set_link(wanted.scope(), &wanted.digest, None)
-        {
+    pub fn commit(&self, upload: Option<Upload>, wanted: &BlobRequest) -> bool {
+        if let Err(error) = self.disk.names.link_blob(wanted.scope(), &wanted.digest) {
             self.disk.faults.report("link", &error);
         }
         let Some(mut upload) = upload.filter(|upload| !upload.given_up) else {
@@ -198,7 +192,7 @@ impl Uploads {
         queue.commit(wanted, COMMIT_TIMEOUT)
     }
 
-    fn put_empty(&self, wanted: &Wanted) -> bool {
+    fn put_empty(&self, wanted: &BlobRequest) -> bool {
         let put = self.disk.store.put(&wanted.digest, b"");
         if let Err(error) = &put {
             self.disk.faults.report("blob", error);

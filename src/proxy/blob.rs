@@ -12,7 +12,7 @@ use super::content::{self, BLOB_CACHE_CONTROL, DIGEST_FIELD};
 use super::exchange::Exchange;
 use super::{headers, redirect};
 use crate::cache::Cache;
-use crate::cache::fill::{Growing, Joined, Wanted};
+use crate::cache::fill::{BlobRequest, Growing, Joined};
 use crate::cache::names::Scope;
 use crate::cache::store::Blob;
 use crate::log;
@@ -83,7 +83,7 @@ impl BlobPull<'_> {
 
     /// Joins the download, or begins it.
     fn join(&self, key: &str) -> Reply {
-        let wanted = Wanted {
+        let wanted = BlobRequest {
             registry: self.scope.registry.clone(),
             repository: self.scope.repository.clone(),
             digest: self.digest.clone(),

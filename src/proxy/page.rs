@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::content;
 use super::exchange::Exchange;
 use super::lookup::PageLookup;
-use crate::cache::names::{LIST_BYTES_MAX, Page};
+use crate::cache::pages::{LIST_BYTES_MAX, Page};
 use crate::message::{Body, Buffered, Headers, Reply};
 use crate::oci::{ERROR_DOCUMENT_BYTES_MAX, Registry};
 use crate::upstream::exchange::{Call, HEAD_TIMEOUT};

@@ -299,11 +299,7 @@ impl<'a> Fill<'a> {
             false => Outcome::Failed(self.broken("the bytes of before a restart are wrong".into())),
         };
         // The link first: a blob that is there without one would cost whoever asks now a HEAD.
-        if let Err(error) = self
-            .disk
-            .names
-            .set_link(wanted.scope(), &wanted.digest, None)
-        {
+        if let Err(error) = self.disk.names.link_blob(wanted.scope(), &wanted.digest) {
             self.disk.faults.report("link", &error);
         }
         if let Err(error) = self.disk.store.publish(&wanted.digest, &self.file) {

@@ -144,7 +144,7 @@ fn a_file_that_cannot_be_read_is_absent() {
     names
         .set_tag(scope, "", &latest, entry(1, "a/a", 1))
         .unwrap();
-    names.set_link(scope, &digest(1), Some("a/a")).unwrap();
+    names.link_manifest(scope, &digest(1), "a/a").unwrap();
     for bad in [b"".as_slice(), b"{\"entries\":[", b"\xff\xfe", b"a/a"] {
         fs::write(case.file("_tags/latest"), bad).unwrap();
         fs::write(case.file("_links").join(digest(1).hex()), bad).unwrap();
@@ -155,7 +155,7 @@ fn a_file_that_cannot_be_read_is_absent() {
     names
         .set_tag(scope, "", &latest, entry(2, "a/a", 2))
         .unwrap();
-    names.set_link(scope, &digest(1), Some("a/a")).unwrap();
+    names.link_manifest(scope, &digest(1), "a/a").unwrap();
     assert_eq!(names.tag(scope, "", &latest), [entry(2, "a/a", 2)]);
     assert!(names.link(scope, &digest(1)).is_some());
 }
@@ -166,12 +166,12 @@ fn a_link_is_never_degraded() {
     let (names, scope) = (&case.names, case.scope());
     let media_type = |names: &Names| names.link(scope, &digest(1)).map(|link| link.media_type);
     assert_eq!(media_type(names), None);
-    names.set_link(scope, &digest(1), None).unwrap();
+    names.link_blob(scope, &digest(1)).unwrap();
     assert_eq!(media_type(names), Some(None));
-    names.set_link(scope, &digest(1), Some("a/b")).unwrap();
-    names.set_link(scope, &digest(1), None).unwrap();
+    names.link_manifest(scope, &digest(1), "a/b").unwrap();
+    names.link_blob(scope, &digest(1)).unwrap();
     assert_eq!(media_type(names), Some(Some("a/b".to_owned())));
-    names.set_link(scope, &digest(1), Some("c/d")).unwrap();
+    names.link_manifest(scope, &digest(1), "c/d").unwrap();
     assert_eq!(
         media_type(&Names::new(case.scratch.path())),
         Some(Some("c/d".to_owned()))
@@ -187,7 +187,7 @@ fn a_link_is_never_degraded() {
         "é/\0",
     ] {
         assert!(
-            names.set_link(scope, &digest(1), Some(bad)).is_err(),
+            names.link_manifest(scope, &digest(1), bad).is_err(),
             "{bad}"
         );
     }
@@ -208,9 +208,9 @@ fn every_link_is_seen_with_its_kind() {
     let case = Case::new();
     let (names, scope) = (&case.names, case.scope());
     let long: Digest = format!("sha512:{}", "a".repeat(128)).parse().unwrap();
-    names.set_link(scope, &long, None).unwrap();
+    names.link_blob(scope, &long).unwrap();
     // The shortest media type there is, beside a blob.
-    names.set_link(scope, &digest(2), Some("a/b")).unwrap();
+    names.link_manifest(scope, &digest(2), "a/b").unwrap();
     let mut seen: Vec<(Digest, bool)> = names
         .link_uses(scope)
         .into_iter()
@@ -227,7 +227,7 @@ fn use_is_remembered_to_the_millisecond() {
     names
         .set_tag(scope, "", &latest, entry(1, "a/a", 1))
         .unwrap();
-    names.set_link(scope, &digest(1), Some("a/a")).unwrap();
+    names.link_manifest(scope, &digest(1), "a/a").unwrap();
     let later = at(2_000_000_000) + Duration::from_millis(1);
     names.touch_at(scope, "", None, &digest(1), later);
     let names = Names::new(case.scratch.path());
@@ -264,7 +264,7 @@ fn repositories_are_listed_and_pruned() {
             registry: &case.registry,
             repository,
         };
-        names.set_link(scope, &digest(1), None).unwrap();
+        names.link_blob(scope, &digest(1)).unwrap();
     }
     let foreign = case
         .scratch
@@ -349,7 +349,7 @@ fn no_name_leads_out_of_the_directory() {
             registry: &registry,
             repository: &case.repository,
         };
-        assert!(names.set_link(scope, &digest(1), None).is_err());
+        assert!(names.link_blob(scope, &digest(1)).is_err());
         assert_eq!(names.link(scope, &digest(1)), None);
         assert!(names.repositories(&registry).is_empty());
     }

@@ -4,7 +4,8 @@
 use std::time::Instant;
 
 use super::survey::{Id, Image, MANIFEST_BYTES_MAX, Place, Survey};
-use crate::cache::names::{Names, named_by};
+use crate::cache::manifest::named_by;
+use crate::cache::names::Names;
 use crate::cache::store::Store;
 use crate::{log, metrics};
 

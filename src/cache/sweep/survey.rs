@@ -8,7 +8,9 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::time::SystemTime;
 
-use crate::cache::names::{LinkUse, Names, Scope, named_by};
+use crate::cache::links::LinkUse;
+use crate::cache::manifest::named_by;
+use crate::cache::names::{Names, Scope};
 use crate::cache::store::Store;
 use crate::oci::{Digest, Registry, Repository, Tag};
 

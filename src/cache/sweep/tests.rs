@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::thread;
 
 use super::*;
-use crate::cache::names::named_by;
+use crate::cache::manifest::named_by;
 use crate::cache::scratch::{Cache, at, digest_of};
 use crate::oci::Tag;
 

@@ -31,8 +31,8 @@ impl Bench {
         Self { cache, uploads }
     }
 
-    fn wanted(&self, digest: &Digest) -> Wanted {
-        Wanted {
+    fn wanted(&self, digest: &Digest) -> BlobRequest {
+        BlobRequest {
             registry: self.cache.registry.clone(),
             repository: "team/app".parse::<Repository>().unwrap(),
             digest: digest.clone(),

@@ -9,12 +9,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{SESSION_IDLE_MAX, Uploads};
-use crate::cache::fill::Wanted;
+use crate::cache::disk::Disk;
+use crate::cache::fill::BlobRequest;
 use crate::cache::sweep::Reservation;
 use crate::hash::Hasher;
+use crate::permits::Permits;
 use crate::{log, metrics};
 
+/// The thread ends when it has heard nothing for so long: clients go on within seconds.
+pub(super) const IDLE_MAX: Duration = Duration::from_secs(10 * 60);
 /// Bytes that wait for the thread at the most: a burst of the network, and little memory.
 const QUEUE_BYTES_MAX: usize = 1 << 20;
 /// Room is reserved in steps of so much where the length is not known.
@@ -45,7 +48,7 @@ struct State {
 enum Item {
     Bytes(Vec<u8>),
     Expect(u64),
-    Commit(Wanted),
+    Commit(BlobRequest),
 }
 
 impl Queue {
@@ -85,7 +88,7 @@ impl Queue {
     }
 
     /// Lets the thread make it a blob, and waits until it has, or for `patience`.
-    pub(super) fn commit(&self, wanted: &Wanted, patience: Duration) -> bool {
+    pub(super) fn commit(&self, wanted: &BlobRequest, patience: Duration) -> bool {
         let until = Instant::now() + patience;
         let mut state = self.lock();
         state.items.push_back(Item::Commit(wanted.clone()));
@@ -112,9 +115,9 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// The next item; none when there will be none, or none comes for [`SESSION_IDLE_MAX`].
+    /// The next item; none when there will be none, or none comes for [`IDLE_MAX`].
     fn next(&self) -> Option<Item> {
-        let until = Instant::now() + SESSION_IDLE_MAX;
+        let until = Instant::now() + IDLE_MAX;
         let mut state = self.lock();
         loop {
             if state.closed {
@@ -152,12 +155,12 @@ impl Queue {
 }
 
 /// Starts a thread; none when there are too many, or it is refused.
-pub(super) fn start(uploads: &Arc<Uploads>) -> Option<Arc<Queue>> {
-    let permit = uploads.writers.take_owned(Instant::now())?;
+pub(super) fn start(disk: &Disk, threads: &Arc<Permits>) -> Option<Arc<Queue>> {
+    let permit = threads.take_owned(Instant::now())?;
     let queue = Arc::new(Queue::new());
-    let (uploads, items) = (Arc::clone(uploads), Arc::clone(&queue));
+    let (disk, items) = (disk.clone(), Arc::clone(&queue));
     let run = move || {
-        let work = AssertUnwindSafe(|| run(&uploads, &items));
+        let work = AssertUnwindSafe(|| run(&disk, &items));
         let kept = catch_unwind(work).unwrap_or_else(|_| {
             metrics::PANICS.inc();
             false
@@ -171,11 +174,11 @@ pub(super) fn start(uploads: &Arc<Uploads>) -> Option<Arc<Queue>> {
     Some(queue)
 }
 
-fn run(uploads: &Uploads, queue: &Queue) -> bool {
-    let mut writing = match Writing::open(uploads) {
+fn run(disk: &Disk, queue: &Queue) -> bool {
+    let mut writing = match Writing::open(disk) {
         Ok(writing) => writing,
         Err(error) => {
-            uploads.disk.faults.report("upload", &error);
+            disk.faults.report("upload", &error);
             return false;
         }
     };
@@ -198,7 +201,7 @@ fn run(uploads: &Uploads, queue: &Queue) -> bool {
 }
 
 struct Writing<'a> {
-    uploads: &'a Uploads,
+    disk: &'a Disk,
     file: File,
     path: Unnamed,
     hasher: Hasher,
@@ -218,10 +221,10 @@ impl Drop for Unnamed {
 }
 
 impl<'a> Writing<'a> {
-    fn open(uploads: &'a Uploads) -> io::Result<Self> {
-        let (path, file) = uploads.disk.store.unnamed()?;
+    fn open(disk: &'a Disk) -> io::Result<Self> {
+        let (path, file) = disk.store.unnamed()?;
         Ok(Self {
-            uploads,
+            disk,
             file,
             path: Unnamed(path),
             hasher: Hasher::sha256(),
@@ -236,7 +239,7 @@ impl<'a> Writing<'a> {
             return false;
         }
         if let Err(error) = self.file.write_all(bytes) {
-            self.uploads.disk.faults.report("upload", &error);
+            self.disk.faults.report("upload", &error);
             return false;
         }
         self.room = self.room.saturating_sub(length);
@@ -246,11 +249,11 @@ impl<'a> Writing<'a> {
 
     fn reserve(&mut self, bytes: u64) -> bool {
         let missing = bytes.saturating_sub(self.room);
-        let free = self.uploads.disk.store.free_bytes().unwrap_or(u64::MAX);
+        let free = self.disk.store.free_bytes().unwrap_or(u64::MAX);
         let unspent = self.room;
         let room = || {
             let until = Instant::now() + ROOM_TIMEOUT;
-            self.uploads.disk.sweeper.make_room(missing, until)
+            self.disk.sweeper.make_room(missing, until)
         };
         let fits = free.saturating_sub(FREE_BYTES_MIN) >= missing.saturating_add(unspent);
         let Some(reservation) = fits.then(room).flatten() else {
@@ -262,8 +265,8 @@ impl<'a> Writing<'a> {
         true
     }
 
-    fn commit(self, wanted: &Wanted) -> bool {
-        let uploads = self.uploads;
+    fn commit(self, wanted: &BlobRequest) -> bool {
+        let disk = self.disk;
         let found = self.hasher.finish();
         if found != wanted.digest.as_str() {
             // A part of it went past us, or it is named by another algorithm.
@@ -273,25 +276,19 @@ impl<'a> Writing<'a> {
             );
             return false;
         }
-        let _reading = uploads.disk.store.reading(&wanted.digest);
-        let published =
-            uploads
-                .disk
-                .store
-                .publish_unnamed(&wanted.digest, &self.path.0, &self.file);
+        let _reading = disk.store.reading(&wanted.digest);
+        let published = disk
+            .store
+            .publish_unnamed(&wanted.digest, &self.path.0, &self.file);
         if let Err(error) = published {
-            uploads.disk.faults.report("blob", &error);
+            disk.faults.report("blob", &error);
             return false;
         }
         // Eviction may have taken a link that was older than its blob.
-        if let Err(error) = uploads
-            .disk
-            .names
-            .set_link(wanted.scope(), &wanted.digest, None)
-        {
-            uploads.disk.faults.report("link", &error);
+        if let Err(error) = disk.names.link_blob(wanted.scope(), &wanted.digest) {
+            disk.faults.report("link", &error);
         }
-        uploads.disk.sweeper.mark_dirty();
+        disk.sweeper.mark_dirty();
         true
     }
 }

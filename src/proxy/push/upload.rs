@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::fields::{forget_missing, is_gone, is_success, own_url, supply};
 use crate::cache::Cache;
-use crate::cache::fill::Wanted;
+use crate::cache::fill::BlobRequest;
 use crate::cache::uploads::{Upload, Uploads};
 use crate::message::{Reply, RequestBody};
 use crate::oci::{Digest, Repository};
@@ -209,7 +209,7 @@ fn commit(exchange: &Exchange, repository: &Repository, digest: &Digest, upload:
     let Some(cache) = cache(exchange) else {
         return;
     };
-    let wanted = Wanted {
+    let wanted = BlobRequest {
         registry: exchange.registry.clone(),
         repository: repository.clone(),
         digest: digest.clone(),

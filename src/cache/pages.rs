@@ -1,19 +1,19 @@
-//! Pages of lists as upstream sent them, for the time when it cannot send them again. Owns:
-//! `_lists`, `_referrers` and `_catalog` below `repos/`. Must not: change a `Link`, or know what is
-//! listed.
+//! Pages of lists as upstream sent them, kept for an outage. Owns: `_lists`, `_referrers` and
+//! `_catalog` below `repos/`. Must not: change a link, or know what is listed.
 //!
-//! A page is a file named by the hash of what was asked for; when upstream last sent it is the
-//! file's modification time. Written without fsync: a lost or broken one reads as absent. Folders
-//! are bounded, as clients choose the queries.
+//! A page is a file. Its name is the hash of the query, and its modification time is when upstream
+//! last sent it. It is written without fsync: a lost or broken one reads as absent. Clients choose
+//! the queries, so a folder holds a bounded number of pages.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::{CATALOG, LISTS, NO_REFERRERS, Names, REFERRERS, Scope, files, modified, no_path};
+use super::names::{Names, Scope};
+use super::paths::{LISTS, REFERRERS, file_names, modified, read_text, unusable_name};
 use crate::hash;
 use crate::message::Headers;
 use crate::oci::{Digest, Registry};
@@ -24,6 +24,12 @@ pub const LIST_BYTES_MAX: u64 = 4 << 20;
 const PAGES_MAX: usize = 64;
 /// Bytes of one folder: the longest list twice, quotes escaped.
 const FOLDER_BYTES_MAX: u64 = 4 * LIST_BYTES_MAX;
+/// Most bytes read of a page: escaping doubles quotes at the worst of what registries write.
+const PAGE_BYTES_MAX: u64 = 2 * LIST_BYTES_MAX + (64 << 10);
+/// The folder of pages of the catalog, below that of a registry.
+const CATALOG: &str = "_catalog";
+/// An empty file below the folder of a registry: it has no referrers API.
+const NO_REFERRERS: &str = "_no-referrers-api";
 /// The fields that are kept beside a list.
 const FIELDS: [&str; 3] = ["Content-Type", "Link", "OCI-Filters-Applied"];
 
@@ -104,7 +110,7 @@ impl Names {
         let Some(folder) = self.pages_folder(list) else {
             return Vec::new();
         };
-        let pages = super::file_names(&folder).into_iter();
+        let pages = file_names(&folder).into_iter();
         pages
             .filter_map(|name| read(&folder.join(name), None))
             .collect()
@@ -121,7 +127,9 @@ impl Names {
     /// # Errors
     /// The disk's own, names that make no path, and a list that is too long or no text.
     pub fn set_page(&self, list: List<'_>, page: &Page) -> io::Result<()> {
-        let (path, key) = self.page_path(list, &page.query).ok_or_else(no_path)?;
+        let (path, key) = self
+            .page_path(list, &page.query)
+            .ok_or_else(unusable_name)?;
         let text = page
             .to_json(&key)
             .filter(|_| page.body.len() as u64 <= LIST_BYTES_MAX);
@@ -129,14 +137,14 @@ impl Names {
             let why = "the list is too long, or no text";
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         };
-        let _alone = self.alone(&path);
-        if read_text(&path).is_some_and(|old| old == text) {
+        let _lock = self.lock_file(&path);
+        if read_text(&path, PAGE_BYTES_MAX).is_some_and(|old| old == text) {
             return File::options()
                 .write(true)
                 .open(&path)?
                 .set_modified(page.confirmed);
         }
-        files::replace_unsynced(&self.temps, &path, text.as_bytes())?;
+        self.write_unsynced(&path, text.as_bytes())?;
         File::options()
             .write(true)
             .open(&path)?
@@ -156,7 +164,7 @@ impl Names {
 
     /// No list of referrers in the repository is true any longer.
     pub fn forget_referrers(&self, scope: Scope<'_>) {
-        if let Some(folder) = self.folder(scope) {
+        if let Some(folder) = self.paths.repository(scope) {
             let _ = fs::remove_dir_all(folder.join(REFERRERS));
         }
     }
@@ -167,27 +175,28 @@ impl Names {
     /// The disk's own.
     pub fn set_referrers_api(&self, registry: &Registry, there: bool) -> io::Result<()> {
         let path = self
-            .registry_path(registry)
-            .ok_or_else(no_path)?
+            .paths
+            .registry(registry)
+            .ok_or_else(unusable_name)?
             .join(NO_REFERRERS);
         match (there, path.exists()) {
             (true, true) => fs::remove_file(path),
-            (false, false) => files::replace_unsynced(&self.temps, &path, b""),
+            (false, false) => self.write_unsynced(&path, b""),
             _ => Ok(()),
         }
     }
 
     /// False when a registry said that it has no referrers API.
     pub fn has_referrers_api(&self, registry: &Registry) -> bool {
-        let path = self.registry_path(registry);
+        let path = self.paths.registry(registry);
         path.is_none_or(|path| !path.join(NO_REFERRERS).exists())
     }
 
     fn pages_folder(&self, list: List<'_>) -> Option<PathBuf> {
         Some(match list {
-            List::Catalog(registry) => self.registry_path(registry)?.join(CATALOG),
-            List::Referrers(scope, _) => self.folder(scope)?.join(REFERRERS),
-            List::Tags(scope) => self.folder(scope)?.join(LISTS),
+            List::Catalog(registry) => self.paths.registry(registry)?.join(CATALOG),
+            List::Referrers(scope, _) => self.paths.repository(scope)?.join(REFERRERS),
+            List::Tags(scope) => self.paths.repository(scope)?.join(LISTS),
         })
     }
 
@@ -202,19 +211,7 @@ impl Names {
 }
 
 fn read(path: &Path, key: Option<&str>) -> Option<Page> {
-    Page::parse(&read_text(path)?, key, modified(path))
-}
-
-fn read_text(path: &Path) -> Option<String> {
-    let mut text = String::new();
-    // Escaping doubles quotes at the worst of what registries write.
-    let limit = 2 * LIST_BYTES_MAX + (64 << 10);
-    File::open(path)
-        .ok()?
-        .take(limit)
-        .read_to_string(&mut text)
-        .ok()?;
-    Some(text)
+    Page::parse(&read_text(path, PAGE_BYTES_MAX)?, key, modified(path))
 }
 
 /// Takes the oldest files away until there are few enough.

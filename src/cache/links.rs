@@ -1,0 +1,140 @@
+//! Links: the proof that a digest belongs to a repository. Owns: the files in `_links`. Must not:
+//! decide what is proof.
+//!
+//! A link is a file named by the digest. It holds `-` for a blob, and the media type for a manifest.
+//! An eviction reads the modification time as the time of the last use.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::SystemTime;
+
+use super::names::Names;
+use super::paths::{LINKS, Scope, read_text, unusable_name};
+use crate::oci::Digest;
+
+/// Longest media type (RFC 6838 §4.2: two names of 127 characters and a slash), and the file's end.
+const LINK_BYTES_MAX: u64 = 256;
+/// The link of a digest that is not a manifest; shorter than any media type.
+const BLOB_LINK: &str = "-\n";
+
+/// A digest that belongs to a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The media type of a manifest; none for a blob.
+    pub media_type: Option<String>,
+}
+
+/// A link as eviction sees it.
+#[derive(Debug)]
+pub(super) struct LinkUse {
+    pub(super) digest: Digest,
+    pub(super) accessed: SystemTime,
+    pub(super) manifest: bool,
+}
+
+impl Names {
+    /// The link of a digest, if it belongs to the repository.
+    pub fn link(&self, scope: Scope<'_>, digest: &Digest) -> Option<Link> {
+        read_link(&self.paths.link(scope, digest)?)
+    }
+
+    /// Notes that a blob belongs to a repository. A digest that is known as a manifest stays one.
+    ///
+    /// # Errors
+    /// The disk's own, and names that make no path.
+    pub fn link_blob(&self, scope: Scope<'_>, digest: &Digest) -> io::Result<()> {
+        let path = self.paths.link(scope, digest).ok_or_else(unusable_name)?;
+        let _lock = self.lock_file(&path);
+        match read_link(&path) {
+            Some(_) => Ok(()),
+            None => self.write_unsynced(&path, BLOB_LINK.as_bytes()),
+        }
+    }
+
+    /// Notes that a manifest belongs to a repository, and its media type.
+    ///
+    /// # Errors
+    /// The disk's own, names that make no path, and a media type longer than RFC 6838 has them.
+    pub fn link_manifest(
+        &self,
+        scope: Scope<'_>,
+        digest: &Digest,
+        media_type: &str,
+    ) -> io::Result<()> {
+        let path = self.paths.link(scope, digest).ok_or_else(unusable_name)?;
+        let text = format!("{media_type}\n");
+        if parse_link(&text).is_none_or(|link| link.media_type.is_none()) {
+            let why = format!("{media_type:?} is no media type");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        let _lock = self.lock_file(&path);
+        match read_link(&path) {
+            Some(known) if known.media_type.as_deref() == Some(media_type) => Ok(()),
+            _ => self.write_unsynced(&path, text.as_bytes()),
+        }
+    }
+
+    /// Removes a link: the digest does not belong to the repository any more.
+    pub fn remove_link(&self, scope: Scope<'_>, digest: &Digest) {
+        if let Some(path) = self.paths.link(scope, digest) {
+            let _lock = self.lock_file(&path);
+            self.remove_file(&path);
+        }
+    }
+
+    /// The manifests of a repository: digest and media type.
+    pub fn manifests(&self, scope: Scope<'_>) -> Vec<(Digest, String)> {
+        let links = self.link_uses(scope).into_iter();
+        let manifests = links.filter(|link| link.manifest).filter_map(|link| {
+            let media_type = self.link(scope, &link.digest)?.media_type?;
+            Some((link.digest, media_type))
+        });
+        manifests.collect()
+    }
+
+    /// Every link of a repository.
+    pub(super) fn link_uses(&self, scope: Scope<'_>) -> Vec<LinkUse> {
+        let Some(folder) = self.paths.repository(scope).map(|f| f.join(LINKS)) else {
+            return Vec::new();
+        };
+        let Ok(entries) = fs::read_dir(folder) else {
+            return Vec::new();
+        };
+        let uses = entries.flatten().filter_map(|entry| {
+            let digest = digest_of(entry.file_name().to_str()?)?;
+            let metadata = entry.metadata().ok()?;
+            Some(LinkUse {
+                digest,
+                accessed: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+                // By its length, so that a million links are not opened.
+                manifest: metadata.len() > BLOB_LINK.len() as u64,
+            })
+        });
+        uses.collect()
+    }
+}
+
+fn read_link(path: &Path) -> Option<Link> {
+    parse_link(&read_text(path, LINK_BYTES_MAX)?)
+}
+
+/// A file without its line end was cut off, and counts as absent.
+pub(super) fn parse_link(text: &str) -> Option<Link> {
+    if text == BLOB_LINK {
+        return Some(Link { media_type: None });
+    }
+    let media_type = text.strip_suffix('\n')?;
+    let graphic = media_type
+        .bytes()
+        .all(|b| b.is_ascii_graphic() || b == b' ');
+    let fits = text.len() as u64 <= LINK_BYTES_MAX && text.len() > BLOB_LINK.len();
+    (fits && graphic && media_type.contains('/')).then(|| Link {
+        media_type: Some(media_type.to_owned()),
+    })
+}
+
+fn digest_of(hex: &str) -> Option<Digest> {
+    let algorithm = if hex.len() == 128 { "sha512" } else { "sha256" };
+    format!("{algorithm}:{hex}").parse().ok()
+}

@@ -1,0 +1,143 @@
+//! Where the files below `repos/` are. Owns: turning parsed names into paths, and reading folders.
+//! Must not: write.
+//!
+//! Every path is made of parsed words ([`Repository`], [`Tag`], [`Digest`]). A word that could still
+//! lead somewhere else makes no path.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use crate::oci::{Digest, Registry, Repository, Tag};
+
+/// Longest name of a file (`NAME_MAX` of every Linux file system in use).
+const COMPONENT_BYTES_MAX: usize = 255;
+/// The folder of tags; with `@` and a hash it is that of a partition.
+const TAGS: &str = "_tags";
+/// The folder of links.
+pub(super) const LINKS: &str = "_links";
+/// The folder of pages of the tag list.
+pub(super) const LISTS: &str = "_lists";
+/// The folder of pages of lists of referrers.
+pub(super) const REFERRERS: &str = "_referrers";
+
+/// A repository of a registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scope<'a> {
+    /// The registry.
+    pub registry: &'a Registry,
+    /// The name of the repository there.
+    pub repository: &'a Repository,
+}
+
+impl fmt::Display for Scope<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.registry, self.repository)
+    }
+}
+
+/// The folder `repos/`.
+#[derive(Debug)]
+pub(super) struct Paths {
+    pub(super) repos: PathBuf,
+}
+
+impl Paths {
+    pub(super) fn registry(&self, registry: &Registry) -> Option<PathBuf> {
+        let name = registry.name();
+        // `.` and `..` pass as host names, and names with a leading dot are the cache's own.
+        let safe = name.len() <= COMPONENT_BYTES_MAX && !name.starts_with(['.', '_']);
+        (safe && !name.contains('/')).then(|| self.repos.join(name))
+    }
+
+    pub(super) fn repository(&self, scope: Scope<'_>) -> Option<PathBuf> {
+        let registry = self.registry(scope.registry)?;
+        let name = scope.repository.as_str();
+        let short = name
+            .split('/')
+            .all(|part| part.len() <= COMPONENT_BYTES_MAX);
+        short.then(|| registry.join(name))
+    }
+
+    /// `partition` is empty or a hash in hex.
+    pub(super) fn tag(&self, scope: Scope<'_>, partition: &str, tag: &Tag) -> Option<PathBuf> {
+        let folder = match partition {
+            "" => TAGS.to_owned(),
+            partition => format!("{TAGS}@{partition}"),
+        };
+        is_partition(&folder).then_some(())?;
+        Some(self.repository(scope)?.join(folder).join(tag.as_str()))
+    }
+
+    pub(super) fn link(&self, scope: Scope<'_>, digest: &Digest) -> Option<PathBuf> {
+        // The two algorithms differ in length, so the hex digits alone name the digest.
+        Some(self.repository(scope)?.join(LINKS).join(digest.hex()))
+    }
+
+    /// The tag folders of a repository, that of no partition first.
+    pub(super) fn partitions(&self, scope: Scope<'_>) -> Vec<PathBuf> {
+        let Some(folder) = self.repository(scope) else {
+            return Vec::new();
+        };
+        let mut names = folder_names(&folder);
+        names.retain(|name| is_partition(name));
+        names.sort_unstable();
+        names.iter().map(|name| folder.join(name)).collect()
+    }
+}
+
+/// The fault of a name that makes no path.
+pub(super) fn unusable_name() -> io::Error {
+    let why = "the name is too long for a file, or no name of a registry";
+    io::Error::new(io::ErrorKind::InvalidFilename, why)
+}
+
+/// True for `_tags`, and for `_tags@` with a hash in hex.
+pub(super) fn is_partition(name: &str) -> bool {
+    let hex = |hash: &str| hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    match name.strip_prefix(TAGS) {
+        Some("") => true,
+        Some(rest) => rest
+            .strip_prefix('@')
+            .is_some_and(|hash| (1..=128).contains(&hash.len()) && hex(hash)),
+        None => false,
+    }
+}
+
+/// Reads at most `limit` bytes of a text file. One that cannot be read counts as absent.
+pub(super) fn read_text(path: &Path, limit: u64) -> Option<String> {
+    let mut text = String::new();
+    let file = File::open(path).ok()?;
+    file.take(limit).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+/// When a file was modified last; the epoch for one that is absent.
+pub(super) fn modified(path: &Path) -> SystemTime {
+    let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
+    modified.unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// The names of the files in a folder.
+pub(super) fn file_names(folder: &Path) -> Vec<String> {
+    children(folder, fs::FileType::is_file)
+}
+
+/// The names of the folders in a folder.
+pub(super) fn folder_names(folder: &Path) -> Vec<String> {
+    children(folder, fs::FileType::is_dir)
+}
+
+/// A name that is not UTF-8 was not made by the cache.
+fn children(folder: &Path, keep: fn(&fs::FileType) -> bool) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let kept = entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| keep(&kind)));
+    kept.filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}
