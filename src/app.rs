@@ -49,8 +49,8 @@ use reload::{Look, Reloader, Watched};
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Stack of the token thread: TLS and JSON, measured well below.
 const TOKEN_STACK_BYTES: usize = 512 * 1024;
-/// Stack of the sweep thread: manifests are parsed there.
-const SWEEP_STACK_BYTES: usize = 512 * 1024;
+/// Stack of the cache's threads: `sweep` parses manifests, `verify` hashes.
+const CACHE_STACK_BYTES: usize = 512 * 1024;
 /// Stack of the thread that fetches referrers: what a connection's thread does, and JSON.
 const REFERRERS_STACK_BYTES: usize = 512 * 1024;
 /// Where a container image keeps its volume.
@@ -356,7 +356,25 @@ pub fn cache_directory(settings: &Settings) -> Option<PathBuf> {
     }
 }
 
-/// Opens the cache, if there is to be one, and starts its thread. A directory that cannot be used
+/// Starts a thread of the cache. It ends by itself only when it was told to stop.
+fn start_cache_thread(
+    name: &'static str,
+    on_lost: &Arc<dyn Fn(&str) + Send + Sync>,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<(), String> {
+    let on_lost = Arc::clone(on_lost);
+    let run = move || {
+        if catch_unwind(AssertUnwindSafe(work)).is_err() {
+            on_lost(name);
+        }
+    };
+    let thread = Builder::new().name(name.into());
+    let started = thread.stack_size(CACHE_STACK_BYTES).spawn(run);
+    started.map_err(|error| format!("thread {name}: {error}"))?;
+    Ok(())
+}
+
+/// Opens the cache, if there is to be one, and starts its threads. A directory that cannot be used
 /// is said in the log, and the proxy runs without a cache: it is still of use.
 fn open_cache(
     settings: &Settings,
@@ -382,19 +400,10 @@ fn open_cache(
             return Ok(None);
         }
     };
-    let (sweeper, on_lost) = (Arc::clone(&cache.sweeper), Arc::clone(on_lost));
-    let sweep = move || {
-        // Returns by itself only when it was told to stop.
-        if catch_unwind(AssertUnwindSafe(|| sweeper.run())).is_err() {
-            on_lost("sweep");
-        }
-    };
-    let thread = Builder::new()
-        .name("sweep".into())
-        .stack_size(SWEEP_STACK_BYTES);
-    thread
-        .spawn(sweep)
-        .map_err(|error| format!("thread sweep: {error}"))?;
+    let sweeper = Arc::clone(&cache.sweeper);
+    start_cache_thread("sweep", on_lost, move || sweeper.run())?;
+    let verifier = Arc::clone(&cache.verifier);
+    start_cache_thread("verify", on_lost, move || verifier.run())?;
     let root = cache.store.root().display();
     log::info(
         "cache opened",
@@ -515,6 +524,7 @@ impl Running {
                         tokens.stop();
                     }
                     if let Some(cache) = &self.cache {
+                        cache.verifier.stop();
                         cache.sweeper.stop();
                         cache.sweeper.write_index_now();
                     }

@@ -96,8 +96,8 @@ impl Cache {
     pub fn link_manifest(&self, scope: Scope<'_>, manifest: &Manifest) {
         let (names, own) = (&self.names, &manifest.digest);
         let mut linked = names.link_manifest(scope, own, &manifest.media_type);
-        for (digest, _) in named_by(&manifest.bytes) {
-            linked = linked.and_then(|()| names.link_blob(scope, &digest));
+        for named in named_by(&manifest.bytes) {
+            linked = linked.and_then(|()| names.link_blob(scope, &named.digest, named.size));
         }
         if let Err(error) = linked {
             return self.disk_faults.report("link", &error);
@@ -108,7 +108,7 @@ impl Cache {
 
     /// Upstream has shown a blob in a repository.
     pub fn link_blob(&self, scope: Scope<'_>, digest: &Digest) {
-        if let Err(error) = self.names.link_blob(scope, digest) {
+        if let Err(error) = self.names.link_blob(scope, digest, None) {
             self.disk_faults.report("link", &error);
         }
     }

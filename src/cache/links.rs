@@ -1,8 +1,9 @@
 //! Links: the proof that a digest belongs to a repository. Owns: the files in `_links`. Must not:
 //! decide what is proof.
 //!
-//! A link is a file named by the digest. It holds `-` for a blob, and the media type for a manifest.
-//! An eviction reads the modification time as the time of the last use.
+//! A link is a file named by the digest. For a manifest it holds the media type. For a blob it holds
+//! its length in bytes, or `-` while that is not known: a file of another length is damaged. Eviction
+//! reads the modification time as the time of the last use.
 
 use std::fs;
 use std::io;
@@ -15,14 +16,19 @@ use crate::oci::Digest;
 
 /// Longest media type (RFC 6838 §4.2: two names of 127 characters and a slash), and the file's end.
 const LINK_BYTES_MAX: u64 = 256;
-/// The link of a digest that is not a manifest; shorter than any media type.
+/// The link of a blob whose length is not known.
 const BLOB_LINK: &str = "-\n";
+/// Longest link of a blob: the longest length, and the line end. The link of a manifest is filled
+/// up with blanks beyond this, so that its length shows what it is.
+const BLOB_LINK_BYTES_MAX: usize = 21;
 
 /// A digest that belongs to a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
     /// The media type of a manifest; none for a blob.
     pub media_type: Option<String>,
+    /// The length of a blob in bytes, where it is known.
+    pub size: Option<u64>,
 }
 
 /// A link as eviction sees it.
@@ -39,17 +45,53 @@ impl Names {
         read_link(&self.paths.link(scope, digest)?)
     }
 
-    /// Notes that a blob belongs to a repository. A digest that is known as a manifest stays one.
+    /// Notes that a blob belongs to a repository, and its length. A digest that is known as a
+    /// manifest stays one, and a length that is known stays as it is.
     ///
     /// # Errors
     /// The disk's own, and names that make no path.
-    pub fn link_blob(&self, scope: Scope<'_>, digest: &Digest) -> io::Result<()> {
+    pub fn link_blob(
+        &self,
+        scope: Scope<'_>,
+        digest: &Digest,
+        size: Option<u64>,
+    ) -> io::Result<()> {
+        self.write_blob_link(scope, digest, size, false)
+    }
+
+    /// Notes the length of a blob that was hashed, whatever a manifest said of it before.
+    ///
+    /// # Errors
+    /// As [`Self::link_blob`].
+    pub fn link_verified_blob(
+        &self,
+        scope: Scope<'_>,
+        digest: &Digest,
+        size: u64,
+    ) -> io::Result<()> {
+        self.write_blob_link(scope, digest, Some(size), true)
+    }
+
+    fn write_blob_link(
+        &self,
+        scope: Scope<'_>,
+        digest: &Digest,
+        size: Option<u64>,
+        verified: bool,
+    ) -> io::Result<()> {
         let path = self.paths.link(scope, digest).ok_or_else(unusable_name)?;
         let _lock = self.lock_file(&path);
-        match read_link(&path) {
-            Some(_) => Ok(()),
-            None => self.write_unsynced(&path, BLOB_LINK.as_bytes()),
+        let keeps = |known: Link| {
+            known.media_type.is_some()
+                || known.size == size
+                || size.is_none()
+                || (known.size.is_some() && !verified)
+        };
+        if read_link(&path).is_some_and(keeps) {
+            return Ok(());
         }
+        let text = size.map_or_else(|| BLOB_LINK.to_owned(), |size| format!("{size}\n"));
+        self.write_unsynced(&path, text.as_bytes())
     }
 
     /// Notes that a manifest belongs to a repository, and its media type.
@@ -63,14 +105,14 @@ impl Names {
         media_type: &str,
     ) -> io::Result<()> {
         let path = self.paths.link(scope, digest).ok_or_else(unusable_name)?;
-        let text = format!("{media_type}\n");
+        let text = format!("{media_type:BLOB_LINK_BYTES_MAX$}\n");
         if parse_link(&text).is_none_or(|link| link.media_type.is_none()) {
             let why = format!("{media_type:?} is no media type");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         let _lock = self.lock_file(&path);
         match read_link(&path) {
-            Some(known) if known.media_type.as_deref() == Some(media_type) => Ok(()),
+            Some(known) if known.media_type.as_deref() == Some(media_type.trim_end()) => Ok(()),
             _ => self.write_unsynced(&path, text.as_bytes()),
         }
     }
@@ -108,7 +150,7 @@ impl Names {
                 digest,
                 accessed: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
                 // By its length, so that a million links are not opened.
-                manifest: metadata.len() > BLOB_LINK.len() as u64,
+                manifest: metadata.len() > BLOB_LINK_BYTES_MAX as u64,
             })
         });
         uses.collect()
@@ -121,16 +163,22 @@ fn read_link(path: &Path) -> Option<Link> {
 
 /// A file without its line end was cut off, and counts as absent.
 pub(super) fn parse_link(text: &str) -> Option<Link> {
-    if text == BLOB_LINK {
-        return Some(Link { media_type: None });
+    let line = text.strip_suffix('\n')?;
+    let size = line.parse::<u64>().ok();
+    if text == BLOB_LINK || size.is_some() {
+        return Some(Link {
+            media_type: None,
+            size,
+        });
     }
-    let media_type = text.strip_suffix('\n')?;
+    let media_type = line.trim_end_matches(' ');
     let graphic = media_type
         .bytes()
         .all(|b| b.is_ascii_graphic() || b == b' ');
-    let fits = text.len() as u64 <= LINK_BYTES_MAX && text.len() > BLOB_LINK.len();
+    let fits = text.len() as u64 <= LINK_BYTES_MAX && media_type.len() > 2;
     (fits && graphic && media_type.contains('/')).then(|| Link {
         media_type: Some(media_type.to_owned()),
+        size: None,
     })
 }
 

@@ -1,35 +1,89 @@
-//! What a manifest names. Owns: reading manifests of every kind. Must not: do I/O.
+//! What a manifest names. Owns: reading manifests of every kind, and the limits of that. Must not:
+//! do I/O.
+//!
+//! A manifest is up to 16 MiB of anybody's JSON. It is read in one pass that keeps the fields named
+//! in [`KEYS`] and skips the rest, so that reading costs little more memory than the manifest.
 
+use std::cell::Cell;
 use std::collections::HashSet;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
-use serde_json::{Value, json};
+use serde_core::de::{
+    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
+use serde_json::{Map, Value, json};
 
 use crate::oci::Digest;
 
-/// Everything a manifest names: config, layers and blobs (no media type), and the manifests of an
-/// index (with theirs). What is no manifest names nothing.
+/// Digests that are read from one manifest; it may name more, which are then looked up one by one
+/// when they are asked for. docker builds 127 layers, ECR takes 4,200 (its quotas).
+pub const DESCRIPTORS_MAX: usize = 4_200;
+/// Values kept of one manifest: the five fields of each descriptor, and those of the document.
+const VALUES_MAX: usize = 6 * DESCRIPTORS_MAX;
+/// Longest text that is kept: twice the longest media type (RFC 6838) or digest.
+const TEXT_BYTES_MAX: usize = 512;
+/// Annotations of a referrer that are repeated in the list of referrers.
+const ANNOTATIONS_MAX: usize = 256;
+/// Longest value of an annotation that is repeated: an icon, a licence.
+const ANNOTATION_BYTES_MAX: usize = 64 * 1024;
+/// Manifests above this are read one at a time, so that their memory is needed once.
+const LARGE_BYTES: usize = 256 * 1024;
+
+/// The fields that are read.
+const KEYS: [&str; 12] = [
+    "annotations",
+    "artifactType",
+    "blobSum",
+    "blobs",
+    "config",
+    "digest",
+    "fsLayers",
+    "layers",
+    "manifests",
+    "mediaType",
+    "size",
+    "subject",
+];
+
+/// A digest that a manifest names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// The digest.
+    pub digest: Digest,
+    /// For a manifest: its media type.
+    pub media_type: Option<String>,
+    /// Its length in bytes, as the manifest has it.
+    pub size: Option<u64>,
+}
+
+/// Everything a manifest names: config, layers and blobs (without a media type), and the manifests
+/// of an index (with theirs); at most [`DESCRIPTORS_MAX`]. What is no manifest names nothing.
 ///
 /// A `subject` is not among them: a registry takes a manifest whose subject it does not have
 /// (distribution-spec "Pushing Manifests with Subject"), so it vouches for nothing.
-pub fn named_by(manifest: &[u8]) -> Vec<(Digest, Option<String>)> {
-    let document: Value = serde_json::from_slice(manifest).unwrap_or_default();
+pub fn named_by(manifest: &[u8]) -> Vec<Named> {
+    let document = read(manifest);
+    let mut named = Vec::new();
+    // `blobs`: the artifact manifest of OCI 1.1's release candidates. `fsLayers`: Docker's schema 1.
     let config = document.get("config").into_iter();
-    // `blobs`: the artifact manifest of OCI 1.1's release candidates.
-    let blobs = config.chain(list(&document, "layers"));
-    let blobs = blobs.chain(list(&document, "blobs"));
-    let mut named: Vec<(Digest, Option<String>)> = blobs
-        .filter_map(|descriptor| Some((word(descriptor, "digest")?.parse().ok()?, None)))
-        .collect();
-    // Docker's schema 1.
-    let layers = list(&document, "fsLayers");
-    named.extend(layers.filter_map(|layer| Some((word(layer, "blobSum")?.parse().ok()?, None))));
-    named.extend(list(&document, "manifests").filter_map(|descriptor| {
-        let media_type = word(descriptor, "mediaType").map(str::to_owned);
-        Some((word(descriptor, "digest")?.parse().ok()?, media_type))
-    }));
+    let blobs = config
+        .chain(document.list("layers"))
+        .chain(document.list("blobs"));
+    named.extend(blobs.filter_map(|blob| blob.describe("digest", None)));
+    let layers = document.list("fsLayers");
+    named.extend(layers.filter_map(|layer| layer.describe("blobSum", None)));
+    let manifests = document.list("manifests");
+    named.extend(manifests.filter_map(|child| child.describe("digest", child.text("mediaType"))));
     let mut seen = HashSet::new();
-    named.retain(|(digest, _)| seen.insert(digest.clone()));
+    named.retain(|named| seen.insert(named.digest.clone()));
+    named.truncate(DESCRIPTORS_MAX);
     named
+}
+
+/// The media type that a manifest has in itself.
+pub fn media_type(manifest: &[u8]) -> Option<String> {
+    read(manifest).text("mediaType").map(str::to_owned)
 }
 
 /// What a list of referrers says of a manifest, if that refers to `subject` (distribution-spec
@@ -40,8 +94,8 @@ pub fn referrer(
     digest: &Digest,
     media_type: &str,
 ) -> Option<Value> {
-    let document: Value = serde_json::from_slice(manifest).ok()?;
-    if word(document.get("subject")?, "digest")? != subject.as_str() {
+    let document = read(manifest);
+    if document.get("subject")?.text("digest")? != subject.as_str() {
         return None;
     }
     let mut descriptor = json!({
@@ -51,25 +105,238 @@ pub fn referrer(
     });
     let config = document
         .get("config")
-        .and_then(|config| word(config, "mediaType"));
-    let artifact_type = word(&document, "artifactType").filter(|kind| !kind.is_empty());
+        .and_then(|config| config.text("mediaType"));
+    let artifact_type = document
+        .text("artifactType")
+        .filter(|kind| !kind.is_empty());
     let fields = descriptor.as_object_mut()?;
     if let Some(artifact_type) = artifact_type.or(config) {
         fields.insert("artifactType".to_owned(), artifact_type.into());
     }
-    if let Some(annotations) = document.get("annotations").filter(|a| a.is_object()) {
-        fields.insert("annotations".to_owned(), annotations.clone());
+    if let Some(Kept::Annotations(annotations)) = document.get("annotations") {
+        fields.insert("annotations".to_owned(), Value::Object(annotations.clone()));
     }
     Some(descriptor)
 }
 
-fn list<'a>(document: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> {
-    let list = document.get(name).and_then(Value::as_array);
-    list.into_iter().flatten()
+fn read(manifest: &[u8]) -> Kept {
+    static LARGE: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = (manifest.len() > LARGE_BYTES)
+        .then(|| LARGE.lock().unwrap_or_else(PoisonError::into_inner));
+    let left = Cell::new(VALUES_MAX);
+    let mut json = serde_json::Deserializer::from_slice(manifest);
+    let kept = Keep {
+        left: &left,
+        part: Part::Document,
+    };
+    let kept = kept.deserialize(&mut json);
+    let kept = kept.and_then(|kept| json.end().map(|()| kept));
+    kept.unwrap_or(Kept::Other)
 }
 
-fn word<'a>(value: &'a Value, name: &str) -> Option<&'a str> {
-    value.get(name)?.as_str()
+/// What is kept of a JSON value.
+#[derive(Debug)]
+enum Kept {
+    Text(String),
+    Number(u64),
+    List(Vec<Self>),
+    Object(Vec<(&'static str, Self)>),
+    Annotations(Map<String, Value>),
+    /// Anything else, and what is longer or more than is kept.
+    Other,
+}
+
+impl Kept {
+    fn get(&self, key: &str) -> Option<&Self> {
+        let Self::Object(fields) = self else {
+            return None;
+        };
+        let field = fields.iter().find(|(name, _)| *name == key);
+        field.map(|(_, value)| value)
+    }
+
+    fn text(&self, key: &str) -> Option<&str> {
+        match self.get(key)? {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    fn list(&self, key: &str) -> impl Iterator<Item = &Self> {
+        let list = match self.get(key) {
+            Some(Self::List(list)) => list.as_slice(),
+            _ => &[],
+        };
+        list.iter()
+    }
+
+    fn describe(&self, digest: &str, media_type: Option<&str>) -> Option<Named> {
+        let size = match self.get("size") {
+            Some(Self::Number(size)) => Some(*size),
+            _ => None,
+        };
+        Some(Named {
+            digest: self.text(digest)?.parse().ok()?,
+            media_type: media_type.map(str::to_owned),
+            size,
+        })
+    }
+}
+
+/// Where in the manifest a value is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Document,
+    Annotations,
+    Inside,
+}
+
+/// Reads a value and keeps what is wanted of it, as long as there are values `left` to keep.
+#[derive(Clone, Copy)]
+struct Keep<'a> {
+    left: &'a Cell<usize>,
+    part: Part,
+}
+
+impl Keep<'_> {
+    const fn of(self, part: Part) -> Self {
+        Self { part, ..self }
+    }
+
+    /// One value more is kept; false when there are too many.
+    fn count(self) -> bool {
+        let left = self.left.get();
+        self.left.set(left.saturating_sub(1));
+        left > 0
+    }
+
+    fn annotations<'de, A: MapAccess<'de>>(self, mut object: A) -> Result<Kept, A::Error> {
+        let mut annotations = Map::new();
+        while let Some(name) = object.next_key::<String>()? {
+            let value = object.next_value_seed(self)?;
+            if let (Kept::Text(text), true) = (value, annotations.len() < ANNOTATIONS_MAX) {
+                annotations.insert(name, text.into());
+            }
+        }
+        Ok(Kept::Annotations(annotations))
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Keep<'_> {
+    type Value = Kept;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Kept, D::Error> {
+        if self.left.get() == 0 {
+            return from
+                .deserialize_ignored_any(IgnoredAny)
+                .map(|_| Kept::Other);
+        }
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Keep<'_> {
+    type Value = Kept;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Kept, E> {
+        Ok(Kept::Other)
+    }
+
+    fn visit_unit<E>(self) -> Result<Kept, E> {
+        Ok(Kept::Other)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Kept, E> {
+        Ok(Kept::Other)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Kept, E> {
+        Ok(Kept::Other)
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Kept, E> {
+        Ok(Kept::Number(number))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Kept, E> {
+        let limit = match self.part {
+            Part::Annotations => ANNOTATION_BYTES_MAX,
+            Part::Document | Part::Inside => TEXT_BYTES_MAX,
+        };
+        Ok(match text.len() <= limit {
+            true => Kept::Text(text.to_owned()),
+            false => Kept::Other,
+        })
+    }
+
+    /// A list of objects; anything else in a list says nothing.
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Kept, A::Error> {
+        let mut kept = Vec::new();
+        while let Some(value) = list.next_element_seed(self.of(Part::Inside))? {
+            if matches!(&value, Kept::Object(fields) if !fields.is_empty()) {
+                kept.push(value);
+            }
+        }
+        Ok(Kept::List(kept))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Kept, A::Error> {
+        if self.part == Part::Annotations {
+            return self.annotations(object);
+        }
+        let mut fields: Vec<(&'static str, Kept)> = Vec::new();
+        while let Some(key) = object.next_key_seed(Key)? {
+            let Some(key) = key else {
+                object.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            if fields.iter().any(|(name, _)| *name == key) {
+                // Registries take the last of them or the first; nobody knows which.
+                return Err(A::Error::custom("a field is there twice"));
+            }
+            let part = match (self.part, key) {
+                (Part::Document, "annotations") => Part::Annotations,
+                _ => Part::Inside,
+            };
+            let value = object.next_value_seed(self.of(part))?;
+            if self.count() {
+                fields.push((key, value));
+            }
+        }
+        Ok(Kept::Object(fields))
+    }
+}
+
+/// Reads the name of a field; none for one that is skipped.
+struct Key;
+
+impl<'de> DeserializeSeed<'de> for Key {
+    type Value = Option<&'static str>;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
+        from.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Key {
+    type Value = Option<&'static str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of a field")
+    }
+
+    /// Go's JSON, which most registries use, takes a name in any case.
+    fn visit_str<E: serde_core::de::Error>(self, name: &str) -> Result<Self::Value, E> {
+        let key = KEYS.into_iter().find(|key| key.eq_ignore_ascii_case(name));
+        match key {
+            Some(key) if key != name => Err(E::custom("a field's name is in another case")),
+            key => Ok(key),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -83,7 +350,7 @@ mod tests {
     fn named(document: &Value) -> Vec<(String, Option<String>)> {
         named_by(document.to_string().as_bytes())
             .into_iter()
-            .map(|(digest, media_type)| (digest.as_str().to_owned(), media_type))
+            .map(|named| (named.digest.as_str().to_owned(), named.media_type))
             .collect()
     }
 
@@ -132,6 +399,74 @@ mod tests {
         ] {
             assert_eq!(describe(&other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn the_length_is_the_descriptors() {
+        let image = json!({"config": {"digest": digest(1), "size": 7},
+            "layers": [{"digest": digest(2), "size": "8"}, {"digest": digest(3)}]});
+        let sizes = named_by(image.to_string().as_bytes());
+        let sizes: Vec<_> = sizes.iter().map(|named| named.size).collect();
+        assert_eq!(sizes, [Some(7), None, None]);
+    }
+
+    #[test]
+    fn what_a_manifest_can_name_is_bounded() {
+        let layers: Vec<Value> = (0..DESCRIPTORS_MAX + 10)
+            .map(|n| json!({"digest": format!("sha256:{n:064x}"), "size": n, "mediaType": "a/b"}))
+            .collect();
+        let image = json!({"layers": layers}).to_string();
+        assert_eq!(named_by(image.as_bytes()).len(), DESCRIPTORS_MAX);
+    }
+
+    /// Values kept, also those inside others.
+    fn count(kept: &Kept) -> usize {
+        1 + match kept {
+            Kept::List(list) => list.iter().map(count).sum(),
+            Kept::Object(fields) => fields.iter().map(|(_, value)| count(value)).sum(),
+            Kept::Annotations(annotations) => annotations.len(),
+            Kept::Text(_) | Kept::Number(_) | Kept::Other => 0,
+        }
+    }
+
+    #[test]
+    fn a_manifest_of_millions_of_values_keeps_few() {
+        let many = |value: &str| format!("{value},").repeat(500_000) + value;
+        let inner = format!("[{}]", many(r#"{"size":0}"#));
+        for list in [
+            many("0"),
+            many("{}"),
+            many("[]"),
+            many("\"a\""),
+            many(r#"{"size":0}"#),
+            many(r#"{"config":{"config":{}}}"#),
+            inner,
+        ] {
+            let text = format!(r#"{{"layers":[{list}],"mediaType":"a/b"}}"#);
+            let kept = count(&read(text.as_bytes()));
+            assert!(kept <= 2 * VALUES_MAX + 2, "{kept}");
+        }
+        let long = format!(r#"{{"mediaType":"{}"}}"#, "a".repeat(TEXT_BYTES_MAX + 1));
+        assert_eq!(media_type(long.as_bytes()), None);
+        let pairs: Vec<String> = (0..9_999).map(|n| format!(r#""{n}":"v""#)).collect();
+        let text = format!(r#"{{"annotations":{{{}}}}}"#, pairs.join(","));
+        assert_eq!(count(&read(text.as_bytes())), 2 + ANNOTATIONS_MAX);
+    }
+
+    #[test]
+    fn a_field_that_readers_take_differently_is_refused() {
+        let first = format!(r#""layers":[{{"digest":"{}"}}]"#, digest(1));
+        let other = first.replace("layers", "Layers");
+        assert_eq!(named_by(format!("{{{first}}}").as_bytes()).len(), 1);
+        for text in [
+            format!("{{{first},{first}}}"),
+            format!("{{{first},{other}}}"),
+        ] {
+            assert_eq!(named_by(text.as_bytes()), [], "{text}");
+        }
+        // Names that are not read may be there as they like.
+        let unread = format!(r#"{{"a":1,"A":2,"a":3,{first}}}"#);
+        assert_eq!(named_by(unread.as_bytes()).len(), 1);
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub mod store;
 pub mod sweep;
 mod tagfile;
 pub mod uploads;
+mod verified;
+pub mod verify;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,7 +38,7 @@ use self::disk::Disk;
 pub use self::disk::DiskFaults;
 use crate::config::TagTtl;
 use crate::log;
-use crate::oci::Registry;
+use crate::oci::{Digest, Registry};
 use crate::upstream::exchange::Upstream;
 
 /// How a cache is to be kept.
@@ -62,6 +64,8 @@ pub struct Cache {
     pub sweeper: Arc<sweep::Sweeper>,
     /// Where a fault of the disk is reported.
     pub disk_faults: Arc<DiskFaults>,
+    /// Opens blobs, and hashes those that may be damaged.
+    pub verifier: Arc<verify::Verifier>,
     /// Downloads.
     pub fills: Arc<fill::Fills>,
     /// What is pushed through us.
@@ -92,6 +96,7 @@ impl Cache {
         Ok(Self {
             fills: Arc::new(fills),
             uploads: Arc::new(uploads::Uploads::new(disk.clone())),
+            verifier: Arc::new(verify::Verifier::new(Arc::clone(&disk.store))),
             store: disk.store,
             names: disk.names,
             sweeper: disk.sweeper,
@@ -117,6 +122,13 @@ impl Cache {
             TagTtl::For(ttl) => SystemTime::now()
                 .duration_since(confirmed)
                 .is_ok_and(|age| age < ttl),
+        }
+    }
+
+    /// Notes the length of a blob that was hashed, for a repository that it belongs to.
+    pub fn note_size(&self, scope: names::Scope<'_>, digest: &Digest, size: u64) {
+        if let Err(error) = self.names.link_verified_blob(scope, digest, size) {
+            self.disk_faults.report("link", &error);
         }
     }
 

@@ -94,8 +94,10 @@ impl Cache {
     pub(super) fn blob(&self, repository: &str, bytes: &[u8]) -> Digest {
         let digest = digest_of(bytes);
         self.store.put(&digest, bytes).unwrap();
-        self.with(repository, |scope| self.names.link_blob(scope, &digest))
-            .unwrap();
+        self.with(repository, |scope| {
+            self.names.link_blob(scope, &digest, None)
+        })
+        .unwrap();
         digest
     }
 
@@ -150,8 +152,8 @@ impl Cache {
         let kept = self.store.read(manifest, u64::MAX).unwrap();
         let whole = kept.is_some();
         assert_eq!(whole, link.is_some());
-        for (digest, _) in named_by(&kept.unwrap_or_default()) {
-            assert!(self.store.has(&digest));
+        for named in named_by(&kept.unwrap_or_default()) {
+            assert!(self.store.has(&named.digest));
         }
         for bytes in bytes {
             assert_eq!(whole, self.store.has(&digest_of(bytes)));

@@ -13,10 +13,11 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use super::files;
 pub use super::open::{FORMAT, OpenError};
+use super::verified::{Stamp, Verified};
 use crate::hash::{ALGORITHMS, matches};
 use crate::oci::Digest;
 use crate::{log, metrics};
@@ -27,6 +28,7 @@ pub struct Store {
     root: PathBuf,
     account: Mutex<Account>,
     readers: Mutex<HashMap<Digest, usize>>,
+    verified: Verified,
     /// Keeps the lock on the directory.
     _marker: File,
 }
@@ -51,6 +53,11 @@ pub struct Blob {
     pub file: Arc<File>,
     /// Its length.
     pub size: u64,
+    /// Changes when the file does.
+    pub stamp: Stamp,
+    /// True when its bytes are known to have the digest: this process has hashed them, and the file
+    /// was not changed since.
+    pub verified: bool,
     /// Keeps eviction from it.
     pub reading: Reading,
 }
@@ -107,6 +114,7 @@ impl Store {
             root,
             account: Mutex::new(account),
             readers: Mutex::default(),
+            verified: Verified::default(),
             _marker: marker,
         };
         // Few, so they are counted at once; from here on the account follows every change.
@@ -129,13 +137,14 @@ impl Store {
     /// The disk's own; an absent blob is none.
     pub fn blob(self: &Arc<Self>, digest: &Digest) -> io::Result<Option<Blob>> {
         let reading = self.reading(digest);
-        let Some((file, size)) = self.open_blob(digest)? else {
+        let Some((file, stamp)) = self.open_blob(digest)? else {
             return Ok(None);
         };
-        let file = Arc::new(file);
         Ok(Some(Blob {
-            file,
-            size,
+            file: Arc::new(file),
+            size: stamp.size(),
+            stamp,
+            verified: self.verified.has(digest, stamp, Instant::now()),
             reading,
         }))
     }
@@ -157,9 +166,10 @@ impl Store {
     /// # Errors
     /// The disk's own, and a blob of more than `limit` bytes.
     pub fn read(&self, digest: &Digest, limit: u64) -> io::Result<Option<Vec<u8>>> {
-        let Some((file, size)) = self.open_blob(digest)? else {
+        let Some((file, stamp)) = self.open_blob(digest)? else {
             return Ok(None);
         };
+        let size = stamp.size();
         if size > limit {
             let why = format!("blob {digest} of {size} bytes, at most {limit} are read at once");
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
@@ -169,7 +179,7 @@ impl Store {
         if matches(digest, &bytes) {
             return Ok(Some(bytes));
         }
-        self.remove_damaged(digest);
+        self.remove_damaged(digest, stamp);
         Ok(None)
     }
 
@@ -246,6 +256,7 @@ impl Store {
         }
         self.move_in(digest, &from, ours.len())?;
         self.partial_shrunk(ours.len());
+        self.set_verified(digest, Stamp::of(&file.metadata()?));
         files::sync_directory(&self.folder("blobs", digest))
     }
 
@@ -267,6 +278,7 @@ impl Store {
     pub fn publish_unnamed(&self, digest: &Digest, path: &Path, file: &File) -> io::Result<()> {
         file.sync_all()?;
         self.move_in(digest, path, file.metadata()?.len())?;
+        self.set_verified(digest, Stamp::of(&file.metadata()?));
         files::sync_directory(&self.folder("blobs", digest))
     }
 
@@ -304,6 +316,7 @@ impl Store {
         };
         match fs::remove_file(&path) {
             Ok(()) => {
+                self.verified.remove(digest);
                 self.departed(digest, size);
                 Ok(())
             }
@@ -314,7 +327,12 @@ impl Store {
 
     /// Removes a blob whose bytes are not what its name says: counted, and said in the log. It is
     /// deleted, not kept aside, so that the quota holds.
-    pub fn remove_damaged(&self, digest: &Digest) {
+    pub fn remove_damaged(&self, digest: &Digest, stamp: Stamp) {
+        let there = fs::metadata(self.blob_path(digest));
+        if there.is_ok_and(|there| !Stamp::of(&there).is_same_file(stamp)) {
+            // Somebody has fetched it again meanwhile.
+            return;
+        }
         metrics::CACHE_BLOBS_DAMAGED.inc();
         let result = self.remove(digest);
         let outcome = result.map_or_else(|error| error.to_string(), |()| "removed".to_owned());
@@ -360,14 +378,19 @@ impl Store {
         locked(&self.readers).contains_key(digest)
     }
 
-    fn open_blob(&self, digest: &Digest) -> io::Result<Option<(File, u64)>> {
+    /// Notes that the file with this stamp has the digest.
+    pub(super) fn set_verified(&self, digest: &Digest, stamp: Stamp) {
+        self.verified.insert(digest, stamp, Instant::now());
+    }
+
+    fn open_blob(&self, digest: &Digest) -> io::Result<Option<(File, Stamp)>> {
         let file = match File::open(self.blob_path(digest)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
         let metadata = file.metadata()?;
-        Ok(metadata.is_file().then_some((file, metadata.len())))
+        Ok(metadata.is_file().then(|| (file, Stamp::of(&metadata))))
     }
 
     fn folder(&self, kind: &str, digest: &Digest) -> PathBuf {

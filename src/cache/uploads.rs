@@ -180,7 +180,11 @@ impl Uploads {
     /// Upstream has taken the upload, kept here or not, as this blob. Says whether it is in the
     /// cache by now; waits for [`COMMIT_TIMEOUT`] at the longest.
     pub fn commit(&self, upload: Option<Upload>, wanted: &BlobRequest) -> bool {
-        if let Err(error) = self.disk.names.link_blob(wanted.scope(), &wanted.digest) {
+        if let Err(error) = self
+            .disk
+            .names
+            .link_blob(wanted.scope(), &wanted.digest, None)
+        {
             self.disk.faults.report("link", &error);
         }
         let Some(mut upload) = upload.filter(|upload| !upload.given_up) else {

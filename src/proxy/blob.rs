@@ -1,8 +1,6 @@
 //! Blobs through the cache. Owns: hit, growing file, cold range, belonging. Must not: write a file
 //! (the cache does), or serve a blob to a repository that upstream has not shown it in.
 
-use std::fs::File;
-use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,9 +12,9 @@ use super::{headers, redirect};
 use crate::cache::Cache;
 use crate::cache::fill::{BlobRequest, Growing, Joined};
 use crate::cache::names::Scope;
-use crate::cache::store::Blob;
+use crate::cache::verify::Opened;
 use crate::log;
-use crate::message::{Body, Buffered, Headers, Outcome, Piece, Pieces, Reply};
+use crate::message::{Body, Buffered, Headers, Outcome, Reply};
 use crate::oci::{Digest, ErrorCode, OciError, Repository};
 use crate::upstream::UpstreamError;
 use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
@@ -65,15 +63,27 @@ struct BlobPull<'a> {
 
 impl BlobPull<'_> {
     fn answer(&self) -> Reply {
+        let link = self.cache.names.link(self.scope, self.digest);
+        let known_size = link.as_ref().and_then(|link| link.size);
         let key = format!("{} blobs/{}", self.scope, self.digest);
-        if let Some(refused) = self.cache.negative.get(&key, Instant::now()) {
-            return self.refused(refused);
-        }
-        match self.cache.store.blob(self.digest) {
-            Ok(Some(blob)) => self.if_belonging(|| self.whole(blob)),
-            // A HEAD does not download.
-            Ok(None) if self.exchange.is_head() => self.cold_head(),
-            Ok(None) => self.join(&key),
+        match self.cache.verifier.open(self.digest, known_size) {
+            Ok(Some(blob)) if link.is_some() => {
+                if blob.is_verified() && known_size != Some(blob.size()) {
+                    self.cache.note_size(self.scope, self.digest, blob.size());
+                }
+                self.whole(blob)
+            }
+            Ok(blob) => {
+                if let Some(refused) = self.cache.negative.get(&key, Instant::now()) {
+                    return self.refused(refused);
+                }
+                match blob {
+                    Some(blob) => self.if_belonging(|| self.whole(blob)),
+                    // A HEAD does not download.
+                    None if self.exchange.is_head() => self.cold_head(),
+                    None => self.join(&key),
+                }
+            }
             Err(error) => {
                 self.cache.disk_faults.report("blob", &error);
                 self.bypass()
@@ -161,20 +171,13 @@ impl BlobPull<'_> {
     }
 
     /// A complete blob.
-    fn whole(&self, blob: Blob) -> Reply {
-        let (size, is_head) = (blob.size, self.exchange.is_head());
-        let body = |start: u64, end: u64| {
-            let length = Some(end - start);
-            let position = start;
-            let pieces = Box::new(Part {
-                blob,
-                position,
-                end,
-            });
-            match is_head {
-                true => Body::Empty { length },
-                false => Body::Pieces { pieces, length },
-            }
+    fn whole(&self, blob: Opened) -> Reply {
+        let (size, is_head) = (blob.size(), self.exchange.is_head());
+        let body = |start: u64, end: u64| match is_head {
+            true => Body::Empty {
+                length: Some(end - start),
+            },
+            false => blob.body(start, end),
         };
         // A range on a HEAD has no meaning (RFC 9110 §14.2).
         let range = match is_head {
@@ -261,28 +264,5 @@ fn reply(digest: &Digest, status: u16, body: Body) -> Reply {
         headers,
         body,
         outcome: Outcome::default(),
-    }
-}
-
-/// Bytes of a complete blob, which eviction leaves alone while they are read.
-struct Part {
-    blob: Blob,
-    position: u64,
-    end: u64,
-}
-
-impl Pieces for Part {
-    fn next(&mut self) -> io::Result<Piece<'_>> {
-        if self.position >= self.end {
-            return Ok(Piece::End);
-        }
-        let (offset, length) = (self.position, self.end - self.position);
-        self.position = self.end;
-        let file: &File = &self.blob.file;
-        Ok(Piece::File {
-            file,
-            offset,
-            length,
-        })
     }
 }

@@ -299,7 +299,9 @@ impl<'a> Fill<'a> {
             false => Outcome::Failed(self.broken("the bytes of before a restart are wrong".into())),
         };
         // The link first: a blob that is there without one would cost whoever asks now a HEAD.
-        if let Err(error) = self.disk.names.link_blob(wanted.scope(), &wanted.digest) {
+        let names = &self.disk.names;
+        let size = self.growing.total();
+        if let Err(error) = names.link_verified_blob(wanted.scope(), &wanted.digest, size) {
             self.disk.faults.report("link", &error);
         }
         if let Err(error) = self.disk.store.publish(&wanted.digest, &self.file) {

@@ -166,10 +166,10 @@ fn a_link_is_never_degraded() {
     let (names, scope) = (&case.names, case.scope());
     let media_type = |names: &Names| names.link(scope, &digest(1)).map(|link| link.media_type);
     assert_eq!(media_type(names), None);
-    names.link_blob(scope, &digest(1)).unwrap();
+    names.link_blob(scope, &digest(1), None).unwrap();
     assert_eq!(media_type(names), Some(None));
     names.link_manifest(scope, &digest(1), "a/b").unwrap();
-    names.link_blob(scope, &digest(1)).unwrap();
+    names.link_blob(scope, &digest(1), None).unwrap();
     assert_eq!(media_type(names), Some(Some("a/b".to_owned())));
     names.link_manifest(scope, &digest(1), "c/d").unwrap();
     assert_eq!(
@@ -208,7 +208,7 @@ fn every_link_is_seen_with_its_kind() {
     let case = Case::new();
     let (names, scope) = (&case.names, case.scope());
     let long: Digest = format!("sha512:{}", "a".repeat(128)).parse().unwrap();
-    names.link_blob(scope, &long).unwrap();
+    names.link_blob(scope, &long, None).unwrap();
     // The shortest media type there is, beside a blob.
     names.link_manifest(scope, &digest(2), "a/b").unwrap();
     let mut seen: Vec<(Digest, bool)> = names
@@ -264,7 +264,7 @@ fn repositories_are_listed_and_pruned() {
             registry: &case.registry,
             repository,
         };
-        names.link_blob(scope, &digest(1)).unwrap();
+        names.link_blob(scope, &digest(1), None).unwrap();
     }
     let foreign = case
         .scratch
@@ -349,7 +349,7 @@ fn no_name_leads_out_of_the_directory() {
             registry: &registry,
             repository: &case.repository,
         };
-        assert!(names.link_blob(scope, &digest(1)).is_err());
+        assert!(names.link_blob(scope, &digest(1), None).is_err());
         assert_eq!(names.link(scope, &digest(1)), None);
         assert!(names.repositories(&registry).is_empty());
     }
@@ -394,4 +394,27 @@ fn changes_to_one_tag_do_not_undo_each_other() {
     });
     assert_eq!(names.tag(scope, "", &latest).len(), 8);
     assert!(names.writing.lock().unwrap().is_empty());
+}
+
+#[test]
+fn the_length_of_a_blob_is_kept_beside_it() {
+    let case = Case::new();
+    let (names, scope) = (&case.names, case.scope());
+    let size = || names.link(scope, &digest(1)).and_then(|link| link.size);
+    names.link_blob(scope, &digest(1), None).unwrap();
+    assert_eq!(size(), None);
+    names.link_blob(scope, &digest(1), Some(u64::MAX)).unwrap();
+    assert_eq!(size(), Some(u64::MAX));
+    assert!(!names.link_uses(scope)[0].manifest);
+    // A manifest may lie; what was hashed does not.
+    names.link_blob(scope, &digest(1), Some(7)).unwrap();
+    names.link_blob(scope, &digest(1), None).unwrap();
+    assert_eq!(size(), Some(u64::MAX));
+    names.link_verified_blob(scope, &digest(1), 9).unwrap();
+    assert_eq!(size(), Some(9));
+    names.link_manifest(scope, &digest(1), "a/b").unwrap();
+    names.link_verified_blob(scope, &digest(1), 9).unwrap();
+    let link = names.link(scope, &digest(1)).unwrap();
+    assert_eq!((link.media_type.as_deref(), link.size), (Some("a/b"), None));
+    assert!(names.link_uses(scope)[0].manifest);
 }

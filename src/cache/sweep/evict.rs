@@ -100,7 +100,7 @@ impl Eviction<'_> {
         for digest in self.store.arrivals() {
             let bytes = self.store.read(&digest, MANIFEST_BYTES_MAX).ok().flatten();
             let named = bytes.map_or_else(Vec::new, |bytes| named_by(&bytes));
-            let named = named.into_iter().map(|(digest, _)| digest);
+            let named = named.into_iter().map(|named| named.digest);
             for digest in named.chain([digest]) {
                 let id = self.survey.find(&digest);
                 if let Some(node) = id.and_then(|id| self.survey.nodes.get_mut(id)) {

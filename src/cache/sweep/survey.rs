@@ -256,7 +256,7 @@ impl Survey {
         let found = bytes.map_or_else(Vec::new, |bytes| named_by(&bytes));
         let named: Vec<(Id, bool)> = found
             .iter()
-            .map(|(digest, media_type)| (self.id(digest), media_type.is_some()))
+            .map(|named| (self.id(&named.digest), named.media_type.is_some()))
             .collect();
         self.named.insert(id, named.clone());
         named

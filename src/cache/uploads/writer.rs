@@ -285,7 +285,9 @@ impl<'a> Writing<'a> {
             return false;
         }
         // Eviction may have taken a link that was older than its blob.
-        if let Err(error) = disk.names.link_blob(wanted.scope(), &wanted.digest) {
+        let size = disk.store.size(&wanted.digest).unwrap_or_default();
+        let (scope, digest) = (wanted.scope(), &wanted.digest);
+        if let Err(error) = disk.names.link_verified_blob(scope, digest, size) {
             disk.faults.report("link", &error);
         }
         disk.sweeper.mark_dirty();

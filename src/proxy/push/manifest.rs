@@ -184,10 +184,8 @@ impl<'a> ManifestPush<'a> {
 
     /// The media type that the client names; else the one in the document.
     fn media_type(&self, bytes: &[u8]) -> Option<String> {
-        content::media_type(&self.exchange.request.headers).or_else(|| {
-            let document: serde_json::Value = serde_json::from_slice(bytes).ok()?;
-            document.get("mediaType")?.as_str().map(str::to_owned)
-        })
+        let named = content::media_type(&self.exchange.request.headers);
+        named.or_else(|| crate::cache::manifest::media_type(bytes))
     }
 }
 
