@@ -33,6 +33,7 @@ impl Clock for SystemClock {
 pub(crate) struct ManualClock {
     start: (SystemTime, Instant),
     elapsed: std::sync::Mutex<std::time::Duration>,
+    slept: std::sync::Mutex<std::time::Duration>,
 }
 
 #[cfg(test)]
@@ -42,6 +43,7 @@ impl ManualClock {
         Self {
             start: (now, Instant::now()),
             elapsed: std::sync::Mutex::default(),
+            slept: std::sync::Mutex::default(),
         }
     }
 
@@ -49,12 +51,17 @@ impl ManualClock {
     pub(crate) fn advance(&self, by: std::time::Duration) {
         *self.elapsed.lock().unwrap() += by;
     }
+
+    /// Moves the wall clock alone, as when the machine slept.
+    pub(crate) fn sleep(&self, by: std::time::Duration) {
+        *self.slept.lock().unwrap() += by;
+    }
 }
 
 #[cfg(test)]
 impl Clock for ManualClock {
     fn now(&self) -> SystemTime {
-        self.start.0 + *self.elapsed.lock().unwrap()
+        self.start.0 + *self.elapsed.lock().unwrap() + *self.slept.lock().unwrap()
     }
 
     fn monotonic(&self) -> Instant {

@@ -126,3 +126,56 @@ fn credentials_rotate_under_a_running_pull() {
         front.get("/readyz").text().contains(second)
     });
 }
+
+/// Boots before the network: the source of credentials, or AWS, refuses or is out of reach.
+fn boots_before(settings: &[(&str, &str)], standin: Standin, back: impl FnOnce(&Standin)) {
+    standin.put_image("team/app", "1.0", &[]);
+    let proxy = Proxy::in_front_of(&standin, settings);
+    let front = Front { proxy, standin };
+    let image = "/v2/team/app/manifests/1.0";
+    let got = front.get(image);
+    assert!([502, 503].contains(&got.status), "{}", got.text());
+    let calls = front.token_calls();
+    (0..20).for_each(|_| assert!(front.get(image).status >= 500));
+    assert!(front.token_calls() - calls < 20, "not one call a request");
+    back(&front.standin);
+    // Its own pause is longer than this.
+    wait_until("a pull after it is back", SOON, || {
+        front.get(image).status == 200
+    });
+}
+
+#[test]
+fn a_host_that_boots_before_its_network_pulls_as_soon_as_it_is_there() {
+    let standin = Standin::start(Options::default());
+    standin.down(Server::Api);
+    boots_before(&[], standin, |standin| standin.up(Server::Api));
+}
+
+#[test]
+fn a_refusal_that_has_been_mended_is_noticed_by_the_next_pull() {
+    let standin = Standin::start(Options::default());
+    let denied = Fault::aws_error(400, "AccessDeniedException", "not yet");
+    standin.fault(Match::api().always(), denied);
+    boots_before(&[], standin, Standin::clear_faults);
+}
+
+#[test]
+fn an_instance_whose_role_comes_late_pulls_as_soon_as_it_is_there() {
+    let standin = Standin::start(Options {
+        session_token: Some("temporary+session/token==".into()),
+        ..Options::default()
+    });
+    standin.fault(
+        Match::metadata().always(),
+        Fault::Status(403, Vec::new(), Vec::new()),
+    );
+    let endpoint = standin.metadata_url();
+    let settings = [
+        ("AWS_ACCESS_KEY_ID", ""),
+        ("AWS_SECRET_ACCESS_KEY", ""),
+        ("AWS_EC2_METADATA_DISABLED", "false"),
+        ("AWS_EC2_METADATA_SERVICE_ENDPOINT", endpoint.as_str()),
+    ];
+    boots_before(&settings, standin, Standin::clear_faults);
+}

@@ -9,6 +9,12 @@ use super::super::fault::{AwsFault, FaultKind};
 const BACK_OFF: DoublingWait = DoublingWait::seconds(1, 60);
 /// The same after one that somebody must mend.
 const BACK_OFF_PERMANENT: DoublingWait = DoublingWait::seconds(60, 300);
+/// Least time after a failed attempt before a caller can have the next one made at once: a network
+/// or a source that is back must not wait for the end of a long pause, and AWS not be asked in a
+/// loop.
+pub(super) const ASKED_GAP: Duration = Duration::from_secs(2);
+/// A failure that repeats in the same words is reported once in this time.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 /// Longest wait that AWS may ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(15 * 60);
 
@@ -55,6 +61,10 @@ pub(super) struct Attempts {
     ended: u64,
     /// The last attempt's failure; none after a success.
     fault: Option<String>,
+    /// No caller can have an attempt made before this.
+    not_before: Option<Instant>,
+    /// When the failure was last reported.
+    reported: Option<Instant>,
 }
 
 impl Attempts {
@@ -102,9 +112,33 @@ impl Attempts {
         self.failures = self.failures.saturating_add(1);
         let wait = back_off(fault.kind, self.failures, roll);
         (self.running, self.due) = (false, Some(now + wait));
+        let asked = match fault.kind {
+            FaultKind::Throttled { .. } => wait,
+            _ => wait.min(ASKED_GAP),
+        };
+        self.not_before = Some(now + asked);
         self.fault = Some(fault.text.clone());
         self.ended += 1;
         wait
+    }
+
+    /// True when the failure `fault` is to be reported: it is new, or a while has passed. To be
+    /// called before [`fail`](Self::fail).
+    pub(super) fn is_news(&mut self, fault: &AwsFault, now: Instant) -> bool {
+        let is_known = self.fault.as_ref() == Some(&fault.text);
+        // Settings do not change while we run: one report is enough.
+        let again = fault.kind != FaultKind::Unconfigured;
+        let last = self.reported.filter(|_| is_known);
+        let is_news = last.is_none_or(|last| again && now >= last + REPORT_INTERVAL);
+        if is_news {
+            self.reported = Some(now);
+        }
+        is_news
+    }
+
+    /// Moves the next attempt forward by `slept`: the machine has slept so long.
+    pub(super) fn move_forward(&mut self, slept: Duration, now: Instant) {
+        self.due = self.due.map(|due| due.checked_sub(slept).unwrap_or(now));
     }
 
     /// Lets an attempt start now; a caller waits for its outcome.
@@ -118,22 +152,19 @@ impl Attempts {
         Availability::Wait(self.ended + 1)
     }
 
-    /// The answer to a caller while there is nothing to give: the next attempt's outcome, or the
-    /// last failure while it is too early for another attempt.
+    /// The answer to a caller while there is nothing to give: the outcome of an attempt that is
+    /// made now, or the last failure while it is too early for another attempt.
     pub(super) fn wait_or_refuse<T>(&mut self, now: Instant) -> Availability<T> {
         if self.is_pending(now) {
             return self.wait();
         }
-        match &self.fault {
-            Some(fault) => Availability::Refused(self.with_next_try(fault, now)),
-            None => self.start(now),
+        match (&self.fault, self.not_before) {
+            (Some(fault), Some(not_before)) if now < not_before => {
+                let seconds = (not_before - now).as_secs() + 1;
+                Availability::Refused(format!("{fault} (next try in {seconds} s)"))
+            }
+            _ => self.start(now),
         }
-    }
-
-    fn with_next_try(&self, fault: &str, now: Instant) -> String {
-        let left = self.due.map(|due| due.saturating_duration_since(now));
-        let seconds = left.unwrap_or_default().as_secs() + 1;
-        format!("{fault} (next try in {seconds} s)")
     }
 }
 
@@ -198,6 +229,58 @@ mod tests {
         for _ in 0..100_000 {
             assert!(attempts.fail(&fault(FaultKind::Transient), now, 0) >= SECOND);
         }
+    }
+
+    #[test]
+    fn a_caller_has_an_attempt_made_two_seconds_after_a_failure_however_long_the_pause() {
+        for kind in [
+            FaultKind::ClockSkew,
+            FaultKind::ExpiredCredentials,
+            FaultKind::Permanent,
+            FaultKind::Transient,
+            FaultKind::Unconfigured,
+        ] {
+            let now = Instant::now();
+            let mut attempts = Attempts::new(Some(now));
+            (0..9).for_each(|_| drop(attempts.fail(&fault(kind), now, 0)));
+            let early = attempts.wait_or_refuse::<()>(now + SECOND);
+            let refused = Availability::Refused("boom (next try in 2 s)".into());
+            assert_eq!(early, refused, "{kind:?}");
+            assert!(attempts.next().unwrap() > now + SECOND * 30);
+            let asked = attempts.wait_or_refuse::<()>(now + ASKED_GAP);
+            assert_eq!(asked, Availability::Wait(10), "{kind:?}");
+            assert_eq!(attempts.next(), Some(now + ASKED_GAP));
+        }
+    }
+
+    #[test]
+    fn no_caller_shortens_a_pause_that_aws_asked_for() {
+        let now = Instant::now();
+        let mut attempts = Attempts::new(Some(now));
+        let kind = FaultKind::Throttled {
+            retry_after: Some(SECOND * 90),
+        };
+        attempts.fail(&fault(kind), now, 0);
+        let refused = Availability::Refused("boom (next try in 2 s)".into());
+        assert_eq!(attempts.wait_or_refuse::<()>(now + SECOND * 89), refused);
+        assert_eq!(attempts.next(), Some(now + SECOND * 90));
+    }
+
+    #[test]
+    fn a_failure_in_the_same_words_is_news_once_a_minute() {
+        let now = Instant::now();
+        let mut attempts = Attempts::new(Some(now));
+        let mut fails = |text: &str, kind, second: u32| {
+            let (fault, then) = (AwsFault::new(text, kind), now + SECOND * second);
+            let is_news = attempts.is_news(&fault, then);
+            attempts.fail(&fault, then, 0);
+            is_news
+        };
+        assert!(fails("a", FaultKind::Transient, 0));
+        assert!(!fails("a", FaultKind::Transient, 59));
+        assert!(fails("a", FaultKind::Transient, 60));
+        assert!(fails("b", FaultKind::Unconfigured, 61));
+        assert!(!fails("b", FaultKind::Unconfigured, 600));
     }
 
     #[test]

@@ -96,7 +96,7 @@ mod tests {
             waits.push(wait.as_secs());
         }
         assert_eq!(waits, [60, 120, 240, 300]);
-        let refused = Availability::Refused("boom (next try in 301 s)".into());
+        let refused = Availability::Refused("boom (next try in 3 s)".into());
         assert_eq!(search.get(now), refused);
         assert_eq!(search.attempts.next(), Some(now + SECOND * 300));
         assert_eq!(search.get(now + SECOND * 300), Availability::Wait(5));

@@ -32,6 +32,9 @@ pub(super) struct Token {
     pub(super) good_until: Instant,
     /// How long it was good for when it came.
     life: Duration,
+    /// True when it has ended by the wall clock, which says that the machine slept. That clock may
+    /// have been set, so the token is used all the same when no new one can be had.
+    doubted: bool,
 }
 
 /// A token that has just come.
@@ -99,23 +102,41 @@ impl RegionState {
             generation: new.generation,
             good_until: now + life,
             life,
+            doubted: false,
         });
         self.attempts.succeed(Some(now + wait));
         wait
     }
 
+    /// The machine has slept for `slept`, which `now` does not count: the token is that much older.
+    pub(super) fn sleep(&mut self, slept: Duration, now: Instant) {
+        let Some(token) = &mut self.token else {
+            return;
+        };
+        match token.good_until.checked_sub(slept) {
+            Some(end) if end > now => token.good_until = end,
+            _ => token.doubted = true,
+        }
+        self.attempts.move_forward(slept, now);
+    }
+
     /// The answer to a caller without a token.
     pub(super) fn get(&mut self, now: Instant) -> Availability<Token> {
-        match self.usable(now) {
-            Some(token) => Availability::Ready(token.clone()),
+        let token = self.usable(now).cloned();
+        match token {
+            Some(token) if !token.doubted => Availability::Ready(token),
             None => self.attempts.wait_or_refuse(now),
+            Some(token) => match self.attempts.wait_or_refuse(now) {
+                Availability::Refused(_) => Availability::Ready(token),
+                renewal => renewal,
+            },
         }
     }
 
     /// The answer to a caller that needs a token that stays good for `fresh_for`. One with half of
     /// its life left counts as fresh, however short that is: the next would be no better.
     pub(super) fn get_fresh(&mut self, fresh_for: Duration, now: Instant) -> Availability<Token> {
-        let Some(token) = self.usable(now) else {
+        let Some(token) = self.usable(now).filter(|token| !token.doubted) else {
             return self.get(now);
         };
         let left = token.good_until.saturating_duration_since(now);
@@ -138,7 +159,7 @@ impl RegionState {
         {
             return Availability::Ready(token.clone());
         }
-        // A failure's own back-off is not shortened by refusals.
+        // After a failure the attempts have their own limit.
         if self.attempts.is_pending(now) || self.attempts.fault().is_some() {
             return self.attempts.wait_or_refuse(now);
         }
@@ -172,6 +193,7 @@ impl RegionState {
 #[cfg(test)]
 mod tests {
     use super::super::super::fault::{AwsFault, FaultKind};
+    use super::super::attempts::ASKED_GAP;
     use super::*;
 
     const HOUR: Duration = Duration::from_secs(3600);
@@ -272,10 +294,8 @@ mod tests {
         let now = Instant::now();
         let mut state = RegionState::new(now);
         fail(&mut state, FaultKind::Permanent, now);
-        assert_eq!(
-            refusal(state.get(now + SECOND * 10)),
-            "boom (next try in 51 s)"
-        );
+        let refused = refusal(state.get(now + SECOND));
+        assert_eq!(refused, "boom (next try in 2 s)");
         assert!(matches!(
             state.get(now + SECOND * 60),
             Availability::Wait(2)
@@ -389,14 +409,48 @@ mod tests {
     }
 
     #[test]
-    fn refusals_do_not_shorten_a_failures_back_off() {
+    fn after_a_failure_refusals_have_an_attempt_made_once_in_two_seconds() {
         let now = Instant::now();
         let mut state = RegionState::new(now);
         fetch(&mut state, 1, Some(HOUR), now);
         fail(&mut state, FaultKind::Permanent, now);
-        assert!(refusal(state.renew(1, now + SECOND * 59)).starts_with("boom"));
+        assert!(refusal(state.renew(1, now + SECOND)).starts_with("boom"));
         assert_eq!(state.attempts.next(), Some(now + SECOND * 60));
+        let asked = state.renew(1, now + ASKED_GAP);
+        assert!(matches!(asked, Availability::Wait(3)));
+        assert_eq!(state.attempts.next(), Some(now + ASKED_GAP));
         // Other requests still use the token they have.
         assert_eq!(generation(state.get(now)), 1);
+    }
+
+    #[test]
+    fn after_a_sleep_beyond_its_end_a_token_is_renewed_before_it_is_used() {
+        let now = Instant::now();
+        let mut state = RegionState::new(now);
+        fetch(&mut state, 1, Some(HOUR * 12), now);
+        state.sleep(HOUR * 13, now + SECOND);
+        let now = now + SECOND;
+        assert!(state.attempts.is_pending(now));
+        assert!(matches!(state.get(now), Availability::Wait(2)));
+        assert!(matches!(state.get_fresh(HOUR, now), Availability::Wait(2)));
+        // The network is not up yet; and the clock may have been set, not the machine asleep.
+        fail(&mut state, FaultKind::Transient, now);
+        assert_eq!(generation(state.get(now)), 1);
+        assert!(matches!(state.get(now + ASKED_GAP), Availability::Wait(3)));
+        fetch(&mut state, 2, Some(HOUR * 12), now + ASKED_GAP);
+        assert_eq!(generation(state.get(now + ASKED_GAP)), 2);
+    }
+
+    #[test]
+    fn a_shorter_sleep_brings_end_and_renewal_nearer() {
+        let now = Instant::now();
+        let mut state = RegionState::new(now);
+        state.sleep(HOUR, now);
+        fetch(&mut state, 1, Some(HOUR * 12), now);
+        state.sleep(HOUR * 2, now);
+        assert_eq!(generation(state.get(now)), 1);
+        assert_eq!(state.attempts.next(), Some(now + HOUR * 4));
+        assert!(state.usable(now + HOUR * 10 - SECOND).is_some());
+        assert!(state.usable(now + HOUR * 10).is_none());
     }
 }

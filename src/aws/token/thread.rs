@@ -55,6 +55,7 @@ impl Tokens {
     pub(super) fn step(&self) -> Job {
         let job = {
             let mut shared = self.lock();
+            shared.notice_sleep(&*self.clock);
             let job = self.next_job(&shared);
             match &job {
                 Job::Fetch(realm) => {
@@ -204,13 +205,11 @@ impl Tokens {
         let Some(state) = shared.regions.get_mut(realm) else {
             return;
         };
-        // Settings do not change while we run: one warning is enough.
-        let is_known =
-            fault.kind == FaultKind::Unconfigured && state.attempts.fault() == Some(&fault.text);
+        let is_news = state.attempts.is_news(fault, now);
         let retry_in = state.attempts.fail(fault, now, unguessable());
         let kept = state.usable(now).is_some();
         drop(shared);
-        if !is_known {
+        if is_news {
             let seconds = format!("{:.1}", retry_in.as_secs_f32());
             log::warn(
                 "no new ECR token",
@@ -279,10 +278,10 @@ impl Tokens {
             }
             Err(fault) => {
                 let attempts = &mut shared.search.attempts;
-                let is_known = attempts.fault() == Some(&fault.text);
+                let is_news = attempts.is_news(&fault, now);
                 let wait = attempts.fail(&fault, now, unguessable());
                 drop(shared);
-                if !is_known {
+                if is_news {
                     log::warn(
                         "no region found; set AWS_REGION",
                         &[("error", &fault), ("next_try_in_s", &wait.as_secs())],

@@ -22,11 +22,18 @@ use super::state::{RegionState, Token};
 use super::who::Who;
 use crate::clock::Clock;
 use crate::config::AwsSettings;
+use crate::log;
 use crate::oci::Registry;
 use crate::upstream::{Api, AuthFault, Authorizer, Grant};
 
 /// Most regions with a token at a time, ECR Public counted as one: AWS has fewer than 64.
 pub(super) const REGIONS_MAX: usize = 64;
+/// The machine has slept when wall time runs ahead of monotonic time by this much; clocks that are
+/// corrected bit by bit differ by less in a day.
+const SLEEP_MIN: Duration = Duration::from_secs(60);
+/// A caller that has less time than this has something else to serve: it asks for an attempt, but
+/// does not wait for it after one that failed.
+const PATIENCE_MIN: Duration = Duration::from_secs(3);
 /// Longest wait for a fresher token while an old one is still good: a call to AWS takes a second.
 const FRESH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -82,6 +89,8 @@ pub(super) struct Shared {
     pub(super) signer: Option<(String, String)>,
     pub(super) search: Search,
     pub(super) stopping: bool,
+    /// Both clocks at one moment, to notice that the machine slept.
+    clocks: (Instant, SystemTime),
 }
 
 impl fmt::Debug for Tokens {
@@ -115,6 +124,7 @@ impl Tokens {
                 signer: None,
                 search: Search::new(search_due),
                 stopping: false,
+                clocks: (now, clock.now()),
             }),
             imds: search.then(|| Imds::new(&config.aws.instance, api, Arc::clone(&clock))),
             work: Condvar::new(),
@@ -219,11 +229,20 @@ impl Tokens {
     ) -> Result<Grant, AuthFault> {
         let now = self.clock.monotonic();
         let mut shared = self.lock();
-        let attempt = match ask(shared.region(realm, now)?, now) {
+        shared.notice_sleep(&*self.clock);
+        let state = shared.region(realm, now)?;
+        let attempt = match ask(state, now) {
             Availability::Ready(token) => return Ok(grant(&token)),
             Availability::Refused(fault) => return Err(AuthFault(fault)),
             Availability::Wait(attempt) => attempt,
         };
+        let known = state.attempts.fault().cloned();
+        if let Some(fault) = known
+            && deadline.saturating_duration_since(now) < PATIENCE_MIN
+        {
+            self.work.notify_all();
+            return state.usable(now).map(grant).ok_or(AuthFault(fault));
+        }
         let (mut shared, ended) = self.wait(shared, deadline, |shared| {
             let state = shared.regions.get(realm);
             state.is_some_and(|state| state.attempts.ended() >= attempt)
@@ -268,6 +287,30 @@ impl Tokens {
 }
 
 impl Shared {
+    /// Makes tokens older by the time that the machine slept. Monotonic time stands still while it
+    /// sleeps, or while a virtual machine is suspended; the wall clock is put right afterwards.
+    pub(super) fn notice_sleep(&mut self, clock: &dyn Clock) {
+        let (now, wall) = (clock.monotonic(), clock.now());
+        let (then, wall_then) = self.clocks;
+        let awake = now.saturating_duration_since(then);
+        let Ok(passed) = wall.duration_since(wall_then + awake) else {
+            // Set back: from now on it is compared with this.
+            self.clocks = (now, wall);
+            return;
+        };
+        if passed < SLEEP_MIN {
+            return;
+        }
+        self.clocks = (now, wall);
+        for state in self.regions.values_mut() {
+            state.sleep(passed, now);
+        }
+        log::info(
+            "the clock went ahead, tokens are that much older",
+            &[("seconds", &passed.as_secs())],
+        );
+    }
+
     /// The state of `realm`, which is in use from now on.
     pub(super) fn region(
         &mut self,

@@ -233,3 +233,78 @@ fn a_region_is_fetched_when_first_needed_and_kept_fresh_afterwards() {
     assert_eq!(both[0], "Basic fifth");
     assert!(["Basic fourth", "Basic third"].contains(&both[1].as_str()));
 }
+
+#[test]
+fn after_thirteen_hours_of_sleep_the_token_is_renewed_before_a_request_has_it() {
+    let bench = Bench::new(Some(EU), keys());
+    bench.first_token();
+    // The monotonic clock stands still, and the thread with it.
+    bench.clock.sleep(HOUR * 13);
+    let waits = bench.header(EU).unwrap_err();
+    assert!(waits.contains("AWS has not answered yet"), "{waits}");
+    bench.api.reply(token("two", START + 25 * 3600));
+    assert_eq!(bench.step(), "fetch");
+    assert_eq!(value(&bench.header(EU).unwrap()), "Basic two");
+    // The same without a request: the thread looks by itself.
+    bench.clock.sleep(HOUR * 13);
+    bench.api.reply(token("three", START + 38 * 3600));
+    assert_eq!(bench.step(), "fetch");
+    assert_eq!(value(&bench.header(EU).unwrap()), "Basic three");
+}
+
+#[test]
+fn many_short_sleeps_bring_the_renewal_nearer_by_their_sum() {
+    let bench = Bench::new(Some(EU), keys());
+    bench.first_token();
+    for _ in 0..100 {
+        bench.clock.sleep(SECOND * 30);
+        assert_eq!(bench.step(), "sleep");
+    }
+    // Fifty minutes of sleep in all: the renewal comes that much earlier.
+    let waited = seconds_until_a_step(&bench, 6 * 3600);
+    let latest = 6 * 3600 - 3000 + 60;
+    assert!((latest - 2200..=latest).contains(&waited), "{waited}");
+}
+
+#[test]
+fn a_clock_set_forward_while_aws_is_out_of_reach_does_not_end_a_good_token() {
+    let bench = Bench::new(Some(EU), keys());
+    bench.first_token();
+    bench.clock.sleep(HOUR * 24 * 365);
+    bench.api.fail(refused());
+    assert_eq!(bench.step(), "fetch");
+    assert_eq!(value(&bench.header(EU).unwrap()), "Basic one");
+}
+
+#[test]
+fn a_request_has_a_source_that_is_back_asked_at_once_and_not_in_a_loop() {
+    let bench = Bench::new(Some(EU), keys());
+    let denied = r#"{"__type":"AccessDeniedException","message":"no"}"#;
+    bench.api.reply(json(400, denied));
+    assert_eq!(bench.step(), "fetch");
+    // The pause has a minute at least; requests within two seconds change nothing.
+    for _ in 0..9 {
+        assert!(bench.header(EU).unwrap_err().contains("next try in"));
+        assert_eq!(bench.step(), "sleep");
+    }
+    bench.clock.advance(SECOND * 2);
+    assert!(bench.header(EU).is_err());
+    bench.api.reply(token("one", START + 12 * 3600));
+    assert_eq!(bench.step(), "fetch");
+    assert_eq!(value(&bench.header(EU).unwrap()), "Basic one");
+}
+
+#[test]
+fn a_request_with_little_time_asks_for_an_attempt_but_does_not_wait_for_it() {
+    let bench = Bench::new(Some(EU), keys());
+    bench.api.fail(refused());
+    assert_eq!(bench.step(), "fetch");
+    bench.clock.advance(SECOND * 2);
+    // Nothing runs: a caller that waited would wait for ever, as this clock stands still.
+    let deadline = bench.clock.monotonic() + SECOND * 2;
+    let registry = EU.parse().unwrap();
+    let fault = bench.tokens.header(&registry, deadline).unwrap_err().0;
+    assert!(fault.contains("connect failed"), "{fault}");
+    bench.api.reply(token("one", START + 12 * 3600));
+    assert_eq!(bench.step(), "fetch");
+}
