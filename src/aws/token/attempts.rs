@@ -242,7 +242,9 @@ mod tests {
         ] {
             let now = Instant::now();
             let mut attempts = Attempts::new(Some(now));
-            (0..9).for_each(|_| drop(attempts.fail(&fault(kind), now, 0)));
+            for _ in 0..9 {
+                attempts.fail(&fault(kind), now, 0);
+            }
             let early = attempts.wait_or_refuse::<()>(now + SECOND);
             let refused = Availability::Refused("boom (next try in 2 s)".into());
             assert_eq!(early, refused, "{kind:?}");
