@@ -1,12 +1,14 @@
 //! `aws-ecr-proxy`: lets OCI clients use AWS ECR without holding any AWS credential.
 //!
-//! The way of a request: `door` (the client's socket) → `pool` (tiny_http and the workers) →
-//! `proxy` or `pages` (what the request means) → back to the connection's own thread, which talks
-//! to `upstream` where needed and writes the reply. `aws` keeps identity and tokens beside it.
+//! A request comes in at `door`, which owns the client's socket. `pool` (tiny_http and the workers)
+//! hands it to `proxy` or `pages`, which decide what it means. Back on the connection's own thread
+//! the answer is fetched from `cache` or `upstream`, and `door` writes it. `aws` keeps identity and
+//! tokens meanwhile.
 //!
 //! Imports point one way; `tests/it/layers.rs` holds them to it:
 //! `main → cli → app → {door, pool} → {proxy, pages} → {aws, cache} → upstream →
-//! {config, oci, message, hash} → {metrics, log, clock} → {address, calendar, permits, random, range, secret, uri}`.
+//! {config, oci, message, hash} → {metrics, log, clock} →
+//! {address, calendar, permits, random, range, secret, uri}`.
 
 pub mod address;
 pub mod app;

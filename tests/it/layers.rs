@@ -1,8 +1,9 @@
 //! Holds the crate to the layers of its architecture: imports point one way, and outside crates
-//! are named in one place each. Reads the sources; knows no more of Rust than paths.
+//! are named in one place each.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::imports::{module_of, read_source, sources};
 
 /// The layers from the top to the bottom.
 const LAYERS: [&[&str]; 10] = [
@@ -63,8 +64,8 @@ fn faults(file: &str, source: &str) -> Vec<String> {
         faults.push(format!("{file}: no layer is known for `{from}`"));
         return faults;
     }
-    for path in paths(&tokens(source), &module) {
-        let whole = path.join("::");
+    for named in read_source(source, &module).paths {
+        let (whole, path) = (named.text(), &named.path);
         for (fenced, allowed) in FENCES {
             let names = whole == fenced || whole.starts_with(&format!("{fenced}::"));
             let may = allowed
@@ -111,234 +112,136 @@ fn layer(module: &str) -> Option<usize> {
     LAYERS.iter().position(|layer| layer.contains(&module))
 }
 
-/// `upstream/client.rs` → `[upstream, client]`; the roots → `[]`.
-fn module_of(file: &str) -> Vec<String> {
-    let path = file.trim_end_matches(".rs");
-    let mut module: Vec<String> = path.split('/').map(str::to_owned).collect();
-    if module.last().is_some_and(|last| last == "mod") || ["main", "lib"].contains(&path) {
-        module.pop();
-    }
-    module
-}
-
-/// Names, `::`, and single other characters; comments, strings and characters left out.
-fn tokens(source: &str) -> Vec<String> {
-    let mut tokens = Vec::new();
-    let chars: Vec<char> = source.chars().collect();
-    let mut at = 0;
-    while at < chars.len() {
-        let rest = &chars[at..];
-        let skipped = comment(rest).or_else(|| literal(rest));
-        if let Some(length) = skipped {
-            at += length;
-        } else if is_name(rest[0]) {
-            let length = rest.iter().position(|c| !is_name(*c)).unwrap_or(rest.len());
-            tokens.push(rest[..length].iter().collect());
-            at += length;
-        } else if rest.starts_with(&[':', ':']) {
-            tokens.push("::".into());
-            at += 2;
-        } else {
-            if !rest[0].is_whitespace() {
-                tokens.push(rest[0].to_string());
-            }
-            at += 1;
-        }
-    }
-    tokens
-}
-
-fn is_name(c: char) -> bool {
-    c == '_' || c.is_alphanumeric()
-}
-
-/// Length of the comment that begins here, if one does.
-fn comment(rest: &[char]) -> Option<usize> {
-    if rest.starts_with(&['/', '/']) {
-        return Some(rest.iter().position(|c| *c == '\n').unwrap_or(rest.len()));
-    }
-    if !rest.starts_with(&['/', '*']) {
-        return None;
-    }
-    let (mut depth, mut at) = (0, 0);
-    while at < rest.len() {
-        if rest[at..].starts_with(&['/', '*']) {
-            (depth, at) = (depth + 1, at + 2);
-        } else if rest[at..].starts_with(&['*', '/']) {
-            (depth, at) = (depth - 1, at + 2);
-        } else {
-            at += 1;
-        }
-        if depth == 0 {
-            break;
-        }
-    }
-    Some(at)
-}
-
-/// Length of the string or character literal that begins here, if one does.
-fn literal(rest: &[char]) -> Option<usize> {
-    let prefix = rest
+/// Which file names which, tests left out. Paths through a re-export lead to the file that has it.
+fn arrows(sources: &[(String, String)]) -> BTreeMap<String, BTreeSet<String>> {
+    let files: BTreeMap<Vec<String>, &str> = sources
         .iter()
-        .take_while(|c| matches!(c, 'b' | 'c' | 'r'))
-        .take(2)
-        .count();
-    let raw = rest[..prefix].contains(&'r');
-    let hashes = rest[prefix..].iter().take_while(|c| **c == '#').count();
-    let start = prefix + hashes;
-    if rest.get(start) == Some(&'"') && (raw || hashes == 0) {
-        let mut at = start + 1;
-        while at < rest.len() {
-            let ends = rest[at] == '"'
-                && rest[at + 1..]
-                    .iter()
-                    .take(hashes)
-                    .filter(|c| **c == '#')
-                    .count()
-                    == hashes;
-            if ends {
-                return Some(at + 1 + hashes);
-            }
-            at += if rest[at] == '\\' && !raw { 2 } else { 1 };
-        }
-        return Some(rest.len());
+        .filter(|(file, _)| file != "main.rs")
+        .map(|(file, _)| (module_of(file), file.as_str()))
+        .collect();
+    let mut arrows: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut test_modules = Vec::new();
+    for (file, text) in sources {
+        let module = module_of(file);
+        let source = read_source(text, &module);
+        let named = source.paths.iter().filter(|named| !named.in_tests);
+        let targets = named.filter_map(|named| target(&named.path, &module, &files));
+        let others = targets.filter(|target| target != file);
+        arrows.insert(file.clone(), others.map(str::to_owned).collect());
+        test_modules.extend(source.test_modules);
     }
-    // A lifetime has no second quote.
-    let quote = prefix.min(1);
-    if hashes > 0 || raw || rest.get(quote) != Some(&'\'') {
-        return None;
-    }
-    if rest.get(quote + 1) == Some(&'\\') {
-        let after = quote + 3;
-        let end = rest.iter().skip(after).position(|c| *c == '\'')?;
-        return Some(after + end + 1);
-    }
-    (rest.get(quote + 2) == Some(&'\'')).then_some(quote + 3)
+    arrows.retain(|file, _| !test_modules.iter().any(|t| module_of(file).starts_with(t)));
+    arrows
 }
 
-/// All paths, `use` trees taken apart, from the crate's root where they begin with `crate`,
-/// `self`, `super` or the crate's own name.
-fn paths(tokens: &[String], module: &[String]) -> Vec<Vec<String>> {
-    let mut paths = Vec::new();
-    let mut inline: Vec<(usize, String)> = Vec::new();
-    let mut depth = 0;
-    let mut at = 0;
-    while at < tokens.len() {
-        match tokens[at].as_str() {
-            "{" => depth += 1,
-            "}" => {
-                depth -= 1;
-                inline.retain(|(level, _)| *level <= depth);
-            }
-            "mod" if tokens.get(at + 2).is_some_and(|token| token == "{") => {
-                inline.push((depth + 1, tokens[at + 1].clone()));
-                at += 2;
-                continue;
-            }
-            _ => {}
+/// The file that a path of `module` leads to: the one of its longest beginning that is a module.
+fn target<'a>(
+    path: &[String],
+    module: &[String],
+    files: &BTreeMap<Vec<String>, &'a str>,
+) -> Option<&'a str> {
+    let absolute = match path.split_first() {
+        Some((first, rest)) if first == "crate" => rest.to_vec(),
+        // `child::thing`, seen from the module that has the child.
+        Some((first, rest)) if !rest.is_empty() => {
+            let child = [module, &[first.clone()]].concat();
+            files.get(&child)?;
+            [&child, rest].concat()
         }
-        let begins = tokens[at].starts_with(is_name)
-            && (at == 0
-                || tokens[at - 1] != "::"
-                || at == 1
-                || !tokens[at - 2].starts_with(is_name));
-        if !begins {
-            at += 1;
+        _ => return None,
+    };
+    let beginnings = (1..=absolute.len()).rev().map(|end| &absolute[..end]);
+    beginnings
+        .filter_map(|module| files.get(module).copied())
+        .next()
+}
+
+/// Groups of files each of which leads back to itself through the others.
+fn circles(arrows: &BTreeMap<String, BTreeSet<String>>) -> Vec<BTreeSet<String>> {
+    let reached: BTreeMap<&String, BTreeSet<&String>> = arrows
+        .keys()
+        .map(|from| {
+            let (mut reached, mut next) = (BTreeSet::new(), vec![from]);
+            while let Some(file) = next.pop() {
+                let targets = arrows.get(file).into_iter().flatten();
+                next.extend(targets.filter(|target| reached.insert(*target)));
+            }
+            (from, reached)
+        })
+        .collect();
+    let mut circles: Vec<BTreeSet<String>> = Vec::new();
+    for (file, targets) in &reached {
+        if !targets.contains(file) || circles.iter().any(|circle| circle.contains(*file)) {
             continue;
         }
-        let mut found = Vec::new();
-        at = tree(tokens, at, &mut Vec::new(), &mut found);
-        let mut here = module.to_vec();
-        here.extend(inline.iter().map(|(_, name)| name.clone()));
-        paths.extend(found.iter().map(|path| resolve(path, &here)));
+        let back = targets
+            .iter()
+            .filter(|target| reached.get(**target).is_some_and(|r| r.contains(file)));
+        circles.push(back.map(|file| (*file).clone()).collect());
     }
-    paths
+    circles
 }
 
-/// Reads the path (or tree of paths) that begins at `at`; says where it ends.
-fn tree(
-    tokens: &[String],
-    mut at: usize,
-    prefix: &mut Vec<String>,
-    found: &mut Vec<Vec<String>>,
-) -> usize {
-    let depth = prefix.len();
-    let mut grouped = false;
-    while at < tokens.len() && tokens[at].starts_with(is_name) {
-        prefix.push(tokens[at].clone());
-        at += 1;
-        if tokens.get(at).is_none_or(|token| token != "::") {
-            break;
-        }
-        at += 1;
-        if tokens.get(at).is_some_and(|token| token == "{") {
-            grouped = true;
-            at += 1;
-            while at < tokens.len() && tokens[at] != "}" {
-                if tokens[at].starts_with(is_name) {
-                    at = tree(tokens, at, prefix, found);
-                    if tokens.get(at).is_some_and(|token| token == "as") {
-                        at += 2;
-                    }
-                } else {
-                    at += 1;
-                }
-            }
-            at += 1;
-            break;
-        }
-    }
-    if !grouped {
-        found.push(prefix.clone());
-    }
-    prefix.truncate(depth);
-    at
+/// True when `from` is in the folder of the module in `to`, at any depth.
+fn is_below(from: &str, to: &str) -> bool {
+    let (from, to) = (module_of(from), module_of(to));
+    from.len() > to.len() && from.starts_with(&to)
 }
 
-/// The path from the crate's root, if it is one of this crate.
-fn resolve(path: &[String], here: &[String]) -> Vec<String> {
-    let mut base = match path[0].as_str() {
-        "crate" | "aws_ecr_proxy" => Vec::new(),
-        "self" | "super" => here.to_vec(),
-        _ => return path.to_vec(),
+/// What is wrong with the order of the files: a child may name its parent's words, so those arrows
+/// are left out; all others must form no circle.
+fn circle_faults(sources: &[(String, String)]) -> Vec<String> {
+    let mut arrows = arrows(sources);
+    for (from, targets) in &mut arrows {
+        targets.retain(|to| !is_below(from, to));
+    }
+    let describe = |circle: &BTreeSet<String>| {
+        let steps = circle.iter().flat_map(|from| {
+            let inside = arrows[from].iter().filter(|to| circle.contains(*to));
+            inside.map(move |to| format!("\n    {from} → {to}"))
+        });
+        format!("a circle:{}", steps.collect::<String>())
     };
-    let mut rest = path;
-    while let Some((first, others)) = rest.split_first() {
-        match first.as_str() {
-            "super" => {
-                base.pop();
-            }
-            "self" | "crate" | "aws_ecr_proxy" => {}
-            _ => break,
-        }
-        rest = others;
-    }
-    [&["crate".to_owned()], base.as_slice(), rest].concat()
+    circles(&arrows).iter().map(describe).collect()
 }
 
-/// Every Rust file below `folder`, as a path from there and its text.
-pub(crate) fn sources(folder: &str) -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
-    let (mut folders, mut found) = (vec![root.clone()], Vec::new());
-    while let Some(folder) = folders.pop() {
-        let entries = fs::read_dir(&folder).expect("a readable folder");
-        let entries: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-        for path in entries {
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let name = path
-                    .strip_prefix(&root)
-                    .unwrap()
-                    .to_str()
-                    .unwrap()
-                    .to_owned();
-                found.push((name, fs::read_to_string(&path).unwrap()));
-            }
-        }
+#[test]
+fn files_form_no_circle() {
+    let faults = circle_faults(&sources("src"));
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn a_circle_between_files_is_seen() {
+    let faults = |files: &[(&str, &str)]| {
+        let file = |(file, text): &(&str, &str)| ((*file).to_owned(), (*text).to_owned());
+        circle_faults(&files.iter().map(file).collect::<Vec<_>>()).len()
+    };
+    let parent = ("a/mod.rs", "mod b; mod c; mod d; use b::B;");
+    let c = ("a/c.rs", "use super::d::D; use super::A;");
+    for (count, b, d) in [
+        (0, "use super::c::C;", "use crate::log;"),
+        (1, "use super::c::C;", "use super::b::B;"),
+        (1, "use super::c::C;", "fn f() { g!(x, crate::a::b::h()) }"),
+        (0, "use super::c::C;", "// use super::b::B;"),
+        (
+            0,
+            "use super::c::C;",
+            "#[cfg(test)] mod tests { use super::super::b::B; }",
+        ),
+        (0, "use super::c::C;", "#[cfg(test)] use super::b::B;"),
+        (
+            1,
+            "use super::c::C;",
+            "#[cfg(test)] use x::Y; use super::b::B;",
+        ),
+    ] {
+        let files = [parent, ("a/b.rs", b), c, ("a/d.rs", d)];
+        assert_eq!(faults(&files), count, "{b} {d}");
     }
-    found.sort();
-    found
+    let tests = ("a/mod.rs", "pub mod b; #[cfg(test)] mod fake;");
+    let fake = ("a/fake.rs", "use super::b;");
+    assert_eq!(faults(&[tests, fake, ("a/b.rs", "use super::fake::F;")]), 0);
 }
 
 #[test]

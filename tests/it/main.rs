@@ -25,6 +25,7 @@ mod framing;
 mod identity_files;
 mod identity_metadata;
 mod identity_outage;
+mod imports;
 mod layers;
 mod limits;
 mod listings;

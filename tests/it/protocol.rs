@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use crate::layers::sources;
+use crate::imports::sources;
 
 /// Behaviours that the page lists.
 const LINES: usize = 41;

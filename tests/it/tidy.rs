@@ -1,6 +1,6 @@
 //! Keeps the sources in the shape that `CONTRIBUTING.md` and the lints cannot hold them to.
 
-use crate::layers::sources;
+use crate::imports::sources;
 
 const COLUMNS_MAX: usize = 100;
 const LINES_MAX: usize = 600;
