@@ -43,7 +43,7 @@ use crate::upstream::redirect::Redirects;
 use crate::upstream::resolver::Resolver;
 use crate::upstream::{Anonymous, Authorizer};
 use listen::Address;
-use reload::{Look, Reloader, Watched};
+use reload::{FileStamps, Reloader, Watched};
 
 /// Longest wait for the last log lines at the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -58,7 +58,7 @@ const DEFAULT_CACHE_DIR: &str = "/cache";
 /// Stack of the threads that only wait and pass on.
 const SMALL_STACK_BYTES: usize = 128 * 1024;
 
-/// What ends, or may end, the process.
+/// Something that ends the process, or may end it.
 enum Event {
     Drained(Drained),
     /// The thread of this name is gone, or tiny_http is cut off.
@@ -88,9 +88,9 @@ pub fn run(settings: Settings) -> u8 {
     code
 }
 
-/// Why there is no proxy.
+/// Why the proxy did not start.
 enum Failure {
-    /// What settings name is not fit.
+    /// A file that a setting names is not fit.
     Settings(Vec<String>),
     Start(String),
 }
@@ -111,15 +111,15 @@ struct Running {
 }
 
 fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, Failure> {
-    let on_lost = on_lost(events);
+    let on_lost = report_lost_to(events);
     let mut watched = Vec::new();
     let tls = load_tls(settings, &mut watched).map_err(Failure::Settings)?;
     let logins = open_logins(settings, &mut watched).map_err(|why| Failure::Settings(vec![why]))?;
     let bound = listen::open(settings)?;
     watch_signals(events).map_err(|error| format!("signals: {error}"))?;
     let cache_directory = cache_directory(settings);
-    let connections = capacity::connections(settings, cache_directory.is_some())?;
-    let client = Arc::new(way_out(settings, connections.min(POOL_MAX))?);
+    let connections = capacity::fit_connections(settings, cache_directory.is_some())?;
+    let client = Arc::new(new_client(settings, connections.min(POOL_MAX))?);
     let tokens = start_tokens(settings, &client, &on_lost)?;
     let authorizer: Arc<dyn Authorizer> = match &tokens {
         Some(tokens) => Arc::clone(tokens) as Arc<dyn Authorizer>,
@@ -133,7 +133,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, Failure
     let draining = Arc::new(AtomicBool::new(false));
     let cache = open_cache(settings, cache_directory, &upstream, &on_lost)?;
     let access = Access::new(&settings.access, logins);
-    let decide = decide(
+    let decide = build_decide(
         settings,
         access,
         upstream,
@@ -149,7 +149,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, Failure
     let lanes = Lanes::open(pool.address(), settings.lanes, half_lost)
         .map_err(|error| format!("lanes to tiny_http: {error}"))?;
     pool.seal().map_err(workers)?;
-    let limits = limits(settings, connections);
+    let limits = door_limits(settings, connections);
     let reloader =
         Reloader::start(watched, &on_lost).map_err(|error| format!("thread reload: {error}"))?;
     let door = Door::open(bound.listeners, lanes, desk, limits, tls, on_lost)
@@ -165,7 +165,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, Failure
     })
 }
 
-/// Reads certificate and key, if the door is to speak TLS, and has them watched.
+/// Reads certificate and key, if the door is to speak TLS, and adds them to the watched files.
 fn load_tls(
     settings: &Settings,
     watched: &mut Vec<Watched>,
@@ -184,19 +184,20 @@ fn load_tls(
         key: key.clone(),
         client_ca: set.client_ca.clone(),
     };
-    let look = Look::at(files.paths());
+    let stamps = FileStamps::take(files.paths());
     let tls = Arc::new(ServerTls::load(files)?);
     let again = Arc::clone(&tls);
     let reload = Box::new(move || again.reload());
-    watched.push(Watched::new("TLS certificate", look, reload));
+    watched.push(Watched::new("TLS certificate", stamps, reload));
     Ok(Some(tls))
 }
 
-/// Name look-ups, outbound proxies, TLS, and up to `pool` idle connections. For `check`, too.
+/// Builds the HTTP client towards registries and AWS: name look-ups, outbound proxies, TLS, and up
+/// to `pool` idle connections. `check` uses it, too.
 ///
 /// # Errors
 /// When the thread of the look-ups is refused, or the authorities cannot be read.
-pub fn way_out(settings: &Settings, pool: usize) -> Result<Client, String> {
+pub fn new_client(settings: &Settings, pool: usize) -> Result<Client, String> {
     let lookup = match settings.outbound.resolvers.as_slice() {
         [] => Resolver::system(),
         servers => Dns::lookup(servers.to_vec()),
@@ -207,7 +208,7 @@ pub fn way_out(settings: &Settings, pool: usize) -> Result<Client, String> {
     Client::new(resolver, proxies, bundle, pool)
 }
 
-fn limits(settings: &Settings, connections: usize) -> DoorLimits {
+fn door_limits(settings: &Settings, connections: usize) -> DoorLimits {
     let limits = DoorLimits::new(connections);
     DoorLimits {
         connections_per_peer: settings.max_connections_per_peer,
@@ -220,7 +221,7 @@ fn limits(settings: &Settings, connections: usize) -> DoorLimits {
 }
 
 fn announce(settings: &Settings, bound: &[Address], connections: usize) {
-    let registry = registries_shown(&settings.registries);
+    let registry = list_registries(&settings.registries);
     for address in bound {
         log::info(
             &format!("listening on {address}"),
@@ -244,14 +245,14 @@ fn announce(settings: &Settings, bound: &[Address], connections: usize) {
     }
 }
 
-/// True when not everybody who can connect may do whatever they like.
+/// True when a setting limits what a client that can connect may do.
 const fn is_guarded(settings: &Settings) -> bool {
     let access = &settings.access;
     let asks_for_certificates = settings.tls.enabled && settings.tls.client_ca.is_some();
     access.auth_file.is_some() || access.read_only || asks_for_certificates
 }
 
-/// Reads the logins, if clients must log in, and has their file watched.
+/// Reads the logins, if clients must log in, and adds their file to the watched files.
 fn open_logins(
     settings: &Settings,
     watched: &mut Vec<Watched>,
@@ -259,7 +260,7 @@ fn open_logins(
     let Some(path) = &settings.access.auth_file else {
         return Ok(None);
     };
-    let look = Look::at(vec![path.clone()]);
+    let stamps = FileStamps::take(vec![path.clone()]);
     let logins = Logins::open(path, Arc::new(SystemClock));
     let logins = Arc::new(logins.map_err(|why| format!("AUTH_FILE={why}"))?);
     log::info(
@@ -272,12 +273,12 @@ fn open_logins(
         log::info("AUTH_FILE read again", &[("users", &again.count())]);
         Ok(())
     });
-    watched.push(Watched::new("AUTH_FILE", look, reload));
+    watched.push(Watched::new("AUTH_FILE", stamps, reload));
     Ok(Some(logins))
 }
 
 /// The default one first.
-fn registries_shown(registries: &[Registry]) -> String {
+fn list_registries(registries: &[Registry]) -> String {
     if registries.is_empty() {
         return "that of the identity".to_owned();
     }
@@ -285,7 +286,7 @@ fn registries_shown(registries: &[Registry]) -> String {
     urls.join(",")
 }
 
-fn on_lost(events: &Sender<Event>) -> Arc<dyn Fn(&str) + Send + Sync> {
+fn report_lost_to(events: &Sender<Event>) -> Arc<dyn Fn(&str) + Send + Sync> {
     // Sender is Sync, and a closed channel means that the process is ending anyway.
     let events = events.clone();
     Arc::new(move |name| drop(events.send(Event::Lost(name.to_owned()))))
@@ -320,7 +321,7 @@ fn start_tokens(
     let tokens = new_tokens(settings, client);
     let (running, on_lost) = (Arc::clone(&tokens), Arc::clone(on_lost));
     let run = move || {
-        // Returns by itself only when it was told to stop.
+        // It returns only after a call of `stop`.
         if catch_unwind(AssertUnwindSafe(|| running.run())).is_err() {
             on_lost("token");
         }
@@ -334,7 +335,8 @@ fn start_tokens(
     Ok(Some(tokens))
 }
 
-/// The identity that the settings speak of; nothing is called yet. For `check`, too.
+/// Builds the store of tokens for the identity in the settings. Calls nothing yet. `check` uses it,
+/// too.
 pub fn new_tokens(settings: &Settings, client: &Arc<Client>) -> Arc<Tokens> {
     let config = TokenConfig {
         aws: settings.aws.clone(),
@@ -344,7 +346,7 @@ pub fn new_tokens(settings: &Settings, client: &Arc<Client>) -> Arc<Tokens> {
     Tokens::new(config, Arc::new(Arc::clone(client)), Arc::new(SystemClock))
 }
 
-/// Where the cache is to be, if there is to be one. For `check`, too.
+/// The directory of the cache; none when it is off. `check` uses it, too.
 pub fn cache_directory(settings: &Settings) -> Option<PathBuf> {
     match &settings.cache_dir {
         CacheDir::At(directory) => Some(directory.clone()),
@@ -374,8 +376,8 @@ fn start_cache_thread(
     Ok(())
 }
 
-/// Opens the cache, if there is to be one, and starts its threads. A directory that cannot be used
-/// is said in the log, and the proxy runs without a cache: it is still of use.
+/// Opens the cache, unless it is off, and starts its threads. When the directory cannot be used, the
+/// log says so and the proxy runs without a cache: it is still of use.
 fn open_cache(
     settings: &Settings,
     directory: Option<PathBuf>,
@@ -415,8 +417,8 @@ fn open_cache(
     Ok(Some(cache))
 }
 
-/// What the workers run: `/v2` is the proxy's, the rest the pages'.
-fn decide(
+/// Builds the function that the workers run: `/v2` goes to the proxy, all else to the pages.
+fn build_decide(
     settings: &Settings,
     access: Access,
     upstream: Arc<Upstream>,
@@ -438,7 +440,7 @@ fn decide(
         "commit": config::COMMIT,
         "build_date": config::build_date(),
     });
-    let readiness = readiness(tokens, cache, registries_shown(&settings.registries));
+    let readiness = build_readiness(tokens, cache, list_registries(&settings.registries));
     let pages = Pages::new(readiness, draining, version.to_string());
     Ok(Arc::new(move |request: &Request| {
         if let Some(refusal) = pages::refusal_without_certificate(request) {
@@ -453,7 +455,7 @@ fn decide(
     }))
 }
 
-fn readiness(
+fn build_readiness(
     tokens: Option<Arc<Tokens>>,
     cache: Option<Arc<Cache>>,
     registries: String,

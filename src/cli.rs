@@ -68,7 +68,7 @@ static COMMANDS: &[Command] = &[
     ),
     built(
         "settings",
-        "show the settings that hold and their origin",
+        "show the effective settings and their origin",
         Action::Settings,
     ),
     built("help", "show this; also --help and -h", Action::Help),
@@ -92,7 +92,7 @@ pub fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Runs a command and returns the exit code; `serve` is what the command of this name does.
+/// Runs a command and returns the exit code. `serve` runs the proxy.
 pub fn run(
     arguments: Vec<OsString>,
     environment: &[(OsString, OsString)],
@@ -101,11 +101,11 @@ pub fn run(
     serve: impl FnOnce(Settings) -> u8,
 ) -> u8 {
     let arguments = Arguments::parse(arguments);
-    let action = match action(&arguments) {
+    let action = match find_action(&arguments) {
         Ok(action) => action,
-        // Its own flags are not built either: calling them unknown would mislead.
-        Err(Refusal::NotBuilt(fault)) => return complain(err, &[fault]),
-        Err(Refusal::Odd(fault)) => {
+        // The command's own flags are not built either: to call them unknown would mislead.
+        Err(CommandFault::NotBuilt(fault)) => return complain(err, &[fault]),
+        Err(CommandFault::Unknown(fault)) => {
             complain(err, &[fault]);
             let settings = config::resolve(&arguments, environment).settings;
             return complain(err, &settings.err().unwrap_or_default());
@@ -120,11 +120,11 @@ pub fn run(
                 effective,
             } = config::resolve(&arguments, environment);
             let shown = match action {
-                Action::Settings => print(out, err, &table(&effective)),
+                Action::Settings => print(out, err, &write_table(&effective)),
                 _ => EXIT_OK,
             };
             match (settings, action) {
-                (Err(faults), Action::Check) => check::refuse(&faults, out, err),
+                (Err(faults), Action::Check) => check::print_faults(&faults, out, err),
                 (Err(faults), _) => complain(err, &faults),
                 (Ok(settings), Action::Check) => check::run(&settings, &effective, out, err),
                 (Ok(settings), Action::Health) => health::run(&settings, out, err),
@@ -135,14 +135,14 @@ pub fn run(
     }
 }
 
-/// Why there is nothing to run.
-enum Refusal {
+/// Why no command can run.
+enum CommandFault {
     NotBuilt(String),
-    Odd(String),
+    Unknown(String),
 }
 
-/// What is asked for, or why that cannot be done.
-fn action(arguments: &Arguments) -> Result<Action, Refusal> {
+/// Finds the command that the arguments name.
+fn find_action(arguments: &Arguments) -> Result<Action, CommandFault> {
     if arguments.help {
         return Ok(Action::Help);
     }
@@ -157,17 +157,17 @@ fn action(arguments: &Arguments) -> Result<Action, Refusal> {
         let names: Vec<&str> = COMMANDS.iter().map(|command| command.name).collect();
         let names = names.join(" ");
         let fault = format!("{word:?}: unknown command, expected one of {names}");
-        return Err(Refusal::Odd(fault));
+        return Err(CommandFault::Unknown(fault));
     };
     let Some(action) = command.action else {
         let fault = format!("{word}: not built yet in this version");
-        return Err(Refusal::NotBuilt(fault));
+        return Err(CommandFault::NotBuilt(fault));
     };
     match words.next() {
         None => Ok(action),
         Some(odd) => {
             let fault = format!("{odd:?}: unexpected after {word}, which takes flags only");
-            Err(Refusal::Odd(fault))
+            Err(CommandFault::Unknown(fault))
         }
     }
 }
@@ -197,8 +197,8 @@ fn version() -> String {
     format!("aws-ecr-proxy {VERSION} (commit {COMMIT}, built {date})\n")
 }
 
-/// The settings that hold, in columns.
-fn table(effective: &[Effective]) -> String {
+/// The effective settings, in columns.
+fn write_table(effective: &[Effective]) -> String {
     let rows: Vec<[String; 3]> = effective
         .iter()
         .map(|row| {
@@ -241,7 +241,7 @@ fn fail(out: &mut dyn Write, err: &mut dyn Write, text: &str) -> u8 {
 
 fn complain(err: &mut dyn Write, faults: &[impl std::fmt::Display]) -> u8 {
     for fault in faults {
-        // With standard error gone, the exit code has to say it all.
+        // When standard error is closed, the exit code is all that is left.
         let _ = writeln!(err, "aws-ecr-proxy: {fault}");
     }
     EXIT_SETTINGS

@@ -1,5 +1,6 @@
 //! The settings: one table from which parser, `--help` and `docs/configuration.md` come. Owns: the
-//! environment of the process, and which value of a setting holds. Must not: act on a value.
+//! environment of the process, and the choice among several values of a setting. Must not: act on a
+//! value.
 //!
 //! `table.rs` is the table, `arguments.rs` reads the command line, `parse.rs` reads values,
 //! `document.rs` writes help and documentation. A flag beats a variable, which beats the default;
@@ -146,7 +147,7 @@ impl fmt::Display for Fault {
 /// Where a value comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody gave one.
+    /// Neither a flag nor a variable.
     Default,
     /// The variable of this name.
     Environment(&'static str),
@@ -164,10 +165,10 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A setting as it holds, fit to be shown.
+/// The effective value of a setting, fit to be shown.
 #[derive(Debug, Clone)]
 pub struct Effective {
-    /// Which.
+    /// The setting.
     pub setting: &'static Setting,
     /// The value, secrets as `***`; none when nothing is given and nothing is the default.
     pub value: Option<String>,
@@ -175,10 +176,10 @@ pub struct Effective {
     pub origin: Origin,
 }
 
-/// What arguments and variables come to.
+/// The result of [`resolve`].
 #[derive(Debug)]
 pub struct Resolution {
-    /// The settings, or all that is wrong with them.
+    /// The settings, or all their faults.
     pub settings: Result<Settings, Vec<Fault>>,
     /// Every built setting, and what else was given, in the table's order.
     pub effective: Vec<Effective>,
@@ -191,7 +192,7 @@ struct Given {
     /// The variable's name, also where its flag was used.
     name: &'static str,
     by_flag: bool,
-    /// None: not UTF-8. Secret until the setting is known not to be one.
+    /// None: not UTF-8. It stays a `Secret` until the setting is known not to be one.
     value: Option<Secret<String>>,
 }
 
@@ -211,7 +212,7 @@ pub fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> R
     let mut settings = Settings::default();
     let mut effective = Vec::new();
     for setting in table_rows() {
-        let given = given(setting, arguments, environment);
+        let given = find_given(setting, arguments, environment);
         let Some(first) = given.first() else {
             // A test holds every default to its own row, so this cannot fail.
             let _ = apply_preset(setting, &mut settings);
@@ -225,7 +226,7 @@ pub fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> R
             value: Some(first.shown()),
             origin: first.origin(),
         });
-        if let Err(fault) = take(setting, &given, &mut settings) {
+        if let Err(fault) = store(setting, &given, &mut settings) {
             faults.push(fault);
         }
     }
@@ -237,11 +238,11 @@ pub fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> R
     if settings.cache_dir == CacheDir::Unset {
         cache::take_over_directory(&mut settings, environment);
     }
-    if settings.upstream_auth == UpstreamAuth::None && effective_unset(&effective, "ECR") {
+    if settings.upstream_auth == UpstreamAuth::None && is_default(&effective, "ECR") {
         let why = "UPSTREAM_AUTH=none: expected ECR to be set too, as no token names a registry";
         faults.push(Fault(why.to_owned()));
     }
-    let is_missing = |name: &str| effective_unset(&effective, name);
+    let is_missing = |name: &str| is_default(&effective, name);
     faults.extend(settings.tls.faults(is_missing));
     Resolution {
         settings: if faults.is_empty() {
@@ -253,8 +254,8 @@ pub fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> R
     }
 }
 
-/// The flags that name `setting`, or else the variables.
-fn given(
+/// Finds the flags that name `setting`; without any, the variables.
+fn find_given(
     setting: &'static Setting,
     arguments: &Arguments,
     environment: &[(OsString, OsString)],
@@ -284,7 +285,7 @@ fn given(
 }
 
 /// Stores the one value that all of `given` agree on.
-fn take(setting: &Setting, given: &[Given], settings: &mut Settings) -> Result<(), Fault> {
+fn store(setting: &Setting, given: &[Given], settings: &mut Settings) -> Result<(), Fault> {
     if let Some(odd) = given.iter().find(|given| given.value.is_none()) {
         return Err(Fault(format!("{}: expected UTF-8", odd.label())));
     }
@@ -307,7 +308,7 @@ fn apply_preset(setting: &Setting, settings: &mut Settings) -> Result<(), String
     }
 }
 
-fn effective_unset(effective: &[Effective], name: &str) -> bool {
+fn is_default(effective: &[Effective], name: &str) -> bool {
     let mut shown = effective.iter();
     shown.any(|shown| shown.setting.name == name && shown.origin == Origin::Default)
 }
@@ -361,8 +362,8 @@ impl Effective {
     }
 }
 
-/// A value fit to be shown: on one line, and without what may hold a password in an address (RFC
-/// 3986 §3.2.1 user information, §3.4 query).
+/// A value fit to be shown: on one line, and without the parts of a URL that may hold a password
+/// (RFC 3986 §3.2.1 user information, §3.4 query).
 fn mask(value: &str) -> String {
     // In `@file` nothing precedes the sign. A password may hold a `?`, so it goes first.
     let without_user = match value.rsplit_once('@') {

@@ -32,7 +32,7 @@ const CONNECTIONS_MIN: u64 = 4;
 ///
 /// # Errors
 /// When too few fit to be of use.
-pub(super) fn connections(settings: &Settings, with_cache: bool) -> Result<usize, String> {
+pub(super) fn fit_connections(settings: &Settings, with_cache: bool) -> Result<usize, String> {
     let descriptors = raise_descriptors();
     let lanes = settings.lanes as u64;
     let (fills, kept_uploads) = if with_cache {
@@ -67,7 +67,7 @@ pub(super) fn connections(settings: &Settings, with_cache: bool) -> Result<usize
     let mut most = wanted;
     for (name, limit, fixed, each) in limits {
         let Some(limit) = limit else { continue };
-        let room = fit(limit, fixed, each);
+        let room = divide_rest(limit, fixed, each);
         if room < CONNECTIONS_MIN.min(wanted) {
             let needed = fixed + each * CONNECTIONS_MIN;
             return Err(format!(
@@ -90,7 +90,7 @@ pub(super) fn connections(settings: &Settings, with_cache: bool) -> Result<usize
     Ok(usize::try_from(most).unwrap_or(settings.max_connections))
 }
 
-const fn fit(limit: u64, fixed: u64, each: u64) -> u64 {
+const fn divide_rest(limit: u64, fixed: u64, each: u64) -> u64 {
     limit.saturating_sub(fixed) / each
 }
 
@@ -133,9 +133,9 @@ mod tests {
 
     #[test]
     fn what_is_reserved_is_not_given_out() {
-        assert_eq!(fit(200, 80, 3), 40);
-        assert_eq!(fit(50, 80, 3), 0);
-        assert_eq!(fit(u64::MAX, 80, 1), u64::MAX - 80);
+        assert_eq!(divide_rest(200, 80, 3), 40);
+        assert_eq!(divide_rest(50, 80, 3), 0);
+        assert_eq!(divide_rest(u64::MAX, 80, 1), u64::MAX - 80);
     }
 
     #[test]
@@ -144,6 +144,6 @@ mod tests {
             max_connections: 16,
             ..Settings::default()
         };
-        assert_eq!(connections(&settings, true), Ok(16));
+        assert_eq!(fit_connections(&settings, true), Ok(16));
     }
 }

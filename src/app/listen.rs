@@ -37,7 +37,7 @@ pub(super) enum Address {
 }
 
 impl Address {
-    /// True when it is there for this machine's users alone.
+    /// True when only users of this machine can reach it.
     pub(super) const fn is_local(&self) -> bool {
         match self {
             Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
@@ -56,13 +56,13 @@ impl fmt::Display for Address {
     }
 }
 
-/// Opens what `settings` say, or takes over what systemd hands in.
+/// Opens the socket that `settings` name, or takes over the sockets that systemd hands in.
 ///
-/// Must be called before threads that look up names (getaddrinfo(3) reads the environment): taking
-/// over removes variables from it.
+/// Call it before a thread looks up names: taking over removes variables from the environment,
+/// which getaddrinfo(3) reads.
 pub(super) fn open(settings: &Settings) -> Result<Bound, String> {
     match &settings.activation {
-        Activation::Handed(names) => return handed(names),
+        Activation::Handed(names) => return take_over(names),
         Activation::Misdirected { pid } => log::warn(
             "LISTEN_FDS is not for this process; binding LISTEN_HOST",
             &[("listen_pid", pid)],
@@ -70,15 +70,15 @@ pub(super) fn open(settings: &Settings) -> Result<Bound, String> {
         Activation::None => {}
     }
     let host = match &settings.listen_host {
-        ListenHost::Unix(path) => return unix(path),
+        ListenHost::Unix(path) => return open_unix(path),
         ListenHost::Address(host) => *host,
     };
     let address = SocketAddr::new(host, settings.listen_port);
     let listener = TcpListener::bind(address).map_err(|error| {
         format!("cannot listen on {address}: {error}; set LISTEN_HOST or LISTEN_PORT")
     })?;
-    // The standard library asks for 128, which a burst of a few hundred clients overruns: who finds
-    // it full is only heard a second later. To listen again changes the length alone.
+    // The standard library asks for 128, which a burst of a few hundred clients overruns: a client
+    // that finds the queue full tries again a second later. A second `listen` only changes the length.
     rustix::net::listen(&listener, BACKLOG)
         .map_err(|error| format!("cannot listen on {address}: {error}"))?;
     let address = listener.local_addr().unwrap_or(address);
@@ -89,7 +89,7 @@ pub(super) fn open(settings: &Settings) -> Result<Bound, String> {
     })
 }
 
-fn handed(names: &[String]) -> Result<Bound, String> {
+fn take_over(names: &[String]) -> Result<Bound, String> {
     log::info(
         "sockets are handed in by LISTEN_FDS; LISTEN_HOST and LISTEN_PORT are not bound",
         &[("count", &names.len())],
@@ -101,7 +101,7 @@ fn handed(names: &[String]) -> Result<Bound, String> {
         file: None,
     };
     for (index, name) in names.iter().enumerate() {
-        let (listener, address) = take(&mut descriptors, index)
+        let (listener, address) = take_socket(&mut descriptors, index)
             // By convention the first is 3 (sd_listen_fds(3)).
             .map_err(|why| format!("LISTEN_FDS: descriptor {} ({name}) {why}", 3 + index))?;
         bound.listeners.push(listener.inherited());
@@ -111,7 +111,7 @@ fn handed(names: &[String]) -> Result<Bound, String> {
 }
 
 /// One of the sockets, closed on exec from then on, and its address.
-fn take(
+fn take_socket(
     descriptors: &mut listenfd::ListenFd,
     index: usize,
 ) -> Result<(Listener, Address), &'static str> {
@@ -136,7 +136,7 @@ fn take(
     Ok((listener.into(), Address::Unix(path)))
 }
 
-fn unix(path: &Path) -> Result<Bound, String> {
+fn open_unix(path: &Path) -> Result<Bound, String> {
     let shown = path.display();
     let failed =
         |why: &dyn fmt::Display| format!("cannot listen on unix:{shown}: {why}; set LISTEN_HOST");
@@ -149,7 +149,7 @@ fn unix(path: &Path) -> Result<Bound, String> {
     })
 }
 
-/// Removes the socket that a process which is gone has left behind, and nothing else.
+/// Removes a socket that no process listens on any more, and nothing else.
 fn remove_stale(path: &Path) -> Result<(), String> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn a_unix_socket_is_for_its_user_and_group_and_goes_at_the_end() {
         let folder = Folder::new();
-        let bound = unix(&folder.socket()).map_err(drop).unwrap();
+        let bound = open_unix(&folder.socket()).map_err(drop).unwrap();
         let mode = fs::metadata(folder.socket()).unwrap().mode();
         assert_eq!(mode & 0o777, UNIX_MODE);
         let address = Address::Unix(Some(folder.socket()));
@@ -256,8 +256,8 @@ mod tests {
         let folder = Folder::new();
         drop(UnixListener::bind(folder.socket()).unwrap());
         assert!(folder.socket().exists());
-        let bound = unix(&folder.socket()).map_err(drop).unwrap();
-        let why = unix(&folder.socket()).map(drop).unwrap_err();
+        let bound = open_unix(&folder.socket()).map_err(drop).unwrap();
+        let why = open_unix(&folder.socket()).map(drop).unwrap_err();
         assert!(why.contains("another process listens there"), "{why}");
         UnixStream::connect(folder.socket()).unwrap();
         drop(bound);
@@ -267,11 +267,11 @@ mod tests {
     fn what_is_no_socket_is_left_alone() {
         let folder = Folder::new();
         fs::write(folder.socket(), "precious").unwrap();
-        let why = unix(&folder.socket()).map(drop).unwrap_err();
+        let why = open_unix(&folder.socket()).map(drop).unwrap_err();
         assert!(why.contains("no socket is there already"), "{why}");
         assert_eq!(fs::read(folder.socket()).unwrap(), b"precious");
         let nowhere = folder.0.join("none").join("socket");
-        let why = unix(&nowhere).map(drop).unwrap_err();
+        let why = open_unix(&nowhere).map(drop).unwrap_err();
         assert!(
             why.contains("No such file") && why.contains("LISTEN_HOST"),
             "{why}"
@@ -298,7 +298,7 @@ mod tests {
     #[test]
     fn the_socket_of_a_successor_is_left_alone() {
         let folder = Folder::new();
-        let bound = unix(&folder.socket()).map_err(drop).unwrap();
+        let bound = open_unix(&folder.socket()).map_err(drop).unwrap();
         fs::rename(folder.socket(), folder.0.join("moved")).unwrap();
         let _successor = UnixListener::bind(folder.socket()).unwrap();
         drop(bound);

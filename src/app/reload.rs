@@ -1,10 +1,10 @@
 //! Files that are read again while the proxy runs: on SIGHUP, and when they change. Owns: the
 //! thread `reload`, and how a change is noticed. Must not: know what is in the files.
 //!
-//! A change is seen in what `stat` says of the path, links followed: a Kubernetes secret changes by
-//! a link that points elsewhere (`..data`), others by writing or renaming. It is acted upon once
-//! two looks in a row agree, so that certificate and key, written one after the other, are read
-//! together.
+//! A change shows in the result of `stat`, which follows links: a Kubernetes secret changes when a
+//! link (`..data`) points elsewhere, other files when they are written or renamed. The files are read
+//! once two polls in a row agree. So a certificate and a key that are written one after the other
+//! are read together.
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -17,20 +17,20 @@ use std::time::Duration;
 
 use crate::log;
 
-/// Between two looks at the files: a renewed certificate is in use within twice that.
+/// Time between two polls: a renewed certificate is in use after two of them.
 const POLL: Duration = Duration::from_secs(2);
 /// Stack of the thread: certificates and lists are parsed there.
 const RELOAD_STACK_BYTES: usize = 512 * 1024;
 
-/// Reads files again and puts what they say in the place of what was; all faults, and nothing
-/// changed, when they are not fit.
+/// Reads files again and puts their content into use. When they are not fit it returns all faults
+/// and changes nothing.
 pub(super) type Reload = Box<dyn FnMut() -> Result<(), Vec<String>> + Send>;
 
-/// How files look from outside.
+/// The stamps of files that belong together.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Look(Vec<(PathBuf, Option<Stamp>)>);
+pub(super) struct FileStamps(Vec<(PathBuf, Option<Stamp>)>);
 
-/// What changes when a file does.
+/// The fields of `stat` that change when a file does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Stamp {
     file: (u64, u64),
@@ -40,23 +40,24 @@ struct Stamp {
     changed: (i64, i64),
 }
 
-impl Look {
-    /// As they are now. To be taken before they are read, so that no change is missed.
-    pub(super) fn at(paths: Vec<PathBuf>) -> Self {
-        let look = |path: PathBuf| {
+impl FileStamps {
+    /// Takes the stamps as they are now. Take them before the files are read, so that no change is
+    /// missed.
+    pub(super) fn take(paths: Vec<PathBuf>) -> Self {
+        let with_stamp = |path: PathBuf| {
             let stamp = Stamp::of(&path);
             (path, stamp)
         };
-        Self(paths.into_iter().map(look).collect())
+        Self(paths.into_iter().map(with_stamp).collect())
     }
 
-    fn again(&self) -> Self {
-        Self::at(self.0.iter().map(|(path, _)| path.clone()).collect())
+    fn take_again(&self) -> Self {
+        Self::take(self.0.iter().map(|(path, _)| path.clone()).collect())
     }
 }
 
 impl Stamp {
-    /// None where nothing is, or may be seen.
+    /// None when the file is not there or cannot be seen.
     fn of(path: &Path) -> Option<Self> {
         let metadata = std::fs::metadata(path).ok()?;
         Some(Self {
@@ -71,16 +72,16 @@ impl Stamp {
 /// Files that belong together, and what to do when they change.
 pub(super) struct Watched {
     what: &'static str,
-    /// When they were last read, fit or not.
-    loaded: Look,
-    /// At the last look.
-    seen: Look,
+    /// The stamps when the files were last read, fit or not.
+    loaded: FileStamps,
+    /// The stamps at the last poll.
+    seen: FileStamps,
     reload: Reload,
 }
 
 impl Watched {
     /// `what` names them in the log; `loaded` was taken before they were read.
-    pub(super) fn new(what: &'static str, loaded: Look, reload: Reload) -> Self {
+    pub(super) fn new(what: &'static str, loaded: FileStamps, reload: Reload) -> Self {
         Self {
             what,
             seen: loaded.clone(),
@@ -90,14 +91,14 @@ impl Watched {
     }
 
     /// True when they have changed since they were read, and no longer do.
-    fn is_due(&mut self, now: Look) -> bool {
+    fn is_due(&mut self, now: FileStamps) -> bool {
         let due = now == self.seen && now != self.loaded;
         self.seen = now;
         due
     }
 
     fn reload(&mut self, reason: &str) {
-        self.loaded = self.loaded.again();
+        self.loaded = self.loaded.take_again();
         match (self.reload)() {
             Ok(()) => log::info("reloaded", &[("what", &self.what), ("reason", &reason)]),
             Err(faults) => {
@@ -146,7 +147,7 @@ impl Reloader {
     /// Reads everything again, changed or not. Does not wait for it.
     pub(super) fn reload_now(&self) {
         match &self.now {
-            // A thread that is gone has told so itself.
+            // A thread that ended has reported that itself.
             Some(now) => drop(now.send(())),
             None => log::info("nothing to reload on SIGHUP", &[]),
         }
@@ -159,7 +160,7 @@ fn run(mut watched: Vec<Watched>, asked: &Receiver<()>) {
             Ok(()) => watched.iter_mut().for_each(|files| files.reload("SIGHUP")),
             Err(RecvTimeoutError::Timeout) => {
                 for files in &mut watched {
-                    if files.is_due(files.seen.again()) {
+                    if files.is_due(files.seen.take_again()) {
                         files.reload("changed");
                     }
                 }
@@ -202,11 +203,11 @@ mod tests {
     fn every_kind_of_change_is_seen() {
         let folder = Folder::new("kinds");
         let path = folder.path("file");
-        let mut last = Look::at(vec![path.clone()]);
+        let mut last = FileStamps::take(vec![path.clone()]);
         let mut changed = |how: &str| {
-            let now = last.again();
+            let now = last.take_again();
             assert_ne!(now, last, "{how}");
-            assert_eq!(now, now.again(), "{how}");
+            assert_eq!(now, now.take_again(), "{how}");
             last = now;
         };
         fs::write(&path, "one").unwrap();
@@ -232,10 +233,10 @@ mod tests {
         }
         symlink("..1", folder.path("..data")).unwrap();
         symlink("..data/tls.crt", folder.path("tls.crt")).unwrap();
-        let before = Look::at(vec![folder.path("tls.crt")]);
+        let before = FileStamps::take(vec![folder.path("tls.crt")]);
         symlink("..2", folder.path("..data_tmp")).unwrap();
         fs::rename(folder.path("..data_tmp"), folder.path("..data")).unwrap();
-        assert_ne!(before.again(), before);
+        assert_ne!(before.take_again(), before);
     }
 
     #[test]
@@ -247,7 +248,7 @@ mod tests {
                 modified: (1, 1),
                 changed: (1, 1),
             };
-            Look(vec![(PathBuf::from("/nonexistent"), Some(stamp))])
+            FileStamps(vec![(PathBuf::from("/nonexistent"), Some(stamp))])
         };
         let count = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&count);
@@ -294,7 +295,7 @@ mod tests {
             assert!(times < 3, "the third time it breaks");
             Err(vec!["not fit".to_owned()])
         };
-        let files = Watched::new("test", Look(Vec::new()), Box::new(reload));
+        let files = Watched::new("test", FileStamps(Vec::new()), Box::new(reload));
         let reloader = Reloader::start(vec![files], &on_lost).unwrap();
         for time in 1..=3 {
             reloader.reload_now();

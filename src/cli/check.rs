@@ -19,6 +19,7 @@ use crate::config::{
 use crate::log;
 use crate::oci::Registry;
 use crate::secret::Secret;
+use crate::upstream::client::Client;
 
 /// Longest time for all steps together: people wait a minute, and so do deployments.
 const TOTAL: Duration = Duration::from_secs(55);
@@ -41,7 +42,7 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 /// Widest name of a step.
 const WHAT_WIDTH: usize = 8;
 
-/// How a step went.
+/// The outcome of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Verdict {
     Ok(String),
@@ -63,25 +64,25 @@ pub(super) fn run(
     code
 }
 
-/// A registry and what it is sent as `Authorization`.
+/// A registry, and the value of `Authorization` that it gets.
 type WithToken = (Registry, Option<Secret<String>>);
 
-/// Settings that are at fault: nothing else can be tried.
-pub(super) fn refuse(faults: &[Fault], out: &mut dyn Write, err: &mut dyn Write) -> u8 {
+/// Prints the faults of the settings: nothing else can be tried.
+pub(super) fn print_faults(faults: &[Fault], out: &mut dyn Write, err: &mut dyn Write) -> u8 {
     let lines = faults
         .iter()
-        .map(|fault| line("settings", &Verdict::Failed(fault.to_string())));
+        .map(|fault| format_line("settings", &Verdict::Failed(fault.to_string())));
     let lines: String = lines.collect();
     print(out, err, &lines);
     EXIT_SETTINGS
 }
 
-/// A table in the making.
+/// The check as it runs; it prints each line when its step ends.
 struct Check<'a> {
     out: &'a mut dyn Write,
     err: &'a mut dyn Write,
     deadline: Instant,
-    /// The worst so far.
+    /// The exit code so far.
     code: u8,
 }
 
@@ -97,61 +98,63 @@ impl<'a> Check<'a> {
 
     /// From the inside out, so that the first failure is the one to mend.
     fn run(mut self, settings: &Settings, effective: &[Effective]) -> u8 {
-        self.row("settings", &Verdict::Ok(given(effective)));
+        self.print_row("settings", &Verdict::Ok(list_given(effective)));
         let own = Arc::new(settings.clone());
         let disk = [
-            ("cache", steps::cache as fn(&Settings) -> Verdict),
-            ("tls", steps::tls),
-            ("logins", steps::logins),
+            ("cache", steps::probe_cache as fn(&Settings) -> Verdict),
+            ("tls", steps::load_tls),
+            ("logins", steps::load_logins),
         ];
         for (what, step) in disk {
             let own = Arc::clone(&own);
-            self.step(what, DISK_LIMIT, move || step(&own));
+            self.run_step(what, DISK_LIMIT, move || step(&own));
         }
-        match app::way_out(settings, POOL) {
-            Ok(client) => self.outward(&own, &Arc::new(client)),
-            Err(why) => self.row("network", &Verdict::Failed(why)),
+        match app::new_client(settings, POOL) {
+            Ok(client) => self.check_network(&own, &Arc::new(client)),
+            Err(why) => self.print_row("network", &Verdict::Failed(why)),
         }
         self.code
     }
 
-    /// What lies beyond this machine.
-    fn outward(&mut self, settings: &Arc<Settings>, client: &steps::Way) {
-        let named = registries(settings);
+    /// The steps that need the network.
+    fn check_network(&mut self, settings: &Arc<Settings>, client: &Arc<Client>) {
+        let named = settings.registries.clone();
         let found = if settings.upstream_auth == UpstreamAuth::None {
             for what in ["identity", "token"] {
-                self.row(
+                self.print_row(
                     what,
                     &Verdict::Skipped("not needed: UPSTREAM_AUTH=none".into()),
                 );
             }
             named.into_iter().map(|registry| (registry, None)).collect()
         } else {
-            self.with_tokens(named, &app::new_tokens(settings, client))
+            self.fetch_tokens(named, &app::new_tokens(settings, client))
         };
         if found.is_empty() {
             let why = "not known: set ECR, or mend the token, which names one";
-            self.row("registry", &Verdict::Skipped(why.into()));
+            self.print_row("registry", &Verdict::Skipped(why.into()));
         }
         for (registry, token) in found {
             let (way, asked) = (Arc::clone(client), registry.clone());
-            self.step("dns", DNS_LIMIT, move || {
-                steps::dns(&way, &asked, DNS_LIMIT)
+            self.run_step("dns", DNS_LIMIT, move || {
+                steps::look_up(&way, &asked, DNS_LIMIT)
             });
             let (way, auth) = (Arc::clone(client), settings.upstream_auth);
-            self.step("registry", REGISTRY_LIMIT, move || {
-                steps::registry(&way, &registry, token.as_ref(), auth, REGISTRY_LIMIT)
+            self.run_step("registry", REGISTRY_LIMIT, move || {
+                steps::ask_registry(&way, &registry, token.as_ref(), auth, REGISTRY_LIMIT)
             });
         }
     }
 
-    /// Who we are, and the registries with their tokens, where there are any. Without a registry
-    /// in the settings the token names one.
-    fn with_tokens(&mut self, named: Vec<Registry>, tokens: &Arc<Tokens>) -> Vec<WithToken> {
+    /// Finds the identity and fetches a token for each registry. Without a registry in the settings
+    /// the token names one.
+    fn fetch_tokens(&mut self, named: Vec<Registry>, tokens: &Arc<Tokens>) -> Vec<WithToken> {
         let asked = Arc::clone(tokens);
-        let who = self.bounded("identity", IDENTITY_LIMIT, move || steps::identity(&asked));
+        let who = self.run_bounded("identity", IDENTITY_LIMIT, move || {
+            steps::find_identity(&asked)
+        });
         let (who, has_credentials) = who.unwrap_or_else(|why| (Verdict::Failed(why), false));
-        self.row("identity", &who);
+        self.print_row("identity", &who);
         let wanted = if named.is_empty() {
             vec![None]
         } else {
@@ -160,7 +163,7 @@ impl<'a> Check<'a> {
         let mut found = Vec::new();
         for registry in wanted {
             if !has_credentials {
-                self.row(
+                self.print_row(
                     "token",
                     &Verdict::Skipped("no credentials to fetch one with".into()),
                 );
@@ -168,11 +171,11 @@ impl<'a> Check<'a> {
                 continue;
             }
             let (asked, about) = (Arc::clone(tokens), registry.clone());
-            let token = self.bounded("token", TOKEN_LIMIT, move || {
-                steps::token(&asked, about.as_ref())
+            let token = self.run_bounded("token", TOKEN_LIMIT, move || {
+                steps::fetch_token(&asked, about.as_ref())
             });
             let (verdict, token) = token.unwrap_or_else(|why| (Verdict::Failed(why), None));
-            self.row("token", &verdict);
+            self.print_row("token", &verdict);
             let own = token.as_ref().and_then(|token| token.registry.clone());
             let value = token.map(|token| token.value);
             found.extend(registry.or(own).map(|registry| (registry, value)));
@@ -180,26 +183,26 @@ impl<'a> Check<'a> {
         found
     }
 
-    /// Makes a step, prints its line, and says how it went.
-    fn step(
+    /// Runs a step, prints its line, and returns the verdict.
+    fn run_step(
         &mut self,
         what: &str,
         limit: Duration,
         step: impl FnOnce() -> Verdict + Send + 'static,
     ) -> Verdict {
         let verdict = self
-            .bounded(what, limit, step)
+            .run_bounded(what, limit, step)
             .unwrap_or_else(Verdict::Failed);
-        self.row(what, &verdict);
+        self.print_row(what, &verdict);
         verdict
     }
 
-    /// Waits no longer than `limit` and what is left of the whole. What hangs is left behind; the
-    /// process is about to end.
+    /// Runs `step` on a thread of its own and waits for it, at most `limit` and at most until the
+    /// deadline of the whole check. A step that hangs is abandoned: the process ends soon.
     ///
     /// # Errors
     /// Why there is no outcome.
-    fn bounded<T: Send + 'static>(
+    fn run_bounded<T: Send + 'static>(
         &self,
         what: &str,
         limit: Duration,
@@ -230,24 +233,19 @@ impl<'a> Check<'a> {
         })
     }
 
-    fn row(&mut self, what: &str, verdict: &Verdict) {
+    fn print_row(&mut self, what: &str, verdict: &Verdict) {
         if let Verdict::Failed(_) = verdict {
             self.code = EXIT_FAILED;
         }
         // A table that cannot be printed is a failed check.
-        if print(self.out, self.err, &line(what, verdict)) != EXIT_OK {
+        if print(self.out, self.err, &format_line(what, verdict)) != EXIT_OK {
             self.code = EXIT_FAILED;
         }
     }
 }
 
-/// The registries that the settings name.
-fn registries(settings: &Settings) -> Vec<Registry> {
-    settings.registries.clone()
-}
-
 /// `ok|FAIL|skip  what  detail`, one line whatever the detail holds.
-fn line(what: &str, verdict: &Verdict) -> String {
+fn format_line(what: &str, verdict: &Verdict) -> String {
     let (word, detail) = match verdict {
         Verdict::Ok(detail) => ("ok", detail),
         Verdict::Failed(detail) => ("FAIL", detail),
@@ -258,7 +256,7 @@ fn line(what: &str, verdict: &Verdict) -> String {
 }
 
 /// Which settings are given, without their values.
-fn given(effective: &[Effective]) -> String {
+fn list_given(effective: &[Effective]) -> String {
     let given = effective.iter().filter(|row| row.origin != Origin::Default);
     let names: Vec<&str> = given.map(|row| row.setting.name).collect();
     match names.len() {

@@ -1,6 +1,6 @@
-//! Settings of what clients may do. Owns: their values and how they are written. Must not: act on
-//! them, or read `AUTH_FILE`: a running proxy keeps its users when the file goes bad, and `health`,
-//! which has the same settings, must not call it ill for that.
+//! The settings of what clients may do. Owns: their values. Must not: act on them, or read
+//! `AUTH_FILE`: a running proxy keeps its users when the file goes bad, and then `health`, which
+//! reads the same settings, must not report a fault.
 
 use std::path::PathBuf;
 

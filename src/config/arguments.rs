@@ -1,5 +1,5 @@
-//! The command line as typed. Owns: which words are flags, which their values, which neither. Must
-//! not: judge a value; that comes with the variables, in `config.rs`.
+//! The command line as typed. Owns: which words are flags, which are their values, and which are
+//! neither. Must not: judge a value; `config.rs` does that together with the variables.
 
 use std::ffi::OsString;
 use std::iter::Peekable;
@@ -9,15 +9,15 @@ use super::table::{Setting, Unit, flag_of};
 use super::{Fault, Given, mask, parse};
 use crate::secret::Secret;
 
-/// Edits (insert, delete, replace) up to which an unknown flag is taken for a slip of the pen.
+/// Edits (insert, delete, replace) up to which an unknown flag counts as a misspelt one.
 const SLIP_EDITS_MAX: usize = 2;
 /// Longest word that is compared for slips: the comparison is quadratic.
 const SLIP_LENGTH_MAX: usize = 64;
 
-/// What the command line says.
+/// The command line, taken apart.
 #[derive(Debug, Default)]
 pub struct Arguments {
-    /// What is neither a flag nor its value: the command, and what belongs to it.
+    /// The words that are neither a flag nor its value: the command and its arguments.
     pub words: Vec<String>,
     /// `--help` or `-h`
     pub help: bool,
@@ -38,13 +38,13 @@ impl Arguments {
                 "--help" | "-h" => parsed.help = true,
                 "--version" | "-V" => parsed.version = true,
                 text if text.starts_with('-') => match text.split_once('=') {
-                    None => parsed.flag(text, None, &mut words),
+                    None => parsed.read_flag(text, None, &mut words),
                     Some((flag, value)) => {
                         let value = Word {
                             text: value.to_owned(),
                             utf8: word.utf8,
                         };
-                        parsed.flag(flag, Some(value), &mut words);
+                        parsed.read_flag(flag, Some(value), &mut words);
                     }
                 },
                 _ => parsed.words.push(word.text),
@@ -53,17 +53,17 @@ impl Arguments {
         parsed
     }
 
-    fn flag(
+    fn read_flag(
         &mut self,
         flag: &str,
         value: Option<Word>,
         rest: &mut Peekable<impl Iterator<Item = Word>>,
     ) {
-        let Some((setting, name)) = find(flag) else {
-            self.faults.push(unknown(flag));
+        let Some((setting, name)) = find_setting(flag) else {
+            self.faults.push(unknown_flag(flag));
             if value.is_none() {
-                // Most likely its value, and a secret if the flag was the misspelt name of one: as
-                // a word it would be shown.
+                // The next word is most likely its value, and may be a secret: the fault of an
+                // unexpected word would show it.
                 rest.next_if(|next| !next.text.starts_with('-'));
             }
             return;
@@ -92,7 +92,7 @@ impl Arguments {
 /// A word of the command line.
 struct Word {
     text: String,
-    /// False when `text` had to be mended.
+    /// False when `text` is only what could be made of bytes that are not UTF-8.
     utf8: bool,
 }
 
@@ -108,22 +108,22 @@ impl From<OsString> for Word {
     }
 }
 
-fn find(flag: &str) -> Option<(&'static Setting, &'static str)> {
+fn find_setting(flag: &str) -> Option<(&'static Setting, &'static str)> {
     table_rows().find_map(|setting| {
         let name = setting.names().find(|name| flag_of(name) == flag)?;
         Some((setting, name))
     })
 }
 
-fn unknown(flag: &str) -> Fault {
+fn unknown_flag(flag: &str) -> Fault {
     let shown = mask(flag);
     let flags = table_rows()
         .flat_map(Setting::names)
         .map(flag_of)
         .chain(["--help".to_owned(), "--version".to_owned()]);
     let nearest = flags
-        .map(|known| (edits(flag, &known), known))
-        .filter(|(edits, _)| *edits <= SLIP_EDITS_MAX)
+        .map(|known| (edit_distance(flag, &known), known))
+        .filter(|(distance, _)| *distance <= SLIP_EDITS_MAX)
         .min();
     Fault(match nearest {
         Some((_, known)) => format!("{shown}: unknown flag; did you mean {known}?"),
@@ -132,7 +132,7 @@ fn unknown(flag: &str) -> Fault {
 }
 
 /// Levenshtein distance: one row of the table at a time.
-fn edits(a: &str, b: &str) -> usize {
+fn edit_distance(a: &str, b: &str) -> usize {
     if a.len() > SLIP_LENGTH_MAX {
         return usize::MAX;
     }
@@ -265,8 +265,8 @@ mod tests {
             ("--port", "--prot", 2),
             ("flaw", "lawn", 2),
         ] {
-            assert_eq!(edits(a, b), distance, "{a} {b}");
-            assert_eq!(edits(b, a), distance, "{b} {a}");
+            assert_eq!(edit_distance(a, b), distance, "{a} {b}");
+            assert_eq!(edit_distance(b, a), distance, "{b} {a}");
         }
     }
 }

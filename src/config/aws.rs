@@ -121,7 +121,7 @@ pub fn is_role_arn(text: &str) -> bool {
             .is_some_and(|name| !name.is_empty())
 }
 
-/// Takes the home directory over: it is no setting of ours, and AWS's files are in it.
+/// Takes the home directory from the environment: AWS's files are in it, and it is no setting.
 pub(super) fn take_over_home(settings: &mut Settings, environment: &[(OsString, OsString)]) {
     let named = environment.iter().find(|(name, _)| name == "HOME");
     let home = named.map(|(_, value)| PathBuf::from(value));
@@ -138,12 +138,13 @@ pub(super) fn region(text: &str) -> Result<String, String> {
     )
 }
 
-/// Key and token travel in header fields, where anything else would break or forge a line.
+/// Reads a key or a token. They travel in header fields, where other characters would break or
+/// forge a line.
 pub(super) fn visible(text: &str) -> Result<String, String> {
     keep_if(text, text.bytes().all(|b| b.is_ascii_graphic()))
 }
 
-/// The same of what must not be shown.
+/// Reads a secret key or a token.
 pub(super) fn visible_secret(text: &str) -> Result<Secret<String>, String> {
     visible(text).map(Secret::new)
 }

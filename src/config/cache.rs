@@ -96,7 +96,8 @@ pub(super) fn directory(path: PathBuf) -> CacheDir {
     CacheDir::At(path)
 }
 
-/// systemd names the directory of `CacheDirectory=` in a variable of its own; the first of several.
+/// Takes the directory of systemd's `CacheDirectory=`, which has a variable of its own; of several
+/// the first.
 pub(super) fn take_over_directory(settings: &mut Settings, environment: &[(OsString, OsString)]) {
     let named = environment
         .iter()

@@ -1,5 +1,5 @@
-//! Settings of how clients are listened to. Owns: their values and how they are written. Must
-//! not: act on them.
+//! The settings of TLS towards clients. Owns: their values, and which go together. Must not: read
+//! the files.
 
 use std::path::PathBuf;
 
@@ -19,8 +19,8 @@ pub struct TlsSettings {
 }
 
 impl TlsSettings {
-    /// What only the settings together show to be wrong. `is_missing`: nobody gave a value; one
-    /// that was given and is wrong in itself is a fault already.
+    /// The faults that show only when the settings are looked at together. `is_missing` is true for
+    /// a setting without a value; a value that is wrong in itself is a fault already.
     pub(super) fn faults(&self, is_missing: impl Fn(&str) -> bool) -> Vec<Fault> {
         let mut faults = Vec::new();
         let mut fault = |why: &str| faults.push(Fault(why.to_owned()));
@@ -31,7 +31,7 @@ impl TlsSettings {
                 }
             }
         } else if let Some(path) = &self.client_ca {
-            // Without TLS nobody could show a certificate: everybody would get in.
+            // Without TLS no client could show a certificate, and all of them would get in.
             let path = super::mask(&path.to_string_lossy());
             fault(&format!(
                 "SSL_CLIENT_CA={path}: expected ENABLE_SSL=true too, as TLS is where certificates \

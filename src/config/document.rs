@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::parse::{in_hours, written};
+use super::parse::{format_time, in_hours};
 use super::rows::rows_of;
 use super::table::{Accepts, Group, Kind, Preset, Setting, Unit, flag_of};
 
@@ -114,7 +114,7 @@ fn readme_table() -> String {
             text,
             "| {} | {} | {meaning} |",
             names.join(", "),
-            preset(setting)
+            write_preset(setting)
         );
     }
     text
@@ -141,8 +141,8 @@ pub fn markdown_tables() -> String {
                 "| `{}` | {} | {} | {} | {} |",
                 setting.name,
                 other_names(setting),
-                takes(setting),
-                preset(setting),
+                describe_value(setting),
+                write_preset(setting),
                 setting.meaning
             );
         }
@@ -190,7 +190,7 @@ fn code<'a>(words: impl Iterator<Item = &'a str>) -> String {
     words.join(", ")
 }
 
-fn takes(setting: &Setting) -> String {
+fn describe_value(setting: &Setting) -> String {
     let unit = match setting.kind.unit() {
         Unit::Address => "address",
         Unit::Hours => "hours",
@@ -215,7 +215,7 @@ fn takes(setting: &Setting) -> String {
     format!("{unit}, {limits} ({reason})")
 }
 
-fn preset(setting: &Setting) -> String {
+fn write_preset(setting: &Setting) -> String {
     match setting.preset {
         Preset::Unset(text) => text.to_owned(),
         Preset::Value(text) => format!("`{text}`"),
@@ -227,7 +227,7 @@ fn limits(setting: &Setting) -> String {
     match &setting.kind {
         Kind::Hours(range, _) => range.ends(in_hours),
         Kind::Number(range, _) => range.ends(u32::clone),
-        Kind::Time(range, _) => range.ends(written),
+        Kind::Time(range, _) => range.ends(format_time),
         Kind::File(_) | Kind::Later(..) | Kind::Switch(_) | Kind::Text(..) => String::new(),
     }
 }

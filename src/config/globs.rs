@@ -1,5 +1,5 @@
 //! Patterns of repository names. Owns: what a pattern is, and what it matches. Must not: know what
-//! a match is good for.
+//! a match is used for.
 
 /// Patterns at the most: each request is held against each of them.
 const PATTERNS_MAX: usize = 256;
@@ -15,7 +15,7 @@ impl Globs {
     /// Reads a list with commas; blanks around a pattern are dropped.
     ///
     /// # Errors
-    /// Which pattern could never match a repository's name, and why.
+    /// Says which pattern could never match the name of a repository, and why.
     pub fn parse(text: &str) -> Result<Self, String> {
         let patterns: Vec<String> = super::parse::list(text).map(str::to_owned).collect();
         match patterns.len() {
@@ -41,7 +41,8 @@ impl Globs {
     }
 }
 
-/// A pattern that no name can match is a slip of the pen, and would deny what it was to allow.
+/// Refuses a pattern that no name can match: it is a typing error, and would deny what it was
+/// meant to allow.
 fn check(pattern: &str) -> Result<(), String> {
     if pattern.len() > PATTERN_LENGTH_MAX {
         let length = pattern.len();
@@ -59,21 +60,21 @@ fn check(pattern: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Goes back to the last `*` alone: an earlier one could only take what the last one can take too.
+/// After a mismatch it goes back to the last `*` only, as an earlier one could match nothing more.
 /// So the time is at most the product of the lengths.
 fn matches(pattern: &[u8], name: &[u8]) -> bool {
-    let (mut at, mut of_name) = (0, 0);
+    let (mut at, mut name_at) = (0, 0);
     // Where to go on when the last `*` takes one character more.
     let mut retry = None;
-    while let Some(character) = name.get(of_name) {
+    while let Some(character) = name.get(name_at) {
         match pattern.get(at) {
             Some(b'*') => {
-                retry = Some((at + 1, of_name));
+                retry = Some((at + 1, name_at));
                 at += 1;
                 continue;
             }
-            Some(wanted) if *wanted == b'?' || wanted == character => {
-                (at, of_name) = (at + 1, of_name + 1);
+            Some(expected) if *expected == b'?' || expected == character => {
+                (at, name_at) = (at + 1, name_at + 1);
                 continue;
             }
             Some(_) | None => {}
@@ -82,7 +83,7 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
             return false;
         };
         retry = Some((after_star, taken + 1));
-        (at, of_name) = (after_star, taken + 1);
+        (at, name_at) = (after_star, taken + 1);
     }
     let rest = pattern.get(at..).unwrap_or_default();
     rest.iter().all(|b| *b == b'*')

@@ -1,5 +1,5 @@
-//! Settings of where clients come in. Owns: addresses, unix sockets, and what systemd says of
-//! sockets that it hands in. Must not: open any of them.
+//! The settings of the sockets that clients connect to. Owns: addresses, unix sockets, and the
+//! variables with which systemd hands in sockets. Must not: open any of them.
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
@@ -31,9 +31,9 @@ impl Default for ListenHost {
 /// Sockets that systemd hands in (`sd_listen_fds(3)`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Activation {
-    /// So many, by the names that `LISTEN_FDNAMES` gives them, if it does.
+    /// These, one name for each; it is empty where `LISTEN_FDNAMES` has none.
     Handed(Vec<String>),
-    /// Handed to another process, whose environment reached us.
+    /// Meant for another process, whose environment reached us.
     Misdirected {
         /// `LISTEN_PID`
         pid: String,
@@ -44,7 +44,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// Sockets that will be listened on, those of `LISTEN_HOST` where none is handed in.
+    /// How many sockets the proxy will listen on: one, where none is handed in.
     pub const fn listeners(&self) -> usize {
         match self {
             Self::Handed(names) => names.len(),
@@ -104,7 +104,7 @@ fn unix_path(path: &str) -> Result<PathBuf, String> {
     if path.starts_with('@') {
         return Err("abstract sockets have no file whose rights could be set".to_owned());
     }
-    // It would depend on where the process was started.
+    // A relative path would depend on where the process was started.
     if !Path::new(path).is_absolute() {
         return Err("this path does not begin with /".to_owned());
     }

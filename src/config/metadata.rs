@@ -1,5 +1,5 @@
-//! Where AWS's own machines keep credentials: the container and the instance metadata endpoints.
-//! Owns: their settings, and which addresses are such endpoints. Must not: ask them.
+//! The container and the instance metadata endpoints, from which AWS's own machines get their
+//! credentials. Owns: their settings, and which addresses are such endpoints. Must not: call them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -39,8 +39,8 @@ pub struct ContainerSettings {
 /// `AWS_EC2_METADATA_*`
 #[derive(Debug, Clone)]
 pub struct InstanceSettings {
-    /// The opposite of `AWS_EC2_METADATA_DISABLED`. False where no table was read: nothing may
-    /// call the network by default but what the user's settings came to.
+    /// The opposite of `AWS_EC2_METADATA_DISABLED`. False by default: nothing may call the network
+    /// before the user's settings were read.
     pub enabled: bool,
     /// `AWS_EC2_METADATA_SERVICE_ENDPOINT`: `scheme://host[:port]`
     pub endpoint: Option<String>,
@@ -84,7 +84,8 @@ pub fn is_container_address(address: IpAddr) -> bool {
 /// Scheme, authority and the rest (from the slash on) of a URI that may be asked for credentials.
 ///
 /// # Errors
-/// What is wrong with it. Of a name only that it is one: what it leads to is seen when it is used.
+/// Says what is wrong with it. A host name always passes here: its addresses are checked when it
+/// is used.
 pub fn container_uri(text: &str) -> Result<(&str, &str, &str), String> {
     let (scheme, rest) = text.split_once("://").ok_or("this has no scheme")?;
     let at = rest.find(['/', '?']).unwrap_or(rest.len());

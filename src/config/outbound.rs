@@ -1,5 +1,5 @@
-//! Settings of the way out. Owns: their values and how they are written. Must not: act on
-//! them.
+//! The settings of outbound connections. Owns: their values and how they are written. Must not: act
+//! on them.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,17 +7,17 @@ use crate::oci::{self, Scheme};
 use crate::secret::Secret;
 use crate::uri;
 
-/// DNS servers at the most: a look-up that has asked them all twice has lasted as long as anybody
-/// waits for it. (The C library takes 3.)
+/// Most DNS servers: after a look-up has asked them all twice, nobody waits for it any more. (The C
+/// library takes 3.)
 const RESOLVERS_MAX: usize = 4;
 /// Where DNS servers listen (RFC 1035 §4.2).
 const DNS_PORT: u16 = 53;
-/// Entries of `NO_PROXY` at the most: every new connection is held against each of them.
+/// Most entries of `NO_PROXY`: every new connection is compared with each of them.
 const NO_PROXY_MAX: usize = 256;
 /// Longest user and password of a proxy, decoded; they travel in one header field.
 const LOGIN_BYTES_MAX: usize = 1024;
 
-/// The way out to registries and AWS.
+/// How registries and AWS are reached.
 #[derive(Debug, Clone, Default)]
 pub struct OutboundSettings {
     /// `RESOLVER`; empty: the system's way of looking names up.
@@ -81,7 +81,7 @@ pub enum ProxyException {
 pub(super) fn resolvers(text: &str) -> Result<Vec<SocketAddr>, String> {
     let mut servers: Vec<SocketAddr> = Vec::new();
     for entry in entries(text) {
-        let server = server(entry).ok_or_else(|| format!("{} is none", super::mask(entry)))?;
+        let server = read_server(entry).ok_or_else(|| format!("{} is none", super::mask(entry)))?;
         if !servers.contains(&server) {
             servers.push(server);
         }
@@ -92,7 +92,7 @@ pub(super) fn resolvers(text: &str) -> Result<Vec<SocketAddr>, String> {
     Ok(servers)
 }
 
-fn server(text: &str) -> Option<SocketAddr> {
+fn read_server(text: &str) -> Option<SocketAddr> {
     let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
     let address = bare.unwrap_or(text).parse().ok();
     let server = match address {
@@ -102,8 +102,8 @@ fn server(text: &str) -> Option<SocketAddr> {
     (server.port() != 0).then_some(server)
 }
 
-/// Reads a proxy's URL; without a scheme it is http, as curl and Go have it. No error repeats any
-/// of it, as it may hold a password.
+/// Reads a proxy's URL; without a scheme it is http, as in curl and Go. No error repeats a part of
+/// it, as it may hold a password.
 pub(super) fn proxy_url(text: &str) -> Result<ProxyUrl, String> {
     let (scheme, rest) = match text.split_once("://") {
         None => (Scheme::Http, text),
@@ -155,7 +155,7 @@ pub(super) fn no_proxy(text: &str) -> Result<Vec<ProxyException>, String> {
     let mut exceptions = Vec::new();
     let mut count = 0;
     for entry in entries(text) {
-        exceptions.extend(exception(entry)?);
+        exceptions.extend(read_exception(entry)?);
         count += 1;
     }
     if count > NO_PROXY_MAX {
@@ -164,9 +164,10 @@ pub(super) fn no_proxy(text: &str) -> Result<Vec<ProxyException>, String> {
     Ok(exceptions)
 }
 
-/// One entry. The variable is shared by all programs of a system, so what has another form (a
-/// socket's path, `<local>`) matches nothing, as in curl; bits that no address has are a fault.
-fn exception(text: &str) -> Result<Option<ProxyException>, String> {
+/// Reads one entry. All programs of a system share the variable, so an entry of another form (a
+/// socket's path, `<local>`) is no fault and matches nothing, as in curl. A number of bits that no
+/// address has is a fault.
+fn read_exception(text: &str) -> Result<Option<ProxyException>, String> {
     if text == "*" {
         return Ok(Some(ProxyException::All));
     }

@@ -57,7 +57,7 @@ pub(super) fn apply(setting: &Setting, settings: &mut Settings, text: &str) -> R
             let time = Some(time).filter(|time| range.contains(time));
             set(
                 settings,
-                time.ok_or_else(|| outside("a time", range, written))?,
+                time.ok_or_else(|| outside("a time", range, format_time))?,
             );
         }
     }
@@ -159,7 +159,7 @@ pub(super) fn size(text: &str) -> Option<u64> {
 }
 
 /// A time as [`time`] reads it, in the largest unit that is exact.
-pub(super) fn written(time: &Duration) -> String {
+pub(super) fn format_time(time: &Duration) -> String {
     let ms = time.as_millis();
     match ms {
         0 => "0s".to_owned(),
@@ -240,7 +240,7 @@ mod tests {
     fn written_times_read_back() {
         for ms in [0, 1, 999, 1000, 1500, 60_000, 61_000, 3_600_000, 7_200_000] {
             let duration = Duration::from_millis(ms);
-            assert_eq!(time(&written(&duration)), Ok(duration));
+            assert_eq!(time(&format_time(&duration)), Ok(duration));
         }
     }
 

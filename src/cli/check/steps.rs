@@ -20,9 +20,6 @@ use crate::secret::Secret;
 use crate::upstream::Api as _;
 use crate::upstream::client::{Client, Incoming, Outgoing};
 
-/// The way to AWS and registries.
-pub(super) type Way = Arc<Client>;
-
 /// A refusal is quoted up to so many bytes.
 const QUOTED_BYTES_MAX: u64 = 300;
 /// AWS refuses signatures that are older; ours are corrected, other programs' are not.
@@ -30,7 +27,7 @@ const CLOCK_OFF_S: u64 = 240;
 /// Addresses shown of a name.
 const ADDRESSES_SHOWN: usize = 4;
 
-pub(super) fn cache(settings: &Settings) -> Verdict {
+pub(super) fn probe_cache(settings: &Settings) -> Verdict {
     let Some(directory) = app::cache_directory(settings) else {
         return Verdict::Skipped("off: set CACHE_DIR for a cache".into());
     };
@@ -52,7 +49,7 @@ pub(super) fn cache(settings: &Settings) -> Verdict {
     }
 }
 
-pub(super) fn tls(settings: &Settings) -> Verdict {
+pub(super) fn load_tls(settings: &Settings) -> Verdict {
     let set = &settings.tls;
     let (true, Some(certificate), Some(key)) = (set.enabled, &set.certificate, &set.key) else {
         return Verdict::Skipped("off: ENABLE_SSL is not true".into());
@@ -77,7 +74,7 @@ pub(super) fn tls(settings: &Settings) -> Verdict {
     }
 }
 
-pub(super) fn logins(settings: &Settings) -> Verdict {
+pub(super) fn load_logins(settings: &Settings) -> Verdict {
     let Some(path) = &settings.access.auth_file else {
         return Verdict::Skipped("clients need none: AUTH_FILE is not set".into());
     };
@@ -87,13 +84,14 @@ pub(super) fn logins(settings: &Settings) -> Verdict {
     }
 }
 
-/// Who we are, by which source, until when the credentials live; and whether there are any.
-pub(super) fn identity(tokens: &Tokens) -> (Verdict, bool) {
+/// Finds the identity, its source and the end of its credentials. The flag is true when there are
+/// credentials at all.
+pub(super) fn find_identity(tokens: &Tokens) -> (Verdict, bool) {
     let credentials = match tokens.find_credentials() {
         Ok(credentials) => credentials,
         Err(why) => return (Verdict::Failed(why), false),
     };
-    let whose = whose(&credentials);
+    let whose = describe(&credentials);
     let verdict = match tokens.find_identity() {
         Ok(identity) => Verdict::Ok(format!("{} via {whose}", identity.arn)),
         Err(fault) if fault.refused => Verdict::Failed(fault.text),
@@ -103,7 +101,7 @@ pub(super) fn identity(tokens: &Tokens) -> (Verdict, bool) {
     (verdict, true)
 }
 
-fn whose(credentials: &FoundCredentials) -> String {
+fn describe(credentials: &FoundCredentials) -> String {
     let until = credentials.expires.map_or_else(
         || "without an end".to_owned(),
         |end| format!("until {}", calendar::format_rfc3339(end)),
@@ -111,8 +109,11 @@ fn whose(credentials: &FoundCredentials) -> String {
     format!("{}, credentials {until}", credentials.source)
 }
 
-/// A token, until when it lives, and how far our clock is off.
-pub(super) fn token(tokens: &Tokens, registry: Option<&Registry>) -> (Verdict, Option<FoundToken>) {
+/// Fetches a token; the verdict says when it ends and how far our clock is off.
+pub(super) fn fetch_token(
+    tokens: &Tokens,
+    registry: Option<&Registry>,
+) -> (Verdict, Option<FoundToken>) {
     let token = match tokens.find_token(registry) {
         Ok(token) => token,
         Err(why) => return (Verdict::Failed(why), None),
@@ -134,12 +135,12 @@ pub(super) fn token(tokens: &Tokens, registry: Option<&Registry>) -> (Verdict, O
     (Verdict::Ok(detail), Some(token))
 }
 
-pub(super) fn dns(way: &Way, registry: &Registry, limit: Duration) -> Verdict {
+pub(super) fn look_up(client: &Client, registry: &Registry, limit: Duration) -> Verdict {
     let host = registry.host();
-    if let Some(proxy) = way.outbound_proxy(&registry.url()) {
+    if let Some(proxy) = client.outbound_proxy(&registry.url()) {
         return Verdict::Skipped(format!("{host} is looked up by {proxy}"));
     }
-    match way.addresses(host, Instant::now() + limit) {
+    match client.addresses(host, Instant::now() + limit) {
         Ok(found) => {
             let shown = found.iter().take(ADDRESSES_SHOWN);
             let shown: Vec<String> = shown.map(ToString::to_string).collect();
@@ -151,9 +152,9 @@ pub(super) fn dns(way: &Way, registry: &Registry, limit: Duration) -> Verdict {
     }
 }
 
-/// `GET /v2/`, the way every client begins (distribution-spec, end-1).
-pub(super) fn registry(
-    way: &Way,
+/// Sends `GET /v2/`, with which every client begins (distribution-spec, end-1).
+pub(super) fn ask_registry(
+    client: &Client,
     registry: &Registry,
     token: Option<&Secret<String>>,
     auth: UpstreamAuth,
@@ -172,7 +173,7 @@ pub(super) fn registry(
         head_deadline: asked + limit,
         whole: true,
     };
-    let reply = match way.send(outgoing) {
+    let reply = match client.send(outgoing) {
         Ok(reply) => reply,
         Err(fault) => {
             return Verdict::Failed(format!(
@@ -198,11 +199,11 @@ pub(super) fn registry(
         (500.., ..) => "it fails: try again later",
         _ => "is it a registry? check ECR",
     };
-    Verdict::Failed(format!("{seen}{}; {remedy}", quoted(reply)))
+    Verdict::Failed(format!("{seen}{}; {remedy}", quote(reply)))
 }
 
-/// What a refusal says, if it says something in text.
-fn quoted(reply: Incoming) -> String {
+/// The text of a refusal; empty when it has none or is HTML.
+fn quote(reply: Incoming) -> String {
     let mut said = Vec::new();
     let _ = reply.body.take(QUOTED_BYTES_MAX).read_to_end(&mut said);
     let said = String::from_utf8_lossy(&said);

@@ -20,18 +20,18 @@ fn checked(total: Duration, steps: impl FnOnce(&mut Check<'_>)) -> (u8, String) 
 #[test]
 fn each_step_is_one_line_and_one_failure_fails_all() {
     let (code, out) = checked(TOTAL, |check| {
-        check.step("cache", DISK_LIMIT, || Verdict::Skipped("off".into()));
-        check.step("identity", DISK_LIMIT, || Verdict::Ok("arn".into()));
+        check.run_step("cache", DISK_LIMIT, || Verdict::Skipped("off".into()));
+        check.run_step("identity", DISK_LIMIT, || Verdict::Ok("arn".into()));
     });
     assert_eq!(
         (code, out.as_str()),
         (EXIT_OK, "skip  cache     off\nok    identity  arn\n")
     );
     let (code, out) = checked(TOTAL, |check| {
-        check.step("token", DISK_LIMIT, || {
+        check.run_step("token", DISK_LIMIT, || {
             Verdict::Failed("no\r\nok    forged".into())
         });
-        check.step("dns", DISK_LIMIT, || Verdict::Ok("fine".into()));
+        check.run_step("dns", DISK_LIMIT, || Verdict::Ok("fine".into()));
     });
     let expected = "FAIL  token     no  ok    forged\nok    dns       fine\n";
     assert_eq!((code, out.as_str()), (EXIT_FAILED, expected));
@@ -42,12 +42,12 @@ fn a_step_that_hangs_is_left_behind() {
     let (release, hold) = channel::<()>();
     let begun = Instant::now();
     let (code, out) = checked(TOTAL, |check| {
-        check.step("cache", SHORT, move || {
+        check.run_step("cache", SHORT, move || {
             // Ends with the test.
             let _ = hold.recv();
             Verdict::Ok(String::new())
         });
-        check.step("dns", DISK_LIMIT, || Verdict::Ok("fine".into()));
+        check.run_step("dns", DISK_LIMIT, || Verdict::Ok("fine".into()));
     });
     assert!(begun.elapsed() < DISK_LIMIT);
     assert_eq!(code, EXIT_FAILED);
@@ -61,7 +61,7 @@ fn a_step_that_hangs_is_left_behind() {
 #[test]
 fn no_step_is_begun_when_the_time_is_over() {
     let (code, out) = checked(Duration::ZERO, |check| {
-        check.step("dns", DISK_LIMIT, || panic!("begun"));
+        check.run_step("dns", DISK_LIMIT, || panic!("begun"));
     });
     assert_eq!(code, EXIT_FAILED);
     assert!(out.starts_with("FAIL  dns       not tried: "), "{out}");
@@ -70,7 +70,7 @@ fn no_step_is_begun_when_the_time_is_over() {
 #[test]
 fn a_step_that_panics_has_no_outcome() {
     let (code, out) = checked(TOTAL, |check| {
-        check.step("dns", DISK_LIMIT, || panic!("this panic belongs to a test"));
+        check.run_step("dns", DISK_LIMIT, || panic!("this panic belongs to a test"));
     });
     assert_eq!(code, EXIT_FAILED);
     assert!(
@@ -112,7 +112,13 @@ fn settings_are_told_by_name_alone() {
         let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
         config::resolve(&Arguments::parse(arguments), &[]).effective
     };
-    assert_eq!(given(&resolve(&[])), "none given, all are the defaults");
+    assert_eq!(
+        list_given(&resolve(&[])),
+        "none given, all are the defaults"
+    );
     let two = ["--aws-session-token=hunter2", "--workers=3"];
-    assert_eq!(given(&resolve(&two)), "2 given: AWS_SESSION_TOKEN, WORKERS");
+    assert_eq!(
+        list_given(&resolve(&two)),
+        "2 given: AWS_SESSION_TOKEN, WORKERS"
+    );
 }
