@@ -7,6 +7,7 @@
 
 mod capacity;
 mod listen;
+pub(crate) mod plain_token;
 mod reload;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -70,6 +71,9 @@ enum Event {
 pub fn run(settings: Settings) -> u8 {
     log::init(settings.log_level, settings.log_format);
     log::hook_panics();
+    for warning in &settings.warnings {
+        log::warn(warning, &[]);
+    }
     let (events, incoming) = channel();
     let code = match start(&settings, &events) {
         Ok(running) => running.wait(&incoming, &events, settings.shutdown_grace),

@@ -10,8 +10,8 @@ use std::process::ExitCode;
 
 use crate::app;
 use crate::config::{
-    self, Arguments, COMMIT, EXIT_FAILED, EXIT_OK, EXIT_SETTINGS, Effective, Preset, Resolution,
-    Settings, VERSION,
+    self, Arguments, COMMIT, EXIT_FAILED, EXIT_OK, EXIT_SETTINGS, Effective, Fault, Preset,
+    Resolution, Settings, VERSION,
 };
 
 /// Widest column of `settings`; a longer value moves only its own line.
@@ -107,7 +107,7 @@ pub fn run(
         Err(CommandFault::NotBuilt(fault)) => return complain(err, &[fault]),
         Err(CommandFault::Unknown(fault)) => {
             complain(err, &[fault]);
-            let settings = config::resolve(&arguments, environment).settings;
+            let settings = resolve(&arguments, environment).settings;
             return complain(err, &settings.err().unwrap_or_default());
         }
     };
@@ -118,7 +118,7 @@ pub fn run(
             let Resolution {
                 settings,
                 effective,
-            } = config::resolve(&arguments, environment);
+            } = resolve(&arguments, environment);
             let shown = match action {
                 Action::Settings => print(out, err, &write_table(&effective)),
                 _ => EXIT_OK,
@@ -129,10 +129,25 @@ pub fn run(
                 (Ok(settings), Action::Check) => check::run(&settings, &effective, out, err),
                 (Ok(settings), Action::Health) => health::run(&settings, out, err),
                 (Ok(settings), Action::Serve) => serve(settings),
-                (Ok(_), _) => shown,
+                (Ok(settings), _) => {
+                    complain(err, &settings.warnings);
+                    shown
+                }
             }
         }
     }
+}
+
+/// Reads the settings; the rules about registries' names are `app`'s.
+fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> Resolution {
+    let mut resolution = config::resolve(arguments, environment);
+    if let Ok(settings) = &resolution.settings {
+        let faults = app::plain_token::faults(settings);
+        if !faults.is_empty() {
+            resolution.settings = Err(faults.into_iter().map(Fault::new).collect());
+        }
+    }
+    resolution
 }
 
 /// Why no command can run.

@@ -15,6 +15,7 @@ mod document;
 mod globs;
 mod listen;
 mod metadata;
+mod near;
 mod outbound;
 mod parse;
 mod registry;
@@ -80,6 +81,8 @@ pub struct Settings {
     pub registries: Vec<Registry>,
     /// `UPSTREAM_AUTH`
     pub upstream_auth: UpstreamAuth,
+    /// `ALLOW_PLAIN_TOKEN`
+    pub allow_plain_token: bool,
     /// What clients may do.
     pub access: AccessSettings,
     /// The AWS settings.
@@ -132,11 +135,20 @@ pub struct Settings {
     pub log_level: Level,
     /// `LOG_FORMAT`
     pub log_format: Format,
+    /// Variables that look like misspelt settings, a sentence for each. To be said at the start.
+    pub warnings: Vec<String>,
 }
 
 /// A fault in arguments or variables: one line, no secret in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault(String);
+
+impl Fault {
+    /// A fault that shows only outside the table. `text` must hold no secret.
+    pub const fn new(text: String) -> Self {
+        Self(text)
+    }
+}
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -244,6 +256,13 @@ pub fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> R
     }
     let is_missing = |name: &str| is_default(&effective, name);
     faults.extend(settings.tls.faults(is_missing));
+    for miss in near::find(environment) {
+        if miss.setting.keeps_out && is_missing(miss.setting.name) {
+            faults.push(miss.fault());
+        } else {
+            settings.warnings.push(miss.warning());
+        }
+    }
     Resolution {
         settings: if faults.is_empty() {
             Ok(settings)

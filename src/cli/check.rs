@@ -99,6 +99,9 @@ impl<'a> Check<'a> {
     /// From the inside out, so that the first failure is the one to mend.
     fn run(mut self, settings: &Settings, effective: &[Effective]) -> u8 {
         self.print_row("settings", &Verdict::Ok(list_given(effective)));
+        for warning in &settings.warnings {
+            self.print_row("settings", &Verdict::Failed(warning.clone()));
+        }
         let own = Arc::new(settings.clone());
         let disk = [
             ("cache", steps::probe_cache as fn(&Settings) -> Verdict),

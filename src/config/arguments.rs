@@ -6,7 +6,7 @@ use std::iter::Peekable;
 
 use super::rows::table_rows;
 use super::table::{Setting, Unit, flag_of};
-use super::{Fault, Given, mask, parse};
+use super::{Fault, Given, mask, near, parse};
 use crate::secret::Secret;
 
 /// Edits (insert, delete, replace) up to which an unknown flag counts as a misspelt one.
@@ -121,35 +121,15 @@ fn unknown_flag(flag: &str) -> Fault {
         .flat_map(Setting::names)
         .map(flag_of)
         .chain(["--help".to_owned(), "--version".to_owned()]);
+    let short = Some(flag).filter(|flag| flag.len() <= SLIP_LENGTH_MAX);
     let nearest = flags
-        .map(|known| (edit_distance(flag, &known), known))
+        .filter_map(|known| Some((near::edits(short?, &known), known)))
         .filter(|(distance, _)| *distance <= SLIP_EDITS_MAX)
         .min();
     Fault(match nearest {
         Some((_, known)) => format!("{shown}: unknown flag; did you mean {known}?"),
         None => format!("{shown}: unknown flag; --help lists all"),
     })
-}
-
-/// Levenshtein distance: one row of the table at a time.
-fn edit_distance(a: &str, b: &str) -> usize {
-    if a.len() > SLIP_LENGTH_MAX {
-        return usize::MAX;
-    }
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut next = vec![i + 1];
-        let mut left = i + 1;
-        for (to, above) in b.iter().zip(row.windows(2)) {
-            let &[diagonal, above] = above else { continue };
-            let replaced = diagonal + usize::from(from != *to);
-            left = replaced.min(above + 1).min(left + 1);
-            next.push(left);
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -254,19 +234,5 @@ mod tests {
         assert!(arguments.help && arguments.version);
         let arguments = parse(&["help"]);
         assert!(!arguments.help && !arguments.version);
-    }
-
-    #[test]
-    fn edit_distances() {
-        for (a, b, distance) in [
-            ("", "", 0),
-            ("", "abc", 3),
-            ("kitten", "sitting", 3),
-            ("--port", "--prot", 2),
-            ("flaw", "lawn", 2),
-        ] {
-            assert_eq!(edit_distance(a, b), distance, "{a} {b}");
-            assert_eq!(edit_distance(b, a), distance, "{b} {a}");
-        }
     }
 }

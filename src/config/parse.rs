@@ -141,21 +141,25 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
     ms.map(Duration::from_millis).ok_or_else(|| FORM.to_owned())
 }
 
-/// A whole number of bytes, or of `k`, `m`, `g` (1024 each), as nginx writes sizes.
+/// A whole number of bytes, or of one of the units `k m g t`, `ki mi gi ti`, `kb mb gb tb` and `kib
+/// mib gib tib`, in any case. All are powers of 1024, as nginx has them.
 pub(super) fn size(text: &str) -> Option<u64> {
-    let (digits, unit) = match text.strip_suffix(|c: char| c.is_ascii_alphabetic()) {
-        None => (text, 1),
-        Some(digits) => match text.chars().last()?.to_ascii_lowercase() {
-            'k' => (digits, 1 << 10),
-            'm' => (digits, 1 << 20),
-            'g' => (digits, 1 << 30),
-            _ => return None,
-        },
+    let end = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (digits, unit) = text.split_at_checked(end)?;
+    let bytes: u64 = digits.parse().ok()?;
+    let Some(letter) = unit.chars().next() else {
+        return Some(bytes);
     };
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    digits.parse::<u64>().ok()?.checked_mul(unit)
+    let shift = match letter.to_ascii_lowercase() {
+        'k' => 10,
+        'm' => 20,
+        'g' => 30,
+        't' => 40,
+        _ => return None,
+    };
+    let rest = unit.get(1..)?.to_ascii_lowercase();
+    let is_unit = matches!(rest.as_str(), "" | "i" | "b" | "ib");
+    is_unit.then(|| bytes.checked_mul(1 << shift)).flatten()
 }
 
 /// A time as [`time`] reads it, in the largest unit that is exact.

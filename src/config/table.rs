@@ -22,6 +22,8 @@ pub struct Setting {
     pub meaning: &'static str,
     /// True when no output may show the value.
     pub secret: bool,
+    /// True when without it clients could do more: a misspelt name ends the start.
+    pub keeps_out: bool,
 }
 
 impl Setting {
@@ -38,6 +40,12 @@ impl Setting {
     /// The same row with further names.
     pub(super) const fn also(mut self, other_names: &'static [&'static str]) -> Self {
         self.other_names = other_names;
+        self
+    }
+
+    /// The same row, for a setting that keeps clients out.
+    pub(super) const fn keeps_out(mut self) -> Self {
+        self.keeps_out = true;
         self
     }
 
@@ -62,6 +70,7 @@ pub(super) const fn row(
         kind,
         meaning,
         secret: false,
+        keeps_out: false,
     }
 }
 
@@ -219,7 +228,7 @@ pub enum Unit {
     Number,
     /// A path of the file system.
     Path,
-    /// Bytes, with `k`, `m` or `g`.
+    /// Bytes, or with a unit such as `k` or `GiB`.
     Size,
     /// `true` or `false`; the flag alone means true.
     Switch,

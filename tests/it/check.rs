@@ -248,7 +248,11 @@ fn a_registry_that_refuses_or_is_away_is_told_with_a_remedy() {
 fn a_name_that_leads_nowhere_is_told() {
     let (standin, dns) = (standin(), Dns::start());
     let resolver = dns.address();
-    let settings = [("ECR", "http://registry.test:1"), ("RESOLVER", &resolver)];
+    let settings = [
+        ("ECR", "http://registry.test:1"),
+        ("RESOLVER", &resolver),
+        ("ALLOW_PLAIN_TOKEN", "true"),
+    ];
     let run = check(&standin, &settings);
     assert_eq!(run.code, Some(1));
     run.is(
@@ -260,11 +264,31 @@ fn a_name_that_leads_nowhere_is_told() {
 }
 
 #[test]
+fn a_misspelt_setting_fails_the_check() {
+    let standin = standin();
+    let run = check(&standin, &[("CACHEDIR", "/nowhere")]);
+    assert_eq!(run.code, Some(1), "{}", run.out);
+    let why = "CACHEDIR is no setting; did you mean CACHE_DIR?";
+    assert!(run.out.contains(why), "{}", run.out);
+    let run = check(&standin, &[("READONLY", "true")]);
+    assert_eq!(run.code, Some(64), "{}", run.out);
+    run.is("settings", "FAIL", &["READONLY", "did you mean READ_ONLY?"]);
+}
+
+#[test]
+fn a_token_for_a_stranger_fails_the_check() {
+    let run = check(&standin(), &[("ECR", "http://registry.test:5000")]);
+    assert_eq!(run.code, Some(64), "{}", run.out);
+    run.is("settings", "FAIL", &["over http", "ALLOW_PLAIN_TOKEN=true"]);
+}
+
+#[test]
 fn behind_an_outbound_proxy_names_are_its_business() {
     let standin = standin();
     let settings = [
         ("ECR", "http://registry.test:5000"),
         ("HTTP_PROXY", "http://user:hunter2@127.0.0.1:1"),
+        ("ALLOW_PLAIN_TOKEN", "true"),
     ];
     let run = check(&standin, &settings);
     run.is(

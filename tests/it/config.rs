@@ -127,10 +127,69 @@ fn names_of_the_predecessors_still_work() {
     assert_eq!(run(&["settings"], &same).code, Some(0));
 }
 
+/// A typing error in the name of a setting that keeps clients out must not open the door.
+#[test]
+fn a_misspelt_security_setting_ends_the_start() {
+    let variables = [
+        ("READONLY", "true"),
+        ("AUTHFILE", "the-secret-file"),
+        ("ALLOW_REPOS", "team-a/*"),
+        ("SSLCLIENTCA", "/ca.crt"),
+    ];
+    for command in [&[][..], &["serve"], &["health"], &["settings"], &["check"]] {
+        for (name, value) in variables {
+            let refused = run(command, &[(name, value)]);
+            let text = refused.err + &refused.out;
+            assert_eq!(refused.code, Some(64), "{command:?} {name}: {text}");
+            assert!(text.contains(&format!("{name}: no setting; did you mean ")), "{text}");
+        }
+        let all = run(command, &variables);
+        let text = all.err + &all.out;
+        assert_eq!(text.matches(": no setting; did you mean ").count(), 4, "{text}");
+        assert!(!text.contains("the-secret-file"), "{text}");
+    }
+    // What the right name says holds, and the door is not open.
+    let both = run(&["settings"], &[("READONLY", "true"), ("READ_ONLY", "true")]);
+    assert_eq!(both.code, Some(0));
+    let warning = "aws-ecr-proxy: READONLY is no setting; did you mean READ_ONLY?\n";
+    assert_eq!(both.err, warning);
+}
+
+#[test]
+fn another_misspelt_setting_is_a_warning_at_the_start() {
+    let standin = Standin::start(Options::default());
+    let proxy = Proxy::in_front_of(&standin, &[("CACHE_TAGTTL", "1h"), ("LINES", "24")]);
+    let warning = "WARN CACHE_TAGTTL is no setting; did you mean CACHE_TAG_TTL?";
+    let log = proxy.log();
+    assert_eq!(log.matches("did you mean").count(), 1, "{log}");
+    assert!(log.contains(warning), "{log}");
+}
+
+#[test]
+fn a_token_is_sent_to_strangers_and_over_http_only_with_leave() {
+    for (registry, why) in [
+        ("http://123456789012.dkr.ecr.eu-west-1.amazonaws.com", "over http"),
+        ("http://10.0.0.1:5000", "over http"),
+        ("https://registry.example", "no name of ECR's"),
+        ("public.ecr.aws,registry.example", "no name of ECR's"),
+    ] {
+        let refused = run(&["serve"], &[("ECR", registry)]);
+        assert_eq!(refused.code, Some(64), "{}", refused.err);
+        for part in [why, "ALLOW_PLAIN_TOKEN=true", "UPSTREAM_AUTH=none"] {
+            assert!(refused.err.contains(part), "{part} in {}", refused.err);
+        }
+        for leave in [("ALLOW_PLAIN_TOKEN", "true"), ("UPSTREAM_AUTH", "none")] {
+            let shown = run(&["settings"], &[("ECR", registry), leave]);
+            assert_eq!(shown.code, Some(0), "{}", shown.err);
+        }
+    }
+}
+
 #[test]
 fn settings_are_shown_with_their_origin_and_without_secrets() {
     let variables = [
         ("ECR", "http://registry.example:5000"),
+        ("ALLOW_PLAIN_TOKEN", "true"),
         ("AWS_SECRET_ACCESS_KEY", "the-secret-key"),
         ("AWS_SESSION_TOKEN", "the-session-token"),
         ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),

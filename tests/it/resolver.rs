@@ -20,7 +20,11 @@ fn front(servers: &[&Dns], further: &[(&str, &str)]) -> Front {
     let addresses: Vec<String> = servers.iter().map(|dns| dns.address()).collect();
     let registry = standin.registry_url().replace("127.0.0.1", NAME);
     let resolver = addresses.join(",");
-    let mut settings = vec![("ECR", registry.as_str()), ("RESOLVER", &resolver)];
+    let mut settings = vec![
+        ("ECR", registry.as_str()),
+        ("RESOLVER", &resolver),
+        ("ALLOW_PLAIN_TOKEN", "true"),
+    ];
     settings.extend_from_slice(further);
     let proxy = Proxy::in_front_of(&standin, &settings);
     Front { proxy, standin }
@@ -152,6 +156,7 @@ fn after_silence_the_next_server_is_asked_and_from_then_on_first() {
         ("ECR", named(standin.registry_url(), NAME)),
         ("AWS_ENDPOINT_URL", named(standin.api_url(), "api.test")),
         ("RESOLVER", format!("{},{}", bad.address(), good.address())),
+        ("ALLOW_PLAIN_TOKEN", "true".to_owned()),
     ];
     let settings = settings
         .each_ref()
@@ -330,7 +335,11 @@ fn the_cache_serves_when_no_name_is_found() {
     for behaviour in [DnsBehaviour::Servfail, DnsBehaviour::Silent] {
         dns.behave(behaviour);
         let resolver = dns.address();
-        let mut again = vec![("ECR", registry.as_str()), ("RESOLVER", &resolver)];
+        let mut again = vec![
+            ("ECR", registry.as_str()),
+            ("RESOLVER", &resolver),
+            ("ALLOW_PLAIN_TOKEN", "true"),
+        ];
         again.extend_from_slice(&settings);
         let proxy = Proxy::in_front_of(&standin, &again);
         let got = crate::support::Http::get_once(proxy.address(), MANIFEST);

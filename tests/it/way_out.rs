@@ -61,6 +61,7 @@ impl Site {
             ("ECR", registry.as_str()),
             ("RESOLVER", &resolver),
             ("AWS_CA_BUNDLE", bundle.to_str().unwrap()),
+            ("ALLOW_PLAIN_TOKEN", "true"),
         ];
         settings.extend_from_slice(further);
         Proxy::in_front_of(&self.standin, &settings)
@@ -247,7 +248,11 @@ fn plain(further: &[(&str, &str)]) -> Front {
     standin.put_image("team/app", "1.0", &[]);
     let registry = standin.registry_url().replace("127.0.0.1", NAME);
     let api = standin.api_url().replace("127.0.0.1", "api.test");
-    let mut settings = vec![("ECR", registry.as_str()), ("AWS_ENDPOINT_URL", &api)];
+    let mut settings = vec![
+        ("ECR", registry.as_str()),
+        ("AWS_ENDPOINT_URL", &api),
+        ("ALLOW_PLAIN_TOKEN", "true"),
+    ];
     settings.extend_from_slice(further);
     let proxy = Proxy::in_front_of(&standin, &settings);
     Front { proxy, standin }

@@ -17,7 +17,7 @@ pub(super) static ROWS: &[Setting] = &[
         Value("75g"),
         Text(
             Unit::Size,
-            "a whole number of bytes, or with k, m or g",
+            "a whole number of bytes, or with a unit such as k, m, g, t or GiB",
             |s, text| put(&mut s.cache_max_size, cache::max_size(text)),
         ),
         "Quota on disk, downloads in progress included.",

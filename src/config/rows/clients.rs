@@ -16,7 +16,8 @@ pub(super) static ROWS: &[Setting] = &[
         ),
         "IP address to listen on (`::` for IPv6), or `unix:/path` for a unix socket, which its \
          user and group may use. Not bound where systemd hands in sockets.",
-    ),
+    )
+    .keeps_out(),
     row(
         "LISTEN_PORT",
         Value("8080"),
@@ -38,7 +39,8 @@ pub(super) static ROWS: &[Setting] = &[
         Switch(|s, on| s.tls.enabled = on),
         "Serve https (TLS 1.2 and 1.3, HTTP/1.1) with the next two, and nothing else on that \
          port.",
-    ),
+    )
+    .keeps_out(),
     row(
         "SSL_CERTIFICATE",
         Unset("none"),
@@ -46,7 +48,8 @@ pub(super) static ROWS: &[Setting] = &[
         "PEM file of the certificate chain, the proxy's own certificate first. Read again on \
          SIGHUP and when it changes; without `ENABLE_SSL=true` it is not used.",
     )
-    .also(&["REGISTRY_HTTP_TLS_CERTIFICATE"]),
+    .also(&["REGISTRY_HTTP_TLS_CERTIFICATE"])
+    .keeps_out(),
     row(
         "SSL_KEY",
         Unset("none"),
@@ -54,5 +57,6 @@ pub(super) static ROWS: &[Setting] = &[
         "PEM file of the private key (PKCS #8, PKCS #1 or SEC 1, without passphrase). Read again \
          likewise.",
     )
-    .also(&["REGISTRY_HTTP_TLS_KEY"]),
+    .also(&["REGISTRY_HTTP_TLS_KEY"])
+    .keeps_out(),
 ];

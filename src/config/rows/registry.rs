@@ -28,6 +28,13 @@ pub(super) static ROWS: &[Setting] = &[
          `aws-ecr-proxy`.",
     ),
     row(
+        "ALLOW_PLAIN_TOKEN",
+        Value("false"),
+        Switch(|s, on| s.allow_plain_token = on),
+        "Send an ECR token over http, or to a host that has no name of ECR's (a test, a name of your \
+         own for an endpoint). Loopback needs no leave.",
+    ),
+    row(
         "BLOB_HOSTS",
         Unset("none but AWS's own S3 and CloudFront hosts"),
         Text(
