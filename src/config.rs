@@ -45,7 +45,7 @@ pub use metadata::{
     ContainerSettings, InstanceSettings, container_uri, is_container_address, is_field_value,
 };
 pub use outbound::{BlobRedirect, OutboundSettings, ProxyException, ProxyUrl};
-pub use registry::UpstreamAuth;
+pub use registry::{ImageOrigin, UpstreamAuth};
 pub use rows::table_rows;
 pub use table::{Accepts, Group, Kind, Preset, Setting, Unit, flag_of};
 
@@ -79,6 +79,8 @@ const SHOWN_CHARACTERS_MAX: usize = 200;
 pub struct Settings {
     /// `ECR`, the default one first; none: the registry that the token names.
     pub registries: Vec<Registry>,
+    /// `NAMESPACES`
+    pub namespaces: Vec<ImageOrigin>,
     /// `UPSTREAM_AUTH`
     pub upstream_auth: UpstreamAuth,
     /// `ALLOW_PLAIN_TOKEN`
@@ -254,6 +256,8 @@ pub fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> R
         let why = "UPSTREAM_AUTH=none: expected ECR to be set too, as no token names a registry";
         faults.push(Fault(why.to_owned()));
     }
+    let unknown = registry::unknown_registry(&settings.namespaces, &settings.registries);
+    faults.extend(unknown.map(Fault));
     let is_missing = |name: &str| is_default(&effective, name);
     faults.extend(settings.tls.faults(is_missing));
     for miss in near::find(environment) {

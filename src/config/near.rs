@@ -23,8 +23,10 @@ const STEM_LETTERS_MIN: usize = 4;
 /// Longest name that is compared: the comparison is quadratic.
 const LENGTH_MAX: usize = 64;
 
-/// Names that are close to one of ours and belong to others: to shells, curl, SSH, and AWS.
+/// Names that are close to one of ours and belong to others: shells, curl, SSH, Kubernetes's downward
+/// API, and older SDKs of AWS.
 const OTHERS: &[&str] = &[
+    "AWS_ACCESS_KEY",
     "ENABLE_SSH",
     "FTPS_PROXY",
     "FTP_PROXY",

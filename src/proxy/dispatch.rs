@@ -42,6 +42,7 @@ pub(super) fn run(
         path: meant.path,
         target,
         prefix: meant.prefix,
+        added: meant.added,
         parameter: meant.parameter,
         depth,
     };

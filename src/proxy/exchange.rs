@@ -58,6 +58,8 @@ pub(super) struct Exchange {
     pub(super) target: String,
     /// The registry's host in the client's path, with its slash; or nothing.
     pub(super) prefix: String,
+    /// The prefix of the origin that the client names (`NAMESPACES`), with its slash; or nothing.
+    pub(super) added: String,
     /// The client's parameter `ns`, as it wrote it.
     pub(super) parameter: Option<String>,
     /// 0 for a client's request; else the number of steps from a client's image to its referrer.
@@ -82,6 +84,7 @@ impl Exchange {
         ClientAddress {
             origin: links::own_origin(&self.request, self.parts.trust_proxy_headers),
             prefix: self.prefix.clone(),
+            added: self.added.clone(),
             parameter: self.parameter.clone(),
         }
     }

@@ -197,6 +197,7 @@ impl<'a> ReferrerFill<'a> {
             path: request.path().to_owned(),
             target,
             prefix: String::new(),
+            added: String::new(),
             parameter: None,
             namespace: None,
         };

@@ -24,6 +24,7 @@ pub fn links(bytes: &[u8]) {
         let own_links = ClientAddress {
             origin: own.to_owned(),
             prefix: String::new(),
+            added: String::new(),
             parameter: None,
         };
         let client = headers::for_client(upstream, &own_links);

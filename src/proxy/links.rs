@@ -12,6 +12,9 @@ pub(super) struct ClientAddress {
     pub(super) origin: String,
     /// The host that the client puts before repositories, with its slash; or nothing.
     pub(super) prefix: String,
+    /// What stands before the repositories of an origin (`NAMESPACES`), with its slash. The client
+    /// does not see it. Or nothing.
+    pub(super) added: String,
     /// The parameter `ns=HOST` as the client wrote it.
     pub(super) parameter: Option<String>,
 }
@@ -21,7 +24,10 @@ impl ClientAddress {
     pub(super) fn url(&self, path: &str) -> String {
         let (origin, prefix) = (&self.origin, &self.prefix);
         match path.strip_prefix("/v2/") {
-            Some(rest) => format!("{origin}/v2/{prefix}{rest}"),
+            Some(rest) => {
+                let rest = rest.strip_prefix(&self.added).unwrap_or(rest);
+                format!("{origin}/v2/{prefix}{rest}")
+            }
             None => format!("{origin}{path}"),
         }
     }
@@ -228,6 +234,26 @@ mod tests {
 
     fn address(fields: &[(&str, &str)]) -> String {
         own_origin(&request(fields), true)
+    }
+
+    #[test]
+    fn the_prefix_of_an_origin_is_not_shown() {
+        let own = ClientAddress {
+            added: "docker-hub/".into(),
+            parameter: Some("ns=docker.io".into()),
+            ..own()
+        };
+        assert_eq!(
+            rewrite_link(
+                "</v2/docker-hub/library/a/tags/list?n=1&last=2>; rel=\"next\"",
+                &own
+            ),
+            format!("<{OWN}/v2/library/a/tags/list?n=1&last=2&ns=docker.io>; rel=\"next\"")
+        );
+        assert_eq!(
+            own.url("/v2/other/tags/list"),
+            format!("{OWN}/v2/other/tags/list")
+        );
     }
 
     #[test]

@@ -67,7 +67,11 @@ impl Proxy {
         let parts = Parts {
             access,
             upstream,
-            registries: Registries::new(settings.registries.clone(), chained),
+            registries: Registries::new(
+                settings.registries.clone(),
+                settings.namespaces.clone(),
+                chained,
+            ),
             cache,
             cache_key: settings.cache_key.clone(),
             manifests: Flights::default(),

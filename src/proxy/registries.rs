@@ -1,13 +1,18 @@
-//! Which registry a request means. Owns: the closed list, and the two ways in which clients name
-//! one of it: `ns=HOST` (containerd, buildkit) and `/v2/HOST/…` (podman, CRI-O, docker). Must not:
-//! make an address of anything that a client sends.
+//! Which registry a request means. Owns: the closed list of registries and of `NAMESPACES`, and the
+//! two ways in which clients name one of them: `ns=HOST` (containerd, buildkit) and `/v2/HOST/…`
+//! (podman, CRI-O, docker). Must not: make an address of anything that a client sends.
+//!
+//! `ns` names the registry that an image comes from. When that is neither a registry nor an origin
+//! of ours, the client was told to ask us all the same (a mirror), so the path alone counts, and the
+//! default registry answers NAME_UNKNOWN if it has no such repository. Another private registry of
+//! ECR is refused: its repositories have names like our own, and would be mistaken for them.
 //!
 //! A name of a repository may hold dots, so `/v2/my.app/x/…` is a repository unless `my.app` is in
-//! the list. Only what can be no repository of the default registry is refused here: a host with a
-//! port, and a registry of ECR that is not in the list. The default registry itself says
-//! NAME_UNKNOWN to the rest.
+//! the list. A path is refused only when it cannot be a repository of the default registry: a host
+//! with a port, or a registry of ECR that is not in the list.
 
 use crate::aws::ecr::EcrHost;
+use crate::config::ImageOrigin;
 use crate::message::Request;
 use crate::oci::{self, ErrorCode, OciError, Registry, Route};
 use crate::uri::decode_visible;
@@ -19,6 +24,8 @@ const NAMESPACE: &str = "ns";
 pub(super) struct Registries {
     /// The default one first; empty: the identity's own alone.
     list: Vec<Registry>,
+    /// `NAMESPACES`
+    origins: Vec<ImageOrigin>,
     /// What they lead to are other proxies.
     chained: bool,
 }
@@ -34,6 +41,36 @@ pub(super) enum Choice {
     IfCalled(String),
 }
 
+/// A registry, and where in it.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    choice: Choice,
+    /// What stands before repositories there, with its slash; or nothing.
+    added: String,
+}
+
+impl Place {
+    /// True when a request may name both.
+    fn agrees_with(&self, other: &Self) -> bool {
+        let one_prefix =
+            self.added.is_empty() || other.added.is_empty() || self.added == other.added;
+        self.choice == other.choice && one_prefix
+    }
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self::from(Choice::Default)
+    }
+}
+
+impl From<Choice> for Place {
+    fn from(choice: Choice) -> Self {
+        let added = String::new();
+        Self { choice, added }
+    }
+}
+
 /// What a request means, and how it said so.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Meant {
@@ -45,6 +82,8 @@ pub(super) struct Meant {
     pub(super) target: String,
     /// The host in the path as the client wrote it, with its slash; or nothing.
     pub(super) prefix: String,
+    /// What was put before the repository for an origin, with its slash; or nothing.
+    pub(super) added: String,
     /// The parameter `ns` as the client wrote it, if it had a say.
     pub(super) parameter: Option<String>,
     /// Its value, decoded.
@@ -52,8 +91,12 @@ pub(super) struct Meant {
 }
 
 impl Registries {
-    pub(super) const fn new(list: Vec<Registry>, chained: bool) -> Self {
-        Self { list, chained }
+    pub(super) const fn new(list: Vec<Registry>, origins: Vec<ImageOrigin>, chained: bool) -> Self {
+        Self {
+            list,
+            origins,
+            chained,
+        }
     }
 
     /// The default one, if it is set.
@@ -77,8 +120,13 @@ impl Registries {
         let (mut parameter, mut namespace) = (None, None);
         if namespace_counts(&request.method, &route) {
             for (raw, name) in namespaces(request.query().unwrap_or_default()) {
-                let by_name = self.find(&name, own).ok_or_else(|| unknown(&name))?;
-                if named.as_ref().is_some_and(|other| *other != by_name) {
+                let Some(by_name) = self.find_namespace(&name, own)? else {
+                    continue;
+                };
+                if named
+                    .as_ref()
+                    .is_some_and(|other| !other.agrees_with(&by_name))
+                {
                     let why = format!("{name:?} is not the only registry that the request names");
                     return Err(OciError::new(ErrorCode::NameUnknown, why));
                 }
@@ -86,25 +134,74 @@ impl Registries {
                 (parameter, namespace) = (Some(raw), Some(name));
             }
         }
-        let choice = named.unwrap_or(Choice::Default);
-        let target = self.target(request, &prefix, &route, &choice, own);
+        let Place { choice, added } = named.unwrap_or_default();
+        let (path, added) = add_prefix(path, &route, added);
+        let route = if added.is_empty() {
+            route
+        } else {
+            Route::parse(&path)?
+        };
+        let target = self.target(request, &path, &route, &choice, own);
         Ok(Meant {
             choice,
             route,
             path,
             target,
             prefix,
+            added,
             parameter,
             namespace,
         })
     }
 
-    /// The host that a path begins with, as it is written and with its slash, and whom it means.
+    /// Finds the place that `ns` names; none when it names nothing of ours.
+    fn find_namespace(
+        &self,
+        name: &str,
+        own: &dyn Fn() -> Option<Registry>,
+    ) -> Result<Option<Place>, OciError> {
+        let found = self.find_place(name, own);
+        let is_private = || matches!(EcrHost::parse(name), Some(EcrHost::Private { .. }));
+        let is_refused = || !oci::is_authority(name) || is_private() || self.origin(name).is_some();
+        if found.is_none() && is_refused() {
+            return Err(unknown(name));
+        }
+        Ok(found)
+    }
+
+    /// True for what begins a path and is no part of the default registry.
+    fn cannot_be_a_repository(&self, name: &str) -> bool {
+        name.contains(':') || EcrHost::parse(name).is_some() || self.origin(name).is_some()
+    }
+
+    fn origin(&self, name: &str) -> Option<&ImageOrigin> {
+        let mut origins = self.origins.iter();
+        origins.find(|origin| origin.name.eq_ignore_ascii_case(name))
+    }
+
+    /// Finds the place of an origin, or a registry.
+    fn find_place(&self, name: &str, own: &dyn Fn() -> Option<Registry>) -> Option<Place> {
+        let Some(origin) = self.origin(name) else {
+            return self.find(name, own).map(Place::from);
+        };
+        let choice = match &origin.registry {
+            Some(registry) => self.find(registry, own)?,
+            None => Choice::Default,
+        };
+        let added = match origin.prefix.as_str() {
+            "" => String::new(),
+            prefix => format!("{prefix}/"),
+        };
+        Some(Place { choice, added })
+    }
+
+    /// The host that a path begins with, as it is written and with its slash, and the place that it
+    /// names.
     fn prefix(
         &self,
         path: &str,
         own: &dyn Fn() -> Option<Registry>,
-    ) -> Result<(String, Option<Choice>), OciError> {
+    ) -> Result<(String, Option<Place>), OciError> {
         let none = Ok((String::new(), None));
         let Some(rest) = path.strip_prefix("/v2/") else {
             return none;
@@ -113,9 +210,9 @@ impl Registries {
         let Some(name) = decode_visible(first).filter(|name| is_hostlike(name)) else {
             return none;
         };
-        match self.find(&name, own) {
-            Some(choice) => Ok((format!("{first}/"), Some(choice))),
-            None if name.contains(':') || EcrHost::parse(&name).is_some() => Err(unknown(&name)),
+        match self.find_place(&name, own) {
+            Some(place) => Ok((format!("{first}/"), Some(place))),
+            None if self.cannot_be_a_repository(&name) => Err(unknown(&name)),
             None => none,
         }
     }
@@ -156,14 +253,13 @@ impl Registries {
     fn target(
         &self,
         request: &Request,
-        prefix: &str,
+        path: &str,
         route: &Route,
         choice: &Choice,
         own: &dyn Fn() -> Option<Registry>,
     ) -> String {
-        let path = without_prefix(request.path(), prefix);
         let Some(query) = request.query() else {
-            return path;
+            return path.to_owned();
         };
         let mut kept: Vec<String> = query
             .split('&')
@@ -171,7 +267,7 @@ impl Registries {
             .map(str::to_owned)
             .collect();
         if kept.is_empty() && !query.is_empty() {
-            return path;
+            return path.to_owned();
         }
         if matches!(route, Route::Uploads(_)) {
             self.translate_mount(&mut kept, choice, own);
@@ -234,6 +330,16 @@ pub(super) fn unknown(name: &str) -> OciError {
 fn namespace_counts(method: &str, route: &Route) -> bool {
     let no_matter = matches!(route, Route::Base | Route::Upload(_) | Route::Uploads(_));
     matches!(method, "GET" | "HEAD") && !no_matter
+}
+
+/// Puts an origin's prefix before the repository, unless the client has done so itself
+/// (`override_path`); returns what was put there.
+fn add_prefix(path: String, route: &Route, added: String) -> (String, String) {
+    let rest = path.strip_prefix("/v2/").unwrap_or_default();
+    if matches!(route, Route::Base | Route::Catalog) || rest.starts_with(&added) {
+        return (path, String::new());
+    }
+    (format!("/v2/{added}{rest}"), added)
 }
 
 fn without_prefix(path: &str, prefix: &str) -> String {

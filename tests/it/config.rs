@@ -141,15 +141,25 @@ fn a_misspelt_security_setting_ends_the_start() {
             let refused = run(command, &[(name, value)]);
             let text = refused.err + &refused.out;
             assert_eq!(refused.code, Some(64), "{command:?} {name}: {text}");
-            assert!(text.contains(&format!("{name}: no setting; did you mean ")), "{text}");
+            assert!(
+                text.contains(&format!("{name}: no setting; did you mean ")),
+                "{text}"
+            );
         }
         let all = run(command, &variables);
         let text = all.err + &all.out;
-        assert_eq!(text.matches(": no setting; did you mean ").count(), 4, "{text}");
+        assert_eq!(
+            text.matches(": no setting; did you mean ").count(),
+            4,
+            "{text}"
+        );
         assert!(!text.contains("the-secret-file"), "{text}");
     }
     // What the right name says holds, and the door is not open.
-    let both = run(&["settings"], &[("READONLY", "true"), ("READ_ONLY", "true")]);
+    let both = run(
+        &["settings"],
+        &[("READONLY", "true"), ("READ_ONLY", "true")],
+    );
     assert_eq!(both.code, Some(0));
     let warning = "aws-ecr-proxy: READONLY is no setting; did you mean READ_ONLY?\n";
     assert_eq!(both.err, warning);
@@ -168,7 +178,10 @@ fn another_misspelt_setting_is_a_warning_at_the_start() {
 #[test]
 fn a_token_is_sent_to_strangers_and_over_http_only_with_leave() {
     for (registry, why) in [
-        ("http://123456789012.dkr.ecr.eu-west-1.amazonaws.com", "over http"),
+        (
+            "http://123456789012.dkr.ecr.eu-west-1.amazonaws.com",
+            "over http",
+        ),
         ("http://10.0.0.1:5000", "over http"),
         ("https://registry.example", "no name of ECR's"),
         ("public.ecr.aws,registry.example", "no name of ECR's"),

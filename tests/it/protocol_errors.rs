@@ -83,7 +83,7 @@ fn what_is_refused_here_has_its_code() {
             ),
             ("/v2/team/app/tags/list?last=<".into(), 400, "BAD_REQUEST"),
             ("/v2/team/app/layers/1".to_owned(), 404, "NOT_FOUND"),
-            (format!("{TAG}?ns=docker.io"), 404, "NAME_UNKNOWN"),
+            (format!("{TAG}?ns=%zz"), 404, "NAME_UNKNOWN"),
             (
                 "/v2/docker.io:443/x/manifests/1".into(),
                 404,

@@ -132,20 +132,19 @@ fn the_list_of_registries_is_closed() {
     put(&two.front.standin, "one");
     let before = two.front.calls();
     for target in [
-        format!("/v2/{TAG}?ns=docker.io"),
-        format!("/v2/{TAG}?ns=evil.example%3A5000"),
+        format!("/v2/{TAG}?ns=evil.example%2F"),
         format!("/v2/{TAG}?ns={EU}"),
         format!("/v2/evil.example:5000/{TAG}"),
         format!("/v2/{US}/{TAG}"),
         format!("/v2/{}/{TAG}?ns={}", two.host(), host(&two.front.standin)),
-        "/v2/_catalog?ns=docker.io".to_owned(),
+        format!("/v2/_catalog?ns={EU}"),
     ] {
         let got = two.get(&target);
         assert_eq!(got.status, 404, "{target}");
         assert_eq!(error_of(&got).0, "NAME_UNKNOWN", "{target}");
         assert_eq!(got.header("OCI-Namespace"), None);
     }
-    let head = two.front.head(&format!("/v2/{TAG}?ns=docker.io"));
+    let head = two.front.head(&format!("/v2/{TAG}?ns={EU}"));
     assert_eq!((head.status, head.length), (404, 0));
     assert_eq!((two.front.calls(), two.other.requests().len()), (before, 0));
     // What only looks like a host is a repository of the default registry, if it has one.
@@ -153,6 +152,110 @@ fn the_list_of_registries_is_closed() {
     assert_eq!(two.get("/v2/my.app/x/manifests/1.0").body, dotted.bytes);
     let got = two.get("/v2/ghcr.io/x/manifests/1.0");
     assert_eq!((got.status, error_of(&got).0), (404, "NAME_UNKNOWN".into()));
+}
+
+/// What clients send that mirror another registry through a prefix here: containerd's
+/// `override_path`, BuildKit's `mirrors = ["proxy/docker-hub"]`, CRI-O's and podman's `location`.
+#[test]
+fn a_mirrored_image_is_found_whatever_origin_the_client_names() {
+    let two = Two::start();
+    let name = "docker-hub/library/alpine";
+    let layer = Layer::of_files(&[("hello", b"alpine")]);
+    let image = two.front.standin.put_image(name, "3", &[layer]);
+    let digest = &image.manifest;
+    let strangers = ["docker.io", "quay.io", "evil.example%3A5000", "10.0.0.1"];
+    for query in strangers.map(|origin| format!("?ns={origin}")) {
+        let target = format!("/v2/{name}/manifests/3{query}");
+        let head = two.front.head(&target);
+        assert_eq!((head.status, head.header("OCI-Namespace")), (200, None));
+        assert_eq!(two.get(&target).body, image.bytes, "{target}");
+        let got = two.get(&format!("/v2/{name}/manifests/{digest}{query}"));
+        assert_eq!(got.body, image.bytes);
+        // Without a place for it the registry says that there is none.
+        let got = two.get(&format!("/v2/library/alpine/manifests/3{query}"));
+        assert_eq!((got.status, error_of(&got).0), (404, "NAME_UNKNOWN".into()));
+    }
+    let plain = two.get(&format!("/v2/{name}/manifests/3"));
+    assert_eq!(plain.body, image.bytes);
+    assert_eq!(two.other.requests().len(), 0);
+}
+
+/// `NAMESPACES`, as containerd's plain `server`, `/v2/ORIGIN/…` and `override_path` use it.
+#[test]
+fn a_namespace_leads_to_the_place_of_its_origin() {
+    let mut two = Two::start();
+    let layer = |text: &str| Layer::of_files(&[("hello", text.as_bytes())]);
+    let name = "docker-hub/library/alpine";
+    let hub = two.front.standin.put_image(name, "3", &[layer("hub")]);
+    for n in 0..3 {
+        two.front.standin.put_image(name, &format!("3.{n}"), &[]);
+    }
+    let quay = two
+        .other
+        .put_image("quay/coreos/etcd", "3", &[layer("quay")]);
+    let place = format!("docker.io=docker-hub,quay.io={}/quay", two.host());
+    two.front.stop();
+    let (own, other) = (host(&two.front.standin), two.host());
+    let list = format!("http://{own},http://{other}");
+    let settings = [("ECR", list.as_str()), ("NAMESPACES", &place)];
+    two.front.start_again_with(&settings);
+    let (docker, quay_io) = (Some("docker.io"), Some("quay.io"));
+    for (target, image, namespace) in [
+        ("/v2/library/alpine/manifests/3?ns=docker.io", &hub, docker),
+        (
+            "/v2/docker-hub/library/alpine/manifests/3?ns=docker.io",
+            &hub,
+            docker,
+        ),
+        ("/v2/docker.io/library/alpine/manifests/3", &hub, None),
+        ("/v2/docker-hub/library/alpine/manifests/3", &hub, None),
+        ("/v2/coreos/etcd/manifests/3?ns=quay.io", &quay, quay_io),
+        ("/v2/quay.io/coreos/etcd/manifests/3", &quay, None),
+    ] {
+        let head = two.front.head(target);
+        assert_eq!(
+            (head.status, head.header("OCI-Namespace")),
+            (200, namespace)
+        );
+        let got = two.get(target);
+        assert_eq!((got.status, &got.body), (200, &image.bytes), "{target}");
+        assert_eq!(got.header("OCI-Namespace"), namespace, "{target}");
+    }
+    let digest = &hub.manifest;
+    let by_digest = format!("/v2/library/alpine/manifests/{digest}?ns=docker.io");
+    assert_eq!(two.get(&by_digest).body, hub.bytes);
+    assert_pages_stay_at_the_origin(&two);
+    // Nothing of the names went upstream.
+    for seen in two
+        .front
+        .standin
+        .requests()
+        .iter()
+        .chain(&two.other.requests())
+    {
+        assert!(!seen.target.contains("ns="), "{}", seen.target);
+        assert!(!seen.target.contains("docker.io"), "{}", seen.target);
+    }
+    assert_eq!(two.get("/v2/library/alpine/manifests/3").status, 404);
+}
+
+/// Each page of a list leads on to where the client is.
+fn assert_pages_stay_at_the_origin(two: &Two) {
+    let mut names = Vec::new();
+    let mut next = Some("/v2/library/alpine/tags/list?n=2&ns=docker.io".to_owned());
+    while let Some(target) = next.take() {
+        let got = two.get(&target);
+        assert_eq!(got.status, 200, "{target}: {}", got.text());
+        let page: Value = serde_json::from_slice(&got.body).unwrap();
+        let tags = page["tags"].as_array().unwrap().iter();
+        names.extend(tags.map(|tag| tag.as_str().unwrap().to_owned()));
+        next = link_of(&got).map(|url| url.replace(&two.address(), ""));
+        let begin = "/v2/library/alpine/tags/list?";
+        let ours = |url: &String| url.starts_with(begin) && url.contains("ns=docker.io");
+        assert!(next.iter().all(ours), "{next:?}");
+    }
+    names.sort();
+    assert_eq!(names, ["3", "3.0", "3.1", "3.2"]);
 }
 
 #[test]
@@ -260,7 +363,7 @@ fn an_outage_leaves_each_registry_what_it_had() {
         );
     }
     assert_eq!(two.get("/readyz").status, 200);
-    assert_eq!(two.get(&format!("/v2/{TAG}?ns=docker.io")).status, 404);
+    assert_eq!(two.get(&format!("/v2/{TAG}?ns={EU}")).status, 404);
 }
 
 /// The URL of the one relation in a `Link` field.
@@ -400,7 +503,7 @@ fn a_proxy_behind_a_proxy_knows_ecrs_names() {
     // Each name is a registry of its own to the node: the site may have several.
     let tag = format!("repos/{EU}/team/app/_tags/1.0");
     assert!(scratch.path().join(tag).exists());
-    assert_eq!(get(format!("/v2/{TAG}?ns=docker.io")).status, 404);
+    assert_eq!(get(format!("/v2/{TAG}?ns=%zz")).status, 404);
     // The site took the name, and its registry saw nothing of it.
     let log = site.proxy().log();
     assert!(

@@ -35,6 +35,17 @@ pub(super) static ROWS: &[Setting] = &[
          own for an endpoint). Loopback needs no leave.",
     ),
     row(
+        "NAMESPACES",
+        Unset("none"),
+        Text(
+            Unit::List,
+            "at most 64 of ORIGIN=PREFIX or ORIGIN=HOST[/PREFIX], with commas",
+            |s, text| put(&mut s.namespaces, registry::origins(text)),
+        ),
+        "Where the images of other registries are kept, such as the prefix of a pull-through cache rule: \
+         `docker.io=docker-hub,quay.io=HOST/quay`. HOST is one of `ECR`.",
+    ),
+    row(
         "BLOB_HOSTS",
         Unset("none but AWS's own S3 and CloudFront hosts"),
         Text(

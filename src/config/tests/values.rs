@@ -107,6 +107,26 @@ fn texts_have_a_form() {
 }
 
 #[test]
+fn the_registry_of_an_origin_is_one_of_the_list() {
+    let list = ("ECR", "a.example,b.example:5000");
+    read(
+        &[],
+        &[
+            list,
+            ("NAMESPACES", "docker.io=hub,quay.io=B.example:5000/quay"),
+        ],
+    );
+    read(&[], &[("NAMESPACES", "quay.io=any.example/quay")]);
+    let faults = faults(
+        &[],
+        &[list, ("NAMESPACES", "docker.io=hub,quay.io=c.example/quay")],
+    );
+    assert_eq!(faults.len(), 1);
+    let start = "NAMESPACES=quay.io=c.example…: expected c.example to be in ECR too";
+    assert!(faults[0].starts_with(start), "{faults:?}");
+}
+
+#[test]
 fn without_a_token_the_registry_must_be_named() {
     read(
         &[],

@@ -9,7 +9,18 @@ const MANIFEST: &str = "team/app/manifests/1.0";
 
 fn list(texts: &[&str], chained: bool) -> Registries {
     let registries = texts.iter().map(|text| text.parse().unwrap());
-    Registries::new(registries.collect(), chained)
+    Registries::new(registries.collect(), Vec::new(), chained)
+}
+
+/// With the value of `NAMESPACES` too.
+fn list_with(texts: &[&str], namespaces: &str) -> Registries {
+    let environment = [("NAMESPACES".into(), namespaces.into())];
+    let arguments = crate::config::Arguments::parse([]);
+    let settings = crate::config::resolve(&arguments, &environment).settings;
+    Registries {
+        origins: settings.unwrap().namespaces,
+        ..list(texts, false)
+    }
 }
 
 fn request(method: &str, target: &str) -> Request {
@@ -82,8 +93,6 @@ fn other_parameters_stay_byte_for_byte() {
 fn the_list_is_closed() {
     let two = list(&[EU, "http://other.example:5000"], false);
     for target in [
-        format!("/v2/{MANIFEST}?ns=docker.io"),
-        format!("/v2/{MANIFEST}?ns=other.example"),
         format!("/v2/{MANIFEST}?ns={US}"),
         format!("/v2/{MANIFEST}?ns=%zz"),
         format!("/v2/{MANIFEST}?ns=user@{EU}"),
@@ -104,6 +113,123 @@ fn the_list_is_closed() {
     // What is no host at all is a malformed name.
     for target in ["/v2/a:b/c/manifests/1", "/v2/u@h.example:5/c/manifests/1"] {
         assert_eq!(read(&two, target).unwrap_err(), 400, "{target}");
+    }
+}
+
+/// containerd's `override_path` puts the prefix into the path and still sends the image's origin.
+#[test]
+fn bug_a_mirror_that_named_the_images_origin_got_404() {
+    let two = list(&[EU, "http://other.example:5000"], false);
+    let path = "/v2/docker-hub/library/alpine/manifests/3";
+    for origin in [
+        "docker.io",
+        "quay.io",
+        "registry.k8s.io",
+        "public.ecr.aws",
+        "other.example",
+        "localhost:5000",
+        "10.0.0.1",
+        "%5B::1%5D:5000",
+    ] {
+        for method in ["GET", "HEAD"] {
+            let target = format!("{path}?ns={origin}");
+            let meant = two.read(&request(method, &target), &|| None).unwrap();
+            assert_eq!(meant.choice, Choice::Default, "{target}");
+            assert_eq!((meant.target.as_str(), meant.namespace), (path, None));
+        }
+    }
+    // One that is ours decides beside one that is not.
+    let both = format!("{path}?ns=docker.io&ns=other.example:5000");
+    let expected = ("other.example:5000".to_owned(), path.to_owned());
+    assert_eq!(meant(&two, &both), Ok(expected));
+}
+
+#[test]
+fn an_origin_has_its_place() {
+    let place = "docker.io=docker-hub,quay.io=other.example:5000/q/uay,ghcr.io=other.example:5000";
+    let two = list_with(&[EU, "http://other.example:5000"], place);
+    let (default, other) = ("", "other.example:5000");
+    for (target, registry, expected) in [
+        (
+            "/v2/library/alpine/manifests/3?ns=docker.io",
+            default,
+            "/v2/docker-hub/library/alpine/manifests/3",
+        ),
+        (
+            "/v2/library/alpine/tags/list?n=5&ns=Docker.IO&last=2",
+            default,
+            "/v2/docker-hub/library/alpine/tags/list?n=5&last=2",
+        ),
+        // With override_path as well.
+        (
+            "/v2/docker-hub/library/alpine/manifests/3?ns=docker.io",
+            default,
+            "/v2/docker-hub/library/alpine/manifests/3",
+        ),
+        (
+            "/v2/docker.io/library/alpine/manifests/3",
+            default,
+            "/v2/docker-hub/library/alpine/manifests/3",
+        ),
+        (
+            "/v2/docker.io/library/alpine/manifests/3?ns=docker.io",
+            default,
+            "/v2/docker-hub/library/alpine/manifests/3",
+        ),
+        (
+            "/v2/a/b/manifests/3?ns=quay.io",
+            other,
+            "/v2/q/uay/a/b/manifests/3",
+        ),
+        (
+            "/v2/a/b/manifests/3?ns=ghcr.io",
+            other,
+            "/v2/a/b/manifests/3",
+        ),
+        (
+            "/v2/a/b/manifests/3?ns=gcr.io",
+            default,
+            "/v2/a/b/manifests/3",
+        ),
+        ("/v2/a/b/manifests/3", default, "/v2/a/b/manifests/3"),
+        ("/v2/_catalog?ns=docker.io", default, "/v2/_catalog"),
+        ("/v2/?ns=docker.io", default, "/v2/"),
+    ] {
+        let expected = (registry.to_owned(), expected.to_owned());
+        assert_eq!(meant(&two, target), Ok(expected), "{target}");
+    }
+    let read = read(&two, "/v2/library/alpine/tags/list?ns=docker.io").unwrap();
+    assert_eq!(read.namespace.as_deref(), Some("docker.io"));
+    assert_eq!(read.parameter.as_deref(), Some("ns=docker.io"));
+    assert_eq!(
+        (read.added.as_str(), read.prefix.as_str()),
+        ("docker-hub/", "")
+    );
+    // Two places at once.
+    for target in [
+        "/v2/docker.io/library/alpine/manifests/3?ns=quay.io",
+        "/v2/other.example:5000/library/alpine/manifests/3?ns=docker.io",
+    ] {
+        assert_eq!(meant(&two, target), Err(404), "{target}");
+    }
+}
+
+#[test]
+fn an_origin_may_be_another_registry_of_ecr_and_without_a_list_the_identitys_own() {
+    let one = list_with(&[EU], &format!("{US}=us"));
+    let expected = Ok((String::new(), "/v2/us/a/manifests/1".to_owned()));
+    assert_eq!(meant(&one, &format!("/v2/a/manifests/1?ns={US}")), expected);
+    let none = list_with(&[], &format!("docker.io=hub,quay.io={EU}/quay"));
+    let target = "/v2/a/manifests/1?ns=quay.io";
+    let read = none.read(&request("GET", target), &|| None).unwrap();
+    assert_eq!(read.choice, Choice::IfCalled(EU.into()));
+    assert_eq!(read.target, "/v2/quay/a/manifests/1");
+    let own = || Some(US.parse().unwrap());
+    // The identity's registry is another one, so there is no place for quay.io.
+    let by_path = "/v2/quay.io/a/manifests/1";
+    for target in [target, by_path] {
+        let error = none.read(&request("GET", target), &own).unwrap_err();
+        assert_eq!(error.code, ErrorCode::NameUnknown);
     }
 }
 
@@ -203,10 +329,8 @@ fn without_a_list_there_is_the_identitys_own() {
     let by_path = format!("/v2/{EU}/{MANIFEST}");
     assert_eq!(read(&by_path, Some(EU)), Ok(Choice::Default));
     assert_eq!(read(&by_path, None), Ok(Choice::IfCalled(EU.into())));
-    assert_eq!(
-        read(&format!("/v2/{MANIFEST}?ns=docker.io"), None),
-        Err(404)
-    );
+    let foreign = format!("/v2/{MANIFEST}?ns=docker.io");
+    assert_eq!(read(&foreign, None), Ok(Choice::Default));
 }
 
 #[test]
@@ -216,7 +340,8 @@ fn a_registry_with_an_address_of_its_own_goes_by_ecrs_names() {
     for target in [format!("{plain}?ns={EU}"), format!("/v2/{EU}/{MANIFEST}")] {
         assert_eq!(meant(&one, &target), Ok((String::new(), plain.clone())));
     }
-    assert_eq!(meant(&one, &format!("{plain}?ns=docker.io")), Err(404));
+    let foreign = format!("{plain}?ns=docker.io");
+    assert_eq!(meant(&one, &foreign), Ok((String::new(), plain.clone())));
     // Another proxy is asked for it by name, and knows it or not.
     let chained = list(&["http://site:8080"], true);
     let Choice::Known(found) = read(&chained, &format!("{plain}?ns={EU}")).unwrap().choice else {
