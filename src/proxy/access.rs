@@ -47,8 +47,8 @@ impl Access {
         checked.map_err(|error| Box::new(refuse(&error)))
     }
 
-    /// The methods of `route` that may be used, as `Allow` lists them: none of an upload's in a
-    /// proxy that only reads.
+    /// The methods of `route` that clients may use, as `Allow` lists them. A proxy that only reads has
+    /// none for an upload.
     pub(super) fn methods(&self, route: &Route) -> Vec<&'static str> {
         let mut methods = route.methods().to_vec();
         if self.read_only {
@@ -57,7 +57,7 @@ impl Access {
         methods
     }
 
-    /// Why a method that is not among them cannot be used.
+    /// Says why a client cannot use this method.
     fn unsupported(&self, request: &Request) -> OciError {
         let method = &request.method;
         let read_only = self.read_only && !matches!(method.as_str(), "GET" | "HEAD");
@@ -69,8 +69,8 @@ impl Access {
         OciError::new(ErrorCode::Unsupported, why)
     }
 
-    /// Refuses what `ALLOW_REPOSITORIES` leaves out: the repository of the route, and each one that
-    /// a blob is to be mounted from. `target` and `route` are without a registry's host in them.
+    /// Refuses a repository that `ALLOW_REPOSITORIES` leaves out: that of the route, and each one from
+    /// which a blob would be mounted. `target` and `route` have no host of a registry in them.
     fn check(&self, target: &str, route: &Route) -> Result<(), OciError> {
         if self.shows_everything() {
             return Ok(());
@@ -104,7 +104,7 @@ impl Access {
         self.repositories.match_everything()
     }
 
-    /// Leaves the names that may be seen.
+    /// Keeps the names that clients may see.
     pub(super) fn visible(&self, mut names: Vec<String>) -> Vec<String> {
         if !self.shows_everything() {
             names.retain(|name| name.parse().is_ok_and(|name| self.allows(&name)));
@@ -118,7 +118,7 @@ fn denied(name: &str) -> OciError {
     OciError::new(ErrorCode::Denied, why)
 }
 
-/// None for the base and the catalogue, which is filtered on its way out.
+/// The repository of a route. None for the base, and for the catalogue, whose reply is filtered.
 const fn repository(route: &Route) -> Option<&Repository> {
     match route {
         Route::Base | Route::Catalog => None,

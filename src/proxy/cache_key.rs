@@ -1,5 +1,5 @@
-//! `CACHE_KEY`: into which partition of the tag entries a request falls. Owns: nginx's variables as
-//! they are here. Must not: look at anything but the request.
+//! `CACHE_KEY`: the partition of the tag entries that a request belongs to. Owns: the meaning of
+//! nginx's variables here. Must not: look at anything but the request.
 
 use std::fmt::Write as _;
 
@@ -7,13 +7,13 @@ use crate::config::{CacheKey, KeyPart};
 use crate::message::Request;
 use crate::oci;
 
-/// Bytes of a partition's name: 64 bits, in which nobody collides by chance.
+/// Bytes of a partition's name: with 64 bits, no two keys meet by chance.
 const PARTITION_BYTES: usize = 8;
 
 /// The partition's name; empty for the default key, under which all requests share one.
 ///
-/// `path` is that of the request without a registry's host in it: the registry is part of every
-/// entry's place, however the client names it.
+/// `path` is the request's path without a registry's host in it: every entry belongs to a registry
+/// anyway, however the client names it.
 pub(super) fn partition(key: &CacheKey, request: &Request, path: &str) -> String {
     if key.is_default() {
         return String::new();
@@ -43,7 +43,7 @@ fn render(key: &CacheKey, request: &Request, path: &str) -> String {
                 text.push('?');
             }
             KeyPart::IsArgs => {}
-            // What a HEAD finds out is to serve the GET that follows.
+            // A HEAD and the GET that follows it share an entry.
             KeyPart::Method if request.method == "HEAD" => text.push_str("GET"),
             KeyPart::Method => text.push_str(&request.method),
             KeyPart::Scheme => text.push_str(if request.peer.tls { "https" } else { "http" }),

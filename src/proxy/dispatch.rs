@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::answer::{fail, or_fail, refuse};
 use super::exchange::{Exchange, Parts};
-use super::registries::{self, Choice, Meant};
+use super::registries::{self, Choice, ResolvedRequest};
 use super::{blob, listing, manifest, push, referrers};
 use crate::message::{Reply, Request, RequestBody};
 use crate::oci::{Registry, Route};
@@ -16,21 +16,21 @@ use crate::upstream::exchange::HEAD_TIMEOUT;
 pub(super) fn run(
     parts: &Arc<Parts>,
     request: Request,
-    meant: Meant,
+    resolved: ResolvedRequest,
     depth: u8,
     body: &mut RequestBody<'_>,
 ) -> Reply {
-    let target = match &meant.route {
+    let target = match &resolved.route {
         Route::Catalog | Route::Tags(_) => {
-            match listing::target(&meant.route, &meant.target, parts.is_ecr) {
+            match listing::target(&resolved.route, &resolved.target, parts.is_ecr) {
                 Ok(target) => target,
                 Err(error) => return refuse(&error),
             }
         }
-        Route::Uploads(_) => push::target(meant.target, &meant.route),
-        _ => meant.target,
+        Route::Uploads(_) => push::target(resolved.target, &resolved.route),
+        _ => resolved.target,
     };
-    let registry = match resolve_registry(parts, meant.choice) {
+    let registry = match resolve_registry(parts, resolved.choice) {
         Ok(registry) => registry,
         Err(reply) => return *reply,
     };
@@ -38,12 +38,12 @@ pub(super) fn run(
         parts: Arc::clone(parts),
         registry,
         request,
-        route: meant.route,
-        path: meant.path,
+        route: resolved.route,
+        path: resolved.path,
         target,
-        prefix: meant.prefix,
-        added: meant.added,
-        parameter: meant.parameter,
+        prefix: resolved.prefix,
+        added: resolved.added,
+        parameter: resolved.parameter,
         depth,
     };
     answer(&exchange, body)
@@ -81,8 +81,8 @@ fn resolve_registry(parts: &Parts, choice: Choice) -> Result<Registry, Box<Reply
             .map_err(|error| Box::new(fail(&error)))?,
     };
     match choice {
-        Choice::IfCalled(name) if !registries::is_it(&registry, &name) => {
-            Err(Box::new(refuse(&registries::unknown(&name))))
+        Choice::IfCalled(name) if !registries::is_named(&registry, &name) => {
+            Err(Box::new(refuse(&registries::unknown_registry(&name))))
         }
         _ => Ok(registry),
     }

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::exchange::Parts;
 use super::referrer_queue::Image;
-use super::registries::{Choice, Meant};
+use super::registries::{Choice, ResolvedRequest};
 use super::{dispatch, page};
 use crate::message::{Body, Piece, Reply, Request, RequestBody};
 use crate::oci::{Digest, Reference, Route, Tag};
@@ -191,7 +191,7 @@ impl<'a> ReferrerFill<'a> {
             headers: fields,
             ..image.request.clone()
         };
-        let meant = Meant {
+        let resolved = ResolvedRequest {
             choice: Choice::Known(image.registry.clone()),
             route,
             path: request.path().to_owned(),
@@ -203,7 +203,7 @@ impl<'a> ReferrerFill<'a> {
         };
         let mut nothing = std::io::empty();
         let body = &mut RequestBody::new(&mut nothing, Some(0));
-        let reply = dispatch::run(self.parts, request, meant, image.depth + 1, body);
+        let reply = dispatch::run(self.parts, request, resolved, image.depth + 1, body);
         self.failed |= matches!(reply.status, 429 | 500..=599);
         reply
     }

@@ -106,27 +106,27 @@ impl Proxy {
     /// Decides for a client that has logged in, or need not.
     fn decide_admitted(&self, request: &Request) -> Answer {
         let own_registry = || self.parts.own_registry();
-        let meant = match self.parts.registries.read(request, &own_registry) {
-            Ok(meant) => meant,
+        let resolved = match self.parts.registries.resolve(request, &own_registry) {
+            Ok(resolved) => resolved,
             Err(error) => return Answer::Now(refuse(&as_not_found(error, &request.method))),
         };
-        let namespace = meant.namespace.clone();
+        let namespace = resolved.namespace.clone();
         let access = &self.parts.access;
-        if let Err(refusal) = access.admit(request, &meant.target, &meant.route) {
+        if let Err(refusal) = access.admit(request, &resolved.target, &resolved.route) {
             return Answer::Now(*refusal);
         }
         if let Some(odd) = request.target.chars().find(|c| NEVER_IN_TARGET.contains(c)) {
             let why = format!("{odd} in the request target: expected it percent-encoded");
             return Answer::Now(refuse(&OciError::new(ErrorCode::BadRequest, why)));
         }
-        if meant.route == Route::Base {
+        if resolved.route == Route::Base {
             let reply = Reply::new(200, "application/json", "{}");
             let reply = reply.with(API_VERSION.0, API_VERSION.1);
             return Answer::Now(add_namespace(reply, namespace));
         }
         let (parts, request) = (Arc::clone(&self.parts), request.clone());
         Answer::Later(Box::new(move |body| {
-            let reply = dispatch::run(&parts, request, meant, 0, body);
+            let reply = dispatch::run(&parts, request, resolved, 0, body);
             add_namespace(reply, namespace)
         }))
     }

@@ -26,7 +26,7 @@ pub(super) struct Registries {
     list: Vec<Registry>,
     /// `NAMESPACES`
     origins: Vec<ImageOrigin>,
-    /// What they lead to are other proxies.
+    /// The registries are other proxies (`UPSTREAM_AUTH=none`).
     chained: bool,
 }
 
@@ -71,9 +71,9 @@ impl From<Choice> for Place {
     }
 }
 
-/// What a request means, and how it said so.
+/// A request whose registry is known, and the words in which it named the registry.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Meant {
+pub(super) struct ResolvedRequest {
     pub(super) choice: Choice,
     pub(super) route: Route,
     /// The path without a host in it.
@@ -84,7 +84,7 @@ pub(super) struct Meant {
     pub(super) prefix: String,
     /// What was put before the repository for an origin, with its slash; or nothing.
     pub(super) added: String,
-    /// The parameter `ns` as the client wrote it, if it had a say.
+    /// The parameter `ns` as the client wrote it, if it decided.
     pub(super) parameter: Option<String>,
     /// Its value, decoded.
     pub(super) namespace: Option<String>,
@@ -104,22 +104,23 @@ impl Registries {
         self.list.first()
     }
 
-    /// Reads a request. `own` gives the identity's registry if that is known; it must not block.
+    /// Finds the registry that a request names. `own` returns the identity's registry if that is
+    /// known; it must not block.
     ///
     /// # Errors
-    /// What to answer instead.
-    pub(super) fn read(
+    /// The error document to answer with.
+    pub(super) fn resolve(
         &self,
         request: &Request,
         own: &dyn Fn() -> Option<Registry>,
-    ) -> Result<Meant, OciError> {
-        let (prefix, by_path) = self.prefix(request.path(), own)?;
+    ) -> Result<ResolvedRequest, OciError> {
+        let (prefix, by_path) = self.find_prefix(request.path(), own)?;
         let path = without_prefix(request.path(), &prefix);
         let route = Route::parse(&path)?;
         let mut named = by_path;
         let (mut parameter, mut namespace) = (None, None);
-        if namespace_counts(&request.method, &route) {
-            for (raw, name) in namespaces(request.query().unwrap_or_default()) {
+        if honours_namespace(&request.method, &route) {
+            for (raw, name) in read_namespaces(request.query().unwrap_or_default()) {
                 let Some(by_name) = self.find_namespace(&name, own)? else {
                     continue;
                 };
@@ -141,8 +142,8 @@ impl Registries {
         } else {
             Route::parse(&path)?
         };
-        let target = self.target(request, &path, &route, &choice, own);
-        Ok(Meant {
+        let target = self.build_target(request, &path, &route, &choice, own);
+        Ok(ResolvedRequest {
             choice,
             route,
             path,
@@ -164,7 +165,7 @@ impl Registries {
         let is_private = || matches!(EcrHost::parse(name), Some(EcrHost::Private { .. }));
         let is_refused = || !oci::is_authority(name) || is_private() || self.origin(name).is_some();
         if found.is_none() && is_refused() {
-            return Err(unknown(name));
+            return Err(unknown_registry(name));
         }
         Ok(found)
     }
@@ -197,7 +198,7 @@ impl Registries {
 
     /// The host that a path begins with, as it is written and with its slash, and the place that it
     /// names.
-    fn prefix(
+    fn find_prefix(
         &self,
         path: &str,
         own: &dyn Fn() -> Option<Registry>,
@@ -212,45 +213,45 @@ impl Registries {
         };
         match self.find_place(&name, own) {
             Some(place) => Ok((format!("{first}/"), Some(place))),
-            None if self.cannot_be_a_repository(&name) => Err(unknown(&name)),
+            None if self.cannot_be_a_repository(&name) => Err(unknown_registry(&name)),
             None => none,
         }
     }
 
-    /// Whom a name means.
+    /// Finds the registry of this name.
     fn find(&self, name: &str, own: &dyn Fn() -> Option<Registry>) -> Option<Choice> {
         if !oci::is_authority(name) {
             return None;
         }
         let Some(default) = self.list.first() else {
             return match own() {
-                Some(own) => is_it(&own, name).then_some(Choice::Default),
+                Some(own) => is_named(&own, name).then_some(Choice::Default),
                 None => EcrHost::parse(name).map(|_| Choice::IfCalled(name.to_ascii_lowercase())),
             };
         };
-        if let Some(listed) = self.list.iter().find(|registry| is_it(registry, name)) {
+        if let Some(listed) = self.list.iter().find(|registry| is_named(registry, name)) {
             return Some(if listed == default {
                 Choice::Default
             } else {
                 Choice::Known(listed.clone())
             });
         }
-        // One registry, reached under a name of its own (another proxy, a private endpoint, a
-        // test): clients go on using the names that ECR gave to their images.
+        // There is one registry and its name is not ECR's (another proxy, a private endpoint, a
+        // test): clients still use the names that ECR gave to their images.
         let stands_for_ecr = self.list.len() == 1 && EcrHost::parse(default.authority()).is_none();
         if !stands_for_ecr || EcrHost::parse(name).is_none() {
             return None;
         }
         Some(if self.chained {
-            // That proxy has a closed list, too, and more than one in it perhaps.
+            // The other proxy has a closed list, too, perhaps with several registries.
             Choice::Known(default.serving(name))
         } else {
             Choice::Default
         })
     }
 
-    /// The target without what names the registry; all else byte for byte.
-    fn target(
+    /// Builds the target without the names of the registry; all else stays byte for byte.
+    fn build_target(
         &self,
         request: &Request,
         path: &str,
@@ -275,8 +276,8 @@ impl Registries {
         format!("{path}?{}", kept.join("&"))
     }
 
-    /// Who names registries by the path does so in `from` of a mount, too. Nothing can be mounted
-    /// from another registry: the blob is then uploaded as any other.
+    /// A client that names the registry in the path does so in `from` of a mount, too. Nothing can be
+    /// mounted from another registry: then the blob is uploaded like any other.
     fn translate_mount(
         &self,
         parameters: &mut Vec<String>,
@@ -306,9 +307,8 @@ impl Registries {
     }
 }
 
-/// True when the registry has this name, or this is another name that ECR has for it (FIPS,
-/// dual-stack).
-pub(super) fn is_it(registry: &Registry, name: &str) -> bool {
+/// True when the registry has this name, or ECR has this other name for it (FIPS, dual-stack).
+pub(super) fn is_named(registry: &Registry, name: &str) -> bool {
     let place = |host: &str| match EcrHost::parse(host) {
         Some(EcrHost::Private {
             account, region, ..
@@ -319,15 +319,15 @@ pub(super) fn is_it(registry: &Registry, name: &str) -> bool {
     registry.is_called(name) || (oci::split_port(name).1.is_none() && same())
 }
 
-/// 404: a closed list.
-pub(super) fn unknown(name: &str) -> OciError {
+/// The 404 for a name that is not in the closed list.
+pub(super) fn unknown_registry(name: &str) -> OciError {
     let why = format!("no registry {name:?} here: ECR lists the ones that there are");
     OciError::new(ErrorCode::NameUnknown, why)
 }
 
-/// A push names its registry by the path alone (containerd sends it no `ns`); what was begun there
-/// must be asked for there. And a ping asks for no registry in particular.
-fn namespace_counts(method: &str, route: &Route) -> bool {
+/// True when `ns` decides. A push names its registry by the path alone (containerd sends no `ns` with
+/// it), and the state of an upload is asked for in the same way. A ping means no registry.
+fn honours_namespace(method: &str, route: &Route) -> bool {
     let no_matter = matches!(route, Route::Base | Route::Upload(_) | Route::Uploads(_));
     matches!(method, "GET" | "HEAD") && !no_matter
 }
@@ -357,12 +357,12 @@ fn is_namespace(parameter: &str) -> bool {
     name == Some(NAMESPACE)
 }
 
-/// The parameters `ns` that hold something: as written, and decoded.
-fn namespaces(query: &str) -> impl Iterator<Item = (String, String)> {
+/// The parameters `ns` that are not empty: as written, and decoded.
+fn read_namespaces(query: &str) -> impl Iterator<Item = (String, String)> {
     let parameters = query.split('&').filter(|parameter| is_namespace(parameter));
     parameters.filter_map(|parameter| {
         let value = parameter.split_once('=')?.1;
-        // What cannot be decoded is no registry's name either.
+        // A value that cannot be decoded is no name of a registry either.
         let name = decode_visible(value).unwrap_or_else(|| value.to_owned());
         (!name.is_empty()).then(|| (parameter.to_owned(), name))
     })

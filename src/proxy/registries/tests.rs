@@ -33,8 +33,8 @@ fn request(method: &str, target: &str) -> Request {
     }
 }
 
-fn read(registries: &Registries, target: &str) -> Result<Meant, u16> {
-    let read = registries.read(&request("GET", target), &|| None);
+fn read(registries: &Registries, target: &str) -> Result<ResolvedRequest, u16> {
+    let read = registries.resolve(&request("GET", target), &|| None);
     read.map_err(|error| error.status)
 }
 
@@ -105,7 +105,7 @@ fn the_list_is_closed() {
         format!("/v2/{US}/{MANIFEST}"),
         format!("/v2/public.ecr.aws/{MANIFEST}"),
     ] {
-        let error = two.read(&request("GET", &target), &|| None).unwrap_err();
+        let error = two.resolve(&request("GET", &target), &|| None).unwrap_err();
         assert_eq!((error.status, error.code), (404, ErrorCode::NameUnknown));
     }
     // A ping says that this is a registry, whichever is meant.
@@ -133,7 +133,7 @@ fn bug_a_mirror_that_named_the_images_origin_got_404() {
     ] {
         for method in ["GET", "HEAD"] {
             let target = format!("{path}?ns={origin}");
-            let meant = two.read(&request(method, &target), &|| None).unwrap();
+            let meant = two.resolve(&request(method, &target), &|| None).unwrap();
             assert_eq!(meant.choice, Choice::Default, "{target}");
             assert_eq!((meant.target.as_str(), meant.namespace), (path, None));
         }
@@ -221,14 +221,14 @@ fn an_origin_may_be_another_registry_of_ecr_and_without_a_list_the_identitys_own
     assert_eq!(meant(&one, &format!("/v2/a/manifests/1?ns={US}")), expected);
     let none = list_with(&[], &format!("docker.io=hub,quay.io={EU}/quay"));
     let target = "/v2/a/manifests/1?ns=quay.io";
-    let read = none.read(&request("GET", target), &|| None).unwrap();
+    let read = none.resolve(&request("GET", target), &|| None).unwrap();
     assert_eq!(read.choice, Choice::IfCalled(EU.into()));
     assert_eq!(read.target, "/v2/quay/a/manifests/1");
     let own = || Some(US.parse().unwrap());
     // The identity's registry is another one, so there is no place for quay.io.
     let by_path = "/v2/quay.io/a/manifests/1";
     for target in [target, by_path] {
-        let error = none.read(&request("GET", target), &own).unwrap_err();
+        let error = none.resolve(&request("GET", target), &own).unwrap_err();
         assert_eq!(error.code, ErrorCode::NameUnknown);
     }
 }
@@ -280,7 +280,7 @@ fn a_push_names_its_registry_by_the_path_alone() {
         ("POST", "/v2/a/blobs/uploads/?ns=other.example".to_owned()),
         ("GET", "/v2/a/blobs/uploads/1?ns=other.example".to_owned()),
     ] {
-        let meant = two.read(&request(method, &target), &|| None).unwrap();
+        let meant = two.resolve(&request(method, &target), &|| None).unwrap();
         let path = target.split('?').next().unwrap();
         assert_eq!(
             (meant.choice, meant.target.as_str()),
@@ -289,7 +289,7 @@ fn a_push_names_its_registry_by_the_path_alone() {
         assert_eq!(meant.namespace, None);
     }
     let target = format!("/v2/other.example/{MANIFEST}");
-    let meant = two.read(&request("PUT", &target), &|| None).unwrap();
+    let meant = two.resolve(&request("PUT", &target), &|| None).unwrap();
     assert_eq!(
         meant.choice,
         Choice::Known("other.example".parse().unwrap())
@@ -299,7 +299,11 @@ fn a_push_names_its_registry_by_the_path_alone() {
 #[test]
 fn a_mount_is_translated() {
     let two = list(&[EU, "other.example:5000"], false);
-    let post = |target: &str| two.read(&request("POST", target), &|| None).unwrap().target;
+    let post = |target: &str| {
+        two.resolve(&request("POST", target), &|| None)
+            .unwrap()
+            .target
+    };
     let uploads = "/v2/a/blobs/uploads/";
     let mount = "?mount=sha256:0&from=";
     assert_eq!(
@@ -319,7 +323,7 @@ fn without_a_list_there_is_the_identitys_own() {
     let none = list(&[], false);
     let read = |target: &str, own: Option<&str>| {
         let own = own.map(|text| text.parse().unwrap());
-        let read = none.read(&request("GET", target), &|| own.clone());
+        let read = none.resolve(&request("GET", target), &|| own.clone());
         read.map(|meant| meant.choice).map_err(|error| error.status)
     };
     let by_name = format!("/v2/{MANIFEST}?ns={EU}");
