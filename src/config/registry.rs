@@ -175,7 +175,7 @@ mod tests {
             ("docker.io=hub/", "no repository's name"),
             ("docker.io=Hub", "no repository's name"),
             ("docker.io=r.example/a b", "no repository's name"),
-            ("docker.io=..", "no host of a registry"),
+            ("docker.io=r.example:x", "no host of a registry"),
             ("=hub", "no host before"),
             ("https://docker.io=hub", "no host before"),
             ("docker.io/library=hub", "no host before"),
