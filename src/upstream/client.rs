@@ -14,16 +14,15 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver as UreqResolver}
 use ureq::unversioned::transport::NextTimeout;
 use ureq::{Agent, SendBody};
 
+use super::api::{API_BODY_BYTES_MAX, Api, ApiCall, ApiReply, origin};
+use super::connector::{self, explain_407, proxy_of};
 use super::early::{self, Broken};
+use super::error::{Stage, UpstreamError};
 use super::fault::classify;
 use super::outbound::Proxies;
 use super::resolver::{LOOKUP_TIMEOUT, Resolver};
-use super::way::{self, proxy_of, wants_login};
-use super::{Api, ApiCall, ApiReply, Stage, UpstreamError};
 use crate::message::{Buffered, Headers, RequestBody};
 
-/// Longest body of an API reply: a token has no fixed size, a megabyte is far above any seen.
-pub const API_BODY_BYTES_MAX: u64 = 1 << 20;
 /// Longest time to connect, TLS handshake included: two lost SYNs, and with a head at its own limit
 /// still under the 30 s after which containerd gives up.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
@@ -84,10 +83,10 @@ impl From<Buffered> for Incoming {
     }
 }
 
-/// The way out.
+/// Sends requests by HTTP.
 pub struct Client {
     agent: Agent,
-    /// For what no proxy may see.
+    /// For requests that no proxy may see.
     direct: Agent,
     names: Names,
 }
@@ -145,7 +144,7 @@ impl Client {
             .allow_non_standard_methods(false)
             .build();
         let agent = |names: Names| {
-            let connector = way::connector(Arc::clone(&names.proxies));
+            let connector = connector::connector(Arc::clone(&names.proxies));
             Agent::with_parts(config.clone(), connector, names)
         };
         let direct = Names {
@@ -202,7 +201,7 @@ impl Client {
             .build();
         let reply = self.agent.run(request).map(incoming);
         let reply = reply.map_err(|fault| classify(&fault, to.into()))?;
-        self.unless_of_proxy(outgoing.url, reply)
+        self.refuse_proxy_407(outgoing.url, reply)
     }
 
     /// Sends one request, streaming its body, and waits up to `head_timeout` after the body for
@@ -222,7 +221,7 @@ impl Client {
         if let Some(length) = body.length() {
             request = request.header("Content-Length", length);
         }
-        let mut body = NeverEarly {
+        let mut body = LengthChecked {
             remaining: body.length(),
             body,
             failed: false,
@@ -240,20 +239,17 @@ impl Client {
             .timeout_per_read(Some(head_timeout))
             .timeout_per_write(Some(UPLOAD_WRITE_TIMEOUT))
             .build();
-        let (sent, broken) = early::watched(|| self.agent.run(request));
+        let (sent, broken) = early::run_upload(|| self.agent.run(request));
         let fault = match sent {
-            Ok(reply) => return self.unless_of_proxy(outgoing.url, incoming(reply)),
+            Ok(reply) => return self.refuse_proxy_407(outgoing.url, incoming(reply)),
             Err(fault) => fault,
         };
         if body.failed {
-            return Err(UpstreamError {
-                stage: Stage::ClientBody,
-                to,
-                reason: "the client's body ended early".to_owned(),
-            });
+            let why = "the client's body ended early";
+            return Err(UpstreamError::new(Stage::ClientBody, to, why));
         }
-        match broken.and_then(refusal) {
-            Some(refusal) => self.unless_of_proxy(outgoing.url, refusal),
+        match broken.and_then(read_refusal) {
+            Some(refusal) => self.refuse_proxy_407(outgoing.url, refusal),
             None => Err(classify(&fault, to)),
         }
     }
@@ -278,15 +274,14 @@ impl Client {
     }
 
     /// A proxy's own 407 instead of the target's answer is no answer.
-    fn unless_of_proxy(&self, url: &str, reply: Incoming) -> Result<Incoming, UpstreamError> {
+    fn refuse_proxy_407(&self, url: &str, reply: Incoming) -> Result<Incoming, UpstreamError> {
         if reply.status != 407 {
             return Ok(reply);
         }
         let uri: Option<http::Uri> = url.parse().ok();
-        let proxy = uri.and_then(|uri| Some(wants_login(proxy_of(&self.names.proxies, &uri)?)));
+        let proxy = uri.and_then(|uri| Some(explain_407(proxy_of(&self.names.proxies, &uri)?)));
         proxy.map_or(Ok(reply), |reason| {
-            let (stage, to) = (Stage::Connect, origin(url));
-            Err(UpstreamError { stage, to, reason })
+            Err(UpstreamError::new(Stage::Connect, origin(url), reason))
         })
     }
 }
@@ -381,7 +376,7 @@ impl Api for Client {
             .map_err(|fault| classify(&fault, to.clone()))?;
         let mut reply = incoming(reply);
         if call.through_proxy {
-            reply = self.unless_of_proxy(&call.url, reply)?;
+            reply = self.refuse_proxy_407(&call.url, reply)?;
         }
         let received = SystemTime::now();
         let mut body = Vec::new();
@@ -403,31 +398,23 @@ impl Api for Client {
             Ok(_) => format!("reply is over {API_BODY_BYTES_MAX} bytes"),
             Err(error) => error.to_string(),
         };
-        Err(UpstreamError {
-            stage: Stage::Transfer,
-            to,
-            reason: fault,
-        })
+        Err(UpstreamError::new(Stage::Transfer, to, fault))
     }
 
     fn addresses(&self, host: &str, deadline: Instant) -> Result<Vec<IpAddr>, UpstreamError> {
         let found = self.names.resolver.addresses(host, deadline);
-        found.map_err(|error| UpstreamError {
-            stage: Stage::Resolve,
-            to: host.to_owned(),
-            reason: error.to_string(),
-        })
+        found.map_err(|error| UpstreamError::new(Stage::Resolve, host, error.to_string()))
     }
 }
 
 /// ureq waits forever, at full load, for a body that ends before its length; this makes it fail.
-struct NeverEarly<'a, 'b> {
+struct LengthChecked<'a, 'b> {
     body: &'a mut RequestBody<'b>,
     remaining: Option<u64>,
     failed: bool,
 }
 
-impl Read for NeverEarly<'_, '_> {
+impl Read for LengthChecked<'_, '_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let result = match self.body.read(into) {
             Ok(0) if self.remaining.is_some_and(|left| left > 0) && !into.is_empty() => {
@@ -457,8 +444,8 @@ fn builder(outgoing: Outgoing<'_>) -> http::request::Builder {
 
 /// A refusal that came before the body was sent. Any other status is no answer to a request that
 /// was not sent whole.
-fn refusal(broken: Broken) -> Option<Incoming> {
-    let answer = broken.answer()?;
+fn read_refusal(broken: Broken) -> Option<Incoming> {
+    let answer = broken.read_answer()?;
     (400..600).contains(&answer.status).then(|| answer.into())
 }
 
@@ -494,26 +481,14 @@ impl<R: Read> Read for TimedBody<R> {
 }
 
 fn left(to: &str, deadline: Instant) -> Result<Duration, UpstreamError> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    let reason = || "no time was left to ask".to_owned();
-    let late = || UpstreamError {
-        stage: Stage::Timeout,
-        to: to.to_owned(),
-        reason: reason(),
-    };
-    if left.is_zero() {
-        Err(late())
-    } else {
-        Ok(left)
+    match deadline.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(UpstreamError::new(
+            Stage::Timeout,
+            to,
+            "no time was left to ask",
+        )),
+        left => Ok(left),
     }
-}
-
-/// Scheme, host and port of a URL: what may be shown.
-pub(super) fn origin(url: &str) -> String {
-    let start = url.find("://").map_or(0, |at| at + 3);
-    let length = url.get(start..).and_then(|rest| rest.find(['/', '?']));
-    let end = length.map_or(url.len(), |length| start + length);
-    url.get(..end).unwrap_or(url).to_owned()
 }
 
 /// The roots to trust: the bundle; else the system's, which its administrator chose; else
@@ -555,17 +530,6 @@ fn certificates(pem: &[u8]) -> Result<RootCerts, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn origins_leave_paths_and_queries_out() {
-        for (url, shown) in [
-            ("https://a.b:1/v2/?X-Amz-Signature=s", "https://a.b:1"),
-            ("http://a?q", "http://a"),
-            ("http://a", "http://a"),
-        ] {
-            assert_eq!(origin(url), shown);
-        }
-    }
 
     #[test]
     fn a_bundle_without_a_certificate_is_refused() {

@@ -2,11 +2,11 @@
 //! Must not: keep an answer (the resolver does), read `/etc/hosts`, or add a search domain.
 //!
 //! A and AAAA are asked for at the same time, each under an id of its own and from a socket of its
-//! own, whose port the kernel picks at random (RFC 5452 §9.2) and which is connected, so that the
-//! kernel drops what comes from elsewhere. What does not answer the question is not an answer,
-//! however it came: the wait goes on.
+//! own. The kernel picks the socket's port at random (RFC 5452 §9.2). The socket is connected, so
+//! that the kernel drops datagrams from elsewhere. A datagram that does not answer the question
+//! is ignored, and the wait goes on.
 //!
-//! No EDNS: without it every server understands the question, and what does not fit into 512
+//! No EDNS: every server understands a question without it. An answer that does not fit into 512
 //! bytes is asked for again by TCP.
 
 pub mod message;
@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use self::message::{Family, Query, Said};
-use super::resolver::{Failed, Found, Lookup};
+use self::message::{DnsAnswer, Family, Query};
+use super::resolver::{Addresses, Lookup, LookupError};
 use crate::random::unguessable;
 
 /// Wait for one server's answer, in the first round and in the second: a resolver that has the
@@ -55,7 +55,7 @@ impl Dns {
         std::sync::Arc::new(move |host| dns.look_up(host, Instant::now() + LOOKUP_TIMEOUT))
     }
 
-    fn look_up(&self, host: &str, deadline: Instant) -> Result<Found, Failed> {
+    fn look_up(&self, host: &str, deadline: Instant) -> Result<Addresses, LookupError> {
         let count = self.servers.len();
         let first = self.first.load(Ordering::Relaxed);
         let mut faults: Vec<String> = Vec::new();
@@ -70,11 +70,11 @@ impl Dns {
                         self.first.store(index, Ordering::Relaxed);
                         return Ok(found);
                     }
-                    Err(Failed::Nothing(why, fresh)) => {
+                    Err(LookupError::NoAddress(why, fresh)) => {
                         self.first.store(index, Ordering::Relaxed);
-                        return Err(Failed::Nothing(why, fresh));
+                        return Err(LookupError::NoAddress(why, fresh));
                     }
-                    Err(Failed::Unknown(why)) => {
+                    Err(LookupError::Unknown(why)) => {
                         faults.retain(|fault| !fault.starts_with(&format!("{server}: ")));
                         faults.push(format!("{server}: {why}"));
                     }
@@ -84,64 +84,67 @@ impl Dns {
                 }
             }
         }
-        Err(Failed::Unknown(faults.join("; ")))
+        Err(LookupError::Unknown(faults.join("; ")))
     }
 }
 
 /// The addresses of both families by one server.
-fn ask(server: SocketAddr, host: &str, until: Instant) -> Result<Found, Failed> {
-    let mut v4 = Asked::new(Family::V4, host);
-    let mut v6 = Asked::new(Family::V6, host);
+fn ask(server: SocketAddr, host: &str, until: Instant) -> Result<Addresses, LookupError> {
+    let mut v4 = Question::new(Family::V4, host);
+    let mut v6 = Question::new(Family::V6, host);
     for followed in 0..=ALIASES_MAX {
         exchange(server, [&mut v4, &mut v6], until)
-            .map_err(|error| Failed::Unknown(error.to_string()))?;
-        let is_alias = |asked: &Asked| matches!(asked.said, Some(Said::Alias(_)));
+            .map_err(|error| LookupError::Unknown(error.to_string()))?;
+        let is_alias = |asked: &Question| matches!(asked.answer, Some(DnsAnswer::Alias(_)));
         let over = followed == ALIASES_MAX || Instant::now() >= until;
         if over || !is_alias(&v4) && !is_alias(&v6) {
             break;
         }
         for asked in [&mut v4, &mut v6] {
-            if let Some(Said::Alias(name)) = &asked.said {
-                *asked = Asked::new(asked.family, &name.clone());
+            if let Some(DnsAnswer::Alias(name)) = &asked.answer {
+                *asked = Question::new(asked.family, &name.clone());
             }
         }
     }
-    joined(v4.said, v6.said)
+    join_families(v4.answer, v6.answer)
 }
 
-/// What both families come to. Addresses of one are enough; that there are none, both must say.
-fn joined(v4: Option<Said>, v6: Option<Said>) -> Result<Found, Failed> {
+/// The result of both families. The addresses of one are enough. That there are none counts only
+/// when both say so.
+fn join_families(v4: Option<DnsAnswer>, v6: Option<DnsAnswer>) -> Result<Addresses, LookupError> {
     let mut lists = Vec::new();
     let mut found_ttl_s = u32::MAX;
     let mut nothing_ttls_s = Vec::new();
     let mut why = "no answer".to_owned();
     for said in [v6, v4].into_iter().flatten() {
         match said {
-            Said::Addresses(addresses, its_ttl_s) => {
+            DnsAnswer::Addresses(addresses, its_ttl_s) => {
                 found_ttl_s = found_ttl_s.min(its_ttl_s);
                 lists.push(addresses);
             }
-            Said::Nothing(its_ttl_s) => nothing_ttls_s.push(its_ttl_s.unwrap_or(NOTHING_TTL_S)),
-            Said::Failed(fault) => why = fault,
-            Said::Alias(_) => why = format!("over {ALIASES_MAX} aliases in a row"),
-            Said::Truncated => {}
+            DnsAnswer::Nothing(its_ttl_s) => {
+                nothing_ttls_s.push(its_ttl_s.unwrap_or(NOTHING_TTL_S))
+            }
+            DnsAnswer::Failed(fault) => why = fault,
+            DnsAnswer::Alias(_) => why = format!("over {ALIASES_MAX} aliases in a row"),
+            DnsAnswer::Truncated => {}
         }
     }
     let seconds = |ttl_s: u32| Duration::from_secs(u64::from(ttl_s));
     if !lists.is_empty() {
-        let addresses = interleaved(&lists);
+        let addresses = interleave(&lists);
         let fresh = seconds(found_ttl_s);
-        return Ok(Found { addresses, fresh });
+        return Ok(Addresses { addresses, fresh });
     }
     if let [one, other] = nothing_ttls_s[..] {
         let why = "the name servers know no address for it".to_owned();
-        return Err(Failed::Nothing(why, seconds(one.min(other))));
+        return Err(LookupError::NoAddress(why, seconds(one.min(other))));
     }
-    Err(Failed::Unknown(why))
+    Err(LookupError::Unknown(why))
 }
 
 /// The families in turn (RFC 8305 §4), so that the second address tried is of the other one.
-fn interleaved(lists: &[Vec<IpAddr>]) -> Vec<IpAddr> {
+fn interleave(lists: &[Vec<IpAddr>]) -> Vec<IpAddr> {
     let longest = lists.iter().map(Vec::len).max().unwrap_or_default();
     let mut joined = Vec::new();
     for index in 0..longest {
@@ -155,36 +158,36 @@ fn interleaved(lists: &[Vec<IpAddr>]) -> Vec<IpAddr> {
     joined
 }
 
-/// One family's question and what came of it.
-struct Asked {
+/// One family's question and its answer.
+struct Question {
     family: Family,
     name: String,
-    said: Option<Said>,
+    answer: Option<DnsAnswer>,
 }
 
-impl Asked {
+impl Question {
     fn new(family: Family, name: &str) -> Self {
         Self {
             family,
             name: name.to_owned(),
-            said: None,
+            answer: None,
         }
     }
 }
 
-/// A question on its way.
+/// A question that was sent.
 struct Waiting<'a> {
-    asked: &'a mut Asked,
+    asked: &'a mut Question,
     query: Query,
     socket: UdpSocket,
 }
 
-/// Asks what is not answered yet and waits for the answers, until the time is over.
-fn exchange(server: SocketAddr, asked: [&mut Asked; 2], until: Instant) -> io::Result<()> {
+/// Sends the questions that have no answer yet, and waits for answers until the time is over.
+fn exchange(server: SocketAddr, asked: [&mut Question; 2], until: Instant) -> io::Result<()> {
     let mut waiting = Vec::new();
     let mut until = until;
     for asked in asked {
-        if asked.said.is_some() {
+        if asked.answer.is_some() {
             continue;
         }
         let [low, high, ..] = unguessable().to_le_bytes();
@@ -197,7 +200,7 @@ fn exchange(server: SocketAddr, asked: [&mut Asked; 2], until: Instant) -> io::R
                     socket,
                 });
             }
-            Err(why) => asked.said = Some(Said::Failed(why)),
+            Err(why) => asked.answer = Some(DnsAnswer::Failed(why)),
         }
     }
     while !waiting.is_empty() {
@@ -211,10 +214,10 @@ fn exchange(server: SocketAddr, asked: [&mut Asked; 2], until: Instant) -> io::R
             match receive(server, &waiting) {
                 None => open.push(waiting),
                 Some(said) => {
-                    if matches!(said, Said::Addresses(..)) {
+                    if matches!(said, DnsAnswer::Addresses(..)) {
                         until = until.min(Instant::now() + OTHER_FAMILY_TIMEOUT);
                     }
-                    waiting.asked.said = Some(said);
+                    waiting.asked.answer = Some(said);
                 }
             }
         }
@@ -247,21 +250,21 @@ fn wait_readable(waiting: &[Waiting<'_>], left: Duration) -> io::Result<()> {
     }
 }
 
-/// What has come for one question; none while nothing has that answers it.
-fn receive(server: SocketAddr, waiting: &Waiting<'_>) -> Option<Said> {
+/// The answer to one question, if it has come.
+fn receive(server: SocketAddr, waiting: &Waiting<'_>) -> Option<DnsAnswer> {
     let mut datagram = [0; DATAGRAM_BYTES_MAX];
     loop {
         let received = match waiting.socket.recv(&mut datagram) {
             Ok(length) => datagram.get(..length).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Some(Said::Failed(error.to_string())),
+            Err(error) => return Some(DnsAnswer::Failed(error.to_string())),
         };
         match waiting.query.read(received) {
             None => {}
-            Some(Said::Truncated) => {
+            Some(DnsAnswer::Truncated) => {
                 let answer = by_tcp(server, &waiting.query);
-                let failed = |error| Said::Failed(format!("by TCP: {error}"));
+                let failed = |error| DnsAnswer::Failed(format!("by TCP: {error}"));
                 return Some(answer.unwrap_or_else(failed));
             }
             said => return said,
@@ -270,7 +273,7 @@ fn receive(server: SocketAddr, waiting: &Waiting<'_>) -> Option<Said> {
 }
 
 /// The same question by TCP (RFC 7766), where a message follows its length.
-fn by_tcp(server: SocketAddr, query: &Query) -> io::Result<Said> {
+fn by_tcp(server: SocketAddr, query: &Query) -> io::Result<DnsAnswer> {
     let until = Instant::now() + TCP_TIMEOUT;
     let left = || match until.saturating_duration_since(Instant::now()) {
         Duration::ZERO => Err(io::Error::from(io::ErrorKind::TimedOut)),
@@ -303,7 +306,7 @@ fn by_tcp(server: SocketAddr, query: &Query) -> io::Result<Said> {
     let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
     read(&mut reply)?;
     match query.read(&reply) {
-        Some(Said::Truncated) => Err(io::Error::other("the answer is cut there, too")),
+        Some(DnsAnswer::Truncated) => Err(io::Error::other("the answer is cut there, too")),
         Some(said) => Ok(said),
         None => Err(io::Error::other("the answer is to another question")),
     }
@@ -323,8 +326,8 @@ mod tests {
 
     #[test]
     fn families_are_tried_in_turn() {
-        let some = |ips: &[IpAddr], ttl_s| Some(Said::Addresses(ips.to_vec(), ttl_s));
-        let found = joined(
+        let some = |ips: &[IpAddr], ttl_s| Some(DnsAnswer::Addresses(ips.to_vec(), ttl_s));
+        let found = join_families(
             some(&[v4(1), v4(2), v4(3)], 60),
             some(&[v6("fd00::1"), v6("fd00::2")], 20),
         );
@@ -336,34 +339,34 @@ mod tests {
 
     #[test]
     fn one_family_is_enough_whatever_the_other_does() {
-        let addresses = Said::Addresses(vec![v4(1)], 60);
+        let addresses = DnsAnswer::Addresses(vec![v4(1)], 60);
         for other in [
             None,
-            Some(Said::Nothing(Some(1))),
-            Some(Said::Nothing(None)),
-            Some(Said::Failed("it answers SERVFAIL".into())),
+            Some(DnsAnswer::Nothing(Some(1))),
+            Some(DnsAnswer::Nothing(None)),
+            Some(DnsAnswer::Failed("it answers SERVFAIL".into())),
         ] {
-            let found = joined(Some(addresses.clone()), other.clone()).unwrap();
+            let found = join_families(Some(addresses.clone()), other.clone()).unwrap();
             assert_eq!(found.addresses, [v4(1)], "{other:?}");
             assert_eq!(found.fresh, Duration::from_secs(60), "{other:?}");
-            let found = joined(other, Some(addresses.clone())).unwrap();
+            let found = join_families(other, Some(addresses.clone())).unwrap();
             assert_eq!(found.fresh, Duration::from_secs(60));
         }
     }
 
     #[test]
     fn that_there_is_nothing_both_families_must_say() {
-        let nothing = |ttl_s| Some(Said::Nothing(ttl_s));
-        let failed = joined(nothing(Some(30)), nothing(Some(20))).unwrap_err();
-        let Failed::Nothing(_, fresh) = failed else {
+        let nothing = |ttl_s| Some(DnsAnswer::Nothing(ttl_s));
+        let failed = join_families(nothing(Some(30)), nothing(Some(20))).unwrap_err();
+        let LookupError::NoAddress(_, fresh) = failed else {
             panic!("{failed:?}");
         };
         assert_eq!(fresh, Duration::from_secs(20));
-        for other in [None, Some(Said::Failed("it answers SERVFAIL".into()))] {
-            let failed = joined(nothing(Some(30)), other).unwrap_err();
-            assert!(matches!(failed, Failed::Unknown(_)), "{failed:?}");
+        for other in [None, Some(DnsAnswer::Failed("it answers SERVFAIL".into()))] {
+            let failed = join_families(nothing(Some(30)), other).unwrap_err();
+            assert!(matches!(failed, LookupError::Unknown(_)), "{failed:?}");
         }
-        let failed = joined(None, None).unwrap_err();
-        assert!(matches!(failed, Failed::Unknown(why) if why == "no answer"));
+        let failed = join_families(None, None).unwrap_err();
+        assert!(matches!(failed, LookupError::Unknown(why) if why == "no answer"));
     }
 }

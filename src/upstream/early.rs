@@ -1,15 +1,14 @@
-//! Answers that come before a request's body was sent. Owns: what is left of a connection whose
-//! write failed, and reading the answer off it. Must not: write to such a connection, or let it be
-//! used again.
+//! Answers that come before a request's body was sent. Owns: a connection whose write failed, and
+//! reading the answer from it. Must not: write to such a connection, or let it be used again.
 //!
-//! A registry that refuses an upload says so at once and closes; what is still on its way then
-//! meets a reset. ureq gives up at the failed write and drops the connection, and with it the
-//! answer, which has long been there: Linux keeps what had come before a reset readable. So two
-//! transports go around TLS. [`Above`] keeps a connection that is dropped after a failed write;
-//! [`Below`] makes sure that TLS, which sends what it still holds before it reads, finds somebody
-//! to take it. Then ureq itself reads the answer, as that to a request which is never sent.
+//! A registry that refuses an upload answers at once and closes; the rest of the body then meets a
+//! reset. ureq gives up at the failed write and drops the connection, and the answer with it. But
+//! the answer is there: Linux keeps readable what had come before a reset. So two transports go
+//! around TLS. [`AboveTls`] keeps a connection that is dropped after a failed write. [`BelowTls`]
+//! takes what TLS still wants to send, because TLS sends before it reads. Then ureq itself reads
+//! the answer, as the answer to a request that is never sent.
 //!
-//! Everything of one upload happens on one thread, so what is kept waits in a thread's local.
+//! One upload happens on one thread, so the connection is kept in a thread-local variable.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -45,7 +44,7 @@ enum Upload {
 }
 
 /// Runs an upload, and keeps its connection if a write to it fails.
-pub(super) fn watched<T>(upload: impl FnOnce() -> T) -> (T, Option<Broken>) {
+pub(super) fn run_upload<T>(upload: impl FnOnce() -> T) -> (T, Option<Broken>) {
     UPLOAD.set(Upload::Running);
     let outcome = upload();
     match UPLOAD.replace(Upload::None) {
@@ -60,11 +59,11 @@ pub(super) struct Broken(Box<dyn Transport>);
 impl Broken {
     /// Reads the answer, if one has come. Its body is empty if that broke off, or was longer than
     /// any error document. Blocks for twice [`ANSWER_TIMEOUT`] at the longest.
-    pub(super) fn answer(self) -> Option<Buffered> {
-        self.answer_within(ANSWER_TIMEOUT)
+    pub(super) fn read_answer(self) -> Option<Buffered> {
+        self.read_answer_within(ANSWER_TIMEOUT)
     }
 
-    fn answer_within(self, limit: Duration) -> Option<Buffered> {
+    fn read_answer_within(self, limit: Duration) -> Option<Buffered> {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .proxy(None)
@@ -75,8 +74,8 @@ impl Broken {
             .max_idle_connections(0)
             .max_idle_connections_per_host(0)
             .build();
-        let handed = Handed(Mutex::new(Some(Spent(self.0))));
-        let agent = Agent::with_parts(config, handed, Nowhere);
+        let handed = Handover(Mutex::new(Some(ReadOnly(self.0))));
+        let agent = Agent::with_parts(config, handed, NoResolver);
         let request = http::Request::get("http://answered.invalid/").body(());
         UPLOAD.set(Upload::Answering);
         let answer = request.ok().and_then(|request| {
@@ -109,17 +108,17 @@ pub(super) fn fields(headers: &http::HeaderMap) -> Headers {
 
 /// Goes above TLS: keeps a connection of an upload that is dropped after a failed write.
 #[derive(Debug)]
-pub(super) struct Above;
+pub(super) struct AboveTls;
 
-impl<In: Transport> Connector<In> for Above {
-    type Out = Kept;
+impl<In: Transport> Connector<In> for AboveTls {
+    type Out = Rescuing;
 
     fn connect(
         &self,
         _: &ConnectionDetails<'_>,
         chained: Option<In>,
-    ) -> Result<Option<Kept>, Error> {
-        Ok(chained.map(|transport| Kept {
+    ) -> Result<Option<Rescuing>, Error> {
+        Ok(chained.map(|transport| Rescuing {
             transport: transport.boxed(),
             failed: false,
         }))
@@ -127,12 +126,12 @@ impl<In: Transport> Connector<In> for Above {
 }
 
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct Rescuing {
     transport: Box<dyn Transport>,
     failed: bool,
 }
 
-impl Transport for Kept {
+impl Transport for Rescuing {
     fn buffers(&mut self) -> &mut dyn Buffers {
         self.transport.buffers()
     }
@@ -156,7 +155,7 @@ impl Transport for Kept {
     }
 }
 
-impl Drop for Kept {
+impl Drop for Rescuing {
     fn drop(&mut self) {
         if !self.failed {
             return;
@@ -177,41 +176,41 @@ impl Drop for Kept {
 /// Goes below TLS: after a failed write nothing is written any more. While the answer is read,
 /// writing succeeds and does nothing.
 #[derive(Debug)]
-pub(super) struct Below;
+pub(super) struct BelowTls;
 
-impl<In: Transport> Connector<In> for Below {
-    type Out = Stopping<In>;
+impl<In: Transport> Connector<In> for BelowTls {
+    type Out = SilentAfterFailure<In>;
 
     fn connect(
         &self,
         _: &ConnectionDetails<'_>,
         chained: Option<In>,
     ) -> Result<Option<Self::Out>, Error> {
-        Ok(chained.map(|transport| Stopping {
+        Ok(chained.map(|transport| SilentAfterFailure {
             transport,
             failed: None,
         }))
     }
 }
 
-pub(super) struct Stopping<In> {
+pub(super) struct SilentAfterFailure<In> {
     transport: In,
-    failed: Option<Failed>,
+    failed: Option<WriteFailure>,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Failed {
+enum WriteFailure {
     Io(io::ErrorKind),
     Timeout(ureq::Timeout),
 }
 
-impl<In: Transport> fmt::Debug for Stopping<In> {
+impl<In: Transport> fmt::Debug for SilentAfterFailure<In> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.transport.fmt(f)
     }
 }
 
-impl<In: Transport> Transport for Stopping<In> {
+impl<In: Transport> Transport for SilentAfterFailure<In> {
     fn buffers(&mut self) -> &mut dyn Buffers {
         self.transport.buffers()
     }
@@ -222,16 +221,16 @@ impl<In: Transport> Transport for Stopping<In> {
             Some(_) if UPLOAD.with(answering) => return Ok(()),
             // TLS keeps the first failure of a write to itself and tries again: a peer that takes
             // nothing would cost a second time-out, and one that takes a part would get garbage.
-            Some(Failed::Io(kind)) => return Err(Error::Io(kind.into())),
-            Some(Failed::Timeout(timeout)) => return Err(Error::Timeout(timeout)),
+            Some(WriteFailure::Io(kind)) => return Err(Error::Io(kind.into())),
+            Some(WriteFailure::Timeout(timeout)) => return Err(Error::Timeout(timeout)),
             None => {}
         }
         let sent = self.transport.transmit_output(amount, timeout);
         self.failed = match &sent {
             Ok(()) => None,
-            Err(Error::Timeout(timeout)) => Some(Failed::Timeout(*timeout)),
-            Err(Error::Io(error)) => Some(Failed::Io(error.kind())),
-            Err(_) => Some(Failed::Io(io::ErrorKind::BrokenPipe)),
+            Err(Error::Timeout(timeout)) => Some(WriteFailure::Timeout(*timeout)),
+            Err(Error::Io(error)) => Some(WriteFailure::Io(error.kind())),
+            Err(_) => Some(WriteFailure::Io(io::ErrorKind::BrokenPipe)),
         };
         sent
     }
@@ -251,12 +250,12 @@ impl<In: Transport> Transport for Stopping<In> {
 
 /// Gives out one connection that there is already.
 #[derive(Debug)]
-struct Handed(Mutex<Option<Spent>>);
+struct Handover(Mutex<Option<ReadOnly>>);
 
-impl Connector for Handed {
-    type Out = Spent;
+impl Connector for Handover {
+    type Out = ReadOnly;
 
-    fn connect(&self, _: &ConnectionDetails<'_>, _: Option<()>) -> Result<Option<Spent>, Error> {
+    fn connect(&self, _: &ConnectionDetails<'_>, _: Option<()>) -> Result<Option<ReadOnly>, Error> {
         let mut spent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(spent.take())
     }
@@ -264,9 +263,9 @@ impl Connector for Handed {
 
 /// A connection that is only read from.
 #[derive(Debug)]
-struct Spent(Box<dyn Transport>);
+struct ReadOnly(Box<dyn Transport>);
 
-impl Transport for Spent {
+impl Transport for ReadOnly {
     fn buffers(&mut self) -> &mut dyn Buffers {
         self.0.buffers()
     }
@@ -290,9 +289,9 @@ impl Transport for Spent {
 
 /// Nobody is to be connected to.
 #[derive(Debug)]
-struct Nowhere;
+struct NoResolver;
 
-impl Resolver for Nowhere {
+impl Resolver for NoResolver {
     fn resolve(
         &self,
         _: &http::Uri,

@@ -1,17 +1,19 @@
-//! One exchange with a registry. Owns: permits, the one renew-and-retry, following redirects to
-//! blob hosts. Must not: know what a reply means to a client, or keep anything of it.
+//! One exchange with a registry. Owns: permits, the one renewal of a refused token, following
+//! redirects to blob hosts. Must not: know what a reply means to a client, or keep anything of it.
 //!
-//! `Authorization` goes to the registry alone: a blob host answers it with 400 (S3: "Only one auth
-//! mechanism allowed"), and a foreign one must never see it.
+//! The registry alone gets `Authorization`: S3 answers it with 400 ("Only one auth mechanism
+//! allowed"), and a foreign host must never see it.
 
 use std::io::{Cursor, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::authorizer::{AuthFault, Authorizer, Grant};
 use super::breaker::Breaker;
 use super::client::{Client, Incoming, Outgoing};
+use super::error::{Stage, UpstreamError};
 use super::redirect::{REDIRECTS_MAX, Redirects, Url};
-use super::{AuthFault, Authorizer, Grant, Stage, UpstreamError, scrub};
+use super::scrub;
 use crate::log;
 use crate::message::{Headers, RequestBody};
 use crate::oci::{ECR_PUBLIC_HOSTS, ERROR_DOCUMENT_BYTES_MAX, Registry};
@@ -23,10 +25,10 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(25);
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest wait for a reply once a body was sent: ECR checks a whole layer before it answers.
 const HEAD_TIMEOUT_AFTER_BODY: Duration = Duration::from_secs(300);
-/// An upload's token must stay good for so long: a layer of 10 GB at 100 Mbit/s. ECR looks at it
-/// when the request begins, and again with the next one of the same upload.
+/// An upload's token must stay good for so long: a layer of 10 GB at 100 Mbit/s. ECR checks the
+/// token when a request begins, and again with the next request of the same upload.
 const UPLOAD_FRESH_FOR: Duration = Duration::from_secs(15 * 60);
-/// A failure that took this long opens the circuit: everybody would wait as long.
+/// A failure that took this long opens the circuit: every other request would wait as long.
 const SLOW_FAILURE: Duration = Duration::from_millis(500);
 
 /// A request for a registry.
@@ -40,11 +42,26 @@ pub struct Call<'a> {
     pub target: &'a str,
     /// Fields, without `Host`, framing and `Authorization`.
     pub headers: &'a Headers,
-    /// Longest wait for the reply's head, [`HEAD_TIMEOUT`] at the most; less where an older
+    /// Longest wait for the reply's head, [`HEAD_TIMEOUT`] at the most. It is less where an older
     /// answer is at hand.
     pub patience: Duration,
     /// The reply's body must come within the time for its head, too.
     pub whole: bool,
+}
+
+impl Call<'_> {
+    /// True for a request that pushes something.
+    fn is_upload(&self) -> bool {
+        matches!(self.method, "PATCH" | "POST" | "PUT")
+    }
+
+    fn url(&self) -> Url {
+        Url::for_registry(self.registry, self.target)
+    }
+
+    fn fault(&self, stage: Stage, reason: impl Into<String>) -> UpstreamError {
+        UpstreamError::at(self.registry, stage, reason)
+    }
 }
 
 /// A registry's reply.
@@ -55,14 +72,14 @@ pub struct Fetched {
     pub redirected: bool,
 }
 
-/// What becomes of a registry's redirect.
+/// Whether a registry's redirect is followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Follow {
     Yes,
     No,
 }
 
-/// The way to registries.
+/// Sends requests to registries.
 pub struct Upstream {
     client: Arc<Client>,
     authorizer: Arc<dyn Authorizer>,
@@ -102,57 +119,7 @@ impl Upstream {
         call: Call<'_>,
         body: &mut RequestBody<'_>,
     ) -> Result<Fetched, UpstreamError> {
-        self.watched(call, body, Follow::Yes)
-    }
-
-    /// Makes the call under the registry's circuit.
-    fn watched(
-        &self,
-        call: Call<'_>,
-        body: &mut RequestBody<'_>,
-        follow: Follow,
-    ) -> Result<Fetched, UpstreamError> {
-        let deadline = Instant::now() + call.patience.min(HEAD_TIMEOUT);
-        let registry = call.registry;
-        let circuit = registry.url();
-        self.breaker
-            .allow(&circuit, Instant::now())
-            .map_err(|left| UpstreamError {
-                stage: Stage::Connect,
-                to: circuit.clone(),
-                reason: format!("out of reach lately; next try in {} ms", left.as_millis()),
-            })?;
-        let asked = Instant::now();
-        let fetched = self.fetch_from(registry, call, body, follow, deadline);
-        match &fetched {
-            // A refused connection costs nobody any time, and is noticed to be back at once.
-            Err(error) if error.stage.is_out_of_reach() && asked.elapsed() >= SLOW_FAILURE => {
-                self.breaker.failed(&circuit, Instant::now());
-            }
-            _ => self.breaker.succeeded(&circuit),
-        }
-        fetched
-    }
-
-    /// Makes a call without a body, and brings a redirect back instead of following it. Blocks as
-    /// [`Self::fetch`] does.
-    ///
-    /// # Errors
-    /// Why there is no reply that could be passed on; a redirect to what is no http URL is one.
-    pub fn fetch_unfollowed(&self, call: Call<'_>) -> Result<Incoming, UpstreamError> {
-        let mut nothing = std::io::empty();
-        let body = &mut RequestBody::new(&mut nothing, Some(0));
-        let reply = self.watched(call, body, Follow::No)?.reply;
-        if is_redirect(&reply) {
-            let location = reply.headers.first("location").unwrap_or_default();
-            let joined = Url::of(call.registry, call.target).join(location);
-            joined.map_err(|why| UpstreamError {
-                stage: Stage::Redirect,
-                to: call.registry.url(),
-                reason: format!("bad redirect: {why}"),
-            })?;
-        }
-        Ok(reply)
+        self.fetch_within_circuit(call, body, Follow::Yes)
     }
 
     /// The same for a request without a body.
@@ -164,74 +131,114 @@ impl Upstream {
         self.fetch(call, &mut RequestBody::new(&mut nothing, Some(0)))
     }
 
+    /// Makes a call without a body, and returns a redirect instead of following it. Blocks as
+    /// [`Self::fetch`] does.
+    ///
+    /// # Errors
+    /// Why there is no reply that could be passed on, as when a redirect names no http URL.
+    pub fn fetch_unfollowed(&self, call: Call<'_>) -> Result<Incoming, UpstreamError> {
+        let mut nothing = std::io::empty();
+        let body = &mut RequestBody::new(&mut nothing, Some(0));
+        let reply = self.fetch_within_circuit(call, body, Follow::No)?.reply;
+        if is_redirect(&reply) {
+            let location = reply.headers.first("location").unwrap_or_default();
+            let joined = call.url().join(location);
+            joined.map_err(|why| call.fault(Stage::Redirect, format!("bad redirect: {why}")))?;
+        }
+        Ok(reply)
+    }
+
     /// The registry that belongs to the identity, for when none is configured. Blocks until
     /// `deadline` at the longest.
     ///
     /// # Errors
     /// Why it is not known.
     pub fn default_registry(&self, deadline: Instant) -> Result<Registry, UpstreamError> {
-        let unknown = |fault: AuthFault| unauthorized("the registry of the identity", &fault);
-        self.authorizer.default_registry(deadline).map_err(unknown)
+        let found = self.authorizer.default_registry(deadline);
+        found.map_err(|AuthFault(why)| {
+            UpstreamError::new(Stage::Authorize, "the registry of the identity", why)
+        })
     }
 
-    fn fetch_from(
+    fn fetch_within_circuit(
         &self,
-        registry: &Registry,
+        call: Call<'_>,
+        body: &mut RequestBody<'_>,
+        follow: Follow,
+    ) -> Result<Fetched, UpstreamError> {
+        let started = Instant::now();
+        let deadline = started + call.patience.min(HEAD_TIMEOUT);
+        let circuit = call.registry.url();
+        self.breaker.allow(&circuit, started).map_err(|left| {
+            let left_ms = left.as_millis();
+            let why = format!("out of reach lately; next try in {left_ms} ms");
+            call.fault(Stage::Connect, why)
+        })?;
+        let fetched = self.fetch_within_permit(call, body, follow, deadline);
+        match &fetched {
+            // A refused connection costs nobody any time, and its end is noticed at once.
+            Err(error) if error.stage.is_out_of_reach() && started.elapsed() >= SLOW_FAILURE => {
+                self.breaker.failed(&circuit, Instant::now());
+            }
+            _ => self.breaker.succeeded(&circuit),
+        }
+        fetched
+    }
+
+    fn fetch_within_permit(
+        &self,
         call: Call<'_>,
         body: &mut RequestBody<'_>,
         follow: Follow,
         deadline: Instant,
     ) -> Result<Fetched, UpstreamError> {
-        // A body on any other method has no meaning (RFC 9110 §9.3.1); it is not passed on.
-        let has_body = is_upload(call) && body.length() != Some(0);
-        // An upload may last hours, and its end minutes, so they take a permit of their own kind.
+        // A body of any other method has no meaning (RFC 9110 §9.3.1); it is not passed on.
+        let has_body = call.is_upload() && body.length() != Some(0);
+        // An upload may last hours, and its last request minutes, so they have their own permits.
         let permits = if has_body || call.method == "PUT" {
             &self.uploads
         } else {
             &self.exchanges
         };
-        let _permit = take(permits, deadline)?;
-        let grant = self.grant(registry, call, deadline)?;
-        let secret = grant.value.clone();
-        let (mut reply, redirected) = if has_body {
-            (
-                self.send_with_body(registry, call, body, &grant, deadline)?,
-                false,
-            )
+        let _permit = take_permit(permits, deadline)?;
+        let mut attempt = Attempt {
+            upstream: self,
+            call,
+            grant: self.grant(call, deadline)?,
+            follow,
+            deadline,
+        };
+        let secret = attempt.grant.value.clone();
+        let mut fetched = if has_body {
+            attempt.send_with_body(body)?
         } else {
-            let deadline = match call.method {
+            if call.method == "PUT" {
                 // The end of an upload: what was sent before is checked now.
-                "PUT" => Instant::now() + HEAD_TIMEOUT_AFTER_BODY,
-                _ => deadline,
-            };
-            self.send_with_retry(registry, call, grant, follow, deadline)?
+                attempt.deadline = Instant::now() + HEAD_TIMEOUT_AFTER_BODY;
+            }
+            attempt.send_with_renewal()?
         };
         if let Some(secret) = secret {
-            scrub::scrub(&mut reply, secret);
+            scrub::scrub(&mut fetched.reply, secret);
         }
-        Ok(Fetched { reply, redirected })
+        Ok(fetched)
     }
 
-    /// The token. Where an older answer is at hand, an API that is silent must not cost every
-    /// request its patience: a circuit of its own sees to that. Who has nothing else waits.
-    fn grant(
-        &self,
-        registry: &Registry,
-        call: Call<'_>,
-        deadline: Instant,
-    ) -> Result<Grant, UpstreamError> {
+    /// The token. A caller that has an older answer at hand must not wait its whole patience for a
+    /// silent API each time, so such callers have a circuit of their own; all others wait.
+    fn grant(&self, call: Call<'_>, deadline: Instant) -> Result<Grant, UpstreamError> {
         let in_a_hurry = call.patience < HEAD_TIMEOUT;
-        let (to, asked) = (registry.url(), Instant::now());
-        let circuit = format!("token {to}");
+        let asked = Instant::now();
+        let circuit = format!("token {}", call.registry.url());
         if in_a_hurry && let Err(left) = self.breaker.allow(&circuit, asked) {
             let why = format!("no token came lately; next try in {} ms", left.as_millis());
-            return Err(unauthorized(&to, &AuthFault(why)));
+            return Err(call.fault(Stage::Authorize, why));
         }
-        let grant = if is_upload(call) {
+        let grant = if call.is_upload() {
             self.authorizer
-                .header_fresh_for(registry, UPLOAD_FRESH_FOR, deadline)
+                .header_fresh_for(call.registry, UPLOAD_FRESH_FOR, deadline)
         } else {
-            self.authorizer.header(registry, deadline)
+            self.authorizer.header(call.registry, deadline)
         };
         match &grant {
             Err(_) if in_a_hurry && asked.elapsed() >= SLOW_FAILURE => {
@@ -239,180 +246,141 @@ impl Upstream {
             }
             _ => self.breaker.succeeded(&circuit),
         }
-        grant.map_err(|fault| unauthorized(&to, &fault))
+        grant.map_err(|AuthFault(why)| call.fault(Stage::Authorize, why))
     }
+}
 
-    /// A body streams past once, so a refusal can only be told: the client tries again, with a
-    /// token that is new by then.
-    fn send_with_body(
-        &self,
-        registry: &Registry,
-        call: Call<'_>,
-        body: &mut RequestBody<'_>,
-        grant: &Grant,
-        deadline: Instant,
-    ) -> Result<Incoming, UpstreamError> {
-        let url = Url::of(registry, call.target).whole();
-        let headers = &authorized(call.headers, grant);
-        let (method, head_deadline) = (call.method, deadline);
+/// One call that has its permit and its token.
+struct Attempt<'a> {
+    upstream: &'a Upstream,
+    call: Call<'a>,
+    grant: Grant,
+    follow: Follow,
+    /// Until when the reply's head must have come.
+    deadline: Instant,
+}
+
+impl Attempt<'_> {
+    /// A body can be sent once only. When the token is refused, the client is told to try again,
+    /// and the token is new by then.
+    fn send_with_body(&self, body: &mut RequestBody<'_>) -> Result<Fetched, UpstreamError> {
+        let url = self.call.url().whole();
+        let headers = self.authorized_headers();
         let outgoing = Outgoing {
-            method,
+            method: self.call.method,
             url: &url,
-            headers,
-            head_deadline,
+            headers: &headers,
+            head_deadline: self.deadline,
             whole: false,
         };
-        let mut reply = self
-            .client
-            .send_with_body(outgoing, body, HEAD_TIMEOUT_AFTER_BODY)?;
-        match refusal(registry, &mut reply) {
-            None => Ok(reply),
-            Some(why) => {
-                let renewed = self.authorizer.renew(
-                    registry,
-                    grant.generation,
-                    Instant::now() + HEAD_TIMEOUT,
-                );
-                let outcome = match renewed {
-                    Ok(_) => "the token was renewed, try again".to_owned(),
-                    Err(fault) => fault.0,
-                };
-                let reason = format!("{why}; {outcome}");
-                Err(UpstreamError {
-                    stage: Stage::Authorize,
-                    to: registry.url(),
-                    reason,
-                })
-            }
-        }
+        let client = &self.upstream.client;
+        let mut reply = client.send_with_body(outgoing, body, HEAD_TIMEOUT_AFTER_BODY)?;
+        let Some(why) = token_refusal(self.call.registry, &mut reply) else {
+            let redirected = false;
+            return Ok(Fetched { reply, redirected });
+        };
+        let outcome = match self.renew(Instant::now() + HEAD_TIMEOUT) {
+            Ok(_) => "the token was renewed, try again".to_owned(),
+            Err(AuthFault(fault)) => fault,
+        };
+        let reason = format!("{why}; {outcome}");
+        Err(self.call.fault(Stage::Authorize, reason))
     }
 
-    fn send_with_retry(
-        &self,
-        registry: &Registry,
-        call: Call<'_>,
-        grant: Grant,
-        follow: Follow,
-        deadline: Instant,
-    ) -> Result<(Incoming, bool), UpstreamError> {
-        let (mut reply, redirected) =
-            self.send_and_follow(registry, call, &grant, follow, deadline)?;
-        let why = self.refusal_of(call, &grant, redirected, &mut reply, deadline);
-        let Some(why) = why else {
-            return Ok((reply, redirected));
+    /// Sends the call; when the token is refused, renews it and sends the call once more.
+    fn send_with_renewal(&mut self) -> Result<Fetched, UpstreamError> {
+        let mut fetched = self.send_and_follow()?;
+        let Some(why) = self.find_token_refusal(&mut fetched) else {
+            return Ok(fetched);
         };
         log::info(
             "registry refused the token; renewing it",
-            &[("registry", registry), ("reason", &why)],
+            &[("registry", self.call.registry), ("reason", &why)],
         );
-        let refused = |reason: String| UpstreamError {
-            stage: Stage::Refused,
-            to: registry.url(),
-            reason,
-        };
-        let grant = self
-            .authorizer
-            .renew(registry, grant.generation, deadline)
-            .map_err(|fault| refused(format!("{why}; {fault}")))?;
-        let (mut reply, redirected) =
-            self.send_and_follow(registry, call, &grant, follow, deadline)?;
-        match self.refusal_of(call, &grant, redirected, &mut reply, deadline) {
-            None => Ok((reply, redirected)),
-            Some(why) => Err(refused(format!(
-                "{why}, with a fresh token too; check that this identity may use this registry \
-                 and that the registry is in the token's region"
-            ))),
+        self.grant = self.renew(self.deadline).map_err(|fault| {
+            let reason = format!("{why}; {fault}");
+            self.call.fault(Stage::Refused, reason)
+        })?;
+        let mut fetched = self.send_and_follow()?;
+        match self.find_token_refusal(&mut fetched) {
+            None => Ok(fetched),
+            Some(why) => Err(self.call.fault(
+                Stage::Refused,
+                format!(
+                    "{why}, with a fresh token too; check that this identity may use this \
+                     registry and that the registry is in the token's region"
+                ),
+            )),
         }
     }
 
-    /// Says whether the reply refuses our token. A HEAD's 403 has no body that could tell (RFC 9110
-    /// §9.3.2), so the same is asked by a GET, of which no more than its refusal is read.
-    fn refusal_of(
-        &self,
-        call: Call<'_>,
-        grant: &Grant,
-        redirected: bool,
-        reply: &mut Incoming,
-        deadline: Instant,
-    ) -> Option<String> {
-        if redirected {
+    fn renew(&self, deadline: Instant) -> Result<Grant, AuthFault> {
+        let (registry, generation) = (self.call.registry, self.grant.generation);
+        self.upstream
+            .authorizer
+            .renew(registry, generation, deadline)
+    }
+
+    /// Says why the reply refuses our token, if it does. The 403 to a HEAD has no body that could
+    /// tell (RFC 9110 §9.3.2), so a GET asks the same, and only its refusal is read.
+    fn find_token_refusal(&self, fetched: &mut Fetched) -> Option<String> {
+        if fetched.redirected {
             return None;
         }
-        if (call.method, reply.status) != ("HEAD", 403) {
-            return refusal(call.registry, reply);
+        if (self.call.method, fetched.reply.status) != ("HEAD", 403) {
+            return token_refusal(self.call.registry, &mut fetched.reply);
         }
-        let url = Url::of(call.registry, call.target);
-        let headers = authorized(call.headers, grant);
-        // Without an answer there is nothing that speaks against the first one.
-        let mut told = self.send_once(call, "GET", &url, &headers, deadline).ok()?;
-        refusal(call.registry, &mut told)
+        // Without an answer to the GET, the first answer stands.
+        let sent = self.send_once("GET", &self.call.url(), &self.authorized_headers());
+        token_refusal(self.call.registry, &mut sent.ok()?)
     }
 
-    /// Sends a request without a body and follows where the registry points, if so wanted.
-    fn send_and_follow(
-        &self,
-        registry: &Registry,
-        call: Call<'_>,
-        grant: &Grant,
-        follow: Follow,
-        deadline: Instant,
-    ) -> Result<(Incoming, bool), UpstreamError> {
+    /// Sends a request without a body, and follows the registry's redirect if it may.
+    fn send_and_follow(&self) -> Result<Fetched, UpstreamError> {
+        let method = self.call.method;
+        let follows = self.follow == Follow::Yes && matches!(method, "GET" | "HEAD");
         let mut asked_again = false;
         loop {
-            let first = Url::of(registry, call.target);
-            let headers = authorized(call.headers, grant);
-            let reply = self.send_once(call, call.method, &first, &headers, deadline)?;
-            let follows = follow == Follow::Yes && matches!(call.method, "GET" | "HEAD");
+            let url = self.call.url();
+            let reply = self.send_once(method, &url, &self.authorized_headers())?;
             if !follows || !is_redirect(&reply) {
-                return Ok((reply, false));
+                let redirected = false;
+                return Ok(Fetched { reply, redirected });
             }
-            let reply = self.follow(registry, call, first, reply, deadline)?;
+            let reply = self.follow_redirects(url, reply)?;
             match reply.status {
-                200 | 206 | 304 | 416 => return Ok((reply, true)),
-                // A presigned URL that expired on its way here: the registry signs a new one.
+                200 | 206 | 304 | 416 => {
+                    let redirected = true;
+                    return Ok(Fetched { reply, redirected });
+                }
+                // The signed URL has expired on its way here: the registry signs a new one.
                 403 if !asked_again => asked_again = true,
                 status => {
                     let reason = format!("the blob host that the registry named answered {status}");
-                    let to = registry.url();
-                    return Err(UpstreamError {
-                        stage: Stage::Redirect,
-                        to,
-                        reason,
-                    });
+                    return Err(self.call.fault(Stage::Redirect, reason));
                 }
             }
         }
     }
 
-    fn follow(
-        &self,
-        registry: &Registry,
-        call: Call<'_>,
-        mut url: Url,
-        mut reply: Incoming,
-        deadline: Instant,
-    ) -> Result<Incoming, UpstreamError> {
-        let fault = |reason| UpstreamError {
-            stage: Stage::Redirect,
-            to: registry.url(),
-            reason,
-        };
-        let headers = blob_headers(call.headers);
+    fn follow_redirects(&self, mut url: Url, reply: Incoming) -> Result<Incoming, UpstreamError> {
+        let fault = |reason| self.call.fault(Stage::Redirect, reason);
+        let headers = blob_headers(self.call.headers);
+        let mut reply = reply;
         for _ in 0..REDIRECTS_MAX {
             let location = reply.headers.first("location").unwrap_or_default();
             url = url
                 .join(location)
                 .map_err(|why| fault(format!("bad redirect: {why}")))?;
-            self.redirects.check(registry, &url).map_err(&fault)?;
-            // The rest of the reply is dropped, and with it the connection if it is long.
-            let _ = std::io::copy(
-                &mut reply.body.take(ERROR_DOCUMENT_BYTES_MAX),
-                &mut std::io::sink(),
-            );
-            reply = self.send_once(call, call.method, &url, &headers, deadline)?;
-            if call.method == "HEAD" && matches!(reply.status, 403 | 405) {
-                // A URL signed for GET refuses HEAD; its head is the same.
-                reply = self.send_once(call, "GET", &url, &headers, deadline)?;
+            let redirects = &self.upstream.redirects;
+            redirects.check(self.call.registry, &url).map_err(fault)?;
+            // A short body is read, so that the connection can be used again.
+            let body = &mut reply.body.take(ERROR_DOCUMENT_BYTES_MAX);
+            let _ = std::io::copy(body, &mut std::io::sink());
+            reply = self.send_once(self.call.method, &url, &headers)?;
+            if self.call.method == "HEAD" && matches!(reply.status, 403 | 405) {
+                // A URL that is signed for GET refuses HEAD. The head of a GET is the same.
+                reply = self.send_once("GET", &url, &headers)?;
             }
             if !is_redirect(&reply) {
                 return Ok(reply);
@@ -423,47 +391,34 @@ impl Upstream {
 
     fn send_once(
         &self,
-        call: Call<'_>,
         method: &str,
         url: &Url,
         headers: &Headers,
-        deadline: Instant,
     ) -> Result<Incoming, UpstreamError> {
-        let url = url.whole();
-        self.client.send(Outgoing {
+        self.upstream.client.send(Outgoing {
             method,
-            url: &url,
+            url: &url.whole(),
             headers,
-            head_deadline: deadline,
-            whole: call.whole,
+            head_deadline: self.deadline,
+            whole: self.call.whole,
         })
+    }
+
+    fn authorized_headers(&self) -> Headers {
+        authorize(self.call.headers, &self.grant)
     }
 }
 
-/// A request that pushes something.
-fn is_upload(call: Call<'_>) -> bool {
-    matches!(call.method, "PATCH" | "POST" | "PUT")
+fn take_permit(permits: &Permits, deadline: Instant) -> Result<Permit<'_>, UpstreamError> {
+    let permit = permits.take(deadline.min(Instant::now() + PERMIT_TIMEOUT));
+    permit.ok_or_else(|| {
+        let reason = format!("no turn came within {} s", PERMIT_TIMEOUT.as_secs());
+        UpstreamError::new(Stage::Queue, "upstream", reason)
+    })
 }
 
-fn take(permits: &Permits, deadline: Instant) -> Result<Permit<'_>, UpstreamError> {
-    permits
-        .take(deadline.min(Instant::now() + PERMIT_TIMEOUT))
-        .ok_or_else(|| UpstreamError {
-            stage: Stage::Queue,
-            to: "upstream".to_owned(),
-            reason: format!("no turn came within {} s", PERMIT_TIMEOUT.as_secs()),
-        })
-}
-
-fn unauthorized(to: &str, fault: &AuthFault) -> UpstreamError {
-    UpstreamError {
-        stage: Stage::Authorize,
-        to: to.to_owned(),
-        reason: fault.0.clone(),
-    }
-}
-
-fn authorized(headers: &Headers, grant: &Grant) -> Headers {
+/// Puts our own `Authorization` in the place of the client's.
+fn authorize(headers: &Headers, grant: &Grant) -> Headers {
     let mut headers = headers.clone();
     headers.remove("Authorization");
     if let Some(value) = &grant.value {
@@ -472,7 +427,7 @@ fn authorized(headers: &Headers, grant: &Grant) -> Headers {
     headers
 }
 
-/// What a blob host gets: nothing that names the client, and nothing it could take for a login.
+/// The fields for a blob host: none that names the client, and none that looks like a login.
 fn blob_headers(headers: &Headers) -> Headers {
     let mut kept = Headers::from_iter([("Accept-Encoding", "identity")]);
     for name in ["Range", "If-Range", "User-Agent"] {
@@ -487,10 +442,10 @@ fn is_redirect(reply: &Incoming) -> bool {
     matches!(reply.status, 301 | 302 | 303 | 307 | 308) && reply.headers.first("location").is_some()
 }
 
-/// Says whether the reply refuses our token, rather than what was asked: 401; 403 that speaks of
-/// the authorization token (an expired one has no challenge); 400 from ECR Public. A 403 of any
-/// other kind is an answer, and its body is kept.
-fn refusal(registry: &Registry, reply: &mut Incoming) -> Option<String> {
+/// Says why the reply refuses our token, and not what was asked for, if it does: 401; 403 that
+/// speaks of the authorization token (an expired one has no challenge); 400 from ECR Public. Any
+/// other 403 is an answer, and its body is kept.
+fn token_refusal(registry: &Registry, reply: &mut Incoming) -> Option<String> {
     match reply.status {
         401 => Some("the registry answered 401".to_owned()),
         // ECR Public says 400 to an expired token (containers-roadmap#2835).
@@ -527,7 +482,7 @@ mod tests {
     }
 
     fn refused(host: &str, mut reply: Incoming) -> (bool, String) {
-        let refused = refusal(&host.parse().unwrap(), &mut reply).is_some();
+        let refused = token_refusal(&host.parse().unwrap(), &mut reply).is_some();
         let mut body = String::new();
         reply.body.read_to_string(&mut body).unwrap();
         (refused, body)
@@ -570,7 +525,7 @@ mod tests {
             generation: 1,
         };
         assert_eq!(
-            authorized(&headers, &grant)
+            authorize(&headers, &grant)
                 .joined("Authorization")
                 .as_deref(),
             Some("Basic ours")
@@ -579,6 +534,6 @@ mod tests {
             value: None,
             generation: 0,
         };
-        assert_eq!(authorized(&headers, &none).joined("Authorization"), None);
+        assert_eq!(authorize(&headers, &none).joined("Authorization"), None);
     }
 }

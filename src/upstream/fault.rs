@@ -2,29 +2,29 @@
 
 use std::io;
 
+use super::error::{Stage, UpstreamError};
 use super::resolver::ResolveError;
-use super::{Stage, UpstreamError};
 
 /// An error of our own connectors, on its way through ureq.
 #[derive(Debug)]
-pub(super) struct WayFault {
+pub(super) struct ConnectorError {
     /// Where it failed.
     pub(super) stage: Stage,
     /// What failed, on whom, and what to do.
     pub(super) reason: String,
 }
 
-impl std::fmt::Display for WayFault {
+impl std::fmt::Display for ConnectorError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.reason)
     }
 }
 
-impl std::error::Error for WayFault {}
+impl std::error::Error for ConnectorError {}
 
-impl WayFault {
+impl ConnectorError {
     /// As ureq carries it.
-    pub(super) fn wrapped(stage: Stage, reason: String) -> ureq::Error {
+    pub(super) fn boxed(stage: Stage, reason: String) -> ureq::Error {
         ureq::Error::Other(Box::new(Self { stage, reason }))
     }
 }
@@ -35,20 +35,17 @@ pub(super) fn classify(fault: &ureq::Error, to: String) -> UpstreamError {
         ureq::Error::Other(inner) => inner.to_string(),
         fault => fault.to_string(),
     };
-    UpstreamError {
-        stage: stage(fault),
-        to,
-        reason,
-    }
+    UpstreamError::new(stage(fault), to, reason)
 }
 
+/// The stage of ureq's error.
 pub(super) fn stage(fault: &ureq::Error) -> Stage {
     match fault {
         ureq::Error::Timeout(_) => Stage::Timeout,
         ureq::Error::HostNotFound => Stage::Resolve,
         ureq::Error::Other(inner) if inner.is::<ResolveError>() => Stage::Resolve,
         ureq::Error::Other(inner) => inner
-            .downcast_ref::<WayFault>()
+            .downcast_ref::<ConnectorError>()
             .map_or(Stage::Transfer, |fault| fault.stage),
         ureq::Error::ConnectionFailed => Stage::Connect,
         ureq::Error::Rustls(_) | ureq::Error::Tls(_) | ureq::Error::Pem(_) => Stage::Tls,
@@ -57,6 +54,7 @@ pub(super) fn stage(fault: &ureq::Error) -> Stage {
     }
 }
 
+/// The stage of a socket's error.
 pub(super) fn io_stage(error: &io::Error) -> Stage {
     if error
         .get_ref()
@@ -82,7 +80,7 @@ mod tests {
     #[test]
     fn errors_have_their_stage() {
         let io = |kind: io::ErrorKind| ureq::Error::Io(kind.into());
-        let way = |stage| WayFault::wrapped(stage, "why".into());
+        let connector = |stage| ConnectorError::boxed(stage, "why".into());
         for (fault, expected) in [
             (io(io::ErrorKind::ConnectionRefused), Stage::Connect),
             (io(io::ErrorKind::TimedOut), Stage::Timeout),
@@ -91,8 +89,8 @@ mod tests {
             (ureq::Error::HostNotFound, Stage::Resolve),
             (ureq::Error::ConnectionFailed, Stage::Connect),
             (ureq::Error::Tls("bad"), Stage::Tls),
-            (way(Stage::Connect), Stage::Connect),
-            (way(Stage::Tls), Stage::Tls),
+            (connector(Stage::Connect), Stage::Connect),
+            (connector(Stage::Tls), Stage::Tls),
         ] {
             assert_eq!(stage(&fault), expected, "{fault}");
         }
@@ -102,6 +100,9 @@ mod tests {
             (error.stage, error.reason.as_str()),
             (Stage::Resolve, "no address")
         );
-        assert_eq!(classify(&way(Stage::Connect), "r".into()).reason, "why");
+        assert_eq!(
+            classify(&connector(Stage::Connect), "r".into()).reason,
+            "why"
+        );
     }
 }

@@ -22,7 +22,7 @@ pub struct Proxies {
 /// One proxy.
 #[derive(Debug)]
 pub(super) struct Proxy {
-    /// How it is spoken to.
+    /// Its own protocol.
     pub(super) scheme: Scheme,
     /// Its name or address; IPv6 in brackets.
     pub(super) host: String,
@@ -32,12 +32,12 @@ pub(super) struct Proxy {
     pub(super) shown: String,
     /// The setting that names it.
     pub(super) setting: &'static str,
-    /// What `Proxy-Authorization` says, if anything.
+    /// The value of `Proxy-Authorization`, if there is one.
     pub(super) authorization: Option<Secret<String>>,
 }
 
 impl Proxies {
-    /// As the settings have it.
+    /// The proxies and exceptions of the settings.
     pub fn new(settings: &OutboundSettings) -> Self {
         let proxy = |url: &Option<ProxyUrl>, setting| {
             let url = url.as_ref()?;
@@ -58,7 +58,7 @@ impl Proxies {
     }
 
     /// The proxy that leads to this scheme and authority, unless it is reached directly.
-    pub(super) fn of(&self, scheme: Scheme, authority: &str) -> Option<&Proxy> {
+    pub(super) fn proxy_for(&self, scheme: Scheme, authority: &str) -> Option<&Proxy> {
         let (proxy, default_port) = match scheme {
             Scheme::Https => (self.https.as_ref()?, 443),
             Scheme::Http => (self.http.as_ref()?, 80),
@@ -69,7 +69,7 @@ impl Proxies {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let address: Option<IpAddr> = bare.parse().ok();
         let address = address.map(|address| address.to_canonical());
-        let direct = is_of_this_host(&host, address)
+        let direct = is_local(&host, address)
             || self
                 .exceptions
                 .iter()
@@ -80,8 +80,8 @@ impl Proxies {
 
 /// Loopback, and where metadata services live: link-local addresses, and those of Amazon's for IPv6
 /// (EC2 user guide, "Instance metadata": 169.254.169.254, fd00:ec2::254; ECS and EKS beside them).
-/// What they answer is for this host alone, and holds its credentials.
-fn is_of_this_host(host: &str, address: Option<IpAddr>) -> bool {
+/// Their answers are for this host alone, and hold its credentials.
+fn is_local(host: &str, address: Option<IpAddr>) -> bool {
     match address {
         None => is_localhost(host),
         Some(IpAddr::V4(v4)) => v4.is_loopback() || v4.is_link_local(),
@@ -146,7 +146,7 @@ mod tests {
         } else {
             Scheme::Http
         };
-        proxies.of(scheme, authority).is_some()
+        proxies.proxy_for(scheme, authority).is_some()
     }
 
     #[test]
@@ -155,13 +155,13 @@ mod tests {
             ("HTTPS_PROXY", "http://s:1"),
             ("http_proxy", "http://u:p@p:2"),
         ]);
-        let https = both.of(Scheme::Https, "r.example").unwrap();
+        let https = both.proxy_for(Scheme::Https, "r.example").unwrap();
         assert_eq!(
             (https.shown.as_str(), https.setting),
             ("http://s:1", "HTTPS_PROXY")
         );
         assert_eq!(https.authorization, None);
-        let http = both.of(Scheme::Http, "r.example:5000").unwrap();
+        let http = both.proxy_for(Scheme::Http, "r.example:5000").unwrap();
         assert_eq!(
             (http.shown.as_str(), http.setting),
             ("http://p:2", "HTTP_PROXY")

@@ -35,8 +35,9 @@ pub struct Url {
 }
 
 impl Url {
-    /// `registry`'s URL for `target`; another proxy is told which of its registries is meant.
-    pub fn of(registry: &Registry, target: &str) -> Self {
+    /// `registry`'s URL for `target`. Another proxy gets a parameter that names one of its
+    /// registries.
+    pub fn for_registry(registry: &Registry, target: &str) -> Self {
         let target = match registry.namespace() {
             None => target.to_owned(),
             Some(name) => {
@@ -163,7 +164,7 @@ mod tests {
     fn check(from: &str, to: &str, hosts: &[&str]) -> bool {
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
         let registry = registry(from);
-        let url = Url::of(&registry, "/v2/").join(to).unwrap();
+        let url = Url::for_registry(&registry, "/v2/").join(to).unwrap();
         Redirects::new(&hosts).check(&registry, &url).is_ok()
     }
 
@@ -214,7 +215,7 @@ mod tests {
 
     #[test]
     fn locations_are_resolved() {
-        let base = Url::of(&registry("http://r:1"), "/v2/a?x");
+        let base = Url::for_registry(&registry("http://r:1"), "/v2/a?x");
         let joined = |location| base.join(location).map(|url| url.whole());
         assert_eq!(joined("/b?c=%2B/="), Ok("http://r:1/b?c=%2B/=".into()));
         assert_eq!(joined("//S3/b"), Ok("http://s3/b".into()));

@@ -1,10 +1,10 @@
-//! Name look-ups. Owns: the `resolve` thread and the cache of addresses. Must not: make a caller
+//! CachedName look-ups. Owns: the `resolve` thread and the cache of addresses. Must not: make a caller
 //! wait past its deadline, or know how a name is looked up (a [`Lookup`] is handed in).
 //!
-//! The system's resolver blocks for as long as it likes and ureq's own way around that spawns a
-//! thread per look-up, so one thread does them all, one after the other, and callers wait for its
-//! result until their deadline. A name that cannot be looked up any more keeps its last addresses
-//! for a while: DNS is often the first thing to go, and the addresses mostly stay right (RFC 8767).
+//! The system's resolver may block for long, and ureq would spawn a thread for each look-up. So
+//! one thread does them all, one after the other, and callers wait for its result until their
+//! deadline. A name whose look-up fails keeps its last addresses for a while: DNS often fails
+//! first, and the addresses mostly stay right (RFC 8767).
 //!
 //! Locks: the cache, held for map operations; never across a look-up.
 
@@ -17,19 +17,20 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long addresses of the system's look-up count as fresh, which does not tell their TTL: that
-/// of AWS's registry and S3 names is 60 s or less.
+/// How long addresses from the system's look-up count as fresh. It does not tell their TTL; AWS's
+/// registry and S3 names have 60 s or less.
 const FRESH: Duration = Duration::from_secs(30);
 /// Addresses count as fresh for that long at least: a TTL of 0 would mean a look-up per request.
 const FRESH_MIN: Duration = Duration::from_secs(5);
-/// Addresses count as fresh for that long at most: who moves a host expects it to be noticed.
+/// Addresses count as fresh for that long at most: an operator that moves a host expects it to be
+/// noticed.
 const FRESH_MAX: Duration = Duration::from_secs(300);
 /// How long addresses are used when they cannot be looked up again (RFC 8767 §5: days at most).
 const STALE_MAX: Duration = Duration::from_secs(3600);
 /// How long a failed look-up is not tried again.
 const FAILED: Duration = Duration::from_secs(2);
-/// How long a name without addresses counts as such at most (RFC 2308 §5 allows hours): who adds
-/// it expects to be noticed.
+/// How long a name without addresses counts as such at most (RFC 2308 §5 allows hours): an operator
+/// that adds the name expects it to be noticed.
 const NOTHING_MAX: Duration = Duration::from_secs(30);
 /// Longest wait for a look-up when no deadline is nearer.
 pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,11 +44,11 @@ const QUEUE_MAX: usize = 64;
 const STACK_BYTES: usize = 256 * 1024;
 
 /// How a name is looked up.
-pub type Lookup = dyn Fn(&str) -> Result<Found, Failed> + Send + Sync;
+pub type Lookup = dyn Fn(&str) -> Result<Addresses, LookupError> + Send + Sync;
 
 /// Addresses of a name, at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct Addresses {
     /// In the order in which they are to be tried.
     pub addresses: Vec<IpAddr>,
     /// How long they hold.
@@ -56,10 +57,10 @@ pub struct Found {
 
 /// Why a look-up has no addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Failed {
-    /// Who must know says that there are none, and for how long.
-    Nothing(String, Duration),
-    /// Nobody could say.
+pub enum LookupError {
+    /// The name server says that there are none, and for how long that holds.
+    NoAddress(String, Duration),
+    /// No server could say.
     Unknown(String),
 }
 
@@ -71,13 +72,13 @@ pub struct Resolver {
 }
 
 struct Shared {
-    names: Mutex<HashMap<String, Name>>,
+    names: Mutex<HashMap<String, CachedName>>,
     done: Condvar,
 }
 
-/// What is known of a name.
+/// What the cache holds of a name.
 #[derive(Default)]
-struct Name {
+struct CachedName {
     addresses: Vec<IpAddr>,
     fresh_until: Option<Instant>,
     usable_until: Option<Instant>,
@@ -88,7 +89,7 @@ struct Name {
 
 /// What to do about a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum State {
+enum NameState {
     /// Use these.
     Fresh(Vec<IpAddr>),
     /// Use these, and look them up again where the flag says so.
@@ -101,28 +102,28 @@ enum State {
     Unknown,
 }
 
-impl Name {
-    fn state(&self, now: Instant) -> State {
+impl CachedName {
+    fn state(&self, now: Instant) -> NameState {
         let before = |until: Option<Instant>| until.is_some_and(|until| now < until);
         let usable = before(self.usable_until);
         if usable && before(self.fresh_until) {
-            return State::Fresh(self.addresses.clone());
+            return NameState::Fresh(self.addresses.clone());
         }
         match (&self.failed, usable) {
-            // Nobody waits for what has failed before while something is at hand.
-            (Some((until, _)), true) => State::Failing(self.addresses.clone(), now >= *until),
+            // With addresses at hand, nobody waits for a look-up that has failed before.
+            (Some((until, _)), true) => NameState::Failing(self.addresses.clone(), now >= *until),
             (Some((until, why)), false) if now < *until && !self.pending => {
-                State::Failed(why.clone())
+                NameState::Failed(why.clone())
             }
-            (None, true) => State::Stale(self.addresses.clone()),
-            (_, false) => State::Unknown,
+            (None, true) => NameState::Stale(self.addresses.clone()),
+            (_, false) => NameState::Unknown,
         }
     }
 
-    fn learn(&mut self, result: Result<Found, Failed>, now: Instant) {
+    fn learn(&mut self, result: Result<Addresses, LookupError>, now: Instant) {
         self.pending = false;
         match result {
-            Ok(Found { addresses, fresh }) if !addresses.is_empty() => {
+            Ok(Addresses { addresses, fresh }) if !addresses.is_empty() => {
                 let fresh_until = now + fresh.clamp(FRESH_MIN, FRESH_MAX);
                 *self = Self {
                     addresses,
@@ -133,9 +134,9 @@ impl Name {
                 };
             }
             Ok(_) => self.failed = Some((now + FAILED, "the name has no address".to_owned())),
-            Err(Failed::Unknown(why)) => self.failed = Some((now + FAILED, why)),
-            Err(Failed::Nothing(why, fresh)) => {
-                // RFC 8767 §4: what is said to be gone is gone.
+            Err(LookupError::Unknown(why)) => self.failed = Some((now + FAILED, why)),
+            Err(LookupError::NoAddress(why, fresh)) => {
+                // RFC 8767 §4: a name that the server says is gone has no stale addresses.
                 let until = now + fresh.clamp(FAILED, NOTHING_MAX);
                 *self = Self {
                     failed: Some((until, why)),
@@ -181,7 +182,7 @@ impl Resolver {
     pub fn system() -> Arc<Lookup> {
         Arc::new(|host| {
             let found = (host, 0).to_socket_addrs();
-            let found = found.map_err(|error| Failed::Unknown(error.to_string()))?;
+            let found = found.map_err(|error| LookupError::Unknown(error.to_string()))?;
             let mut addresses: Vec<IpAddr> = Vec::new();
             for address in found {
                 if !addresses.contains(&address.ip()) {
@@ -189,7 +190,7 @@ impl Resolver {
                 }
             }
             let fresh = FRESH;
-            Ok(Found { addresses, fresh })
+            Ok(Addresses { addresses, fresh })
         })
     }
 
@@ -199,7 +200,7 @@ impl Resolver {
     /// # Errors
     /// When the name has no address, or the look-up did not end in time.
     pub fn addresses(&self, host: &str, deadline: Instant) -> Result<Vec<IpAddr>, ResolveError> {
-        if let Some(addresses) = known(host) {
+        if let Some(addresses) = resolve_locally(host) {
             return Ok(addresses);
         }
         let host = host.trim_end_matches('.').to_ascii_lowercase();
@@ -209,19 +210,19 @@ impl Resolver {
             let now = Instant::now();
             let name = entry(&mut names, &host);
             let (at_hand, limit) = match name.state(now) {
-                State::Fresh(addresses) => return Ok(addresses),
-                State::Failed(why) => return Err(fault(&host, &why)),
-                State::Failing(addresses, again) => {
+                NameState::Fresh(addresses) => return Ok(addresses),
+                NameState::Failed(why) => return Err(resolve_error(&host, &why)),
+                NameState::Failing(addresses, again) => {
                     if again && !name.pending {
                         // Without room in the queue, the next one tries.
                         name.pending = self.queue.try_send(host).is_ok();
                     }
                     return Ok(addresses);
                 }
-                State::Stale(addresses) => (Some(addresses), asked + REFRESH_TIMEOUT),
-                State::Unknown => (None, asked + LOOKUP_TIMEOUT),
+                NameState::Stale(addresses) => (Some(addresses), asked + REFRESH_TIMEOUT),
+                NameState::Unknown => (None, asked + LOOKUP_TIMEOUT),
             };
-            let otherwise = |why| at_hand.ok_or_else(|| fault(&host, why));
+            let otherwise = |why| at_hand.ok_or_else(|| resolve_error(&host, why));
             let left = limit.min(deadline).saturating_duration_since(now);
             if left.is_zero() {
                 return otherwise("no answer from the name server in time");
@@ -238,8 +239,9 @@ impl Resolver {
     }
 }
 
-/// Addresses, and the names of this host (RFC 6761 §6.3), which no server is asked for.
-fn known(host: &str) -> Option<Vec<IpAddr>> {
+/// The addresses of a literal address or of this host's own names, which need no look-up (RFC 6761
+/// §6.3).
+fn resolve_locally(host: &str) -> Option<Vec<IpAddr>> {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     if let Ok(address) = bare.parse() {
         return Some(vec![address]);
@@ -254,20 +256,20 @@ pub(super) fn is_localhost(host: &str) -> bool {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Name>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, CachedName>> {
         // Each name is written in one go, so a poisoned lock is still good.
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn entry<'a>(names: &'a mut HashMap<String, Name>, host: &str) -> &'a mut Name {
+fn entry<'a>(names: &'a mut HashMap<String, CachedName>, host: &str) -> &'a mut CachedName {
     if names.len() >= NAMES_MAX && !names.contains_key(host) {
         names.retain(|_, name| name.pending);
     }
     names.entry(host.to_owned()).or_default()
 }
 
-fn fault(host: &str, why: &str) -> ResolveError {
+fn resolve_error(host: &str, why: &str) -> ResolveError {
     ResolveError(format!("no address for {host}: {why}"))
 }
 
@@ -276,7 +278,7 @@ fn resolve(queue: &Receiver<String>, shared: &Shared, lookup: &Lookup) {
     while let Ok(host) = queue.recv() {
         // The hook has logged the panic; the next name may fare better.
         let result = catch_unwind(AssertUnwindSafe(|| lookup(&host)));
-        let panicked = |_| Err(Failed::Unknown("the look-up panicked".to_owned()));
+        let panicked = |_| Err(LookupError::Unknown("the look-up panicked".to_owned()));
         let result = result.unwrap_or_else(panicked);
         entry(&mut shared.lock(), &host).learn(result, Instant::now());
         shared.done.notify_all();
@@ -298,23 +300,23 @@ mod tests {
         Instant::now() + Duration::from_secs(5)
     }
 
-    fn found(seconds: u64) -> Result<Found, Failed> {
+    fn found(seconds: u64) -> Result<Addresses, LookupError> {
         let addresses = vec![IpAddr::from([127, 0, 0, 1])];
         let fresh = Duration::from_secs(seconds);
-        Ok(Found { addresses, fresh })
+        Ok(Addresses { addresses, fresh })
     }
 
-    fn unknown() -> Result<Found, Failed> {
-        Err(Failed::Unknown("no such host".to_owned()))
+    fn unknown() -> Result<Addresses, LookupError> {
+        Err(LookupError::Unknown("no such host".to_owned()))
     }
 
-    fn nothing(seconds: u64) -> Result<Found, Failed> {
+    fn nothing(seconds: u64) -> Result<Addresses, LookupError> {
         let fresh = Duration::from_secs(seconds);
-        Err(Failed::Nothing("gone".to_owned(), fresh))
+        Err(LookupError::NoAddress("gone".to_owned(), fresh))
     }
 
     /// Says from which second on a name is no longer in a state for which `holds` is true.
-    fn lasts(name: &Name, now: Instant, holds: fn(&State) -> bool) -> u64 {
+    fn lasts(name: &CachedName, now: Instant, holds: fn(&NameState) -> bool) -> u64 {
         let at = |second| name.state(now + Duration::from_secs(second));
         (0..4000).find(|second| !holds(&at(*second))).unwrap()
     }
@@ -323,11 +325,11 @@ mod tests {
     fn addresses_last_as_long_as_said_within_limits() {
         let now = Instant::now();
         for (ttl_s, fresh_s) in [(0, 5), (4, 5), (60, 60), (86_400, 300)] {
-            let mut name = Name::default();
+            let mut name = CachedName::default();
             name.learn(found(ttl_s), now);
-            let is_fresh = |state: &State| matches!(state, State::Fresh(_));
+            let is_fresh = |state: &NameState| matches!(state, NameState::Fresh(_));
             assert_eq!(lasts(&name, now, is_fresh), fresh_s, "{ttl_s}");
-            let is_known = |state: &State| *state != State::Unknown;
+            let is_known = |state: &NameState| *state != NameState::Unknown;
             assert_eq!(lasts(&name, now, is_known), fresh_s + 3600, "{ttl_s}");
         }
     }
@@ -336,9 +338,9 @@ mod tests {
     fn negative_answers_last_as_long_as_said_within_limits() {
         let now = Instant::now();
         for (ttl_s, failed_s) in [(0, 2), (20, 20), (86_400, 30)] {
-            let mut name = Name::default();
+            let mut name = CachedName::default();
             name.learn(nothing(ttl_s), now);
-            let is_failed = |state: &State| matches!(state, State::Failed(_));
+            let is_failed = |state: &NameState| matches!(state, NameState::Failed(_));
             assert_eq!(lasts(&name, now, is_failed), failed_s, "{ttl_s}");
         }
     }
@@ -346,19 +348,22 @@ mod tests {
     #[test]
     fn old_addresses_outlive_silence_but_not_a_no() {
         let now = Instant::now();
-        let mut name = Name::default();
+        let mut name = CachedName::default();
         name.learn(found(5), now);
         let later = now + Duration::from_secs(6);
         let addresses = name.addresses.clone();
-        assert_eq!(name.state(later), State::Stale(addresses.clone()));
+        assert_eq!(name.state(later), NameState::Stale(addresses.clone()));
         name.learn(unknown(), later);
-        assert_eq!(name.state(later), State::Failing(addresses.clone(), false));
+        assert_eq!(
+            name.state(later),
+            NameState::Failing(addresses.clone(), false)
+        );
         let after_pause = later + FAILED;
-        assert_eq!(name.state(after_pause), State::Failing(addresses, true));
+        assert_eq!(name.state(after_pause), NameState::Failing(addresses, true));
         name.learn(nothing(20), later);
-        assert_eq!(name.state(later), State::Failed("gone".into()));
+        assert_eq!(name.state(later), NameState::Failed("gone".into()));
         name.learn(found(5), later);
-        assert!(matches!(name.state(later), State::Fresh(_)));
+        assert!(matches!(name.state(later), NameState::Fresh(_)));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt};
 use ureq::unversioned::transport::{Buffers, LazyBuffers, NextTimeout, Transport};
 
-use super::Stage;
+use super::error::Stage;
 use super::fault::io_stage;
 
 /// Wait for one address before the next one is tried, too (RFC 8305 §8: 250 ms).
@@ -28,12 +28,12 @@ const NAMED_MAX: usize = 4;
 pub(super) struct ConnectFault {
     /// `Connect`, or `Timeout` when an address was silent to the end.
     pub(super) stage: Stage,
-    /// Each address with its reason.
+    /// Each address and why it failed.
     pub(super) reason: String,
 }
 
-/// A connection on its way.
-struct Attempt {
+/// A connection that is being made.
+struct Pending {
     address: SocketAddr,
     socket: OwnedFd,
 }
@@ -47,19 +47,19 @@ pub(super) fn connect(
     deadline: Instant,
 ) -> Result<TcpStream, ConnectFault> {
     let mut left = addresses.iter();
-    let mut attempts: Vec<Attempt> = Vec::new();
+    let mut pending: Vec<Pending> = Vec::new();
     let mut faults: Vec<(SocketAddr, io::Error)> = Vec::new();
     let mut next_at = Instant::now();
     loop {
         let now = Instant::now();
-        if now >= next_at || attempts.is_empty() {
+        if now >= next_at || pending.is_empty() {
             match left.next() {
-                None if attempts.is_empty() => return Err(told(&faults)),
+                None if pending.is_empty() => return Err(join_faults(&faults)),
                 None => {}
-                Some(address) => match begin(*address) {
+                Some(address) => match start_connecting(*address) {
                     Ok(socket) => {
                         let address = *address;
-                        attempts.push(Attempt { address, socket });
+                        pending.push(Pending { address, socket });
                         next_at = now + NEXT_ADDRESS;
                     }
                     Err(error) => {
@@ -74,14 +74,15 @@ pub(super) fn connect(
         } else {
             next_at.min(deadline)
         };
-        let ready = wait(&attempts, wake_at).map_err(|error| told(&[(any(), error)]))?;
+        let ready =
+            wait(&pending, wake_at).map_err(|error| join_faults(&[(no_address(), error)]))?;
         let mut index = 0;
-        let (done, open): (Vec<Attempt>, Vec<Attempt>) = attempts.into_iter().partition(|_| {
+        let (done, open): (Vec<Pending>, Vec<Pending>) = pending.into_iter().partition(|_| {
             index += 1;
             ready.get(index - 1).copied().unwrap_or_default()
         });
-        attempts = open;
-        for Attempt { address, socket } in done {
+        pending = open;
+        for Pending { address, socket } in done {
             match finish(socket) {
                 Ok(stream) => return Ok(stream),
                 // The next address need not wait for its time.
@@ -92,19 +93,19 @@ pub(super) fn connect(
             }
         }
         if Instant::now() >= deadline {
-            let silent = attempts.iter().map(|attempt| attempt.address);
+            let silent = pending.iter().map(|pending| pending.address);
             faults.extend(silent.map(|address| (address, io::ErrorKind::TimedOut.into())));
-            return Err(told(&faults));
+            return Err(join_faults(&faults));
         }
     }
 }
 
-fn any() -> SocketAddr {
+fn no_address() -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], 0))
 }
 
 /// Sends the SYN.
-fn begin(address: SocketAddr) -> io::Result<OwnedFd> {
+fn start_connecting(address: SocketAddr) -> io::Result<OwnedFd> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
@@ -117,13 +118,13 @@ fn begin(address: SocketAddr) -> io::Result<OwnedFd> {
     }
 }
 
-/// Waits until some attempt has an outcome; says which.
-fn wait(attempts: &[Attempt], until: Instant) -> io::Result<Vec<bool>> {
+/// Waits until some of them have an outcome; says which.
+fn wait(pending: &[Pending], until: Instant) -> io::Result<Vec<bool>> {
     let left = until.saturating_duration_since(Instant::now());
     let left = Timespec::try_from(left).map_err(io::Error::other)?;
-    let mut fds: Vec<PollFd<'_>> = attempts
+    let mut fds: Vec<PollFd<'_>> = pending
         .iter()
-        .map(|attempt| PollFd::new(&attempt.socket, PollFlags::OUT))
+        .map(|pending| PollFd::new(&pending.socket, PollFlags::OUT))
         .collect();
     match poll(&mut fds, Some(&left)) {
         Ok(_) => Ok(fds.iter().map(|fd| !fd.revents().is_empty()).collect()),
@@ -140,7 +141,7 @@ fn finish(socket: OwnedFd) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn told(faults: &[(SocketAddr, io::Error)]) -> ConnectFault {
+fn join_faults(faults: &[(SocketAddr, io::Error)]) -> ConnectFault {
     let timed_out = |(_, error): &(SocketAddr, io::Error)| io_stage(error) == Stage::Timeout;
     let stage = if faults.iter().any(timed_out) {
         Stage::Timeout
@@ -194,7 +195,7 @@ fn limit(timeout: NextTimeout) -> Result<Option<Duration>, ureq::Error> {
 }
 
 /// A socket's time limit shows as `WouldBlock`.
-fn timed_out(error: io::Error, timeout: NextTimeout) -> ureq::Error {
+fn name_timeout(error: io::Error, timeout: NextTimeout) -> ureq::Error {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ureq::Error::Timeout(timeout.reason),
         _ => error.into(),
@@ -216,7 +217,7 @@ impl Transport for TcpTransport {
         let output = self.buffers.output();
         let output = output.get(..amount).unwrap_or_default();
         let written = self.stream.write_all(output);
-        written.map_err(|error| timed_out(error, timeout))
+        written.map_err(|error| name_timeout(error, timeout))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
@@ -241,7 +242,7 @@ impl Transport for TcpTransport {
                         return Err(ureq::Error::Timeout(timeout.reason));
                     }
                 }
-                Err(error) => return Err(timed_out(error, timeout)),
+                Err(error) => return Err(name_timeout(error, timeout)),
             }
         }
     }
@@ -285,7 +286,7 @@ mod tests {
     fn silent() -> (TcpListener, Vec<OwnedFd>, SocketAddr) {
         let (listener, address) = listener();
         rustix::net::listen(&listener, 0).unwrap();
-        let waiting = (0..3).map(|_| begin(address).unwrap()).collect();
+        let waiting = (0..3).map(|_| start_connecting(address).unwrap()).collect();
         (listener, waiting, address)
     }
 

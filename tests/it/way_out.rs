@@ -9,7 +9,7 @@ use aws_ecr_proxy::config::{Arguments, resolve};
 use aws_ecr_proxy::message::Headers;
 use aws_ecr_proxy::upstream::client::Client;
 use aws_ecr_proxy::upstream::outbound::Proxies;
-use aws_ecr_proxy::upstream::resolver::{Found, Resolver};
+use aws_ecr_proxy::upstream::resolver::{Addresses, Resolver};
 use aws_ecr_proxy::upstream::{Api, ApiCall};
 use standin::image::MANIFEST as MANIFEST_TYPE;
 use standin::{
@@ -374,7 +374,7 @@ fn a_call_that_no_proxy_may_see_goes_directly_whatever_its_host() {
         .unwrap();
     let lookup = |_: &str| {
         let (addresses, fresh) = (vec![[127, 0, 0, 1].into()], SOON);
-        Ok(Found { addresses, fresh })
+        Ok(Addresses { addresses, fresh })
     };
     let resolver = Resolver::start(Arc::new(lookup)).unwrap();
     let client = Client::new(resolver, Proxies::new(&settings.outbound), None, 1).unwrap();

@@ -41,7 +41,7 @@ pub struct Query {
 
 /// What a server says to a question.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Said {
+pub enum DnsAnswer {
     /// These addresses, for so many seconds.
     Addresses(Vec<IpAddr>, u32),
     /// The name is another's, of which the message says nothing.
@@ -92,19 +92,19 @@ impl Query {
     }
 
     /// What `reply` says; none when it is no answer to this question.
-    pub fn read(&self, reply: &[u8]) -> Option<Said> {
+    pub fn read(&self, reply: &[u8]) -> Option<DnsAnswer> {
         if !self.is_answered_by(reply) {
             return None;
         }
         if reply.get(2).is_some_and(|flags| flags & TRUNCATED_BIT != 0) {
-            return Some(Said::Truncated);
+            return Some(DnsAnswer::Truncated);
         }
-        let damaged = || Said::Failed("its answer cannot be read".to_owned());
+        let damaged = || DnsAnswer::Failed("its answer cannot be read".to_owned());
         // The crate makes room for as many records as the header promises.
         if records(reply).saturating_mul(RECORD_BYTES_MIN) > reply.len() {
             return Some(damaged());
         }
-        Some(Packet::parse(reply).map_or_else(|_| damaged(), |packet| self.said(&packet)))
+        Some(Packet::parse(reply).map_or_else(|_| damaged(), |packet| self.read_answers(&packet)))
     }
 
     /// RFC 5452 §9.1: id and question must be ours. Names may come back in another case.
@@ -119,14 +119,14 @@ impl Query {
             && answered.is_some_and(|answered| answered.eq_ignore_ascii_case(question))
     }
 
-    fn said(&self, packet: &Packet<'_>) -> Said {
+    fn read_answers(&self, packet: &Packet<'_>) -> DnsAnswer {
         let none_there = match packet.rcode() {
             RCODE::NoError => false,
             RCODE::NameError => true,
-            code => return Said::Failed(format!("it answers {}", words(code))),
+            code => return DnsAnswer::Failed(format!("it answers {}", words(code))),
         };
         let Ok(mut name) = Name::new(&self.name) else {
-            return Said::Failed("the name is bad".to_owned());
+            return DnsAnswer::Failed("the name is bad".to_owned());
         };
         let mut ttl_s = u32::MAX;
         for followed in 0..=ALIASES_MAX {
@@ -135,7 +135,7 @@ impl Query {
             if !found.is_empty() {
                 let shortest = found.iter().map(|(_, ttl_s)| *ttl_s).min();
                 let ttl_s = shortest.unwrap_or_default().min(ttl_s);
-                return Said::Addresses(found.into_iter().map(|(ip, _)| ip).collect(), ttl_s);
+                return DnsAnswer::Addresses(found.into_iter().map(|(ip, _)| ip).collect(), ttl_s);
             }
             let alias = own().find_map(|record| match &record.rdata {
                 RData::CNAME(alias) => Some((alias.0.clone(), record.ttl)),
@@ -147,12 +147,12 @@ impl Query {
                     ttl_s = ttl_s.min(alias_ttl_s);
                 }
                 None if followed > 0 && !none_there && negative_ttl_s(packet).is_none() => {
-                    return Said::Alias(name.to_string());
+                    return DnsAnswer::Alias(name.to_string());
                 }
-                None => return Said::Nothing(negative_ttl_s(packet)),
+                None => return DnsAnswer::Nothing(negative_ttl_s(packet)),
             }
         }
-        Said::Failed("it answers with a circle of aliases".to_owned())
+        DnsAnswer::Failed("it answers with a circle of aliases".to_owned())
     }
 
     fn address(&self, record: &ResourceRecord<'_>) -> Option<(IpAddr, u32)> {
@@ -240,7 +240,7 @@ mod tests {
         })
     }
 
-    fn read(query: &Query, packet: &Packet<'_>) -> Option<Said> {
+    fn read(query: &Query, packet: &Packet<'_>) -> Option<DnsAnswer> {
         let plain = query.read(&packet.build_bytes_vec().unwrap());
         let compressed = query.read(&packet.build_bytes_vec_compressed().unwrap());
         assert_eq!(plain, compressed);
@@ -262,9 +262,9 @@ mod tests {
             let expected = match family {
                 Family::V4 => {
                     let ips = vec![[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
-                    Said::Addresses(ips, 30)
+                    DnsAnswer::Addresses(ips, 30)
                 }
-                Family::V6 => Said::Addresses(vec!["::1".parse().unwrap()], 7),
+                Family::V6 => DnsAnswer::Addresses(vec!["::1".parse().unwrap()], 7),
             };
             assert_eq!(read(&query, &packet), Some(expected));
         }
@@ -279,13 +279,13 @@ mod tests {
             record("b.example", 5, alias("c.example")),
             record(HOST, 60, alias("B.example")),
         ];
-        let expected = Said::Addresses(vec![[10, 0, 0, 1].into()], 5);
+        let expected = DnsAnswer::Addresses(vec![[10, 0, 0, 1].into()], 5);
         assert_eq!(read(&query, &packet), Some(expected));
         packet.answers.remove(0);
-        let expected = Said::Alias("c.example".to_owned());
+        let expected = DnsAnswer::Alias("c.example".to_owned());
         assert_eq!(read(&query, &packet), Some(expected));
         packet.name_servers = vec![record("example", 9, soa(20))];
-        assert_eq!(read(&query, &packet), Some(Said::Nothing(Some(9))));
+        assert_eq!(read(&query, &packet), Some(DnsAnswer::Nothing(Some(9))));
     }
 
     #[test]
@@ -297,19 +297,19 @@ mod tests {
             record("b.example", 60, alias(HOST)),
         ];
         let said = read(&query, &packet).unwrap();
-        assert!(matches!(said, Said::Failed(why) if why.contains("circle")));
+        assert!(matches!(said, DnsAnswer::Failed(why) if why.contains("circle")));
     }
 
     #[test]
     fn negative_answers_last_as_the_zone_says() {
         let query = query(Family::V4);
         let mut packet = reply_to(&query);
-        assert_eq!(read(&query, &packet), Some(Said::Nothing(None)));
+        assert_eq!(read(&query, &packet), Some(DnsAnswer::Nothing(None)));
         packet.name_servers = vec![record("example", 900, soa(20))];
-        assert_eq!(read(&query, &packet), Some(Said::Nothing(Some(20))));
+        assert_eq!(read(&query, &packet), Some(DnsAnswer::Nothing(Some(20))));
         *packet.rcode_mut() = RCODE::NameError;
         packet.name_servers = vec![record("example", 10, soa(20))];
-        assert_eq!(read(&query, &packet), Some(Said::Nothing(Some(10))));
+        assert_eq!(read(&query, &packet), Some(DnsAnswer::Nothing(Some(10))));
     }
 
     #[test]
@@ -323,7 +323,7 @@ mod tests {
         ] {
             let mut packet = reply_to(&query);
             *packet.rcode_mut() = code;
-            let expected = Said::Failed(format!("it answers {told}"));
+            let expected = DnsAnswer::Failed(format!("it answers {told}"));
             assert_eq!(read(&query, &packet), Some(expected));
         }
     }
@@ -361,7 +361,7 @@ mod tests {
         bytes[2] |= TRUNCATED_BIT;
         bytes[7] = 3;
         bytes.extend([0xc0, 12, 0]);
-        assert_eq!(query.read(&bytes), Some(Said::Truncated));
+        assert_eq!(query.read(&bytes), Some(DnsAnswer::Truncated));
     }
 
     #[test]
@@ -370,7 +370,7 @@ mod tests {
         let mut bytes = reply_to(&query).build_bytes_vec().unwrap();
         bytes[6..12].fill(0xff);
         let said = query.read(&bytes).unwrap();
-        assert!(matches!(said, Said::Failed(why) if why.contains("cannot be read")));
+        assert!(matches!(said, DnsAnswer::Failed(why) if why.contains("cannot be read")));
     }
 
     #[test]

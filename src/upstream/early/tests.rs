@@ -96,7 +96,7 @@ fn agent() -> Agent {
         .build();
     let tcp = ().chain(TcpConnector::default());
     let tls = RustlsConnector::default();
-    let whole = tcp.chain(Below).chain(tls).chain(Above);
+    let whole = tcp.chain(BelowTls).chain(tls).chain(AboveTls);
     // The tests name addresses.
     Agent::with_parts(config, whole, DefaultResolver::default())
 }
@@ -124,7 +124,7 @@ fn upload(script: Script, length: Option<u64>) -> (Option<Buffered>, u64) {
     let mut body = Endless(0);
     let request = request.body(SendBody::from_reader(&mut body)).unwrap();
     let agent = agent();
-    let (sent, broken) = watched(|| agent.run(request));
+    let (sent, broken) = run_upload(|| agent.run(request));
     assert!(sent.is_err());
     // With nothing to come, a held connection costs the whole time.
     let limit = if script.hold && !script.answer.ends_with("large") {
@@ -133,7 +133,7 @@ fn upload(script: Script, length: Option<u64>) -> (Option<Buffered>, u64) {
         BOUND
     };
     let answer = broken.expect("a connection that broke");
-    let answer = answer.answer_within(limit);
+    let answer = answer.read_answer_within(limit);
     drop(go);
     server.join().unwrap();
     assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
@@ -240,6 +240,6 @@ fn what_broke_outside_of_an_upload_is_not_kept() {
     assert!(agent().run(request).is_err());
     server.join().unwrap();
     assert!(UPLOAD.with(|upload| matches!(*upload.borrow(), Upload::None)));
-    let (_, broken) = watched(|| ());
+    let (_, broken) = run_upload(|| ());
     assert!(broken.is_none());
 }

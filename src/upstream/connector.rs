@@ -1,11 +1,11 @@
 //! The connectors under ureq: TCP, outbound proxies, TLS. Owns: how a connection comes about.
-//! Must not: look a name up (ureq hands the addresses in, which are the proxy's where there is
+//! Must not: look a name up (ureq hands in the addresses, which are the proxy's where there is
 //! one), or know what is asked.
 //!
-//! To an https target a proxy opens a tunnel (RFC 9110 §9.3.6). To an http target it gets the
-//! whole URL in the request line (RFC 9112 §3.2.2), since many refuse tunnels to other ports than
-//! 443. ureq's own proxies are not used: they know no nets in `NO_PROXY`, and ask for a tunnel
-//! always.
+//! A proxy opens a tunnel to an https target (RFC 9110 §9.3.6). For an http target it gets the
+//! whole URL in the request line (RFC 9112 §3.2.2), since many proxies refuse tunnels to ports
+//! other than 443. ureq's own proxies are not used: they know no nets in `NO_PROXY`, and always
+//! ask for a tunnel.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,10 +16,11 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, RustlsConnector, Transport,
 };
 
-use super::fault::{WayFault, stage};
+use super::early;
+use super::error::Stage;
+use super::fault::{ConnectorError, stage};
 use super::outbound::{Proxies, Proxy};
 use super::tcp::{self, TcpTransport};
-use super::{Stage, early};
 use crate::oci::Scheme;
 
 /// Largest head of a proxy's answer to CONNECT; squid's are below 1 KiB.
@@ -32,10 +33,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Everything below HTTP: a socket, through the proxy where there is one, with TLS where the URL
 /// says so.
 pub(super) fn connector(proxies: Arc<Proxies>) -> impl Connector {
-    ().chain(Way::new(proxies))
-        .chain(early::Below)
+    ().chain(TargetConnector::new(proxies))
+        .chain(early::BelowTls)
         .chain(Tls::default())
-        .chain(early::Above)
+        .chain(early::AboveTls)
 }
 
 /// The proxy that leads to `uri`, if there is one.
@@ -44,11 +45,11 @@ pub(super) fn proxy_of<'a>(proxies: &'a Proxies, uri: &Uri) -> Option<&'a Proxy>
         Some("http") => Scheme::Http,
         _ => Scheme::Https,
     };
-    proxies.of(scheme, uri.authority()?.as_str())
+    proxies.proxy_for(scheme, uri.authority()?.as_str())
 }
 
-/// TLS by rustls, with one configuration for all connections: ureq's connector would parse the
-/// roots anew for each one of a request with settings of its own, as all of ours are.
+/// TLS by rustls, with one configuration for all connections. All our requests have settings of
+/// their own, and for each of those ureq's connector would parse the roots anew.
 #[derive(Debug, Default)]
 struct Tls(RustlsConnector);
 
@@ -60,14 +61,17 @@ impl<In: Transport> Connector<In> for Tls {
         details: &ConnectionDetails<'_>,
         chained: Option<In>,
     ) -> Result<Option<Self::Out>, ureq::Error> {
-        let details = of(details, details.uri);
+        let details = with_agent_settings(details, details.uri);
         let wrapped = self.0.connect(&details, chained)?;
         Ok(wrapped.map(|transport| Box::new(transport) as Self::Out))
     }
 }
 
-/// `details` for another URI, as if all were the agent's own settings.
-fn of<'a>(details: &'a ConnectionDetails<'_>, uri: &'a Uri) -> ConnectionDetails<'a> {
+/// `details` for `uri`, marked as if all settings were the agent's own.
+fn with_agent_settings<'a>(
+    details: &'a ConnectionDetails<'_>,
+    uri: &'a Uri,
+) -> ConnectionDetails<'a> {
     ConnectionDetails {
         uri,
         addrs: details.resolver.empty(),
@@ -82,15 +86,15 @@ fn of<'a>(details: &'a ConnectionDetails<'_>, uri: &'a Uri) -> ConnectionDetails
     }
 }
 
-/// TCP to the target, or to the proxy and on from there.
+/// Connects by TCP to the target, or to the proxy and through it.
 #[derive(Debug)]
-struct Way {
+struct TargetConnector {
     proxies: Arc<Proxies>,
-    /// Towards proxies that are spoken to by TLS.
+    /// For proxies that speak TLS.
     tls: Tls,
 }
 
-impl Connector for Way {
+impl Connector for TargetConnector {
     type Out = Box<dyn Transport>;
 
     fn connect(
@@ -114,7 +118,7 @@ impl Connector for Way {
     }
 }
 
-impl Way {
+impl TargetConnector {
     fn new(proxies: Arc<Proxies>) -> Self {
         let tls = Tls::default();
         Self { proxies, tls }
@@ -129,13 +133,15 @@ impl Way {
     ) -> Result<Box<dyn Transport>, ureq::Error> {
         let fault = |stage, why: &dyn std::fmt::Display| {
             let reason = format!("TLS with the proxy {}: {why}", proxy.shown);
-            WayFault::wrapped(stage, reason)
+            ConnectorError::boxed(stage, reason)
         };
         let uri: Uri = proxy
             .shown
             .parse()
             .map_err(|error: ureq::http::uri::InvalidUri| fault(Stage::Tls, &error))?;
-        let secured = self.tls.connect(&of(details, &uri), Some(transport));
+        let secured = self
+            .tls
+            .connect(&with_agent_settings(details, &uri), Some(transport));
         let secured = secured.map_err(|error| fault(stage(&error), &error))?;
         secured.ok_or(ureq::Error::ConnectionFailed)
     }
@@ -157,14 +163,14 @@ fn dial(
                 proxy.shown, fault.reason
             ),
         };
-        WayFault::wrapped(fault.stage, reason)
+        ConnectorError::boxed(fault.stage, reason)
     })?;
     let config = details.config;
     let buffers = LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size());
     Ok(Box::new(TcpTransport::new(stream, buffers)))
 }
 
-/// What is left of the time for connecting.
+/// The time that is left for connecting.
 fn left(details: &ConnectionDetails<'_>) -> NextTimeout {
     let mut timeout = details.timeout;
     let now = (details.current_time)();
@@ -197,7 +203,7 @@ fn tunnel(
     let fault = |error: ureq::Error| {
         let stage = stage(&error);
         let reason = match stage {
-            Stage::Timeout => format!("the proxy {} is silent to CONNECT {target}", proxy.shown),
+            Stage::Timeout => format!("the proxy {} does not answer CONNECT {target}", proxy.shown),
             _ => format!(
                 "the proxy {} broke off CONNECT {target}: {error}",
                 proxy.shown
@@ -209,29 +215,29 @@ fn tunnel(
         } else {
             stage
         };
-        WayFault::wrapped(stage, reason)
+        ConnectorError::boxed(stage, reason)
     };
     send(&mut *transport, head.as_bytes(), || left(details)).map_err(fault)?;
-    let answer = answer(&mut *transport, || left(details)).map_err(fault)?;
-    match status(&answer) {
+    let answer = read_answer(&mut *transport, || left(details)).map_err(fault)?;
+    match parse_status(&answer) {
         Some((200..=299, _)) => Ok(Tunnel(transport)),
-        Some((407, _)) => Err(WayFault::wrapped(Stage::Connect, wants_login(proxy))),
-        Some((status, reason)) => Err(WayFault::wrapped(
+        Some((407, _)) => Err(ConnectorError::boxed(Stage::Connect, explain_407(proxy))),
+        Some((status, reason)) => Err(ConnectorError::boxed(
             Stage::Connect,
             format!(
                 "the proxy {} refused CONNECT {target}: {status} {reason}",
                 proxy.shown
             ),
         )),
-        None => Err(WayFault::wrapped(
+        None => Err(ConnectorError::boxed(
             Stage::Connect,
             format!("{} does not speak HTTP as a proxy does", proxy.shown),
         )),
     }
 }
 
-/// What a proxy's 407 means, and what helps.
-pub(super) fn wants_login(proxy: &Proxy) -> String {
+/// The words for a proxy's 407, with the remedy.
+pub(super) fn explain_407(proxy: &Proxy) -> String {
     let (shown, setting) = (&proxy.shown, proxy.setting);
     if proxy.authorization.is_some() {
         format!("the proxy {shown} refuses the user and password in {setting} (407)")
@@ -277,7 +283,7 @@ fn send(
 }
 
 /// The head of the proxy's answer; what follows it stays in the buffer.
-fn answer(
+fn read_answer(
     transport: &mut dyn Transport,
     left: impl Fn() -> NextTimeout,
 ) -> Result<Vec<u8>, ureq::Error> {
@@ -301,7 +307,7 @@ fn answer(
 }
 
 /// Status and reason phrase of a head (RFC 9112 §4).
-fn status(head: &[u8]) -> Option<(u16, String)> {
+fn parse_status(head: &[u8]) -> Option<(u16, String)> {
     let line = head.split(|byte| *byte == b'\r').next()?;
     let line = String::from_utf8_lossy(line);
     let (version, rest) = line.split_once(' ')?;
@@ -315,7 +321,7 @@ fn status(head: &[u8]) -> Option<(u16, String)> {
     Some((status.parse().ok()?, reason))
 }
 
-/// A connection through a proxy: whatever the proxy is spoken to by, the target has seen no TLS.
+/// A connection through a proxy. The target has seen no TLS yet, even where the proxy has.
 #[derive(Debug)]
 struct Tunnel(Box<dyn Transport>);
 
@@ -337,14 +343,14 @@ impl Transport for Tunnel {
     }
 }
 
-/// A connection to a proxy that gets requests for an http target.
+/// A connection to a proxy that takes requests for an http target.
 struct ToProxy {
     transport: Box<dyn Transport>,
     /// `http://host:port` of the target.
     origin: String,
-    /// The line that goes behind the first one.
+    /// The `Proxy-Authorization` line, or nothing.
     authorization: String,
-    /// What is sent next begins a request.
+    /// True when the next bytes begin a request.
     at_head: bool,
 }
 
@@ -362,7 +368,7 @@ impl ToProxy {
     }
 
     /// `GET /path HTTP/1.1` becomes `GET http://host/path HTTP/1.1`, and the login follows.
-    fn rewritten(&self, output: &[u8]) -> Option<Vec<u8>> {
+    fn rewrite_head(&self, output: &[u8]) -> Option<Vec<u8>> {
         let line = output.iter().position(|byte| *byte == b'\n')? + 1;
         let target = output.iter().position(|byte| *byte == b' ')? + 1;
         let mut head = Vec::with_capacity(output.len() + self.origin.len());
@@ -387,9 +393,9 @@ impl Transport for ToProxy {
         self.at_head = false;
         let output = self.transport.buffers().output();
         let output = output.get(..amount).unwrap_or_default().to_vec();
-        let head = self.rewritten(&output).ok_or_else(|| {
+        let head = self.rewrite_head(&output).ok_or_else(|| {
             let reason = "the request line is longer than the buffer".to_owned();
-            WayFault::wrapped(Stage::Transfer, reason)
+            ConnectorError::boxed(Stage::Transfer, reason)
         })?;
         send(&mut *self.transport, &head, || timeout)
     }
@@ -398,7 +404,7 @@ impl Transport for ToProxy {
         self.transport.await_input(timeout)
     }
 
-    /// Asked between two exchanges and at no other time, so that a request comes next.
+    /// ureq asks between two exchanges and at no other time, so a request comes next.
     fn is_open(&mut self) -> bool {
         self.at_head = true;
         self.transport.is_open()
@@ -417,7 +423,7 @@ mod tests {
 
     #[test]
     fn a_proxys_status_is_read() {
-        let read = |head: &str| status(head.as_bytes());
+        let read = |head: &str| parse_status(head.as_bytes());
         let expected = Some((200, "Connection established".to_owned()));
         assert_eq!(
             read("HTTP/1.1 200 Connection established\r\nVia: x"),
@@ -448,11 +454,11 @@ mod tests {
             at_head: true,
         };
         let head = b"GET /v2/a?b=http://c HTTP/1.1\r\nHost: r.example:5000\r\n\r\nbody\n";
-        let rewritten = to_proxy("P: b\r\n").rewritten(head).unwrap();
+        let rewritten = to_proxy("P: b\r\n").rewrite_head(head).unwrap();
         let expected = "GET http://r.example:5000/v2/a?b=http://c HTTP/1.1\r\nP: b\r\n\
                         Host: r.example:5000\r\n\r\nbody\n";
         assert_eq!(String::from_utf8(rewritten).unwrap(), expected);
-        assert_eq!(to_proxy("").rewritten(b"GET /v2/a"), None);
+        assert_eq!(to_proxy("").rewrite_head(b"GET /v2/a"), None);
     }
 
     #[test]

@@ -1,0 +1,98 @@
+//! Why no reply came. Owns: the error of everything in this folder. Must not: decide what a client
+//! is told of it.
+
+use std::fmt;
+
+use crate::oci::Registry;
+
+/// Why no reply came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamError {
+    /// Where it failed.
+    pub stage: Stage,
+    /// Whom we called: scheme, host and port, never path or query.
+    pub to: String,
+    /// The reason in words.
+    pub reason: String,
+}
+
+impl UpstreamError {
+    /// `to`: scheme, host and port of what was asked, or words for it.
+    pub fn new(stage: Stage, to: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self {
+            stage,
+            to: to.into(),
+            reason: reason.into(),
+        }
+    }
+
+    /// A failure of an exchange with `registry`.
+    pub fn at(registry: &Registry, stage: Stage, reason: impl Into<String>) -> Self {
+        Self::new(stage, registry.url(), reason)
+    }
+}
+
+/// Where an exchange with upstream failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// No authorization to send.
+    Authorize,
+    /// The client's own body failed or ended early.
+    ClientBody,
+    /// No connection.
+    Connect,
+    /// A redirect that may not be followed, or whose target refuses.
+    Redirect,
+    /// The registry refuses an authorization that is fresh.
+    Refused,
+    /// The name has no address.
+    Resolve,
+    /// The connection broke, or what came was not HTTP.
+    Transfer,
+    /// A time-out.
+    Timeout,
+    /// A certificate or handshake.
+    Tls,
+    /// Too many exchanges at a time.
+    Queue,
+}
+
+impl Stage {
+    /// True when the registry could not be reached at all, so that others need not try at once.
+    pub const fn is_out_of_reach(self) -> bool {
+        matches!(
+            self,
+            Self::Connect | Self::Resolve | Self::Timeout | Self::Tls
+        )
+    }
+
+    /// One word for logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Authorize => "authorize",
+            Self::ClientBody => "client-body",
+            Self::Connect => "connect",
+            Self::Queue => "queue",
+            Self::Redirect => "redirect",
+            Self::Refused => "authorization refused",
+            Self::Resolve => "resolve",
+            Self::Timeout => "timeout",
+            Self::Tls => "tls",
+            Self::Transfer => "transfer",
+        }
+    }
+}
+
+impl fmt::Display for UpstreamError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} failed for {}: {}",
+            self.stage.name(),
+            self.to,
+            self.reason
+        )
+    }
+}
+
+impl std::error::Error for UpstreamError {}
