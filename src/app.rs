@@ -114,6 +114,22 @@ struct Running {
     _socket_file: Option<listen::SocketFile>,
 }
 
+/// Registries and ECR endpoints that the operator gave. An endpoint on this host names a registry
+/// on this host.
+fn given_hosts(settings: &Settings) -> Vec<Registry> {
+    let aws = &settings.aws;
+    let endpoints = [
+        &aws.endpoint_url_ecr,
+        &aws.endpoint_url,
+        &aws.profile_endpoints.ecr,
+        &aws.profile_endpoints.any,
+    ];
+    let endpoints = endpoints.into_iter().flatten();
+    let mut given = settings.registries.clone();
+    given.extend(endpoints.filter_map(|endpoint| endpoint.parse().ok()));
+    given
+}
+
 fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, Failure> {
     let on_lost = report_lost_to(events);
     let mut watched = Vec::new();
@@ -129,7 +145,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, Failure
         Some(tokens) => Arc::clone(tokens) as Arc<dyn Authorizer>,
         None => Arc::new(Anonymous),
     };
-    let redirects = Redirects::new(&settings.blob_hosts);
+    let redirects = Redirects::new(&settings.blob_hosts, &given_hosts(settings));
     let (exchanges, uploads) = (settings.max_exchanges, settings.max_uploads);
     let upstream = Arc::new(Upstream::new(
         client, authorizer, redirects, exchanges, uploads,

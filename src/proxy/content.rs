@@ -6,8 +6,9 @@ use std::io::{self, Cursor, Read};
 
 use super::conditional;
 use crate::cache::held::MANIFEST_BYTES_MAX;
-use crate::hash;
+use crate::hash::{self, Hasher};
 use crate::message::{Body, Headers, Reply};
+use crate::metrics;
 use crate::oci::{Digest, Reference, Registry};
 use crate::upstream::{Stage, UpstreamError};
 
@@ -48,6 +49,9 @@ fn supply_blob_fields(mut reply: Reply, digest: &Digest) -> Reply {
         reply.headers.remove("Content-Type");
         reply.outcome.error = None;
     }
+    if reply.status == 200 {
+        reply.body = hash_unless_length_known(reply.body, digest);
+    }
     if matches!(reply.status, 200 | 206 | 304) {
         reply.headers.set(DIGEST_FIELD, digest.as_str());
         reply.headers.set("ETag", format!("\"{digest}\""));
@@ -61,6 +65,56 @@ fn supply_blob_fields(mut reply: Reply, digest: &Digest) -> Reply {
         }
     }
     reply
+}
+
+/// A body of unknown length may end anywhere and look whole (RFC 9112 §6.3, item 8). So it is
+/// hashed while it streams, and cut when its end brings another digest.
+fn hash_unless_length_known(body: Body, digest: &Digest) -> Body {
+    let Body::Stream {
+        reader,
+        length: None,
+    } = body
+    else {
+        return body;
+    };
+    let hashed = Hashed {
+        reader,
+        hasher: Some(Hasher::new(digest)),
+        digest: digest.clone(),
+    };
+    Body::Stream {
+        reader: Box::new(hashed),
+        length: None,
+    }
+}
+
+/// Bytes that must have a digest; if they do not, their end is an error.
+struct Hashed {
+    reader: Box<dyn Read + Send>,
+    /// None once the end was reached.
+    hasher: Option<Hasher>,
+    digest: Digest,
+}
+
+impl Read for Hashed {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.reader.read(into)?;
+        if count > 0 {
+            if let Some(hasher) = &mut self.hasher {
+                hasher.update(into.get(..count).unwrap_or_default());
+            }
+        } else if !into.is_empty()
+            && let Some(hasher) = self.hasher.take()
+        {
+            let found = hasher.finish();
+            if found != self.digest.as_str() {
+                metrics::DIGEST_FAILURES.inc();
+                let why = format!("the bytes have the digest {found}");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+            }
+        }
+        Ok(count)
+    }
 }
 
 /// ECR leaves the digest out of its answer to GET, and clients need it.
@@ -84,7 +138,11 @@ fn supply_manifest_fields(
         let bytes = read_whole(&mut *reader, MANIFEST_BYTES_MAX, registry)?;
         reply.body = if bytes.len() as u64 > MANIFEST_BYTES_MAX {
             let reader = Box::new(Cursor::new(bytes).chain(reader));
-            Body::Stream { reader, length }
+            let body = Body::Stream { reader, length };
+            match reference {
+                Reference::Digest(digest) => hash_unless_length_known(body, digest),
+                Reference::Tag(_) => body,
+            }
         } else {
             found = Some(verify(reference, &bytes, found.as_deref(), registry)?.to_string());
             Body::Bytes(bytes.into())

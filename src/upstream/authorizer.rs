@@ -1,5 +1,5 @@
-//! The `Authorization` of a registry. Owns: what [`super::exchange`] needs of whoever has the token.
-//! Must not: know how an AWS identity comes about.
+//! The `Authorization` of a registry. Owns: what an exchange needs of whoever has the token. Must
+//! not: know how an AWS identity comes about.
 
 use std::fmt;
 use std::time::{Duration, Instant};

@@ -5,6 +5,10 @@
 //! failures in a row the registry counts as out of reach, and requests fail at once; after a pause
 //! one request is let through to try, and the pause doubles until one succeeds.
 //!
+//! A caller that has an older answer at hand waits for a few seconds only. That its patience ran
+//! out says nothing for callers that would wait longer, so such callers have a circuit of their
+//! own beside the registry's.
+//!
 //! Locks: the map of circuits, held for map operations.
 
 use std::collections::HashMap;
@@ -25,7 +29,18 @@ const CIRCUITS_MAX: usize = 256;
 /// The circuits.
 #[derive(Debug, Default)]
 pub struct Breaker {
-    circuits: Mutex<HashMap<String, Circuit>>,
+    circuits: Mutex<HashMap<Key, Circuit>>,
+}
+
+type Key = (String, Patience);
+
+/// How long a caller is ready to wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Patience {
+    /// As long as any client waits.
+    Full,
+    /// A few seconds: an older answer is at hand.
+    Short,
 }
 
 #[derive(Debug, Default)]
@@ -40,9 +55,16 @@ impl Breaker {
     ///
     /// # Errors
     /// How long until the next try.
-    pub fn allow(&self, to: &str, now: Instant) -> Result<(), Duration> {
+    pub fn allow(&self, to: &str, patience: Patience, now: Instant) -> Result<(), Duration> {
         let mut circuits = self.lock();
-        let Some(circuit) = circuits.get_mut(to) else {
+        if patience == Patience::Short
+            && let Some(circuit) = circuits.get(&key(to, Patience::Full))
+            && let Some(until) = circuit.open_until
+            && now < until
+        {
+            return Err(until - now);
+        }
+        let Some(circuit) = circuits.get_mut(&key(to, patience)) else {
             return Ok(());
         };
         match circuit.open_until {
@@ -56,18 +78,23 @@ impl Breaker {
         }
     }
 
-    /// `to` answered: everybody may ask it.
-    pub fn succeeded(&self, to: &str) {
-        self.lock().remove(to);
+    /// `to` answered a caller of this patience: all that are as patient may ask it.
+    pub fn succeeded(&self, to: &str, patience: Patience) {
+        let mut circuits = self.lock();
+        circuits.remove(&key(to, Patience::Full));
+        if patience == Patience::Short {
+            circuits.remove(&key(to, Patience::Short));
+        }
     }
 
-    /// `to` was out of reach at `now`.
-    pub fn failed(&self, to: &str, now: Instant) {
+    /// `to` was out of reach at `now`, or for this patience.
+    pub fn failed(&self, to: &str, patience: Patience, now: Instant) {
         let mut circuits = self.lock();
-        if circuits.len() >= CIRCUITS_MAX && !circuits.contains_key(to) {
+        let key = key(to, patience);
+        if circuits.len() >= CIRCUITS_MAX && !circuits.contains_key(&key) {
             circuits.clear();
         }
-        let circuit = circuits.entry(to.to_owned()).or_default();
+        let circuit = circuits.entry(key).or_default();
         circuit.failures += 1;
         if circuit.failures >= FAILURES_MIN {
             circuit.pause = (circuit.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
@@ -75,56 +102,83 @@ impl Breaker {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Circuit>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Circuit>> {
         self.circuits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+fn key(to: &str, patience: Patience) -> Key {
+    (to.to_owned(), patience)
+}
+
 #[cfg(test)]
 mod tests {
+    use super::Patience::{Full, Short};
     use super::*;
 
     #[test]
     fn one_failure_is_borne() {
         let (breaker, now) = (Breaker::default(), Instant::now());
-        breaker.failed("r", now);
-        assert!(breaker.allow("r", now).is_ok());
+        breaker.failed("r", Full, now);
+        assert!(breaker.allow("r", Full, now).is_ok());
     }
 
     #[test]
     fn an_open_circuit_lets_one_try_through_after_a_growing_pause() {
         let (breaker, mut now) = (Breaker::default(), Instant::now());
-        breaker.failed("r", now);
-        breaker.failed("r", now);
+        breaker.failed("r", Full, now);
+        breaker.failed("r", Full, now);
         for expected in [500, 1000, 2000, 4000, 5000, 5000] {
-            let left = breaker.allow("r", now).unwrap_err();
+            let left = breaker.allow("r", Full, now).unwrap_err();
             assert_eq!(left, Duration::from_millis(expected));
-            assert!(breaker.allow("other", now).is_ok());
+            assert!(breaker.allow("other", Full, now).is_ok());
             now += left;
-            assert!(breaker.allow("r", now).is_ok());
-            assert!(breaker.allow("r", now).is_err());
-            breaker.failed("r", now);
+            assert!(breaker.allow("r", Full, now).is_ok());
+            assert!(breaker.allow("r", Full, now).is_err());
+            breaker.failed("r", Full, now);
         }
     }
 
     #[test]
     fn a_success_closes_it() {
         let (breaker, now) = (Breaker::default(), Instant::now());
-        breaker.failed("r", now);
-        breaker.failed("r", now);
-        breaker.succeeded("r");
-        assert!(breaker.allow("r", now).is_ok());
-        breaker.failed("r", now);
-        assert!(breaker.allow("r", now).is_ok());
+        breaker.failed("r", Full, now);
+        breaker.failed("r", Full, now);
+        breaker.succeeded("r", Full);
+        assert!(breaker.allow("r", Full, now).is_ok());
+        breaker.failed("r", Full, now);
+        assert!(breaker.allow("r", Full, now).is_ok());
     }
 
     #[test]
     fn a_try_that_is_lost_is_not_the_last() {
         let (breaker, now) = (Breaker::default(), Instant::now());
-        breaker.failed("r", now);
-        breaker.failed("r", now);
+        breaker.failed("r", Full, now);
+        breaker.failed("r", Full, now);
         let later = now + PAUSE_MIN;
-        assert!(breaker.allow("r", later).is_ok());
-        assert!(breaker.allow("r", later + TRY_TIMEOUT).is_ok());
+        assert!(breaker.allow("r", Full, later).is_ok());
+        assert!(breaker.allow("r", Full, later + TRY_TIMEOUT).is_ok());
+    }
+
+    #[test]
+    fn short_patience_has_a_circuit_of_its_own() {
+        let (breaker, now) = (Breaker::default(), Instant::now());
+        breaker.failed("r", Short, now);
+        breaker.failed("r", Short, now);
+        assert!(breaker.allow("r", Short, now).is_err());
+        assert!(breaker.allow("r", Full, now).is_ok());
+        // An answer that the patient got may have taken long.
+        breaker.succeeded("r", Full);
+        assert!(breaker.allow("r", Short, now).is_err());
+        breaker.succeeded("r", Short);
+        assert!(breaker.allow("r", Short, now).is_ok());
+        // What is out of reach for the patient is so for all, and theirs is the try.
+        breaker.failed("r", Full, now);
+        breaker.failed("r", Full, now);
+        assert!(breaker.allow("r", Short, now).is_err());
+        let later = now + PAUSE_MIN;
+        assert!(breaker.allow("r", Short, later).is_ok());
+        assert!(breaker.allow("r", Full, later).is_ok());
+        assert!(breaker.allow("r", Full, later).is_err());
     }
 }

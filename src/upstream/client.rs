@@ -9,18 +9,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use ureq::http;
-use ureq::tls::{PemItem, RootCerts, TlsConfig, TlsProvider};
+use ureq::tls::{TlsConfig, TlsProvider};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver as UreqResolver};
 use ureq::unversioned::transport::NextTimeout;
 use ureq::{Agent, SendBody};
 
+use super::address_rule::AddressRule;
 use super::api::{API_BODY_BYTES_MAX, Api, ApiCall, ApiReply, origin};
-use super::connector::{self, explain_407, proxy_of};
+use super::connector::{self, Tls, explain_407, proxy_of};
 use super::early::{self, Broken};
 use super::error::{Stage, UpstreamError};
-use super::fault::classify;
+use super::fault::{ConnectorError, classify};
 use super::outbound::Proxies;
 use super::resolver::{LOOKUP_TIMEOUT, Resolver};
+use super::roots::read_roots;
+use super::tcp;
 use crate::message::{Buffered, Headers, RequestBody};
 
 /// Longest time to connect, TLS handshake included: two lost SYNs, and with a head at its own limit
@@ -42,8 +45,6 @@ pub const POOL_MAX: usize = 64;
 const POOL_AGE_MAX: Duration = Duration::from_secs(20);
 /// ureq takes that many addresses and panics at the next.
 const ADDRESSES_MAX: usize = 16;
-/// Where Linux distributions keep the roots that their administrator chose.
-const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// One request to one host, without its body.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +59,8 @@ pub struct Outgoing<'a> {
     pub head_deadline: Instant,
     /// The body must have come by then, too: it is read whole before a client gets a head.
     pub whole: bool,
+    /// Which addresses the host may have.
+    pub addresses: AddressRule,
 }
 
 /// A reply whose body is still to be read.
@@ -70,6 +73,19 @@ pub struct Incoming {
     pub body: Box<dyn Read + Send>,
     /// `Content-Length`; for a HEAD, of what a GET would bring.
     pub length: Option<u64>,
+}
+
+impl Incoming {
+    /// The body, up to `bytes_max` bytes. Blocks until `deadline` at the longest.
+    ///
+    /// # Errors
+    /// When the body breaks off, or has not come by then.
+    pub fn read_body(&mut self, bytes_max: u64, deadline: Instant) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut reader = (&mut self.body).take(bytes_max);
+        tcp::read_until(deadline, || reader.read_to_end(&mut bytes))?;
+        Ok(bytes)
+    }
 }
 
 impl From<Buffered> for Incoming {
@@ -85,7 +101,12 @@ impl From<Buffered> for Incoming {
 
 /// Sends requests by HTTP.
 pub struct Client {
+    /// For hosts that the operator gave, and AWS APIs.
     agent: Agent,
+    /// The same, with less addresses allowed. Each has a pool of its own, so that no request gets a
+    /// connection that its own rule forbids.
+    not_metadata: Agent,
+    not_local: Agent,
     /// For requests that no proxy may see.
     direct: Agent,
     names: Names,
@@ -106,7 +127,7 @@ impl Client {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = TlsConfig::builder()
             .provider(TlsProvider::Rustls)
-            .root_certs(roots(ca_bundle)?)
+            .root_certs(read_roots(ca_bundle)?)
             .client_cert(None)
             .use_sni(true)
             .disable_verification(false)
@@ -143,21 +164,35 @@ impl Client {
             .max_idle_age(POOL_AGE_MAX)
             .allow_non_standard_methods(false)
             .build();
+        let tls = Tls::default();
         let agent = |names: Names| {
-            let connector = connector::connector(Arc::clone(&names.proxies));
+            let connector = connector::connector(Arc::clone(&names.proxies), &tls);
             Agent::with_parts(config.clone(), connector, names)
         };
-        let direct = Names {
-            resolver: resolver.clone(),
-            proxies: Arc::default(),
+        let names = Names {
+            resolver,
+            proxies: Arc::new(proxies),
+            rule: AddressRule::Any,
         };
-        let proxies = Arc::new(proxies);
-        let names = Names { resolver, proxies };
+        let direct = Names {
+            proxies: Arc::default(),
+            ..names.clone()
+        };
         Ok(Self {
             agent: agent(names.clone()),
+            not_metadata: agent(names.under(AddressRule::NotMetadata)),
+            not_local: agent(names.under(AddressRule::NotLocal)),
             direct: agent(direct),
             names,
         })
+    }
+
+    const fn agent(&self, rule: AddressRule) -> &Agent {
+        match rule {
+            AddressRule::Any => &self.agent,
+            AddressRule::NotMetadata => &self.not_metadata,
+            AddressRule::NotLocal => &self.not_local,
+        }
     }
 
     /// Sends one request without a body and waits for the reply's head. Blocks until then.
@@ -166,19 +201,26 @@ impl Client {
     /// The stage that failed, and why.
     pub fn send(&self, outgoing: Outgoing<'_>) -> Result<Incoming, UpstreamError> {
         let to = origin(outgoing.url);
-        self.look_up(outgoing.url, &to, outgoing.head_deadline)?;
-        let sent = self.send_once(&to, outgoing);
+        self.look_up(outgoing, &to)?;
+        let sent = self.send_once(&to, outgoing, POOL_AGE_MAX);
         let broken = sent
             .as_ref()
             .is_err_and(|error| error.stage == Stage::Transfer);
         if broken && matches!(outgoing.method, "GET" | "HEAD") {
-            // A pooled connection may be closed by its peer just as it is used again.
-            return self.send_once(&to, outgoing);
+            // Its peer has closed a pooled connection, and with it perhaps all others of this
+            // origin, as after a load balancer's failover. So they are dropped.
+            return self.send_once(&to, outgoing, Duration::ZERO);
         }
         sent
     }
 
-    fn send_once(&self, to: &str, outgoing: Outgoing<'_>) -> Result<Incoming, UpstreamError> {
+    /// `pool_age_max`: a connection that was idle for so long is not used again, but closed.
+    fn send_once(
+        &self,
+        to: &str,
+        outgoing: Outgoing<'_>,
+        pool_age_max: Duration,
+    ) -> Result<Incoming, UpstreamError> {
         let request = builder(outgoing);
         // Without a length, ureq would send these as chunked.
         let (request, body) = match outgoing.method {
@@ -192,14 +234,15 @@ impl Client {
             .body(body)
             .map_err(|fault| classify(&fault.into(), to.into()))?;
         let left = left(to, outgoing.head_deadline)?;
-        let request = self
-            .agent
+        let agent = self.agent(outgoing.addresses);
+        let request = agent
             .configure_request(request)
+            .max_idle_age(pool_age_max)
             .timeout_connect(Some(left.min(CONNECT_TIMEOUT)))
             .timeout_recv_response(Some(left))
             .timeout_global(outgoing.whole.then_some(left))
             .build();
-        let reply = self.agent.run(request).map(incoming);
+        let reply = agent.run(request).map(incoming);
         let reply = reply.map_err(|fault| classify(&fault, to.into()))?;
         self.refuse_proxy_407(outgoing.url, reply)
     }
@@ -216,7 +259,8 @@ impl Client {
         head_timeout: Duration,
     ) -> Result<Incoming, UpstreamError> {
         let to = origin(outgoing.url);
-        self.look_up(outgoing.url, &to, outgoing.head_deadline)?;
+        self.look_up(outgoing, &to)?;
+        let agent = self.agent(outgoing.addresses);
         let mut request = builder(outgoing);
         if let Some(length) = body.length() {
             request = request.header("Content-Length", length);
@@ -229,8 +273,7 @@ impl Client {
         let request = request
             .body(SendBody::from_reader(&mut body))
             .map_err(|fault| classify(&fault.into(), to.clone()))?;
-        let request = self
-            .agent
+        let request = agent
             .configure_request(request)
             .timeout_connect(Some(
                 left(&to, outgoing.head_deadline)?.min(CONNECT_TIMEOUT),
@@ -239,7 +282,7 @@ impl Client {
             .timeout_per_read(Some(head_timeout))
             .timeout_per_write(Some(UPLOAD_WRITE_TIMEOUT))
             .build();
-        let (sent, broken) = early::run_upload(|| self.agent.run(request));
+        let (sent, broken) = early::run_upload(|| agent.run(request));
         let fault = match sent {
             Ok(reply) => return self.refuse_proxy_407(outgoing.url, incoming(reply)),
             Err(fault) => fault,
@@ -262,12 +305,13 @@ impl Client {
     }
 
     /// Looks the name up before ureq does, so that the time it takes counts for the deadline.
-    fn look_up(&self, url: &str, to: &str, deadline: Instant) -> Result<(), UpstreamError> {
+    fn look_up(&self, outgoing: Outgoing<'_>, to: &str) -> Result<(), UpstreamError> {
         let bad = |error: http::uri::InvalidUri| {
             classify(&http::Error::from(error).into(), to.to_owned())
         };
-        let uri = url.parse().map_err(bad)?;
-        let found = self.names.addresses(&uri, deadline);
+        let uri = outgoing.url.parse().map_err(bad)?;
+        let names = self.names.under(outgoing.addresses);
+        let found = names.addresses(&uri, outgoing.head_deadline);
         found
             .map(drop)
             .map_err(|fault| classify(&fault, to.to_owned()))
@@ -292,17 +336,26 @@ impl Client {
 struct Names {
     resolver: Resolver,
     proxies: Arc<Proxies>,
+    /// For targets that are reached directly. A proxy looks up those behind it.
+    rule: AddressRule,
 }
 
 impl Names {
+    fn under(&self, rule: AddressRule) -> Self {
+        Self {
+            rule,
+            ..self.clone()
+        }
+    }
+
     /// Where to connect for `uri`.
     fn addresses(
         &self,
         uri: &http::Uri,
         deadline: Instant,
     ) -> Result<Vec<SocketAddr>, ureq::Error> {
-        let (host, port) = match proxy_of(&self.proxies, uri) {
-            Some(proxy) => (proxy.host.as_str(), proxy.port),
+        let (host, port, rule) = match proxy_of(&self.proxies, uri) {
+            Some(proxy) => (proxy.host.as_str(), proxy.port, AddressRule::Any),
             None => {
                 let default = if uri.scheme_str() == Some("http") {
                     80
@@ -310,14 +363,27 @@ impl Names {
                     443
                 };
                 let host = uri.host().ok_or(ureq::Error::HostNotFound)?;
-                (host, uri.port_u16().unwrap_or(default))
+                (host, uri.port_u16().unwrap_or(default), self.rule)
             }
         };
         let found = self.resolver.addresses(host, deadline);
         let found = found.map_err(|error| ureq::Error::Other(Box::new(error)))?;
-        let with_port = |address| SocketAddr::new(address, port);
-        Ok(found.into_iter().map(with_port).collect())
+        let allowed = found.iter().filter(|found| rule.refusal(**found).is_none());
+        let allowed: Vec<_> = allowed.map(|ip| SocketAddr::new(*ip, port)).collect();
+        match (allowed.is_empty(), found.first()) {
+            (true, Some(address)) => Err(forbidden(host, *address, rule)),
+            _ => Ok(allowed),
+        }
     }
+}
+
+fn forbidden(host: &str, address: IpAddr, rule: AddressRule) -> ureq::Error {
+    let kind = rule.refusal(address).unwrap_or_default();
+    let reason = format!(
+        "{host} has the address {address}, which is {kind} and never connected to unless ECR or \
+         BLOB_HOSTS gives it"
+    );
+    ConnectorError::boxed(Stage::Resolve, reason)
 }
 
 impl UreqResolver for Names {
@@ -488,62 +554,5 @@ fn left(to: &str, deadline: Instant) -> Result<Duration, UpstreamError> {
             "no time was left to ask",
         )),
         left => Ok(left),
-    }
-}
-
-/// The roots to trust: the bundle; else the system's, which its administrator chose; else
-/// Mozilla's, built in (a scratch image has no file).
-fn roots(ca_bundle: Option<&Path>) -> Result<RootCerts, String> {
-    let Some(path) = ca_bundle else {
-        let system = std::fs::read(SYSTEM_ROOTS)
-            .ok()
-            .and_then(|pem| certificates(&pem).ok());
-        return Ok(system.unwrap_or(RootCerts::WebPki));
-    };
-    let fault = |why: String| format!("AWS_CA_BUNDLE={}: {why}", path.display());
-    let pem = std::fs::read(path).map_err(|error| fault(error.to_string()))?;
-    certificates(&pem).map_err(fault)
-}
-
-/// Every certificate of a PEM file; none, or one that is damaged, is an error.
-fn certificates(pem: &[u8]) -> Result<RootCerts, String> {
-    let mut found = Vec::new();
-    for item in ureq::tls::parse_pem(pem) {
-        match item {
-            Ok(PemItem::Certificate(certificate)) => found.push(certificate),
-            Ok(_) => {}
-            Err(error) => return Err(format!("not a PEM file of certificates: {error}")),
-        }
-    }
-    // ureq takes an empty set of roots, with which every handshake fails, and drops bad ones.
-    let mut store = rustls::RootCertStore::empty();
-    let ders = found
-        .iter()
-        .map(|certificate| certificate.der().to_vec().into());
-    let (usable, _) = store.add_parsable_certificates(ders);
-    if usable == 0 {
-        return Err("no usable certificate in it; expected PEM".to_owned());
-    }
-    Ok(RootCerts::from(found))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bundle_without_a_certificate_is_refused() {
-        assert!(
-            certificates(b"")
-                .unwrap_err()
-                .contains("no usable certificate")
-        );
-        let garbage = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        assert!(certificates(garbage).is_err());
-        let missing = roots(Some(Path::new("/nonexistent.pem"))).unwrap_err();
-        assert!(
-            missing.starts_with("AWS_CA_BUNDLE=/nonexistent.pem: "),
-            "{missing}"
-        );
     }
 }

@@ -32,10 +32,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Everything below HTTP: a socket, through the proxy where there is one, with TLS where the URL
 /// says so.
-pub(super) fn connector(proxies: Arc<Proxies>) -> impl Connector {
-    ().chain(TargetConnector::new(proxies))
+pub(super) fn connector(proxies: Arc<Proxies>, tls: &Tls) -> impl Connector {
+    let target = TargetConnector {
+        proxies,
+        tls: tls.clone(),
+    };
+    ().chain(target)
         .chain(early::BelowTls)
-        .chain(Tls::default())
+        .chain(tls.clone())
         .chain(early::AboveTls)
 }
 
@@ -50,8 +54,8 @@ pub(super) fn proxy_of<'a>(proxies: &'a Proxies, uri: &Uri) -> Option<&'a Proxy>
 
 /// TLS by rustls, with one configuration for all connections. All our requests have settings of
 /// their own, and for each of those ureq's connector would parse the roots anew.
-#[derive(Debug, Default)]
-struct Tls(RustlsConnector);
+#[derive(Debug, Clone, Default)]
+pub(super) struct Tls(Arc<RustlsConnector>);
 
 impl<In: Transport> Connector<In> for Tls {
     type Out = Box<dyn Transport>;
@@ -119,11 +123,6 @@ impl Connector for TargetConnector {
 }
 
 impl TargetConnector {
-    fn new(proxies: Arc<Proxies>) -> Self {
-        let tls = Tls::default();
-        Self { proxies, tls }
-    }
-
     /// TLS with the proxy itself.
     fn secure(
         &self,

@@ -1,9 +1,12 @@
 //! Everything that goes out: registries and AWS. Owns: every outgoing connection. Must not: know
 //! what is cached, or how an AWS identity comes about (an [`Authorizer`] is handed in).
 
+mod address_rule;
 pub mod api;
+mod attempt;
 pub mod authorizer;
 pub mod breaker;
+mod call;
 pub mod client;
 mod connector;
 pub mod dns;
@@ -13,11 +16,14 @@ pub mod exchange;
 mod fault;
 pub mod loopback;
 pub mod outbound;
+mod part;
 pub mod redirect;
 pub mod resolver;
-mod scrub;
+mod roots;
+pub mod secrets;
 mod tcp;
 
+pub use self::address_rule::AddressRule;
 pub use self::api::{Api, ApiCall, ApiReply};
 pub use self::authorizer::{Anonymous, AuthFault, Authorizer, Grant};
 pub use self::error::{Stage, UpstreamError};

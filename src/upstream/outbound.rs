@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use super::address_rule::is_local;
 use super::resolver::is_localhost;
 use crate::config::{OutboundSettings, ProxyException, ProxyUrl};
 use crate::oci::{self, Scheme};
@@ -69,7 +70,7 @@ impl Proxies {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let address: Option<IpAddr> = bare.parse().ok();
         let address = address.map(|address| address.to_canonical());
-        let direct = is_local(&host, address)
+        let direct = is_direct(&host, address)
             || self
                 .exceptions
                 .iter()
@@ -78,18 +79,9 @@ impl Proxies {
     }
 }
 
-/// Loopback, and where metadata services live: link-local addresses, and those of Amazon's for IPv6
-/// (EC2 user guide, "Instance metadata": 169.254.169.254, fd00:ec2::254; ECS and EKS beside them).
-/// Their answers are for this host alone, and hold its credentials.
-fn is_local(host: &str, address: Option<IpAddr>) -> bool {
-    match address {
-        None => is_localhost(host),
-        Some(IpAddr::V4(v4)) => v4.is_loopback() || v4.is_link_local(),
-        Some(IpAddr::V6(v6)) => {
-            let is_amazons = v6.segments().starts_with(&[0xfd00, 0x0ec2]);
-            v6.is_loopback() || v6.is_unicast_link_local() || is_amazons
-        }
-    }
+/// True for this host itself, and for the metadata services, which answer it alone.
+fn is_direct(host: &str, address: Option<IpAddr>) -> bool {
+    address.map_or_else(|| is_localhost(host), is_local)
 }
 
 fn covers(exception: &ProxyException, host: &str, address: Option<IpAddr>, port: u16) -> bool {

@@ -2,20 +2,23 @@
 //! Must not: connect anywhere.
 //!
 //! A registry's redirect decides where the proxy connects to, so only hosts that serve layers are
-//! followed: AWS's own S3 and CloudFront names, the registry's host, and what `BLOB_HOSTS` adds.
+//! followed: buckets of S3, ECR Public's CloudFront, the registry's host, and what `BLOB_HOSTS`
+//! adds.
 
+use std::net::IpAddr;
+
+use super::address_rule::AddressRule;
+use super::resolver::is_localhost;
 use crate::oci::{self, Registry, Scheme};
 
 /// Redirects in a row at the most: ECR needs one, CloudFront in front of S3 two.
 pub const REDIRECTS_MAX: usize = 5;
 
-/// Suffixes under which AWS serves S3, in every partition; the name must have an `s3` label too.
-const S3_SUFFIXES: [&str; 9] = [
+/// Suffixes of S3 in every partition (botocore's endpoints.json).
+const S3_SUFFIXES: [&str; 7] = [
     ".amazonaws.com",
     ".amazonaws.com.cn",
     ".amazonaws.eu",
-    ".api.aws",
-    ".on.aws",
     ".c2s.ic.gov",
     ".sc2s.sgov.gov",
     ".cloud.adc-e.uk",
@@ -104,14 +107,36 @@ impl Url {
 #[derive(Debug, Clone)]
 pub struct Redirects {
     blob_hosts: Vec<String>,
+    /// Authorities that `ECR` gives.
+    registries: Vec<String>,
 }
 
 impl Redirects {
-    /// `blob_hosts`: `host`, `host:port`, or `.suffix` (`*.suffix` too).
-    pub fn new(blob_hosts: &[String]) -> Self {
+    /// `blob_hosts`: `host`, `host:port`, or `.suffix` (`*.suffix` too); `registries`: those that
+    /// the operator gave.
+    pub fn new(blob_hosts: &[String], registries: &[Registry]) -> Self {
         let lower = |host: &String| host.trim_start_matches('*').to_ascii_lowercase();
+        let authorities = registries
+            .iter()
+            .map(|registry| registry.authority().into());
         Self {
             blob_hosts: blob_hosts.iter().map(lower).collect(),
+            registries: authorities.collect(),
+        }
+    }
+
+    /// Which addresses the host of `url` may have. That the operator gave it by a suffix says
+    /// nothing of its addresses.
+    pub fn address_rule(&self, url: &Url) -> AddressRule {
+        let authority = url.authority.to_ascii_lowercase();
+        let host = oci::host_of(&authority);
+        let mut given = self.blob_hosts.iter().chain(&self.registries);
+        let is_given = given.any(|given| *given == authority || oci::host_of(given) == host);
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        match is_given {
+            true if bare.parse::<IpAddr>().is_ok() || is_localhost(host) => AddressRule::Any,
+            true => AddressRule::NotMetadata,
+            false => AddressRule::NotLocal,
         }
     }
 
@@ -124,11 +149,18 @@ impl Redirects {
             return Err(format!("{} is not https, as the registry is", url.origin()));
         }
         let host = oci::host_of(&url.authority).to_ascii_lowercase();
-        if host == registry.host() || is_aws_blob_host(&host) || self.is_listed(&url.authority) {
+        let is_registry = host == registry.host();
+        let has_own_port = oci::split_port(&url.authority)
+            .1
+            .is_some_and(|port| port != "443");
+        let is_aws = is_s3_bucket(&host) || is_cloudfront_of(registry, &host);
+        let is_aws = is_aws && !has_own_port;
+        if is_registry || is_aws || self.is_listed(&url.authority) {
             return Ok(());
         }
         Err(format!(
-            "{host} is no host of S3 or CloudFront; add it to BLOB_HOSTS if it serves layers"
+            "{host} is no bucket of S3, nor ECR Public's CloudFront; add it to BLOB_HOSTS if it \
+             serves layers"
         ))
     }
 
@@ -143,14 +175,55 @@ impl Redirects {
     }
 }
 
-fn is_aws_blob_host(host: &str) -> bool {
-    // Without the label, a name such as that of an EC2 instance would do, which anybody can own.
-    let has_s3_label = || {
-        host.split('.')
-            .any(|label| label == "s3" || label.starts_with("s3-"))
+/// `BUCKET.s3.REGION.SUFFIX` and its kin (S3 user guide, "Virtual hosting of buckets" and
+/// "Dual-stack endpoints"): the region may be left out or follow a dash, `dualstack` stand before
+/// it, and `-fips` follow the `s3`. A bucket with dots has no certificate, and ECR's have none; so
+/// what other services put under these suffixes, where anybody may have a name, does not fit.
+fn is_s3_bucket(host: &str) -> bool {
+    let name = S3_SUFFIXES
+        .iter()
+        .find_map(|suffix| host.strip_suffix(suffix));
+    let labels: Vec<&str> = name.unwrap_or_default().split('.').collect();
+    match labels[..] {
+        [bucket, service] => is_label(bucket) && is_s3_with_region(service),
+        [bucket, "s3" | "s3-fips", region] | [bucket, "s3" | "s3-fips", "dualstack", region] => {
+            is_label(bucket) && is_region(region)
+        }
+        _ => false,
+    }
+}
+
+/// `s3`, or `s3-eu-west-1`, as the oldest regions have it.
+fn is_s3_with_region(label: &str) -> bool {
+    label == "s3" || label.strip_prefix("s3-").is_some_and(is_region)
+}
+
+/// `eu-west-1`: words, the first one short, and a number.
+fn is_region(label: &str) -> bool {
+    let words: Vec<&str> = label.split('-').collect();
+    let Some((number, words)) = words.split_last() else {
+        return false;
     };
-    host.ends_with(CLOUDFRONT_SUFFIX)
-        || S3_SUFFIXES.iter().any(|suffix| host.ends_with(suffix)) && has_s3_label()
+    if words.first().is_none_or(|first| first.len() > 4) {
+        return false;
+    }
+    let is_word = |word: &&str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase());
+    let is_number = (1..=2).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
+    is_number && words.len() >= 2 && words.iter().all(is_word)
+}
+
+fn is_label(label: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    !label.is_empty() && label.bytes().all(is_allowed)
+}
+
+/// `d111111abcdef8.cloudfront.net` (CloudFront developer guide, "Domain name"), for registries that
+/// use it.
+fn is_cloudfront_of(registry: &Registry, host: &str) -> bool {
+    let known_as = oci::host_of(registry.name());
+    let label = host.strip_suffix(CLOUDFRONT_SUFFIX).unwrap_or_default();
+    let is_name = label.starts_with('d') && label.bytes().all(|b| b.is_ascii_alphanumeric());
+    is_name && oci::ECR_PUBLIC_HOSTS.contains(&known_as)
 }
 
 #[cfg(test)]
@@ -165,7 +238,7 @@ mod tests {
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
         let registry = registry(from);
         let url = Url::for_registry(&registry, "/v2/").join(to).unwrap();
-        Redirects::new(&hosts).check(&registry, &url).is_ok()
+        Redirects::new(&hosts, &[]).check(&registry, &url).is_ok()
     }
 
     const ECR: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
@@ -178,11 +251,52 @@ mod tests {
             "prod-x-starport-layer-bucket.s3.dualstack.eu-west-1.amazonaws.com",
             "b.s3.cn-north-1.amazonaws.com.cn",
             "b.s3-fips.us-gov-west-1.amazonaws.com",
-            "d5l0dvt14r5h8.cloudfront.net",
+            "b.s3-fips.dualstack.us-gov-west-1.amazonaws.com",
+            "b.s3-eu-west-1.amazonaws.com",
+            "b.s3.us-iso-east-1.c2s.ic.gov",
+            "b.s3.eusc-de-east-1.amazonaws.eu",
             ECR,
         ] {
             assert!(check(ECR, &format!("https://{host}/x?y"), &[]), "{host}");
             assert!(!check(ECR, &format!("http://{host}/x?y"), &[]), "{host}");
+        }
+    }
+
+    #[test]
+    fn cloudfront_is_for_ecr_public() {
+        let cloudfront = "https://d5l0dvt14r5h8.cloudfront.net/x";
+        assert!(check("https://public.ecr.aws", cloudfront, &[]));
+        assert!(!check(ECR, cloudfront, &[]));
+        assert!(check(ECR, cloudfront, &[".cloudfront.net"]));
+        let odd = "https://a.d5l0dvt14r5h8.cloudfront.net/x";
+        assert!(!check("https://public.ecr.aws", odd, &[]));
+        let chained: Registry = "http://proxy".parse().unwrap();
+        let chained = chained.serving("public.ecr.aws");
+        let url = Url::for_registry(&registry(ECR), "/")
+            .join(cloudfront)
+            .unwrap();
+        assert!(Redirects::new(&[], &[]).check(&chained, &url).is_ok());
+    }
+
+    #[test]
+    fn only_given_hosts_may_be_local() {
+        let hosts = ["b.example", "10.0.0.1:5", ".suffix.example"].map(str::to_owned);
+        let registries = ["http://127.0.0.1:5000", "r.example"].map(registry);
+        let redirects = Redirects::new(&hosts, &registries);
+        for (host, expected) in [
+            ("127.0.0.1:5000", AddressRule::Any),
+            ("127.0.0.1:9", AddressRule::Any),
+            ("10.0.0.1:5", AddressRule::Any),
+            ("r.example", AddressRule::NotMetadata),
+            ("b.example:8443", AddressRule::NotMetadata),
+            ("127.0.0.2", AddressRule::NotLocal),
+            ("localhost", AddressRule::NotLocal),
+            ("a.suffix.example", AddressRule::NotLocal),
+            ("b.s3.eu-west-1.amazonaws.com", AddressRule::NotLocal),
+        ] {
+            let url = Url::for_registry(&registry(ECR), "/");
+            let url = url.join(&format!("http://{host}/")).unwrap();
+            assert_eq!(redirects.address_rule(&url), expected, "{host}");
         }
     }
 
@@ -195,6 +309,20 @@ mod tests {
             "s3.amazonaws.com.evil.example",
             "ec2-1-2-3-4.compute-1.amazonaws.com",
             "evilcloudfront.net",
+            // Names that anybody may have under AWS's suffixes.
+            "s3.lambda-url.eu-west-1.on.aws",
+            "s3.eu-west-1.elb.amazonaws.com",
+            "x.s3.execute-api.eu-west-1.amazonaws.com",
+            "s3-x.execute-api.eu-west-1.amazonaws.com",
+            "b.s3-website-eu-west-1.amazonaws.com",
+            "b.s3-website.eu-west-1.amazonaws.com",
+            "b.s3-accesspoint.eu-west-1.amazonaws.com",
+            "a.execute-api.eu-west-1.amazonaws.com.s3.amazonaws.com",
+            "a.b.s3.eu-west-1.amazonaws.com",
+            "b.s3.elb.amazonaws.com",
+            "b.s3.dualstack.amazonaws.com",
+            ".s3.amazonaws.com",
+            "s3.amazonaws.com",
         ] {
             assert!(!check(ECR, &format!("https://{host}/"), &[]), "{host}");
         }

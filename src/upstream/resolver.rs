@@ -1,4 +1,4 @@
-//! CachedName look-ups. Owns: the `resolve` thread and the cache of addresses. Must not: make a caller
+//! Name look-ups. Owns: the `resolve` thread and the cache of addresses. Must not: make a caller
 //! wait past its deadline, or know how a name is looked up (a [`Lookup`] is handed in).
 //!
 //! The system's resolver may block for long, and ureq would spawn a thread for each look-up. So

@@ -5,6 +5,7 @@
 //! been silent for a moment, without giving that one up (RFC 8305 "Happy Eyeballs"; ureq's own
 //! connector waits for half of the whole time first). One thread does it all with `poll`.
 
+use std::cell::Cell;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
@@ -163,6 +164,39 @@ fn join_faults(faults: &[(SocketAddr, io::Error)]) -> ConnectFault {
     ConnectFault { stage, reason }
 }
 
+thread_local! {
+    /// Until when reads on this thread may last, whatever their connection was told.
+    static READ_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Runs `read`, which reads from connections on this thread, so that it ends by `deadline`. ureq
+/// takes its time limits with the request, when nobody knows yet how the reply is to be read.
+pub(super) fn read_until<T>(deadline: Instant, read: impl FnOnce() -> T) -> T {
+    struct Restore(Option<Instant>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            READ_UNTIL.set(self.0);
+        }
+    }
+    let _restore = Restore(READ_UNTIL.replace(Some(deadline)));
+    read()
+}
+
+/// The nearer of a limit and a deadline.
+fn sooner(
+    limit: Option<Duration>,
+    deadline: Option<Instant>,
+    timeout: NextTimeout,
+) -> Result<Option<Duration>, ureq::Error> {
+    let Some(deadline) = deadline else {
+        return Ok(limit);
+    };
+    match deadline.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(ureq::Error::Timeout(timeout.reason)),
+        left => Ok(Some(limit.map_or(left, |limit| limit.min(left)))),
+    }
+}
+
 /// A connected socket with buffers, as ureq uses it.
 pub(super) struct TcpTransport {
     stream: TcpStream,
@@ -223,7 +257,7 @@ impl Transport for TcpTransport {
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
         let timeout = timeout.for_read();
         let started = Instant::now();
-        let mut limit = limit(timeout)?;
+        let mut limit = sooner(limit(timeout)?, READ_UNTIL.get(), timeout)?;
         loop {
             if limit != self.read_timeout {
                 self.stream.set_read_timeout(limit)?;

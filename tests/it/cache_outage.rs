@@ -206,8 +206,6 @@ fn a_silent_upstream_costs_two_seconds_once_or_twice() {
     assert!(waits <= 1, "{waits} of 20 answers were slow");
     let since = Instant::now();
     assert_eq!(x_cache(&cached.get("/v2/team/app/tags/list")), "STALE");
-    let absent = cached.get("/v2/team/app/manifests/2.0");
-    assert_eq!(absent.status, 504, "{}", absent.text());
     assert!(since.elapsed() < Duration::from_secs(4));
     cached.standin.clear_faults();
     cached.standin.release();

@@ -39,7 +39,14 @@ const FENCES: [(&str, &[&str]); 11] = [
     ("tiny_http", &["pool.rs"]),
     ("aws_sigv4", &["aws/sigv4.rs"]),
     ("aws_credential_types", &["aws/sigv4.rs"]),
-    ("base64", &["proxy/login/", "upstream/outbound.rs"]),
+    (
+        "base64",
+        &[
+            "proxy/login/",
+            "upstream/outbound.rs",
+            "upstream/secrets.rs",
+        ],
+    ),
     ("bcrypt", &["proxy/login/htpasswd.rs"]),
     ("std::env", &["config.rs", "config/"]),
     ("rustls", &["upstream/", "door/tls.rs", "door/tls/"]),

@@ -56,4 +56,5 @@ mod tls;
 mod tls_reload;
 mod token;
 mod upstream_faults;
+mod upstream_hostile;
 mod way_out;

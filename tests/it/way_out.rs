@@ -200,7 +200,7 @@ fn a_silent_proxy_costs_one_connect_time_out() {
     let proxy = site.proxy(&[("HTTPS_PROXY", &outbound.url())]);
     let asked = Instant::now();
     let message = refusal(&get(&proxy, MANIFEST));
-    let told = format!("the proxy {} is silent to CONNECT", outbound.url());
+    let told = format!("the proxy {} does not answer CONNECT", outbound.url());
     assert!(message.contains(&told), "{message}");
     let took = asked.elapsed();
     assert!(

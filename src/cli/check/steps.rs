@@ -17,8 +17,8 @@ use crate::message::Headers;
 use crate::oci::Registry;
 use crate::proxy::login::Logins;
 use crate::secret::Secret;
-use crate::upstream::Api as _;
 use crate::upstream::client::{Client, Incoming, Outgoing};
+use crate::upstream::{AddressRule, Api as _};
 
 /// A refusal is quoted up to so many bytes.
 const QUOTED_BYTES_MAX: u64 = 300;
@@ -172,6 +172,7 @@ pub(super) fn ask_registry(
         headers: &headers,
         head_deadline: asked + limit,
         whole: true,
+        addresses: AddressRule::Any,
     };
     let reply = match client.send(outgoing) {
         Ok(reply) => reply,

@@ -57,7 +57,7 @@ pub(super) static ROWS: &[Setting] = &[
         Number(range(1, 10_000, COUNT_REASON), |s, count| {
             s.max_exchanges = size(count)
         }),
-        "Requests that wait for an upstream reply's head at a time; others queue, then get 503.",
+        "Requests that wait for a registry's head at a time, for each; others queue, then get 503.",
     ),
     row(
         "MAX_UPLOADS",
@@ -65,7 +65,7 @@ pub(super) static ROWS: &[Setting] = &[
         Number(range(1, 10_000, COUNT_REASON), |s, count| {
             s.max_uploads = size(count)
         }),
-        "Request bodies that are streamed upstream at a time.",
+        "Request bodies that are streamed to one registry at a time.",
     ),
     row(
         "MAX_FILLS",

@@ -402,8 +402,7 @@ impl Standin {
         secrets.extend(options.session_token.clone());
         secrets.extend(self.metadata_secrets());
         for token in lock(&self.core.tokens).issued() {
-            let user_and_password = STANDARD.decode(token).expect("tokens are base64");
-            let user_and_password = String::from_utf8(user_and_password).expect("and text");
+            let user_and_password = decode_token(token);
             secrets.push(user_and_password["AWS:".len()..].to_owned());
             secrets.push(token.to_owned());
         }
@@ -651,4 +650,14 @@ impl Drop for Standin {
         // Once more for connections that were being accepted.
         self.core.stop();
     }
+}
+
+/// `user:password` of a token.
+///
+/// # Panics
+/// When it is none.
+#[must_use]
+pub fn decode_token(token: &str) -> String {
+    let bytes = STANDARD.decode(token).expect("tokens are base64");
+    String::from_utf8(bytes).expect("and text")
 }

@@ -1,0 +1,159 @@
+//! Which addresses may be connected to. Owns: the addresses that lead back to this host or to a
+//! metadata service, however they are written. Must not: look a name up, or connect.
+//!
+//! A registry or blob host is a name that somebody else chose, and its addresses too. Behind
+//! loopback and link-local addresses are services that trust this host, metadata services above
+//! all, which hold its credentials. So such an address is for those hosts alone that the operator
+//! named.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// What a host may resolve to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddressRule {
+    /// Anything: the operator gave the address itself.
+    Any,
+    /// All but link-local, metadata and unspecified addresses: the operator gave the name.
+    NotMetadata,
+    /// All but those and loopback: somebody else gave the name.
+    NotLocal,
+}
+
+impl AddressRule {
+    /// Says what is wrong with an address, if it must not be connected to.
+    pub(super) fn refusal(self, address: IpAddr) -> Option<&'static str> {
+        if self == Self::Any {
+            return None;
+        }
+        let kind = kind(address)?;
+        (kind != LOOPBACK || self == Self::NotLocal).then_some(kind)
+    }
+}
+
+const LOOPBACK: &str = "a loopback address";
+
+/// Loopback, and where metadata services live. What they answer is for this host alone, and holds
+/// its credentials, so that no outbound proxy may see it.
+pub(super) fn is_local(address: IpAddr) -> bool {
+    kind(address).is_some()
+}
+
+fn kind(address: IpAddr) -> Option<&'static str> {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4_kind(v4),
+        IpAddr::V6(v6) => v6_kind(v6).or_else(|| v4_kind(embedded(v6)?)),
+    }
+}
+
+/// EC2 user guide, "Instance metadata": 169.254.169.254; ECS and EKS have their credentials beside
+/// it (169.254.170.2, 169.254.170.23).
+fn v4_kind(v4: Ipv4Addr) -> Option<&'static str> {
+    match v4.octets() {
+        [0, ..] => Some("an unspecified address"),
+        [127, ..] => Some(LOOPBACK),
+        [169, 254, ..] => Some("a link-local or metadata address"),
+        _ => None,
+    }
+}
+
+/// fd00:ec2::/32 are Amazon's own services (fd00:ec2::254, EC2 user guide; fd00:ec2::23, EKS).
+fn v6_kind(v6: Ipv6Addr) -> Option<&'static str> {
+    if v6.is_loopback() {
+        return Some(LOOPBACK);
+    }
+    if v6.is_unspecified() {
+        return Some("an unspecified address");
+    }
+    let is_amazons = v6.segments().starts_with(&[0xfd00, 0x0ec2]);
+    (v6.is_unicast_link_local() || is_amazons).then_some("a link-local or metadata address")
+}
+
+/// The IPv4 address that an IPv6 address leads to: NAT64 (RFC 6052 §2.2 `64:ff9b::/96`, RFC 8215
+/// `64:ff9b:1::/48` with /96 below it or in its own layout), 6to4 (RFC 3056 §2), and the old
+/// compatible form (RFC 4291 §2.5.5.1).
+fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
+    let octets = v6.octets();
+    let at = |places: [usize; 4]| {
+        let part = places.map(|place| octets.get(place).copied().unwrap_or_default());
+        Ipv4Addr::from(part)
+    };
+    let last = at([12, 13, 14, 15]);
+    match v6.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, ..] | [0, 0, 0, 0, 0, 0, ..] => Some(last),
+        [0x64, 0xff9b, 1, ..] => {
+            let own = at([6, 7, 9, 10]);
+            let is_own = own.octets()[0] != 0 && v4_kind(own).is_some();
+            Some(if is_own { own } else { last })
+        }
+        [0x2002, ..] => Some(at([2, 3, 4, 5])),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINK_LOCAL: [&str; 17] = [
+        "169.254.169.254",
+        "169.254.170.2",
+        "169.254.170.23",
+        "169.254.0.1",
+        "0.0.0.0",
+        "0.1.2.3",
+        "::",
+        "fe80::1",
+        "fd00:ec2::254",
+        "fd00:ec2::23",
+        "::ffff:169.254.169.254",
+        "::ffff:0.0.0.0",
+        "::169.254.169.254",
+        "64:ff9b::a9fe:a9fe",
+        "64:ff9b:1::a9fe:a9fe",
+        "64:ff9b:1:a9fe:a9:fe00::",
+        "2002:a9fe:a9fe::1",
+    ];
+    const LOOPBACKS: [&str; 7] = [
+        "127.0.0.1",
+        "127.8.9.10",
+        "::1",
+        "::ffff:127.0.0.1",
+        "::127.0.0.1",
+        "64:ff9b::7f00:1",
+        "2002:7f00:1::",
+    ];
+    const OTHERS: [&str; 7] = [
+        "10.0.0.1",
+        "52.219.0.1",
+        "fd00::1",
+        "2600:1f18::1",
+        "64:ff9b::a00:1",
+        "64:ff9b:1::a00:1",
+        "::ffff:192.168.0.1",
+    ];
+
+    fn refused(rule: AddressRule, address: &str) -> bool {
+        rule.refusal(address.parse().unwrap()).is_some()
+    }
+
+    #[test]
+    fn metadata_is_for_those_that_give_its_address() {
+        for address in LINK_LOCAL {
+            assert!(!refused(AddressRule::Any, address), "{address}");
+            assert!(refused(AddressRule::NotMetadata, address), "{address}");
+            assert!(refused(AddressRule::NotLocal, address), "{address}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_for_names_that_the_operator_gave() {
+        for address in LOOPBACKS {
+            assert!(!refused(AddressRule::NotMetadata, address), "{address}");
+            assert!(refused(AddressRule::NotLocal, address), "{address}");
+        }
+        for address in OTHERS {
+            assert!(!refused(AddressRule::NotLocal, address), "{address}");
+            assert!(!is_local(address.parse().unwrap()), "{address}");
+        }
+    }
+}

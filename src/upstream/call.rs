@@ -1,0 +1,64 @@
+//! What is asked of a registry, and what it answers. Owns: [`Call`] and [`Fetched`]. Must not: send
+//! anything.
+
+use std::time::Duration;
+
+use super::breaker::Patience;
+use super::client::Incoming;
+use super::error::{Stage, UpstreamError};
+use super::redirect::Url;
+use crate::message::Headers;
+use crate::oci::Registry;
+
+/// Longest time from a request to its reply's head: containerd gives up at 30 s.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(25);
+
+/// A request for a registry.
+#[derive(Debug, Clone, Copy)]
+pub struct Call<'a> {
+    /// The registry.
+    pub registry: &'a Registry,
+    /// The method.
+    pub method: &'a str,
+    /// Path and query, sent byte for byte.
+    pub target: &'a str,
+    /// Fields, without `Host`, framing and `Authorization`.
+    pub headers: &'a Headers,
+    /// Longest wait for the reply's head, [`HEAD_TIMEOUT`] at the most. It is less where an older
+    /// answer is at hand.
+    pub patience: Duration,
+    /// The reply's body must come within the time for its head, too.
+    pub whole: bool,
+}
+
+impl Call<'_> {
+    /// True for a request that pushes something.
+    pub(super) fn is_upload(&self) -> bool {
+        matches!(self.method, "PATCH" | "POST" | "PUT")
+    }
+
+    /// [`HEAD_TIMEOUT`], or less where an older answer is at hand.
+    pub(super) fn patience_kind(&self) -> Patience {
+        if self.patience < HEAD_TIMEOUT {
+            Patience::Short
+        } else {
+            Patience::Full
+        }
+    }
+
+    pub(super) fn url(&self) -> Url {
+        Url::for_registry(self.registry, self.target)
+    }
+
+    pub(super) fn fault(&self, stage: Stage, reason: impl Into<String>) -> UpstreamError {
+        UpstreamError::at(self.registry, stage, reason)
+    }
+}
+
+/// A registry's reply.
+pub struct Fetched {
+    /// The reply.
+    pub reply: Incoming,
+    /// The reply comes from a blob host that the registry named.
+    pub redirected: bool,
+}

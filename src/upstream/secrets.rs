@@ -1,0 +1,373 @@
+//! Our token in what upstream sends back. Owns: finding it, decoded or not, in fields, bodies and
+//! error texts, and keeping it there. Must not: change anything else, or the length of a body.
+//!
+//! A registry, or what stands before it, may show in an error what it was sent; such pages are
+//! there to help a developer. A hostile one may send it in anything. The client must not see our
+//! token, so an error's body gets stars in its place. Any other body would be damaged by that, so
+//! it is cut.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::client::Incoming;
+use crate::secret::Secret;
+
+/// Shorter words than this are no tokens, and would be found everywhere.
+const WORD_BYTES_MIN: usize = 8;
+/// Bytes read from a body at a time.
+const READ_BYTES: usize = 64 * 1024;
+
+/// One token in all the forms in which it may come back.
+pub struct Secrets {
+    words: Vec<Word>,
+}
+
+impl Secrets {
+    /// `authorization`: a value of `Authorization`. Its words are the credentials as they are, and
+    /// for `Basic` also `user:password` and the password (RFC 7617 §2), each of them plain,
+    /// percent-encoded, and with the slashes escaped as JSON allows.
+    pub fn new(authorization: &Secret<String>) -> Self {
+        let value = authorization.expose().as_str();
+        let credentials = value.rsplit(' ').next().unwrap_or(value);
+        let mut plain = vec![credentials.to_owned()];
+        let decoded = STANDARD.decode(credentials).ok();
+        if let Some(pair) = decoded.and_then(|bytes| String::from_utf8(bytes).ok()) {
+            plain.extend(
+                pair.split_once(':')
+                    .map(|(_, password)| password.to_owned()),
+            );
+            plain.push(pair);
+        }
+        let mut forms: Vec<String> = Vec::new();
+        for word in plain {
+            let (upper, lower) = (percent_encode(&word), percent_encode(&word).to_lowercase());
+            // Lower case in the escapes alone would be right; the rest is compared as it is.
+            let lower_escapes = merge_escapes(&upper, &lower);
+            for form in [word.replace('/', "\\/"), upper, lower_escapes, word] {
+                if form.len() >= WORD_BYTES_MIN && !forms.contains(&form) {
+                    forms.push(form);
+                }
+            }
+        }
+        Self {
+            words: forms.into_iter().map(Word::new).collect(),
+        }
+    }
+
+    /// Removes the fields that hold it, and guards the body.
+    pub(super) fn remove_from(self: &Arc<Self>, reply: &mut Incoming) {
+        if self.words.is_empty() {
+            return;
+        }
+        reply
+            .headers
+            .retain(|_, value| self.find(value.as_bytes(), 0).is_none());
+        let body = std::mem::replace(&mut reply.body, Box::new(io::empty()));
+        reply.body = Box::new(Guarded {
+            body,
+            secrets: Arc::clone(self),
+            masks: reply.status >= 400,
+            bytes: Vec::new(),
+            at: 0,
+            clean: 0,
+            end: None,
+        });
+    }
+
+    /// Puts stars in its place.
+    pub fn mask(&self, bytes: &mut [u8]) {
+        let mut from = 0;
+        while let Some((start, end)) = self.find(bytes, from) {
+            if let Some(found) = bytes.get_mut(start..end) {
+                found.fill(b'*');
+            }
+            from = end;
+        }
+    }
+
+    /// The same for a text.
+    pub fn mask_text(&self, text: &mut String) {
+        let mut bytes = std::mem::take(text).into_bytes();
+        self.mask(&mut bytes);
+        *text = String::from_utf8_lossy(&bytes).into_owned();
+    }
+
+    /// Where the first of its forms is, at or after `from`.
+    fn find(&self, bytes: &[u8], from: usize) -> Option<(usize, usize)> {
+        let found = self.words.iter().filter_map(|word| {
+            let start = word.find(bytes, from)?;
+            Some((start, start + word.text.len()))
+        });
+        found.min()
+    }
+
+    /// How many bytes at the end may be the beginning of it.
+    fn begun_at_end(&self, bytes: &[u8]) -> usize {
+        let longest = self.words.iter().map(|word| word.text.len()).max();
+        let most = longest.unwrap_or_default().saturating_sub(1);
+        let first = bytes.len().saturating_sub(most);
+        let begins = |at: &usize| {
+            let end = bytes.get(*at..).unwrap_or_default();
+            let mut words = self.words.iter();
+            words.any(|word| word.text.as_bytes().starts_with(end))
+        };
+        let start = (first..bytes.len()).find(begins);
+        start.map_or(0, |start| bytes.len() - start)
+    }
+}
+
+/// Percent-encodes all but the unreserved characters (RFC 3986 §2.3).
+fn percent_encode(word: &str) -> String {
+    use std::fmt::Write as _;
+    let mut encoded = String::new();
+    for byte in word.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    encoded
+}
+
+/// `upper` with its escapes in lower case, as in `lower`.
+fn merge_escapes(upper: &str, lower: &str) -> String {
+    let mut left = 0_u8;
+    let pairs = upper.chars().zip(lower.chars());
+    let merged = pairs.map(|(upper, lower)| {
+        if upper == '%' {
+            left = 3;
+        }
+        let escaped = left > 0;
+        left = left.saturating_sub(1);
+        if escaped { lower } else { upper }
+    });
+    merged.collect()
+}
+
+/// A text that is looked for, by Horspool's method: words are long, so most bytes are skipped.
+struct Word {
+    text: String,
+    /// How far to go on when a window ends with this byte.
+    skips: Box<[usize; 256]>,
+}
+
+impl Word {
+    fn new(text: String) -> Self {
+        let last = text.len().saturating_sub(1);
+        let mut skips = Box::new([text.len(); 256]);
+        for (at, byte) in text.bytes().enumerate().take(last) {
+            if let Some(skip) = skips.get_mut(usize::from(byte)) {
+                *skip = last - at;
+            }
+        }
+        Self { text, skips }
+    }
+
+    fn find(&self, bytes: &[u8], from: usize) -> Option<usize> {
+        let mut start = from;
+        while let Some(window) = bytes.get(start..start + self.text.len()) {
+            if window == self.text.as_bytes() {
+                return Some(start);
+            }
+            let last = window.last().copied().unwrap_or_default();
+            start += self.skips.get(usize::from(last)).copied().unwrap_or(1);
+        }
+        None
+    }
+}
+
+/// A body that never gives out the token.
+struct Guarded {
+    body: Box<dyn Read + Send>,
+    secrets: Arc<Secrets>,
+    /// Stars take the token's place; otherwise the body is cut.
+    masks: bool,
+    /// What was read; given out up to `at`, and free of the token up to `clean`.
+    bytes: Vec<u8>,
+    at: usize,
+    clean: usize,
+    /// How the body ended. The fault is given out after the bytes before it.
+    end: Option<io::Result<()>>,
+}
+
+impl Guarded {
+    /// Reads more, and says how much of it may be given out.
+    fn fill(&mut self) {
+        self.bytes.drain(..self.at);
+        self.at = 0;
+        let old = self.bytes.len();
+        self.bytes.resize(old + READ_BYTES, 0);
+        let read = self
+            .body
+            .read(self.bytes.get_mut(old..).unwrap_or_default());
+        self.bytes.truncate(old + *read.as_ref().unwrap_or(&0));
+        match read {
+            Ok(0) => self.end = Some(Ok(())),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => self.end = Some(Err(error)),
+        }
+        if self.masks {
+            self.secrets.mask(&mut self.bytes);
+        } else if self.secrets.find(&self.bytes, 0).is_some() {
+            self.bytes.clear();
+            let why = "the registry sends our own token back; cut";
+            self.end = Some(Err(io::Error::other(why)));
+        }
+        let held_back = match self.end {
+            None => self.secrets.begun_at_end(&self.bytes),
+            Some(_) => 0,
+        };
+        self.clean = self.bytes.len() - held_back;
+    }
+}
+
+impl Read for Guarded {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        while self.at == self.clean && !into.is_empty() {
+            match self.end.take() {
+                None => self.fill(),
+                Some(end) => {
+                    self.end = Some(Ok(()));
+                    return end.map(|()| 0);
+                }
+            }
+        }
+        let ready = self.bytes.get(self.at..self.clean).unwrap_or_default();
+        let count = (&mut &*ready).read(into)?;
+        self.at += count;
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Headers;
+
+    /// `AWS:pass/word+1`.
+    const TOKEN: &str = "QVdTOnBhc3Mvd29yZCsx";
+
+    fn secrets() -> Arc<Secrets> {
+        Arc::new(Secrets::new(&Secret::new(format!("Basic {TOKEN}"))))
+    }
+
+    /// Gives out a few bytes at a time.
+    struct Slowly(Vec<u8>, usize);
+
+    impl Read for Slowly {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            let count = self.1.min(self.0.len()).min(into.len());
+            let piece: Vec<u8> = self.0.drain(..count).collect();
+            (&*piece).read(into)
+        }
+    }
+
+    fn guard(status: u16, body: impl Read + Send + 'static) -> (Headers, io::Result<String>) {
+        let echo = format!("you sent {TOKEN}");
+        let mut reply = Incoming {
+            status,
+            headers: Headers::from_iter([
+                ("X-Echo", echo.as_str()),
+                ("Location", "/v2/?p=pass%2fword%2b1"),
+                ("X-Other", "kept"),
+            ]),
+            body: Box::new(body),
+            length: None,
+        };
+        secrets().remove_from(&mut reply);
+        let mut text = String::new();
+        let read = reply.body.read_to_string(&mut text);
+        (reply.headers, read.map(|_| text))
+    }
+
+    #[test]
+    fn the_token_is_masked_in_errors_in_every_form() {
+        for form in [
+            TOKEN,
+            "AWS:pass/word+1",
+            "pass/word+1",
+            r"pass\/word+1",
+            "AWS%3Apass%2Fword%2B1",
+            "pass%2fword%2b1",
+        ] {
+            for step in [1, 2, 7, 100_000] {
+                let body = format!("{form}, {form}{form} {}", "x".repeat(70_000));
+                let (headers, text) = guard(403, Slowly(body.clone().into_bytes(), step));
+                let text = text.unwrap();
+                assert_eq!(text.len(), body.len());
+                assert!(
+                    !text.contains(form) && !text.contains("word"),
+                    "{form} {step}"
+                );
+                assert!(text.ends_with(&"x".repeat(70_000)));
+                assert_eq!(headers.len(), 1, "{headers:?}");
+                assert_eq!(headers.first("X-Other"), Some("kept"));
+            }
+        }
+    }
+
+    #[test]
+    fn any_other_body_is_cut_before_the_token() {
+        for step in [1, 10, 100_000] {
+            let body = format!("{}{TOKEN}", "x".repeat(100_000));
+            let mut guarded = Incoming {
+                status: 200,
+                headers: Headers::new(),
+                body: Box::new(Slowly(body.into_bytes(), step)),
+                length: None,
+            };
+            secrets().remove_from(&mut guarded);
+            let mut got = Vec::new();
+            assert!(guarded.body.read_to_end(&mut got).is_err());
+            assert!(got.iter().all(|byte| *byte == b'x'), "{step}");
+        }
+    }
+
+    #[test]
+    fn everything_else_stays_and_nothing_waits() {
+        let long = "x".repeat(200_000);
+        for status in [200, 500] {
+            let body = io::Cursor::new(long.clone());
+            assert_eq!(guard(status, body).1.unwrap(), long);
+        }
+        assert_eq!(guard(404, io::empty()).1.unwrap(), "");
+        // The beginning of a token at the end is no token.
+        let body = "half of it: QVdTOnBhc3M";
+        assert_eq!(guard(200, Slowly(body.into(), 5)).1.unwrap(), body);
+        // A body that breaks off still does, after what came of it.
+        struct Broken(bool);
+        impl Read for Broken {
+            fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+                if std::mem::replace(&mut self.0, true) {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                (&b"part"[..]).read(into)
+            }
+        }
+        assert!(guard(500, Broken(false)).1.is_err());
+        // What has come is given out before more is read.
+        let mut reply = Incoming {
+            status: 200,
+            headers: Headers::new(),
+            body: Box::new(Slowly(b"abcdef".to_vec(), 4)),
+            length: None,
+        };
+        secrets().remove_from(&mut reply);
+        let mut got = [0; 16];
+        assert_eq!(reply.body.read(&mut got).unwrap(), 4);
+    }
+
+    #[test]
+    fn short_words_are_not_looked_for() {
+        let secrets = Secrets::new(&Secret::new("Basic YTpi".to_owned()));
+        let mut text = "YTpi a:b b".to_owned();
+        secrets.mask_text(&mut text);
+        assert_eq!(text, "YTpi a:b b");
+        secrets.mask(&mut []);
+    }
+}
