@@ -46,6 +46,7 @@ mod registries;
 mod resolver;
 mod rewrite;
 mod secrets;
+mod security;
 mod slow;
 mod slow_tls;
 mod sockets;

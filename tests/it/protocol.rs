@@ -13,7 +13,7 @@ fn page() -> String {
 }
 
 /// Every test of the project, as the page names it.
-fn tests() -> HashSet<String> {
+pub(crate) fn tests() -> HashSet<String> {
     let mut names = HashSet::new();
     for (folder, prefix) in [("tests/it", ""), ("src", "src/")] {
         for (file, text) in sources(folder) {
@@ -38,7 +38,7 @@ fn tests_of(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// What stands between backquotes and names a test.
-fn named(text: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn named(text: &str) -> impl Iterator<Item = &str> {
     let quoted = text.split('`').skip(1).step_by(2);
     quoted.filter(|quoted| quoted.contains("::"))
 }

@@ -1,0 +1,58 @@
+//! Holds `docs/security.md` to the sources: each claim names tests, and they are there.
+
+use std::collections::HashSet;
+
+use crate::protocol::{named, tests};
+
+/// Fewer claims than this would mean that the page was not read.
+const CLAIMS_MIN: usize = 25;
+
+/// The rows of two cells: a claim, and what holds it.
+fn claims(page: &str) -> Vec<(&str, &str)> {
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| "));
+    let cells = rows.map(|row| row.trim_end_matches(" |").split(" | ").collect::<Vec<_>>());
+    let pairs = cells.filter_map(|cells| match cells.as_slice() {
+        [claim, held] => Some((*claim, *held)),
+        _ => None,
+    });
+    let is_head = |claim: &str| claim == "claim" || claim.starts_with("---");
+    pairs.filter(|(claim, _)| !is_head(claim)).collect()
+}
+
+/// What is wrong with the page.
+fn faults(page: &str, tests: &HashSet<String>) -> Vec<String> {
+    let missing = named(page).filter(|name| !tests.contains(*name));
+    let mut faults: Vec<String> = missing.map(|name| format!("no test {name}")).collect();
+    let claims = claims(page);
+    for (claim, held) in &claims {
+        if named(held).next().is_none() && !held.starts_with("no test: ") {
+            faults.push(format!("no test holds: {claim}"));
+        }
+    }
+    if claims.len() < CLAIMS_MIN {
+        faults.push(format!("{} claims, expected {CLAIMS_MIN}", claims.len()));
+    }
+    faults
+}
+
+#[test]
+fn every_claim_is_held_by_tests_that_are_there() {
+    let path = format!("{}/docs/security.md", env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(path).expect("docs/security.md");
+    let faults = faults(&page, &tests());
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn a_claim_without_its_test_is_seen() {
+    let tests: HashSet<String> = ["a::b".to_owned()].into();
+    let page = |held: &str| {
+        let head = "| claim | held by |\n| --- | --- |\n| who | what | what not |\n";
+        head.to_owned() + &format!("| It holds. | {held} |\n").repeat(CLAIMS_MIN)
+    };
+    assert!(faults(&page("`a::b`"), &tests).is_empty());
+    assert!(faults(&page("no test: as said"), &tests).is_empty());
+    assert_eq!(faults(&page("`a::c`"), &tests).len(), CLAIMS_MIN);
+    assert_eq!(faults(&page("`a`"), &tests).len(), CLAIMS_MIN);
+    assert_eq!(faults("", &tests).len(), 1);
+}
