@@ -43,7 +43,7 @@ struct Hash {
 }
 
 impl Users {
-    /// Reads the text of a file: `name:hash` lines; blank ones, and those that begin with `#`,
+    /// Reads the text of a file: `name:hash` lines. Blank lines, and those that begin with `#`,
     /// count for nothing.
     ///
     /// # Errors
@@ -53,11 +53,11 @@ impl Users {
         let mut faults = Vec::new();
         let lines = text.strip_prefix('\u{feff}').unwrap_or(text).lines();
         for (number, line) in (1_usize..).zip(lines) {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
+            let bare = line.trim_start();
+            if bare.is_empty() || bare.starts_with('#') {
                 continue;
             }
-            match parse_line(line) {
+            match parse_line(line.trim_end()) {
                 Ok((name, hash)) => entries.push((name.to_owned(), number, Secret::new(hash))),
                 Err(why) => faults.push((number, why)),
             }
@@ -160,6 +160,10 @@ fn parse_line(line: &str) -> Result<(&str, Hash), String> {
     let (name, hash) = line
         .split_once(':')
         .ok_or("expected name:hash, as htpasswd -B writes it")?;
+    if name.trim() != name {
+        // Whoever wrote it would be known under a name that looks like another one.
+        return Err("expected a name without blanks at its ends; remove them".to_owned());
+    }
     if name.is_empty() || name.len() > NAME_LENGTH_MAX || name.contains(char::is_control) {
         return Err(format!(
             "expected a name of 1 to {NAME_LENGTH_MAX} bytes before the colon"
@@ -244,7 +248,7 @@ mod tests {
     #[test]
     fn a_file_as_htpasswd_writes_it() {
         let text = format!(
-            "\u{feff}# people\r\n{ALICE}\r\n\r\n  {BOB}  \n#{LONG}\nsp ace:{}\n",
+            "\u{feff}# people\r\n{ALICE}\r\n\r\n{BOB}  \n  # {LONG}\n#{LONG}\nsp ace:{}\n",
             &BOB[4..]
         );
         let users = Users::parse(&text).unwrap();
@@ -369,6 +373,20 @@ mod tests {
         }
         assert!(Users::parse(&format!("{}:{hash}", "n".repeat(255))).is_ok());
         assert!(Users::parse(&format!("a:{}", cost("$14$"))).is_ok());
+    }
+
+    #[test]
+    fn bug_a_name_could_have_blanks_at_its_ends() {
+        let (_, hash) = BOB.split_once(':').unwrap();
+        for name in [" bob", "bob ", "\tbob", "bob\u{a0}", " ", "\u{3000} "] {
+            assert_eq!(
+                fault(&format!("{ALICE}\n{name}:{hash}\n")),
+                "line 2: expected a name without blanks at its ends; remove them",
+                "{name:?}"
+            );
+        }
+        // Within a name they are a part of it.
+        assert!(Users::parse(&format!("b o b:{hash}")).unwrap().has("b o b"));
     }
 
     #[test]
