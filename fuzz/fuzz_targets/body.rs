@@ -1,4 +1,6 @@
 //! Request bodies, with a length or chunked.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| aws_ecr_proxy::door::fuzz::body(bytes));
+use aws_ecr_proxy_fuzz::show;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| show(&aws_ecr_proxy::door::fuzz::body(bytes)));

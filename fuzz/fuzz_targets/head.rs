@@ -4,8 +4,10 @@
 use std::sync::{Arc, LazyLock};
 
 use aws_ecr_proxy::door::Lanes;
+use aws_ecr_proxy::door::fuzz::head;
 use aws_ecr_proxy::message::{Answer, Desk, Reply};
 use aws_ecr_proxy::pool::{Decide, Pool};
+use aws_ecr_proxy_fuzz::show;
 
 /// tiny_http as the proxy runs it.
 static LANES: LazyLock<Lanes> = LazyLock::new(|| {
@@ -18,4 +20,4 @@ static LANES: LazyLock<Lanes> = LazyLock::new(|| {
     lanes
 });
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| aws_ecr_proxy::door::fuzz::head(bytes, &LANES));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| show(&head(bytes, &LANES)));

@@ -1,4 +1,6 @@
 //! Request paths.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| aws_ecr_proxy::proxy::fuzz::path(bytes));
+use aws_ecr_proxy_fuzz::show;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| show(&aws_ecr_proxy::proxy::fuzz::path(bytes)));

@@ -1,4 +1,6 @@
 //! The shared AWS files.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| aws_ecr_proxy::aws::fuzz::profile(bytes));
+use aws_ecr_proxy_fuzz::show;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| show(&aws_ecr_proxy::aws::fuzz::profile(bytes)));

@@ -7,7 +7,7 @@ mod credentials;
 pub mod ecr;
 mod endpoint;
 mod fault;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzz;
 mod imds;
 mod sigv4;

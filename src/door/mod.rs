@@ -11,7 +11,7 @@ mod accept;
 mod body;
 mod connection;
 mod connections;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzz;
 mod head;
 mod lanes;

@@ -16,7 +16,7 @@ mod content;
 mod dispatch;
 mod exchange;
 mod follow;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzz;
 mod headers;
 mod links;

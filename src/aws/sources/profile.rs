@@ -2,7 +2,7 @@
 //! and its region and endpoints. Must not: keep credentials.
 
 mod files;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub(in crate::aws) mod fuzz;
 mod ini;
 mod plan;

@@ -153,7 +153,7 @@ fn expanded(path: &Path, home: Option<&Path>) -> PathBuf {
 
 impl Profiles {
     /// The sections of a config file and of a credentials file, for the fuzzer.
-    #[cfg(fuzzing)]
+    #[cfg(any(fuzzing, test))]
     pub(super) fn of(
         config: Vec<(String, Properties)>,
         credentials: Vec<(String, Properties)>,

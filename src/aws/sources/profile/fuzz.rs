@@ -1,47 +1,87 @@
-//! The fuzzer's entry to the shared AWS files; compiled for it alone. Owns: what must hold for any
-//! text. Must not: be part of the program.
+//! What the fuzzer calls of the shared AWS files; compiled for it and for tests. Owns: what must
+//! hold of any text, and what comes of it in words. Must not: be part of the program.
+
+use std::fmt::Write as _;
 
 use super::files::Profiles;
+use super::plan::{Base, Plan};
 use super::{ini, plan, process};
 
-/// Most profiles of one input that are followed to their keys.
+/// Most profiles of one input whose way to keys is followed.
 const FOLLOWED_MAX: usize = 64;
-/// Each value contains it, and no fault may show it.
+/// What no fault may show: values of keys are made of it.
 const MARK: &str = "hunter2";
 
-/// Reads `text` as a file. A fault names the number of a line and no value; every profile of a good
-/// file leads to keys or to a fault.
+/// A file. What is wrong is told by the number of a line, and without a value; every profile of a
+/// good file leads to keys or to a fault. Returns the sections, and where each profile leads.
 ///
 /// # Panics
 /// When that does not hold.
-pub(in crate::aws) fn profile(text: &str) {
+pub(in crate::aws) fn profile(text: &str) -> String {
     let marked = text.replace('=', &format!("={MARK} "));
     if let Err(fault) = ini::parse(&marked) {
         assert!(fault.starts_with("line "), "{fault}");
         assert!(!fault.contains(MARK), "{fault}");
     }
-    let Ok(sections) = ini::parse(text) else {
-        return;
+    let sections = match ini::parse(text) {
+        Ok(sections) => sections,
+        Err(fault) => return fault.split(':').next().unwrap_or_default().to_owned(),
     };
+    let mut outcome = String::new();
     let mut names = Vec::new();
     for (header, properties) in &sections {
         assert!(
             !header.is_empty() && !header.contains(['\n', ']']),
             "{header:?}"
         );
+        let _ = write!(outcome, "[{header}]");
+        let mut properties: Vec<_> = properties.iter().collect();
+        properties.sort_by_key(|(key, _)| *key);
         for (key, value) in properties {
             assert!(!key.is_empty() && !key.contains('\n'), "{key:?}");
-            let command = value.expose();
-            if let Ok(words) = process::split(command) {
-                let length: usize = words.iter().map(String::len).sum();
-                assert!(length <= command.len(), "{words:?}");
-            }
+            let value = value.expose();
+            let _ = write!(outcome, " {key}={value:?} {}", words(value));
         }
-        let name = header.split_whitespace().next_back().unwrap_or_default();
-        names.push(name.to_owned());
+        names.push(header.split_whitespace().next_back().unwrap_or_default());
     }
-    let profiles = Profiles::of(sections.clone(), sections);
+    let profiles = Profiles::of(sections.clone(), sections.clone());
     for name in names.iter().take(FOLLOWED_MAX) {
-        let _ = plan(&profiles, name);
+        let plan = plan(&profiles, name);
+        let plan = plan.map(|plan| plan.map_or_else(|| "nothing".to_owned(), |plan| steps(&plan)));
+        let _ = write!(outcome, " {name}: {}", plan.as_deref().unwrap_or("a fault"));
     }
+    outcome
+}
+
+/// The words of a value, were it a command.
+fn words(command: &str) -> String {
+    let Ok(words) = process::split(command) else {
+        return "no command".to_owned();
+    };
+    let length: usize = words.iter().map(String::len).sum();
+    assert!(length <= command.len(), "{words:?}");
+    format!("{words:?}")
+}
+
+/// A way to keys.
+fn steps(plan: &Plan) -> String {
+    let mut steps = match &plan.base {
+        Base::Keys {
+            id,
+            secret,
+            session_token,
+        } => {
+            let token = session_token.as_ref().map(|token| token.expose().as_str());
+            format!("keys {id} {} {}", secret.expose(), token.unwrap_or("-"))
+        }
+        Base::Named(named) => format!("{named:?}"),
+        Base::Process(command) => format!("process {}", command.expose()),
+        Base::WebIdentity { path, role } => format!("{} of {}", path.display(), role.arn),
+    };
+    for role in &plan.roles {
+        let (id, seconds) = (role.external_id.as_deref(), role.duration_s);
+        let _ = write!(steps, " {} {}", role.arn, role.session_name);
+        let _ = write!(steps, " {} {}", id.unwrap_or("-"), seconds.unwrap_or(0));
+    }
+    steps
 }
