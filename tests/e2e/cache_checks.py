@@ -11,7 +11,7 @@ import cached
 from checks import RESIDENT_MAX_KIB, check, want
 from clients import ARCH, CLIENTS, need_root, tmpfs
 from images import MIB, Layout
-from parts import MANIFESTS, Failed, run, skopeo, wait_until
+from parts import MANIFESTS, Failed, random_bytes, run, skopeo, wait_until
 
 # The image's own user.
 IMAGE_USER = 65532
@@ -274,7 +274,7 @@ def cache_fetches_a_cold_blob_once_for_16_clients(fixtures, bench):
     upstream.layers.rate(CROWD_RATE)
     seconds = []
     for count in [1, 16]:
-        digest = upstream.seed_blob("team/crowd", os.urandom(CROWD_BYTES))
+        digest = upstream.seed_blob("team/crowd", random_bytes(CROWD_BYTES))
         proxy = upstream.proxy(bench.fresh("cache"))
         before = upstream.layers.seen()
         seconds.append(cached.slowest(proxy, "team/crowd", digest, CROWD_BYTES, count))

@@ -17,15 +17,18 @@ from parts import (
     ECR_HOST,
     MANIFESTS,
     PASSWORD,
+    SEED,
     Failed,
     basic,
+    own_ip,
+    random_bytes,
     run,
     skopeo,
     wait_until,
 )
 
 # Where the real ECR's name leads while a proxy runs with `real_name`; nobody else is there.
-REAL_IP = "127.53.0.1"
+REAL_IP = own_ip(0)
 # No answer may take longer while upstream is gone.
 ANSWER_MS_MAX = 1000
 
@@ -187,7 +190,7 @@ def partial_bytes(cache, digest):
 def kill_once(upstream, cache, chance):
     """Kills a proxy by SIGKILL during a download, starts it anew and pulls; the bytes that were
     resumed. Fails if anything wrong is in the cache, or anything is fetched twice."""
-    data = os.urandom(KILL_BLOB_BYTES)
+    data = random_bytes(KILL_BLOB_BYTES)
     digest = upstream.seed_blob("team/kill", data)
     whole_seconds = KILL_BLOB_BYTES / KILL_RATE
     upstream.layers.rate(KILL_RATE)
@@ -234,9 +237,8 @@ def kill_once(upstream, cache, chance):
 
 def kill_loop(bench, upstream, count):
     """`count` kills on one cache directory; tells how it went."""
-    seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(1 << 32))
-    print(f"# kill -9, {count} times: SEED={seed} repeats the moments", flush=True)
-    chance, cache = random.Random(seed), bench.fresh("cache-killed")
+    print(f"# kill -9, {count} times: SEED={SEED} repeats the moments", flush=True)
+    chance, cache = random.Random(SEED), bench.fresh("cache-killed")
     resumed = [kill_once(upstream, cache, chance) for _ in range(count)]
     in_between = [kept for kept in resumed if kept]
     print(f"# {len(in_between)} of {count} kills left a part, "

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import time
+import typing
 import urllib.parse
 
 import image
@@ -24,6 +25,7 @@ from parts import (
     basic,
     free_port,
     proxy_command,
+    random_bytes,
     skopeo,
     wait_listening,
     wait_until,
@@ -35,10 +37,20 @@ BIG_LAYERS = [100 * MIB] * 3
 RESIDENT_MAX_KIB = 64 * 1024
 
 
-def check(fixture):
+class Check(typing.NamedTuple):
+    """A check, and the fixture that it needs."""
+
+    name: str
+    fixture: str
+    function: typing.Callable
+    # It looks at what the other checks left, so it runs in each lane.
+    everywhere: bool
+
+
+def check(fixture, everywhere=False):
     """Marks a check and names what it needs."""
     def mark(function):
-        CHECKS.append((function.__name__, fixture, function))
+        CHECKS.append(Check(function.__name__, fixture, function, everywhere))
         return function
 
     return mark
@@ -438,7 +450,7 @@ def location_is_the_address_the_client_sees(fixtures, rig):
 
 @check("files")
 def upload_in_one_and_in_pieces(fixtures, rig):
-    data = os.urandom(300_000)
+    data = random_bytes(300_000)
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
 
     def finish(location, body, digest):
@@ -451,7 +463,7 @@ def upload_in_one_and_in_pieces(fixtures, rig):
     finish(begin_upload(rig), data, digest)
     want(rig.registry.blob_exists("team/upload", digest), "not in the registry")
 
-    pieces = [os.urandom(1000), os.urandom(200_000), os.urandom(1)]
+    pieces = [random_bytes(1000), random_bytes(200_000), random_bytes(1)]
     location, sent = begin_upload(rig), 0
     for piece in pieces:
         content_range = f"{sent}-{sent + len(piece) - 1}"
@@ -467,7 +479,7 @@ def upload_in_one_and_in_pieces(fixtures, rig):
 
 @check("files")
 def chunked_upload_by_curl(fixtures, rig):
-    data = os.urandom(2 * MIB)
+    data = random_bytes(2 * MIB)
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
     location = begin_upload(rig)
     url = rig.proxy.url + own_target(rig, location)

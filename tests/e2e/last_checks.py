@@ -8,11 +8,11 @@ from checks import check, want
 from login_checks import CLIENT_PASSWORD, CLIENT_TOKEN
 from parts import PASSWORD, ROOT, Host, basic, free_port, skopeo, wait_until
 
-# A release build on a slow machine, when nothing of it is built yet.
+# A build on a slow machine, when nothing of it is built yet.
 BUILD_SECONDS = 900
 
 
-@check("files")
+@check("files", everywhere=True)
 def no_secret_in_any_debug_log(fixtures, rig):
     secrets = {
         "AWS secret key": rig.aws.secret,
@@ -38,7 +38,8 @@ def no_secret_in_any_debug_log(fixtures, rig):
 def make_run_serves_the_stand_in_without_a_terminal(fixtures, _layout):
     # The stand-in once ended with its standard input, which is empty wherever nobody types.
     port = free_port()
-    home = {name: os.environ[name] for name in ("HOME", "CARGO_HOME") if name in os.environ}
+    names = ["HOME", "CARGO_HOME", "CARGO_TARGET_DIR", "RUSTUP_HOME"]
+    home = {name: os.environ[name] for name in names if name in os.environ}
     env = {**home, "LISTEN_PORT": str(port)}
     process = fixtures.bench.start("make-run", ["make", "--silent", "-C", ROOT, "run"], env)
     host = Host(process, port)

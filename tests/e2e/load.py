@@ -22,7 +22,16 @@ import time
 
 import cached
 from images import MIB, Layout
-from parts import MANIFESTS, Bench, Failed, Proxy, end_on_signals, proxy_command, wait_until
+from parts import (
+    MANIFESTS,
+    Bench,
+    Failed,
+    Proxy,
+    end_on_signals,
+    proxy_command,
+    random_bytes,
+    wait_until,
+)
 
 READERS = 200
 READER_RATE = 1000
@@ -154,7 +163,7 @@ def slow_readers(bench, upstream, tls=None, seconds=HOLD_SECONDS, readers=READER
     pull beside them as a multiple of one before, peak resident memory in MB, seconds until the one
     that is too slow was cut (none: not in time). Fails when another is cut or anything stays."""
     size = 128 * MIB
-    digest = upstream.seed_blob("team/load", os.urandom(size))
+    digest = upstream.seed_blob("team/load", random_bytes(size))
     proxy = door(bench, upstream, tls)
     blob_seconds(proxy, digest, size)
     before = counts(proxy)
@@ -224,7 +233,7 @@ HELD = 400
 def kib_per_connection(bench, upstream, tls=None):
     """Resident KiB that each connection of a kind adds, by kind."""
     size = 64 * MIB
-    digest = upstream.seed_blob("team/load", os.urandom(size))
+    digest = upstream.seed_blob("team/load", random_bytes(size))
     get = f"GET /v2/team/load/blobs/{digest} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
     put = b"POST /v2/team/load/blobs/uploads/ HTTP/1.1\r\nHost: a\r\n"
     put += b"Content-Length: 1000000\r\n\r\n" + bytes(100_000)
@@ -263,7 +272,7 @@ def slow_http(bench, upstream, mode, tls=None, seconds=SLOW_SECONDS):
     """Milliseconds of the slowest /healthz while slowhttptest holds its connections, and whether
     the tool itself ever found the proxy unavailable. A cached blob is pulled meanwhile."""
     size = 8 * MIB
-    digest = upstream.seed_blob("team/load", os.urandom(size))
+    digest = upstream.seed_blob("team/load", random_bytes(size))
     # All of them come from one address, and are to be let in.
     proxy = door(bench, upstream, tls, MAX_CONNECTIONS_PER_PEER="1000")
     blob_seconds(proxy, digest, size)
@@ -303,7 +312,7 @@ class Mixed:
         upstream.seed(layout, "one", "team/load:1")
         self.digest = layout.tags["one"]["digest"]
         self.blobs = layout.blobs(self.digest)[1:]
-        self.big = upstream.seed_blob("team/load", os.urandom(4 * MIB))
+        self.big = upstream.seed_blob("team/load", random_bytes(4 * MIB))
         for digest in [*self.blobs, self.big]:
             self.get(f"/v2/team/load/blobs/{digest}", 200)
         # What was whole a moment ago is in the cache a moment later.

@@ -16,7 +16,7 @@ import sys
 import time
 
 from images import MIB, Layout
-from parts import Bench, Failed, end_on_signals, free_port, wait_port
+from parts import Bench, Failed, end_on_signals, free_port, random_bytes, wait_port
 
 RUNS = 5
 RESIDENT_MAX_MB = 64
@@ -145,7 +145,7 @@ def crowd(bench, upstream):
 
     seconds, peaks = [], []
     for count in [1, CROWD]:
-        digest = upstream.seed_blob("team/crowd", os.urandom(CROWD_BYTES))
+        digest = upstream.seed_blob("team/crowd", random_bytes(CROWD_BYTES))
         cache = bench.fresh("cache-crowd")
         proxy = upstream.proxy(cache)
         gets = upstream.layers.seen()["gets"]
@@ -204,7 +204,7 @@ def hits_beside_nginx(bench, upstream):
     """Pairs of CPU seconds, ours and nginx's, in turns."""
     import cached
 
-    digest = upstream.seed_blob("team/hit", os.urandom(HIT_BYTES))
+    digest = upstream.seed_blob("team/hit", random_bytes(HIT_BYTES))
     name = digest.partition(":")[2]
     proxy = upstream.proxy(bench.fresh("cache-hit"), LOG_LEVEL="INFO")
     nginx, port = start_nginx(bench, upstream)

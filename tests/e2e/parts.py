@@ -8,6 +8,7 @@ import base64
 import http.client
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -39,6 +40,16 @@ MANIFESTS = ", ".join([
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 ])
+
+# What every random choice and every random byte follows from; it is printed, and `SEED=…` gives it.
+SEED = os.environ.get("SEED") or str(random.SystemRandom().randrange(1 << 32))
+CHANCE = random.Random(SEED)
+# What tells this run from others on the machine.
+RUN = os.getpid()
+
+# Ports for servers that cannot choose one themselves: below those that the system gives to clients
+# (/proc/sys/net/ipv4/ip_local_port_range), which could take a port between its choice and its use.
+SERVER_PORTS = range(10_000, 32_000)
 
 # Long enough for a loaded machine of two cores; nothing waits for it in the good case.
 START_SECONDS = 30
@@ -367,10 +378,33 @@ def proxy_command():
 
 
 def free_port():
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port nobody listens on now, and that no other process of the checks is likely to try."""
+    # Each process begins elsewhere and goes on from where it was.
+    _PORTS.setdefault(os.getpid(), os.getpid() * 97)
+    for _ in SERVER_PORTS:
+        _PORTS[os.getpid()] += 1
+        port = SERVER_PORTS[_PORTS[os.getpid()] % len(SERVER_PORTS)]
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise Failed(f"no free port from {SERVER_PORTS.start} to {SERVER_PORTS.stop}")
+
+
+_PORTS = {}
+
+
+def own_ip(number):
+    """A loopback address of this run's own, for servers that need port 443; `number` tells them
+    apart."""
+    return f"127.{64 + number}.{RUN // 250 % 250}.{1 + RUN % 250}"
+
+
+def random_bytes(count):
+    """Bytes that follow from SEED."""
+    return CHANCE.randbytes(count)
 
 
 def wait_until(process, what, done, seconds=START_SECONDS):

@@ -8,10 +8,10 @@ import cached
 from checks import check, redirecting_files, want
 from clients import ARCH, Buildah, Podman, Skopeo, containerd, need_root
 from images import MIB, Layout
-from parts import ECR_HOST, OTHER_ECR_HOST, PASSWORD, Failed, run, skopeo
+from parts import ECR_HOST, OTHER_ECR_HOST, PASSWORD, Failed, own_ip, run, skopeo
 
 # Where the names lead while these checks run; nobody else is there.
-ADDRESSES = {ECR_HOST: "127.53.0.2", OTHER_ECR_HOST: "127.53.0.3"}
+ADDRESSES = {ECR_HOST: own_ip(1), OTHER_ECR_HOST: own_ip(2)}
 STRANGER = "333333333333.dkr.ecr.eu-west-1.amazonaws.com"
 BY_PATH = [Skopeo(), Podman(), Buildah()]
 

@@ -231,15 +231,29 @@ fn wrong_bytes_of_before_a_restart_are_never_part_of_a_whole_blob() {
     assert_eq!((got.complete, &got.body), (true, &bytes));
 }
 
-/// `KILLS` says how often; 5 unless said otherwise.
+/// A number from the environment, for who repeats a test or makes it longer.
+fn given(name: &str) -> Option<u64> {
+    let mut given = std::env::vars_os().filter(|(other, _)| other == name);
+    given.next().map(|(_, value)| {
+        let text = value.to_str().expect("a number");
+        text.parse().expect("a number")
+    })
+}
+
+/// `KILLS` says how often; 5 unless said otherwise. `SEED` says when: it is printed on failure.
 #[test]
 fn kills_at_random_points_never_leave_a_wrong_blob() {
-    let kills = std::env::vars_os()
-        .find(|(name, _)| name == "KILLS")
-        .map_or(5, |(_, value)| value.to_str().unwrap().parse().unwrap());
+    let kills = given("KILLS").unwrap_or(5);
     let mut cached = Cached::start();
     cached.standin.throttle(Server::S3, Some(8 << 20));
-    let mut random = u64::from(std::process::id());
+    let mut random = given("SEED").unwrap_or_else(|| std::process::id().into());
+    #[expect(
+        clippy::print_stderr,
+        reason = "the harness shows it with the failed test"
+    )]
+    {
+        eprintln!("SEED={random} repeats the moments of the kills");
+    }
     for seed in 100..100 + kills {
         let (digest, bytes) = blob(&cached, seed);
         random = random
