@@ -1,5 +1,5 @@
-# Two commands matter: `make run` and `make test`. Each does its own set-up on a Debian machine that
-# has Rust (rustup, see README.md): what is missing is installed by tests/e2e/setup.
+# `make run` runs the proxy, `make check` and `make test` test it. Each does its own set-up on a Debian
+# machine that has Rust (rustup, see README.md): what is missing is installed by tests/e2e/setup.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,6 +15,8 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n1)
 ARCH := $(shell uname -m)
 MUSL := $(ARCH)-unknown-linux-musl
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+# The rings of `make check`, with which `make test` begins.
+CHECK := fmt clippy unit integration
 
 .PHONY: help
 help: ## this text
@@ -35,7 +37,8 @@ run: ## build and run the proxy on port 8080 (LISTEN_PORT); without AWS settings
 		echo "make run: AWS settings found:$$aws"
 		exec $(TARGET)/release/aws-ecr-proxy
 	fi
-	cargo build --release --locked --bin aws-ecr-proxy --example standin
+	# Nobody's registry waits behind this one: the tests' build is there sooner than a release.
+	cargo build --workspace --locked --bin aws-ecr-proxy --example standin
 	# Nothing of a half-filled environment may reach the stand-in's proxy.
 	unset $${!AWS_@} HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy
 	state=$$(mktemp -d)
@@ -49,7 +52,7 @@ run: ## build and run the proxy on port 8080 (LISTEN_PORT); without AWS settings
 	stop() { if [ -n "$$proxy" ]; then kill -TERM "$$proxy" 2>/dev/null || true; else exit 130; fi; }
 	trap end EXIT
 	trap stop INT TERM HUP
-	$(TARGET)/release/examples/standin --out "$$state/settings" >"$$state/out" &
+	$(TARGET)/debug/examples/standin --out "$$state/settings" >"$$state/out" &
 	standin=$$!
 	for _ in {1..100}; do
 		[ ! -s "$$state/settings" ] || break
@@ -70,7 +73,7 @@ run: ## build and run the proxy on port 8080 (LISTEN_PORT); without AWS settings
 	echo "    curl localhost:$$port/v2/_catalog"
 	echo "    skopeo inspect --tls-verify=false docker://localhost:$$port/sample/hello:1.0"
 	echo "make run: for a real registry set ECR, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-	$(TARGET)/release/aws-ecr-proxy &
+	$(TARGET)/debug/aws-ecr-proxy &
 	proxy=$$!
 	# A signal ends the first wait early; the proxy's own exit code is what counts.
 	code=0
@@ -82,25 +85,31 @@ run: ## build and run the proxy on port 8080 (LISTEN_PORT); without AWS settings
 	wait "$$proxy" 2>/dev/null || code=$$?
 	exit $$code
 
+.PHONY: check
+check: ## formatting, clippy, unit and integration tests; needs Rust alone (2 to 4 min)
+	@$(SETUP) rust lint
+	tests/rings $(CHECK)
+
 .PHONY: test
-test: ## every test: unit, integration, documentation, end to end; installs what they need
-	@$(SETUP) rust build static image test fuzz
-	cargo test --workspace --all-targets --locked
-	cargo test --workspace --doc --locked
-	$(MAKE) image
-	tests/e2e/run
-	$(MAKE) fuzz
+test: ## every test: check's, end to end, fuzz; installs what they need (10 to 15 min from a fresh clone)
+	@$(SETUP) rust build lint static image test fuzz
+	tests/rings $(CHECK) doc image e2e fuzz
 
 .PHONY: e2e
-e2e: ## the end-to-end checks alone; ONLY="tls 300" picks some by name
+e2e: ## the end-to-end checks alone (4 to 6 min); ONLY="tls 300" picks some by name
 	@$(SETUP) rust build static image test
 	$(MAKE) image
 	tests/e2e/run $(ONLY)
 
-.PHONY: fuzz
-fuzz: ## every parser of outside bytes under the fuzzer, FUZZ_SECONDS (10) each; FUZZ=off for none
+.PHONY: replay
+replay: ## the fuzz stage of `make test`: the seeds, and inputs of a fixed SEED (1 to 3 min); ONLY="range"
 	@$(SETUP) rust build fuzz
 	fuzz/run $(ONLY)
+
+.PHONY: fuzz
+fuzz: ## free fuzzing, other inputs each time, FUZZ_MINUTES (1) for each parser; ONLY="range dns"
+	@$(SETUP) rust build fuzz
+	fuzz/run --free $(ONLY)
 
 .PHONY: measure
 measure: ## memory, /healthz under load, 16 clients of one blob, CPU beside nginx: medians of 5
