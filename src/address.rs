@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// Bits of an IPv6 address that one customer has at the least to itself (RFC 6177 §2): the customer
-/// may choose any address behind them.
+/// The bits of an IPv6 address that name one customer's network (RFC 6177 §2). The customer may
+/// choose any address in it.
 pub const IPV6_NETWORK_BITS: u32 = 64;
 
 /// The part of an address that stands for one customer: an IPv4 address (also one that comes as

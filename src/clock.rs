@@ -1,11 +1,12 @@
-//! Time, handed in. Owns: the two clocks everyone reads. Must not: wait, or know why time matters.
+//! Sources of time. Owns: the two clocks that everybody reads. Must not: wait, or know what the
+//! time is for.
 //!
-//! Wall time (`now`) dates signatures and expiries; monotonic time (`monotonic`) measures ages and
-//! deadlines, so that a stepped clock neither expires nor revives anything.
+//! Wall time (`now`) is for signatures and expiries. Monotonic time (`monotonic`) is for ages and
+//! deadlines, so that a clock that is set does not change them.
 
 use std::time::{Instant, SystemTime};
 
-/// A source of time. Tests hand in one that they move by hand.
+/// A source of time. Tests use one that they move by hand.
 pub trait Clock: Send + Sync {
     /// Wall-clock time.
     fn now(&self) -> SystemTime;

@@ -1,5 +1,5 @@
-//! Logging. Owns: the log's format, its writer thread and the printer that decides what of a
-//! request target may be seen. Must not: block the caller, ever.
+//! Logging. Owns: the log's format, its writer thread, and the choice of what may be shown of a
+//! request target. Must not: block the caller, ever.
 //!
 //! Lines go to a bounded queue that one thread, `log`, writes to standard error. When nobody reads
 //! the log (a full pipe), lines are dropped and counted: a stuck log collector stops no pull.
@@ -19,7 +19,7 @@ const QUEUE_LINES_MAX: usize = 4096;
 /// How much a line matters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// For whoever hunts a fault.
+    /// Details, for a person who hunts a fault.
     Debug,
     /// What normally happens.
     #[default]
@@ -57,10 +57,10 @@ pub type Field<'a> = (&'a str, &'a dyn Display);
 struct Logger {
     level: Level,
     format: Format,
-    queue: SyncSender<Entry>,
+    queue: SyncSender<Queued>,
 }
 
-enum Entry {
+enum Queued {
     Line(String),
     Flush(SyncSender<()>),
 }
@@ -83,8 +83,8 @@ pub fn init(level: Level, format: Format) {
     }
 }
 
-/// Logs panics like everything else: the standard hook would write past the format, and block when
-/// nobody reads the log.
+/// Makes panics appear in the log like everything else. The standard hook would write in another
+/// format, and would block when nobody reads the log.
 pub fn hook_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
@@ -103,11 +103,11 @@ pub fn hook_panics() {
     }));
 }
 
-/// Waits until the lines logged so far are written, at the longest `limit`.
+/// Waits until the lines logged so far are written, at most for `limit`.
 pub fn flush(limit: Duration) {
     let Some(logger) = LOGGER.get() else { return };
     let (done, wait) = sync_channel(1);
-    if logger.queue.try_send(Entry::Flush(done)).is_ok() {
+    if logger.queue.try_send(Queued::Flush(done)).is_ok() {
         let _ = wait.recv_timeout(limit);
     }
 }
@@ -137,8 +137,8 @@ pub fn error(message: &str, fields: &[Field<'_>]) {
     write(Level::Error, message, fields);
 }
 
-/// A request target fit for a log: the path, and of the query only parameters that carry no secret.
-/// Presigned URLs and upload states keep theirs in the query.
+/// A request target fit for a log: the path, and those query parameters that carry no secret.
+/// Presigned URLs and upload states carry secrets in their query.
 pub fn target(target: &str) -> String {
     const OPEN: [&str; 7] = ["n", "last", "mount", "from", "digest", "ns", "artifactType"];
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
@@ -170,7 +170,7 @@ fn write(level: Level, message: &str, fields: &[Field<'_>]) {
     match LOGGER.get() {
         None => write_stderr(&line),
         Some(logger) => {
-            if let Err(TrySendError::Full(_)) = logger.queue.try_send(Entry::Line(line)) {
+            if let Err(TrySendError::Full(_)) = logger.queue.try_send(Queued::Line(line)) {
                 metrics::LOG_LINES_DROPPED.inc();
             }
         }
@@ -216,8 +216,8 @@ fn json_line(time: SystemTime, level: Level, message: &str, fields: &[Field<'_>]
     );
     for (name, value) in fields {
         let value = value.to_string();
-        // Numbers stay numbers, so that a log store can sum and compare them; a field that is only
-        // sometimes one is always text, or the store would refuse it the other times.
+        // Numbers stay numbers, so that a log store can sum and compare them. `upstream` is a
+        // number or a word, so it is always text: a store would refuse a change of type.
         let number = *name != "upstream"
             && !value.is_empty()
             && value.len() < 16
@@ -233,7 +233,7 @@ fn json_line(time: SystemTime, level: Level, message: &str, fields: &[Field<'_>]
     line
 }
 
-/// A JSON string: also the quoting of the text format, so that no value can forge a line.
+/// A JSON string. The text format quotes in the same way, so that no value can forge a line.
 fn quoted(value: &str) -> String {
     serde_json::Value::from(value).to_string()
 }
@@ -242,11 +242,11 @@ fn one_line(message: &str) -> String {
     message.replace(['\n', '\r'], " ")
 }
 
-fn write_lines(lines: &Receiver<Entry>) {
+fn write_lines(lines: &Receiver<Queued>) {
     while let Ok(entry) = lines.recv() {
         match entry {
-            Entry::Line(line) => write_stderr(&line),
-            Entry::Flush(done) => drop(done.try_send(())),
+            Queued::Line(line) => write_stderr(&line),
+            Queued::Flush(done) => drop(done.try_send(())),
         }
         let dropped = metrics::LOG_LINES_DROPPED.take();
         if dropped > 0 {

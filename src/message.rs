@@ -1,4 +1,4 @@
-//! What door, pool and proxy hand each other. Owns: [`Request`], [`RequestBody`], [`Answer`],
+//! Messages between door, pool and proxy. Owns: [`Request`], [`RequestBody`], [`Answer`],
 //! [`Reply`], [`Body`], [`Buffered`], [`Headers`] and the [`Desk`] where an answer waits for its
 //! connection. Must not: touch a socket, or know who is on the other side.
 //!
@@ -12,11 +12,12 @@ use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Names the waiting request on its way through tiny_http; a client's own is removed.
+/// The field that names the waiting request on its way through tiny_http. The door removes such a
+/// field when a client sends one.
 pub const DOOR_FIELD: &str = "X-Door";
-/// What a worker writes back once the answer is on the [`Desk`].
+/// The byte a worker writes back once the answer is on the [`Desk`].
 pub const ANSWERED: u8 = b'k';
-/// What a worker writes back when it panicked.
+/// The byte a worker writes back when it panicked.
 pub const PANICKED: u8 = b'p';
 
 /// Header fields in the order they came, names compared without case (RFC 9110 §5.1).
@@ -34,7 +35,7 @@ impl Headers {
         self.0.push((name.into(), value.into()));
     }
 
-    /// Puts one field line in the place of all of that name.
+    /// Replaces all field lines of that name by one.
     pub fn set(&mut self, name: &str, value: impl Into<String>) {
         self.remove(name);
         self.add(name, value);
@@ -100,7 +101,7 @@ impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Headers {
     }
 }
 
-/// Who is at the other end of a connection.
+/// The client at the other end of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     /// The address the connection comes from; none on a unix socket.
@@ -109,7 +110,7 @@ pub struct Peer {
     pub port: u16,
     /// True when the connection is TLS.
     pub tls: bool,
-    /// What the client showed of itself.
+    /// Whether the client showed a certificate.
     pub certificate: Certificate,
 }
 
@@ -128,9 +129,9 @@ impl Peer {
 /// The client's certificate on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Certificate {
-    /// Asked for, and the client has none: probes alone are for it.
+    /// The client was asked for one and has none. It may only use the probes.
     Absent,
-    /// Nobody asks for one (no `SSL_CLIENT_CA`).
+    /// The client was not asked for one (no `SSL_CLIENT_CA`).
     NotAsked,
     /// Shown and verified.
     Verified,
@@ -175,8 +176,8 @@ impl Request {
     }
 }
 
-/// The request's body as the connection receives it. Reading blocks at the longest for the door's
-/// idle limit. A body that ends before its framing says so is an error, never an early end.
+/// The request's body as the connection receives it. A read blocks at most for the door's idle
+/// limit. When the body ends before its framing says so, the read is an error, never an early end.
 pub struct RequestBody<'a> {
     reader: &'a mut dyn Read,
     length: Option<u64>,
@@ -200,15 +201,16 @@ impl Read for RequestBody<'_> {
     }
 }
 
-/// What the connection's own thread runs when an answer takes a network, a file or time.
-pub type Exchange = Box<dyn FnOnce(&mut RequestBody<'_>) -> Reply + Send>;
+/// Work that gives the reply. The connection's own thread runs it, since it takes a network, a file
+/// or time.
+pub type Deferred = Box<dyn FnOnce(&mut RequestBody<'_>) -> Reply + Send>;
 
 /// A worker's decision.
 pub enum Answer {
     /// The reply is known.
     Now(Reply),
     /// The connection's thread gets the reply by running this.
-    Later(Exchange),
+    Later(Deferred),
 }
 
 /// The next part of a body that comes from files.
@@ -230,14 +232,14 @@ pub enum Piece<'a> {
 
 /// A body that comes piece by piece. Each piece is sent whole before the next is asked for.
 pub trait Pieces: Send {
-    /// The next piece. Blocks until there is one, for the idle limit of the source at the longest.
+    /// The next piece. Blocks until there is one, at most for the idle limit of the source.
     ///
     /// # Errors
-    /// When there will be none; the reply is then cut.
+    /// When no more piece will come; the reply is then cut.
     fn next(&mut self) -> io::Result<Piece<'_>>;
 }
 
-/// Bytes in memory that many may hold: a clone copies none of them.
+/// Bytes in memory that many readers share: a clone copies none of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SharedBytes(Arc<Vec<u8>>);
 
@@ -272,8 +274,8 @@ pub struct Buffered {
     pub body: SharedBytes,
 }
 
-/// A reply's body. `Content-Length` and `Transfer-Encoding` follow from it; a reply's headers name
-/// neither.
+/// A reply's body. The door derives `Content-Length` and `Transfer-Encoding` from it, so a reply's
+/// headers hold neither.
 pub enum Body {
     /// No bytes; `Content-Length` says what a GET would carry (answers to HEAD), 0 otherwise.
     Empty {
@@ -335,12 +337,12 @@ impl fmt::Debug for Body {
 pub struct Reply {
     /// The status code.
     pub status: u16,
-    /// Fields but for framing, `Connection` and `Date`, which are the door's.
+    /// The fields, without framing, `Connection` and `Date`: the door adds those.
     pub headers: Headers,
     /// The body.
     pub body: Body,
-    /// Says for the log how it came about.
-    pub outcome: Outcome,
+    /// Notes for the log line.
+    pub outcome: LogNote,
 }
 
 impl Reply {
@@ -350,7 +352,7 @@ impl Reply {
             status,
             headers: Headers::from_iter([("Content-Type", content_type)]),
             body: Body::Bytes(body.into().into()),
-            outcome: Outcome::default(),
+            outcome: LogNote::default(),
         }
     }
 
@@ -362,10 +364,10 @@ impl Reply {
     }
 }
 
-/// How a reply came about, for the request's log line.
+/// Notes on how a reply came about, for the request's log line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Outcome {
-    /// `hit`, `miss` …; none when no cache was asked.
+pub struct LogNote {
+    /// `hit`, `miss` …; none when the cache was not asked.
     pub cache: Option<&'static str>,
     /// Upstream's status, or the stage at which it failed; none when upstream was not asked.
     pub upstream: Option<String>,
@@ -373,8 +375,9 @@ pub struct Outcome {
     pub error: Option<String>,
 }
 
-/// Where requests wait for their answers: the door leaves the peer under the request's id, the
-/// worker fetches it and leaves the answer, the door fetches that.
+/// The place where requests wait for their answers. The door opens a slot under the request's id
+/// and leaves the peer there. The worker takes the peer and leaves the answer. The door fetches it
+/// and closes the slot.
 #[derive(Default)]
 pub struct Desk {
     slots: Mutex<HashMap<String, Slot>>,
@@ -392,7 +395,7 @@ impl Desk {
         self.lock().insert(id.to_owned(), Slot::Asked(peer));
     }
 
-    /// Worker: takes up the request `id`. None when nobody waits for it.
+    /// Worker: takes the peer of the request `id`. None when nobody waits for it.
     pub fn take_up(&self, id: &str) -> Option<Peer> {
         match std::mem::replace(self.lock().get_mut(id)?, Slot::Deciding) {
             Slot::Asked(peer) => Some(peer),

@@ -1,4 +1,5 @@
-//! Counters. Owns: every number the process counts about itself. Must not: log, lock or allocate.
+//! Counters. Owns: every number that the process keeps about itself. Must not: log, lock or
+//! allocate.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -26,7 +27,7 @@ impl Counter {
         self.0.load(Relaxed)
     }
 
-    /// The count so far; the next reading starts from zero.
+    /// The count so far. It starts from zero again.
     pub fn take(&self) -> u64 {
         self.0.swap(0, Relaxed)
     }
@@ -36,7 +37,7 @@ impl Counter {
 pub static REQUESTS: Counter = Counter::new();
 /// Connections refused because the cap was reached or a thread was refused.
 pub static CONNECTIONS_REFUSED: Counter = Counter::new();
-/// TLS handshakes that came to nothing.
+/// TLS handshakes that failed.
 pub static TLS_HANDSHAKES_FAILED: Counter = Counter::new();
 /// Panics caught on workers and connection threads.
 pub static PANICS: Counter = Counter::new();
@@ -46,19 +47,19 @@ pub static LANES_LOST: Counter = Counter::new();
 pub static LOG_LINES_DROPPED: Counter = Counter::new();
 /// Replies that ended in a reset because their body ended early.
 pub static REPLIES_CUT: Counter = Counter::new();
-/// Cached blobs whose bytes were not what their name says.
+/// Cached blobs whose bytes did not have the digest they are stored under.
 pub static CACHE_BLOBS_DAMAGED: Counter = Counter::new();
 /// Images evicted to hold the quota.
 pub static CACHE_IMAGES_EVICTED: Counter = Counter::new();
 /// Bytes evicted to hold the quota.
 pub static CACHE_BYTES_EVICTED: Counter = Counter::new();
-/// Downloads whose bytes were not what their digest says.
+/// Downloads whose bytes did not have their digest.
 pub static DIGEST_FAILURES: Counter = Counter::new();
 /// Times the cache could not be written.
 pub static CACHE_WRITE_FAILURES: Counter = Counter::new();
-/// Passwords held against bcrypt.
+/// Passwords checked with bcrypt.
 pub static PASSWORD_CHECKS: Counter = Counter::new();
 /// Logins refused because name or password were wrong.
 pub static LOGINS_FAILED: Counter = Counter::new();
-/// Logins put off because too many had failed.
+/// Logins delayed because too many had failed.
 pub static LOGINS_SLOWED: Counter = Counter::new();

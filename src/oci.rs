@@ -1,8 +1,8 @@
-//! The words of the OCI distribution specification. Owns: [`Registry`], [`Repository`], [`Tag`],
+//! The terms of the OCI distribution specification. Owns: [`Registry`], [`Repository`], [`Tag`],
 //! [`Digest`], [`Reference`], [`Route`] and the error documents. Must not: do I/O.
 //!
-//! Everything is parsed once, at the edge; below it no function takes a string that still needs
-//! checking. Grammar: distribution-spec v1.1, "Pulling manifests"; image-spec `descriptor.md`.
+//! A string is parsed once, where it enters. No function behind that takes a string that still
+//! needs checking. Grammar: distribution-spec v1.1, "Pulling manifests"; image-spec `descriptor.md`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,7 +17,7 @@ pub const ECR_PUBLIC_HOSTS: [&str; 2] = ["public.ecr.aws", "ecr-public.aws.com"]
 /// An error document is read this far, in bytes. Real ones have a few hundred.
 pub const ERROR_DOCUMENT_BYTES_MAX: u64 = 64 * 1024;
 
-/// How a registry is spoken to.
+/// The protocol towards a registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scheme {
     /// Plain text: another proxy, or a test.
@@ -44,8 +44,8 @@ impl Scheme {
     }
 }
 
-/// A registry: the address where it is asked, and the name it goes by, which differ only where
-/// another proxy at that address serves it among others.
+/// A registry: its address and its name. The two differ only when another proxy at the address
+/// serves several registries.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Registry {
     scheme: Scheme,
@@ -74,17 +74,17 @@ impl Registry {
         format!("{}://{}", self.scheme.as_str(), self.authority)
     }
 
-    /// What it is known by: its authority, or what [`serving`](Self::serving) names.
+    /// Its name: the authority, or the name given to [`serving`](Self::serving).
     pub fn name(&self) -> &str {
         self.namespace.as_deref().unwrap_or(&self.authority)
     }
 
-    /// The registry that the other proxy at this address is to be asked for (`ns`).
+    /// The registry to ask the other proxy at this address for (`ns`).
     pub fn namespace(&self) -> Option<&str> {
         self.namespace.as_deref()
     }
 
-    /// The registry `name`, as the other proxy at this address serves it.
+    /// The registry `name` that the other proxy at this address serves.
     #[must_use]
     pub fn serving(&self, name: &str) -> Self {
         Self {
@@ -93,8 +93,8 @@ impl Registry {
         }
     }
 
-    /// True when `authority`, a host in any case with an optional port, is its name. A port that is
-    /// left out is that of the scheme.
+    /// True when `authority` is its name: a host in any case, with an optional port. Without a
+    /// port, the scheme's port is meant.
     pub fn is_called(&self, authority: &str) -> bool {
         let port = |text: &str| match split_port(text).1 {
             Some(port) => port.parse().ok(),
@@ -368,7 +368,7 @@ impl Route {
             "/_catalog" => return Ok(Self::Catalog),
             rest => rest.strip_prefix('/').ok_or_else(|| not_found(path))?,
         };
-        // From the right: a repository may itself hold components such as "blobs" or "tags".
+        // Read from the right: a repository may have components such as "blobs" or "tags".
         if let Some(name) = rest.strip_suffix("/tags/list") {
             return Ok(Self::Tags(name.parse()?));
         }
@@ -390,7 +390,7 @@ impl Route {
 
     fn upload(path: &str, name: &str, session: &str) -> Result<Self, OciError> {
         let name = name.parse()?;
-        // A session is the registry's own word, so only what could change the path is refused.
+        // The registry chooses the session, so only parts that could change the path are refused.
         let safe = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['%', '\\']);
         match session {
             "" => Ok(Self::Uploads(name)),
@@ -399,7 +399,7 @@ impl Route {
         }
     }
 
-    /// The methods this route knows, as `Allow` lists them.
+    /// The methods of this route, as `Allow` lists them.
     pub const fn methods(&self) -> &'static [&'static str] {
         match self {
             Self::Base | Self::Catalog | Self::Referrers(..) | Self::Tags(_) => &["GET", "HEAD"],
@@ -415,10 +415,10 @@ fn not_found(path: &str) -> OciError {
     OciError::new(ErrorCode::NotFound, format!("no such endpoint: {path}"))
 }
 
-/// The error codes of distribution-spec, "Error codes", and the few it leaves to the registry.
+/// The error codes of distribution-spec, "Error codes", and a few that it leaves to registries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorCode {
-    /// The request is not HTTP as RFC 9112 has it.
+    /// The request is not valid HTTP (RFC 9112).
     BadRequest,
     /// `BLOB_UNKNOWN`
     BlobUnknown,
@@ -436,11 +436,11 @@ pub enum ErrorCode {
     NameInvalid,
     /// `NAME_UNKNOWN`
     NameUnknown,
-    /// No endpoint of the specification.
+    /// The path is no endpoint of the specification.
     NotFound,
     /// `PAGINATION_NUMBER_INVALID`
     PaginationNumberInvalid,
-    /// `RANGE_INVALID`, as the reference implementation calls it.
+    /// `RANGE_INVALID`, as the reference implementation names it.
     RangeInvalid,
     /// `TAG_INVALID`
     TagInvalid,
@@ -448,7 +448,7 @@ pub enum ErrorCode {
     TooManyRequests,
     /// `UNAUTHORIZED`
     Unauthorized,
-    /// The registry or our access to it is out of order.
+    /// The registry, or our access to it, does not work now.
     Unavailable,
     /// `UNSUPPORTED`
     Unsupported,
@@ -500,14 +500,14 @@ impl ErrorCode {
     }
 }
 
-/// A failure as a client is told of it.
+/// A failure, in the words the client gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OciError {
     /// The HTTP status.
     pub status: u16,
     /// The code in the document.
     pub code: ErrorCode,
-    /// What failed and what to do, lower case, without a full stop.
+    /// What failed and what to do about it; lower case, without a full stop.
     pub message: String,
 }
 

@@ -12,7 +12,7 @@ use super::lanes::LaneFault;
 use super::reply::{self, ReplyContext, WriteFault, Written};
 use super::socket::{ClientSocket, is_timeout};
 use super::tls::HandshakeFault;
-use crate::message::{Answer, Outcome, Peer, Reply, RequestBody};
+use crate::message::{Answer, LogNote, Peer, Reply, RequestBody};
 use crate::oci::{ErrorCode, OciError};
 use crate::random::unguessable;
 use crate::{log, metrics};
@@ -252,7 +252,7 @@ fn get_reply(
 }
 
 /// The reply to a request whose own body failed, whatever the exchange made of that.
-fn body_fault_reply(fault: &BodyFault, outcome: Outcome) -> Reply {
+fn body_fault_reply(fault: &BodyFault, outcome: LogNote) -> Reply {
     let (status, why) = match fault {
         BodyFault::Gone => (400, "request body ended early".to_owned()),
         BodyFault::Malformed(why) => (400, why.clone()),
@@ -261,7 +261,7 @@ fn body_fault_reply(fault: &BodyFault, outcome: Outcome) -> Reply {
     };
     let mut reply =
         error_reply(&OciError::new(ErrorCode::BadRequest, why.clone()).with_status(status));
-    reply.outcome = Outcome {
+    reply.outcome = LogNote {
         error: Some(why),
         ..outcome
     };

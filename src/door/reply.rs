@@ -342,7 +342,7 @@ const fn reason_phrase(status: u16) -> &'static str {
 mod tests {
     use super::*;
     use crate::door::limits::DoorLimits;
-    use crate::message::{Headers, Outcome};
+    use crate::message::{Headers, LogNote};
     use std::net::{TcpListener, TcpStream};
     use std::sync::Arc;
 
@@ -360,7 +360,7 @@ mod tests {
             status,
             headers: Headers::new(),
             body,
-            outcome: Outcome::default(),
+            outcome: LogNote::default(),
         }
     }
 

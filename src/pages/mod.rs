@@ -1,4 +1,4 @@
-//! What the proxy answers of itself. Owns: `/healthz`, `/readyz`, `/version`. Must not: ask
+//! The proxy's own pages. Owns: `/healthz`, `/readyz`, `/version`. Must not: ask
 //! upstream, or block.
 
 use std::sync::Arc;
@@ -7,19 +7,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::message::{Certificate, Reply, Request};
 use crate::oci::{ErrorCode, OciError};
 
-/// Says whether pulls can be answered, and by what, or why not.
+/// Tells whether pulls can be answered: from what (Ok), or why not (Err).
 pub type Readiness = dyn Fn() -> Result<String, String> + Send + Sync;
 
-/// What everybody may see, without certificate or log-in: a kubelet has neither.
+/// Pages for everybody, without certificate or login: a kubelet has neither.
 const OPEN: [&str; 3] = ["/healthz", "/readyz", "/version"];
 
-/// The refusal of a request that needs a client certificate (`SSL_CLIENT_CA`) and came without;
-/// none when it may go on. Holds for pages and registry alike.
+/// The refusal of a request that came without the client certificate it needs (`SSL_CLIENT_CA`).
+/// None when it may go on. Pages and registry have the same rule.
 pub fn refusal_without_certificate(request: &Request) -> Option<Reply> {
     if request.peer.certificate != Certificate::Absent || OPEN.contains(&request.path()) {
         return None;
     }
-    let why = "a client certificate is needed here (SSL_CLIENT_CA), and none was shown";
+    let why = "this needs a client certificate (SSL_CLIENT_CA), and the client showed none";
     Some(document(&OciError::new(ErrorCode::Denied, why)))
 }
 
@@ -44,23 +44,23 @@ impl Pages {
     pub fn answer(&self, request: &Request) -> Reply {
         let page = match request.path() {
             "/healthz" => Reply::new(200, "text/plain", "ok\n"),
-            "/readyz" => self.ready(),
+            "/readyz" => self.readiness_page(),
             "/version" => Reply::new(200, "application/json", self.version.as_str()),
             path => {
-                let why = format!("nothing is served at {path}; registries answer under /v2/");
+                let why = format!("there is no page {path}; the registry is under /v2/");
                 return document(&OciError::new(ErrorCode::NotFound, why));
             }
         };
         if !matches!(request.method.as_str(), "GET" | "HEAD") {
-            let why = format!("{} is not possible here", request.method);
+            let why = format!("{} is not allowed here; use GET or HEAD", request.method);
             return document(&OciError::new(ErrorCode::Unsupported, why))
                 .with("Allow", "GET, HEAD");
         }
-        // A probe wants to know how things are now.
+        // A probe asks about this moment, so nothing on the way may keep the answer.
         page.with("Cache-Control", "no-store")
     }
 
-    fn ready(&self) -> Reply {
+    fn readiness_page(&self) -> Reply {
         if self.draining.load(Ordering::SeqCst) {
             return Reply::new(503, "text/plain", "not ready: shutting down\n");
         }

@@ -14,7 +14,7 @@ use crate::cache::fill::{BlobRequest, Growing, Joined};
 use crate::cache::names::Scope;
 use crate::cache::verify::Opened;
 use crate::log;
-use crate::message::{Body, Buffered, Headers, Outcome, Reply};
+use crate::message::{Body, Buffered, Headers, LogNote, Reply};
 use crate::oci::{Digest, ErrorCode, OciError, Repository};
 use crate::upstream::UpstreamError;
 use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
@@ -263,6 +263,6 @@ fn reply(digest: &Digest, status: u16, body: Body) -> Reply {
         status,
         headers,
         body,
-        outcome: Outcome::default(),
+        outcome: LogNote::default(),
     }
 }

@@ -242,7 +242,7 @@ pub(super) fn verify(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Headers, Outcome};
+    use crate::message::{Headers, LogNote};
 
     const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
@@ -251,7 +251,7 @@ mod tests {
             status,
             headers: Headers::new(),
             body,
-            outcome: Outcome::default(),
+            outcome: LogNote::default(),
         }
     }
 

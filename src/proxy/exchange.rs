@@ -15,7 +15,7 @@ use super::{headers, refusal};
 use crate::cache::Cache;
 use crate::cache::flights::Flights;
 use crate::config::{BlobRedirect, CacheKey};
-use crate::message::{Body, Buffered, Headers, Outcome, Reply, Request, RequestBody};
+use crate::message::{Body, Buffered, Headers, LogNote, Reply, Request, RequestBody};
 use crate::oci::{Registry, Route};
 use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT, Upstream};
 use crate::upstream::{Stage, UpstreamError};
@@ -134,7 +134,7 @@ impl Exchange {
             status: buffered.status,
             headers: buffered.headers,
             body: Body::Bytes(buffered.body),
-            outcome: Outcome::default(),
+            outcome: LogNote::default(),
         };
         self.dress(method, &Headers::new(), reply)
     }
@@ -224,6 +224,6 @@ fn unfold(fetched: Fetched) -> Reply {
             reader: reply.body,
             length: reply.length,
         },
-        outcome: Outcome::default(),
+        outcome: LogNote::default(),
     }
 }

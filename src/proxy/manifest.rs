@@ -18,7 +18,7 @@ use crate::cache::Cache;
 use crate::cache::held::{MANIFEST_BYTES_MAX, Manifest, TaggedManifest};
 use crate::cache::names::Scope;
 use crate::log;
-use crate::message::{Body, Buffered, Headers, Outcome, Reply};
+use crate::message::{Body, Buffered, Headers, LogNote, Reply};
 use crate::oci::{Digest, ERROR_DOCUMENT_BYTES_MAX, Reference, Repository, Tag};
 use crate::upstream::client::Incoming;
 use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
@@ -284,7 +284,7 @@ impl ManifestPull<'_> {
             status,
             headers,
             body,
-            outcome: Outcome::default(),
+            outcome: LogNote::default(),
         };
         mark(reply, outcome)
     }

@@ -116,7 +116,7 @@ const fn code_of(status: u16) -> ErrorCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Headers, Outcome};
+    use crate::message::{Headers, LogNote};
 
     fn documented_of(status: u16, media_type: &str, body: Vec<u8>) -> (Reply, String) {
         let length = Some(body.len() as u64);
@@ -127,7 +127,7 @@ mod tests {
                 reader: Box::new(Cursor::new(body)),
                 length,
             },
-            outcome: Outcome::default(),
+            outcome: LogNote::default(),
         };
         let reply = as_error_document(reply, &Route::Catalog, "GET", &[]);
         let text = match &reply.body {

@@ -151,7 +151,7 @@ fn target<'a>(
         Some((first, rest)) if first == "crate" => rest.to_vec(),
         // `child::thing`, seen from the module that has the child.
         Some((first, rest)) if !rest.is_empty() => {
-            let child = [module, &[first.clone()]].concat();
+            let child = [module, std::slice::from_ref(first)].concat();
             files.get(&child)?;
             [&child, rest].concat()
         }

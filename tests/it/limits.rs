@@ -4,7 +4,7 @@ use std::io::Read;
 use std::time::{Duration, Instant};
 
 use aws_ecr_proxy::door::DoorLimits;
-use aws_ecr_proxy::message::{Answer, Body, Headers, Outcome, Reply, Request};
+use aws_ecr_proxy::message::{Answer, Body, Headers, LogNote, Reply, Request};
 
 use crate::attacks::assert_is_refusal;
 use crate::support::door::{Server, ok};
@@ -29,7 +29,7 @@ fn decide(request: &Request) -> Answer {
                 reader: Box::new(std::io::repeat(b'x')),
                 length: None,
             },
-            outcome: Outcome::default(),
+            outcome: LogNote::default(),
         }),
         ("POST", "/read") => Answer::Later(Box::new(|body| {
             let mut whole = Vec::new();

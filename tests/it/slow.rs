@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use aws_ecr_proxy::door::{DoorLimits, MinRate};
-use aws_ecr_proxy::message::{Answer, Body, Headers, Outcome, Piece, Pieces, Reply, Request};
+use aws_ecr_proxy::message::{Answer, Body, Headers, LogNote, Piece, Pieces, Reply, Request};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use standin::{Fault, Match, Options};
 
@@ -184,7 +184,7 @@ pub(crate) fn endless(
             status: 200,
             headers: Headers::new(),
             body,
-            outcome: Outcome::default(),
+            outcome: LogNote::default(),
         })
     }
 }
