@@ -114,9 +114,8 @@ struct Running {
     _socket_file: Option<listen::SocketFile>,
 }
 
-/// Registries and ECR endpoints that the operator gave. An endpoint on this host names a registry
-/// on this host.
-fn given_hosts(settings: &Settings) -> Vec<Registry> {
+/// Where blobs may come from, and which hosts the operator gave.
+fn redirects(settings: &Settings) -> Redirects {
     let aws = &settings.aws;
     let endpoints = [
         &aws.endpoint_url_ecr,
@@ -125,9 +124,8 @@ fn given_hosts(settings: &Settings) -> Vec<Registry> {
         &aws.profile_endpoints.any,
     ];
     let endpoints = endpoints.into_iter().flatten();
-    let mut given = settings.registries.clone();
-    given.extend(endpoints.filter_map(|endpoint| endpoint.parse().ok()));
-    given
+    let endpoints: Vec<&str> = endpoints.map(String::as_str).collect();
+    Redirects::new(&settings.blob_hosts, &settings.registries, &endpoints)
 }
 
 fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, Failure> {
@@ -145,10 +143,13 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, Failure
         Some(tokens) => Arc::clone(tokens) as Arc<dyn Authorizer>,
         None => Arc::new(Anonymous),
     };
-    let redirects = Redirects::new(&settings.blob_hosts, &given_hosts(settings));
     let (exchanges, uploads) = (settings.max_exchanges, settings.max_uploads);
     let upstream = Arc::new(Upstream::new(
-        client, authorizer, redirects, exchanges, uploads,
+        client,
+        authorizer,
+        redirects(settings),
+        exchanges,
+        uploads,
     ));
     let draining = Arc::new(AtomicBool::new(false));
     let cache = open_cache(settings, cache_directory, &upstream, &on_lost)?;

@@ -131,6 +131,10 @@ impl Fills {
     pub fn join(self: &Arc<Self>, wanted: &BlobRequest) -> Joined {
         let deadline = Instant::now() + HEAD_TIMEOUT + Duration::from_secs(1);
         let (growing, first) = self.enter(wanted);
+        if growing.wanted.registry != wanted.registry {
+            // That registry may be slow or out of order; ours is asked by itself.
+            return Joined::Bypass(None);
+        }
         if first {
             self.begin(&growing);
         }

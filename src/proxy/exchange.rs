@@ -151,8 +151,12 @@ impl Exchange {
             target: &self.target,
             headers,
             patience: HEAD_TIMEOUT,
-            // The head of the answer names the digest, so the body is read first.
-            whole: matches!(self.route, Route::Manifest(..)),
+            // The head of a manifest names its digest, and a catalogue may have to be filtered, so
+            // their bodies are read first.
+            whole: match self.route {
+                Route::Catalog => !self.parts.access.shows_everything(),
+                _ => matches!(self.route, Route::Manifest(..)),
+            },
         }
     }
 

@@ -69,7 +69,7 @@ impl Attempt<'_> {
             headers: &headers,
             head_deadline: self.deadline,
             whole: false,
-            addresses: self.redirects.address_rule(&url),
+            addresses: self.redirects.address_rule(self.call.registry, &url),
         };
         let reply = self
             .client
@@ -260,7 +260,7 @@ impl Attempt<'_> {
             headers,
             head_deadline: self.deadline,
             whole: self.call.whole,
-            addresses: self.redirects.address_rule(url),
+            addresses: self.redirects.address_rule(self.call.registry, url),
         })
     }
 

@@ -109,12 +109,14 @@ pub struct Redirects {
     blob_hosts: Vec<String>,
     /// Authorities that `ECR` gives.
     registries: Vec<String>,
+    /// AWS's API is replaced by one on this host, so its registry may be here too.
+    has_local_api: bool,
 }
 
 impl Redirects {
     /// `blob_hosts`: `host`, `host:port`, or `.suffix` (`*.suffix` too); `registries`: those that
-    /// the operator gave.
-    pub fn new(blob_hosts: &[String], registries: &[Registry]) -> Self {
+    /// the operator gave; `endpoints`: URLs that the operator gave for AWS's API.
+    pub fn new(blob_hosts: &[String], registries: &[Registry], endpoints: &[&str]) -> Self {
         let lower = |host: &String| host.trim_start_matches('*').to_ascii_lowercase();
         let authorities = registries
             .iter()
@@ -122,19 +124,20 @@ impl Redirects {
         Self {
             blob_hosts: blob_hosts.iter().map(lower).collect(),
             registries: authorities.collect(),
+            has_local_api: endpoints.iter().any(|endpoint| is_on_this_host(endpoint)),
         }
     }
 
     /// Which addresses the host of `url` may have. That the operator gave it by a suffix says
     /// nothing of its addresses.
-    pub fn address_rule(&self, url: &Url) -> AddressRule {
+    pub fn address_rule(&self, registry: &Registry, url: &Url) -> AddressRule {
         let authority = url.authority.to_ascii_lowercase();
         let host = oci::host_of(&authority);
         let mut given = self.blob_hosts.iter().chain(&self.registries);
-        let is_given = given.any(|given| *given == authority || oci::host_of(given) == host);
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let is_given = given.any(|given| *given == authority || oci::host_of(given) == host)
+            || self.has_local_api && host == registry.host();
         match is_given {
-            true if bare.parse::<IpAddr>().is_ok() || is_localhost(host) => AddressRule::Any,
+            true if address_of(host).is_some() || is_localhost(host) => AddressRule::Any,
             true => AddressRule::NotMetadata,
             false => AddressRule::NotLocal,
         }
@@ -173,6 +176,18 @@ impl Redirects {
                 || listed.starts_with('.') && host.ends_with(listed)
         })
     }
+}
+
+fn address_of(host: &str) -> Option<IpAddr> {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare.parse().ok()
+}
+
+fn is_on_this_host(url: &str) -> bool {
+    let authority = url.split("://").nth(1).unwrap_or_default();
+    let authority = authority.split('/').next().unwrap_or_default();
+    let host = oci::host_of(authority);
+    is_localhost(host) || address_of(host).is_some_and(|address| address.is_loopback())
 }
 
 /// `BUCKET.s3.REGION.SUFFIX` and its kin (S3 user guide, "Virtual hosting of buckets" and
@@ -238,7 +253,9 @@ mod tests {
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
         let registry = registry(from);
         let url = Url::for_registry(&registry, "/v2/").join(to).unwrap();
-        Redirects::new(&hosts, &[]).check(&registry, &url).is_ok()
+        Redirects::new(&hosts, &[], &[])
+            .check(&registry, &url)
+            .is_ok()
     }
 
     const ECR: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
@@ -275,14 +292,14 @@ mod tests {
         let url = Url::for_registry(&registry(ECR), "/")
             .join(cloudfront)
             .unwrap();
-        assert!(Redirects::new(&[], &[]).check(&chained, &url).is_ok());
+        assert!(Redirects::new(&[], &[], &[]).check(&chained, &url).is_ok());
     }
 
     #[test]
     fn only_given_hosts_may_be_local() {
         let hosts = ["b.example", "10.0.0.1:5", ".suffix.example"].map(str::to_owned);
         let registries = ["http://127.0.0.1:5000", "r.example"].map(registry);
-        let redirects = Redirects::new(&hosts, &registries);
+        let redirects = Redirects::new(&hosts, &registries, &["https://api.example"]);
         for (host, expected) in [
             ("127.0.0.1:5000", AddressRule::Any),
             ("127.0.0.1:9", AddressRule::Any),
@@ -296,7 +313,22 @@ mod tests {
         ] {
             let url = Url::for_registry(&registry(ECR), "/");
             let url = url.join(&format!("http://{host}/")).unwrap();
-            assert_eq!(redirects.address_rule(&url), expected, "{host}");
+            let found = redirects.address_rule(&registry(ECR), &url);
+            assert_eq!(found, expected, "{host}");
+        }
+        // An API on this host may name a registry on this host, but no blob host.
+        for endpoint in [
+            "http://127.0.0.1:4566",
+            "http://localhost/x",
+            "https://[::1]:1",
+        ] {
+            let redirects = Redirects::new(&[], &[], &[endpoint]);
+            let own = Url::for_registry(&registry(ECR), "/");
+            let rule = redirects.address_rule(&registry(ECR), &own);
+            assert_eq!(rule, AddressRule::NotMetadata, "{endpoint}");
+            let blob_host = own.join("https://b.s3.eu-west-1.amazonaws.com/").unwrap();
+            let rule = redirects.address_rule(&registry(ECR), &blob_host);
+            assert_eq!(rule, AddressRule::NotLocal, "{endpoint}");
         }
     }
 

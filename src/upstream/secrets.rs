@@ -58,7 +58,7 @@ impl Secrets {
     }
 
     /// Removes the fields that hold it, and guards the body.
-    pub(super) fn remove_from(self: &Arc<Self>, reply: &mut Incoming) {
+    pub fn remove_from(self: &Arc<Self>, reply: &mut Incoming) {
         if self.words.is_empty() {
             return;
         }

@@ -4,6 +4,7 @@
 use standin::{Dns, Fault, Match, Options, Role, Server, Standin};
 
 use crate::support::{Cached, Front, Pki, Proxy, Scratch};
+use crate::upstream_hostile::{Scripted, forms_of, reply};
 
 struct Run {
     code: Option<i32>,
@@ -406,4 +407,15 @@ fn the_log_is_as_loud_as_it_is_told_to_be() {
         "{}",
         loud.err
     );
+}
+
+#[test]
+fn a_refusal_that_holds_the_token_is_quoted_without_it() {
+    let standin = Standin::start(Options::default());
+    let registry = Scripted::start(|head, stream| {
+        let text = format!("denied: {}", forms_of(head)[0]);
+        reply(stream, "403 Forbidden\r\nContent-Type: text/plain", &text)
+    });
+    let run = check(&standin, &[("ECR", &registry.url())]);
+    assert!(run.out.contains(": denied: ****"), "{}", run.out);
 }

@@ -16,7 +16,7 @@ use crate::support::{Cached, Front, Http, Proxy, Response, SOON, Scratch, error_
 const CLIENTS_PATIENCE: Duration = Duration::from_secs(29);
 
 /// A registry whose every byte a test writes. Its threads end with the test's process.
-struct Scripted {
+pub(crate) struct Scripted {
     address: SocketAddr,
     connections: Arc<AtomicUsize>,
 }
@@ -25,7 +25,9 @@ struct Scripted {
 type Script = dyn Fn(&str, &mut TcpStream) -> bool + Send + Sync;
 
 impl Scripted {
-    fn start(script: impl Fn(&str, &mut TcpStream) -> bool + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(
+        script: impl Fn(&str, &mut TcpStream) -> bool + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let connections = Arc::new(AtomicUsize::new(0));
@@ -52,7 +54,7 @@ impl Scripted {
         }
     }
 
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
@@ -78,7 +80,7 @@ fn read_head(stream: &mut TcpStream) -> Option<String> {
 }
 
 /// Sends a whole reply; true when the connection lives on.
-fn reply(stream: &mut TcpStream, head: &str, body: &str) -> bool {
+pub(crate) fn reply(stream: &mut TcpStream, head: &str, body: &str) -> bool {
     let length = body.len();
     let text = format!("HTTP/1.1 {head}\r\nContent-Length: {length}\r\n\r\n{body}");
     stream.write_all(text.as_bytes()).is_ok()
@@ -191,7 +193,7 @@ fn after_a_failover_gets_are_answered_over_fresh_connections() {
 }
 
 /// Our token as a registry gets it, and as it may send it back.
-fn forms_of(head: &str) -> [String; 4] {
+pub(crate) fn forms_of(head: &str) -> [String; 4] {
     let line = head
         .lines()
         .find(|line| line.to_ascii_lowercase().starts_with("authorization:"))

@@ -18,6 +18,7 @@ use crate::oci::Registry;
 use crate::proxy::login::Logins;
 use crate::secret::Secret;
 use crate::upstream::client::{Client, Incoming, Outgoing};
+use crate::upstream::secrets::Secrets;
 use crate::upstream::{AddressRule, Api as _};
 
 /// A refusal is quoted up to so many bytes.
@@ -200,11 +201,14 @@ pub(super) fn ask_registry(
         (500.., ..) => "it fails: try again later",
         _ => "is it a registry? check ECR",
     };
-    Verdict::Failed(format!("{seen}{}; {remedy}", quote(reply)))
+    Verdict::Failed(format!("{seen}{}; {remedy}", quote(reply, token)))
 }
 
-/// The text of a refusal; empty when it has none or is HTML.
-fn quote(reply: Incoming) -> String {
+/// The text of a refusal, without our token; empty when it has none or is HTML.
+fn quote(mut reply: Incoming, token: Option<&Secret<String>>) -> String {
+    if let Some(token) = token {
+        Arc::new(Secrets::new(token)).remove_from(&mut reply);
+    }
     let mut said = Vec::new();
     let _ = reply.body.take(QUOTED_BYTES_MAX).read_to_end(&mut said);
     let said = String::from_utf8_lossy(&said);
