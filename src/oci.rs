@@ -390,8 +390,10 @@ impl Route {
 
     fn upload(path: &str, name: &str, session: &str) -> Result<Self, OciError> {
         let name = name.parse()?;
-        // The registry chooses the session, so only parts that could change the path are refused.
-        let safe = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['%', '\\']);
+        // The registry chooses the session, so only parts that could change the path are refused. Some
+        // servers cut a segment at `;`, so that `..;x` leads upwards.
+        let safe =
+            |part: &str| part.bytes().any(|byte| byte != b'.') && !part.contains(['%', '\\', ';']);
         match session {
             "" => Ok(Self::Uploads(name)),
             session if session.split('/').all(safe) => Ok(Self::Upload(name)),

@@ -31,7 +31,7 @@ const ANNOTATION_BYTES_MAX: usize = 64 * 1024;
 const LARGE_BYTES: usize = 256 * 1024;
 
 /// The fields that are read.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "annotations",
     "artifactType",
     "blobSum",
@@ -44,6 +44,7 @@ const KEYS: [&str; 12] = [
     "mediaType",
     "size",
     "subject",
+    "urls",
 ];
 
 /// A digest that a manifest names.
@@ -61,10 +62,14 @@ pub struct Named {
 /// of an index (with theirs); at most [`DESCRIPTORS_MAX`]. What is no manifest names nothing.
 ///
 /// A `subject` is not among them: a registry takes a manifest whose subject it does not have
-/// (distribution-spec "Pushing Manifests with Subject"), so it vouches for nothing.
+/// (distribution-spec "Pushing Manifests with Subject"), so it vouches for nothing. Neither are
+/// foreign layers, whose bytes are elsewhere: no registry looks whether it has them.
 pub fn named_by(manifest: &[u8]) -> Vec<Named> {
     let document = read(manifest);
     let mut named = Vec::new();
+    if !document.is_of_one_kind() {
+        return named;
+    }
     // `blobs`: the artifact manifest of OCI 1.1's release candidates. `fsLayers`: Docker's schema 1.
     let config = document.get("config").into_iter();
     let blobs = config
@@ -142,6 +147,7 @@ enum Kept {
     List(Vec<Self>),
     Object(Vec<(&'static str, Self)>),
     Annotations(Map<String, Value>),
+    Null,
     /// Anything else, and what is longer or more than is kept.
     Other,
 }
@@ -170,7 +176,31 @@ impl Kept {
         list.iter()
     }
 
+    /// False for a document that could be an image and an index at once, or that is not what its
+    /// media type says: the registry that took it has looked at one kind only (CVE-2021-41190).
+    fn is_of_one_kind(&self) -> bool {
+        let has = |key| self.list(key).next().is_some();
+        let is_image = matches!(self.get("config"), Some(Self::Object(_))) || has("layers");
+        let kinds = [is_image, has("blobs"), has("fsLayers"), has("manifests")];
+        let media_type = self.text("mediaType").unwrap_or_default();
+        let says_index = media_type.contains(".index.") || media_type.contains(".list.");
+        kinds.into_iter().filter(|kind| *kind).count() == 1
+            && (media_type.is_empty() || says_index == has("manifests"))
+    }
+
+    /// True for a layer that may be fetched elsewhere (image-spec "urls"), or that no registry need
+    /// have: Docker's `…foreign.diff.tar.gzip`, OCI's `…layer.nondistributable.v1.tar`.
+    fn is_foreign(&self) -> bool {
+        let media_type = self.text("mediaType").unwrap_or_default();
+        !matches!(self.get("urls"), None | Some(Self::Null))
+            || media_type.contains(".foreign.")
+            || media_type.contains(".nondistributable.")
+    }
+
     fn describe(&self, digest: &str, media_type: Option<&str>) -> Option<Named> {
+        if self.is_foreign() {
+            return None;
+        }
         let size = match self.get("size") {
             Some(Self::Number(size)) => Some(*size),
             _ => None,
@@ -247,7 +277,7 @@ impl<'de> Visitor<'de> for Keep<'_> {
     }
 
     fn visit_unit<E>(self) -> Result<Kept, E> {
-        Ok(Kept::Other)
+        Ok(Kept::Null)
     }
 
     fn visit_i64<E>(self, _: i64) -> Result<Kept, E> {
@@ -355,6 +385,52 @@ mod tests {
     }
 
     #[test]
+    fn bug_a_foreign_layer_opened_another_repositorys_blob() {
+        let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+        let restricted = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
+        let image = serde_json::json!({"config": {"digest": digest(1)}, "layers": [
+            {"digest": digest(2), "urls": ["https://elsewhere.example/layer"]},
+            {"urls": [], "digest": digest(3)},
+            {"digest": digest(4), "mediaType": foreign},
+            {"digest": digest(5), "mediaType": restricted},
+            {"digest": digest(6), "urls": null},
+        ]});
+        assert_eq!(named(&image), [(digest(1), None), (digest(6), None)]);
+        let index = serde_json::json!({"manifests": [
+            {"digest": digest(2), "urls": ["https://elsewhere.example/"]}]});
+        assert_eq!(named(&index), []);
+    }
+
+    #[test]
+    fn a_document_that_registries_read_differently_names_nothing() {
+        let (one, two) = (digest(1), digest(2));
+        for text in [
+            // Two kinds at once.
+            format!(r#"{{"config":{{"digest":"{one}"}},"manifests":[{{"digest":"{two}"}}]}}"#),
+            format!(r#"{{"layers":[{{"digest":"{one}"}}],"blobs":[{{"digest":"{two}"}}]}}"#),
+            format!(r#"{{"layers":[{{"digest":"{one}"}}],"fsLayers":[{{"blobSum":"{two}"}}]}}"#),
+            // A field twice, or in two cases.
+            format!(r#"{{"layers":[{{"digest":"{one}"}}],"layers":[{{"digest":"{two}"}}]}}"#),
+            format!(r#"{{"layers":[{{"digest":"{one}"}}],"Layers":[{{"digest":"{two}"}}]}}"#),
+            format!(r#"{{"Layers":[{{"digest":"{one}"}}]}}"#),
+            format!(r#"{{"layers":[{{"digest":"{one}","digest":"{two}"}}]}}"#),
+            format!(r#"{{"layers":[{{"digest":"{one}","DIGEST":"{two}"}}]}}"#),
+            format!(r#"{{"layers":[{{"digest":"{one}","URLS":["https://x"]}}]}}"#),
+            // A media type of another kind.
+            format!(
+                r#"{{"mediaType":"application/vnd.oci.image.manifest.v1+json",
+                    "manifests":[{{"digest":"{one}"}}]}}"#
+            ),
+            format!(
+                r#"{{"mediaType":"application/vnd.docker.distribution.manifest.list.v2+json",
+                    "layers":[{{"digest":"{one}"}}]}}"#
+            ),
+        ] {
+            assert_eq!(named_by(text.as_bytes()), [], "{text}");
+        }
+    }
+
+    #[test]
     fn every_kind_of_manifest_is_read() {
         let image = serde_json::json!({
             "config": {"digest": digest(1), "mediaType": "application/json"},
@@ -425,7 +501,7 @@ mod tests {
             Kept::List(list) => list.iter().map(count).sum(),
             Kept::Object(fields) => fields.iter().map(|(_, value)| count(value)).sum(),
             Kept::Annotations(annotations) => annotations.len(),
-            Kept::Text(_) | Kept::Number(_) | Kept::Other => 0,
+            Kept::Text(_) | Kept::Number(_) | Kept::Other | Kept::Null => 0,
         }
     }
 

@@ -177,15 +177,12 @@ impl Uploads {
         }
     }
 
-    /// Upstream has taken the upload, kept here or not, as this blob. Says whether it is in the
-    /// cache by now; waits for [`COMMIT_TIMEOUT`] at the longest.
-    pub fn commit(&self, upload: Option<Upload>, wanted: &BlobRequest) -> bool {
-        if let Err(error) = self
-            .disk
-            .names
-            .link_blob(wanted.scope(), &wanted.digest, None)
-        {
-            self.disk.faults.report("link", &error);
+    /// Upstream has taken the upload, kept here or not. `named`: it said itself that it is this
+    /// blob; otherwise only the hash of the bytes can say so. Says whether the blob is in the cache
+    /// by now; waits for [`COMMIT_TIMEOUT`] at the longest.
+    pub fn commit(&self, upload: Option<Upload>, wanted: &BlobRequest, named: bool) -> bool {
+        if named {
+            self.link(wanted);
         }
         let Some(mut upload) = upload.filter(|upload| !upload.given_up) else {
             return self.disk.store.has(&wanted.digest);
@@ -198,10 +195,18 @@ impl Uploads {
 
     fn put_empty(&self, wanted: &BlobRequest) -> bool {
         let put = self.disk.store.put(&wanted.digest, b"");
-        if let Err(error) = &put {
-            self.disk.faults.report("blob", error);
+        match &put {
+            Ok(()) => self.link(wanted),
+            Err(error) => self.disk.faults.report("blob", error),
         }
         put.is_ok()
+    }
+
+    fn link(&self, wanted: &BlobRequest) {
+        let names = &self.disk.names;
+        if let Err(error) = names.link_blob(wanted.scope(), &wanted.digest, None) {
+            self.disk.faults.report("link", &error);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Session>> {

@@ -70,6 +70,9 @@ fn wrong_parts_and_wrong_paths_are_told_apart() {
         "/v2/a/b",
         "/v2/a/blob/x",
         "/v2/a/blobs/uploads/..",
+        "/v2/a/blobs/uploads/...",
+        "/v2/a/blobs/uploads/..;x",
+        "/v2/a/blobs/uploads/1;x/y",
     ] {
         assert_eq!(code(path), ErrorCode::NotFound, "{path}");
     }

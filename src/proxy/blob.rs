@@ -17,7 +17,8 @@ use crate::log;
 use crate::message::{Body, Buffered, Headers, LogNote, Reply};
 use crate::oci::{Digest, ErrorCode, OciError, Repository};
 use crate::upstream::UpstreamError;
-use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
+use crate::upstream::client::Incoming;
+use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT};
 
 /// A cold range that begins this far ahead of the download is fetched on its own: at 10 MB/s the
 /// client would wait a second for it.
@@ -133,7 +134,8 @@ impl BlobPull<'_> {
             whole: false,
         });
         match head {
-            Ok(fetched) if fetched.reply.status == 200 => {
+            // A middlebox answers 200 to anything, but it does not name the blob.
+            Ok(Fetched { reply, .. }) if reply.status == 200 && self.is_named_by(&reply) => {
                 self.cache.link_blob(self.scope, self.digest);
                 answer()
             }
@@ -141,6 +143,10 @@ impl BlobPull<'_> {
             Ok(_) => self.bypass(),
             Err(error) => mark(fail(&error), CacheOutcome::Miss),
         }
+    }
+
+    fn is_named_by(&self, reply: &Incoming) -> bool {
+        reply.headers.first(DIGEST_FIELD) == Some(self.digest.as_str())
     }
 
     /// Passes the request on without keeping anything.
@@ -163,7 +169,6 @@ impl BlobPull<'_> {
     fn cold_head(&self) -> Reply {
         let mut reply = self.bypass();
         if matches!(reply.status, 200 | 304) {
-            self.cache.link_blob(self.scope, self.digest);
             // Whatever the registry can do, the GET will come from here.
             reply.headers.set("Accept-Ranges", "bytes");
         }

@@ -27,7 +27,10 @@ pub(super) fn run(
                 Err(error) => return refuse(&error),
             }
         }
-        Route::Uploads(_) => push::target(resolved.target, &resolved.route),
+        Route::Uploads(_) => {
+            let mount_is_open = parts.access.mount_is_open(&resolved.query);
+            push::target(resolved.target, &resolved.route, mount_is_open)
+        }
         _ => resolved.target,
     };
     let registry = match resolve_registry(parts, resolved.choice) {
@@ -41,6 +44,7 @@ pub(super) fn run(
         route: resolved.route,
         path: resolved.path,
         target,
+        query: resolved.query,
         prefix: resolved.prefix,
         added: resolved.added,
         parameter: resolved.parameter,

@@ -9,6 +9,7 @@ use super::access::Access;
 use super::answer::API_VERSION;
 use super::links::{self, ClientAddress};
 use super::lookup::{ManifestLookup, PageLookup};
+use super::query::Query;
 use super::referrer_queue::ReferrerQueue;
 use super::registries::Registries;
 use super::{headers, refusal};
@@ -56,6 +57,8 @@ pub(super) struct Exchange {
     pub(super) path: String,
     /// Path and query as upstream gets them.
     pub(super) target: String,
+    /// The parameters in it that decide.
+    pub(super) query: Query,
     /// The registry's host in the client's path, with its slash; or nothing.
     pub(super) prefix: String,
     /// The prefix of the origin that the client names (`NAMESPACES`), with its slash; or nothing.
@@ -168,7 +171,7 @@ impl Exchange {
         sent: &Headers,
         mut reply: Reply,
     ) -> Result<Reply, UpstreamError> {
-        self.check_status(method, sent, reply.status)?;
+        self.check_status(method, sent, &reply)?;
         if method == "HEAD" {
             let length = reply.body.length();
             reply.body = Body::Empty { length };
@@ -187,9 +190,20 @@ impl Exchange {
 
     /// # Errors
     /// When this status is no answer to such a request.
-    fn check_status(&self, method: &str, sent: &Headers, status: u16) -> Result<(), UpstreamError> {
+    fn check_status(
+        &self,
+        method: &str,
+        sent: &Headers,
+        reply: &Reply,
+    ) -> Result<(), UpstreamError> {
+        let status = reply.status;
         let is_upload = matches!(self.route, Route::Upload(_) | Route::Uploads(_));
+        let is_write = !matches!(method, "GET" | "HEAD");
         let is_answer = match status {
+            // A portal or a load balancer answers with a page, and has done nothing.
+            200..=299 | 404 if is_write && is_page(reply) => false,
+            // Whatever a registry has made or taken is 201, 202 or 204 (distribution-spec).
+            200 if is_write => method == "DELETE",
             // A part that nobody asked for would be taken for the whole.
             206 => sent.first("Range").is_some(),
             201..=299 => is_upload || !matches!(method, "GET" | "HEAD"),
@@ -212,6 +226,13 @@ impl Exchange {
         let reason = format!("answered {status} to a {method}");
         Err(UpstreamError::at(&self.registry, stage, reason))
     }
+}
+
+/// A document for people, which no registry sends.
+fn is_page(reply: &Reply) -> bool {
+    let media_type = reply.headers.first("Content-Type").unwrap_or_default();
+    let media_type = media_type.trim_start().to_ascii_lowercase();
+    media_type.starts_with("text/html") || media_type.starts_with("application/xhtml")
 }
 
 /// Upstream's reply as it is; of a blob host's fields those that hold for the blob.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::exchange::Parts;
+use super::query::Query;
 use super::referrer_queue::Image;
 use super::registries::{Choice, ResolvedRequest};
 use super::{dispatch, page};
@@ -196,6 +197,7 @@ impl<'a> ReferrerFill<'a> {
             route,
             path: request.path().to_owned(),
             target,
+            query: Query::default(),
             prefix: String::new(),
             added: String::new(),
             parameter: None,

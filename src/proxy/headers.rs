@@ -9,21 +9,33 @@ use crate::oci::Route;
 /// Sent upstream when the client names none.
 const USER_AGENT: &str = concat!("aws-ecr-proxy/", env!("CARGO_PKG_VERSION"));
 
-/// Fields of the client that upstream never sees: they concern the connection to us, name the
-/// client, or log it in here. Framing and hop-by-hop fields stay at the door.
-const NOT_FOR_UPSTREAM: [&str; 10] = [
-    "Accept-Encoding",
-    "Authorization",
-    "Cookie",
-    "Forwarded",
-    "Host",
-    "Origin",
-    "Referer",
-    "Via",
-    "X-Real-IP",
-    "X-Request-Id",
+/// Fields of a request that upstream gets; all others stay here: they concern the way to us, name
+/// the client, are a login that is not ours to pass on, or mean something to a front end of the
+/// registry that we do not know. Representation and conditions are RFC 9110's (§8, §12, §13, §14),
+/// digests of content RFC 9530's; framing is the door's.
+const FOR_UPSTREAM: [&str; 19] = [
+    "Accept",
+    "Cache-Control",
+    "Content-Digest",
+    "Content-Encoding",
+    "Content-Language",
+    "Content-MD5",
+    "Content-Range",
+    "Content-Type",
+    "Digest",
+    "Docker-Content-Digest",
+    "Docker-Upload-UUID",
+    "If-Match",
+    "If-Modified-Since",
+    "If-None-Match",
+    "If-Range",
+    "If-Unmodified-Since",
+    "Range",
+    "Repr-Digest",
+    "User-Agent",
 ];
-const FORWARDED_PREFIX: &str = "x-forwarded-";
+/// Fields of the distribution-spec, whatever a later version adds.
+const SPECIFICATION_PREFIX: &str = "oci-";
 
 /// Fields of upstream that the client never sees: hop-by-hop fields (RFC 9110 §7.6.1), framing (the
 /// door writes it), the challenge (its realm names ECR), cookies, and offers for its connection.
@@ -49,11 +61,11 @@ const NOT_FOR_CLIENT: [&str; 14] = [
 pub(super) fn for_upstream(client: &Headers, route: &Route, method: &str) -> Headers {
     let mut headers = client.clone();
     headers.retain(|name, _| {
-        let forwarded = name.get(..FORWARDED_PREFIX.len());
-        !NOT_FOR_UPSTREAM
-            .iter()
-            .any(|field| field.eq_ignore_ascii_case(name))
-            && !forwarded.is_some_and(|start| start.eq_ignore_ascii_case(FORWARDED_PREFIX))
+        let start = name.get(..SPECIFICATION_PREFIX.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(SPECIFICATION_PREFIX))
+            || FOR_UPSTREAM
+                .iter()
+                .any(|field| field.eq_ignore_ascii_case(name))
     });
     if let Some(accept) = client.joined("Accept") {
         headers.set("Accept", accept);
@@ -153,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn upstream_sees_neither_login_nor_client() {
+    fn upstream_sees_no_field_but_those_that_are_listed() {
         let client = Headers::from_iter([
             ("Host", "proxy"),
             ("Authorization", "Basic x"),
@@ -162,22 +174,37 @@ mod tests {
             ("Accept", "a"),
             ("Accept", "b"),
             ("Accept-Encoding", "gzip"),
-            ("X-Meta-Custom", "kept"),
+            ("X-Meta-Custom", "gone"),
+            ("X-Original-URL", "/v2/secret/tags/list"),
+            ("X-Rewrite-URL", "/v2/secret/tags/list"),
+            ("X-HTTP-Method-Override", "DELETE"),
+            ("X-Amz-Security-Token", "gone"),
+            ("oci-subject", "kept"),
+            ("Content-Digest", "kept"),
             ("é", "an odd name is no panic"),
         ]);
         let sent = for_upstream(&client, &Route::Catalog, "GET");
         assert_eq!(sent.joined("Accept").as_deref(), Some("a, b"));
         assert_eq!(sent.all("Accept").count(), 1);
         assert_eq!(sent.joined("Accept-Encoding").as_deref(), Some("identity"));
-        assert_eq!(sent.first("X-Meta-Custom"), Some("kept"));
+        assert_eq!(sent.first("OCI-Subject"), Some("kept"));
+        assert_eq!(sent.first("Content-Digest"), Some("kept"));
         assert!(
             sent.first("User-Agent")
                 .unwrap()
                 .starts_with("aws-ecr-proxy/")
         );
-        for gone in ["Host", "Authorization", "Cookie", "X-Forwarded-For"] {
-            assert_eq!(sent.first(gone), None, "{gone}");
-        }
+        let names = sent.iter().map(|(name, _)| name.to_ascii_lowercase());
+        let mut names: Vec<String> = names.collect();
+        names.sort_unstable();
+        let expected = [
+            "accept",
+            "accept-encoding",
+            "content-digest",
+            "oci-subject",
+            "user-agent",
+        ];
+        assert_eq!(names, expected);
     }
 
     #[test]

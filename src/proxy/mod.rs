@@ -26,6 +26,7 @@ mod lookup;
 mod manifest;
 mod page;
 mod push;
+mod query;
 mod redirect;
 mod referrer_queue;
 mod referrers;
@@ -112,7 +113,7 @@ impl Proxy {
         };
         let namespace = resolved.namespace.clone();
         let access = &self.parts.access;
-        if let Err(refusal) = access.admit(request, &resolved.target, &resolved.route) {
+        if let Err(refusal) = access.admit(request, &resolved.query, &resolved.route) {
             return Answer::Now(*refusal);
         }
         if let Some(odd) = request.target.chars().find(|c| NEVER_IN_TARGET.contains(c)) {

@@ -13,17 +13,24 @@ use crate::cache::names::Scope;
 use crate::message::{Reply, RequestBody};
 use crate::oci::Route;
 
-/// The target as the specification has it. An upload begins below `blobs/uploads/`; a registry may
-/// redirect a client that leaves the slash out.
-pub(super) fn target(target: String, route: &Route) -> String {
+/// The target as the specification has it: an upload begins below `blobs/uploads/`, and a registry
+/// may send a client that leaves the slash out somewhere else. `mount` is left out where the
+/// registry must not choose the repository: the blob is then uploaded.
+pub(super) fn target(target: String, route: &Route, mount_is_open: bool) -> String {
     if !matches!(route, Route::Uploads(_)) {
         return target;
     }
-    match target.split_once('?') {
-        Some((path, query)) if !path.ends_with('/') => format!("{path}/?{query}"),
-        None if !target.ends_with('/') => format!("{target}/"),
-        _ => target,
+    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+    let kept = query.split('&').filter(|parameter| {
+        let is_mount = parameter.split('=').next() == Some("mount");
+        !parameter.is_empty() && (mount_is_open || !is_mount)
+    });
+    let query: Vec<&str> = kept.collect();
+    let path = path.trim_end_matches('/');
+    if query.is_empty() {
+        return format!("{path}/");
     }
+    format!("{path}/?{}", query.join("&"))
 }
 
 /// Passes a push on.
@@ -60,6 +67,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_mount_from_anywhere_becomes_an_upload() {
+        let uploads = Route::parse("/v2/a/blobs/uploads/").unwrap();
+        for (asked, sent) in [
+            ("?mount=x", ""),
+            ("?mount=x&y=1", "?y=1"),
+            ("?y=1&mount=x", "?y=1"),
+            ("?amount=x", "?amount=x"),
+        ] {
+            let asked = format!("/v2/a/blobs/uploads/{asked}");
+            let sent = format!("/v2/a/blobs/uploads/{sent}");
+            assert_eq!(target(asked, &uploads, false), sent);
+        }
+    }
+
+    #[test]
     fn an_upload_begins_below_the_slash() {
         let route = |path| Route::parse(path).unwrap();
         let uploads = route("/v2/a/blobs/uploads/");
@@ -72,11 +94,11 @@ mod tests {
             ),
             ("/v2/a/blobs/uploads/?from=b", "/v2/a/blobs/uploads/?from=b"),
         ] {
-            assert_eq!(target(asked.into(), &uploads), sent);
+            assert_eq!(target(asked.into(), &uploads, true), sent);
         }
         let upload = route("/v2/a/blobs/uploads/1");
         assert_eq!(
-            target("/v2/a/blobs/uploads/1".into(), &upload),
+            target("/v2/a/blobs/uploads/1".into(), &upload, true),
             "/v2/a/blobs/uploads/1"
         );
     }

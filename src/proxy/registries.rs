@@ -11,11 +11,12 @@
 //! the list. A path is refused only when it cannot be a repository of the default registry: a host
 //! with a port, or a registry of ECR that is not in the list.
 
+use super::query::Query;
 use crate::aws::ecr::EcrHost;
 use crate::config::ImageOrigin;
 use crate::message::Request;
 use crate::oci::{self, ErrorCode, OciError, Registry, Route};
-use crate::uri::decode_visible;
+use crate::uri::{decode_visible, query_of};
 
 const NAMESPACE: &str = "ns";
 
@@ -80,6 +81,8 @@ pub(super) struct ResolvedRequest {
     pub(super) path: String,
     /// The target as upstream gets it.
     pub(super) target: String,
+    /// The parameters in it that decide.
+    pub(super) query: Query,
     /// The host in the path as the client wrote it, with its slash; or nothing.
     pub(super) prefix: String,
     /// What was put before the repository for an origin, with its slash; or nothing.
@@ -143,11 +146,13 @@ impl Registries {
             Route::parse(&path)?
         };
         let target = self.build_target(request, &path, &route, &choice, own);
+        let query = Query::parse(query_of(&target))?;
         Ok(ResolvedRequest {
             choice,
             route,
             path,
             target,
+            query,
             prefix,
             added,
             parameter,

@@ -8,6 +8,7 @@
 
 mod access;
 mod attacks;
+mod belonging;
 mod cache_damage;
 mod cache_disk;
 mod cache_fill;

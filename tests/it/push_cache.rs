@@ -499,3 +499,46 @@ impl<T: std::io::Write> WritePiece for T {
         self.write_all(piece).is_ok()
     }
 }
+
+#[test]
+fn bug_a_page_was_taken_for_a_push_or_a_deletion() {
+    let cached = Cached::with(&[("CACHE_TAG_TTL", "1h")]);
+    let image = cached.standin.put_image("new/repo", "1.0", &[]);
+    assert_eq!(cached.get(TAG).body, image.bytes);
+    let html = || {
+        vec![(
+            "Content-Type".to_owned(),
+            "text/html; charset=utf-8".to_owned(),
+        )]
+    };
+    let page = |status| Fault::Status(status, html(), b"<html>log in</html>".to_vec());
+    let by_digest = format!("/v2/new/repo/manifests/{}", digest(&image.bytes));
+    let session = begin(&cached);
+    let lost = digest(b"lost");
+    for (method, target, fault) in [
+        ("PUT", TAG.to_owned(), page(200)),
+        ("PUT", TAG.to_owned(), Fault::status(200)),
+        ("PUT", TAG.to_owned(), page(201)),
+        ("DELETE", TAG.to_owned(), page(200)),
+        ("DELETE", TAG.to_owned(), page(404)),
+        ("DELETE", by_digest.clone(), page(202)),
+        ("POST", UPLOADS.to_owned(), page(200)),
+        ("POST", UPLOADS.to_owned(), page(202)),
+        ("POST", with_digest(UPLOADS, &lost), page(201)),
+        ("PATCH", session.clone(), Fault::status(200)),
+        ("PUT", with_digest(&session, &lost), Fault::status(200)),
+        ("DELETE", session.clone(), page(204)),
+    ] {
+        let fault_at = Match::registry().method(method);
+        cached.standin.fault(fault_at, fault);
+        let got = call(&cached, method, &target, b"lost");
+        assert_eq!(got.status, 502, "{method} {target}: {}", got.text());
+        // What was there is there still, and nothing of the push is.
+        for target in [TAG, &by_digest] {
+            let got = cached.get(target);
+            assert_eq!((got.status, got.header("X-Cache")), (200, Some("HIT")));
+            assert_eq!(got.body, image.bytes);
+        }
+        assert_eq!(cached.get(&blob(&lost)).status, 404);
+    }
+}

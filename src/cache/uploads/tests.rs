@@ -49,7 +49,8 @@ impl Bench {
     }
 
     fn commit(&self, upload: Upload, digest: &Digest) -> bool {
-        self.uploads.commit(Some(upload), &self.wanted(digest))
+        let wanted = self.wanted(digest);
+        self.uploads.commit(Some(upload), &wanted, false)
     }
 
     fn is_linked(&self, digest: &Digest) -> bool {
@@ -122,7 +123,10 @@ fn bytes_of_another_digest_are_not_kept() {
     bench.settle();
     assert!(!bench.cache.store.has(&digest));
     assert_eq!(bench.cache.store.used_bytes(), 0);
-    // Upstream has it there all the same.
+    // Nothing but the client's word says that upstream has it there.
+    assert!(!bench.is_linked(&digest));
+    let wanted = bench.wanted(&digest);
+    assert!(!bench.uploads.commit(None, &wanted, true));
     assert!(bench.is_linked(&digest));
 }
 

@@ -284,7 +284,7 @@ impl<'a> Writing<'a> {
             disk.faults.report("blob", &error);
             return false;
         }
-        // Eviction may have taken a link that was older than its blob.
+        // Its bytes are the proof that it belongs there.
         let size = disk.store.size(&wanted.digest).unwrap_or_default();
         let (scope, digest) = (wanted.scope(), &wanted.digest);
         if let Err(error) = disk.names.link_verified_blob(scope, digest, size) {

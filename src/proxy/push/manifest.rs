@@ -18,7 +18,6 @@ use crate::proxy::cache_key;
 use crate::proxy::content::{self, DIGEST_FIELD};
 use crate::proxy::exchange::Exchange;
 use crate::upstream::UpstreamError;
-use crate::uri::decode_visible;
 
 /// Largest manifest that is taken: what registries must take at the least (distribution-spec
 /// "Pushing Manifests"), and ECR takes at the most.
@@ -126,17 +125,12 @@ impl<'a> ManifestPush<'a> {
     /// A manifest that is pushed by its digest may be given tags along with it: `?tag=…`, and the
     /// registry names in `OCI-Tag` each that it took.
     fn forget_given_tags(&self, cache: &Cache, reply: &Reply) {
-        let query = self.exchange.request.query().unwrap_or_default();
-        let asked = query
-            .split('&')
-            .filter_map(|pair| pair.strip_prefix("tag="));
+        let asked = self.exchange.query.all("tag").map(str::to_owned);
         let taken = reply
             .headers
             .all("OCI-Tag")
             .flat_map(|tags| tags.split(','));
-        let tags = asked
-            .filter_map(decode_visible)
-            .chain(taken.map(|tag| tag.trim().to_owned()));
+        let tags = asked.chain(taken.map(|tag| tag.trim().to_owned()));
         for tag in tags.filter_map(|tag| tag.parse().ok()) {
             cache.names.remove_tag(self.scope, &tag);
         }

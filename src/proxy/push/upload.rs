@@ -15,7 +15,6 @@ use crate::proxy::content::DIGEST_FIELD;
 use crate::proxy::exchange::Exchange;
 use crate::range;
 use crate::upstream::UpstreamError;
-use crate::uri;
 
 /// What stands before the name of an upload.
 const UPLOADS: &str = "/blobs/uploads/";
@@ -47,8 +46,8 @@ pub(super) fn begin(
         201 => {
             let mounted = parameter(exchange, "mount");
             if let Some(digest) = whole.or(mounted) {
+                commit(exchange, repository, &digest, upload, &reply);
                 complete_reply(exchange, repository, &digest, &mut reply);
-                commit(exchange, repository, &digest, upload);
             }
         }
         _ => {}
@@ -134,8 +133,8 @@ fn put(
     }
     let mut reply = forward(exchange, body, upload.as_mut())?;
     if let (true, Some(digest)) = (is_success(&reply), digest) {
+        commit(exchange, repository, &digest, upload, &reply);
         complete_reply(exchange, repository, &digest, &mut reply);
-        commit(exchange, repository, &digest, upload);
         if let Some(cache) = cache(exchange) {
             cache.uploads.forget(name);
         }
@@ -204,8 +203,16 @@ fn complete_reply(
     });
 }
 
-/// Upstream has the blob, and it belongs to the repository: so it does here.
-fn commit(exchange: &Exchange, repository: &Repository, digest: &Digest, upload: Option<Upload>) {
+/// Upstream has taken the blob. It belongs to the repository here if upstream itself names it in
+/// the answer, or if the bytes that came through have its digest. The client's word is no proof:
+/// it would open another repository's blob.
+fn commit(
+    exchange: &Exchange,
+    repository: &Repository,
+    digest: &Digest,
+    upload: Option<Upload>,
+    answer: &Reply,
+) {
     let Some(cache) = cache(exchange) else {
         return;
     };
@@ -214,7 +221,8 @@ fn commit(exchange: &Exchange, repository: &Repository, digest: &Digest, upload:
         repository: repository.clone(),
         digest: digest.clone(),
     };
-    if cache.uploads.commit(upload, &wanted) {
+    let named = answer.headers.first(DIGEST_FIELD) == Some(digest.as_str());
+    if cache.uploads.commit(upload, &wanted, named) {
         cache.remember(&exchange.registry);
     }
 }
@@ -251,8 +259,8 @@ fn name(exchange: &Exchange, repository: &Repository, session: &str) -> String {
 }
 
 /// A digest in the query.
-fn parameter(exchange: &Exchange, wanted: &str) -> Option<Digest> {
-    digest_in(exchange.request.query()?, wanted)
+fn parameter(exchange: &Exchange, name: &str) -> Option<Digest> {
+    exchange.query.get(name)?.parse().ok()
 }
 
 fn chunk_range(exchange: &Exchange) -> Option<(u64, u64)> {
@@ -260,31 +268,9 @@ fn chunk_range(exchange: &Exchange) -> Option<(u64, u64)> {
     headers.first("Content-Range").and_then(range::parse_chunk)
 }
 
-/// A digest has nothing that needs encoding, but clients encode its colon.
-fn digest_in(query: &str, wanted: &str) -> Option<Digest> {
-    let value = uri::decode_visible(uri::parameter(query, wanted)?)?;
-    value.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn digests_in_queries() {
-        let digest = format!("sha256:{}", "ab".repeat(32));
-        let encoded = digest.replace(':', "%3A");
-        for query in [
-            format!("digest={digest}"),
-            format!("_state=a%3D&digest={encoded}"),
-            format!("digest={encoded}&digest=x"),
-        ] {
-            assert_eq!(digest_in(&query, "digest").unwrap().as_str(), digest);
-        }
-        for query in ["", "digest", "digest=", "digest=sha256:..", "mount=x"] {
-            assert_eq!(digest_in(query, "digest"), None, "{query}");
-        }
-    }
 
     #[test]
     fn sessions() {

@@ -99,8 +99,18 @@ impl Store {
         let blobs = list("layers")
             .into_iter()
             .chain([manifest["config"].clone()]);
-        let blobs = blobs.filter(|descriptor| descriptor.get("urls").is_none());
-        let manifests = list("manifests");
+        let is_foreign = |descriptor: &Value| {
+            let media_type = descriptor["mediaType"].as_str().unwrap_or_default();
+            descriptor.get("urls").is_some() || media_type.contains(".foreign.")
+        };
+        let blobs = blobs.filter(|descriptor| !is_foreign(descriptor));
+        // An image with a field of an index in it is taken for an image.
+        let is_index = manifest["config"].is_null();
+        let manifests = if is_index {
+            list("manifests")
+        } else {
+            Vec::new()
+        };
         let absent_blob = blobs
             .filter_map(|descriptor| digest(&descriptor))
             .find(|digest| !repository.blobs.contains(digest));
