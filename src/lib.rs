@@ -13,6 +13,7 @@
 pub mod address;
 pub mod app;
 pub mod aws;
+pub mod budget;
 pub mod cache;
 pub mod calendar;
 pub mod cli;

@@ -10,7 +10,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use crate::budget::Share;
 
 /// The field that names the waiting request on its way through tiny_http. The door removes such a
 /// field when a client sends one.
@@ -239,21 +241,115 @@ pub trait Pieces: Send {
     fn next(&mut self) -> io::Result<Piece<'_>>;
 }
 
-/// Bytes in memory that many readers share: a clone copies none of them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SharedBytes(Arc<Vec<u8>>);
+/// A body that is there whole: small ones in memory, large ones as a file, which costs no memory
+/// however many send it. A clone shares it.
+#[derive(Debug, Clone)]
+pub enum WholeBody {
+    /// In memory.
+    Bytes(SharedBytes),
+    /// The first `length` bytes of a file.
+    File {
+        /// The file; its own position is not used.
+        file: Arc<File>,
+        /// Bytes in all.
+        length: u64,
+    },
+}
+
+impl WholeBody {
+    /// Bytes in all.
+    pub fn length(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::File { length, .. } => *length,
+        }
+    }
+}
+
+impl From<WholeBody> for Body {
+    fn from(body: WholeBody) -> Self {
+        match body {
+            WholeBody::Bytes(bytes) => Self::Bytes(bytes),
+            WholeBody::File { file, length } => Self::Pieces {
+                pieces: Box::new(WholeFile { file, left: length }),
+                length: Some(length),
+            },
+        }
+    }
+}
+
+/// The one piece of a whole file.
+struct WholeFile {
+    file: Arc<File>,
+    /// Bytes not given out yet: all or none.
+    left: u64,
+}
+
+impl Pieces for WholeFile {
+    fn next(&mut self) -> io::Result<Piece<'_>> {
+        let (file, offset) = (&*self.file, 0);
+        Ok(match std::mem::take(&mut self.left) {
+            0 => Piece::End,
+            length => Piece::File {
+                file,
+                offset,
+                length,
+            },
+        })
+    }
+}
+
+/// Bytes in memory that many may hold: a clone copies none of them.
+#[derive(Debug, Clone, Default)]
+pub struct SharedBytes(Arc<CountedBytes>);
+
+#[derive(Debug, Default)]
+struct CountedBytes {
+    bytes: Vec<u8>,
+    /// The bytes' share of the budget, given back with them.
+    share: OnceLock<Share>,
+}
+
+impl SharedBytes {
+    /// True when they count against a budget.
+    pub fn is_counted(&self) -> bool {
+        self.0.share.get().is_some()
+    }
+
+    /// Counts them against a budget, unless they are counted already.
+    pub fn count(&self, share: Share) {
+        // Err: the share that came too late is given back.
+        let _ = self.0.share.set(share);
+    }
+
+    /// Bytes that count against a budget for as long as anybody holds them.
+    pub fn counted(bytes: Vec<u8>, share: Share) -> Self {
+        let counted = Self::from(bytes);
+        counted.count(share);
+        counted
+    }
+}
 
 impl From<Vec<u8>> for SharedBytes {
     fn from(bytes: Vec<u8>) -> Self {
-        Self(Arc::new(bytes))
+        let share = OnceLock::new();
+        Self(Arc::new(CountedBytes { bytes, share }))
     }
 }
+
+impl PartialEq for SharedBytes {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for SharedBytes {}
 
 impl Deref for SharedBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        &self.0.bytes
     }
 }
 

@@ -1,6 +1,8 @@
-//! A number of things that may go on at a time. Owns: counting and waiting. Must not: know what
+//! A number of things that may go on at a time, in all or for each holder. Owns: counting and waiting. Must not: know what
 //! it counts.
 
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -68,10 +70,83 @@ impl Drop for OwnedPermit {
     }
 }
 
+/// Permits of which nobody has more than a share.
+#[derive(Debug)]
+pub struct FairShares<K> {
+    each: usize,
+    taken: Mutex<HashMap<K, usize>>,
+    returned: Condvar,
+}
+
+/// One permit out of a share; dropping it gives it back.
+#[derive(Debug)]
+pub struct SharePermit<'a, K: Eq + Hash> {
+    shares: &'a FairShares<K>,
+    holder: K,
+}
+
+impl<K: Copy + Eq + Hash> FairShares<K> {
+    /// `each` permits for each holder.
+    pub fn new(each: usize) -> Self {
+        Self {
+            each,
+            taken: Mutex::default(),
+            returned: Condvar::new(),
+        }
+    }
+
+    /// Takes one out of the holder's share, waiting until `deadline`. None when none came free.
+    pub fn take(&self, holder: K, deadline: Instant) -> Option<SharePermit<'_, K>> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let has_all = |taken: &mut HashMap<K, usize>| taken.get(&holder) >= Some(&self.each);
+        let waited = self.returned.wait_timeout_while(self.lock(), left, has_all);
+        let (mut taken, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if has_all(&mut taken) {
+            return None;
+        }
+        *taken.entry(holder).or_default() += 1;
+        let shares = self;
+        Some(SharePermit { shares, holder })
+    }
+}
+
+impl<K: Eq + Hash> FairShares<K> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, usize>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Eq + Hash> Drop for SharePermit<'_, K> {
+    fn drop(&mut self) {
+        let mut taken = self.shares.lock();
+        if let Some(count) = taken.get_mut(&self.holder) {
+            *count -= 1;
+            if *count == 0 {
+                // As many entries as there are holders.
+                taken.remove(&self.holder);
+            }
+        }
+        drop(taken);
+        self.shares.returned.notify_all();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn nobody_has_more_than_a_share_and_nothing_is_left_of_it() {
+        let (shares, now) = (FairShares::new(2), Instant::now());
+        let held = [shares.take('a', now), shares.take('a', now)];
+        assert!(held.iter().all(Option::is_some));
+        assert!(shares.take('a', now + Duration::from_millis(10)).is_none());
+        assert!(shares.take('b', now).is_some());
+        drop(held);
+        assert!(shares.take('a', now).is_some());
+        assert!(shares.lock().is_empty());
+    }
 
     #[test]
     fn no_more_than_there_are() {

@@ -2,19 +2,20 @@
 //! (links, tag entries), and reporting faults of the disk on the way. Must not: ask upstream, or
 //! choose between media types.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use super::Cache;
 use super::manifest::named_by;
 use super::names::{Scope, TagEntry};
-use crate::message::SharedBytes;
+use crate::budget::{self, BODIES, SHARE_TIMEOUT, UNCOUNTED_BYTES_MAX};
+use crate::message::{SharedBytes, WholeBody};
 use crate::oci::{Digest, Tag};
 
 /// Largest manifest that is read into memory: four times what clients take at the most
 /// (distribution-spec: 4 MiB).
 pub const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 
-/// A manifest in memory. A clone shares the bytes.
+/// A manifest. A clone shares its body.
 #[derive(Debug, Clone)]
 pub struct Manifest {
     /// The digest of the bytes.
@@ -22,7 +23,7 @@ pub struct Manifest {
     /// Its media type, without parameters.
     pub media_type: String,
     /// The manifest as upstream sent it.
-    pub bytes: SharedBytes,
+    pub body: WholeBody,
 }
 
 /// A manifest that the cache holds under a tag.
@@ -40,19 +41,38 @@ impl Cache {
     /// A manifest that the cache holds for this repository. Reading counts as use.
     pub fn manifest(&self, scope: Scope<'_>, digest: &Digest) -> Option<Manifest> {
         let media_type = self.names.link(scope, digest)?.media_type?;
-        let bytes = self.manifest_bytes(digest)?;
+        let body = self.manifest_body(digest)?;
         self.names.touch(scope, "", None, digest);
         Some(Manifest {
             digest: digest.clone(),
             media_type,
-            bytes,
+            body,
         })
+    }
+
+    /// The body of a manifest, whatever repository it belongs to. Its digest has been checked.
+    pub fn manifest_body(&self, digest: &Digest) -> Option<WholeBody> {
+        if self.store.size(digest)? <= UNCOUNTED_BYTES_MAX {
+            return self.manifest_bytes(digest).map(WholeBody::Bytes);
+        }
+        match self.store.open_verified(digest, MANIFEST_BYTES_MAX) {
+            Ok(found) => found.map(|blob| WholeBody::File {
+                file: blob.file,
+                length: blob.size,
+            }),
+            Err(error) => {
+                self.disk_faults.report("manifest", &error);
+                None
+            }
+        }
     }
 
     /// The bytes of a manifest, whatever repository it belongs to.
     pub fn manifest_bytes(&self, digest: &Digest) -> Option<SharedBytes> {
+        let size = self.store.size(digest)?;
+        let share = BODIES.take(budget::counted(size), Instant::now() + SHARE_TIMEOUT)?;
         match self.store.read(digest, MANIFEST_BYTES_MAX) {
-            Ok(bytes) => bytes.map(SharedBytes::from),
+            Ok(bytes) => bytes.map(|bytes| SharedBytes::counted(bytes, share)),
             Err(error) => {
                 self.disk_faults.report("manifest", &error);
                 None
@@ -81,22 +101,31 @@ impl Cache {
     }
 
     /// Keeps a manifest that upstream has shown or taken in a repository, with the links that
-    /// [`Self::link_manifest`] makes. False when the disk could not take it.
-    pub fn keep_manifest(&self, scope: Scope<'_>, manifest: &Manifest) -> bool {
-        if let Err(error) = self.store.put(&manifest.digest, &manifest.bytes) {
+    /// [`Self::link_manifest`] makes. A large one is then sent from its file. False when the disk
+    /// could not take it.
+    pub fn keep_manifest(&self, scope: Scope<'_>, manifest: &mut Manifest) -> bool {
+        let WholeBody::Bytes(bytes) = &manifest.body else {
+            return true;
+        };
+        if let Err(error) = self.store.put(&manifest.digest, bytes) {
             self.disk_faults.report("manifest", &error);
             return false;
         }
-        self.link_manifest(scope, manifest);
+        self.link_manifest(scope, &manifest.digest, &manifest.media_type, bytes);
+        if bytes.len() as u64 > UNCOUNTED_BYTES_MAX
+            && let Some(file) = self.manifest_body(&manifest.digest)
+        {
+            manifest.body = file;
+        }
         true
     }
 
     /// A manifest that upstream has shown or taken in a repository proves that every digest in it
     /// belongs there.
-    pub fn link_manifest(&self, scope: Scope<'_>, manifest: &Manifest) {
-        let (names, own) = (&self.names, &manifest.digest);
-        let mut linked = names.link_manifest(scope, own, &manifest.media_type);
-        for named in named_by(&manifest.bytes) {
+    pub fn link_manifest(&self, scope: Scope<'_>, digest: &Digest, media_type: &str, bytes: &[u8]) {
+        let names = &self.names;
+        let mut linked = names.link_manifest(scope, digest, media_type);
+        for named in named_by(bytes) {
             linked = linked.and_then(|()| names.link_blob(scope, &named.digest, named.size));
         }
         if let Err(error) = linked {

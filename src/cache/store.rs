@@ -18,9 +18,12 @@ use std::time::{Instant, SystemTime};
 use super::files;
 pub use super::open::{FORMAT, OpenError};
 use super::verified::{Stamp, Verified};
-use crate::hash::{ALGORITHMS, matches};
+use crate::hash::{ALGORITHMS, Hasher, matches};
 use crate::oci::Digest;
 use crate::{log, metrics};
+
+/// Bytes of a blob that are hashed at a time.
+const VERIFY_BYTES: usize = 64 * 1024;
 
 /// The files of the cache.
 #[derive(Debug)]
@@ -160,8 +163,43 @@ impl Store {
         metadata.is_file().then_some(metadata.len())
     }
 
+    /// Opens a blob, such as a large manifest, whose digest is checked unless this process has
+    /// done so before. None of it stays in memory. One that is not what its name says is
+    /// [removed](Self::remove_damaged) and counts as absent.
+    ///
+    /// # Errors
+    /// The disk's own, and a blob of more than `limit` bytes.
+    pub fn open_verified(
+        self: &Arc<Self>,
+        digest: &Digest,
+        limit: u64,
+    ) -> io::Result<Option<Blob>> {
+        let Some(blob) = self.blob(digest)? else {
+            return Ok(None);
+        };
+        refuse_larger(digest, blob.size, limit)?;
+        if blob.verified {
+            return Ok(Some(blob));
+        }
+        let mut hasher = Hasher::new(digest);
+        let mut piece = vec![0; VERIFY_BYTES];
+        let mut rest = (&*blob.file).take(blob.size);
+        loop {
+            match rest.read(&mut piece)? {
+                0 => break,
+                count => hasher.update(piece.get(..count).unwrap_or_default()),
+            }
+        }
+        if hasher.finish() == digest.as_str() {
+            self.set_verified(digest, blob.stamp);
+            return Ok(Some(blob));
+        }
+        self.remove_damaged(digest, blob.stamp);
+        Ok(None)
+    }
+
     /// Reads a whole small blob, such as a manifest, and checks its digest again. One that is not
-    /// what its name says is [remove_damagedd](Self::remove_damaged) and counts as absent.
+    /// what its name says is [removed](Self::remove_damaged) and counts as absent.
     ///
     /// # Errors
     /// The disk's own, and a blob of more than `limit` bytes.
@@ -170,11 +208,10 @@ impl Store {
             return Ok(None);
         };
         let size = stamp.size();
-        if size > limit {
-            let why = format!("blob {digest} of {size} bytes, at most {limit} are read at once");
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
-        }
-        let mut bytes = Vec::new();
+        refuse_larger(digest, size, limit)?;
+        // Exactly as many as there are: a vector that grows by itself takes twice the memory.
+        let capacity = usize::try_from(size).unwrap_or_default();
+        let mut bytes = Vec::with_capacity(capacity);
         file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
         if matches(digest, &bytes) {
             return Ok(Some(bytes));
@@ -548,6 +585,16 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn length(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
+/// # Errors
+/// When the blob has more than `limit` bytes.
+fn refuse_larger(digest: &Digest, size: u64, limit: u64) -> io::Result<()> {
+    if size <= limit {
+        return Ok(());
+    }
+    let why = format!("blob {digest} of {size} bytes, at most {limit} are read at once");
+    Err(io::Error::new(io::ErrorKind::FileTooLarge, why))
 }
 
 #[cfg(test)]

@@ -75,8 +75,14 @@ pub(super) fn write(socket: &mut ClientSocket, reply: Reply, context: ReplyConte
     let result = match reply.body {
         Body::Bytes(body) if !bodiless => {
             bytes = body.len() as u64;
-            head.extend_from_slice(&body);
-            socket.write_all(&head).map_err(WriteFault::Client)
+            // Small replies go in one packet. Of a large one no reader has a copy of its own.
+            let first = body.len().min(COPY_BYTES);
+            let (first, rest) = body.split_at_checked(first).unwrap_or_default();
+            head.extend_from_slice(first);
+            let sent = socket
+                .write_all(&head)
+                .and_then(|()| socket.write_all(rest));
+            sent.map_err(WriteFault::Client)
         }
         Body::Stream { mut reader, .. } if !bodiless => socket
             .write_all(&head)

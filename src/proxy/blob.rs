@@ -51,7 +51,17 @@ pub(super) fn get(exchange: &Exchange, repository: &Repository, digest: &Digest)
 /// Upstream's answer as the client gets it.
 fn finish(exchange: &Exchange, digest: &Digest, reply: Result<Reply, UpstreamError>) -> Reply {
     let client = &exchange.request.headers;
-    or_fail(reply.map(|reply| content::finish_blob(reply, digest, client)))
+    let reply = or_fail(reply.map(|reply| content::finish_blob(reply, digest, client)));
+    let range = conditional::requested_range(client, &etag(digest));
+    let is_whole = reply.status == 200 && !exchange.is_head();
+    match reply.body.length() {
+        // Upstream was asked for the whole, since every host answers such a range in another way.
+        Some(size) if is_whole && range == RangeSpec::Inverted && size > 0 => Reply {
+            outcome: reply.outcome,
+            ..unsatisfiable(digest, size)
+        },
+        _ => reply,
+    }
 }
 
 /// A request for a blob that may be answered from the cache.

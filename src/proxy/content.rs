@@ -3,11 +3,14 @@
 //! against its digest. Must not: change a byte of either.
 
 use std::io::{self, Cursor, Read};
+use std::time::Instant;
 
+use super::answer::fail;
 use super::conditional;
+use crate::budget::{self, BODIES, BODIES_BYTES_MAX, SHARE_TIMEOUT, UNCOUNTED_BYTES_MAX};
 use crate::cache::held::MANIFEST_BYTES_MAX;
 use crate::hash::{self, Hasher};
-use crate::message::{Body, Headers, Reply};
+use crate::message::{Body, Headers, Reply, SharedBytes};
 use crate::metrics;
 use crate::oci::{Digest, Reference, Registry};
 use crate::upstream::{Stage, UpstreamError};
@@ -135,7 +138,7 @@ fn supply_manifest_fields(
         Reference::Tag(_) => reply.headers.first(DIGEST_FIELD).map(str::to_owned),
     };
     if let Body::Stream { mut reader, length } = reply.body {
-        let bytes = read_whole(&mut *reader, MANIFEST_BYTES_MAX, registry)?;
+        let bytes = read_whole(&mut *reader, length, MANIFEST_BYTES_MAX, registry)?;
         reply.body = if bytes.len() as u64 > MANIFEST_BYTES_MAX {
             let reader = Box::new(Cursor::new(bytes).chain(reader));
             let body = Body::Stream { reader, length };
@@ -145,7 +148,7 @@ fn supply_manifest_fields(
             }
         } else {
             found = Some(verify(reference, &bytes, found.as_deref(), registry)?.to_string());
-            Body::Bytes(bytes.into())
+            Body::Bytes(bytes)
         };
     }
     if let Some(digest) = found {
@@ -187,18 +190,19 @@ pub(super) fn refuse_encoded(headers: &Headers, registry: &Registry) -> Result<(
     Err(UpstreamError::at(registry, Stage::Transfer, reason))
 }
 
-/// Reads a small body to its end, or one byte past `limit`.
+/// Reads a small body to its end, or one byte past `limit`. `length`: as upstream announced it. The
+/// bytes count against the budget for as long as anybody holds them.
 ///
 /// # Errors
-/// When it breaks off or comes too late.
+/// When it breaks off, comes too late, or the budget has no room for it in time.
 pub(super) fn read_whole(
     reader: &mut dyn Read,
+    length: Option<u64>,
     limit: u64,
     registry: &Registry,
-) -> Result<Vec<u8>, UpstreamError> {
-    let mut bytes = Vec::new();
-    let read = reader.take(limit + 1).read_to_end(&mut bytes);
-    read.map_err(|error| {
+) -> Result<SharedBytes, UpstreamError> {
+    let no_room = || no_room(registry);
+    let broken = |error: io::Error| {
         let late = error.kind() == io::ErrorKind::TimedOut;
         let stage = if late {
             Stage::Timeout
@@ -206,8 +210,52 @@ pub(super) fn read_whole(
             Stage::Transfer
         };
         UpstreamError::at(registry, stage, format!("body broke off: {error}"))
-    })?;
-    Ok(bytes)
+    };
+    let take = |bytes: u64| BODIES.take(bytes, Instant::now() + SHARE_TIMEOUT);
+    let mut room = length.unwrap_or(UNCOUNTED_BYTES_MAX).clamp(1, limit + 1);
+    let mut share = take(budget::counted(room)).ok_or_else(no_room)?;
+    let mut bytes = Vec::new();
+    loop {
+        let left = room - bytes.len() as u64;
+        bytes.reserve_exact(usize::try_from(left).unwrap_or_default());
+        let part = Read::take(&mut *reader, left).read_to_end(&mut bytes);
+        part.map_err(broken)?;
+        let mut next = [0];
+        let is_whole = (bytes.len() as u64) < room || room > limit;
+        if is_whole || reader.read(&mut next).map_err(broken)? == 0 {
+            return Ok(SharedBytes::counted(bytes, share));
+        }
+        room = (2 * room).min(limit + 1);
+        let more = take(budget::counted(room) - share.bytes()).ok_or_else(no_room)?;
+        share.merge(more);
+        bytes.extend_from_slice(&next);
+    }
+}
+
+/// Counts a body that was made here against the budget. When there is no room for it in time, the
+/// client is told to come again.
+pub(super) fn count_body(reply: Reply, registry: &Registry) -> Reply {
+    let Body::Bytes(bytes) = &reply.body else {
+        return reply;
+    };
+    let needed = budget::counted(bytes.len() as u64);
+    if needed == 0 || bytes.is_counted() {
+        return reply;
+    }
+    match BODIES.take(needed, Instant::now() + SHARE_TIMEOUT) {
+        Some(share) => {
+            bytes.count(share);
+            reply
+        }
+        None => fail(&no_room(registry)),
+    }
+}
+
+/// There is no memory for one more body now.
+pub(super) fn no_room(registry: &Registry) -> UpstreamError {
+    let limit_mib = BODIES_BYTES_MAX >> 20;
+    let reason = format!("{limit_mib} MiB of bodies are held already; try again");
+    UpstreamError::at(registry, Stage::Queue, reason)
 }
 
 /// Finds the digest of a manifest: the one it was asked for by, else `named`, which upstream gave

@@ -2,8 +2,9 @@
 //! form that all replies of upstream get on their way to the client. Must not: choose who answers a
 //! request, or know the fields of one route.
 
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::access::Access;
 use super::answer::API_VERSION;
@@ -13,13 +14,18 @@ use super::query::Query;
 use super::referrer_queue::ReferrerQueue;
 use super::registries::Registries;
 use super::{headers, refusal};
+use crate::address::network_of;
 use crate::cache::Cache;
 use crate::cache::flights::Flights;
 use crate::config::{BlobRedirect, CacheKey};
 use crate::message::{Body, Buffered, Headers, LogNote, Reply, Request, RequestBody};
 use crate::oci::{Registry, Route};
+use crate::permits::{FairShares, SharePermit};
 use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT, Upstream};
 use crate::upstream::{Stage, UpstreamError};
+
+/// Longest wait for one of a client's own uploads to end, as for a permit.
+const UPLOAD_SHARE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What all exchanges share.
 pub(super) struct Parts {
@@ -30,6 +36,8 @@ pub(super) struct Parts {
     pub(super) cache_key: CacheKey,
     pub(super) manifests: Flights<ManifestLookup>,
     pub(super) pages: Flights<PageLookup>,
+    /// Uploads at a time of each client network.
+    pub(super) upload_shares: FairShares<IpAddr>,
     /// None unless `FILL_REFERRERS` is set.
     pub(super) referrer_queue: Option<ReferrerQueue>,
     /// The upstreams are ECR itself.
@@ -94,6 +102,7 @@ impl Exchange {
 
     /// Passes the request on with its body, and dresses the reply.
     pub(super) fn forward(&self, body: &mut RequestBody<'_>) -> Result<Reply, UpstreamError> {
+        let _share = self.take_upload_share(body)?;
         let headers = self.upstream_headers();
         let fetched = self.parts.upstream.fetch(self.call(&headers), body)?;
         self.dress(&self.request.method, &headers, unfold(fetched))
@@ -145,6 +154,24 @@ impl Exchange {
     /// The client's fields as upstream gets them.
     pub(super) fn upstream_headers(&self) -> Headers {
         headers::for_upstream(&self.request.headers, &self.route, &self.request.method)
+    }
+
+    /// Takes the client's share of uploads for as long as its body may last. A request without a
+    /// body takes none, nor does a client on a unix socket, which has no address.
+    fn take_upload_share(
+        &self,
+        body: &RequestBody<'_>,
+    ) -> Result<Option<SharePermit<'_, IpAddr>>, UpstreamError> {
+        let peer = self.request.peer.address.map(network_of);
+        let Some(network) = peer.filter(|_| body.length() != Some(0)) else {
+            return Ok(None);
+        };
+        let deadline = Instant::now() + UPLOAD_SHARE_TIMEOUT;
+        let share = self.parts.upload_shares.take(network, deadline);
+        share.map(Some).ok_or_else(|| {
+            let reason = format!("{network} has half of MAX_UPLOADS; try again");
+            UpstreamError::at(&self.registry, Stage::Queue, reason)
+        })
     }
 
     fn call<'a>(&'a self, headers: &'a Headers) -> Call<'a> {

@@ -105,7 +105,7 @@ fn remove_what_upstream_cannot_judge(headers: &mut Headers, route: &Route) {
     };
     headers.remove("If-None-Match");
     headers.remove("If-Range");
-    if wanted == RangeSpec::Whole {
+    if matches!(wanted, RangeSpec::Inverted | RangeSpec::Whole) {
         headers.remove("Range");
     }
 }

@@ -22,13 +22,17 @@ pub(super) struct ClientAddress {
 impl ClientAddress {
     /// The client's URL for a path of the registry, which begins with `/v2/`.
     pub(super) fn url(&self, path: &str) -> String {
-        let (origin, prefix) = (&self.origin, &self.prefix);
+        format!("{}{}", self.origin, self.path(path))
+    }
+
+    /// The same without scheme and authority.
+    fn path(&self, path: &str) -> String {
         match path.strip_prefix("/v2/") {
             Some(rest) => {
                 let rest = rest.strip_prefix(&self.added).unwrap_or(rest);
-                format!("{origin}/v2/{prefix}{rest}")
+                format!("/v2/{}{rest}", self.prefix)
             }
-            None => format!("{origin}{path}"),
+            None => path.to_owned(),
         }
     }
 
@@ -38,8 +42,8 @@ impl ClientAddress {
         let Some(parameter) = &self.parameter else {
             return url;
         };
-        let is_ours = url.strip_prefix(&self.origin);
-        if !is_ours.is_some_and(|path| path.starts_with("/v2/")) {
+        let path = url.strip_prefix(&self.origin).unwrap_or(&url);
+        if !path.starts_with("/v2/") && !is_below_request(path) {
             return url;
         }
         match url.split_once('?') {
@@ -127,20 +131,24 @@ fn read_forwarded(headers: &Headers) -> Forwarded {
     Forwarded { scheme, host, port }
 }
 
-/// Makes a URL of the registry's API ours, whatever its form; path and query stay byte for byte.
-/// The host is not compared: a registry may know itself by another name than ours for it. Any other
-/// URL is left alone.
+/// Makes a URL of the registry's API lead to us; path and query stay byte for byte. An absolute one
+/// gets the client's address. The host is not compared: a registry may know itself by another name
+/// than ours for it. A relative one stays relative: the client knows its way here, while we may know
+/// no more than `http://`. Any other URL is left alone.
 pub(super) fn rewrite_url(url: &str, own: &ClientAddress) -> String {
-    let path = if url.starts_with("/v2/") {
-        Some(url)
-    } else {
-        let rest = url.split_once("//").map(|(_, rest)| rest);
-        let start = rest.and_then(|rest| rest.find('/').map(|at| (rest, at)));
-        start
-            .and_then(|(rest, at)| rest.get(at..))
-            .filter(|path| path.starts_with("/v2/"))
-    };
+    if url.starts_with("/v2/") {
+        return own.path(url);
+    }
+    let rest = url.split_once("//").map(|(_, rest)| rest);
+    let path = rest.and_then(|rest| rest.get(rest.find('/')?..));
+    let path = path.filter(|path| path.starts_with("/v2/"));
     path.map_or_else(|| url.to_owned(), |path| own.url(path))
+}
+
+/// True for a reference that begins at the path of the request, such as `?last=a` (RFC 3986 §4.2).
+fn is_below_request(url: &str) -> bool {
+    let first = url.split(['/', '?']).next().unwrap_or_default();
+    !url.starts_with('/') && !first.contains(':')
 }
 
 /// Rewrites each `<URI-Reference>` of a `Link` field (RFC 8288 §3) and nothing else of it.
@@ -266,7 +274,11 @@ mod tests {
             ),
             (
                 "</v2/_catalog?last=b&n=1>;rel=next".into(),
-                format!("<{OWN}/v2/_catalog?last=b&n=1>;rel=next"),
+                "</v2/_catalog?last=b&n=1>;rel=next".into(),
+            ),
+            (
+                "<list?last=a%2Bb>; rel=next, <?last=b>".into(),
+                "<list?last=a%2Bb>; rel=next, <?last=b>".into(),
             ),
             (
                 format!("<{ecr}:443/v2/a>; rel=\"next\"; title=\"<x>, y\", <//r/v2/b>; rel=prev"),
@@ -289,10 +301,10 @@ mod tests {
         for location in [
             format!("https://r.example:5000{path}"),
             format!("//r{path}"),
-            path.into(),
         ] {
             assert_eq!(rewrite_url(&location, &own()), format!("{OWN}{path}"));
         }
+        assert_eq!(rewrite_url(path, &own()), path, "relative stays relative");
         assert_eq!(rewrite_url(path, &ClientAddress::default()), path);
         assert_eq!(
             rewrite_url("https://s3.example/x?sig", &own()),
@@ -332,8 +344,10 @@ mod tests {
             prefix: "r.example:5000/".into(),
             ..own()
         };
-        let expected = format!("{OWN}/v2/r.example:5000/a/tags/list?n=1&last=x+/%2B=");
+        let expected = "/v2/r.example:5000/a/tags/list?n=1&last=x+/%2B=";
+        let absolute = format!("https://r{path}");
         assert_eq!(rewrite_url(path, &by_path), expected);
+        assert_eq!(rewrite_url(&absolute, &by_path), format!("{OWN}{expected}"));
         let link = rewrite_link(&format!("<{path}>; rel=\"next\""), &by_path);
         assert_eq!(link, format!("<{expected}>; rel=\"next\""));
         let by_name = ClientAddress {
@@ -341,17 +355,17 @@ mod tests {
             ..own()
         };
         // A push names its registry by the path alone.
-        assert_eq!(rewrite_url(path, &by_name), format!("{OWN}{path}"));
+        assert_eq!(rewrite_url(path, &by_name), path);
         for (url, expected) in [
-            (path, format!("{OWN}{path}&ns=r.example%3A5000")),
+            (path, format!("{path}&ns=r.example%3A5000")),
+            (&absolute, format!("{OWN}{path}&ns=r.example%3A5000")),
+            ("list?last=a", "list?last=a&ns=r.example%3A5000".into()),
+            ("?last=a", "?last=a&ns=r.example%3A5000".into()),
             (
                 "https://r/v2/_catalog",
                 format!("{OWN}/v2/_catalog?ns=r.example%3A5000"),
             ),
-            (
-                "/v2/_catalog?n=1&ns=r",
-                format!("{OWN}/v2/_catalog?n=1&ns=r"),
-            ),
+            ("/v2/_catalog?n=1&ns=r", "/v2/_catalog?n=1&ns=r".to_owned()),
             (
                 "https://docs.example/help",
                 "https://docs.example/help".into(),

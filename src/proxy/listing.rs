@@ -73,8 +73,8 @@ fn filter_catalogue(
     }
     let unreadable = |reason: &str| UpstreamError::at(registry, Stage::Transfer, reason.to_owned());
     let bytes = match reply.body {
-        Body::Stream { mut reader, .. } => {
-            content::read_whole(&mut *reader, CATALOGUE_BYTES_MAX, registry)?.into()
+        Body::Stream { mut reader, length } => {
+            content::read_whole(&mut *reader, length, CATALOGUE_BYTES_MAX, registry)?
         }
         Body::Bytes(bytes) => bytes,
         Body::Empty { .. } | Body::Pieces { .. } => SharedBytes::default(),
@@ -166,7 +166,10 @@ impl<'a> ListRequest<'a> {
             return self.stream();
         }
         let in_hand = cache.is_some_and(|cache| self.is_known(cache));
-        let offline = |why: &UpstreamError| self.offline(cache?, why);
+        let offline = |why: &UpstreamError| {
+            let cache = cache?;
+            page::answer_in_turn(&exchange.registry, || self.offline(cache, why))
+        };
         match page::ask(exchange, in_hand) {
             PageLookup::Failed(why) => offline(&why).unwrap_or_else(|| fail(&why)),
             PageLookup::Found(page) => {
@@ -215,6 +218,9 @@ impl<'a> ListRequest<'a> {
     }
 
     fn keep(&self, cache: &Cache, page: &Buffered) {
+        let Ok(_turn) = page::take_turn_for(&page.body, &self.exchange.registry) else {
+            return;
+        };
         let query = uri::query_of(&self.exchange.target);
         let now = std::time::SystemTime::now();
         let page = Page::new(query, &page.headers, page.body.to_vec(), now);

@@ -18,7 +18,7 @@ use crate::cache::Cache;
 use crate::cache::held::{MANIFEST_BYTES_MAX, Manifest, TaggedManifest};
 use crate::cache::names::Scope;
 use crate::log;
-use crate::message::{Body, Buffered, Headers, LogNote, Reply};
+use crate::message::{Body, Buffered, Headers, LogNote, Reply, WholeBody};
 use crate::oci::{Digest, ERROR_DOCUMENT_BYTES_MAX, Reference, Repository, Tag};
 use crate::upstream::client::Incoming;
 use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
@@ -148,13 +148,14 @@ impl ManifestPull<'_> {
         let headers = headers::for_cache(&self.exchange.request.headers);
         let reply = self.ask("HEAD", &headers, HEAD_TIMEOUT).ok()?;
         let media_type = media_type(&reply.headers).filter(|_| reply.status == 200)?;
-        let manifest = Manifest {
+        let bytes = self.cache.manifest_bytes(digest)?;
+        self.cache
+            .link_manifest(self.scope, digest, &media_type, &bytes);
+        Some(Manifest {
             digest: digest.clone(),
             media_type,
-            bytes: self.cache.manifest_bytes(digest)?,
-        };
-        self.cache.link_manifest(self.scope, &manifest);
-        Some(manifest)
+            body: self.cache.manifest_body(digest)?,
+        })
     }
 
     /// Downloads the manifest, verifies and keeps it.
@@ -189,26 +190,28 @@ impl ManifestPull<'_> {
     fn receive(&self, mut reply: Incoming) -> Result<ManifestLookup, UpstreamError> {
         let registry = self.scope.registry;
         if reply.status != 200 {
-            let body = content::read_whole(&mut *reply.body, ERROR_DOCUMENT_BYTES_MAX, registry)?;
+            let limit = ERROR_DOCUMENT_BYTES_MAX;
+            let body = content::read_whole(&mut *reply.body, reply.length, limit, registry)?;
             return Ok(ManifestLookup::Refused(Buffered {
                 status: reply.status,
                 headers: reply.headers,
-                body: body.into(),
+                body,
             }));
         }
         content::refuse_encoded(&reply.headers, registry)?;
-        let bytes = content::read_whole(&mut *reply.body, MANIFEST_BYTES_MAX, registry)?;
+        let limit = MANIFEST_BYTES_MAX;
+        let bytes = content::read_whole(&mut *reply.body, reply.length, limit, registry)?;
         if bytes.len() as u64 > MANIFEST_BYTES_MAX {
             return Ok(ManifestLookup::TooLarge);
         }
         let named = reply.headers.first(DIGEST_FIELD);
         let media_type = media_type(&reply.headers);
-        let manifest = Manifest {
+        let mut manifest = Manifest {
             digest: content::verify(self.reference, &bytes, named, registry)?,
             media_type: media_type.unwrap_or_else(|| "application/octet-stream".to_owned()),
-            bytes: bytes.into(),
+            body: WholeBody::Bytes(bytes),
         };
-        if self.cache.keep_manifest(self.scope, &manifest) {
+        if self.cache.keep_manifest(self.scope, &mut manifest) {
             self.queue_referrers(&manifest.digest);
         }
         Ok(ManifestLookup::Found(manifest, Freshness::Fetched))
@@ -268,11 +271,11 @@ impl ManifestPull<'_> {
     fn found(&self, manifest: &Manifest, outcome: CacheOutcome) -> Reply {
         let etag = format!("\"{}\"", manifest.digest);
         let unchanged = conditional::is_not_modified(&self.exchange.request.headers, &etag);
-        let length = Some(manifest.bytes.len() as u64);
+        let length = Some(manifest.body.length());
         let (status, body) = match (unchanged, self.exchange.is_head()) {
             (true, _) => (304, Body::empty()),
             (false, true) => (200, Body::Empty { length }),
-            (false, false) => (200, Body::Bytes(manifest.bytes.clone())),
+            (false, false) => (200, manifest.body.clone().into()),
         };
         let headers = Headers::from_iter([
             (API_VERSION.0, API_VERSION.1.to_owned()),

@@ -45,6 +45,7 @@ use crate::cache::flights::Flights;
 use crate::config::{Settings, UpstreamAuth};
 use crate::message::{Answer, Reply, Request};
 use crate::oci::{ErrorCode, OciError, Route};
+use crate::permits::FairShares;
 use crate::upstream::exchange::Upstream;
 
 /// Characters that no URI has unencoded (RFC 3986 §2); ureq sends no target that has one.
@@ -77,6 +78,8 @@ impl Proxy {
             cache_key: settings.cache_key.clone(),
             manifests: Flights::default(),
             pages: Flights::default(),
+            // One client that drips leaves the other half to everybody else.
+            upload_shares: FairShares::new(settings.max_uploads.div_ceil(2)),
             referrer_queue: settings.fill_referrers.then(ReferrerQueue::default),
             is_ecr: !chained,
             trust_proxy_headers: settings.trust_proxy_headers,

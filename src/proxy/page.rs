@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::answer::fail;
 use super::content;
 use super::exchange::Exchange;
 use super::lookup::PageLookup;
+use crate::budget;
 use crate::cache::pages::{LIST_BYTES_MAX, Page};
 use crate::message::{Body, Buffered, Headers, Reply};
 use crate::oci::{ERROR_DOCUMENT_BYTES_MAX, Registry};
+use crate::permits::Permit;
 use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
 use crate::upstream::{Stage, UpstreamError};
 use crate::uri;
@@ -72,12 +75,12 @@ fn fetch(exchange: &Exchange, patience: Duration) -> Result<PageLookup, Upstream
     } else {
         ERROR_DOCUMENT_BYTES_MAX
     };
-    let bytes = content::read_whole(&mut *reply.body, limit, registry)?;
+    let bytes = content::read_whole(&mut *reply.body, reply.length, limit, registry)?;
     let is_too_large = bytes.len() as u64 > limit;
     let buffered = Buffered {
         status: reply.status,
         headers: reply.headers,
-        body: bytes.into(),
+        body: bytes,
     };
     if !is_list {
         return Ok(PageLookup::Refused(buffered));
@@ -85,13 +88,42 @@ fn fetch(exchange: &Exchange, patience: Duration) -> Result<PageLookup, Upstream
     if is_too_large {
         return Ok(PageLookup::TooLarge);
     }
+    let turn = take_turn_for(&buffered.body, registry)?;
     // A captive portal between us and the registry answers 200, too.
     let document = serde_json::from_slice(&buffered.body).unwrap_or(Value::Null);
-    if !document.is_object() {
+    let is_object = document.is_object();
+    drop((document, turn));
+    if !is_object {
         let reason = "its answer is no list".to_owned();
         return Err(UpstreamError::at(registry, Stage::Transfer, reason));
     }
     Ok(PageLookup::Found(buffered))
+}
+
+/// Waits for a turn to work on a large body; a small one needs none.
+///
+/// # Errors
+/// When the turn did not come.
+pub(super) fn take_turn_for(
+    body: &[u8],
+    registry: &Registry,
+) -> Result<Option<Permit<'static>>, UpstreamError> {
+    if budget::counted(body.len() as u64) == 0 {
+        return Ok(None);
+    }
+    let turn = budget::take_turn();
+    turn.map(Some).ok_or_else(|| content::no_room(registry))
+}
+
+/// Makes an answer of what the cache holds, in a turn of its own, and counts its body.
+pub(super) fn answer_in_turn(
+    registry: &Registry,
+    make: impl FnOnce() -> Option<Reply>,
+) -> Option<Reply> {
+    let Some(_turn) = budget::take_turn() else {
+        return Some(fail(&content::no_room(registry)));
+    };
+    make().map(|reply| content::count_body(reply, registry))
 }
 
 /// The reason for which an older answer may stand in for this one, if it may: upstream is out of

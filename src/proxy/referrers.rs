@@ -13,6 +13,7 @@ use super::answer::{CacheOutcome, age, fail, mark, mark_stale, or_fail, refuse};
 use super::exchange::Exchange;
 use super::lookup::PageLookup;
 use super::page;
+use crate::budget;
 use crate::cache::Cache;
 use crate::cache::manifest::referrer;
 use crate::cache::names::Scope;
@@ -73,15 +74,20 @@ impl<'a> ReferrersRequest<'a> {
     }
 
     fn through_cache(&self, cache: &Cache) -> Reply {
-        if let Some(reply) = self.fresh(cache) {
+        if let Some(reply) = page::answer_in_turn(self.scope.registry, || self.fresh(cache)) {
             return mark(reply, CacheOutcome::Hit);
         }
+        let offline = |why: &UpstreamError| {
+            page::answer_in_turn(self.scope.registry, || self.offline(cache, why))
+        };
+        let turn = budget::take_turn();
         let in_hand = [self.query, ""]
             .iter()
             .any(|query| cache.names.page(self.stored(), query).is_some());
+        drop(turn);
         let pushes_before = cache.pushes.count();
         match page::ask(self.exchange, in_hand) {
-            PageLookup::Failed(why) => self.offline(cache, &why).unwrap_or_else(|| fail(&why)),
+            PageLookup::Failed(why) => offline(&why).unwrap_or_else(|| fail(&why)),
             PageLookup::Found(page) => {
                 if cache.pushes.count() == pushes_before {
                     self.keep(cache, &page);
@@ -91,7 +97,7 @@ impl<'a> ReferrersRequest<'a> {
             }
             PageLookup::Refused(refused) => {
                 let excuse = page::excuse(self.scope.registry, &refused);
-                if let Some(reply) = excuse.and_then(|why| self.offline(cache, &why)) {
+                if let Some(reply) = excuse.and_then(|why| offline(&why)) {
                     return reply;
                 }
                 if is_no_api(&refused) {
@@ -142,6 +148,9 @@ impl<'a> ReferrersRequest<'a> {
 
     /// A list is kept for what is known to be there: clients may ask for any digest.
     fn keep(&self, cache: &Cache, page: &Buffered) {
+        let Ok(_turn) = page::take_turn_for(&page.body, self.scope.registry) else {
+            return;
+        };
         let known = cache.names.link(self.scope, self.digest).is_some();
         let empty = descriptors(&page.body).is_none_or(|found| found.is_empty());
         if empty && !known {

@@ -254,19 +254,18 @@ fn lists_come_from_the_cache_in_pages() {
         assert!(got.header("Warning").is_some());
         (got.text(), got.header("Link").map(str::to_owned))
     };
-    let own = format!("http://{}", cached.address());
     let tags = |list: &str| format!(r#"{{"name":"a/one","tags":[{list}]}}"#);
     let whole = (tags(r#""1.0","2.0","latest""#), None);
     assert_eq!(text("/v2/a/one/tags/list"), whole);
     let (page, link) = text("/v2/a/one/tags/list?n=2");
     assert_eq!(page, tags(r#""1.0","2.0""#));
-    let next = format!("<{own}/v2/a/one/tags/list?n=2&last=2.0>; rel=\"next\"");
+    let next = "</v2/a/one/tags/list?n=2&last=2.0>; rel=\"next\"".to_owned();
     assert_eq!(link, Some(next));
     let last = (tags(r#""latest""#), None);
     assert_eq!(text("/v2/a/one/tags/list?n=2&last=2.0"), last);
     let (page, link) = text("/v2/_catalog?n=2");
     assert_eq!(page, r#"{"repositories":["a/one","b/two"]}"#);
-    let next = format!("<{own}/v2/_catalog?n=2&last=b/two>; rel=\"next\"");
+    let next = "</v2/_catalog?n=2&last=b/two>; rel=\"next\"".to_owned();
     assert_eq!(link, Some(next));
     let last = r#"{"repositories":["c/three"]}"#.to_owned();
     assert_eq!(text("/v2/_catalog?n=2&last=b%2Ftwo"), (last, None));

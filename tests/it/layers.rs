@@ -17,7 +17,7 @@ const LAYERS: [&[&str]; 10] = [
     &["config", "oci", "message", "hash"],
     &["metrics", "log", "clock"],
     &[
-        "address", "calendar", "permits", "random", "range", "secret", "uri",
+        "address", "budget", "calendar", "permits", "random", "range", "secret", "uri",
     ],
 ];
 /// These know only the layers from `config` down.
@@ -25,7 +25,9 @@ const LOW_SIGHTED: [&str; 2] = ["door", "pool"];
 /// The layer with `config` in it.
 const WORDS_LAYER: usize = 7;
 /// Arrows within a layer, each with its reason. Together they must form no circle.
-const WITHIN: [(&str, &str); 3] = [
+const WITHIN: [(&str, &str); 4] = [
+    // Turns at large bodies are permits.
+    ("budget", "permits"),
     // A setting names a registry; it is checked where it is read.
     ("config", "oci"),
     // Content is hashed by the algorithm of its digest.

@@ -65,7 +65,7 @@ pub(super) static ROWS: &[Setting] = &[
         Number(range(1, 10_000, COUNT_REASON), |s, count| {
             s.max_uploads = size(count)
         }),
-        "Request bodies that are streamed to one registry at a time.",
+        "Request bodies that are streamed to one registry at a time; at most half as many from one client address.",
     ),
     row(
         "MAX_FILLS",

@@ -11,7 +11,7 @@ use crate::cache::names::Scope;
 use crate::cache::pages::List;
 use crate::cache::pushes::Pushing;
 use crate::hash;
-use crate::message::{Reply, RequestBody, SharedBytes};
+use crate::message::{Reply, RequestBody, SharedBytes, WholeBody};
 use crate::oci::{Digest, ErrorCode, OciError, Reference, Repository};
 use crate::proxy::answer::refuse;
 use crate::proxy::cache_key;
@@ -150,12 +150,12 @@ impl<'a> ManifestPush<'a> {
         let (Some(digest), Some(media_type)) = (digest, media_type) else {
             return;
         };
-        let manifest = Manifest {
+        let mut manifest = Manifest {
             digest,
             media_type,
-            bytes,
+            body: WholeBody::Bytes(bytes),
         };
-        let kept = cache.keep_manifest(self.scope, &manifest);
+        let kept = cache.keep_manifest(self.scope, &mut manifest);
         if let (Reference::Tag(tag), true) = (self.reference, kept && alone) {
             let (key, request) = (&self.exchange.parts.cache_key, &self.exchange.request);
             let partition = cache_key::partition(key, request, &self.exchange.path);

@@ -1,0 +1,148 @@
+//! Memory: whole replies are sent from files or shared, and what is held is bounded, however many
+//! clients read slowly.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketType, connect, socket, sockopt};
+use standin::{Options, Quirks, Server};
+
+use crate::support::{Cached, Front, Proxy, Scratch, in_parallel, wait_until};
+
+/// Clients at a time.
+const CLIENTS: usize = 256;
+/// What the process may take with them; the budget for bodies (32 MiB) is a part of it.
+const RESIDENT_KIB_MAX: u64 = 120 << 10;
+/// All of them come from one address.
+const MANY: (&str, &str) = ("MAX_CONNECTIONS_PER_PEER", "1024");
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const LARGE: usize = 4 << 20;
+const LARGEST: usize = 16 << 20;
+/// For a reply's head on a machine that is busy.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A client that has asked for something and takes next to nothing of it.
+struct SlowReader {
+    stream: TcpStream,
+    head: String,
+}
+
+impl SlowReader {
+    fn ask(address: SocketAddr, target: &str) -> Self {
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        // Before it connects, or the kernel takes megabytes on its behalf.
+        sockopt::set_socket_recv_buffer_size(&socket, 4096).unwrap();
+        connect(&socket, &address).unwrap();
+        let mut stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(HEAD_TIMEOUT)).unwrap();
+        let request = format!("GET {target} HTTP/1.1\r\nHost: x\r\nAccept: */*\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            assert_eq!(stream.read(&mut byte).unwrap(), 1, "an answer");
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).unwrap();
+        Self { stream, head }
+    }
+
+    fn status(&self) -> u16 {
+        self.head.get(9..12).unwrap().parse().unwrap()
+    }
+
+    fn is_alive(&self) -> bool {
+        self.stream.peer_addr().is_ok()
+    }
+}
+
+/// 256 clients that ask for `target(number)`, and hold on to it; how many got it.
+fn ask_all(proxy: &Proxy, target: impl Fn(usize) -> String + Sync) -> usize {
+    let readers = Mutex::new(Vec::new());
+    in_parallel(CLIENTS, |number| {
+        let reader = SlowReader::ask(proxy.address(), &target(number));
+        readers.lock().unwrap().push(reader);
+    });
+    let readers = readers.into_inner().unwrap();
+    assert!(readers.iter().all(SlowReader::is_alive));
+    for reader in readers.iter().filter(|reader| reader.status() != 200) {
+        assert_eq!(reader.status(), 503, "{}", reader.head);
+        assert!(reader.head.contains("\r\nRetry-After: "), "{}", reader.head);
+    }
+    let resident = proxy.peak_rss_kib();
+    assert!(resident < RESIDENT_KIB_MAX, "{resident} KiB");
+    readers
+        .iter()
+        .filter(|reader| reader.status() == 200)
+        .count()
+}
+
+fn manifest(number: usize, size: usize) -> Vec<u8> {
+    let mut bytes = format!("{{\"schemaVersion\":2,\"layers\":[],\"n\":{number}}}").into_bytes();
+    bytes.resize(size, b' ');
+    bytes
+}
+
+#[test]
+fn bug_250_slow_readers_of_one_manifest_cost_2_gb() {
+    let cached = Cached::with(&[MANY, ("CACHE_TAG_TTL", "1h")]);
+    let standin = &cached.standin;
+    standin.add_manifest("team/app", "large", MANIFEST, &manifest(0, LARGE));
+    standin.add_manifest("team/app", "largest", MANIFEST, &manifest(1, LARGEST));
+    // Cold, and then from the cache.
+    for tag in ["large", "large", "largest", "largest"] {
+        let target = format!("/v2/team/app/manifests/{tag}");
+        assert_eq!(
+            ask_all(cached.proxy(), |_| target.clone()),
+            CLIENTS,
+            "{tag}"
+        );
+    }
+}
+
+/// 512 MiB of manifests in all: ten times what may be held.
+#[test]
+fn many_manifests_at_a_time_wait_for_room_or_are_told_to_come_again() {
+    let cached = Cached::with(&[MANY, ("CACHE_TAG_TTL", "1h")]);
+    let front = Front::with(Options::default(), &[MANY, ("CACHE_DIR", "off")]);
+    for number in 0..CLIENTS / 2 {
+        let (tag, bytes) = (format!("t{number}"), manifest(number, LARGE));
+        for standin in [&cached.standin, &front.standin] {
+            standin.add_manifest("team/app", &tag, MANIFEST, &bytes);
+        }
+    }
+    let target = |number: usize| format!("/v2/team/app/manifests/t{}", number / 2);
+    // With a cache each is sent from its file as soon as it is there.
+    for number in 0..CLIENTS / 2 {
+        let got = cached.get(&target(2 * number));
+        assert_eq!(got.status, 200);
+    }
+    assert_eq!(ask_all(cached.proxy(), target), CLIENTS);
+    // Without one they are held for as long as their readers take.
+    assert!(ask_all(&front.proxy, target) >= 4);
+    let has_room = || front.get(&target(0)).status == 200;
+    wait_until("room again", HEAD_TIMEOUT, has_room);
+}
+
+#[test]
+fn lists_are_bounded_too() {
+    // ECR gives out a thousand names at a time, other registries as many as are asked for.
+    let options = Options {
+        demand_token: false,
+        quirks: Quirks::none(),
+        ..Options::default()
+    };
+    let mut cached = Cached::on(Scratch::new(), options, &[MANY, ("UPSTREAM_AUTH", "none")]);
+    cached.standin.add_tags("team/app", 100_000);
+    let target = "/v2/team/app/tags/list?n=200000";
+    let whole = cached.get(target);
+    assert_eq!(whole.status, 200);
+    assert!(whole.body.len() > 1_000_000, "{}", whole.body.len());
+    assert!(ask_all(cached.proxy(), |_| target.to_owned()) > 0);
+    cached.standin.down(Server::Registry);
+    cached.kill();
+    cached.start_again();
+    assert!(ask_all(cached.proxy(), |_| target.to_owned()) > 0);
+}
