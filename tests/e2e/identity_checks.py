@@ -290,3 +290,10 @@ def an_identity_without_rights_is_told_what_to_grant(_fixtures, site):
     want(reply.status == 503, "status", reply.status)
     want(b"AccessDenied" in reply.body and b"via environment" in reply.body, reply.body)
     proxy.process.stop()
+
+
+@check("layout")
+def the_shared_files_read_as_botocore_reads_them(_fixtures, _layout):
+    command = [sys.executable, os.path.join(HERE, "aws_files.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    want(done.returncode == 0, done.stdout + done.stderr)

@@ -10,6 +10,15 @@ use std::path::Path;
 /// # Errors
 /// What is wrong with it, without its name.
 pub(super) fn read(path: &Path, bytes_max: u64) -> Result<Option<String>, String> {
+    let text = read_bytes(path, bytes_max)?.map(String::from_utf8);
+    text.transpose().map_err(|_| "it is not UTF-8".to_owned())
+}
+
+/// The same for a file in any encoding.
+///
+/// # Errors
+/// What is wrong with it, without its name.
+pub(super) fn read_bytes(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, String> {
     let kind = match path.metadata() {
         Ok(metadata) => metadata.file_type(),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -33,8 +42,7 @@ pub(super) fn read(path: &Path, bytes_max: u64) -> Result<Option<String>, String
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > bytes_max {
         return Err(format!("it is larger than {bytes_max} bytes"));
     }
-    let text = String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
-    Ok(Some(text))
+    Ok(Some(bytes))
 }
 
 #[cfg(test)]

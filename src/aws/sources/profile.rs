@@ -10,6 +10,7 @@ mod plan;
 use std::sync::Arc;
 
 use self::files::{Profiles, SharedFiles, text};
+use self::ini::Properties;
 use self::plan::{Base, NamedSource, Plan, plan};
 use super::super::credentials::{Credentials, Source};
 use super::super::fault::AwsFault;
@@ -46,9 +47,13 @@ impl Profile {
     }
 
     fn plan(&self) -> Result<Option<Plan>, String> {
-        match self.files.load()? {
-            Some(profiles) => plan(&profiles, self.files.profile()),
-            None => Ok(None),
+        let Some(profiles) = self.files.load()? else {
+            return Ok(None);
+        };
+        match (plan(&profiles, self.files.profile())?, profiles.absent()) {
+            // The credentials may be in the file that is missing.
+            (None, Some(absent)) => Err(absent.clone()),
+            (plan, _) => Ok(plan),
         }
     }
 
@@ -120,6 +125,10 @@ impl Source for Profile {
         }
         Ok(Some(credentials))
     }
+
+    fn passed_over(&self) -> Option<String> {
+        Some(self.files.tried())
+    }
 }
 
 /// The environment's keys as a source of their own, except when the named profile assumes its role
@@ -164,18 +173,28 @@ impl Source for UnlessTakenBy {
 /// elsewhere; if not, [`Profile`] fails with the same words.
 pub(in crate::aws) fn complete(settings: AwsSettings) -> (AwsSettings, Option<String>) {
     let files = SharedFiles::new(&settings);
-    let profiles = match files.load() {
-        Ok(profiles) => profiles.unwrap_or_default(),
+    let loaded = files.load().and_then(|profiles| {
+        let profiles = profiles.unwrap_or_default();
+        let profile = profiles.get(files.profile())?.cloned();
+        Ok((profiles, profile))
+    });
+    let (profiles, profile) = match loaded {
+        Ok((profiles, Some(profile))) => (profiles, profile),
+        Ok((_, None)) => return (settings, None),
         Err(why) => {
-            log::warn(
-                "region and endpoints of the profile are unknown",
-                &[("error", &why)],
-            );
+            let what = "region and endpoints of the profile are unknown";
+            log::warn(what, &[("error", &why)]);
             return (settings, None);
         }
     };
-    match completed(&settings, &profiles, files.profile()) {
-        Ok(completed) => (completed.unwrap_or(settings), None),
+    if let Some(absent) = profiles.absent() {
+        log::warn(
+            "a profile is used without one of its files",
+            &[("error", absent)],
+        );
+    }
+    match completed(&settings, &profiles, files.profile(), &profile) {
+        Ok(completed) => (completed, None),
         Err(why) => (settings, Some(format!("{why}; mend it and restart"))),
     }
 }
@@ -184,10 +203,8 @@ fn completed(
     settings: &AwsSettings,
     profiles: &Profiles,
     name: &str,
-) -> Result<Option<AwsSettings>, String> {
-    let Some(profile) = profiles.get(name) else {
-        return Ok(None);
-    };
+    profile: &Properties,
+) -> Result<AwsSettings, String> {
     let get = |key: &str| text(profile, key).map(ToOwned::to_owned);
     let fault = |key: &str, expected: &str| format!("profile {name}: {key}: expected {expected}");
     let switch = |key: &str| match get(key).map(|text| text.to_ascii_lowercase()).as_deref() {
@@ -227,7 +244,7 @@ fn completed(
         ecr: of_service("ecr"),
         sts: of_service("sts"),
     };
-    Ok(Some(completed))
+    Ok(completed)
 }
 
 #[cfg(test)]

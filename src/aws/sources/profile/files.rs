@@ -7,12 +7,14 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::super::file;
-use super::ini::{self, Properties};
+use super::ini::{self, Properties, Section, Sections};
 use crate::config::AwsSettings;
 use crate::secret::Secret;
 
 /// Largest shared file: thousands of profiles.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Most profiles named where another one was looked for.
+const NAMED_MAX: usize = 20;
 /// The profile that is used unless another one is set.
 const DEFAULT_PROFILE: &str = "default";
 
@@ -35,10 +37,12 @@ struct Place {
 /// All profiles of both files.
 #[derive(Debug, Default)]
 pub(super) struct Profiles {
-    profiles: HashMap<String, Properties>,
+    profiles: HashMap<String, Section>,
     services: HashMap<String, Properties>,
     /// Where a missing one was looked for.
     looked_in: String,
+    /// A file that a setting names and that is not there.
+    absent: Option<String>,
 }
 
 impl SharedFiles {
@@ -78,25 +82,57 @@ impl SharedFiles {
     /// Reads both files. None when the profile is not there and no setting names it.
     ///
     /// # Errors
-    /// What is wrong with a file, or that a named profile is missing.
+    /// A file that cannot be read, or a named profile or file that is missing.
     pub(super) fn load(&self) -> Result<Option<Profiles>, String> {
-        let config = self.config.as_ref().map_or(Ok(Vec::new()), Place::read)?;
-        let credentials = self.credentials.as_ref();
-        let credentials = credentials.map_or(Ok(Vec::new()), Place::read)?;
         let mut profiles = Profiles {
             looked_in: self.looked_in(),
             ..Profiles::default()
         };
-        profiles.add_config(config);
-        profiles.add_credentials(credentials);
+        let mut read = |place: &Option<Place>| match place {
+            Some(place) => place.read(&mut profiles.absent),
+            None => Ok(Sections::default()),
+        };
+        let (config, credentials) = (read(&self.config)?, read(&self.credentials)?);
+        let stray = config.fault.or(credentials.fault);
+        profiles.add_config(config.sections);
+        profiles.add_credentials(credentials.sections);
         let name = self.profile();
         if profiles.profiles.contains_key(name) {
             return Ok(Some(profiles));
         }
         if self.is_named() {
-            return Err(format!("AWS_PROFILE={name}: {}", profiles.missing(name)));
+            let why = profiles.absent.clone();
+            let why = why.unwrap_or_else(|| profiles.missing(name));
+            let stray = stray.map(|stray| format!("; {stray}")).unwrap_or_default();
+            return Err(format!("AWS_PROFILE={name}: {why}{stray}"));
         }
-        Ok(None)
+        match profiles.absent.or(stray) {
+            Some(why) => Err(why),
+            None => Ok(None),
+        }
+    }
+
+    /// Where the profile was looked for in vain, for somebody who expects one.
+    pub(super) fn tried(&self) -> String {
+        let state = |place: &Option<Place>| match place {
+            None => "HOME is not set".to_owned(),
+            Some(place) => {
+                let path = place.path.display();
+                match place.path.metadata() {
+                    Ok(_) => format!("{path} has none"),
+                    Err(error) if error.kind() == ErrorKind::NotFound => {
+                        format!("{path} is not there")
+                    }
+                    Err(error) => format!("{path}: {error}"),
+                }
+            }
+        };
+        let (credentials, config) = (state(&self.credentials), state(&self.config));
+        let name = self.profile();
+        if credentials == config {
+            return format!("no profile {name}: {config}");
+        }
+        format!("no profile {name} with keys or a role: {credentials}, {config}")
     }
 
     fn looked_in(&self) -> String {
@@ -114,22 +150,36 @@ impl SharedFiles {
 
 impl Place {
     /// The sections of the file. A file that no setting names need not be there, nor be readable:
-    /// its directory may belong to somebody else.
-    fn read(&self) -> Result<Vec<(String, Properties)>, String> {
+    /// its directory may belong to somebody else. A named one that is missing goes to `absent`: the
+    /// profile may be whole without it, and AWS's own tools go on, too.
+    fn read(&self, absent: &mut Option<String>) -> Result<Sections, String> {
         let fault = |why: &str| match self.setting {
             Some(setting) => format!("{setting}={}: {why}", self.path.display()),
             None => format!("{}: {why}", self.path.display()),
         };
         if self.setting.is_none() && out_of_reach(&self.path) {
-            return Ok(Vec::new());
+            return Ok(Sections::default());
         }
-        match file::read(&self.path, FILE_BYTES_MAX).map_err(|why| fault(&why))? {
-            Some(text) => ini::parse(&text).map_err(|why| fault(&why)),
-            None if self.setting.is_some() => Err(fault(
-                "there is no such file; mount it or unset the setting",
-            )),
-            None => Ok(Vec::new()),
+        let Some(bytes) =
+            file::read_bytes(&self.path, FILE_BYTES_MAX).map_err(|why| fault(&why))?
+        else {
+            if self.setting.is_some() {
+                *absent = Some(fault(
+                    "there is no such file; mount it or unset the setting",
+                ));
+            }
+            return Ok(Sections::default());
+        };
+        // A comment in another encoding is no reason to refuse every profile.
+        let mut found = ini::parse(&String::from_utf8_lossy(&bytes)).map_err(|why| fault(&why))?;
+        let sections = found
+            .sections
+            .iter_mut()
+            .map(|(_, section)| &mut section.fault);
+        for why in sections.chain([&mut found.fault]).flatten() {
+            *why = fault(why);
         }
+        Ok(found)
     }
 }
 
@@ -154,25 +204,44 @@ fn expanded(path: &Path, home: Option<&Path>) -> PathBuf {
 impl Profiles {
     /// The sections of a config file and of a credentials file, for the fuzzer.
     #[cfg(any(fuzzing, test))]
-    pub(super) fn of(
-        config: Vec<(String, Properties)>,
-        credentials: Vec<(String, Properties)>,
-    ) -> Self {
+    pub(super) fn of(config: Vec<(String, Section)>, credentials: Vec<(String, Section)>) -> Self {
         let mut profiles = Self::default();
         profiles.add_config(config);
         profiles.add_credentials(credentials);
         profiles
     }
 
-    /// The profile of that name.
-    pub(super) fn get(&self, name: &str) -> Option<&Properties> {
-        self.profiles.get(name)
+    /// The profile of that name; none when there is none.
+    ///
+    /// # Errors
+    /// A bad line in it.
+    pub(super) fn get(&self, name: &str) -> Result<Option<&Properties>, String> {
+        match self.profiles.get(name) {
+            None => Ok(None),
+            Some(Section {
+                fault: Some(fault), ..
+            }) => Err(format!("profile {name}: {fault}")),
+            Some(profile) => Ok(Some(&profile.properties)),
+        }
     }
 
-    /// Why a profile that is named is a fault.
+    /// The fault of a profile that is named and not there.
     pub(super) fn missing(&self, name: &str) -> String {
         let looked_in = self.looked_in.replace("NAME", name);
-        format!("there is no such profile; expected {looked_in}")
+        let mut names: Vec<&str> = self.profiles.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        let more = if names.len() > NAMED_MAX { ", …" } else { "" };
+        names.truncate(NAMED_MAX);
+        let there = match names.join(", ") {
+            none if none.is_empty() => "no profile at all".to_owned(),
+            names => format!("{names}{more}"),
+        };
+        format!("there is no such profile; expected {looked_in}; there is {there}")
+    }
+
+    /// A file that a setting names and that is not there.
+    pub(super) const fn absent(&self) -> Option<&String> {
+        self.absent.as_ref()
     }
 
     /// A key of a `[services]` section that stands below the name of a service.
@@ -187,27 +256,27 @@ impl Profiles {
     }
 
     /// `[default]`, `[profile NAME]` and `[services NAME]`; everything else is for others.
-    fn add_config(&mut self, sections: Vec<(String, Properties)>) {
+    fn add_config(&mut self, sections: Vec<(String, Section)>) {
         let mut prefixed = HashSet::new();
-        for (header, properties) in sections {
+        for (header, section) in sections {
             let (kind, name) = match header.split_once(char::is_whitespace) {
                 Some((kind, name)) => (kind, unquoted(name.trim())),
-                None => ("", header.as_str()),
+                None => ("", Some(header.as_str())),
             };
             match (kind, name) {
-                ("profile", name) => {
+                ("profile", Some(name)) => {
                     // [profile default] beats [default], wherever either stands.
                     if prefixed.insert(name.to_owned()) {
-                        self.profiles.insert(name.to_owned(), properties);
+                        self.profiles.insert(name.to_owned(), section);
                     } else {
-                        self.merge(name, properties);
+                        self.merge(name, section);
                     }
                 }
-                ("services", name) => {
-                    self.services.insert(name.to_owned(), properties);
+                ("services", Some(name)) => {
+                    self.services.insert(name.to_owned(), section.properties);
                 }
-                ("", DEFAULT_PROFILE) if !prefixed.contains(DEFAULT_PROFILE) => {
-                    self.merge(DEFAULT_PROFILE, properties);
+                ("", Some(DEFAULT_PROFILE)) if !prefixed.contains(DEFAULT_PROFILE) => {
+                    self.merge(DEFAULT_PROFILE, section);
                 }
                 _ => {}
             }
@@ -215,24 +284,26 @@ impl Profiles {
     }
 
     /// `[NAME]`; of a key in both files the value here holds.
-    fn add_credentials(&mut self, sections: Vec<(String, Properties)>) {
-        for (name, properties) in sections {
+    fn add_credentials(&mut self, sections: Vec<(String, Section)>) {
+        for (name, section) in sections {
             if !name.contains(char::is_whitespace) {
-                self.merge(&name, properties);
+                self.merge(&name, section);
             }
         }
     }
 
-    fn merge(&mut self, name: &str, properties: Properties) {
+    fn merge(&mut self, name: &str, section: Section) {
         let profile = self.profiles.entry(name.to_owned()).or_default();
-        profile.extend(properties);
+        profile.properties.extend(section.properties);
+        profile.fault = profile.fault.take().or(section.fault);
     }
 }
 
-/// A name in quotation marks, as the AWS CLI writes names with blanks.
-fn unquoted(name: &str) -> &str {
+/// A name in quotation marks, as the AWS CLI writes names with blanks, or one without either.
+fn unquoted(name: &str) -> Option<&str> {
     let inner = |mark: char| name.strip_prefix(mark)?.strip_suffix(mark);
-    inner('"').or_else(|| inner('\'')).unwrap_or(name)
+    let quoted = inner('"').or_else(|| inner('\''));
+    quoted.or_else(|| (!name.contains(char::is_whitespace)).then_some(name))
 }
 
 /// A key's value; blank counts as unset.
@@ -241,6 +312,8 @@ pub(super) fn text<'a>(properties: &'a Properties, key: &str) -> Option<&'a str>
     (!value.is_empty()).then_some(value)
 }
 
+#[cfg(test)]
+mod botocore_tests;
 #[cfg(test)]
 mod tests {
     use super::super::super::super::fake::Folder;
@@ -259,7 +332,7 @@ mod tests {
     }
 
     fn value(profiles: &Profiles, profile: &str, key: &str) -> Option<String> {
-        text(profiles.get(profile)?, key).map(ToOwned::to_owned)
+        text(profiles.get(profile).unwrap()?, key).map(ToOwned::to_owned)
     }
 
     #[test]
@@ -274,7 +347,7 @@ mod tests {
         assert_eq!(get("default", "region"), "a");
         assert_eq!(get("dev", "aws_access_key_id"), "d");
         assert_eq!(get("dev", "region"), "b");
-        assert!(found.get("stray").is_none());
+        assert!(found.get("stray").unwrap().is_none());
     }
 
     #[test]
@@ -300,7 +373,13 @@ mod tests {
         );
         assert!(fault.contains("expected [profile dev] in /"), "{fault}");
         assert!(load(Some("dev"), "", "[dev]\nx = 1\n").is_ok());
-        assert!(load(None, "", "").unwrap().get("default").is_none());
+        assert!(
+            load(None, "", "")
+                .unwrap()
+                .get("default")
+                .unwrap()
+                .is_none()
+        );
         let nowhere = AwsSettings {
             profile: Some("dev".into()),
             ..AwsSettings::default()
@@ -333,15 +412,56 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_file_is_named_with_its_line_and_without_its_content() {
-        let fault = load(None, "[default]\nhunter2\n", "").unwrap_err();
-        assert!(fault.starts_with("AWS_CONFIG_FILE=/"), "{fault}");
+    fn a_bad_line_is_named_with_its_file_and_refuses_its_profile_alone() {
+        let config = "[profile bad]\nhunter2\n[profile good]\nregion = a\n";
+        let found = load(Some("good"), config, "").unwrap();
+        assert_eq!(value(&found, "good", "region").as_deref(), Some("a"));
+        let fault = found.get("bad").unwrap_err();
+        assert!(
+            fault.starts_with("profile bad: AWS_CONFIG_FILE=/"),
+            "{fault}"
+        );
         assert!(
             fault.ends_with("config: line 2: expected key = value"),
             "{fault}"
         );
+        let latin: &[u8] = b"# caf\xe9\n[default]\nregion = a\n";
+        let folder = Folder::new();
+        let path = folder.write("config", "");
+        std::fs::write(&path, latin).unwrap();
+        let settings = AwsSettings {
+            config_file: Some(path),
+            ..AwsSettings::default()
+        };
+        let found = SharedFiles::new(&settings).load().unwrap().unwrap();
+        assert_eq!(value(&found, "default", "region").as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn a_file_that_holds_no_profile_says_where_it_looked_and_why() {
+        let fault = load(None, "region = hunter2\n", "").unwrap_err();
+        assert!(fault.ends_with("line 1: expected [name] before any key"));
         let large = "#".repeat(1 << 20) + "\n";
         let fault = load(None, &large, "").unwrap_err();
         assert!(fault.contains("larger than 1048576 bytes"), "{fault}");
+        let fault = load(Some("x"), "[profile b]\na = 1\n", "[a]\na = 1\n").unwrap_err();
+        assert!(fault.ends_with("; there is a, b"), "{fault}");
+        let many: String = (0..99).map(|n| format!("[p{n:02}]\na = 1\n")).collect();
+        let fault = load(Some("x"), "", &many).unwrap_err();
+        assert!(fault.ends_with("p18, p19, …"), "{fault}");
+    }
+
+    #[test]
+    fn a_named_file_that_is_missing_is_no_fault_for_a_profile_that_is_whole() {
+        let folder = Folder::new();
+        let settings = AwsSettings {
+            credentials_file: Some(folder.write("credentials", "[default]\nregion = a\n")),
+            config_file: Some("/nonexistent/config".into()),
+            ..AwsSettings::default()
+        };
+        let found = SharedFiles::new(&settings).load().unwrap().unwrap();
+        assert_eq!(value(&found, "default", "region").as_deref(), Some("a"));
+        let absent = found.absent().unwrap();
+        assert!(absent.starts_with("AWS_CONFIG_FILE=/nonexistent/config: there is no"));
     }
 }

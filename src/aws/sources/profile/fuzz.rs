@@ -12,30 +12,33 @@ const FOLLOWED_MAX: usize = 64;
 /// What no fault may show: values of keys are made of it.
 const MARK: &str = "hunter2";
 
-/// A file. What is wrong is told by the number of a line, and without a value; every profile of a
-/// good file leads to keys or to a fault. Returns the sections, and where each profile leads.
+/// Reads `text` as a file. A fault names the number of a line and no value; every profile leads to
+/// keys or to a fault. Returns the sections, and the end of each profile's way.
 ///
 /// # Panics
 /// When that does not hold.
 pub(in crate::aws) fn profile(text: &str) -> String {
-    let marked = text.replace('=', &format!("={MARK} "));
-    if let Err(fault) = ini::parse(&marked) {
+    let marked = ini::parse(&text.replace('=', &format!("={MARK} ")));
+    let marked = marked.unwrap_or_default();
+    let sections = marked.sections.iter().map(|(_, section)| &section.fault);
+    for fault in sections.chain([&marked.fault]).flatten() {
         assert!(fault.starts_with("line "), "{fault}");
         assert!(!fault.contains(MARK), "{fault}");
     }
-    let sections = match ini::parse(text) {
-        Ok(sections) => sections,
-        Err(fault) => return fault.split(':').next().unwrap_or_default().to_owned(),
+    let found = match ini::parse(text) {
+        Ok(found) => found,
+        Err(fault) => return line(Some(&fault)).to_owned(),
     };
-    let mut outcome = String::new();
+    let sections = found.sections;
+    let mut outcome = line(found.fault.as_ref()).to_owned();
     let mut names = Vec::new();
-    for (header, properties) in &sections {
+    for (header, section) in &sections {
         assert!(
             !header.is_empty() && !header.contains(['\n', ']']),
             "{header:?}"
         );
-        let _ = write!(outcome, "[{header}]");
-        let mut properties: Vec<_> = properties.iter().collect();
+        let _ = write!(outcome, "[{header}]{}", line(section.fault.as_ref()));
+        let mut properties: Vec<_> = section.properties.iter().collect();
         properties.sort_by_key(|(key, _)| *key);
         for (key, value) in properties {
             assert!(!key.is_empty() && !key.contains('\n'), "{key:?}");
@@ -51,6 +54,12 @@ pub(in crate::aws) fn profile(text: &str) -> String {
         let _ = write!(outcome, " {name}: {}", plan.as_deref().unwrap_or("a fault"));
     }
     outcome
+}
+
+/// The line of a fault.
+fn line(fault: Option<&String>) -> &str {
+    let fault = fault.map(String::as_str).unwrap_or_default();
+    fault.split(':').next().unwrap_or_default()
 }
 
 /// The words of a value, were it a command.

@@ -1,8 +1,9 @@
 //! The format of the shared credentials and config files. Owns: lines, sections, keys and their
 //! values. Must not: know what a section or key means, or show a value in an error.
 //!
-//! The rules are those of the AWS SDKs (SDKs and Tools reference guide, "Format of the config and
-//! credentials files"; aws-runtime, `env_config/parse.rs`).
+//! The rules are those of the AWS command line (Python's `configparser`), with the extras of the
+//! SDKs (SDKs and Tools reference guide, "Format of the config and credentials files"): comments
+//! after values, and sections that stand twice. A bad line spoils its section, not the file.
 
 use std::collections::HashMap;
 
@@ -14,49 +15,85 @@ pub(super) type Properties = HashMap<String, Secret<String>>;
 /// Most sections of a file; people have dozens, generated files hundreds.
 const SECTIONS_MAX: usize = 10_000;
 
-/// Reads a file: the text between the brackets and the keys of each section, in order. Sections
-/// of one name are one section, and of two values of a key the later one holds.
+/// The part of a file below one header.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Section {
+    pub(super) properties: Properties,
+    /// The first line that is wrong in it.
+    pub(super) fault: Option<String>,
+}
+
+/// A file: the text between the brackets and the section, in order.
+#[derive(Debug, Default)]
+pub(super) struct Sections {
+    pub(super) sections: Vec<(String, Section)>,
+    /// The first line that is wrong and in no section.
+    pub(super) fault: Option<String>,
+}
+
+/// Reads a file. Sections of one name are one section, and of two values of a key the later one
+/// holds. Faults name the line, without its content.
 ///
 /// # Errors
-/// The number of the line and what is wrong with it, without its content.
-pub(super) fn parse(text: &str) -> Result<Vec<(String, Properties)>, String> {
+/// Too many sections.
+pub(super) fn parse(text: &str) -> Result<Sections, String> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut sections: Vec<(String, Properties)> = Vec::new();
+    let mut found = Sections::default();
     let mut places: HashMap<String, usize> = HashMap::new();
-    // Where the next line belongs: a section, and a key of it.
+    // Where the next line belongs: a section, and a key of it with its indentation.
     let mut place: Option<usize> = None;
-    let mut key: Option<String> = None;
+    let mut key: Option<(String, usize)> = None;
     for (number, line) in text.lines().enumerate() {
         let fault = |what: &str| format!("line {}: {what}", number + 1);
         let bare = line.trim();
         if bare.is_empty() || bare.starts_with(['#', ';']) {
             continue;
         }
-        if line.starts_with('[') {
-            let name = header(line).ok_or_else(|| fault("expected [name]"))?;
-            if sections.len() >= SECTIONS_MAX {
+        let indent = line.len() - line.trim_start().len();
+        let section = place.and_then(|at| found.sections.get_mut(at));
+        if let (Some((_, section)), Some((key, key_indent))) = (section, &key)
+            && indent > *key_indent
+        {
+            if let Some(value) = section.properties.get_mut(key) {
+                *value = Secret::new(format!("{}\n{}", value.expose(), uncommented(bare)));
+            }
+            continue;
+        }
+        if let Some(name) = header(bare) {
+            if found.sections.len() >= SECTIONS_MAX {
                 return Err(fault(&format!("more than {SECTIONS_MAX} sections")));
             }
-            let at = *places.entry(name.clone()).or_insert(sections.len());
-            if at == sections.len() {
-                sections.push((name, Properties::new()));
+            let at = *places
+                .entry(name.to_owned())
+                .or_insert(found.sections.len());
+            if at == found.sections.len() {
+                found.sections.push((name.to_owned(), Section::default()));
             }
             (place, key) = (Some(at), None);
             continue;
         }
-        let section = place.and_then(|at| sections.get_mut(at));
-        let (_, properties) = section.ok_or_else(|| fault("expected [name] before any key"))?;
-        if line.starts_with([' ', '\t']) {
-            let parent = key.as_ref().and_then(|key| properties.get_mut(key));
-            let parent = parent.ok_or_else(|| fault("is indented below no key"))?;
-            *parent = Secret::new(format!("{}\n{}", parent.expose(), uncommented(bare)));
+        if bare.starts_with('[') {
+            // A section without a name: its lines belong to nobody.
+            (place, key) = (None, None);
+            found.fault.get_or_insert_with(|| fault("expected [name]"));
             continue;
         }
-        let (name, value) = property(line).ok_or_else(|| fault("expected key = value"))?;
-        properties.insert(name.clone(), Secret::new(value.to_owned()));
-        key = Some(name);
+        let Some((_, section)) = place.and_then(|at| found.sections.get_mut(at)) else {
+            let stray = || fault("expected [name] before any key");
+            found.fault.get_or_insert_with(stray);
+            continue;
+        };
+        key = property(bare).map(|(name, value)| {
+            let value = Secret::new(value.to_owned());
+            section.properties.insert(name.clone(), value);
+            (name, indent)
+        });
+        if key.is_none() {
+            let bad = || fault("expected key = value");
+            section.fault.get_or_insert_with(bad);
+        }
     }
-    Ok(sections)
+    Ok(found)
 }
 
 /// The value of a key that stands indented below another one, in the other's `value`.
@@ -70,19 +107,17 @@ pub(super) fn nested<'a>(value: &'a str, key: &str) -> Option<&'a str> {
     })
 }
 
-/// `[name]`, with nothing but a comment after it.
-fn header(line: &str) -> Option<String> {
-    let (name, rest) = line.strip_prefix('[')?.split_once(']')?;
-    let rest = rest.trim_start();
-    let ends = rest.is_empty() || rest.starts_with(['#', ';']);
+/// The name in `[name]`; text after it is a comment.
+fn header(line: &str) -> Option<&str> {
+    let (name, _) = line.strip_prefix('[')?.split_once(']')?;
     let name = name.trim();
-    (ends && !name.is_empty()).then(|| name.to_owned())
+    (!name.is_empty()).then_some(name)
 }
 
 fn property(line: &str) -> Option<(String, &str)> {
-    let (name, value) = line.split_once('=')?;
+    let (name, value) = line.split_once(['=', ':'])?;
     let name = name.trim();
-    (!name.is_empty()).then(|| (name.to_ascii_lowercase(), uncommented(value)))
+    (!name.is_empty()).then(|| (name.to_lowercase(), uncommented(value)))
 }
 
 /// A value without the comment that follows it. Only a blank makes `#` or `;` begin one: either
@@ -103,9 +138,12 @@ mod tests {
     use super::*;
 
     fn value(text: &str, section: &str, key: &str) -> Option<String> {
-        let sections = parse(text).unwrap();
-        let (_, properties) = sections.iter().find(|(name, _)| name == section)?;
-        properties.get(key).map(|value| value.expose().clone())
+        let sections = parse(text).unwrap().sections;
+        let (_, section) = sections.iter().find(|(name, _)| name == section)?;
+        section
+            .properties
+            .get(key)
+            .map(|value| value.expose().clone())
     }
 
     #[test]
@@ -132,7 +170,7 @@ mod tests {
         let text = "[a]\nx = 1\nx = 2\ny = 3\n[b]\nx = 9\n[a]\ny = 4\n";
         assert_eq!(value(text, "a", "x").as_deref(), Some("2"));
         assert_eq!(value(text, "a", "y").as_deref(), Some("4"));
-        assert_eq!(parse(text).unwrap().len(), 2);
+        assert_eq!(parse(text).unwrap().sections.len(), 2);
     }
 
     #[test]
@@ -162,21 +200,68 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_such_file_is_refused_by_line_without_its_content() {
-        for (text, told) in [
-            ("hunter2 = x\n", "line 1: expected [name] before any key"),
-            ("[a]\nhunter2\n", "line 2: expected key = value"),
-            ("[a]\n= hunter2\n", "line 2: expected key = value"),
-            ("[a\n", "line 1: expected [name]"),
-            ("[]\n", "line 1: expected [name]"),
-            ("[a] hunter2\n", "line 1: expected [name]"),
-            ("[a]\n\n  hunter2 = 1\n", "line 3: is indented below no key"),
+    fn a_bad_line_spoils_its_section_alone_and_is_named_without_its_content() {
+        for (text, fault) in [
+            ("[a]\nhunter2\n[b]\nx = 1\n", "line 2: expected key = value"),
+            (
+                "[a]\n= hunter2\n[b]\nx = 1\n",
+                "line 2: expected key = value",
+            ),
         ] {
-            assert_eq!(parse(text).unwrap_err(), told, "{text}");
+            let found = parse(text).unwrap().sections;
+            assert_eq!(found[0].1.fault.as_deref(), Some(fault), "{text}");
+            assert_eq!(found[1].1.fault, None, "{text}");
+            assert_eq!(value(text, "b", "x").as_deref(), Some("1"), "{text}");
+        }
+        let stray = parse("hunter2 = x\n[b]\nx = 1\n").unwrap();
+        let fault = "line 1: expected [name] before any key";
+        assert_eq!(stray.fault.as_deref(), Some(fault));
+        assert_eq!(stray.sections.len(), 1);
+        for header in ["[c", "[]", "[ ] x"] {
+            let text = format!("[a]\nx = 1\n{header}\nhunter2\n[b]\nx = 2\n");
+            let found = parse(&text).unwrap();
+            assert_eq!(found.fault.as_deref(), Some("line 3: expected [name]"));
+            assert!(
+                found
+                    .sections
+                    .iter()
+                    .all(|(_, section)| section.fault.is_none())
+            );
+            assert_eq!(value(&text, "a", "x").as_deref(), Some("1"));
         }
         let many: String = (0..=SECTIONS_MAX).map(|n| format!("[{n}]\n")).collect();
         let fault = parse(&many).unwrap_err();
         assert!(fault.ends_with("more than 10000 sections"), "{fault}");
-        assert!(parse("").unwrap().is_empty());
+        assert!(parse("").unwrap().sections.is_empty());
+    }
+
+    #[test]
+    fn bug_an_indented_first_key_refused_the_whole_file() {
+        let text = "[a]\n  x = 1\n  y = 2\n\t  z\n[b]\nx = 3\n";
+        assert_eq!(value(text, "a", "x").as_deref(), Some("1"));
+        assert_eq!(value(text, "a", "y").as_deref(), Some("2\nz"));
+        assert_eq!(value(text, "b", "x").as_deref(), Some("3"));
+        // A key that is less indented than the one before is a key again.
+        let less = "[a]\n    x = 1\n  y = 2\nz = 3\n";
+        for (key, expected) in [("x", "1"), ("y", "2"), ("z", "3")] {
+            assert_eq!(value(less, "a", key).as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn text_after_a_header_is_a_comment() {
+        for line in [
+            "[profile a] ; note",
+            "[profile a]#note",
+            "[profile a] note [2]",
+            "  [profile a]",
+        ] {
+            let text = format!("{line}\nx = 1\n");
+            assert_eq!(
+                value(&text, "profile a", "x").as_deref(),
+                Some("1"),
+                "{line}"
+            );
+        }
     }
 }

@@ -58,7 +58,7 @@ pub(super) fn plan(profiles: &Profiles, name: &str) -> Result<Option<Plan>, Stri
     let mut name = name;
     loop {
         let profile = profiles
-            .get(name)
+            .get(name)?
             .ok_or_else(|| format!("source_profile = {name}: {}", profiles.missing(name)))?;
         let fault = |why: String| format!("profile {name}: {why}");
         let keys = keys(profile).map_err(fault)?;
