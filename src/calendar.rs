@@ -21,13 +21,15 @@ pub fn format_rfc3339(time: SystemTime) -> String {
     )
 }
 
-/// Reads `2026-11-22T01:44:13Z`, with or without a fraction (moto sends one) and with an offset in
-/// place of `Z` (tools that print credentials do). None for anything else, or before 1970.
+/// Reads `2026-11-22T01:44:13Z`, with or without a fraction (moto sends one) and with an offset or
+/// `UTC` in place of `Z` (tools that print credentials, and botocore). None for anything else, or
+/// before 1970.
 pub fn parse_rfc3339(text: &str) -> Option<SystemTime> {
     let text = text.trim();
     let (date, rest) = text.split_once(['T', 't', ' '])?;
-    let zone_at = rest.find(['Z', 'z', '+', '-'])?;
+    let zone_at = rest.find(|c: char| c.is_ascii_alphabetic() || "+-".contains(c))?;
     let (clock, zone) = rest.split_at_checked(zone_at)?;
+    let clock = clock.trim_end();
     let (clock, fraction) = clock.split_once('.').unwrap_or((clock, "0"));
     let [year, month, day] = numbers(date, '-', [4, 2, 2])?;
     let [hour, minute, second] = numbers(clock, ':', [2, 2, 2])?;
@@ -65,9 +67,10 @@ fn numbers<const N: usize>(text: &str, separator: char, digits: [usize; N]) -> O
     parts.next().is_none().then_some(found)
 }
 
-/// `Z`, `+01:00` or `+0100`.
+/// `Z`, `UTC`, `GMT`, `+01:00` or `+0100`.
 fn offset_seconds(zone: &str) -> Option<i64> {
-    if zone.eq_ignore_ascii_case("z") {
+    let utc = ["Z", "UTC", "GMT"];
+    if utc.iter().any(|name| zone.eq_ignore_ascii_case(name)) {
         return Some(0);
     }
     let (sign, clock) = match zone.strip_prefix('+') {
@@ -162,6 +165,10 @@ mod tests {
             ("2000-02-29T23:59:59Z", 951_868_799_000),
             ("2024-12-31T23:59:60Z", 1_735_689_600_000),
             ("2026-11-22T01:44:13+00:00", 1_795_311_853_000),
+            ("2026-11-22T01:44:13UTC", 1_795_311_853_000),
+            ("2026-11-22T01:44:13.065241UTC", 1_795_311_853_065),
+            ("2026-11-22 01:44:13 UTC", 1_795_311_853_000),
+            ("2026-11-22T01:44:13gmt", 1_795_311_853_000),
         ] {
             assert_eq!(millis(text), Some(expected), "{text}");
         }
@@ -194,6 +201,8 @@ mod tests {
             "2026-11-22T24:00:00Z",
             "2026-11-22T01:44:13.Z",
             "2026-11-22T01:44:13.x1Z",
+            "2026-11-22T01:44:13CET",
+            "2026-11-22T01:44:13UTCx",
             "2026-11-22T01:44:13+1:00",
             "1969-12-31T23:59:59Z",
             "+026-11-22T01:44:13Z",

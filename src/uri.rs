@@ -1,4 +1,4 @@
-//! Text in URIs. Owns: percent-decoding (RFC 3986 §2.1) and the parameters of a query. Must not:
+//! Text in URIs. Owns: percent-encoding (RFC 3986 §2.1) and the parameters of a query. Must not:
 //! know what a parameter means.
 //!
 //! A reader of configuration or of a name refuses what is encoded wrongly. A guard that must find
@@ -6,7 +6,14 @@
 
 use std::borrow::Cow;
 
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+/// Everything but the unreserved characters (RFC 3986 §2.3).
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// The decoded text. None when a `%` begins no encoding, or when the result is not UTF-8.
 pub fn decode(text: &str) -> Option<String> {
@@ -27,6 +34,11 @@ pub fn decode_visible(text: &str) -> Option<String> {
 pub fn decode_leniently(text: &str) -> String {
     let text = text.replace('+', " ");
     percent_decode_str(&text).decode_utf8_lossy().into_owned()
+}
+
+/// The text with everything but RFC 3986's unreserved characters as `%XX`.
+pub fn encode(text: &str) -> String {
+    utf8_percent_encode(text, RESERVED).to_string()
 }
 
 /// The query of a target, without its question mark; empty when there is none.

@@ -2,7 +2,8 @@
 //! and the single retry after the clock was found to be off. Must not: know single services, or
 //! retry anything else; `token` decides when to come again. No locks.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::credentials::Credentials;
@@ -19,6 +20,9 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time for a whole call. Clients wait at most 30 s for a reply's head (containerd), and a
 /// call that fails must leave time to tell them.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Tokens that are hidden in messages: one for each region, and some that they have replaced.
+const TOKENS_MAX: usize = 128;
 
 /// A call before it is signed.
 #[derive(Debug, Clone)]
@@ -49,7 +53,7 @@ impl Ask {
         status: Option<u16>,
         mut refusal: Refusal,
     ) -> AwsFault {
-        refusal.message = credentials.redact(&refusal.message);
+        refusal.message = credentials.redactor().clean(&refusal.message);
         AwsFault::from(CallFault {
             call: self.operation,
             region: &self.region,
@@ -73,6 +77,8 @@ pub(super) struct Caller {
     api: Arc<dyn Api>,
     clock: Arc<dyn Clock>,
     pub(super) skew: Skew,
+    /// The tokens given out last, which no message may show.
+    tokens: Mutex<VecDeque<Secret<String>>>,
 }
 
 impl Caller {
@@ -81,7 +87,22 @@ impl Caller {
             api,
             clock,
             skew: Skew::default(),
+            tokens: Mutex::default(),
         }
+    }
+
+    /// No message of AWS shows `token` from now on.
+    pub(super) fn hide(&self, token: Secret<String>) {
+        let mut tokens = self.tokens();
+        if tokens.len() >= TOKENS_MAX {
+            tokens.pop_front();
+        }
+        tokens.push_back(token);
+    }
+
+    fn tokens(&self) -> MutexGuard<'_, VecDeque<Secret<String>>> {
+        // Each change leaves a whole list.
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// AWS's time, as far as we know it.
@@ -161,7 +182,11 @@ impl Caller {
         if reply.status == 200 {
             return Ok(reply);
         }
-        let refusal = Refusal::read(&reply);
+        let mut redactor = credentials.redactor();
+        for token in self.tokens().iter() {
+            redactor.add(token.expose());
+        }
+        let refusal = Refusal::read(&reply, redactor);
         Err((ask.fault(credentials, Some(reply.status), refusal), moved))
     }
 }

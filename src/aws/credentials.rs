@@ -4,6 +4,7 @@
 use std::time::SystemTime;
 
 use super::fault::AwsFault;
+use super::redact::Redactor;
 use crate::secret::Secret;
 
 /// The session's name unless another one is set: a constant, so that trust policies can demand it
@@ -45,18 +46,14 @@ impl Credentials {
         }
     }
 
-    /// `text` without our secrets: AWS answers a wrong signature with the request it expected,
-    /// session token included.
-    pub(super) fn redact(&self, text: &str) -> String {
-        let secrets = [Some(&self.secret), self.session_token.as_ref()];
-        secrets
-            .into_iter()
-            .flatten()
-            .map(Secret::expose)
-            .filter(|secret| !secret.is_empty())
-            .fold(text.to_owned(), |text, secret| {
-                text.replace(secret.as_str(), "***")
-            })
+    /// Hides our secrets: AWS answers a wrong signature with the request it expected, session token
+    /// included.
+    pub(super) fn redactor(&self) -> Redactor {
+        Redactor::new(
+            [Some(&self.secret), self.session_token.as_ref()]
+                .into_iter()
+                .flatten(),
+        )
     }
 }
 

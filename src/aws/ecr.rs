@@ -2,6 +2,7 @@
 //! GetAuthorizationToken. Must not: keep tokens; `token` does.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
@@ -12,7 +13,7 @@ use super::endpoint;
 use super::fault::AwsFault;
 use crate::config::AwsSettings;
 use crate::message::Headers;
-use crate::oci::{self, Registry};
+use crate::oci::{self, Registry, Scheme};
 use crate::secret::Secret;
 
 /// The only region of ECR Public's API.
@@ -178,8 +179,9 @@ pub(super) struct AuthorizationToken {
     pub(super) value: Secret<String>,
     /// When it ends, by AWS's clock; none when the reply does not say so in a form we know.
     pub(super) expires: Option<SystemTime>,
-    /// The private registry of the caller's own account in this region.
-    pub(super) proxy_endpoint: Option<Registry>,
+    /// The private registry of the caller's own account in this region, or why it is not known, as
+    /// the end of a sentence that begins with the token.
+    pub(super) registry: Result<Registry, String>,
 }
 
 /// The URL of the API for `realm`.
@@ -256,10 +258,10 @@ pub(super) fn authorization_token(
         timeout: CALL_TIMEOUT,
     };
     let reply = caller.call(&ask, credentials)?;
-    read_token(&reply.body, realm).map_err(|reason| ask.odd_reply(credentials, reason))
+    read_token(&reply.body, realm, &ask.url).map_err(|reason| ask.odd_reply(credentials, reason))
 }
 
-fn read_token(body: &[u8], realm: &Realm) -> Result<AuthorizationToken, &'static str> {
+fn read_token(body: &[u8], realm: &Realm, api: &str) -> Result<AuthorizationToken, &'static str> {
     let document: Value = serde_json::from_slice(body).map_err(|_| "is not JSON")?;
     let data = document
         .get("authorizationData")
@@ -278,11 +280,42 @@ fn read_token(body: &[u8], realm: &Realm) -> Result<AuthorizationToken, &'static
     Ok(AuthorizationToken {
         value: Secret::new(format!("{kind} {token}")),
         expires: data.get("expiresAt").and_then(Value::as_f64).and_then(time),
-        proxy_endpoint: data
-            .get("proxyEndpoint")
-            .and_then(Value::as_str)
-            .and_then(|endpoint| endpoint.trim().parse().ok()),
+        registry: own_registry(data.get("proxyEndpoint").and_then(Value::as_str), api),
     })
+}
+
+/// The registry of the reply's `proxyEndpoint`. Tokens are sent to it, so it must be https and a
+/// name of ECR's. Another API than AWS's own may name other hosts, and one on this machine (a
+/// stand-in) also loopback addresses; it got our signature, but a registry gets the token itself.
+fn own_registry(endpoint: Option<&str>, api: &str) -> Result<Registry, String> {
+    let endpoint = endpoint.map(str::trim).filter(|text| !text.is_empty());
+    let endpoint = endpoint.ok_or("names no registry")?;
+    let parsed = endpoint.parse::<Registry>().ok();
+    let registry = parsed.ok_or("names a registry that is no address")?;
+    let api = oci::host_of(api.split('/').nth(2).unwrap_or_default());
+    let host = registry.host();
+    let is_https = registry.scheme() == Scheme::Https;
+    let is_ecr = EcrHost::parse(host).is_some();
+    let is_named = !endpoint::is_aws(api) && !is_address(host);
+    if is_https && (is_ecr || is_named) || is_loopback(api) && is_loopback(host) {
+        return Ok(registry);
+    }
+    Err(format!(
+        "names {} as its registry, which is no name of ECR with https",
+        registry.url()
+    ))
+}
+
+/// True for an IP address, also in one of the old forms that resolvers take (`127.1`, `0x7f000001`):
+/// no name ends in a number.
+fn is_address(host: &str) -> bool {
+    let last = host.rsplit('.').next().unwrap_or_default();
+    last.starts_with(|c: char| c.is_ascii_digit()) || host.starts_with('[')
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// Seconds since 1970, fractions included.
@@ -465,7 +498,7 @@ mod tests {
         assert_eq!(*found.value.expose(), format!("Basic {token}"));
         let expires = found.expires.unwrap().duration_since(UNIX_EPOCH).unwrap();
         assert_eq!(expires.as_secs(), 1_700_043_200);
-        let host = found.proxy_endpoint.unwrap().host().to_owned();
+        let host = found.registry.unwrap().host().to_owned();
         assert_eq!(host, "123456789012.dkr.ecr.eu-west-1.amazonaws.com");
     }
 
@@ -480,7 +513,7 @@ mod tests {
         let url = api_url(&AwsSettings::default(), &realm(true)).unwrap();
         let found = authorization_token(&caller, url, &realm(true), &credentials()).unwrap();
         assert_eq!(found.value.expose(), "Bearer dG9r");
-        assert_eq!(found.proxy_endpoint, None);
+        assert_eq!(found.registry, Err("names no registry".into()));
         assert_eq!(
             found.expires,
             UNIX_EPOCH.checked_add(Duration::from_secs(1_700_000_000))
@@ -503,6 +536,52 @@ mod tests {
             let found = fetch(&body, &realm(false)).unwrap();
             assert_eq!(found.expires, None, "{expires}");
         }
+    }
+
+    #[test]
+    fn the_registry_of_the_token_is_an_ecr_name_with_https_unless_the_api_is_our_own() {
+        let aws = "https://api.ecr.eu-west-1.amazonaws.com/";
+        let vpc = "https://vpce-1.api.ecr.eu-west-1.vpce.amazonaws.com/";
+        let dual_stack = "https://ecr.eu-west-1.api.aws/";
+        let (other, here) = ("https://ecr.site.example/", "http://127.0.0.1:5951/");
+        let ecr = "https://123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+        for api in [aws, vpc, dual_stack, other, here] {
+            assert!(own_registry(Some(ecr), api).is_ok(), "{api}");
+            assert!(
+                own_registry(Some(&ecr.replace("https", "http")), api).is_err(),
+                "{api}"
+            );
+            for bad in [
+                "https://169.254.169.254",
+                "https://10.0.0.1",
+                "https://0x7f000001",
+            ] {
+                assert!(own_registry(Some(bad), api).is_err(), "{bad} {api}");
+            }
+            let elsewhere = own_registry(Some("https://registry.example:5000"), api);
+            assert_eq!(elsewhere.is_ok(), [other, here].contains(&api), "{api}");
+            for local in [
+                "http://127.0.0.1:5000",
+                "https://[::1]:5000",
+                "http://localhost:1",
+            ] {
+                let found = own_registry(Some(local), api);
+                assert_eq!(found.is_ok(), api == here, "{local} {api}");
+            }
+        }
+        let why = own_registry(Some("http://evil.example"), aws).unwrap_err();
+        assert_eq!(
+            why,
+            "names http://evil.example as its registry, which is no name of ECR with https"
+        );
+        for none in [None, Some(""), Some(" ")] {
+            assert_eq!(own_registry(none, aws).unwrap_err(), "names no registry");
+        }
+        assert!(
+            own_registry(Some("a b"), aws)
+                .unwrap_err()
+                .contains("no address")
+        );
     }
 
     #[test]

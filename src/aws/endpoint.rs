@@ -54,6 +54,16 @@ pub(super) fn partition(region: &str) -> Partition {
         .unwrap_or(AWS)
 }
 
+/// True for a host in a domain of AWS.
+pub(super) fn is_aws(host: &str) -> bool {
+    let is_in = |domain: &str| {
+        host.strip_suffix(domain)
+            .is_some_and(|rest| rest.ends_with('.'))
+    };
+    let mut all = PARTITIONS.iter();
+    all.any(|partition| is_in(partition.suffix) || is_in(partition.dual_stack_suffix))
+}
+
 /// A region name as it may stand in a host name: lower case, trimmed.
 pub(super) fn region(text: &str) -> Option<String> {
     let region = text.trim().to_ascii_lowercase();

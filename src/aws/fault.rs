@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
+use super::redact::Redactor;
 use super::xml;
 use crate::upstream::ApiReply;
 
@@ -256,8 +257,11 @@ pub(super) struct Refusal {
 impl Refusal {
     /// Reads a reply whose status is not 200. AWS's JSON protocols, its query protocol (XML) and
     /// the bare pages of things in between are all taken, whatever was asked.
-    pub(super) fn read(reply: &ApiReply) -> Self {
+    ///
+    /// Secrets that `redactor` hides, or that the reply holds, go before anything is cut off.
+    pub(super) fn read(reply: &ApiReply, mut redactor: Redactor) -> Self {
         let body = String::from_utf8_lossy(&reply.body);
+        redactor.add_answer(&body);
         let (code, message) = match serde_json::from_str::<Value>(&body) {
             Ok(document) => from_json(&document),
             Err(_) => (
@@ -267,8 +271,8 @@ impl Refusal {
         };
         let code = code
             .or_else(|| reply.headers.first("x-amzn-errortype").map(bare_code))
-            .filter(|code| is_code(code));
-        let message = one_line(&message.unwrap_or_default());
+            .filter(|code| is_code(code) && redactor.clean(code) == *code);
+        let message = one_line(&redactor.clean(&message.unwrap_or_default()));
         let kind = kind(reply, code.as_deref(), &message);
         let message = if message.is_empty() {
             "no reason given".to_owned()

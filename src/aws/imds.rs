@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::fault::{AwsFault, FaultKind, one_line};
+use super::redact::Redactor;
 use crate::clock::Clock;
 use crate::config::InstanceSettings;
 use crate::message::Headers;
@@ -229,7 +230,10 @@ impl Imds {
 
     /// A status that is no success.
     fn refused(&self, status: u16, what: &str, reply: &ApiReply) -> Again {
-        let said = one_line(&text_of(reply).unwrap_or_default());
+        let text = text_of(reply).unwrap_or_default();
+        let mut redactor = Redactor::new(self.session().as_ref().map(|session| &session.token));
+        redactor.add_answer(&text);
+        let said = one_line(&redactor.clean(&text));
         let said = if said.is_empty() || said.starts_with('<') {
             "no reason given".to_owned()
         } else {

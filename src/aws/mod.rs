@@ -10,6 +10,7 @@ mod fault;
 #[cfg(any(fuzzing, test))]
 pub mod fuzz;
 mod imds;
+mod redact;
 mod sigv4;
 mod skew;
 mod sources;

@@ -14,6 +14,7 @@ use crate::log;
 use crate::message::Headers;
 use crate::secret::Secret;
 use crate::upstream::ApiReply;
+use crate::uri;
 
 /// Longest time for GetCallerIdentity. It runs on the thread that renews tokens and only adds a line
 /// to the log, so it gets less than a call that matters.
@@ -184,7 +185,7 @@ fn ask(
     let (url, region) = address(settings, region)?;
     let mut body = format!("Action={operation}&Version=2011-06-15");
     for (name, value) in fields {
-        body.push_str(&format!("&{name}={}", encoded(value)));
+        body.push_str(&format!("&{name}={}", uri::encode(value)));
     }
     Ok(Ask {
         operation,
@@ -199,19 +200,6 @@ fn ask(
         permission,
         timeout,
     })
-}
-
-/// Everything but RFC 3986's unreserved characters as `%XX`.
-fn encoded(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
 }
 
 /// The text of an element that the reply to `ask` must have.

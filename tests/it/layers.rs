@@ -44,6 +44,7 @@ const FENCES: [(&str, &[&str]); 11] = [
     (
         "base64",
         &[
+            "aws/redact.rs",
             "proxy/login/",
             "upstream/outbound.rs",
             "upstream/secrets.rs",

@@ -502,7 +502,14 @@ fn faults_of_the_api_pass_and_are_told_meanwhile() {
 
 #[test]
 fn an_endpoint_that_is_no_registry_is_told() {
-    for proxy_endpoint in ["garbage /x", ""] {
+    for proxy_endpoint in [
+        "garbage /x",
+        "",
+        // Tokens would leave in clear, or to an address.
+        "http://registry.example:5000",
+        "http://169.254.169.254",
+        "https://10.1.2.3",
+    ] {
         let options = Options {
             proxy_endpoint: Some(proxy_endpoint.into()),
             ..Options::default()
@@ -512,4 +519,58 @@ fn an_endpoint_that_is_no_registry_is_told() {
         assert_eq!(got.status, 503);
         assert!(error_of(&got).1.contains("set ECR"), "{}", got.text());
     }
+}
+
+#[test]
+fn no_message_of_aws_shows_a_secret_in_any_form() {
+    let front = front(Options::default());
+    assert_eq!(front.get(MANIFEST).status, 200);
+    let secrets = known_secrets(&front);
+    let encoded: Vec<String> = secrets.iter().map(|s| encoded(s)).collect();
+    let all = [secrets.clone(), encoded].concat();
+    // Some stand behind more than anybody reads, and some across the end of what is passed on.
+    let far = format!("{} {}", "far ".repeat(17_000), all.join(" "));
+    let cut = format!("{}{}", "x ".repeat(145), all.join(" "));
+    for message in [all.join(", "), far, cut] {
+        front.standin.expire_tokens();
+        let fault = Fault::aws_error(400, "AccessDeniedException", &message);
+        front.standin.fault(Match::api().always(), fault);
+        let got = front.get(MANIFEST);
+        assert_ne!(got.status, 200);
+        let log = front.proxy.log();
+        for secret in &all {
+            assert!(!got.text().contains(secret.as_str()), "{secret} in a reply");
+            assert!(!log.contains(secret.as_str()), "{secret} in the log");
+        }
+        front.standin.clear_faults();
+        wait_until("a pull", SOON, || front.get(MANIFEST).status == 200);
+    }
+}
+
+/// The secrets that the proxy knows: its key, and tokens with what they hold.
+fn known_secrets(front: &Front) -> Vec<String> {
+    let sent = front.seen(Server::Registry);
+    let is_sent = |token: &str| {
+        let value = format!("Basic {token}");
+        let mut sent = sent.iter();
+        sent.any(|seen| seen.header("Authorization") == Some(value.as_str()))
+    };
+    let mut secrets = vec![Options::default().secret_access_key];
+    // Each token stands behind its password.
+    for pair in front.standin.secrets().windows(2) {
+        if is_sent(&pair[1]) {
+            secrets.extend_from_slice(pair);
+            secrets.push(format!("AWS:{}", pair[0]));
+        }
+    }
+    assert!(secrets.len() >= 4);
+    secrets
+}
+
+fn encoded(text: &str) -> String {
+    let byte = |b: u8| match b {
+        b if b.is_ascii_alphanumeric() || b"-._~".contains(&b) => char::from(b).to_string(),
+        b => format!("%{b:02X}"),
+    };
+    text.bytes().map(byte).collect()
 }

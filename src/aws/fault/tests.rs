@@ -4,15 +4,17 @@ use std::time::UNIX_EPOCH;
 
 use super::*;
 use crate::message::Headers;
+use crate::secret::Secret;
 
 fn read(status: u16, fields: &[(&str, &str)], body: &str) -> Refusal {
-    Refusal::read(&ApiReply {
+    let reply = ApiReply {
         status,
         headers: fields.iter().copied().collect::<Headers>(),
         body: body.into(),
         sent: UNIX_EPOCH,
         received: UNIX_EPOCH,
-    })
+    };
+    Refusal::read(&reply, Redactor::default())
 }
 
 fn code_of(body: &str) -> Option<String> {
@@ -248,4 +250,32 @@ fn each_refusal_of_sts_says_what_to_mend() {
     }
     assert!(told("AssumeRole", "AccessDenied").ends_with("; grant sts:AssumeRole"));
     assert!(told("AssumeRole", "ExpiredToken").ends_with("temporary credentials"));
+}
+
+#[test]
+fn bug_a_secret_across_the_cut_of_a_message_was_shown_in_part() {
+    let secret = Secret::new("hunter2hunter2hunter2".to_owned());
+    for before in [0, MESSAGE_CHARS_MAX - 10, 70_000] {
+        let message = format!("{}{}", ". ".repeat(before / 2), secret.expose());
+        let body = serde_json::json!({"__type": secret.expose(), "message": message});
+        let reply = ApiReply {
+            status: 400,
+            headers: Headers::from_iter([("x-amzn-errortype", secret.expose().as_str())]),
+            body: body.to_string().into(),
+            sent: UNIX_EPOCH,
+            received: UNIX_EPOCH,
+        };
+        let refusal = Refusal::read(&reply, Redactor::new([&secret]));
+        assert!(!refusal.message.contains("hunter"), "{refusal:?}");
+        assert_eq!(refusal.code, None);
+    }
+}
+
+#[test]
+fn a_refusal_that_holds_secrets_does_not_show_them() {
+    let json = r#"{"message":"no token s3cr3tword","authorizationToken":"s3cr3tword"}"#;
+    assert_eq!(read(400, &[], json).message, "no token ***");
+    let xml = "<r><Message>no key s3cr3tword</Message><SecretAccessKey>s3cr3tword\
+               </SecretAccessKey></r>";
+    assert_eq!(read(400, &[], xml).message, "no key ***");
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::super::credentials::{Credentials, Source};
 use super::super::fault::{AwsFault, Refusal};
+use super::super::redact::Redactor;
 use super::document::{self, Unusable};
 use super::file;
 use crate::clock::Clock;
@@ -193,17 +194,12 @@ impl Container {
     }
 
     fn refused(&self, reply: &ApiReply, token: Option<&Secret<String>>, setting: &str) -> Failure {
-        let refusal = Refusal::read(reply);
+        let refusal = Refusal::read(reply, Redactor::new(token));
         let status = reply.status;
         let code = refusal
             .code
             .map_or_else(String::new, |code| format!(" {code}"));
-        let message = match token {
-            Some(token) if !token.expose().is_empty() => {
-                refusal.message.replace(token.expose().as_str(), "***")
-            }
-            _ => refusal.message,
-        };
+        let message = refusal.message;
         let remedy = match status {
             401 | 403 if self.settings.authorization_token_file.is_some() => {
                 format!("check {TOKEN_FILE} and the role's trust policy")

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::super::credentials::Credentials;
 use super::super::fault::one_line;
+use super::super::redact::Redactor;
 use crate::calendar;
 use crate::secret::Secret;
 
@@ -26,8 +27,11 @@ pub(super) fn read(body: &[u8], source: String) -> Result<Credentials, Unusable>
     let text = |name: &str| document.get(name).and_then(Value::as_str);
     // Absent in container documents, and in those of some stand-ins for the instance metadata.
     if let Some(code) = text("Code").filter(|code| !code.eq_ignore_ascii_case("success")) {
+        let mut redactor = Redactor::default();
+        redactor.add_answer(&String::from_utf8_lossy(body));
+        let clean = |text: &str| one_line(&redactor.clean(text));
         let message = text("Message").unwrap_or("no reason given");
-        return Err(Unusable::Refused(one_line(code), one_line(message)));
+        return Err(Unusable::Refused(clean(code), clean(message)));
     }
     keys(&document, "Token", source).map_err(Unusable::Odd)
 }

@@ -92,7 +92,7 @@ impl Tokens {
         Ok(FoundToken {
             region: realm.to_string(),
             expires: token.expires,
-            registry: token.proxy_endpoint,
+            registry: token.registry.ok(),
             value: token.value,
             clock_behind_s: self.caller.skew.seconds(),
         })

@@ -51,8 +51,8 @@ pub(super) struct NewToken {
 #[derive(Debug)]
 pub(super) struct RegionState {
     token: Option<Token>,
-    /// The caller's own registry; kept when the token ends.
-    pub(super) proxy_endpoint: Option<Registry>,
+    /// The caller's own registry, or why it is not known; kept when the token ends.
+    pub(super) registry: Result<Registry, String>,
     /// True once an expiry in the past was reported.
     pub(super) odd_expiry_reported: bool,
     /// The attempts to fetch one.
@@ -66,7 +66,7 @@ impl RegionState {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             token: None,
-            proxy_endpoint: None,
+            registry: Err("has not come yet".into()),
             odd_expiry_reported: false,
             attempts: Attempts::new(Some(now)),
             reactive_last: None,

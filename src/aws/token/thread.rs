@@ -167,14 +167,15 @@ impl Tokens {
         let Some(state) = shared.regions.get_mut(realm) else {
             return;
         };
+        self.caller.hide(token.value.clone());
         let new = NewToken {
             value: token.value,
             generation,
             remaining,
         };
         let renew_in = state.succeed(new, self.config.renew_interval, now, unguessable());
-        if token.proxy_endpoint.is_some() {
-            state.proxy_endpoint = token.proxy_endpoint;
+        if token.registry.is_ok() || state.registry.is_err() {
+            state.registry = token.registry;
         }
         let report_odd = odd && !std::mem::replace(&mut state.odd_expiry_reported, odd);
         drop(shared);

@@ -364,15 +364,17 @@ impl Authorizer for Tokens {
         let known = || {
             let shared = self.lock();
             let state = shared.regions.get(&realm);
-            state.and_then(|state| state.proxy_endpoint.clone())
+            state.map_or(Err("has not come yet".into()), |state| {
+                state.registry.clone()
+            })
         };
-        if let Some(registry) = known() {
+        if let Ok(registry) = known() {
             return Ok(registry);
         }
         self.obtain(&realm, deadline, RegionState::get, |_| true)?;
-        known().ok_or_else(|| {
+        known().map_err(|why| {
             AuthFault(format!(
-                "the ECR token for {realm} names no registry: set ECR to the registry's address"
+                "the ECR token for {realm} {why}: set ECR to the registry's address"
             ))
         })
     }
