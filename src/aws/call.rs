@@ -59,6 +59,7 @@ impl Ask {
             region: &self.region,
             source: &credentials.source,
             permission: self.permission,
+            lacks_token: credentials.lacks_token(),
             status,
             refusal,
         })

@@ -46,6 +46,12 @@ impl Credentials {
         }
     }
 
+    /// True for a temporary key without its session token, which AWS does not take (IAM user guide,
+    /// "Unique identifiers").
+    pub(super) fn lacks_token(&self) -> bool {
+        self.access_key_id.starts_with("ASIA") && self.session_token.is_none()
+    }
+
     /// Hides our secrets: AWS answers a wrong signature with the request it expected, session token
     /// included.
     pub(super) fn redactor(&self) -> Redactor {

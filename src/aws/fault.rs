@@ -13,6 +13,9 @@ use crate::upstream::ApiReply;
 /// Longest message of AWS's that is passed on, in characters: enough for an ARN or two.
 const MESSAGE_CHARS_MAX: usize = 300;
 
+/// Codes for a key that AWS does not know.
+const UNKNOWN_KEY: [&str; 2] = ["InvalidClientTokenId", "UnrecognizedClientException"];
+
 /// Kinds of failures, by what is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FaultKind {
@@ -117,6 +120,8 @@ pub(super) struct CallFault<'a> {
     pub(super) source: &'a str,
     /// The IAM action that the call needs, if any.
     pub(super) permission: Option<&'static str>,
+    /// True for a temporary key without its session token.
+    pub(super) lacks_token: bool,
     /// The reply's status; none without a reply.
     pub(super) status: Option<u16>,
     /// AWS's words, or our own.
@@ -151,6 +156,11 @@ impl CallFault<'_> {
                 Some(action) => format!("grant {action}"),
                 None => format!("see that no policy denies {}", self.call),
             });
+        }
+        if self.lacks_token && UNKNOWN_KEY.contains(&code) {
+            let remedy = "the key id begins with ASIA, so it is a temporary one: set its session \
+                          token (AWS_SESSION_TOKEN, aws_session_token), too";
+            return Some(remedy.into());
         }
         code_remedy(code)
             .or_else(|| self.remedy_by_kind())

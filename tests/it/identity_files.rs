@@ -567,3 +567,74 @@ fn a_profile_that_is_mended_is_noticed_without_a_restart() {
     });
     assert_eq!(site.front.get(MANIFEST).status, 200);
 }
+
+#[test]
+fn without_an_identity_the_files_that_were_looked_for_are_named() {
+    let home = Scratch::new();
+    let folder = home.path().join(".aws");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("config"), "[profile dev]\nregion = eu-west-1\n").unwrap();
+    let home = home.path().to_str().unwrap();
+    let settings = [
+        ("AWS_ACCESS_KEY_ID", ""),
+        ("AWS_SECRET_ACCESS_KEY", ""),
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+        ("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/puller"),
+        ("HOME", home),
+    ];
+    let front = Front::with(Options::default(), &settings);
+    let got = front.get("/v2/team/app/manifests/1.0");
+    let message = error_of(&got).1;
+    for part in [
+        "AWS_ROLE_ARN is set, AWS_WEB_IDENTITY_TOKEN_FILE is not",
+        "no profile default with keys or a role: ",
+        &format!("{home}/.aws/credentials is not there"),
+        &format!("{home}/.aws/config has none"),
+    ] {
+        assert!(message.contains(part), "no {part:?} in {message}");
+    }
+    let named = Front::with(
+        Options::default(),
+        &[&settings[..], &[("AWS_PROFILE", "prod")]].concat(),
+    );
+    let got = named.get("/v2/team/app/manifests/1.0");
+    let message = error_of(&got).1;
+    assert!(
+        message.contains("AWS_PROFILE=prod: there is no such profile"),
+        "{message}"
+    );
+    assert!(message.contains("; there is dev"), "{message}");
+}
+
+#[test]
+fn one_bad_profile_refuses_no_other_one() {
+    let folder = Scratch::new();
+    let config = folder.path().join("config");
+    let text = "[profile bad]\noops\n[profile indented]\n  region = a\n[profile good] ; ours\n  \
+                aws_access_key_id = AKIDSTANDIN\n  aws_secret_access_key = \
+                standin/secret+access+key\n";
+    std::fs::write(&config, text).unwrap();
+    let settings = |profile| {
+        [
+            ("AWS_ACCESS_KEY_ID", ""),
+            ("AWS_SECRET_ACCESS_KEY", ""),
+            ("AWS_CONFIG_FILE", config.to_str().unwrap()),
+            ("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent/credentials"),
+            ("AWS_PROFILE", profile),
+        ]
+    };
+    let front = Front::with(Options::default(), &settings("good"));
+    front.standin.put_image("team/app", "1.0", &[]);
+    assert_eq!(front.get("/v2/team/app/manifests/1.0").status, 200);
+    front.proxy.wait_for_log(
+        "AWS_SHARED_CREDENTIALS_FILE=/nonexistent/credentials: there is no such file",
+    );
+    let bad = Front::with(Options::default(), &settings("bad"));
+    let got = bad.get("/v2/team/app/manifests/1.0");
+    let message = error_of(&got).1;
+    assert!(
+        message.contains("config: line 2: expected key = value"),
+        "{message}"
+    );
+    assert!(!message.contains("oops"), "{message}");
+}

@@ -118,6 +118,7 @@ fn the_text_names_call_region_source_and_remedy() {
         region: "eu-west-1",
         source: "environment",
         permission: Some("ecr:GetAuthorizationToken"),
+        lacks_token: true,
         status: Some(403),
         refusal: Refusal {
             code: Some("AccessDenied".into()),
@@ -205,6 +206,7 @@ fn every_refusal_of_ecr_says_what_to_grant_set_or_wait_for() {
             region: "eu-west-1",
             source: "environment",
             permission: Some("ecr:GetAuthorizationToken"),
+            lacks_token: false,
             status: Some(status),
             refusal,
         };
@@ -225,6 +227,7 @@ fn each_refusal_of_sts_says_what_to_mend() {
             region: "eu-west-1",
             source: "web identity",
             permission: Some("sts:AssumeRole"),
+            lacks_token: call == "AssumeRole",
             status: Some(403),
             refusal: Refusal {
                 code: Some(code.into()),
@@ -248,6 +251,8 @@ fn each_refusal_of_sts_says_what_to_mend() {
         let start = format!("AssumeRoleWithWebIdentity 403 {code} in eu-west-1 via web identity");
         assert!(text.starts_with(&start) && text.contains(remedy), "{text}");
     }
+    assert!(told("AssumeRole", "InvalidClientTokenId").contains("begins with ASIA"));
+    assert!(!told("AssumeRoleWithWebIdentity", "InvalidClientTokenId").contains("ASIA"));
     assert!(told("AssumeRole", "AccessDenied").ends_with("; grant sts:AssumeRole"));
     assert!(told("AssumeRole", "ExpiredToken").ends_with("temporary credentials"));
 }

@@ -45,6 +45,11 @@ impl Source for Environment {
             (None, None) => Ok(None),
         }
     }
+
+    fn passed_over(&self) -> Option<String> {
+        let is_alone = self.session_token.is_some() && self.id.is_none() && self.secret.is_none();
+        is_alone.then(|| format!("AWS_SESSION_TOKEN is set, {ID} and {SECRET} are not"))
+    }
 }
 
 /// Blank counts as unset. Files and secrets mounted as variables often end in a newline, which no
@@ -97,6 +102,21 @@ mod tests {
         let no_id = fetch(None, Some("hunter2"), None).unwrap_err();
         assert!(no_id.contains("AWS_ACCESS_KEY_ID is not"));
         assert!(!no_id.contains("hunter2"));
+    }
+
+    #[test]
+    fn a_session_token_alone_is_passed_over_and_mentioned() {
+        let settings = AwsSettings {
+            session_token: Some(Secret::new("hunter2".into())),
+            ..AwsSettings::default()
+        };
+        let why = Environment::new(&settings).passed_over().unwrap();
+        assert!(why.starts_with("AWS_SESSION_TOKEN is set, AWS_ACCESS_KEY_ID and"));
+        assert!(!why.contains("hunter2"));
+        assert_eq!(
+            Environment::new(&AwsSettings::default()).passed_over(),
+            None
+        );
     }
 
     #[test]

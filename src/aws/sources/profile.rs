@@ -163,6 +163,10 @@ impl Source for UnlessTakenBy {
         }
         self.environment.fetch()
     }
+
+    fn passed_over(&self) -> Option<String> {
+        self.environment.passed_over()
+    }
 }
 
 /// `settings` completed from the profile: region, endpoints and the kind of host. Read once, at the

@@ -76,12 +76,16 @@ impl TokenFile {
 /// `AWS_WEB_IDENTITY_TOKEN_FILE` and its companions.
 pub(super) struct WebIdentity {
     token: Option<Result<TokenFile, &'static str>>,
+    /// True when a role is set and no token for it.
+    is_role_alone: bool,
     sts: Arc<Sts>,
 }
 
 impl WebIdentity {
     pub(super) fn from_environment(settings: &AwsSettings, sts: &Arc<Sts>) -> Self {
-        if settings.role_arn.is_some() && settings.web_identity_token_file.is_none() {
+        let is_role_alone =
+            settings.role_arn.is_some() && settings.web_identity_token_file.is_none();
+        if is_role_alone {
             log::warn(
                 "AWS_ROLE_ARN is not used without AWS_WEB_IDENTITY_TOKEN_FILE; to assume a role \
                  with keys, set it as role_arn in a profile",
@@ -108,6 +112,7 @@ impl WebIdentity {
         });
         Self {
             token,
+            is_role_alone,
             sts: Arc::clone(sts),
         }
     }
@@ -120,6 +125,11 @@ impl Source for WebIdentity {
             Some(Err(why)) => Err(AwsFault::lasting(*why)),
             Some(Ok(token)) => token.fetch(&self.sts).map(Some),
         }
+    }
+
+    fn passed_over(&self) -> Option<String> {
+        let why = "AWS_ROLE_ARN is set, AWS_WEB_IDENTITY_TOKEN_FILE is not";
+        self.is_role_alone.then(|| why.to_owned())
     }
 }
 
@@ -230,6 +240,13 @@ mod tests {
     #[test]
     fn a_role_without_a_token_is_no_source() {
         let api = FakeApi::new(&clock());
-        assert_eq!(source(&api, None, ROLE).fetch(), Ok(None));
+        let alone = source(&api, None, ROLE);
+        assert_eq!(alone.fetch(), Ok(None));
+        assert!(
+            alone
+                .passed_over()
+                .unwrap()
+                .starts_with("AWS_ROLE_ARN is set")
+        );
     }
 }
