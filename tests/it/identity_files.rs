@@ -434,7 +434,7 @@ fn what_is_missing_or_wrong_is_named_with_its_remedy() {
             &["config: line 2: expected key = value"],
         ),
         (
-            dev(KEYS),
+            dev("region = eu-west-1"),
             &[("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent/credentials")],
             &["AWS_SHARED_CREDENTIALS_FILE=/nonexistent/credentials: there is no such file"],
         ),
