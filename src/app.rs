@@ -397,8 +397,8 @@ fn start_cache_thread(
     Ok(())
 }
 
-/// Opens the cache, unless it is off, and starts its threads. When the directory cannot be used, the
-/// log says so and the proxy runs without a cache: it is still of use.
+/// Opens the cache, unless it is off, and starts its threads. When the directory cannot be used,
+/// the log says so and the proxy runs without a cache: it is still of use.
 fn open_cache(
     settings: &Settings,
     directory: Option<PathBuf>,

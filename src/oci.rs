@@ -2,7 +2,8 @@
 //! [`Digest`], [`Reference`], [`Route`] and the error documents. Must not: do I/O.
 //!
 //! A string is parsed once, where it enters. No function behind that takes a string that still
-//! needs checking. Grammar: distribution-spec v1.1, "Pulling manifests"; image-spec `descriptor.md`.
+//! needs checking. Grammar: distribution-spec v1.1, "Pulling manifests"; image-spec
+//! `descriptor.md`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -390,8 +391,8 @@ impl Route {
 
     fn upload(path: &str, name: &str, session: &str) -> Result<Self, OciError> {
         let name = name.parse()?;
-        // The registry chooses the session, so only parts that could change the path are refused. Some
-        // servers cut a segment at `;`, so that `..;x` leads upwards.
+        // The registry chooses the session, so only parts that could change the path are refused.
+        // Some servers cut a segment at `;`, so that `..;x` leads upwards.
         let safe =
             |part: &str| part.bytes().any(|byte| byte != b'.') && !part.contains(['%', '\\', ';']);
         match session {

@@ -1,5 +1,5 @@
-//! A number of things that may go on at a time, in all or for each holder. Owns: counting and waiting. Must not: know what
-//! it counts.
+//! A number of things that may go on at a time, in all or for each holder. Owns: counting and
+//! waiting. Must not: know what it counts.
 
 use std::collections::HashMap;
 use std::hash::Hash;

@@ -78,7 +78,8 @@ pub(super) fn open(settings: &Settings) -> Result<Bound, String> {
         format!("cannot listen on {address}: {error}; set LISTEN_HOST or LISTEN_PORT")
     })?;
     // The standard library asks for 128, which a burst of a few hundred clients overruns: a client
-    // that finds the queue full tries again a second later. A second `listen` only changes the length.
+    // that finds the queue full tries again a second later. A second `listen` only changes the
+    // length.
     rustix::net::listen(&listener, BACKLOG)
         .map_err(|error| format!("cannot listen on {address}: {error}"))?;
     let address = listener.local_addr().unwrap_or(address);

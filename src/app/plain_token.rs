@@ -1,8 +1,8 @@
 //! Where an ECR token may be sent. Owns: which registries in the settings need
 //! `ALLOW_PLAIN_TOKEN`. Must not: know which token goes where (`aws` does).
 //!
-//! A token opens every registry that the identity may use, for twelve hours. A typing error in `ECR`
-//! must not hand it to a stranger, or to everybody on the way.
+//! A token opens every registry that the identity may use, for twelve hours. A typing error in
+//! `ECR` must not hand it to a stranger, or to everybody on the way.
 
 use std::net::IpAddr;
 

@@ -2,9 +2,9 @@
 //! thread `reload`, and how a change is noticed. Must not: know what is in the files.
 //!
 //! A change shows in the result of `stat`, which follows links: a Kubernetes secret changes when a
-//! link (`..data`) points elsewhere, other files when they are written or renamed. The files are read
-//! once two polls in a row agree. So a certificate and a key that are written one after the other
-//! are read together.
+//! link (`..data`) points elsewhere, other files when they are written or renamed. The files are
+//! read once two polls in a row agree. So a certificate and a key that are written one after the
+//! other are read together.
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;

@@ -1,5 +1,6 @@
-//! Credentials and where they come from. Owns: what signs a call, the [`Source`] of it, and the role
-//! that may be assumed with it. Must not: fetch, keep or use any of them; `sources` and `call` do.
+//! Credentials and where they come from. Owns: what signs a call, the [`Source`] of it, and the
+//! role that may be assumed with it. Must not: fetch, keep or use any of them; `sources` and `call`
+//! do.
 
 use std::time::SystemTime;
 

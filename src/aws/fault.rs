@@ -1,5 +1,5 @@
-//! Failures on the AWS side. Owns: reading the error replies of AWS's APIs in either format, sorting
-//! failures by what to do next, and their words. Must not: retry or wait; `token` does.
+//! Failures on the AWS side. Owns: reading the error replies of AWS's APIs in either format,
+//! sorting failures by what to do next, and their words. Must not: retry or wait; `token` does.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};

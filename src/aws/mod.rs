@@ -1,6 +1,7 @@
 //! The AWS side. Owns: our identity (`credentials`, `sources`), signed calls (`sigv4`, `call`), the
 //! APIs we call (`ecr`, `sts`) and the tokens they give ([`token`]). Must not: know of clients,
-//! repositories or caches, or open a connection itself (an [`Api`](crate::upstream::Api) is handed in).
+//! repositories or caches, or open a connection itself (an [`Api`](crate::upstream::Api) is handed
+//! in).
 
 mod call;
 mod credentials;

@@ -31,7 +31,8 @@ const SECRET_FIELDS: [&str; 6] = [
 pub(super) struct Redactor(Vec<Secret<String>>);
 
 impl Redactor {
-    /// Hides these secrets, as they are, percent-encoded, in base64, and what their own base64 holds.
+    /// Hides these secrets, as they are, percent-encoded, in base64, and what their own base64
+    /// holds.
     pub(super) fn new<'a>(secrets: impl IntoIterator<Item = &'a Secret<String>>) -> Self {
         let mut redactor = Self::default();
         for secret in secrets {
@@ -219,8 +220,9 @@ mod tests {
         let token = "IQoJb3JpZ2luX2VjE".repeat(10);
         assert_eq!(none.clean(&format!("token {token}: no")), "token *** no");
         for text in [
-            "User: arn:aws:sts::123456789012:assumed-role/eks-Node-Role-ABCDEFGH12345/i-0123456789abcdef0 \
-             is not authorized to perform: ecr:GetAuthorizationToken on resource: *",
+            "User: arn:aws:sts::123456789012:assumed-role/eks-Node-Role-ABCDEFGH12345/\
+             i-0123456789abcdef0 is not authorized to perform: ecr:GetAuthorizationToken on \
+             resource: *",
             "x",
             "",
             "a = b, c: d; (e)",

@@ -16,8 +16,8 @@ use crate::secret::Secret;
 use crate::upstream::ApiReply;
 use crate::uri;
 
-/// Longest time for GetCallerIdentity. It runs on the thread that renews tokens and only adds a line
-/// to the log, so it gets less than a call that matters.
+/// Longest time for GetCallerIdentity. It runs on the thread that renews tokens and only adds a
+/// line to the log, so it gets less than a call that matters.
 const IDENTITY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The region that signs for the global host.
 const GLOBAL_REGION: &str = "us-east-1";

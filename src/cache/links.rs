@@ -1,9 +1,9 @@
 //! Links: the proof that a digest belongs to a repository. Owns: the files in `_links`. Must not:
 //! decide what is proof.
 //!
-//! A link is a file named by the digest. For a manifest it holds the media type. For a blob it holds
-//! its length in bytes, or `-` while that is not known: a file of another length is damaged. Eviction
-//! reads the modification time as the time of the last use.
+//! A link is a file named by the digest. For a manifest it holds the media type. For a blob it
+//! holds its length in bytes, or `-` while that is not known: a file of another length is damaged.
+//! Eviction reads the modification time as the time of the last use.
 
 use std::fs;
 use std::io;

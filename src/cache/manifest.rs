@@ -70,7 +70,8 @@ pub fn named_by(manifest: &[u8]) -> Vec<Named> {
     if !document.is_of_one_kind() {
         return named;
     }
-    // `blobs`: the artifact manifest of OCI 1.1's release candidates. `fsLayers`: Docker's schema 1.
+    // `blobs`: the artifact manifest of OCI 1.1's release candidates. `fsLayers`: Docker's schema
+    // 1.
     let config = document.get("config").into_iter();
     let blobs = config
         .chain(document.list("layers"))

@@ -2,8 +2,8 @@
 //! writing which, and when they were used last. Must not: know blobs.
 //!
 //! A file is replaced whole; an empty or unreadable one counts as absent. The modification time of
-//! a tag or link is the time of its last use, which eviction goes by. Links are in [`super::links`],
-//! pages of lists in [`super::pages`].
+//! a tag or link is the time of its last use, which eviction goes by. Links are in
+//! [`super::links`], pages of lists in [`super::pages`].
 //!
 //! Locks: the set of files being rewritten, held for set operations; never across I/O.
 

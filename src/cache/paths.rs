@@ -1,8 +1,8 @@
 //! Where the files below `repos/` are. Owns: turning parsed names into paths, and reading folders.
 //! Must not: write.
 //!
-//! Every path is made of parsed words ([`Repository`], [`Tag`], [`Digest`]). A word that could still
-//! lead somewhere else makes no path.
+//! Every path is made of parsed words ([`Repository`], [`Tag`], [`Digest`]). A word that could
+//! still lead somewhere else makes no path.
 
 use std::fmt;
 use std::fs::{self, File};

@@ -4,8 +4,7 @@
 //! A file below `blobs/` is complete and verified: it comes there by fsync and rename, from
 //! `partial/`, after its maker has checked length and digest. No other way leads there.
 //!
-//! Locks: the account and the readers, each a leaf, held for arithmetic and map operations; never
-//! across I/O.
+//! Locks: the account and the readers, each a leaf, held for sums and map operations, not for I/O.
 
 use std::collections::HashMap;
 use std::fs::{self, File};

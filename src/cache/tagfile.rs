@@ -1,7 +1,8 @@
 //! The content of a tag's file. Owns: its JSON. Must not: do I/O.
 //!
-//! A tag may mean one manifest for each media type, as registries answer by `Accept`. The file holds
-//! one entry for each: `{"entries": [{"digest": …, "mediaType": …, "confirmed": milliseconds}]}`.
+//! A tag may mean one manifest for each media type, as registries answer by `Accept`. The file
+//! holds one entry for each: `{"entries": [{"digest": …, "mediaType": …, "confirmed":
+//! milliseconds}]}`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

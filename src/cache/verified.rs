@@ -1,5 +1,5 @@
-//! Which blobs are known to be whole. Owns: a bounded memory of files that were hashed. Must not: do
-//! I/O, or hash.
+//! Which blobs are known to be whole. Owns: a bounded memory of files that were hashed. Must not:
+//! do I/O, or hash.
 //!
 //! Locks: the map, held for map operations.
 

@@ -1,10 +1,10 @@
 //! Damaged blobs. Owns: opening a blob for a client, and the thread `verify`, which hashes blobs
 //! that are not known to be whole. Must not: delay a hit on a blob that is known to be whole.
 //!
-//! A disk loses bytes, and people write where they should not. A blob is known to be whole when this
-//! process has downloaded or hashed it and its file was not changed since. Any other one is hashed
-//! when it is first asked for: a small one before it is answered, a large one while it is sent,
-//! and then its last byte waits for the result. A damaged one is removed, and fetched again.
+//! A disk loses bytes, and people write where they should not. A blob is known to be whole when
+//! this process has downloaded or hashed it and its file was not changed since. Any other one is
+//! hashed when it is first asked for: a small one before it is answered, a large one while it is
+//! sent, and then its last byte waits for the result. A damaged one is removed, and fetched again.
 //!
 //! Locks: the list of jobs, and each job's result; both held for a few reads and writes of memory.
 
@@ -150,8 +150,9 @@ impl Verifier {
     }
 
     /// Opens a blob for a client; none when there is none, or it was damaged and is removed now.
-    /// `known_size` is its length as its link has it: a file of another length is hashed first. Blocks
-    /// for [`SMALL_TIMEOUT`] at the longest, and not at all for a blob that is known to be whole.
+    /// `known_size` is its length as its link has it: a file of another length is hashed first.
+    /// Blocks for [`SMALL_TIMEOUT`] at the longest, and not at all for a blob that is known to be
+    /// whole.
     ///
     /// # Errors
     /// The disk's own, and a file of another length that was not hashed in time.

@@ -98,11 +98,12 @@ Each setting is an environment variable and, in the same words, a flag: `LISTEN_
 * Two names of one setting with different values are an error; the same value twice is fine.
 * A switch takes `true yes on 1` or `false no off 0`; the flag alone means true.
 * A time is a whole number with one of the units `ms s m h`.
-* A size is a whole number of bytes, or of one of the units `k m g t`, `ki mi gi ti`, `kb mb gb tb` and
-  `kib mib gib tib`, in any case. All of them are powers of 1024.
-* An unknown flag is an error. An unknown variable is ignored, unless its name is close to a setting's:
-  then it is a warning at the start, and `check` fails. If that setting keeps clients out (`AUTH_FILE`,
-  `READ_ONLY`, `ALLOW_REPOSITORIES`, `ENABLE_SSL`, `SSL_*`, `LISTEN_HOST`) and is not set, the start ends.
+* A size is a whole number of bytes, or of one of the units `k m g t`, `ki mi gi ti`, `kb mb gb tb`
+  and `kib mib gib tib`, in any case. All of them are powers of 1024.
+* An unknown flag is an error. An unknown variable is ignored, unless its name is close to a
+  setting's: then it is a warning at the start, and `check` fails. If that setting keeps clients out
+  (`AUTH_FILE`, `READ_ONLY`, `ALLOW_REPOSITORIES`, `ENABLE_SSL`, `SSL_*`, `LISTEN_HOST`) and is not
+  set, the start ends.
 * All faults are reported at once, one line each, and the exit code is 64.
 * `aws-ecr-proxy settings` shows every value that holds and where it comes from, secrets hidden.
 ";

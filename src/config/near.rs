@@ -1,5 +1,5 @@
-//! Variables that are spelt almost like a setting. Owns: what "almost" is, and which names belong to
-//! other programs. Must not: look at a value, except whether it is blank.
+//! Variables that are spelt almost like a setting. Owns: what "almost" is, and which names belong
+//! to other programs. Must not: look at a value, except whether it is blank.
 //!
 //! An unknown flag is an error, but an environment is shared: most of its variables are not for us.
 //! So only a name that is close to one of ours is reported.
@@ -23,8 +23,8 @@ const STEM_LETTERS_MIN: usize = 4;
 /// Longest name that is compared: the comparison is quadratic.
 const LENGTH_MAX: usize = 64;
 
-/// Names that are close to one of ours and belong to others: shells, curl, SSH, Kubernetes's downward
-/// API, and older SDKs of AWS.
+/// Names that are close to one of ours and belong to others: shells, curl, SSH, Kubernetes's
+/// downward API, and older SDKs of AWS.
 const OTHERS: &[&str] = &[
     "AWS_ACCESS_KEY",
     "ENABLE_SSH",

@@ -47,8 +47,8 @@ impl Access {
         checked.map_err(|error| Box::new(refuse(&error)))
     }
 
-    /// The methods of `route` that clients may use, as `Allow` lists them. A proxy that only reads has
-    /// none for an upload.
+    /// The methods of `route` that clients may use, as `Allow` lists them. A proxy that only reads
+    /// has none for an upload.
     pub(super) fn methods(&self, route: &Route) -> Vec<&'static str> {
         let mut methods = route.methods().to_vec();
         if self.read_only {
@@ -69,8 +69,8 @@ impl Access {
         OciError::new(ErrorCode::Unsupported, why)
     }
 
-    /// Refuses a repository that `ALLOW_REPOSITORIES` leaves out: that of the route, and the one from
-    /// which a blob would be mounted. `query` and `route` have no host of a registry in them.
+    /// Refuses a repository that `ALLOW_REPOSITORIES` leaves out: that of the route, and the one
+    /// from which a blob would be mounted. `query` and `route` have no host of a registry in them.
     fn check(&self, query: &Query, route: &Route) -> Result<(), OciError> {
         if self.shows_everything() {
             return Ok(());

@@ -133,8 +133,8 @@ fn read_forwarded(headers: &Headers) -> Forwarded {
 
 /// Makes a URL of the registry's API lead to us; path and query stay byte for byte. An absolute one
 /// gets the client's address. The host is not compared: a registry may know itself by another name
-/// than ours for it. A relative one stays relative: the client knows its way here, while we may know
-/// no more than `http://`. Any other URL is left alone.
+/// than ours for it. A relative one stays relative: the client knows its way here, while we may
+/// know no more than `http://`. Any other URL is left alone.
 pub(super) fn rewrite_url(url: &str, own: &ClientAddress) -> String {
     if url.starts_with("/v2/") {
         return own.path(url);

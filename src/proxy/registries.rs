@@ -3,9 +3,9 @@
 //! (podman, CRI-O, docker). Must not: make an address of anything that a client sends.
 //!
 //! `ns` names the registry that an image comes from. When that is neither a registry nor an origin
-//! of ours, the client was told to ask us all the same (a mirror), so the path alone counts, and the
-//! default registry answers NAME_UNKNOWN if it has no such repository. Another private registry of
-//! ECR is refused: its repositories have names like our own, and would be mistaken for them.
+//! of ours, the client was told to ask us all the same (a mirror), so the path alone counts, and
+//! the default registry answers NAME_UNKNOWN if it has no such repository. Another private registry
+//! of ECR is refused: its repositories have names like our own, and would be mistaken for them.
 //!
 //! A name of a repository may hold dots, so `/v2/my.app/x/…` is a repository unless `my.app` is in
 //! the list. A path is refused only when it cannot be a repository of the default registry: a host
@@ -281,8 +281,8 @@ impl Registries {
         format!("{path}?{}", kept.join("&"))
     }
 
-    /// A client that names the registry in the path does so in `from` of a mount, too. Nothing can be
-    /// mounted from another registry: then the blob is uploaded like any other.
+    /// A client that names the registry in the path does so in `from` of a mount, too. Nothing can
+    /// be mounted from another registry: then the blob is uploaded like any other.
     fn translate_mount(
         &self,
         parameters: &mut Vec<String>,
@@ -330,8 +330,8 @@ pub(super) fn unknown_registry(name: &str) -> OciError {
     OciError::new(ErrorCode::NameUnknown, why)
 }
 
-/// True when `ns` decides. A push names its registry by the path alone (containerd sends no `ns` with
-/// it), and the state of an upload is asked for in the same way. A ping means no registry.
+/// True when `ns` decides. A push names its registry by the path alone (containerd sends no `ns`
+/// with it), and the state of an upload is asked for in the same way. A ping means no registry.
 fn honours_namespace(method: &str, route: &Route) -> bool {
     let no_matter = matches!(route, Route::Base | Route::Upload(_) | Route::Uploads(_));
     matches!(method, "GET" | "HEAD") && !no_matter

@@ -1,5 +1,6 @@
-//! The sources in their order. Owns: the [`Chain`], and the temporary credentials in use. Must not: keep what says no expiry; it is asked for anew at each use, so
-//! that rotated keys are noticed. Locks: `kept` alone, never held while a source is asked.
+//! The sources in their order. Owns: the [`Chain`], and the temporary credentials in use. Must not:
+//! keep what says no expiry; it is asked for anew at each use, so that rotated keys are noticed.
+//! Locks: `kept` alone, never held while a source is asked.
 
 mod kept;
 

@@ -1,5 +1,5 @@
-//! A role for a token in a file (IRSA and its like). Owns: reading the token anew each time, and the
-//! retry that AWS advises. Must not: keep either token or credentials.
+//! A role for a token in a file (IRSA and its like). Owns: reading the token anew each time, and
+//! the retry that AWS advises. Must not: keep either token or credentials.
 
 use std::path::PathBuf;
 use std::sync::Arc;

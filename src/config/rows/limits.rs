@@ -26,7 +26,8 @@ pub(super) static ROWS: &[Setting] = &[
             range(
                 2,
                 256,
-                "each is a thread and two descriptors; with one alone, requests would wait in a row",
+                "each is a thread and two descriptors; with one alone, requests would wait in a \
+                 row",
             ),
             |s, count| s.lanes = size(count),
         ),
@@ -65,7 +66,8 @@ pub(super) static ROWS: &[Setting] = &[
         Number(range(1, 10_000, COUNT_REASON), |s, count| {
             s.max_uploads = size(count)
         }),
-        "Request bodies that are streamed to one registry at a time; at most half as many from one client address.",
+        "Request bodies that are streamed to one registry at a time; at most half as many from one \
+         client address.",
     ),
     row(
         "MAX_FILLS",

@@ -31,8 +31,8 @@ pub(super) static ROWS: &[Setting] = &[
         "ALLOW_PLAIN_TOKEN",
         Value("false"),
         Switch(|s, on| s.allow_plain_token = on),
-        "Send an ECR token over http, or to a host that has no name of ECR's (a test, a name of your \
-         own for an endpoint). Loopback needs no leave.",
+        "Send an ECR token over http, or to a host that has no name of ECR's (a test, a name of \
+         your own for an endpoint). Loopback needs no leave.",
     ),
     row(
         "NAMESPACES",
@@ -42,8 +42,8 @@ pub(super) static ROWS: &[Setting] = &[
             "at most 64 of ORIGIN=PREFIX or ORIGIN=HOST[/PREFIX], with commas",
             |s, text| put(&mut s.namespaces, registry::origins(text)),
         ),
-        "Where the images of other registries are kept, such as the prefix of a pull-through cache rule: \
-         `docker.io=docker-hub,quay.io=HOST/quay`. HOST is one of `ECR`.",
+        "Where the images of other registries are kept, such as the prefix of a pull-through cache \
+         rule: `docker.io=docker-hub,quay.io=HOST/quay`. HOST is one of `ECR`.",
     ),
     row(
         "BLOB_HOSTS",

@@ -517,11 +517,17 @@ fn timed_out<T>(outcome: io::Result<T>) -> io::Result<T> {
 
 impl Read for Timed {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(self.left()?)?;
-        timed_out(match &mut self.tls {
-            Some(tls) => rustls::Stream::new(&mut **tls, &mut self.stream).read(buf),
-            None => self.stream.read(buf),
-        })
+        loop {
+            self.stream.set_read_timeout(self.left()?)?;
+            let read = match &mut self.tls {
+                Some(tls) => rustls::Stream::new(&mut **tls, &mut self.stream).read(buf),
+                None => self.stream.read(buf),
+            };
+            // A read with a time limit is interrupted when the machine stops for a while.
+            if !matches!(&read, Err(error) if error.kind() == io::ErrorKind::Interrupted) {
+                return timed_out(read);
+            }
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use super::super::super::credentials::Credentials;
 /// Credentials are replaced this long before their end, as in the AWS SDK for Go: time enough for
 /// several tries, and STS hands out nothing shorter than 15 minutes.
 const REFRESH_BEFORE: Duration = Duration::from_secs(5 * 60);
-/// Least time between two fetches while the credentials have not ended, so that a source that fails,
-/// or that gives short-lived credentials, is not asked in a loop.
+/// Least time between two fetches while the credentials have not ended, so that a source that
+/// fails, or that gives short-lived credentials, is not asked in a loop.
 const GAP: Duration = Duration::from_secs(60);
 
 /// What may be done with credentials.
