@@ -8,7 +8,7 @@ use super::answer::{API_VERSION, CacheOutcome, fail, mark, or_fail, refuse};
 use super::conditional::{self, RangeSpec, Selected};
 use super::content::{self, BLOB_CACHE_CONTROL, DIGEST_FIELD};
 use super::exchange::Exchange;
-use super::{headers, redirect};
+use super::{headers, redirect, refusal};
 use crate::cache::Cache;
 use crate::cache::fill::{BlobRequest, Growing, Joined};
 use crate::cache::names::Scope;
@@ -18,7 +18,7 @@ use crate::message::{Body, Buffered, Headers, LogNote, Reply};
 use crate::oci::{Digest, ErrorCode, OciError, Repository};
 use crate::upstream::UpstreamError;
 use crate::upstream::client::Incoming;
-use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT};
+use crate::upstream::exchange::Call;
 
 /// A cold range that begins this far ahead of the download is fetched on its own: at 10 MB/s the
 /// client would wait a second for it.
@@ -58,7 +58,7 @@ fn finish(exchange: &Exchange, digest: &Digest, reply: Result<Reply, UpstreamErr
         // Upstream was asked for the whole, since every host answers such a range in another way.
         Some(size) if is_whole && range == RangeSpec::Inverted && size > 0 => Reply {
             outcome: reply.outcome,
-            ..unsatisfiable(digest, size)
+            ..refuse_range(digest, size)
         },
         _ => reply,
     }
@@ -82,16 +82,16 @@ impl BlobPull<'_> {
                 if blob.is_verified() && known_size != Some(blob.size()) {
                     self.cache.note_size(self.scope, self.digest, blob.size());
                 }
-                self.whole(blob)
+                self.serve_stored(blob)
             }
             Ok(blob) => {
                 if let Some(refused) = self.cache.negative.get(&key, Instant::now()) {
-                    return self.refused(refused);
+                    return self.answer_refused(refused);
                 }
                 match blob {
-                    Some(blob) => self.if_belonging(|| self.whole(blob)),
+                    Some(blob) => self.if_belonging(|| self.serve_stored(blob)),
                     // A HEAD does not download.
-                    None if self.exchange.is_head() => self.cold_head(),
+                    None if self.exchange.is_head() => self.answer_cold_head(),
                     None => self.join(&key),
                 }
             }
@@ -110,17 +110,18 @@ impl BlobPull<'_> {
             digest: self.digest.clone(),
         };
         match self.cache.fills.join(&wanted) {
-            Joined::Growing(growing) if growing.is_for(self.scope) => self.growing(&growing),
-            Joined::Growing(growing) => self.if_belonging(|| self.growing(&growing)),
+            Joined::Growing(growing) if growing.is_for(self.scope) => self.serve_growing(&growing),
+            Joined::Growing(growing) => self.if_belonging(|| self.serve_growing(&growing)),
             Joined::Failed(error) => mark(fail(&error), CacheOutcome::Miss),
             Joined::Refused(refused) => {
-                if refused.status == 404 {
+                // A 404 of anything but the registry may be gone in a moment.
+                if refused.status == 404 && refusal::is_error_document(&refused.body) {
                     let negative = &self.cache.negative;
                     negative.put(key, refused.clone(), Instant::now());
                 }
-                self.refused(refused)
+                self.answer_refused(refused)
             }
-            Joined::Bypass(Some(fetched)) if self.range() == RangeSpec::Whole => {
+            Joined::Bypass(Some(fetched)) if self.requested_range() == RangeSpec::Whole => {
                 let reply = self.exchange.dress_fetched(fetched);
                 let reply = finish(self.exchange, self.digest, reply);
                 mark(reply, CacheOutcome::Bypass)
@@ -135,17 +136,9 @@ impl BlobPull<'_> {
         if self.cache.names.link(self.scope, self.digest).is_some() {
             return answer();
         }
-        let head = self.exchange.parts.upstream.fetch_bodiless(Call {
-            registry: self.scope.registry,
-            method: "HEAD",
-            target: &format!("/v2/{}/blobs/{}", self.scope.repository, self.digest),
-            headers: &headers::for_cache(&self.exchange.request.headers),
-            patience: HEAD_TIMEOUT,
-            whole: false,
-        });
-        match head {
+        match self.head() {
             // A middlebox answers 200 to anything, but it does not name the blob.
-            Ok(Fetched { reply, .. }) if reply.status == 200 && self.is_named_by(&reply) => {
+            Ok(reply) if reply.status == 200 && self.is_named_by(&reply) => {
                 self.cache.link_blob(self.scope, self.digest);
                 answer()
             }
@@ -159,6 +152,19 @@ impl BlobPull<'_> {
         reply.headers.first(DIGEST_FIELD) == Some(self.digest.as_str())
     }
 
+    /// Asks upstream for the blob's head.
+    fn head(&self) -> Result<Incoming, UpstreamError> {
+        let call = Call {
+            registry: self.scope.registry,
+            method: "HEAD",
+            target: &format!("/v2/{}/blobs/{}", self.scope.repository, self.digest),
+            headers: &headers::for_cache(&self.exchange.request.headers),
+            patience: self.exchange.time_left()?,
+            whole: false,
+        };
+        Ok(self.exchange.parts.upstream.fetch_bodiless(call)?.reply)
+    }
+
     /// Passes the request on without keeping anything.
     fn bypass(&self) -> Reply {
         let reply = self.exchange.forward_bodiless();
@@ -167,7 +173,7 @@ impl BlobPull<'_> {
     }
 
     /// Upstream's own answer, where it was not the blob.
-    fn refused(&self, refused: Buffered) -> Reply {
+    fn answer_refused(&self, refused: Buffered) -> Reply {
         let method = &self.exchange.request.method;
         let reply = self.exchange.dress_buffered(method, refused);
         mark(
@@ -176,7 +182,7 @@ impl BlobPull<'_> {
         )
     }
 
-    fn cold_head(&self) -> Reply {
+    fn answer_cold_head(&self) -> Reply {
         let mut reply = self.bypass();
         if matches!(reply.status, 200 | 304) {
             // Whatever the registry can do, the GET will come from here.
@@ -186,7 +192,7 @@ impl BlobPull<'_> {
     }
 
     /// A complete blob.
-    fn whole(&self, blob: Opened) -> Reply {
+    fn serve_stored(&self, blob: Opened) -> Reply {
         let (size, is_head) = (blob.size(), self.exchange.is_head());
         let body = |start: u64, end: u64| match is_head {
             true => Body::Empty {
@@ -197,29 +203,29 @@ impl BlobPull<'_> {
         // A range on a HEAD has no meaning (RFC 9110 §14.2).
         let range = match is_head {
             true => RangeSpec::Whole,
-            false => self.range(),
+            false => self.requested_range(),
         };
         let reply = self
-            .not_modified()
+            .answer_not_modified()
             .unwrap_or_else(|| match range.select(size) {
-                Selected::Whole => reply(self.digest, 200, body(0, size)),
+                Selected::Whole => make_reply(self.digest, 200, body(0, size)),
                 Selected::Part { start, end } => {
-                    part(self.digest, start, end, size, body(start, end))
+                    make_part(self.digest, start, end, size, body(start, end))
                 }
-                Selected::Unsatisfiable => unsatisfiable(self.digest, size),
+                Selected::Unsatisfiable => refuse_range(self.digest, size),
             });
         mark(reply, CacheOutcome::Hit)
     }
 
     /// A blob that is still being downloaded.
-    fn growing(&self, growing: &Arc<Growing>) -> Reply {
+    fn serve_growing(&self, growing: &Arc<Growing>) -> Reply {
         let total = growing.total();
-        if let Some(reply) = self.not_modified() {
+        if let Some(reply) = self.answer_not_modified() {
             return mark(reply, CacheOutcome::Miss);
         }
-        let reply = match self.range().select(total) {
-            Selected::Whole => reply(self.digest, 200, growing.body(0, total)),
-            Selected::Unsatisfiable => unsatisfiable(self.digest, total),
+        let reply = match self.requested_range().select(total) {
+            Selected::Whole => make_reply(self.digest, 200, growing.body(0, total)),
+            Selected::Unsatisfiable => refuse_range(self.digest, total),
             Selected::Part { start, .. } if start > growing.written() + RANGE_AHEAD_BYTES => {
                 log::debug(
                     "range far ahead of the download",
@@ -228,21 +234,21 @@ impl BlobPull<'_> {
                 return self.bypass();
             }
             Selected::Part { start, end } => {
-                part(self.digest, start, end, total, growing.body(start, end))
+                make_part(self.digest, start, end, total, growing.body(start, end))
             }
         };
         mark(reply, CacheOutcome::Miss)
     }
 
-    fn range(&self) -> RangeSpec {
+    fn requested_range(&self) -> RangeSpec {
         conditional::requested_range(&self.exchange.request.headers, &etag(self.digest))
     }
 
     /// The answer to a client that holds the blob already.
-    fn not_modified(&self) -> Option<Reply> {
+    fn answer_not_modified(&self) -> Option<Reply> {
         let client = &self.exchange.request.headers;
         let held = conditional::is_not_modified(client, &etag(self.digest));
-        held.then(|| reply(self.digest, 304, Body::empty()))
+        held.then(|| make_reply(self.digest, 304, Body::empty()))
     }
 }
 
@@ -250,8 +256,9 @@ fn etag(digest: &Digest) -> String {
     format!("\"{digest}\"")
 }
 
-/// Without a time for which it may be kept: whoever stores it must not take it for the blob.
-fn unsatisfiable(digest: &Digest, size: u64) -> Reply {
+/// Refuses a range behind the end. The answer has no `Cache-Control`: a cache on the way must not
+/// take it for the blob.
+fn refuse_range(digest: &Digest, size: u64) -> Reply {
     let why = format!("blob {digest} has {size} bytes: the range begins behind its end");
     refuse(&OciError::new(ErrorCode::RangeInvalid, why))
         .with("Content-Range", format!("bytes */{size}"))
@@ -260,12 +267,12 @@ fn unsatisfiable(digest: &Digest, size: u64) -> Reply {
         .with(DIGEST_FIELD, digest.to_string())
 }
 
-fn part(digest: &Digest, start: u64, end: u64, size: u64, body: Body) -> Reply {
+fn make_part(digest: &Digest, start: u64, end: u64, size: u64, body: Body) -> Reply {
     let range = format!("bytes {start}-{}/{size}", end - 1);
-    reply(digest, 206, body).with("Content-Range", range)
+    make_reply(digest, 206, body).with("Content-Range", range)
 }
 
-fn reply(digest: &Digest, status: u16, body: Body) -> Reply {
+fn make_reply(digest: &Digest, status: u16, body: Body) -> Reply {
     let headers = Headers::from_iter([
         (API_VERSION.0, API_VERSION.1.to_owned()),
         (DIGEST_FIELD, digest.to_string()),

@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::answer::fail;
 use super::conditional;
 use crate::budget::{self, BODIES, BODIES_BYTES_MAX, SHARE_TIMEOUT, UNCOUNTED_BYTES_MAX};
+use crate::cache::description::SelfDescription;
 use crate::cache::held::MANIFEST_BYTES_MAX;
 use crate::hash::{self, Hasher};
 use crate::message::{Body, Headers, Reply, SharedBytes};
@@ -130,32 +131,66 @@ fn supply_manifest_fields(
         return Ok(reply);
     }
     refuse_encoded(&reply.headers, registry)?;
-    if let Some(media_type) = media_type(&reply.headers) {
-        reply.headers.set("Content-Type", media_type);
-    }
-    let mut found = match reference {
+    let mut media_type = media_type(&reply.headers);
+    let mut digest = match reference {
         Reference::Digest(digest) => Some(digest.to_string()),
         Reference::Tag(_) => reply.headers.first(DIGEST_FIELD).map(str::to_owned),
     };
-    if let Body::Stream { mut reader, length } = reply.body {
-        let bytes = read_whole(&mut *reader, length, MANIFEST_BYTES_MAX, registry)?;
-        reply.body = if bytes.len() as u64 > MANIFEST_BYTES_MAX {
-            let reader = Box::new(Cursor::new(bytes).chain(reader));
-            let body = Body::Stream { reader, length };
-            match reference {
-                Reference::Digest(digest) => hash_unless_length_known(body, digest),
-                Reference::Tag(_) => body,
+    reply.body = match buffer(reply.body, registry)? {
+        Body::Bytes(bytes) => {
+            let description = describe(&bytes, media_type.as_deref(), reference, registry)?;
+            if !description.is_signed {
+                let verified = verify(reference, &bytes, digest.as_deref(), registry)?;
+                digest = Some(verified.to_string());
             }
-        } else {
-            found = Some(verify(reference, &bytes, found.as_deref(), registry)?.to_string());
+            media_type = description.media_type.or(media_type);
             Body::Bytes(bytes)
-        };
+        }
+        body => match reference {
+            Reference::Digest(digest) => hash_unless_length_known(body, digest),
+            Reference::Tag(_) => body,
+        },
+    };
+    if let Some(media_type) = media_type {
+        reply.headers.set("Content-Type", media_type);
     }
-    if let Some(digest) = found {
+    if let Some(digest) = digest {
         reply.headers.set("ETag", format!("\"{digest}\""));
         reply.headers.set(DIGEST_FIELD, digest);
     }
     Ok(reply)
+}
+
+/// Reads a manifest into memory, unless it is too large.
+fn buffer(body: Body, registry: &Registry) -> Result<Body, UpstreamError> {
+    let Body::Stream { mut reader, length } = body else {
+        return Ok(body);
+    };
+    let bytes = read_whole(&mut *reader, length, MANIFEST_BYTES_MAX, registry)?;
+    if bytes.len() as u64 <= MANIFEST_BYTES_MAX {
+        return Ok(Body::Bytes(bytes));
+    }
+    let reader = Box::new(Cursor::new(bytes).chain(reader));
+    Ok(Body::Stream { reader, length })
+}
+
+/// Reads what a manifest says about itself. `content_type`: the type under which it came.
+///
+/// # Errors
+/// When it is none: a page of something between us and the registry, or a part of a manifest.
+pub(super) fn describe(
+    bytes: &[u8],
+    content_type: Option<&str>,
+    reference: &Reference,
+    registry: &Registry,
+) -> Result<SelfDescription, UpstreamError> {
+    if let Some(description) = SelfDescription::read(bytes, content_type) {
+        return Ok(description);
+    }
+    // Where a digest was asked for, another one says more.
+    verify(reference, bytes, None, registry)?;
+    let reason = "its answer is no manifest".to_owned();
+    Err(UpstreamError::at(registry, Stage::Transfer, reason))
 }
 
 /// Leaves the body out for a client that holds it already.
@@ -292,6 +327,8 @@ mod tests {
     use super::*;
     use crate::message::{Headers, LogNote};
 
+    const MANIFEST: &[u8] = br#"{"schemaVersion":2}"#;
+    const DIGEST: &str = "sha256:bafebd36189ad3688b7b3915ea55d461e0bfcfbdde11e54b0a123999fb6be50f";
     const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
     fn reply(status: u16, body: Body) -> Reply {
@@ -318,20 +355,21 @@ mod tests {
     fn a_manifest_by_tag_gets_its_digest() {
         let reference = Reference::Tag("1".parse().unwrap());
         let reply =
-            supply_manifest_fields(reply(200, stream(b"")), &reference, &registry()).unwrap();
-        assert_eq!(reply.headers.first(DIGEST_FIELD), Some(EMPTY));
+            supply_manifest_fields(reply(200, stream(MANIFEST)), &reference, &registry()).unwrap();
+        assert_eq!(reply.headers.first(DIGEST_FIELD), Some(DIGEST));
         assert_eq!(
             reply.headers.first("ETag"),
-            Some(format!("\"{EMPTY}\"").as_str())
+            Some(format!("\"{DIGEST}\"").as_str())
         );
     }
 
     #[test]
     fn a_manifest_that_is_not_what_was_asked_for_is_refused() {
-        let reference = Reference::Digest(EMPTY.parse().unwrap());
-        assert!(supply_manifest_fields(reply(200, stream(b"")), &reference, &registry()).is_ok());
-        let error =
-            supply_manifest_fields(reply(200, stream(b"x")), &reference, &registry()).unwrap_err();
+        let reference = Reference::Digest(DIGEST.parse().unwrap());
+        let supply =
+            |bytes| supply_manifest_fields(reply(200, stream(bytes)), &reference, &registry());
+        assert!(supply(MANIFEST).is_ok());
+        let error = supply(br#"{"schemaVersion":1}"#).unwrap_err();
         assert_eq!(error.stage, Stage::Transfer);
     }
 
@@ -358,10 +396,38 @@ mod tests {
     }
 
     #[test]
+    fn bug_a_page_was_passed_on_as_a_manifest() {
+        let reference = Reference::Tag("1".parse().unwrap());
+        for page in [
+            &b"<html>"[..],
+            b"",
+            b"{}",
+            br#"{"schemaVersion":2,"layers":["#,
+        ] {
+            let reply = reply(200, stream(page)).with("Content-Type", "application/json");
+            let error = supply_manifest_fields(reply, &reference, &registry()).unwrap_err();
+            assert_eq!(error.stage, Stage::Transfer);
+        }
+    }
+
+    #[test]
+    fn a_signed_manifest_keeps_the_digest_that_upstream_names() {
+        let signed = br#"{"schemaVersion":1,"signatures":[]}"#;
+        for (reference, expected) in [
+            (Reference::Digest(DIGEST.parse().unwrap()), DIGEST),
+            (Reference::Tag("1".parse().unwrap()), EMPTY),
+        ] {
+            let reply = reply(200, stream(signed)).with(DIGEST_FIELD, EMPTY);
+            let reply = supply_manifest_fields(reply, &reference, &registry()).unwrap();
+            assert_eq!(reply.headers.first(DIGEST_FIELD), Some(expected));
+        }
+    }
+
+    #[test]
     fn an_encoded_manifest_is_an_error() {
         let reference = Reference::Tag("1".parse().unwrap());
         for (encoding, is_error) in [("gzip", true), ("zstd", true), ("identity", false)] {
-            let reply = reply(200, stream(b"")).with("Content-Encoding", encoding);
+            let reply = reply(200, stream(MANIFEST)).with("Content-Encoding", encoding);
             let reply = supply_manifest_fields(reply, &reference, &registry());
             assert_eq!(reply.is_err(), is_error, "{encoding}");
         }

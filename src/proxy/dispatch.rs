@@ -10,16 +10,25 @@ use super::registries::{self, Choice, ResolvedRequest};
 use super::{blob, listing, manifest, push, referrers};
 use crate::message::{Reply, Request, RequestBody};
 use crate::oci::{Registry, Route};
-use crate::upstream::exchange::HEAD_TIMEOUT;
 
-/// Gets the answer to a request. Blocks while upstream is asked. `depth`: see [`Exchange::depth`].
-pub(super) fn run(
-    parts: &Arc<Parts>,
-    request: Request,
-    resolved: ResolvedRequest,
-    depth: u8,
-    body: &mut RequestBody<'_>,
-) -> Reply {
+/// A request that the rules let pass.
+pub(super) struct Accepted {
+    pub(super) request: Request,
+    pub(super) resolved: ResolvedRequest,
+    /// See [`Exchange::depth`].
+    pub(super) depth: u8,
+    /// See [`Exchange::deadline`].
+    pub(super) deadline: Instant,
+}
+
+/// Gets the answer to a request. Blocks while upstream is asked.
+pub(super) fn run(parts: &Arc<Parts>, accepted: Accepted, body: &mut RequestBody<'_>) -> Reply {
+    let Accepted {
+        request,
+        resolved,
+        depth,
+        deadline,
+    } = accepted;
     let target = match &resolved.route {
         Route::Catalog | Route::Tags(_) => {
             match listing::target(&resolved.route, &resolved.target, parts.is_ecr) {
@@ -33,7 +42,7 @@ pub(super) fn run(
         }
         _ => resolved.target,
     };
-    let registry = match resolve_registry(parts, resolved.choice) {
+    let registry = match resolve_registry(parts, resolved.choice, deadline) {
         Ok(registry) => registry,
         Err(reply) => return *reply,
     };
@@ -49,6 +58,7 @@ pub(super) fn run(
         added: resolved.added,
         parameter: resolved.parameter,
         depth,
+        deadline,
     };
     answer(&exchange, body)
 }
@@ -72,7 +82,11 @@ fn answer(exchange: &Exchange, body: &mut RequestBody<'_>) -> Reply {
 
 /// The registry that the client names, else the first that is set, else the identity's, else,
 /// before there is an identity, the one that the cache was filled from. The error is the answer.
-fn resolve_registry(parts: &Parts, choice: Choice) -> Result<Registry, Box<Reply>> {
+fn resolve_registry(
+    parts: &Parts,
+    choice: Choice,
+    deadline: Instant,
+) -> Result<Registry, Box<Reply>> {
     if let Choice::Known(registry) = choice {
         return Ok(registry);
     }
@@ -81,7 +95,7 @@ fn resolve_registry(parts: &Parts, choice: Choice) -> Result<Registry, Box<Reply
         Some(registry) => registry,
         None => parts
             .upstream
-            .default_registry(Instant::now() + HEAD_TIMEOUT)
+            .default_registry(deadline)
             .map_err(|error| Box::new(fail(&error)))?,
     };
     match choice {

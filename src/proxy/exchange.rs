@@ -21,7 +21,7 @@ use crate::config::{BlobRedirect, CacheKey};
 use crate::message::{Body, Buffered, Headers, LogNote, Reply, Request, RequestBody};
 use crate::oci::{Registry, Route};
 use crate::permits::{FairShares, SharePermit};
-use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT, Upstream};
+use crate::upstream::exchange::{Call, Fetched, Upstream};
 use crate::upstream::{Stage, UpstreamError};
 
 /// Longest wait for one of a client's own uploads to end, as for a permit.
@@ -75,6 +75,9 @@ pub(super) struct Exchange {
     pub(super) parameter: Option<String>,
     /// 0 for a client's request; else the number of steps from a client's image to its referrer.
     pub(super) depth: u8,
+    /// The head of the answer is due by then, whatever part of the time goes into waiting for
+    /// others: [`HEAD_TIMEOUT`](crate::upstream::exchange::HEAD_TIMEOUT) after the request came.
+    pub(super) deadline: Instant,
 }
 
 impl Exchange {
@@ -88,6 +91,19 @@ impl Exchange {
         self.parts.blob_redirect == BlobRedirect::Pass
             && self.request.method == "GET"
             && matches!(self.route, Route::Blob(..))
+    }
+
+    /// Time until the head of the answer is due.
+    ///
+    /// # Errors
+    /// When there is none left.
+    pub(super) fn time_left(&self) -> Result<Duration, UpstreamError> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let reason = "no answer came in time".to_owned();
+            return Err(UpstreamError::at(&self.registry, Stage::Timeout, reason));
+        }
+        Ok(left)
     }
 
     /// The address under which the client reaches the registry through us.
@@ -104,7 +120,7 @@ impl Exchange {
     pub(super) fn forward(&self, body: &mut RequestBody<'_>) -> Result<Reply, UpstreamError> {
         let _share = self.take_upload_share(body)?;
         let headers = self.upstream_headers();
-        let fetched = self.parts.upstream.fetch(self.call(&headers), body)?;
+        let fetched = self.parts.upstream.fetch(self.call(&headers)?, body)?;
         self.dress(&self.request.method, &headers, unfold(fetched))
     }
 
@@ -117,7 +133,7 @@ impl Exchange {
     /// The same, but a redirect is passed on instead of followed, to the place that it names.
     pub(super) fn forward_unfollowed(&self) -> Result<Reply, UpstreamError> {
         let headers = self.upstream_headers();
-        let reply = self.parts.upstream.fetch_unfollowed(self.call(&headers))?;
+        let reply = self.parts.upstream.fetch_unfollowed(self.call(&headers)?)?;
         let location = reply.headers.first("location").map(str::to_owned);
         let redirected = false;
         let fetched = Fetched { reply, redirected };
@@ -174,20 +190,20 @@ impl Exchange {
         })
     }
 
-    fn call<'a>(&'a self, headers: &'a Headers) -> Call<'a> {
-        Call {
+    fn call<'a>(&'a self, headers: &'a Headers) -> Result<Call<'a>, UpstreamError> {
+        Ok(Call {
             registry: &self.registry,
             method: &self.request.method,
             target: &self.target,
             headers,
-            patience: HEAD_TIMEOUT,
+            patience: self.time_left()?,
             // The head of a manifest names its digest, and a catalogue may have to be filtered, so
             // their bodies are read first.
             whole: match self.route {
                 Route::Catalog => !self.parts.access.shows_everything(),
                 _ => matches!(self.route, Route::Manifest(..)),
             },
-        }
+        })
     }
 
     /// Gives upstream's reply the form that all routes share; a handler adds the fields of its own.
@@ -240,7 +256,8 @@ impl Exchange {
             407 => false,
             // A 101 would end HTTP on the client's connection; past 599 there is no status (RFC
             // 9110 §15).
-            200 | 400..=599 => true,
+            200 => !is_page(reply),
+            400..=599 => true,
             _ => false,
         };
         if is_answer {

@@ -2,21 +2,24 @@
 //! attestations, SBOMs), so that it can be verified without upstream. Owns: the work of the thread
 //! `referrers`. Must not: keep a client waiting, or fetch without bounds.
 //!
-//! What it fetches goes the way of a client's request, and is kept by the same rules.
+//! Its requests go the way of a client's requests, and the same rules decide what is kept.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::Value;
 
+use super::dispatch::{self, Accepted};
 use super::exchange::Parts;
+use super::page;
 use super::query::Query;
 use super::referrer_queue::Image;
 use super::registries::{Choice, ResolvedRequest};
-use super::{dispatch, page};
 use crate::message::{Body, Piece, Reply, Request, RequestBody};
 use crate::oci::{Digest, Reference, Route, Tag};
+use crate::upstream::exchange::HEAD_TIMEOUT;
 use crate::{log, metrics};
 
 /// Most manifests that are fetched for one image: far more than tools attach.
@@ -75,9 +78,9 @@ impl<'a> ReferrerFill<'a> {
 
     /// True when nothing is left to be tried again.
     fn run(mut self) -> bool {
-        let mut found: VecDeque<Reference> = self.listed().into();
+        let mut found: VecDeque<Reference> = self.find_listed().into();
         for suffix in SUFFIXES {
-            found.extend(self.tag(suffix).map(Reference::Tag));
+            found.extend(self.tag_with(suffix).map(Reference::Tag));
         }
         while let Some(reference) = found.pop_front() {
             if self.manifests_left == 0 {
@@ -88,12 +91,12 @@ impl<'a> ReferrerFill<'a> {
                 break;
             }
             self.manifests_left -= 1;
-            let Some(manifest) = self.manifest(&reference) else {
+            let Some(manifest) = self.fetch_manifest(&reference) else {
                 continue;
             };
             found.extend(digests(&manifest, "manifests").map(|(digest, _)| digest.into()));
             for (digest, size) in blobs(&manifest) {
-                self.blob(&digest, size);
+                self.fetch_blob(&digest, size);
             }
         }
         let (blobs, manifests) = (self.blobs, MANIFESTS_MAX - self.manifests_left);
@@ -110,8 +113,8 @@ impl<'a> ReferrerFill<'a> {
         !self.failed
     }
 
-    /// What the API lists, or the tag that takes its place.
-    fn listed(&mut self) -> Vec<Reference> {
+    /// Finds the referrers that the API lists, or the tag that takes its place.
+    fn find_listed(&mut self) -> Vec<Reference> {
         let (repository, digest) = (&self.image.repository, &self.image.digest);
         let mut target = format!("/v2/{repository}/referrers/{digest}");
         let mut found = Vec::new();
@@ -122,7 +125,7 @@ impl<'a> ReferrerFill<'a> {
                 break;
             };
             if reply.status == 404 {
-                return self.tag("").map(Reference::Tag).into_iter().collect();
+                return self.tag_with("").map(Reference::Tag).into_iter().collect();
             }
             let list: Value = serde_json::from_slice(body).unwrap_or_default();
             found.extend(digests(&list, "manifests").map(|(digest, _)| digest.into()));
@@ -137,12 +140,12 @@ impl<'a> ReferrerFill<'a> {
     }
 
     /// `sha256-<hex>` and a suffix.
-    fn tag(&self, suffix: &str) -> Option<Tag> {
+    fn tag_with(&self, suffix: &str) -> Option<Tag> {
         let (algorithm, hex) = (self.image.digest.algorithm(), self.image.digest.hex());
         format!("{algorithm}-{hex}{suffix}").parse().ok()
     }
 
-    fn manifest(&mut self, reference: &Reference) -> Option<Value> {
+    fn fetch_manifest(&mut self, reference: &Reference) -> Option<Value> {
         let (repository, name) = (&self.image.repository, reference.as_str());
         let target = format!("/v2/{repository}/manifests/{name}");
         let route = Route::Manifest(repository.clone(), reference.clone());
@@ -157,7 +160,7 @@ impl<'a> ReferrerFill<'a> {
     }
 
     /// Waits for the download, so that one at a time goes on.
-    fn blob(&mut self, digest: &Digest, size: u64) {
+    fn fetch_blob(&mut self, digest: &Digest, size: u64) {
         let Some(left) = self.bytes_left.checked_sub(size) else {
             log::warn(
                 "referrer left out: too large",
@@ -205,7 +208,13 @@ impl<'a> ReferrerFill<'a> {
         };
         let mut nothing = std::io::empty();
         let body = &mut RequestBody::new(&mut nothing, Some(0));
-        let reply = dispatch::run(self.parts, request, resolved, image.depth + 1, body);
+        let accepted = Accepted {
+            request,
+            resolved,
+            depth: image.depth + 1,
+            deadline: Instant::now() + HEAD_TIMEOUT,
+        };
+        let reply = dispatch::run(self.parts, accepted, body);
         self.failed |= matches!(reply.status, 429 | 500..=599);
         reply
     }

@@ -168,9 +168,10 @@ impl<'a> ListRequest<'a> {
         let in_hand = cache.is_some_and(|cache| self.is_known(cache));
         let offline = |why: &UpstreamError| {
             let cache = cache?;
-            page::answer_in_turn(&exchange.registry, || self.offline(cache, why))
+            page::answer_in_turn(&exchange.registry, || self.answer_offline(cache, why))
         };
-        match page::ask(exchange, in_hand) {
+        let is_list = |body: &[u8]| read(body, self.field()).is_some();
+        match page::ask(exchange, in_hand, is_list) {
             PageLookup::Failed(why) => offline(&why).unwrap_or_else(|| fail(&why)),
             PageLookup::Found(page) => {
                 if let Some(cache) = cache {
@@ -180,11 +181,10 @@ impl<'a> ListRequest<'a> {
             }
             PageLookup::Refused(refused) => {
                 let excuse = page::excuse(&exchange.registry, &refused);
+                let is_gone = refused.status == 404 && excuse.is_none();
                 let stale = excuse.and_then(|why| offline(&why));
-                if refused.status == 404
-                    && let Some(cache) = cache
-                {
-                    cache.names.forget_pages(self.stored());
+                if is_gone && let Some(cache) = cache {
+                    cache.names.forget_pages(self.list_key());
                 }
                 stale.unwrap_or_else(|| self.dress(&exchange.request.method, refused))
             }
@@ -211,7 +211,7 @@ impl<'a> ListRequest<'a> {
     }
 
     /// A page that was kept, because upstream could not be asked.
-    fn stale(&self, page: &Page, why: &UpstreamError) -> Reply {
+    fn serve_stale(&self, page: &Page, why: &UpstreamError) -> Reply {
         let age = age(page.confirmed).to_string();
         let reply = self.dress("GET", page::unfold(page.clone()));
         mark_stale(reply, why).with("Age", age)
@@ -224,7 +224,7 @@ impl<'a> ListRequest<'a> {
         let query = uri::query_of(&self.exchange.target);
         let now = std::time::SystemTime::now();
         let page = Page::new(query, &page.headers, page.body.to_vec(), now);
-        if let Err(error) = cache.names.set_page(self.stored(), &page) {
+        if let Err(error) = cache.names.set_page(self.list_key(), &page) {
             cache.disk_faults.report("list", &error);
         }
     }
@@ -241,7 +241,7 @@ impl<'a> ListRequest<'a> {
         }
     }
 
-    const fn stored(&self) -> List<'a> {
+    const fn list_key(&self) -> List<'a> {
         let registry = &self.exchange.registry;
         match self.repository {
             Some(repository) => List::Tags(Scope {
@@ -254,12 +254,12 @@ impl<'a> ListRequest<'a> {
 
     /// True when an outage would leave something to list.
     fn is_known(&self, cache: &Cache) -> bool {
-        cache.names.has_pages(self.stored()) || !self.held(cache).is_empty()
+        cache.names.has_pages(self.list_key()) || !self.cached_names(cache).is_empty()
     }
 
     /// The names that are cached.
-    fn held(&self, cache: &Cache) -> Vec<String> {
-        match self.stored() {
+    fn cached_names(&self, cache: &Cache) -> Vec<String> {
+        match self.list_key() {
             List::Tags(scope) => cache.names.tags(scope),
             _ => {
                 let access = &self.exchange.parts.access;
@@ -268,27 +268,28 @@ impl<'a> ListRequest<'a> {
         }
     }
 
-    /// What is known of the list; none when that is nothing, or nothing of the page asked for.
-    fn offline(&self, cache: &Cache, why: &UpstreamError) -> Option<Reply> {
+    /// Answers from what is known. None when nothing is known of the list, or of the page that the
+    /// client asks for.
+    fn answer_offline(&self, cache: &Cache, why: &UpstreamError) -> Option<Reply> {
         let query = uri::query_of(&self.exchange.target);
-        let pages = cache.names.pages(self.stored());
+        let pages = cache.names.pages(self.list_key());
         let firsts = pages.iter().filter(|page| is_first(&page.query));
         let chain = page::chain(&pages, firsts.max_by_key(|page| page.confirmed));
         let lists = chain
             .iter()
             .filter_map(|page| read(&page.body, self.field()));
         let mut names: BTreeSet<String> = lists.flatten().collect();
-        let held = self.held(cache);
+        let held = self.cached_names(cache);
         let nothing_beside = held.iter().all(|name| names.contains(name));
         let mut kept = chain.iter().copied().filter(|_| nothing_beside);
         if let Some(page) = kept.find(|page| page.query == query) {
-            return Some(self.stale(page, why));
+            return Some(self.serve_stale(page, why));
         }
         let last = uri::parameter(query, "last").map(decode);
         if last.as_ref().is_some_and(|last| !self.is_name(last)) {
             // A cursor of the registry's, in a list from before the last one perhaps.
             let page = pages.iter().find(|page| page.query == query)?;
-            return Some(self.stale(page, why));
+            return Some(self.serve_stale(page, why));
         }
         names.extend(held);
         if self.repository.is_none() {
@@ -299,13 +300,13 @@ impl<'a> ListRequest<'a> {
         if names.is_empty() && chain.is_empty() {
             return None;
         }
-        let page = self.own_page(&names, query, last.as_deref());
+        let page = self.make_page(&names, query, last.as_deref());
         Some(mark_stale(page, why))
     }
 
     /// A page of names we know.
-    fn own_page(&self, names: &BTreeSet<String>, query: &str, last: Option<&str>) -> Reply {
-        let (page, more) = cut(names, query, last);
+    fn make_page(&self, names: &BTreeSet<String>, query: &str, last: Option<&str>) -> Reply {
+        let (page, more) = cut_page(names, query, last);
         let document = match self.repository {
             Some(repository) => json!({"name": repository.as_str(), "tags": page}),
             None => json!({"repositories": page}),
@@ -367,7 +368,11 @@ fn decode(last: &str) -> String {
 }
 
 /// The names after `last`, at most `n` of them, and whether there are more.
-fn cut<'a>(names: &'a BTreeSet<String>, query: &str, last: Option<&str>) -> (Vec<&'a str>, bool) {
+fn cut_page<'a>(
+    names: &'a BTreeSet<String>,
+    query: &str,
+    last: Option<&str>,
+) -> (Vec<&'a str>, bool) {
     let count = uri::parameter(query, "n").and_then(|n| n.parse().ok());
     let count = count.unwrap_or(PAGE_MAX).min(PAGE_MAX);
     let after = |name: &&String| last.is_none_or(|last| name.as_str() > last);
@@ -439,11 +444,11 @@ mod tests {
     #[test]
     fn pages() {
         let all: BTreeSet<String> = ["a", "b/c", "d"].map(str::to_owned).into();
-        assert_eq!(cut(&all, "", None), (vec!["a", "b/c", "d"], false));
-        assert_eq!(cut(&all, "n=2", None), (vec!["a", "b/c"], true));
-        assert_eq!(cut(&all, "n=2", Some("b/c")), (vec!["d"], false));
-        assert_eq!(cut(&all, "", Some("b/d")), (vec!["d"], false));
-        assert_eq!(cut(&all, "", Some("d")), (vec![], false));
+        assert_eq!(cut_page(&all, "", None), (vec!["a", "b/c", "d"], false));
+        assert_eq!(cut_page(&all, "n=2", None), (vec!["a", "b/c"], true));
+        assert_eq!(cut_page(&all, "n=2", Some("b/c")), (vec!["d"], false));
+        assert_eq!(cut_page(&all, "", Some("b/d")), (vec!["d"], false));
+        assert_eq!(cut_page(&all, "", Some("d")), (vec![], false));
         assert_eq!(decode("b%2Fc%2fd"), "b/c/d");
     }
 

@@ -13,8 +13,13 @@ pub(super) enum ManifestLookup {
     Found(Manifest, Freshness),
     /// Upstream answered something else.
     Refused(Buffered),
+    /// A manifest that is passed on as it is, without being verified or kept: a signed one.
+    Signed(Buffered),
     /// Too large to keep.
     TooLarge,
+    /// A manifest of a type that the client does not accept. It gets it all the same, as registries
+    /// have it, but it is not kept.
+    Unaccepted(Buffered),
 }
 
 /// Where a manifest comes from.

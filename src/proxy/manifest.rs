@@ -13,8 +13,9 @@ use super::content::{self, DIGEST_FIELD, media_type};
 use super::exchange::Exchange;
 use super::lookup::{Freshness, ManifestLookup};
 use super::referrer_queue::Image;
-use super::{cache_key, conditional, headers};
+use super::{cache_key, conditional, headers, refusal};
 use crate::cache::Cache;
+use crate::cache::description::SelfDescription;
 use crate::cache::held::{MANIFEST_BYTES_MAX, Manifest, TaggedManifest};
 use crate::cache::names::Scope;
 use crate::log;
@@ -43,8 +44,8 @@ pub(super) fn get(exchange: &Exchange, repository: &Repository, reference: &Refe
         reference,
     };
     match reference {
-        Reference::Digest(digest) => pull.by_digest(digest),
-        Reference::Tag(tag) => pull.by_tag(tag),
+        Reference::Digest(digest) => pull.get_by_digest(digest),
+        Reference::Tag(tag) => pull.get_by_tag(tag),
     }
 }
 
@@ -76,13 +77,13 @@ struct ManifestPull<'a> {
 }
 
 impl ManifestPull<'_> {
-    fn by_digest(&self, digest: &Digest) -> Reply {
+    fn get_by_digest(&self, digest: &Digest) -> Reply {
         if let Some(manifest) = self.cache.manifest(self.scope, digest) {
-            return self.found(&manifest, CacheOutcome::Hit);
+            return self.serve(&manifest, CacheOutcome::Hit);
         }
         let key = self.key(digest.as_str());
         if let Some(refused) = self.cache.negative.get(&key, Instant::now()) {
-            return self.refused(refused);
+            return mark(self.dress(refused), CacheOutcome::Miss);
         }
         let lookup = self.share(&key, || match self.adopt(digest) {
             Some(manifest) => ManifestLookup::Found(manifest, Freshness::Revalidated),
@@ -91,7 +92,7 @@ impl ManifestPull<'_> {
         self.answer(&key, lookup)
     }
 
-    fn by_tag(&self, tag: &Tag) -> Reply {
+    fn get_by_tag(&self, tag: &Tag) -> Reply {
         let exchange = self.exchange;
         let partition =
             cache_key::partition(&exchange.parts.cache_key, &exchange.request, &exchange.path);
@@ -102,14 +103,14 @@ impl ManifestPull<'_> {
         if let Some(held) = held.as_ref().filter(|held| held.is_fresh) {
             let age = age(held.confirmed).to_string();
             return self
-                .found(&held.manifest, CacheOutcome::Hit)
+                .serve(&held.manifest, CacheOutcome::Hit)
                 .with("Age", age);
         }
         let key = self.key(tag.as_str());
         if held.is_none()
             && let Some(refused) = self.cache.negative.get(&key, Instant::now())
         {
-            return self.refused(refused);
+            return mark(self.dress(refused), CacheOutcome::Miss);
         }
         let lookup = TagLookup {
             pull: self,
@@ -119,11 +120,17 @@ impl ManifestPull<'_> {
             pushes_before: self.cache.pushes.count(),
         };
         let flight = format!("{key} {partition}");
-        let lookup = self.share(&flight, || match held {
+        let shared = self.share(&flight, || match &held {
             Some(held) => lookup.revalidate(held),
             None => lookup.fetch(),
         });
-        self.answer(&key, lookup)
+        match (shared, &held) {
+            // Another client asks for too long: upstream is out of reach for this one.
+            (ManifestLookup::Failed(error), Some(held)) => {
+                self.answer(&key, lookup.as_stale(held, error))
+            }
+            (shared, _) => self.answer(&key, shared),
+        }
     }
 
     /// Names the manifest, and what the client accepts: another type may be another manifest.
@@ -133,10 +140,16 @@ impl ManifestPull<'_> {
         format!("{} manifests/{name} accept={accept}", self.scope)
     }
 
-    /// Asks upstream once for all who ask under the same key. None when nobody has an answer.
-    fn share(&self, key: &str, ask: impl FnOnce() -> ManifestLookup) -> Option<ManifestLookup> {
-        let deadline = Instant::now() + HEAD_TIMEOUT;
-        self.exchange.parts.manifests.run(key, deadline, ask)
+    /// Asks upstream once for all who ask under the same key. Each waits until its own deadline.
+    /// They share a failure too: a client that began anew then would wait twice as long.
+    fn share(&self, key: &str, ask: impl FnOnce() -> ManifestLookup) -> ManifestLookup {
+        let (flights, deadline) = (&self.exchange.parts.manifests, self.exchange.deadline);
+        match (flights.run(key, deadline, ask), self.exchange.time_left()) {
+            (Some(lookup), _) => lookup,
+            (None, Err(late)) => ManifestLookup::Failed(late),
+            // The client that asked for all has ended without a result.
+            (None, Ok(_)) => self.fetch(),
+        }
     }
 
     /// A manifest that another repository brought into the cache: one HEAD shows whether it is in
@@ -147,8 +160,14 @@ impl ManifestPull<'_> {
         }
         let headers = headers::for_cache(&self.exchange.request.headers);
         let reply = self.ask("HEAD", &headers, HEAD_TIMEOUT).ok()?;
-        let media_type = media_type(&reply.headers).filter(|_| reply.status == 200)?;
+        let media_type = media_type(&reply.headers)?;
+        let named = reply.headers.first(DIGEST_FIELD);
+        if reply.status != 200 || named != Some(digest.as_str()) {
+            return None;
+        }
         let bytes = self.cache.manifest_bytes(digest)?;
+        let description = SelfDescription::read(&bytes, Some(&media_type))?;
+        let media_type = description.media_type.unwrap_or(media_type);
         self.cache
             .link_manifest(self.scope, digest, &media_type, &bytes);
         Some(Manifest {
@@ -181,7 +200,7 @@ impl ManifestPull<'_> {
                 self.reference.as_str()
             ),
             headers,
-            patience,
+            patience: patience.min(self.exchange.time_left()?),
             whole: method == "GET",
         };
         Ok(self.exchange.parts.upstream.fetch_bodiless(call)?.reply)
@@ -204,13 +223,28 @@ impl ManifestPull<'_> {
         if bytes.len() as u64 > MANIFEST_BYTES_MAX {
             return Ok(ManifestLookup::TooLarge);
         }
-        let named = reply.headers.first(DIGEST_FIELD);
-        let media_type = media_type(&reply.headers);
-        let mut manifest = Manifest {
-            digest: content::verify(self.reference, &bytes, named, registry)?,
-            media_type: media_type.unwrap_or_else(|| "application/octet-stream".to_owned()),
-            body: WholeBody::Bytes(bytes),
+        let content_type = media_type(&reply.headers);
+        let description =
+            content::describe(&bytes, content_type.as_deref(), self.reference, registry)?;
+        let buffered = Buffered {
+            status: reply.status,
+            headers: reply.headers,
+            body: bytes,
         };
+        if description.is_signed {
+            return Ok(ManifestLookup::Signed(buffered));
+        }
+        let (bytes, named) = (&buffered.body, buffered.headers.first(DIGEST_FIELD));
+        let media_type = description.media_type.or(content_type);
+        let mut manifest = Manifest {
+            digest: content::verify(self.reference, bytes, named, registry)?,
+            // The document's own word is the same for all tags that lead to it.
+            media_type: media_type.unwrap_or_else(|| "application/octet-stream".to_owned()),
+            body: WholeBody::Bytes(bytes.clone()),
+        };
+        if !conditional::accepts(&self.exchange.request.headers, &manifest.media_type) {
+            return Ok(ManifestLookup::Unaccepted(buffered));
+        }
         if self.cache.keep_manifest(self.scope, &mut manifest) {
             self.queue_referrers(&manifest.digest);
         }
@@ -232,43 +266,44 @@ impl ManifestPull<'_> {
         }
     }
 
-    fn answer(&self, key: &str, lookup: Option<ManifestLookup>) -> Reply {
+    fn answer(&self, key: &str, lookup: ManifestLookup) -> Reply {
         match lookup {
-            Some(ManifestLookup::Failed(error)) => mark(fail(&error), CacheOutcome::Miss),
-            Some(ManifestLookup::Found(manifest, Freshness::Fetched)) => {
-                self.found(&manifest, CacheOutcome::Miss)
+            ManifestLookup::Failed(error) => mark(fail(&error), CacheOutcome::Miss),
+            ManifestLookup::Found(manifest, Freshness::Fetched) => {
+                self.serve(&manifest, CacheOutcome::Miss)
             }
-            Some(ManifestLookup::Found(manifest, Freshness::Revalidated)) => {
-                self.found(&manifest, CacheOutcome::Revalidated)
+            ManifestLookup::Found(manifest, Freshness::Revalidated) => {
+                self.serve(&manifest, CacheOutcome::Revalidated)
             }
-            Some(ManifestLookup::Found(manifest, Freshness::Stale(error, age))) => {
-                let reply = self.found(&manifest, CacheOutcome::Stale);
+            ManifestLookup::Found(manifest, Freshness::Stale(error, age)) => {
+                let reply = self.serve(&manifest, CacheOutcome::Stale);
                 mark_stale(reply, &error).with("Age", age.to_string())
             }
-            Some(ManifestLookup::Refused(refused)) => {
-                if refused.status == 404 {
+            ManifestLookup::Refused(refused) => {
+                if is_missing(&refused) {
                     let negative = &self.cache.negative;
                     negative.put(key, refused.clone(), Instant::now());
                 }
-                self.refused(refused)
+                mark(self.dress(refused), CacheOutcome::Miss)
             }
-            // The client that asked for all of us is gone, or takes too long.
-            Some(ManifestLookup::TooLarge) | None => {
+            ManifestLookup::Signed(manifest) | ManifestLookup::Unaccepted(manifest) => {
+                mark(self.dress(manifest), CacheOutcome::Bypass)
+            }
+            ManifestLookup::TooLarge => {
                 let reply = forward(self.exchange, self.reference);
                 mark(reply, CacheOutcome::Bypass)
             }
         }
     }
 
-    /// Upstream's own answer, where it was no manifest.
-    fn refused(&self, refused: Buffered) -> Reply {
+    /// Upstream's own answer, as the client gets it.
+    fn dress(&self, buffered: Buffered) -> Reply {
         let method = &self.exchange.request.method;
-        let reply = self.exchange.dress_buffered(method, refused);
-        let reply = finish(self.exchange, self.reference, reply);
-        mark(reply, CacheOutcome::Miss)
+        let reply = self.exchange.dress_buffered(method, buffered);
+        finish(self.exchange, self.reference, reply)
     }
 
-    fn found(&self, manifest: &Manifest, outcome: CacheOutcome) -> Reply {
+    fn serve(&self, manifest: &Manifest, outcome: CacheOutcome) -> Reply {
         let etag = format!("\"{}\"", manifest.digest);
         let unchanged = conditional::is_not_modified(&self.exchange.request.headers, &etag);
         let length = Some(manifest.body.length());
@@ -315,53 +350,74 @@ impl TagLookup<'_> {
     }
 
     /// Asks whether the tag still means what the cache holds, and fetches what else it means.
-    fn revalidate(&self, held: TaggedManifest) -> ManifestLookup {
-        let TaggedManifest {
-            manifest,
-            confirmed,
-            ..
-        } = held;
-        let (pull, digest) = (self.pull, manifest.digest.clone());
+    fn revalidate(&self, held: &TaggedManifest) -> ManifestLookup {
+        let (pull, manifest) = (self.pull, &held.manifest);
         let headers = headers::for_cache(&pull.exchange.request.headers);
         let headers = accept_also(headers, &manifest.media_type);
-        let stale = |error: UpstreamError| {
-            log::info(
-                "tag served stale",
-                &[("tag", &self.tag.as_str()), ("reason", &error)],
-            );
-            ManifestLookup::Found(manifest.clone(), Freshness::Stale(error, age(confirmed)))
-        };
         let reply = match pull.ask("HEAD", &headers, STALE_PATIENCE) {
             Ok(reply) => reply,
-            Err(error) => return stale(error),
+            Err(error) => return self.as_stale(held, error),
         };
         match (reply.status, reply.headers.first(DIGEST_FIELD)) {
-            (200, Some(named)) if named == digest.as_str() => {
-                let (scope, partition) = (pull.scope, self.partition);
-                pull.cache.confirm_tag(scope, partition, self.tag, &digest);
+            (200, Some(named)) if named == manifest.digest.as_str() => {
+                let (scope, digest) = (pull.scope, &manifest.digest);
+                pull.cache
+                    .confirm_tag(scope, self.partition, self.tag, digest);
                 ManifestLookup::Found(manifest.clone(), Freshness::Revalidated)
             }
-            (200, _) => match self.fetch() {
-                ManifestLookup::Failed(error) => stale(error),
-                ManifestLookup::Refused(refused) if refused.status != 404 => {
-                    stale(self.unexpected(refused.status))
-                }
-                lookup => lookup,
-            },
-            (404, _) => {
-                pull.cache.names.remove_tag(pull.scope, self.tag);
-                pull.cache.sweeper.mark_dirty();
-                // A HEAD has no body to pass on, so the registry is asked for its words.
-                pull.fetch()
-            }
-            (status, _) => stale(self.unexpected(status)),
+            // A HEAD's 404 has no body that shows whether the registry itself says so.
+            (200 | 404, _) => self.replace(held),
+            (status, _) => self.as_stale(held, self.unexpected_status(status)),
         }
     }
 
-    fn unexpected(&self, status: u16) -> UpstreamError {
-        let reason = format!("it answered {status}");
+    /// Fetches what the tag means instead of what the cache holds. Anything but a manifest or a
+    /// registry's own 404 is an outage.
+    fn replace(&self, held: &TaggedManifest) -> ManifestLookup {
+        let cache = self.pull.cache;
+        match self.fetch() {
+            ManifestLookup::Failed(error) => self.as_stale(held, error),
+            ManifestLookup::Refused(refused) if is_missing(&refused) => {
+                cache.names.remove_tag(self.pull.scope, self.tag);
+                cache.sweeper.mark_dirty();
+                ManifestLookup::Refused(refused)
+            }
+            ManifestLookup::Refused(refused) => {
+                self.as_stale(held, self.unexpected_status(refused.status))
+            }
+            ManifestLookup::Unaccepted(_) => {
+                let reason = "it answered with a type that was not asked for".to_owned();
+                self.as_stale(held, self.fault(reason))
+            }
+            lookup => lookup,
+        }
+    }
+
+    /// Answers with what the cache holds, because upstream could not confirm it.
+    fn as_stale(&self, held: &TaggedManifest, error: UpstreamError) -> ManifestLookup {
+        log::info(
+            "tag served stale",
+            &[("tag", &self.tag.as_str()), ("reason", &error)],
+        );
+        let freshness = Freshness::Stale(error, age(held.confirmed));
+        ManifestLookup::Found(held.manifest.clone(), freshness)
+    }
+
+    fn unexpected_status(&self, status: u16) -> UpstreamError {
+        self.fault(match status {
+            404 => "it answered 404 without an error document".to_owned(),
+            status => format!("it answered {status}"),
+        })
+    }
+
+    fn fault(&self, reason: String) -> UpstreamError {
         UpstreamError::at(self.pull.scope.registry, Stage::Transfer, reason)
     }
+}
+
+/// True when the registry itself says that there is no such manifest.
+fn is_missing(refused: &Buffered) -> bool {
+    refused.status == 404 && refusal::is_error_document(&refused.body)
 }
 
 /// Adds the type that the cache holds to `Accept`: some registries (docker-registry, for OCI's

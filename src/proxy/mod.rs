@@ -34,9 +34,11 @@ mod refusal;
 mod registries;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use self::access::Access;
 use self::answer::{API_VERSION, refuse};
+use self::dispatch::Accepted;
 use self::exchange::Parts;
 use self::referrer_queue::ReferrerQueue;
 use self::registries::Registries;
@@ -46,7 +48,7 @@ use crate::config::{Settings, UpstreamAuth};
 use crate::message::{Answer, Reply, Request};
 use crate::oci::{ErrorCode, OciError, Route};
 use crate::permits::FairShares;
-use crate::upstream::exchange::Upstream;
+use crate::upstream::exchange::{HEAD_TIMEOUT, Upstream};
 
 /// Characters that no URI has unencoded (RFC 3986 §2); ureq sends no target that has one.
 const NEVER_IN_TARGET: [char; 4] = ['"', '<', '>', '`'];
@@ -98,17 +100,20 @@ impl Proxy {
 
     /// Decides how a request under `/v2` is answered. Never blocks.
     pub fn decide(&self, request: &Request) -> Answer {
+        let deadline = Instant::now() + HEAD_TIMEOUT;
         match &self.parts.access.logins {
-            None => self.decide_admitted(request),
+            None => self.decide_admitted(request, deadline),
             Some(logins) => {
                 let (proxy, request_again) = (self.clone(), request.clone());
-                logins.admit(request, move || proxy.decide_admitted(&request_again))
+                logins.admit(request, move || {
+                    proxy.decide_admitted(&request_again, deadline)
+                })
             }
         }
     }
 
     /// Decides for a client that has logged in, or need not.
-    fn decide_admitted(&self, request: &Request) -> Answer {
+    fn decide_admitted(&self, request: &Request, deadline: Instant) -> Answer {
         let own_registry = || self.parts.own_registry();
         let resolved = match self.parts.registries.resolve(request, &own_registry) {
             Ok(resolved) => resolved,
@@ -128,9 +133,15 @@ impl Proxy {
             let reply = reply.with(API_VERSION.0, API_VERSION.1);
             return Answer::Now(add_namespace(reply, namespace));
         }
-        let (parts, request) = (Arc::clone(&self.parts), request.clone());
+        let parts = Arc::clone(&self.parts);
+        let accepted = Accepted {
+            request: request.clone(),
+            resolved,
+            depth: 0,
+            deadline,
+        };
         Answer::Later(Box::new(move |body| {
-            let reply = dispatch::run(&parts, request, resolved, 0, body);
+            let reply = dispatch::run(&parts, accepted, body);
             add_namespace(reply, namespace)
         }))
     }

@@ -2,14 +2,13 @@
 //! client follows it, and which failures of upstream let an older page stand in. Must not: know
 //! what is listed, or store a `Link` that is rewritten.
 
-use std::time::{Duration, Instant};
-
-use serde_json::Value;
+use std::time::Duration;
 
 use super::answer::fail;
 use super::content;
 use super::exchange::Exchange;
 use super::lookup::PageLookup;
+use super::refusal;
 use crate::budget;
 use crate::cache::pages::{LIST_BYTES_MAX, Page};
 use crate::message::{Body, Buffered, Headers, Reply};
@@ -33,8 +32,13 @@ const CONDITIONS: [&str; 6] = [
 ];
 
 /// Asks upstream for the exchange's target, once for all who ask at the same time. `in_hand`: the
-/// cache has an older answer.
-pub(super) fn ask(exchange: &Exchange, in_hand: bool) -> PageLookup {
+/// cache has an older answer. `is_list`: whether a body is the list that was asked for; a captive
+/// portal answers 200, too.
+pub(super) fn ask(
+    exchange: &Exchange,
+    in_hand: bool,
+    is_list: impl Fn(&[u8]) -> bool,
+) -> PageLookup {
     let patience = if in_hand {
         STALE_PATIENCE
     } else {
@@ -45,9 +49,8 @@ pub(super) fn ask(exchange: &Exchange, in_hand: bool) -> PageLookup {
     let pushes = cache.map_or(0, |cache| cache.pushes.count());
     let registry = &exchange.registry;
     let key = format!("{registry}{} {pushes} {in_hand}", exchange.target);
-    let deadline = Instant::now() + HEAD_TIMEOUT;
-    let lookup = exchange.parts.pages.run(&key, deadline, || {
-        fetch(exchange, patience).unwrap_or_else(PageLookup::Failed)
+    let lookup = exchange.parts.pages.run(&key, exchange.deadline, || {
+        fetch(exchange, patience, is_list).unwrap_or_else(PageLookup::Failed)
     });
     lookup.unwrap_or_else(|| {
         let reason = "no answer came in time".to_owned();
@@ -55,7 +58,11 @@ pub(super) fn ask(exchange: &Exchange, in_hand: bool) -> PageLookup {
     })
 }
 
-fn fetch(exchange: &Exchange, patience: Duration) -> Result<PageLookup, UpstreamError> {
+fn fetch(
+    exchange: &Exchange,
+    patience: Duration,
+    is_list: impl Fn(&[u8]) -> bool,
+) -> Result<PageLookup, UpstreamError> {
     let registry = &exchange.registry;
     let mut headers = exchange.upstream_headers();
     headers.retain(|name, _| !is_condition(name));
@@ -65,12 +72,12 @@ fn fetch(exchange: &Exchange, patience: Duration) -> Result<PageLookup, Upstream
         method: "GET",
         target: &exchange.target,
         headers: &headers,
-        patience,
+        patience: patience.min(exchange.time_left()?),
         whole: true,
     };
     let mut reply = exchange.parts.upstream.fetch_bodiless(call)?.reply;
-    let is_list = reply.status == 200;
-    let limit = if is_list {
+    let is_success = reply.status == 200;
+    let limit = if is_success {
         LIST_BYTES_MAX
     } else {
         ERROR_DOCUMENT_BYTES_MAX
@@ -82,18 +89,16 @@ fn fetch(exchange: &Exchange, patience: Duration) -> Result<PageLookup, Upstream
         headers: reply.headers,
         body: bytes,
     };
-    if !is_list {
+    if !is_success {
         return Ok(PageLookup::Refused(buffered));
     }
     if is_too_large {
         return Ok(PageLookup::TooLarge);
     }
     let turn = take_turn_for(&buffered.body, registry)?;
-    // A captive portal between us and the registry answers 200, too.
-    let document = serde_json::from_slice(&buffered.body).unwrap_or(Value::Null);
-    let is_object = document.is_object();
-    drop((document, turn));
-    if !is_object {
+    let is_list = is_list(&buffered.body);
+    drop(turn);
+    if !is_list {
         let reason = "its answer is no list".to_owned();
         return Err(UpstreamError::at(registry, Stage::Transfer, reason));
     }
@@ -127,12 +132,18 @@ pub(super) fn answer_in_turn(
 }
 
 /// The reason for which an older answer may stand in for this one, if it may: upstream is out of
-/// order, throttles, sends us somewhere else, or refuses our own credentials. What it says of the
-/// list itself stands.
+/// order, throttles, sends us somewhere else, or refuses our own credentials. What the registry
+/// says of the list itself stands; a 404 without an error document is not its word.
 pub(super) fn excuse(registry: &Registry, refused: &Buffered) -> Option<UpstreamError> {
     let status = refused.status;
-    let excused = matches!(status, 300..=399 | 401 | 403 | 407 | 429 | 500..=599);
-    excused.then(|| UpstreamError::at(registry, Stage::Transfer, format!("it answered {status}")))
+    let reason = match status {
+        404 if !refusal::is_error_document(&refused.body) => {
+            "it answered 404 without an error document".to_owned()
+        }
+        300..=399 | 401 | 403 | 407 | 429 | 500..=599 => format!("it answered {status}"),
+        _ => return None,
+    };
+    Some(UpstreamError::at(registry, Stage::Transfer, reason))
 }
 
 /// A page that was kept, in the form in which upstream sent it.

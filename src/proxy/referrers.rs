@@ -58,35 +58,36 @@ struct ReferrersRequest<'a> {
 }
 
 /// Descriptors, and when upstream last listed them; none for what only the cache knows of.
-struct Known {
+struct KnownReferrers {
     descriptors: Vec<Value>,
     confirmed: Option<SystemTime>,
 }
 
 impl<'a> ReferrersRequest<'a> {
     fn without_cache(&self) -> Reply {
-        match page::ask(self.exchange, false) {
+        match page::ask(self.exchange, false, is_list) {
             PageLookup::Failed(why) => fail(&why),
             PageLookup::Found(page) => self.dress(page),
-            PageLookup::Refused(refused) => self.refused(refused),
+            PageLookup::Refused(refused) => self.answer_refused(refused),
             PageLookup::TooLarge => self.stream(),
         }
     }
 
     fn through_cache(&self, cache: &Cache) -> Reply {
-        if let Some(reply) = page::answer_in_turn(self.scope.registry, || self.fresh(cache)) {
+        if let Some(reply) = page::answer_in_turn(self.scope.registry, || self.answer_fresh(cache))
+        {
             return mark(reply, CacheOutcome::Hit);
         }
         let offline = |why: &UpstreamError| {
-            page::answer_in_turn(self.scope.registry, || self.offline(cache, why))
+            page::answer_in_turn(self.scope.registry, || self.answer_offline(cache, why))
         };
         let turn = budget::take_turn();
         let in_hand = [self.query, ""]
             .iter()
-            .any(|query| cache.names.page(self.stored(), query).is_some());
+            .any(|query| cache.names.page(self.list_key(), query).is_some());
         drop(turn);
         let pushes_before = cache.pushes.count();
-        match page::ask(self.exchange, in_hand) {
+        match page::ask(self.exchange, in_hand, is_list) {
             PageLookup::Failed(why) => offline(&why).unwrap_or_else(|| fail(&why)),
             PageLookup::Found(page) => {
                 if cache.pushes.count() == pushes_before {
@@ -96,14 +97,16 @@ impl<'a> ReferrersRequest<'a> {
                 mark(self.dress(page), CacheOutcome::Miss)
             }
             PageLookup::Refused(refused) => {
-                let excuse = page::excuse(self.scope.registry, &refused);
+                // A registry that has listed them has the API: this 404 is not its own.
+                let excuse = page::excuse(self.scope.registry, &refused)
+                    .filter(|_| in_hand || refused.status != 404);
                 if let Some(reply) = excuse.and_then(|why| offline(&why)) {
                     return reply;
                 }
                 if is_no_api(&refused) {
                     self.note_api(cache, false);
                 }
-                self.refused(refused)
+                self.answer_refused(refused)
             }
             PageLookup::TooLarge => self.stream(),
         }
@@ -118,25 +121,25 @@ impl<'a> ReferrersRequest<'a> {
         finish(self.exchange.dress_buffered("GET", page))
     }
 
-    const fn stored(&self) -> List<'a> {
+    const fn list_key(&self) -> List<'a> {
         List::Referrers(self.scope, self.digest)
     }
 
     /// Within its time, what upstream last said: to this very question, or to the one for all.
-    fn fresh(&self, cache: &Cache) -> Option<Reply> {
-        let page = cache.names.page(self.stored(), self.query);
+    fn answer_fresh(&self, cache: &Cache) -> Option<Reply> {
+        let page = cache.names.page(self.list_key(), self.query);
         if let Some(page) = page.filter(|page| cache.is_fresh(page.confirmed)) {
             let age = age(page.confirmed).to_string();
             return Some(self.dress(page::unfold(page)).with("Age", age));
         }
         let artifact_type = self.filter()?;
-        let all = cache.names.page(self.stored(), "")?;
+        let all = cache.names.page(self.list_key(), "")?;
         if !cache.is_fresh(all.confirmed) || page::next_query(&all.headers).is_some() {
             return None;
         }
         let age = age(all.confirmed).to_string();
         let descriptors = filter_by_type(descriptors(&all.body)?, Some(&artifact_type));
-        let reply = self.own_list(descriptors, true);
+        let reply = self.make_list(descriptors, true);
         Some(reply.with("Age", age))
     }
 
@@ -162,7 +165,7 @@ impl<'a> ReferrersRequest<'a> {
             page.body.to_vec(),
             SystemTime::now(),
         );
-        if let Err(error) = cache.names.set_page(self.stored(), &page) {
+        if let Err(error) = cache.names.set_page(self.list_key(), &page) {
             cache.disk_faults.report("referrers", &error);
         }
     }
@@ -173,13 +176,13 @@ impl<'a> ReferrersRequest<'a> {
         }
     }
 
-    /// What is known without upstream; none when that is nothing.
-    fn offline(&self, cache: &Cache, why: &UpstreamError) -> Option<Reply> {
-        let exact = cache.names.page(self.stored(), self.query);
+    /// Answers from what is known without upstream; none when nothing is known.
+    fn answer_offline(&self, cache: &Cache, why: &UpstreamError) -> Option<Reply> {
+        let exact = cache.names.page(self.list_key(), self.query);
         let filter = self.filter();
         let is_whole_answer = self.query.is_empty() || filter.is_some();
         let local = if is_whole_answer {
-            filter_by_type(self.local(cache), filter.as_deref())
+            filter_by_type(self.find_local(cache), filter.as_deref())
         } else {
             Vec::new()
         };
@@ -194,9 +197,9 @@ impl<'a> ReferrersRequest<'a> {
                 return Some(mark_stale(reply, why).with("Age", age));
             }
         }
-        let known = self.listed(cache, exact, filter.as_deref());
+        let known = self.collect_listed(cache, exact, filter.as_deref());
         if known.confirmed.is_none() && local.is_empty() {
-            return self.fallback(cache);
+            return self.answer_without_api(cache);
         }
         let mut all = known.descriptors;
         for own in local {
@@ -204,16 +207,21 @@ impl<'a> ReferrersRequest<'a> {
                 all.push(own);
             }
         }
-        let mut reply = mark_stale(self.own_list(all, filter.is_some()), why);
+        let mut reply = mark_stale(self.make_list(all, filter.is_some()), why);
         if let Some(confirmed) = known.confirmed {
             reply.headers.set("Age", age(confirmed).to_string());
         }
         Some(reply)
     }
 
-    /// What upstream listed last: the answer to this question, else to that for all.
-    fn listed(&self, cache: &Cache, exact: Option<Page>, filter: Option<&str>) -> Known {
-        let mut next = exact.or_else(|| cache.names.page(self.stored(), ""));
+    /// Collects the pages that upstream listed last: for this query, else for all referrers.
+    fn collect_listed(
+        &self,
+        cache: &Cache,
+        exact: Option<Page>,
+        filter: Option<&str>,
+    ) -> KnownReferrers {
+        let mut next = exact.or_else(|| cache.names.page(self.list_key(), ""));
         let confirmed = next.as_ref().map(|page| page.confirmed);
         let (mut all, mut queries) = (Vec::new(), Vec::new());
         while let Some(page) = next {
@@ -222,16 +230,16 @@ impl<'a> ReferrersRequest<'a> {
             queries.push(page.query);
             next = query
                 .filter(|query| !queries.contains(query))
-                .and_then(|query| cache.names.page(self.stored(), &query));
+                .and_then(|query| cache.names.page(self.list_key(), &query));
         }
-        Known {
+        KnownReferrers {
             descriptors: filter_by_type(all, filter),
             confirmed,
         }
     }
 
-    /// What the cache holds that names the manifest as its subject.
-    fn local(&self, cache: &Cache) -> Vec<Value> {
+    /// Finds the cached manifests whose subject is this one.
+    fn find_local(&self, cache: &Cache) -> Vec<Value> {
         let manifests = cache.names.manifests(self.scope).into_iter();
         let found = manifests.take(MANIFESTS_MAX).filter_map(|(digest, kind)| {
             let small = cache.store.size(&digest)? <= MANIFEST_BYTES_MAX;
@@ -244,7 +252,7 @@ impl<'a> ReferrersRequest<'a> {
     }
 
     /// 404 where clients can go on with the tag that takes the API's place.
-    fn fallback(&self, cache: &Cache) -> Option<Reply> {
+    fn answer_without_api(&self, cache: &Cache) -> Option<Reply> {
         let (algorithm, hex) = (self.digest.algorithm(), self.digest.hex());
         let tag: Option<Tag> = format!("{algorithm}-{hex}").parse().ok();
         let tagged = tag.is_some_and(|tag| !cache.names.tag(self.scope, "", &tag).is_empty());
@@ -253,7 +261,7 @@ impl<'a> ReferrersRequest<'a> {
     }
 
     /// A list that is made here.
-    fn own_list(&self, descriptors: Vec<Value>, is_filtered: bool) -> Reply {
+    fn make_list(&self, descriptors: Vec<Value>, is_filtered: bool) -> Reply {
         let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": descriptors});
         let mut headers = Headers::new();
         if is_filtered {
@@ -268,7 +276,7 @@ impl<'a> ReferrersRequest<'a> {
         })
     }
 
-    fn refused(&self, refused: Buffered) -> Reply {
+    fn answer_refused(&self, refused: Buffered) -> Reply {
         if is_no_api(&refused) {
             return refuse(&no_api());
         }
@@ -308,6 +316,10 @@ fn descriptors(body: &[u8]) -> Option<Vec<Value>> {
         Value::Null => Some(Vec::new()),
         list => list.as_array().cloned(),
     }
+}
+
+fn is_list(body: &[u8]) -> bool {
+    descriptors(body).is_some()
 }
 
 fn filter_by_type(mut descriptors: Vec<Value>, artifact_type: Option<&str>) -> Vec<Value> {

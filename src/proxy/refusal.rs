@@ -37,7 +37,7 @@ pub(super) fn as_error_document(
         Ok(bytes) => bytes,
         Err(body) => return Reply { body, ..reply },
     };
-    if let Some(bytes) = bytes.as_ref().filter(|bytes| is_document(bytes)) {
+    if let Some(bytes) = bytes.as_ref().filter(|bytes| is_error_document(bytes)) {
         reply.body = Body::Bytes(bytes.clone());
         return reply;
     }
@@ -76,7 +76,9 @@ fn read_document(body: Body) -> Result<Option<SharedBytes>, Body> {
     }
 }
 
-fn is_document(bytes: &[u8]) -> bool {
+/// True for a registry's own refusal. Whatever else answers in its place (a load balancer without
+/// backends, a captive portal) writes something else.
+pub(super) fn is_error_document(bytes: &[u8]) -> bool {
     let document: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
     document
         .get("errors")

@@ -13,6 +13,10 @@ use crate::oci::Registry;
 /// Longest time from a request to its reply's head: containerd gives up at 30 s.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(25);
 
+/// A shorter patience judges us and not the registry: an older answer is at hand, or the client has
+/// waited for something else before.
+const FULL_PATIENCE_MIN: Duration = Duration::from_secs(10);
+
 /// A request for a registry.
 #[derive(Debug, Clone, Copy)]
 pub struct Call<'a> {
@@ -25,7 +29,7 @@ pub struct Call<'a> {
     /// Fields, without `Host`, framing and `Authorization`.
     pub headers: &'a Headers,
     /// Longest wait for the reply's head, [`HEAD_TIMEOUT`] at the most. It is less where an older
-    /// answer is at hand.
+    /// answer is at hand, or where a part of the time has gone already.
     pub patience: Duration,
     /// The reply's body must come within the time for its head, too.
     pub whole: bool,
@@ -37,9 +41,9 @@ impl Call<'_> {
         matches!(self.method, "PATCH" | "POST" | "PUT")
     }
 
-    /// [`HEAD_TIMEOUT`], or less where an older answer is at hand.
+    /// Whether a time-out of this call says something about the registry.
     pub(super) fn patience_kind(&self) -> Patience {
-        if self.patience < HEAD_TIMEOUT {
+        if self.patience < FULL_PATIENCE_MIN {
             Patience::Short
         } else {
             Patience::Full

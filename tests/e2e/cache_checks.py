@@ -3,9 +3,12 @@
 Each check has an upstream of its own where it stops it.
 """
 
+import contextlib
+import http.server
 import json
 import os
 import shutil
+import threading
 
 import cached
 from checks import RESIDENT_MAX_KIB, check, want
@@ -126,6 +129,63 @@ def cache_serves_what_came_by_head_of_tag_and_digest(fixtures, bench):
     want(listing["tags"] == ["1"], listing)
     cached.check_answers(proxy, least=2 * 2 * len(CLIENTS))
     proxy.process.stop()
+
+
+@contextlib.contextmanager
+def impostor(address, status, media_type, page):
+    """Something that answers every request at the registry's address with the same page."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def answer(self):
+            self.send_response(status)
+            self.send_header("Content-Type", media_type)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(page)
+
+        do_GET = do_HEAD = answer
+
+        def log_message(self, *_):
+            """Says nothing."""
+
+    host, _, port = address.rpartition(":")
+    server = http.server.ThreadingHTTPServer((host, int(port)), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@check("bench")
+def cache_serves_every_client_while_something_else_answers(fixtures, bench):
+    """A captive portal, a load balancer without backends, a page of JSON: each is an outage."""
+    upstream = cached.Upstream(bench, "files")
+    tags = ["plain", "multi"]
+    layout = layout_for(bench, tags)
+    proxy = upstream.proxy(bench.fresh("cache"), CACHE_TAG_TTL="0s")
+    for tag in tags:
+        upstream.seed(layout, tag, f"team/{tag}:1")
+        for client in CLIENTS:
+            client.pull(bench, proxy.address, f"team/{tag}:1")
+        want(proxy.get(f"/v2/team/{tag}/tags/list").status == 200, "no list of tags")
+    upstream.registry.process.stop()
+    for answer in [
+        (200, "text/html", b"<html>log in</html>"),
+        (404, "text/html", b"<h1>404 Not Found</h1>"),
+        (200, "application/json", b"{}"),
+    ]:
+        with impostor(upstream.registry.address, *answer):
+            reply = proxy.request("HEAD", "/v2/team/multi/manifests/1", headers={"Accept": MANIFESTS})
+            want(reply.getheader("X-Cache") == "STALE", answer, reply.status, reply.getheaders())
+            pull_offline(bench, proxy, layout, tags)
+            listing = proxy.get("/v2/team/plain/tags/list")
+            want(json.loads(listing.body)["tags"] == ["1"], answer, listing.status, listing.body)
+    want(proxy.process.stop() == 0, "exit code", proxy.process.popen.returncode)
 
 
 @check("bench")

@@ -12,6 +12,7 @@ mod belonging;
 mod cache_damage;
 mod cache_disk;
 mod cache_fill;
+mod cache_impostors;
 mod cache_outage;
 mod cache_quota;
 mod cache_range;

@@ -259,11 +259,15 @@ fn hop_by_hop_fields_go_no_further_in_either_direction() {
     };
     let upstream = [owned(&fields), owned(&more)].concat();
     let pick = Match::registry().path("/manifests/");
-    front
-        .standin
-        .fault(pick, Fault::Status(200, upstream, b"{}".to_vec()));
+    front.standin.fault(
+        pick,
+        Fault::Status(200, upstream, br#"{"schemaVersion":2}"#.to_vec()),
+    );
     let got = front.call("GET", "/v2/team/app/manifests/1.0", &fields, b"");
-    assert_eq!((got.status, got.text().as_str()), (200, "{}"));
+    assert_eq!(
+        (got.status, got.text().as_str()),
+        (200, r#"{"schemaVersion":2}"#)
+    );
     let seen = front.seen(Server::Registry).pop().unwrap();
     assert_eq!(seen.header("X-Kept"), Some("client"));
     assert_eq!(got.header("X-Kept"), Some("client"));

@@ -344,7 +344,7 @@ fn a_disk_that_fails_fails_no_push() {
             bytes.as_bytes()
         );
     }
-    let put = put_manifest(&cached, TAG, br#"{"layers":[]}"#);
+    let put = put_manifest(&cached, TAG, br#"{"schemaVersion":2,"layers":[]}"#);
     assert_eq!(put.status, 201, "{}", put.text());
     cached.proxy().wait_for_log("the cache cannot be written");
     std::fs::rename(cached.path("away"), cached.path("partial")).unwrap();
@@ -387,7 +387,7 @@ fn a_deletion_drops_what_is_kept() {
     };
     let cached = Cached::on(Scratch::new(), strict(), &[("CACHE_TAG_TTL", "1h")]);
     let pushed = push_in_put(&cached, b"blob");
-    let manifest = br#"{"layers":[]}"#;
+    let manifest = br#"{"schemaVersion":2,"layers":[]}"#;
     let by_digest = format!("/v2/new/repo/manifests/{}", digest(manifest));
     let put = || assert_eq!(put_manifest(&cached, TAG, manifest).status, 201);
     let deleted = |target: &str| {
@@ -427,7 +427,7 @@ fn a_deletion_drops_what_is_kept() {
 fn a_tag_that_is_moved_by_a_push_is_seen_at_once() {
     let cached = Cached::with(&[("CACHE_TAG_TTL", "forever")]);
     for number in 0..5 {
-        let manifest = format!(r#"{{"layers":[],"number":{number}}}"#);
+        let manifest = format!(r#"{{"schemaVersion":2,"layers":[],"number":{number}}}"#);
         let put = put_manifest(&cached, TAG, manifest.as_bytes());
         assert_eq!(put.status, 201);
         assert_eq!(cached.get(TAG).text(), manifest);
@@ -442,7 +442,7 @@ fn pushes_of_one_tag_at_a_time_leave_what_upstream_has() {
         for number in 0..8 {
             let cached = &cached;
             scope.spawn(move || {
-                let manifest = format!(r#"{{"layers":[],"number":{number}}}"#);
+                let manifest = format!(r#"{{"schemaVersion":2,"layers":[],"number":{number}}}"#);
                 let put = put_manifest(cached, TAG, manifest.as_bytes());
                 assert_eq!(put.status, 201);
             });
@@ -456,7 +456,10 @@ fn pushes_of_one_tag_at_a_time_leave_what_upstream_has() {
 fn a_404_is_forgotten_after_a_push() {
     let cached = Cached::start();
     assert_eq!(cached.get(TAG).status, 404);
-    assert_eq!(put_manifest(&cached, TAG, br#"{"layers":[]}"#).status, 201);
+    assert_eq!(
+        put_manifest(&cached, TAG, br#"{"schemaVersion":2,"layers":[]}"#).status,
+        201
+    );
     assert_eq!(cached.get(TAG).status, 200);
     let target = blob(&digest(b"later"));
     assert_eq!(cached.get(&target).status, 404);

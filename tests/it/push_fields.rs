@@ -160,7 +160,7 @@ fn a_manifest_of_4_mib_is_taken_and_no_larger_one() {
         Options::default(),
         &[("CACHE_TAG_TTL", "1h")],
     );
-    let mut manifest = br#"{"layers":[]}"#.to_vec();
+    let mut manifest = br#"{"schemaVersion":2,"layers":[]}"#.to_vec();
     manifest.resize(MOST, b' ');
     let kind = [("Content-Type", MANIFEST)];
     let put = Http::once(cached.address(), "PUT", TAG, &kind, &manifest);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::fields::{forget_missing, is_gone, is_success, own_url, supply};
 use crate::cache::Cache;
+use crate::cache::description::SelfDescription;
 use crate::cache::held::Manifest;
 use crate::cache::names::Scope;
 use crate::cache::pages::List;
@@ -140,14 +141,16 @@ impl<'a> ManifestPush<'a> {
     /// checked that it is there.
     fn keep(&self, cache: &Cache, digest: Option<Digest>, bytes: SharedBytes, alone: bool) {
         if let Reference::Tag(tag) = self.reference {
-            // In every partition: whoever asks next, asks upstream.
+            // It is removed in every partition, so the next client asks upstream.
             cache.names.remove_tag(self.scope, tag);
         }
         // Any manifest may refer to another.
         cache.names.forget_referrers(self.scope);
         cache.sweeper.mark_dirty();
-        let media_type = self.media_type(&bytes);
-        let (Some(digest), Some(media_type)) = (digest, media_type) else {
+        let Some(digest) = digest else {
+            return;
+        };
+        let Some(media_type) = self.media_type(cache, &digest, &bytes) else {
             return;
         };
         let mut manifest = Manifest {
@@ -176,10 +179,13 @@ impl<'a> ManifestPush<'a> {
         }
     }
 
-    /// The media type that the client names; else the one in the document.
-    fn media_type(&self, bytes: &[u8]) -> Option<String> {
-        let named = content::media_type(&self.exchange.request.headers);
-        named.or_else(|| crate::cache::manifest::media_type(bytes))
+    /// The media type in the document; else the one that is known, which holds for other tags too;
+    /// else the one that the client names.
+    fn media_type(&self, cache: &Cache, digest: &Digest, bytes: &[u8]) -> Option<String> {
+        let content_type = content::media_type(&self.exchange.request.headers);
+        let description = SelfDescription::read(bytes, content_type.as_deref())?;
+        let known = || cache.names.link(self.scope, digest)?.media_type;
+        description.media_type.or_else(known).or(content_type)
     }
 }
 

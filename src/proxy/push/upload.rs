@@ -16,9 +16,9 @@ use crate::proxy::exchange::Exchange;
 use crate::range;
 use crate::upstream::UpstreamError;
 
-/// What stands before the name of an upload.
+/// The part of a path before the name of an upload.
 const UPLOADS: &str = "/blobs/uploads/";
-/// Names the upload, for clients of before the specification; ECR leaves it out.
+/// Names the upload for clients older than the specification; ECR leaves it out.
 const UUID_FIELD: &str = "Docker-Upload-UUID";
 
 /// POST: begins an upload, brings a blob in one request, or mounts one.
@@ -38,7 +38,7 @@ pub(super) fn begin(
         // A registry may begin an upload all the same, and wait for the blob.
         202 => {
             supply(&mut reply, "Range", || Some("0-0".to_owned()));
-            let name = answered_name(exchange, repository, &mut reply);
+            let name = learn_name(exchange, repository, &mut reply);
             if let (Some(cache), Some(name)) = (cache(exchange), name) {
                 cache.uploads.begin(&name);
             }
@@ -75,7 +75,7 @@ pub(super) fn go_on(
         _ => {
             let mut reply = exchange.forward(body)?;
             if is_success(&reply) {
-                let next = answered_name(exchange, repository, &mut reply);
+                let next = learn_name(exchange, repository, &mut reply);
                 if let (Some(cache), Some(next)) = (cache(exchange), next)
                     && let Some(upload) = cache.uploads.take(&name, None)
                 {
@@ -106,7 +106,7 @@ fn patch(
     supply(&mut reply, "Range", || {
         chunk.map(|(_, end)| format!("0-{end}"))
     });
-    let next = answered_name(exchange, repository, &mut reply);
+    let next = learn_name(exchange, repository, &mut reply);
     if let Some(cache) = cache(exchange) {
         match upload {
             Some(upload) => cache.uploads.keep(next.as_deref().unwrap_or(name), upload),
@@ -227,12 +227,8 @@ fn commit(
     }
 }
 
-/// What the upload is known as after this reply, which is owed what names it.
-fn answered_name(
-    exchange: &Exchange,
-    repository: &Repository,
-    reply: &mut Reply,
-) -> Option<String> {
+/// Learns the upload's name from the reply, after supplying the fields that name it.
+fn learn_name(exchange: &Exchange, repository: &Repository, reply: &mut Reply) -> Option<String> {
     let begun = exchange.request.method == "POST";
     supply(reply, "Location", || {
         let target = &exchange.request.target;

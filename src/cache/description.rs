@@ -1,0 +1,147 @@
+//! What a manifest says about itself. Owns: telling a manifest from anything else that may come in
+//! its place. Must not: do I/O, or keep more of a manifest than the fields that describe it.
+
+use std::fmt;
+
+use serde_core::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+
+/// Longest media type (RFC 6838 §4.2: two names of 127 characters and a slash).
+const MEDIA_TYPE_BYTES_MAX: usize = 255;
+
+/// What a manifest says about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SelfDescription {
+    /// Its media type, if it names one.
+    pub media_type: Option<String>,
+    /// It is a schema 1 manifest with signatures in it. Those are no part of what its digest is
+    /// made of, so the digest is not that of its bytes.
+    pub is_signed: bool,
+}
+
+impl SelfDescription {
+    /// Reads a manifest that came as `content_type`. None for anything else, such as the page of a
+    /// captive portal or the beginning of a manifest: a manifest is a JSON object with a
+    /// `schemaVersion`, or (artifact manifests have none) with a `mediaType` that is the type under
+    /// which it came.
+    pub fn read(manifest: &[u8], content_type: Option<&str>) -> Option<Self> {
+        let Head {
+            media_type,
+            version,
+            has_signatures,
+        } = serde_json::from_slice(manifest).ok()?;
+        let media_type = media_type.filter(|name| is_media_type(name));
+        if version.is_none() && (media_type.is_none() || media_type.as_deref() != content_type) {
+            return None;
+        }
+        let is_signed = (version == Some(1) && has_signatures)
+            || content_type.is_some_and(|name| name.ends_with("+prettyjws"));
+        Some(Self {
+            media_type,
+            is_signed,
+        })
+    }
+}
+
+/// The fields of a manifest that describe it. All others are checked to be JSON and passed over, so
+/// that a large manifest costs no memory.
+#[derive(Default)]
+struct Head {
+    media_type: Option<String>,
+    version: Option<u64>,
+    has_signatures: bool,
+}
+
+impl<'de> Deserialize<'de> for Head {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Head;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Head, A::Error> {
+                let mut head = Head::default();
+                while let Some(name) = fields.next_key::<String>()? {
+                    match name.as_str() {
+                        "mediaType" => head.media_type = fields.next_value()?,
+                        "schemaVersion" => head.version = fields.next_value()?,
+                        name => {
+                            head.has_signatures |= name == "signatures";
+                            fields.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                Ok(head)
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+/// True for a name that RFC 6838 §4.2 allows.
+fn is_media_type(name: &str) -> bool {
+    let allowed = |c: u8| c.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&c);
+    let is_name = |name: &str| !name.is_empty() && name.bytes().all(allowed);
+    name.len() <= MEDIA_TYPE_BYTES_MAX
+        && name
+            .split_once('/')
+            .is_some_and(|(kind, subtype)| is_name(kind) && is_name(subtype))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_or_a_part_is_no_manifest() {
+        let read = |text: &str, kind| SelfDescription::read(text.as_bytes(), Some(kind));
+        let oci = "application/vnd.oci.image.manifest.v1+json";
+        let plain = |media_type: Option<&str>| {
+            let media_type = media_type.map(str::to_owned);
+            let is_signed = false;
+            Some(SelfDescription {
+                media_type,
+                is_signed,
+            })
+        };
+        assert_eq!(read(r#"{"schemaVersion":2}"#, oci), plain(None));
+        let typed = format!(r#"{{"schemaVersion":2,"mediaType":"{oci}"}}"#);
+        assert_eq!(read(&typed, "text/plain"), plain(Some(oci)));
+        let artifact = r#"{"mediaType":"a/b","blobs":[]}"#;
+        assert_eq!(read(artifact, "a/b"), plain(Some("a/b")));
+        for text in [
+            "",
+            "<html>",
+            "{}",
+            "[]",
+            "null",
+            r#"{"errors":[]}"#,
+            artifact,
+            r#"{"schemaVersion":"2"}"#,
+            r#"{"schemaVersion":2,"layers":["#,
+        ] {
+            assert_eq!(read(text, oci), None, "{text}");
+        }
+        // What would break a header is no type.
+        for odd in ["a", "a/", "/b", "a/b\\r\\nX: y", "a/b; c", "a/b/c"] {
+            let text = format!(r#"{{"schemaVersion":2,"mediaType":"{odd}"}}"#);
+            assert_eq!(read(&text, oci), plain(None), "{odd}");
+        }
+    }
+
+    #[test]
+    fn a_signed_manifest_is_known_by_its_type_or_its_signatures() {
+        let is_signed = |text: &str, kind| {
+            let description = SelfDescription::read(text.as_bytes(), Some(kind));
+            description.unwrap().is_signed
+        };
+        let json = "application/json";
+        let jws = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+        assert!(is_signed(r#"{"schemaVersion":1,"signatures":[{}]}"#, json));
+        assert!(is_signed(r#"{"schemaVersion":1}"#, jws));
+        assert!(!is_signed(r#"{"schemaVersion":1}"#, json));
+        assert!(!is_signed(r#"{"schemaVersion":2,"signatures":[{}]}"#, json));
+    }
+}
