@@ -18,7 +18,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Builder;
 use std::time::Duration;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use crate::aws::token::{TokenConfig, Tokens};
@@ -314,7 +314,7 @@ fn report_lost_to(events: &Sender<Event>) -> Arc<dyn Fn(&str) + Send + Sync> {
 }
 
 fn watch_signals(events: &Sender<Event>) -> std::io::Result<()> {
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM, SIGUSR1])?;
     let events = events.clone();
     let watch = move || {
         for signal in signals.forever() {
@@ -527,6 +527,8 @@ impl Running {
                     return config::EXIT_THREAD_LOST;
                 }
                 Event::Signal(SIGHUP) => self.reloader.reload_now(),
+                // Other daemons write their state at it; unhandled it would end the process.
+                Event::Signal(SIGUSR1) => log::info("SIGUSR1 is ignored", &[]),
                 Event::Signal(_) if self.draining.swap(true, Ordering::SeqCst) => {
                     log::warn("second signal; ending at once", &[]);
                     return config::EXIT_FAILED;

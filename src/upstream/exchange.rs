@@ -178,8 +178,8 @@ impl Upstream {
     ) -> Result<Fetched, UpstreamError> {
         // A body of any other method has no meaning (RFC 9110 §9.3.1); it is not passed on.
         let has_body = call.is_upload() && body.length() != Some(0);
-        // An upload may last hours, and its last request minutes, so they have their own permits.
-        let permits = if has_body || call.method == "PUT" {
+        // An upload may last hours, so bodies have their own permits.
+        let permits = if has_body {
             &self.uploads
         } else {
             &self.exchanges

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use standin::{Fault, Match, Server, digest};
 
-use crate::support::{Cached, Http, Proxy, Target, wait_until};
+use crate::support::{Cached, Front, Http, Proxy, Target, wait_until};
 
 /// For what is to happen soon.
 const SOON: Duration = Duration::from_secs(10);
@@ -267,4 +267,13 @@ fn bad_settings_are_named_all_at_once() {
     for name in ["LISTEN_PORT", "SHUTDOWN_GRACE", "READ_ONLY"] {
         assert!(log.contains(name), "{name} is not in {log}");
     }
+}
+
+#[test]
+fn bug_sigusr1_ended_the_process() {
+    let mut front = Front::start();
+    front.proxy.signal("USR1");
+    front.proxy.wait_for_log("SIGUSR1 is ignored");
+    assert!(front.proxy.is_alive());
+    assert_eq!(front.get("/v2/").status, 200);
 }
