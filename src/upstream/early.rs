@@ -2,8 +2,9 @@
 //! reading the answer from it. Must not: write to such a connection, or let it be used again.
 //!
 //! A registry that refuses an upload answers at once and closes; the rest of the body then meets a
-//! reset. ureq gives up at the failed write and drops the connection, and the answer with it. But
-//! the answer is there: Linux keeps readable what had come before a reset. So two transports go
+//! reset. ureq gives up at the failed write and drops the connection, and the answer with it. So
+//! [`AboveTls`] looks for a refusal between writes, and makes the next write fail when there is one.
+//! And where a write fails first, the answer is there: Linux keeps readable what had come before a reset. So two transports go
 //! around TLS. [`AboveTls`] keeps a connection that is dropped after a failed write. [`BelowTls`]
 //! takes what TLS still wants to send, because TLS sends before it reads. Then ureq itself reads
 //! the answer, as the answer to a request that is never sent.
@@ -28,6 +29,9 @@ use crate::oci::ERROR_DOCUMENT_BYTES_MAX;
 /// Longest wait for an answer once a write has failed: it came before that, or it is on its way
 /// with the close that made the write fail.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Longest look for the rest of what has begun to come, between two writes.
+const LOOK_TIMEOUT: Duration = Duration::from_millis(10);
 
 thread_local! {
     static UPLOAD: RefCell<Upload> = const { RefCell::new(Upload::None) };
@@ -74,7 +78,10 @@ impl Broken {
             .max_idle_connections(0)
             .max_idle_connections_per_host(0)
             .build();
-        let handed = Handover(Mutex::new(Some(ReadOnly(self.0))));
+        let handed = Handover(Mutex::new(Some(ReadOnly {
+            transport: self.0,
+            is_begun: false,
+        })));
         let agent = Agent::with_parts(config, handed, NoResolver);
         let request = http::Request::get("http://answered.invalid/").body(());
         UPLOAD.set(Upload::Answering);
@@ -137,6 +144,10 @@ impl Transport for Rescuing {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        if self.has_refusal() {
+            self.failed = true;
+            return Err(Error::Io(io::ErrorKind::BrokenPipe.into()));
+        }
         let sent = self.transport.transmit_output(amount, timeout);
         self.failed |= sent.is_err();
         sent
@@ -153,6 +164,40 @@ impl Transport for Rescuing {
     fn is_tls(&self) -> bool {
         self.transport.is_tls()
     }
+}
+
+impl Rescuing {
+    /// True when the registry has refused an upload that is still on its way.
+    fn has_refusal(&mut self) -> bool {
+        let is_upload = UPLOAD.with(|upload| matches!(*upload.borrow(), Upload::Running));
+        // Open: nothing has come. That look is one call of the system.
+        if !is_upload || self.transport.is_open() {
+            return false;
+        }
+        // An answer, an end, or a ticket of TLS, which goes away by being read.
+        let look = NextTimeout {
+            after: LOOK_TIMEOUT.into(),
+            reason: ureq::Timeout::SendBody,
+            per_read: None,
+            per_write: None,
+        };
+        let _ = self.transport.await_input(look);
+        is_refusal(self.transport.buffers().input())
+    }
+}
+
+/// True for the begin of an answer that refuses. Interim answers and a success that comes early
+/// leave the upload to go on.
+fn is_refusal(mut input: &[u8]) -> bool {
+    while let [b'H', b'T', b'T', b'P', b'/', _, b'.', _, b' ', class, ..] = input {
+        if *class != b'1' {
+            return matches!(class, b'3'..=b'5');
+        }
+        let end = input.windows(4).position(|four| four == b"\r\n\r\n");
+        let rest = end.and_then(|end| input.get(end + 4..));
+        input = rest.unwrap_or_default();
+    }
+    false
 }
 
 impl Drop for Rescuing {
@@ -263,11 +308,14 @@ impl Connector for Handover {
 
 /// A connection that is only read from.
 #[derive(Debug)]
-struct ReadOnly(Box<dyn Transport>);
+struct ReadOnly {
+    transport: Box<dyn Transport>,
+    is_begun: bool,
+}
 
 impl Transport for ReadOnly {
     fn buffers(&mut self) -> &mut dyn Buffers {
-        self.0.buffers()
+        self.transport.buffers()
     }
 
     fn transmit_output(&mut self, _: usize, _: NextTimeout) -> Result<(), Error> {
@@ -275,7 +323,12 @@ impl Transport for ReadOnly {
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
-        self.0.await_input(timeout)
+        // A look between writes may have read some of the answer, or all of it.
+        let is_first = !std::mem::replace(&mut self.is_begun, true);
+        if is_first && !self.transport.buffers().input().is_empty() {
+            return Ok(true);
+        }
+        self.transport.await_input(timeout)
     }
 
     fn is_open(&mut self) -> bool {
@@ -283,7 +336,7 @@ impl Transport for ReadOnly {
     }
 
     fn is_tls(&self) -> bool {
-        self.0.is_tls()
+        self.transport.is_tls()
     }
 }
 

@@ -14,9 +14,10 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use ureq::SendBody;
 use ureq::tls::{TlsConfig, TlsProvider};
 use ureq::unversioned::resolver::DefaultResolver;
-use ureq::unversioned::transport::{RustlsConnector, TcpConnector};
+use ureq::unversioned::transport::{LazyBuffers, RustlsConnector};
 
 use super::*;
+use crate::upstream::tcp::TcpTransport;
 
 const CERTIFICATE: &[u8] = include_bytes!("../../../tests/data/localhost-cert.pem");
 const KEY: &[u8] = include_bytes!("../../../tests/data/localhost-key.pem");
@@ -80,6 +81,25 @@ fn wrapped(stream: TcpStream, tls: bool) -> Box<dyn Stream> {
     Box::new(StreamOwned::new(connection, stream))
 }
 
+/// The program's own transport: unlike ureq's, it takes nothing off a connection by looking at it.
+#[derive(Debug)]
+struct OwnTcp;
+
+impl Connector for OwnTcp {
+    type Out = TcpTransport;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        _: Option<()>,
+    ) -> Result<Option<TcpTransport>, Error> {
+        let stream = TcpStream::connect(&details.addrs[..])?;
+        let config = details.config;
+        let buffers = LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size());
+        Ok(Some(TcpTransport::new(stream, buffers)))
+    }
+}
+
 fn agent() -> Agent {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = TlsConfig::builder()
@@ -94,7 +114,7 @@ fn agent() -> Agent {
         .timeout_per_write(Some(WRITE_TIMEOUT))
         .timeout_recv_response(Some(BOUND))
         .build();
-    let tcp = ().chain(TcpConnector::default());
+    let tcp = ().chain(OwnTcp);
     let tls = RustlsConnector::default();
     let whole = tcp.chain(BelowTls).chain(tls).chain(AboveTls);
     // The tests name addresses.
@@ -183,6 +203,61 @@ fn an_answer_of_a_server_that_takes_no_more_is_read() {
             // The kernel's buffers of both ends, and no more.
             assert!(taken < 64 << 20, "{taken} bytes taken");
         }
+    }
+}
+
+/// A body that comes slowly, so that there is time between its writes.
+struct Slow(u64);
+
+impl Read for Slow {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        std::thread::sleep(Duration::from_millis(10));
+        let piece = into.get_mut(..1024).unwrap_or_default();
+        piece.fill(b'x');
+        self.0 += piece.len() as u64;
+        Ok(piece.len())
+    }
+}
+
+#[test]
+fn bug_an_early_answer_was_heard_only_once_a_write_failed() {
+    for tls in [false, true] {
+        // It takes nothing and does not close: for 64 MiB no write would fail.
+        let script = Script {
+            answer: REFUSAL,
+            hold: true,
+            tls,
+        };
+        let (address, go, server) = serve(script);
+        let scheme = if tls { "https" } else { "http" };
+        let request = http::Request::patch(format!("{scheme}://{address}/upload"));
+        let mut body = Slow(0);
+        let request = request.body(SendBody::from_reader(&mut body)).unwrap();
+        let (sent, broken) = run_upload(|| agent().run(request));
+        assert!(sent.is_err());
+        let answer = broken
+            .expect("a connection that broke")
+            .read_answer_within(BOUND);
+        drop(go);
+        server.join().unwrap();
+        assert_eq!(*answer.expect("an answer").body, *b"large", "tls {tls}");
+        assert!(body.0 < 1 << 20, "{} bytes were taken", body.0);
+    }
+}
+
+#[test]
+fn only_refusals_end_an_upload() {
+    for (input, refused) in [
+        ("HTTP/1.1 400 Bad\r\n", true),
+        ("HTTP/1.0 307 Elsewhere\r\n", true),
+        ("HTTP/1.1 103 Hints\r\nLink: x\r\n\r\nHTTP/1.1 403 No", true),
+        ("HTTP/1.1 100 Continue\r\n\r\n", false),
+        ("HTTP/1.1 103 Hints\r\nLink", false),
+        ("HTTP/1.1 202 Accepted\r\n", false),
+        ("HTTP/1.1 ", false),
+        ("", false),
+    ] {
+        assert_eq!(is_refusal(input.as_bytes()), refused, "{input}");
     }
 }
 
