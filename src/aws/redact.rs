@@ -2,7 +2,7 @@
 //! are secrets by their looks. Must not: know where a text goes.
 
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use serde_json::Value;
 
 use super::xml;
@@ -153,15 +153,15 @@ fn decode(text: &str) -> Option<String> {
     (!text.chars().any(char::is_control)).then_some(text)
 }
 
-/// The padded form, for tests of those who use this.
-#[cfg(test)]
-pub(super) fn base64(text: &str) -> String {
-    STANDARD.encode(text)
-}
-
 #[cfg(test)]
 mod tests {
+    use base64::engine::general_purpose::STANDARD;
+
     use super::*;
+
+    fn base64(text: &str) -> String {
+        STANDARD.encode(text)
+    }
 
     fn redactor(secrets: &[&str]) -> Redactor {
         let secrets: Vec<_> = secrets
