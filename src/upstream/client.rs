@@ -206,7 +206,7 @@ impl Client {
         let broken = sent
             .as_ref()
             .is_err_and(|error| error.stage == Stage::Transfer);
-        if broken && matches!(outgoing.method, "GET" | "HEAD") {
+        if broken && is_repeatable(outgoing.method) {
             // Its peer has closed a pooled connection, and with it perhaps all others of this
             // origin, as after a load balancer's failover. So they are dropped.
             return self.send_once(&to, outgoing, Duration::ZERO);
@@ -242,7 +242,12 @@ impl Client {
             .timeout_recv_response(Some(left))
             .timeout_global(outgoing.whole.then_some(left))
             .build();
-        let reply = agent.run(request).map(incoming);
+        let reply = if is_repeatable(outgoing.method) {
+            tcp::give_up_lost_peers(|| agent.run(request))
+        } else {
+            agent.run(request)
+        };
+        let reply = reply.map(incoming);
         let reply = reply.map_err(|fault| classify(&fault, to.into()))?;
         self.refuse_proxy_407(outgoing.url, reply)
     }
@@ -498,6 +503,11 @@ impl Read for LengthChecked<'_, '_> {
         }
         result
     }
+}
+
+/// True for a method whose request may be sent twice (RFC 9110 §9.2.1).
+fn is_repeatable(method: &str) -> bool {
+    matches!(method, "GET" | "HEAD")
 }
 
 fn builder(outgoing: Outgoing<'_>) -> http::request::Builder {
