@@ -256,7 +256,7 @@ mod tests {
                 "</v2/docker-hub/library/a/tags/list?n=1&last=2>; rel=\"next\"",
                 &own
             ),
-            format!("<{OWN}/v2/library/a/tags/list?n=1&last=2&ns=docker.io>; rel=\"next\"")
+            "</v2/library/a/tags/list?n=1&last=2&ns=docker.io>; rel=\"next\""
         );
         assert_eq!(
             own.url("/v2/other/tags/list"),

@@ -248,6 +248,7 @@ fn hop_by_hop_fields_go_no_further_in_either_direction() {
         ("Connection", "X-Hop"),
         ("X-Hop", "1"),
         ("X-Kept", "client"),
+        ("OCI-Kept", "client"),
     ];
     fields.extend(more);
     let more = [("Set-Cookie", "a=b"), ("Alt-Svc", "h3=\":443\"")];
@@ -269,8 +270,12 @@ fn hop_by_hop_fields_go_no_further_in_either_direction() {
         (200, r#"{"schemaVersion":2}"#)
     );
     let seen = front.seen(Server::Registry).pop().unwrap();
-    assert_eq!(seen.header("X-Kept"), Some("client"));
+    // Upstream gets only fields that are known to be for it.
+    assert_eq!(seen.header("X-Kept"), None);
     assert_eq!(got.header("X-Kept"), Some("client"));
+    for side in [seen.header("OCI-Kept"), got.header("OCI-Kept")] {
+        assert_eq!(side, Some("client"));
+    }
     for (name, _) in HOP_BY_HOP.iter().chain(&more).chain(&[("X-Hop", "")]) {
         assert_eq!(seen.header(name), None, "upstream saw {name}");
         assert_eq!(got.header(name), None, "the client saw {name}");

@@ -92,10 +92,13 @@ fn https_goes_through_a_tunnel_and_names_are_left_to_the_proxy() {
         let got = get(&proxy, &format!("/v2/team/app/blobs/{blob}"));
         assert_eq!((got.complete, &got.digest), (true, &blob));
     }
-    // One tunnel, used again each time.
+    // A tunnel is used again: two at the most for nine requests, as one may still be on its way
+    // back when the next request comes.
     let target = format!("CONNECT {NAME}:{}", site.tls.port());
-    assert_eq!(outbound.requests(), [target]);
-    assert_eq!(site.tls.connections(), 1);
+    let requests = outbound.requests();
+    assert!((1..=2).contains(&requests.len()), "{requests:?}");
+    assert!(requests.iter().all(|request| *request == target));
+    assert_eq!(site.tls.connections(), requests.len());
     assert_eq!(site.dns.queries(), []);
 }
 
