@@ -8,7 +8,7 @@
 //! Imports point one way; `tests/it/layers.rs` holds them to it:
 //! `main → cli → app → {door, pool} → {proxy, pages} → {aws, cache} → upstream →
 //! {config, oci, message, hash} → {metrics, log, clock} →
-//! {address, calendar, permits, random, range, secret, uri}`.
+//! {address, budget, calendar, permits, random, range, secret, uri}`.
 
 pub mod address;
 pub mod app;
