@@ -4,10 +4,10 @@
 //! A registry that refuses an upload answers at once and closes; the rest of the body then meets a
 //! reset. ureq gives up at the failed write and drops the connection, and the answer with it. So
 //! [`AboveTls`] looks for a refusal between writes, and makes the next write fail when there is one.
-//! And where a write fails first, the answer is there: Linux keeps readable what had come before a reset. So two transports go
-//! around TLS. [`AboveTls`] keeps a connection that is dropped after a failed write. [`BelowTls`]
-//! takes what TLS still wants to send, because TLS sends before it reads. Then ureq itself reads
-//! the answer, as the answer to a request that is never sent.
+//! Where a write fails first, the answer is there: Linux keeps readable what had come before a
+//! reset. [`AboveTls`] keeps a connection that is dropped after a failed write. [`BelowTls`] takes
+//! what TLS still wants to send, because TLS sends before it reads. Then ureq itself reads the
+//! answer, as the answer to a request that is never sent.
 //!
 //! One upload happens on one thread, so the connection is kept in a thread-local variable.
 
