@@ -189,7 +189,7 @@ def storage(bench, program, layout=None):
 @contextlib.contextmanager
 def containerd(bench, registries, ca=None):
     """A daemon: how ctr is called, and its option for where the registries are to be asked: host
-    names and the addresses of mirrors."""
+    names and the addresses of mirrors, or `address/v2/prefix` for a part of one."""
     need_root("containerd")
     folder = bench.fresh("containerd")
     # The path of a unix socket is limited to 107 bytes, which a deep TMPDIR would exceed.
@@ -205,8 +205,11 @@ def containerd(bench, registries, ca=None):
         hosts = os.path.join(folder, "hosts", host)
         os.makedirs(hosts)
         with open(os.path.join(hosts, "hosts.toml"), "w") as file:
-            file.write(f'server = "{scheme}://{address}"\n[host."{scheme}://{address}"]\n'
+            server = address.partition("/")[0]
+            file.write(f'server = "{scheme}://{server}"\n[host."{scheme}://{address}"]\n'
                        '  capabilities = ["pull", "resolve", "push"]\n')
+            if "/v2/" in address:
+                file.write("  override_path = true\n")
             if ca:
                 file.write(f'  ca = "{ca}"\n')
     with ended(bench.start("containerd", ["containerd", "--config", config])) as daemon:
