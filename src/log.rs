@@ -3,18 +3,32 @@
 //!
 //! Lines go to a bounded queue that one thread, `log`, writes to standard error. When nobody reads
 //! the log (a full pipe), lines are dropped and counted: a stuck log collector stops no pull.
+//!
+//! Each request has one line. Whatever else a request or a connection can cause goes through
+//! [`cause`], which writes it once a minute.
+//!
+//! Locks: the table of repeated causes, held for a look-up.
+
+mod repeats;
 
 use std::fmt::{Display, Write as _};
 use std::io::Write as _;
-use std::sync::OnceLock;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::{Duration, SystemTime};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::calendar::format_rfc3339;
 use crate::metrics;
+use repeats::Repeats;
 
 /// Lines that may wait for the writer thread: at 300 bytes a line about 1.2 MB.
 const QUEUE_LINES_MAX: usize = 4096;
+/// Longest request target in a line. Names and digests fit; a client may send 32 KiB.
+const TARGET_BYTES_MAX: usize = 512;
+/// Longest value of a field: an error may quote what a client or a registry sent.
+const VALUE_BYTES_MAX: usize = 1024;
+/// Time between two looks at the causes that were left out.
+const REPEATS_POLL: Duration = Duration::from_secs(5);
 
 /// How much a line matters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,6 +80,7 @@ enum Queued {
 }
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
+static REPEATS: LazyLock<Mutex<Repeats>> = LazyLock::new(Mutex::default);
 
 /// Starts the writer thread. Before this call, and when the system refuses the thread, lines are
 /// written by the caller itself, at INFO and in text. A second call changes nothing.
@@ -137,8 +152,35 @@ pub fn error(message: &str, fields: &[Field<'_>]) {
     write(Level::Error, message, fields);
 }
 
+/// Logs what a request or a connection can cause. A line with the same message and the same text is
+/// left out for a minute; then the next one says in `repeated` how many were left out.
+pub fn cause(
+    level: Level,
+    message: &'static str,
+    (name, text): (&'static str, &dyn Display),
+    fields: &[Field<'_>],
+) {
+    if !enabled(level) {
+        return;
+    }
+    let text = text.to_string();
+    let noted = repeats().note(Instant::now(), level, message, (name, &text));
+    let Some(repeated) = noted else { return };
+    let mut fields = fields.to_vec();
+    fields.push((name, &text));
+    if repeated > 0 {
+        fields.push(("repeated", &repeated));
+    }
+    write(level, message, &fields);
+}
+
+fn repeats() -> MutexGuard<'static, Repeats> {
+    REPEATS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A request target fit for a log: the path, and those query parameters that carry no secret.
-/// Presigned URLs and upload states carry secrets in their query.
+/// Presigned URLs and upload states carry secrets in their query. The result is cut
+/// at [`TARGET_BYTES_MAX`].
 pub fn target(target: &str) -> String {
     const OPEN: [&str; 7] = ["n", "last", "mount", "from", "digest", "ns", "artifactType"];
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
@@ -159,7 +201,33 @@ pub fn target(target: &str) -> String {
         shown.push(separator);
         shown.push('…');
     }
+    shorten(&mut shown, TARGET_BYTES_MAX);
     shown
+}
+
+/// The text of a field.
+fn value_text(value: &dyn Display) -> String {
+    let mut text = value.to_string();
+    shorten(&mut text, VALUE_BYTES_MAX);
+    text
+}
+
+/// Cuts `text`, so that it says that there was more.
+fn shorten(text: &mut String, bytes_max: usize) {
+    let kept = cut(text, bytes_max).len();
+    if kept < text.len() {
+        text.truncate(kept);
+        text.push('…');
+    }
+}
+
+/// The beginning of `text`: at most so many bytes, and whole characters.
+fn cut(text: &str, bytes_max: usize) -> &str {
+    let mut end = text.len().min(bytes_max);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default()
 }
 
 fn write(level: Level, message: &str, fields: &[Field<'_>]) {
@@ -192,7 +260,7 @@ fn text_line(time: SystemTime, level: Level, message: &str, fields: &[Field<'_>]
         one_line(message)
     );
     for (name, value) in fields {
-        let value = value.to_string();
+        let value = value_text(value);
         let plain = !value.is_empty()
             && value
                 .chars()
@@ -215,7 +283,7 @@ fn json_line(time: SystemTime, level: Level, message: &str, fields: &[Field<'_>]
         quoted(message)
     );
     for (name, value) in fields {
-        let value = value.to_string();
+        let value = value_text(value);
         // Numbers stay numbers, so that a log store can sum and compare them. `upstream` is a
         // number or a word, so it is always text: a store would refuse a change of type.
         let number = *name != "upstream"
@@ -243,16 +311,36 @@ fn one_line(message: &str) -> String {
 }
 
 fn write_lines(lines: &Receiver<Queued>) {
-    while let Ok(entry) = lines.recv() {
-        match entry {
-            Queued::Line(line) => write_stderr(&line),
-            Queued::Flush(done) => drop(done.try_send(())),
+    let mut looked = Instant::now();
+    loop {
+        match lines.recv_timeout(REPEATS_POLL) {
+            Ok(Queued::Line(line)) => write_stderr(&line),
+            Ok(Queued::Flush(done)) => {
+                // The process ends: nothing will be written later.
+                write_left_out(Duration::ZERO);
+                let _ = done.try_send(());
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        if looked.elapsed() >= REPEATS_POLL {
+            looked = Instant::now();
+            write_left_out(repeats::INTERVAL);
         }
         let dropped = metrics::LOG_LINES_DROPPED.take();
         if dropped > 0 {
             let fields: [Field<'_>; 1] = [("lines", &dropped)];
             write_stderr(&line(Level::Warn, "log lines dropped", &fields));
         }
+    }
+}
+
+/// Writes how often causes repeated that nobody logs any more.
+fn write_left_out(age: Duration) {
+    let left_out = repeats().take(Instant::now(), age);
+    for cause in left_out {
+        let fields: [Field<'_>; 2] = [(cause.name, &cause.text), ("repeated", &cause.count)];
+        write_stderr(&line(cause.level, cause.message, &fields));
     }
 }
 
@@ -292,5 +380,24 @@ mod tests {
             "/v2/a/blobs/uploads/1?…"
         );
         assert_eq!(target("/b?X-Amz-Signature=s&n=1"), "/b?n=1&…");
+    }
+
+    #[test]
+    fn long_values_are_cut() {
+        let long = "x".repeat(VALUE_BYTES_MAX + 1);
+        let fields: [Field<'_>; 1] = [("error", &long)];
+        for line in [text_line, json_line].map(|f| f(UNIX_EPOCH, Level::Info, "m", &fields)) {
+            let kept = format!("{}…", "x".repeat(VALUE_BYTES_MAX));
+            assert!(line.contains(&kept), "{line}");
+        }
+    }
+
+    #[test]
+    fn long_targets_are_cut() {
+        let just = format!("/{}", "a".repeat(TARGET_BYTES_MAX - 1));
+        assert_eq!(target(&just), just);
+        assert_eq!(target(&format!("{just}b")), format!("{just}…"));
+        let long = target(&format!("/v2/a/tags/list?last={}", "é".repeat(20_000)));
+        assert!(long.len() <= TARGET_BYTES_MAX + "…".len() && long.ends_with("é…"));
     }
 }

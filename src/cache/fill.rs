@@ -22,12 +22,13 @@ use std::time::{Duration, Instant};
 use super::disk::Disk;
 use super::names::Scope;
 use super::store::Reading;
+use crate::log::{self, Level};
 use crate::message::{Body, Buffered, Headers};
+use crate::metrics;
 use crate::oci::{Digest, Registry, Repository};
 use crate::permits::Permits;
 use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT, Upstream};
 use crate::upstream::{Stage, UpstreamError};
-use crate::{log, metrics};
 use download::Fill;
 use reader::Reader;
 
@@ -199,7 +200,8 @@ impl Fills {
     fn end(&self, growing: &Growing, outcome: Outcome) {
         if let Outcome::Failed(error) = &outcome {
             let digest = &growing.wanted.digest;
-            log::warn("download failed", &[("digest", digest), ("error", error)]);
+            let fields: [log::Field<'_>; 1] = [("digest", digest)];
+            log::cause(Level::Warn, "download failed", ("error", error), &fields);
         }
         // Out of the map first: whoever comes now finds the blob in the store, or begins anew.
         self.lock().remove(&growing.wanted.digest);

@@ -14,8 +14,9 @@ use super::lanes::Lanes;
 use super::limits::{CONNECTION_STACK_BYTES, DoorLimits};
 use super::stream::{ClientStream, Listener};
 use super::tls::{NO_ROOM_ALERT, ServerTls};
+use crate::log::{self, Level};
 use crate::message::{Desk, Peer};
-use crate::{log, metrics};
+use crate::metrics;
 
 /// First pause after accept failed for want of descriptors or memory; doubles up to the next.
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
@@ -128,10 +129,9 @@ fn accept(listener: &Listener, shared: &Arc<DoorState>) {
             }
             Err(error) => {
                 let pause = u64::try_from(backoff.as_millis()).unwrap_or(u64::MAX);
-                log::warn(
-                    "accept failed; pausing",
-                    &[("error", &error), ("pause_ms", &pause)],
-                );
+                let fields: [log::Field<'_>; 1] = [("pause_ms", &pause)];
+                let message = "accept failed; pausing";
+                log::cause(Level::Warn, message, ("error", &error), &fields);
                 // First the pause: whoever was let in last gets the time to say what it wants.
                 std::thread::sleep(backoff);
                 shared.close_longest_idle();
@@ -189,7 +189,7 @@ fn run_connection(shared: &DoorState, connection: Arc<Connection>, peer: &Peer) 
 /// Tells the client without waiting for it: the accept thread must not block.
 fn refuse(shared: &DoorState, stream: &ClientStream, why: &str) {
     metrics::CONNECTIONS_REFUSED.inc();
-    log::warn("connection refused", &[("reason", &why)]);
+    log::cause(Level::Warn, "connection refused", ("reason", &why), &[]);
     // The few bytes fit any send buffer; a client that takes nothing gets nothing.
     let _ = stream.set_nonblocking(true);
     let mut stream = stream;

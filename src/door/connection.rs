@@ -12,10 +12,11 @@ use super::lanes::LaneFault;
 use super::reply::{self, ReplyContext, WriteFault, Written};
 use super::socket::{ClientSocket, is_timeout};
 use super::tls::HandshakeFault;
+use crate::log::{self, Level};
 use crate::message::{Answer, LogNote, Peer, Reply, RequestBody};
+use crate::metrics;
 use crate::oci::{ErrorCode, OciError};
 use crate::random::unguessable;
-use crate::{log, metrics};
 
 /// Longest wait for more while a closing connection is read from.
 const LINGER_PIECE: Duration = Duration::from_secs(2);
@@ -73,19 +74,23 @@ fn shake_hands(shared: &DoorState, peer: &Peer, socket: &mut ClientSocket) -> Op
 
 fn log_handshake_fault(fault: &HandshakeFault, peer: &Peer, limit: Duration) {
     match fault {
-        HandshakeFault::Certificate(why) => log::warn(
+        HandshakeFault::Certificate(why) => log::cause(
+            Level::Warn,
             "client certificate refused",
-            &[("peer", peer), ("error", why)],
+            ("error", why),
+            &[("peer", peer)],
         ),
         HandshakeFault::Gone(error) if is_timeout(error) => {
             let why = format!("not done within {} s", limit.as_secs());
-            log::info("TLS handshake failed", &[("peer", peer), ("error", &why)]);
+            let message = "TLS handshake failed";
+            log::cause(Level::Info, message, ("error", &why), &[("peer", peer)]);
         }
         HandshakeFault::Gone(error) => {
             log::debug("TLS handshake failed", &[("peer", peer), ("error", error)]);
         }
         HandshakeFault::Protocol(why) => {
-            log::info("TLS handshake failed", &[("peer", peer), ("error", why)]);
+            let message = "TLS handshake failed";
+            log::cause(Level::Info, message, ("error", why), &[("peer", peer)]);
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use crate::log;
+use crate::log::{self, Level};
 use crate::message::Reply;
 use crate::oci::{ErrorCode, OciError};
 use crate::upstream::{Stage, UpstreamError};
@@ -73,7 +73,9 @@ pub(super) fn fail(error: &UpstreamError) -> Reply {
         Stage::Redirect | Stage::Refused | Stage::Tls | Stage::Transfer => 502,
         Stage::Authorize | Stage::Queue => 503,
     };
-    log::warn("upstream failed", &[("status", &status), ("error", error)]);
+    // The request's own line has the error, too.
+    let fields: [log::Field<'_>; 1] = [("status", &status)];
+    log::cause(Level::Warn, "upstream failed", ("error", error), &fields);
     let refusal = OciError::new(ErrorCode::Unavailable, error.to_string()).with_status(status);
     let mut reply = refuse(&refusal);
     reply.outcome.upstream = Some(error.stage.name().to_owned());

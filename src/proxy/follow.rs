@@ -17,10 +17,11 @@ use super::page;
 use super::query::Query;
 use super::referrer_queue::Image;
 use super::registries::{Choice, ResolvedRequest};
+use crate::log::{self, Level};
 use crate::message::{Body, Piece, Reply, Request, RequestBody};
+use crate::metrics;
 use crate::oci::{Digest, Reference, Route, Tag};
 use crate::upstream::exchange::HEAD_TIMEOUT;
-use crate::{log, metrics};
 
 /// Most manifests that are fetched for one image: far more than tools attach.
 const MANIFESTS_MAX: usize = 64;
@@ -84,10 +85,7 @@ impl<'a> ReferrerFill<'a> {
         }
         while let Some(reference) = found.pop_front() {
             if self.manifests_left == 0 {
-                log::warn(
-                    "referrers left out: too many",
-                    &[("digest", &self.image.digest)],
-                );
+                log_left_out("an image has too many", &self.image.digest);
                 break;
             }
             self.manifests_left -= 1;
@@ -162,10 +160,7 @@ impl<'a> ReferrerFill<'a> {
     /// Waits for the download, so that one at a time goes on.
     fn fetch_blob(&mut self, digest: &Digest, size: u64) {
         let Some(left) = self.bytes_left.checked_sub(size) else {
-            log::warn(
-                "referrer left out: too large",
-                &[("digest", digest), ("bytes", &size)],
-            );
+            log_left_out("they are too large", digest);
             return;
         };
         self.bytes_left = left;
@@ -238,6 +233,11 @@ fn blobs(manifest: &Value) -> Vec<(Digest, u64)> {
     let config = manifest.get("config").and_then(descriptor);
     let lists = digests(manifest, "layers").chain(digests(manifest, "blobs"));
     config.into_iter().chain(lists).collect()
+}
+
+fn log_left_out(why: &str, digest: &Digest) {
+    let fields: [log::Field<'_>; 1] = [("digest", digest)];
+    log::cause(Level::Warn, "referrers left out", ("reason", &why), &fields);
 }
 
 #[cfg(test)]

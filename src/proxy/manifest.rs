@@ -18,7 +18,7 @@ use crate::cache::Cache;
 use crate::cache::description::SelfDescription;
 use crate::cache::held::{MANIFEST_BYTES_MAX, Manifest, TaggedManifest};
 use crate::cache::names::Scope;
-use crate::log;
+use crate::log::{self, Level};
 use crate::message::{Body, Buffered, Headers, LogNote, Reply, WholeBody};
 use crate::oci::{Digest, ERROR_DOCUMENT_BYTES_MAX, Reference, Repository, Tag};
 use crate::upstream::client::Incoming;
@@ -395,10 +395,8 @@ impl TagLookup<'_> {
 
     /// Answers with what the cache holds, because upstream could not confirm it.
     fn as_stale(&self, held: &TaggedManifest, error: UpstreamError) -> ManifestLookup {
-        log::info(
-            "tag served stale",
-            &[("tag", &self.tag.as_str()), ("reason", &error)],
-        );
+        let fields: [log::Field<'_>; 1] = [("tag", &self.tag.as_str())];
+        log::cause(Level::Info, "tag served stale", ("reason", &error), &fields);
         let freshness = Freshness::Stale(error, age(held.confirmed));
         ManifestLookup::Found(held.manifest.clone(), freshness)
     }

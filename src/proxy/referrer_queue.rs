@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::log;
+use crate::log::{self, Level};
 use crate::message::Request;
 use crate::oci::{Digest, Reference, Registry, Repository};
 
@@ -91,8 +91,10 @@ impl ReferrerQueue {
         if waiting.len() >= QUEUE_MAX {
             drop(waiting);
             let image = attempt.image;
-            log::warn(
-                "referrers left out: too many images at a time",
+            log::cause(
+                Level::Warn,
+                "referrers left out",
+                ("reason", &"too many images at a time"),
                 &[("repository", &image.repository), ("digest", &image.digest)],
             );
             return;

@@ -15,7 +15,7 @@ use super::client::{Client, Incoming, Outgoing};
 use super::error::{Stage, UpstreamError};
 use super::redirect::{REDIRECTS_MAX, Redirects, Url};
 use super::secrets::Secrets;
-use crate::log;
+use crate::log::{self, Level};
 use crate::message::{Headers, RequestBody, SharedBytes};
 use crate::oci::{ECR_PUBLIC_HOSTS, ERROR_DOCUMENT_BYTES_MAX, Registry};
 
@@ -92,10 +92,9 @@ impl Attempt<'_> {
         let Some(why) = answer.token_refusal else {
             return Ok(answer.fetched);
         };
-        log::info(
-            "registry refused the token; renewing it",
-            &[("registry", self.call.registry), ("reason", &why)],
-        );
+        let message = "registry refused the token; renewing it";
+        let fields: [log::Field<'_>; 1] = [("registry", self.call.registry)];
+        log::cause(Level::Info, message, ("reason", &why), &fields);
         self.grant = self.renew(self.deadline).map_err(|fault| {
             let reason = format!("{why}; {fault}");
             self.call.fault(Stage::Refused, reason)

@@ -31,6 +31,7 @@ mod imports;
 mod layers;
 mod limits;
 mod listings;
+mod log_lines;
 mod login;
 mod memory;
 mod pages;

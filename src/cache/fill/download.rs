@@ -11,12 +11,13 @@ use super::{COPY_BYTES, Growing, Outcome};
 use crate::cache::disk::Disk;
 use crate::cache::sweep::Reservation;
 use crate::hash::Hasher;
+use crate::log::{self, Level};
 use crate::message::{Buffered, Headers};
+use crate::metrics;
 use crate::oci::ERROR_DOCUMENT_BYTES_MAX;
 use crate::range::ContentRange;
 use crate::upstream::exchange::Fetched;
 use crate::upstream::{Stage, UpstreamError};
-use crate::{log, metrics};
 
 /// Longest wait of a fill for room under the quota.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -106,10 +107,9 @@ impl<'a> Fill<'a> {
                 break Outcome::Failed(error);
             }
             let digest = &self.growing.wanted.digest;
-            log::info(
-                "download broke off; resuming",
-                &[("digest", digest), ("at", &self.have), ("error", &error)],
-            );
+            let message = "download broke off; resuming";
+            let fields: [log::Field<'_>; 2] = [("digest", digest), ("at", &self.have)];
+            log::cause(Level::Info, message, ("error", &error), &fields);
             std::thread::sleep(PAUSE_MIN * 2_u32.saturating_pow(failures - 1));
         };
         // What came so far is kept, and the next download goes on from there. Empty files would
@@ -184,7 +184,7 @@ impl<'a> Fill<'a> {
     /// Tells readers that bytes are coming, once there is room for them.
     fn begin(&mut self, total: Option<u64>) -> Result<(), Outcome> {
         let Some(total) = total else {
-            log::info("blob of unknown length; not cached", &[]);
+            log_not_cached("its length is unknown", 0);
             return Err(Outcome::Bypass);
         };
         if let Some(known) = self.growing.begun_with() {
@@ -197,10 +197,7 @@ impl<'a> Fill<'a> {
         let missing = total.saturating_sub(self.have);
         let free = self.disk.store.free_bytes().unwrap_or(u64::MAX);
         if free.saturating_sub(FREE_BYTES_MIN) < missing {
-            log::info(
-                "blob is larger than the free space; not cached",
-                &[("bytes", &missing)],
-            );
+            log_not_cached("it is larger than the free space", missing);
             return Err(Outcome::Bypass);
         }
         self.reserved = self
@@ -208,10 +205,7 @@ impl<'a> Fill<'a> {
             .sweeper
             .make_room(missing, Instant::now() + ROOM_TIMEOUT);
         if self.reserved.is_none() {
-            log::info(
-                "no room for the blob in CACHE_MAX_SIZE; not cached",
-                &[("bytes", &missing)],
-            );
+            log_not_cached("there is no room in CACHE_MAX_SIZE", missing);
             return Err(Outcome::Bypass);
         }
         self.growing.change(|state| {
@@ -374,4 +368,10 @@ impl<'a> Fill<'a> {
     fn broken(&self, reason: String) -> UpstreamError {
         self.growing.fault(Stage::Transfer, reason)
     }
+}
+
+/// `bytes`: what is missing of the blob; 0 when nobody knows.
+fn log_not_cached(why: &str, bytes: u64) {
+    let fields: [log::Field<'_>; 1] = [("bytes", &bytes)];
+    log::cause(Level::Info, "blob not cached", ("reason", &why), &fields);
 }

@@ -13,8 +13,9 @@ use crate::cache::disk::Disk;
 use crate::cache::fill::BlobRequest;
 use crate::cache::sweep::Reservation;
 use crate::hash::Hasher;
+use crate::log::{self, Level};
+use crate::metrics;
 use crate::permits::Permits;
-use crate::{log, metrics};
 
 /// The thread ends when it has heard nothing for so long: clients go on within seconds.
 pub(super) const IDLE_MAX: Duration = Duration::from_secs(10 * 60);
@@ -257,7 +258,13 @@ impl<'a> Writing<'a> {
         };
         let fits = free.saturating_sub(FREE_BYTES_MIN) >= missing.saturating_add(unspent);
         let Some(reservation) = fits.then(room).flatten() else {
-            log::info("no room for the upload; not cached", &[("bytes", &missing)]);
+            let why = "there is no room in CACHE_MAX_SIZE";
+            log::cause(
+                Level::Info,
+                "upload not cached",
+                ("reason", &why),
+                &[("bytes", &missing)],
+            );
             return false;
         };
         self.reserved.push(reservation);
