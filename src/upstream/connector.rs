@@ -351,6 +351,8 @@ struct ToProxy {
     authorization: String,
     /// True when the next bytes begin a request.
     at_head: bool,
+    /// True when something was read since the last write.
+    answered: bool,
 }
 
 impl ToProxy {
@@ -363,6 +365,7 @@ impl ToProxy {
             origin: format!("http://{}", named.unwrap_or_default()),
             authorization: authorization.map_or_else(String::new, |value| line(value.expose())),
             at_head: true,
+            answered: false,
         }
     }
 
@@ -386,6 +389,7 @@ impl Transport for ToProxy {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
+        self.answered = false;
         if !self.at_head {
             return self.transport.transmit_output(amount, timeout);
         }
@@ -400,12 +404,14 @@ impl Transport for ToProxy {
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
+        self.answered = true;
         self.transport.await_input(timeout)
     }
 
-    /// ureq asks between two exchanges and at no other time, so a request comes next.
+    /// ureq asks between two exchanges: after an answer a request comes next. During an upload
+    /// `early` asks between two writes, and the body goes on.
     fn is_open(&mut self) -> bool {
-        self.at_head = true;
+        self.at_head |= self.answered;
         self.transport.is_open()
     }
 }
@@ -451,6 +457,7 @@ mod tests {
             origin: format!("http://{}", uri.authority().unwrap()),
             authorization: authorization.to_owned(),
             at_head: true,
+            answered: false,
         };
         let head = b"GET /v2/a?b=http://c HTTP/1.1\r\nHost: r.example:5000\r\n\r\nbody\n";
         let rewritten = to_proxy("P: b\r\n").rewrite_head(head).unwrap();
