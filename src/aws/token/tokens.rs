@@ -364,9 +364,10 @@ impl Authorizer for Tokens {
         let known = || {
             let shared = self.lock();
             let state = shared.regions.get(&realm);
-            state.map_or(Err("has not come yet".into()), |state| {
-                state.registry.clone()
-            })
+            match state {
+                Some(state) => state.registry.clone(),
+                None => Err("has not come yet".into()),
+            }
         };
         if let Ok(registry) = known() {
             return Ok(registry);
