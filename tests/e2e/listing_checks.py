@@ -123,12 +123,12 @@ SAID = {
 }
 
 
-def nginx(bench, tls, proxy):
+def nginx(bench, tls, proxy, settings=SAID):
     """An nginx that ends TLS, one port for each of the ways to set it up; the process, and the
     ports' addresses."""
     folder = bench.fresh("nginx")
     ways, servers = [], ""
-    for said in SAID.values():
+    for said in settings.values():
         ways.append(Host(None, free_port(), tls))
         servers += f"""
             server {{

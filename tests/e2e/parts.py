@@ -166,9 +166,9 @@ class Bench:
         wait_port(process, port)
         return LayerHost(process, port, tls)
 
-    def registry(self, storage, name="registry", tls=None, at=None):
-        """A docker-registry with the token's user name and password and absolute Locations; on a
-        free port of 127.0.0.1, or `at` an IP address and port."""
+    def registry(self, storage, name="registry", tls=None, at=None, relative=False):
+        """A docker-registry with the token's user name and password and absolute Locations, or
+        `relative` ones; on a free port of 127.0.0.1, or `at` an IP address and port."""
         ip, port = at or ("127.0.0.1", free_port())
         htpasswd = self.path("htpasswd")
         if not os.path.exists(htpasswd):
@@ -178,7 +178,7 @@ class Bench:
             "version": "0.1",
             "log": {"level": "error", "accesslog": {"disabled": False}},
             "auth": {"htpasswd": {"realm": "https://ecr.test/", "path": htpasswd}},
-            "http": {"addr": f"{ip}:{port}", "secret": "x", "relativeurls": False},
+            "http": {"addr": f"{ip}:{port}", "secret": "x", "relativeurls": relative},
             **storage,
         }
         if tls:
