@@ -31,6 +31,8 @@ ALLOWED = [
      "names that cannot be never reach the registry (protocol.md 3)"),
     (r"^ranges: (again )?(x|-0|0-1,4-5): ",
      "ranges that a server may ignore are ignored, whoever has the blob (RFC 9110 §14.2)"),
+    (r"^ranges: (again )?500-0: ",
+     "416 with the length, as most registries have it; others send the whole (RFC 9110 §14.2)"),
     (r"^ranges: (again )?\d+-\d*: (body|Content-Type|Docker-Content-Digest): direct (None|'text/pl)",
      "a 416 has no body that a specification determines"),
     (r"^manifests: GET accepting (\*/\*|what it will): ",

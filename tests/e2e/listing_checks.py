@@ -93,8 +93,9 @@ def follow(way, target, field, page_max):
         link, target = reply.getheader("Link"), None
         if link:
             url = re.fullmatch(r'<([^>]*)>; *rel="?next"?', link).group(1)
-            want(url.startswith(way.url + "/v2/"), f"who came to {way.url} is led to", url)
-            target = url[len(way.url):]
+            # A relative address leads back whichever way the client came.
+            target = url.removeprefix(way.url)
+            want(target.startswith("/v2/"), f"a client of {way.url} is led to", url)
     return found, pages
 
 
