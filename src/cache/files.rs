@@ -1,8 +1,9 @@
 //! Writing small files so that a crash leaves the old one or the new one. Owns: the names of
 //! temporary files. Must not: know what is in a file.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -34,6 +35,28 @@ pub(super) fn replace_unsynced(temps: &Path, path: &Path, bytes: &[u8]) -> io::R
         let _ = fs::remove_file(&temp);
     }
     written
+}
+
+/// Bytes that a file or directory takes on the disk: whole blocks (stat(2): `st_blocks` counts
+/// 512).
+pub(super) fn on_disk(metadata: &Metadata) -> u64 {
+    metadata.blocks().saturating_mul(512)
+}
+
+/// Bytes that `path` takes on the disk, with all below it; 0 when it is absent.
+pub(super) fn tree_on_disk(path: &Path) -> u64 {
+    let (mut sum, mut open) = (0_u64, vec![path.to_owned()]);
+    while let Some(path) = open.pop() {
+        let Ok(metadata) = fs::symlink_metadata(&path) else {
+            continue;
+        };
+        sum = sum.saturating_add(on_disk(&metadata));
+        if metadata.is_dir() {
+            let children = fs::read_dir(&path).into_iter().flatten().flatten();
+            open.extend(children.map(|child| child.path()));
+        }
+    }
+    sum
 }
 
 /// Renames into a directory that may be missing: eviction takes empty ones away at any moment.

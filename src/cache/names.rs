@@ -11,19 +11,25 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use super::files;
 pub use super::paths::Scope;
 use super::paths::{
-    LINKS, LISTS, Paths, REFERRERS, file_names, folder_names, is_partition, modified, read_text,
-    unusable_name,
+    CATALOG, LINKS, LISTS, Paths, REFERRERS, file_names, folder_names, is_partition, modified,
+    read_text, unusable_name,
 };
 pub use super::tagfile::TagEntry;
 use super::tagfile::{TAG_FILE_BYTES_MAX, TagFile};
 use crate::oci::{Digest, Registry, Repository, Tag};
 
+/// Partitions kept of a repository, that of no `CACHE_KEY` among them. Clients choose them, and
+/// each has a folder. One that is taken away costs a question upstream for each of its tags.
+const PARTITIONS_MAX: usize = 128;
+/// What a directory takes on the disk, as long as it is small.
+const BLOCK_BYTES: u64 = 4096;
 /// Holds the registry's URL. No registry's name begins with a dot.
 const REMEMBERED: &str = ".registry";
 
@@ -32,6 +38,8 @@ const REMEMBERED: &str = ".registry";
 pub struct Names {
     pub(super) paths: Paths,
     temps: PathBuf,
+    /// Bytes on disk of everything but blobs and downloads.
+    used: AtomicU64,
     writing: Mutex<HashSet<PathBuf>>,
     written: Condvar,
 }
@@ -52,6 +60,7 @@ impl Names {
                 repos: root.join("repos"),
             },
             temps: root.join("partial"),
+            used: AtomicU64::new(0),
             writing: Mutex::default(),
             written: Condvar::new(),
         }
@@ -81,7 +90,12 @@ impl Names {
         let _lock = self.lock_file(&path);
         let mut file = read_tag(&path);
         file.set(entry);
-        self.write(&path, file.to_json().as_bytes())
+        let is_new = path.parent().is_some_and(|folder| !folder.exists());
+        self.write(&path, file.to_json().as_bytes())?;
+        if is_new && !partition.is_empty() {
+            self.bound_partitions(scope);
+        }
+        Ok(())
     }
 
     /// Notes that upstream has confirmed `digest` for the tag. A tag that means something else by
@@ -224,17 +238,87 @@ impl Names {
 impl Names {
     /// Replaces a file whole, and makes it outlive a power cut.
     pub(super) fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        files::replace(&self.temps, path, bytes)
+        self.account(path, |path| files::replace(&self.temps, path, bytes))
     }
 
     /// Replaces a file whole. One that a power cut takes away costs a question upstream.
     pub(super) fn write_unsynced(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        files::replace_unsynced(&self.temps, path, bytes)
+        self.account(path, |path| {
+            files::replace_unsynced(&self.temps, path, bytes)
+        })
     }
 
     /// Removes a file. An absent one is no fault.
     pub(super) fn remove_file(&self, path: &Path) {
-        let _ = fs::remove_file(path);
+        let _ = self.account(path, |path| fs::remove_file(path));
+    }
+
+    /// Removes a directory, if it is empty. Says whether it is gone.
+    fn remove_folder(&self, path: &Path) -> bool {
+        self.account(path, |path| fs::remove_dir(path)).is_ok()
+    }
+
+    /// Removes a directory with all that it holds.
+    pub(super) fn remove_tree(&self, path: &Path) {
+        let bytes = files::tree_on_disk(path);
+        let _ = fs::remove_dir_all(path);
+        self.change_used(bytes, files::tree_on_disk(path));
+    }
+
+    /// Bytes on disk of everything but blobs and downloads, as it was counted last and changed
+    /// since.
+    pub(super) fn used_bytes(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Counts the bytes on disk of everything but blobs and downloads. Blocks, for as long as it
+    /// takes to look at every file.
+    pub(super) fn count(&self) {
+        let before = self.used_bytes();
+        let root = self.paths.repos.parent().unwrap_or(&self.paths.repos);
+        let mut counted = 0_u64;
+        for name in ["blobs", "partial"] {
+            let folders = ["", "sha256", "sha512"].map(|below| root.join(name).join(below));
+            counted += folders
+                .iter()
+                .map(|folder| metadata_on_disk(folder))
+                .sum::<u64>();
+        }
+        for child in fs::read_dir(root).into_iter().flatten().flatten() {
+            let name = child.file_name();
+            if name != "blobs" && name != "partial" {
+                counted += files::tree_on_disk(&child.path());
+            }
+        }
+        // What changed meanwhile is in the count, or in the difference, or in both until the next.
+        self.change_used(before, counted);
+    }
+
+    /// Makes a change to one file, and puts what it took or gave back on the account. Directories
+    /// that it makes count as one block each.
+    fn account<T>(
+        &self,
+        path: &Path,
+        change: impl FnOnce(&Path) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let before = metadata_on_disk(path);
+        let above = path.ancestors().skip(1);
+        let missing = above.take_while(|folder| !folder.exists()).count() as u64;
+        let changed = change(path);
+        let made = if changed.is_ok() {
+            missing * BLOCK_BYTES
+        } else {
+            0
+        };
+        self.change_used(before, metadata_on_disk(path) + made);
+        changed
+    }
+
+    fn change_used(&self, before: u64, after: u64) {
+        let change = |used: u64| Some(used.saturating_add(after).saturating_sub(before));
+        let _ = self
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
     }
 
     /// Until the lock is dropped, nobody else rewrites the file: two changes of one tag do not undo
@@ -303,21 +387,61 @@ impl Names {
             return;
         };
         for tags in self.paths.partitions(scope) {
-            let _ = fs::remove_dir(tags);
+            self.remove_folder(&tags);
         }
-        let _ = fs::remove_dir(folder.join(LINKS));
+        self.remove_folder(&folder.join(LINKS));
         if self.paths.partitions(scope).is_empty() && !folder.join(LINKS).exists() {
             for pages in [LISTS, REFERRERS] {
-                let _ = fs::remove_dir_all(folder.join(pages));
+                self.remove_tree(&folder.join(pages));
             }
         }
-        let mut folder = folder.as_path();
-        // It ends at a folder that is not empty: another repository lives below that.
-        while folder != self.paths.repos && fs::remove_dir(folder).is_ok() {
+        self.prune_from(&folder);
+    }
+
+    /// Removes a folder and those above it, as long as they are empty: another repository may live
+    /// below them.
+    fn prune_from(&self, folder: &Path) {
+        let mut folder = folder;
+        while folder != self.paths.repos && self.remove_folder(folder) {
             let Some(parent) = folder.parent() else {
                 return;
             };
             folder = parent;
+        }
+    }
+
+    /// Every folder of pages, with the time of its last change.
+    pub(super) fn page_folders(&self) -> Vec<(PathBuf, SystemTime)> {
+        let (mut found, mut open) = (Vec::new(), vec![self.paths.repos.clone()]);
+        while let Some(folder) = open.pop() {
+            for child in folder_names(&folder) {
+                let path = folder.join(&child);
+                match child.as_str() {
+                    CATALOG | LISTS | REFERRERS => found.push((path.clone(), modified(&path))),
+                    name if name.starts_with('_') => {}
+                    _ => open.push(path),
+                }
+            }
+        }
+        found
+    }
+
+    /// Removes a folder of pages, and the folders above it that are empty then.
+    pub(super) fn remove_pages(&self, folder: &Path) {
+        self.remove_tree(folder);
+        if let Some(parent) = folder.parent() {
+            self.prune_from(parent);
+        }
+    }
+
+    /// Takes the partitions away that were not written for longest, until there are few enough.
+    fn bound_partitions(&self, scope: Scope<'_>) {
+        let folders = self.paths.partitions(scope).into_iter();
+        let mut folders: Vec<_> = folders.map(|folder| (modified(&folder), folder)).collect();
+        let more = folders.len().saturating_sub(PARTITIONS_MAX);
+        folders.sort_unstable();
+        for (_, folder) in folders.iter().take(more) {
+            self.remove_tree(folder);
         }
     }
 }
@@ -336,6 +460,10 @@ impl Drop for FileLock<'_> {
             .remove(self.path);
         self.names.written.notify_all();
     }
+}
+
+fn metadata_on_disk(path: &Path) -> u64 {
+    fs::symlink_metadata(path).map_or(0, |metadata| files::on_disk(&metadata))
 }
 
 fn read_tag(path: &Path) -> TagFile {

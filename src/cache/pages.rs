@@ -13,7 +13,7 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 
 use super::names::{Names, Scope};
-use super::paths::{LISTS, REFERRERS, file_names, modified, read_text, unusable_name};
+use super::paths::{CATALOG, LISTS, REFERRERS, file_names, modified, read_text, unusable_name};
 use crate::hash;
 use crate::message::Headers;
 use crate::oci::{Digest, Registry};
@@ -26,8 +26,6 @@ const PAGES_MAX: usize = 64;
 const FOLDER_BYTES_MAX: u64 = 4 * LIST_BYTES_MAX;
 /// Most bytes read of a page: escaping doubles quotes at the worst of what registries write.
 const PAGE_BYTES_MAX: u64 = 2 * LIST_BYTES_MAX + (64 << 10);
-/// The folder of pages of the catalog, below that of a registry.
-const CATALOG: &str = "_catalog";
 /// An empty file below the folder of a registry: it has no referrers API.
 const NO_REFERRERS: &str = "_no-referrers-api";
 /// The fields that are kept beside a list.
@@ -150,7 +148,7 @@ impl Names {
             .open(&path)?
             .set_modified(page.confirmed)?;
         if let Some(folder) = path.parent() {
-            bound(folder, PAGES_MAX, FOLDER_BYTES_MAX);
+            self.bound(folder, PAGES_MAX, FOLDER_BYTES_MAX);
         }
         Ok(())
     }
@@ -158,14 +156,14 @@ impl Names {
     /// The pages of a list are true no longer; of referrers those of the whole repository.
     pub fn forget_pages(&self, list: List<'_>) {
         if let Some(folder) = self.pages_folder(list) {
-            let _ = fs::remove_dir_all(folder);
+            self.remove_tree(&folder);
         }
     }
 
     /// No list of referrers in the repository is true any longer.
     pub fn forget_referrers(&self, scope: Scope<'_>) {
         if let Some(folder) = self.paths.repository(scope) {
-            let _ = fs::remove_dir_all(folder.join(REFERRERS));
+            self.remove_tree(&folder.join(REFERRERS));
         }
     }
 
@@ -192,6 +190,26 @@ impl Names {
         path.is_none_or(|path| !path.join(NO_REFERRERS).exists())
     }
 
+    /// Takes the oldest files away until there are few enough.
+    fn bound(&self, folder: &Path, count_max: usize, bytes_max: u64) {
+        let Ok(entries) = fs::read_dir(folder) else {
+            return;
+        };
+        let files = entries.flatten().filter_map(|entry| {
+            let metadata = entry.metadata().ok()?;
+            Some((metadata.modified().ok()?, metadata.len(), entry.path()))
+        });
+        let mut files: Vec<(SystemTime, u64, PathBuf)> = files.collect();
+        files.sort_unstable_by_key(|file| std::cmp::Reverse(file.0));
+        let mut bytes: u64 = 0;
+        for (at, (_, length, path)) in files.iter().enumerate() {
+            bytes = bytes.saturating_add(*length);
+            if at >= count_max || (bytes > bytes_max && at > 0) {
+                self.remove_file(path);
+            }
+        }
+    }
+
     fn pages_folder(&self, list: List<'_>) -> Option<PathBuf> {
         Some(match list {
             List::Catalog(registry) => self.paths.registry(registry)?.join(CATALOG),
@@ -212,26 +230,6 @@ impl Names {
 
 fn read(path: &Path, key: Option<&str>) -> Option<Page> {
     Page::parse(&read_text(path, PAGE_BYTES_MAX)?, key, modified(path))
-}
-
-/// Takes the oldest files away until there are few enough.
-fn bound(folder: &Path, count_max: usize, bytes_max: u64) {
-    let Ok(entries) = fs::read_dir(folder) else {
-        return;
-    };
-    let files = entries.flatten().filter_map(|entry| {
-        let metadata = entry.metadata().ok()?;
-        Some((metadata.modified().ok()?, metadata.len(), entry.path()))
-    });
-    let mut files: Vec<(SystemTime, u64, PathBuf)> = files.collect();
-    files.sort_unstable_by_key(|file| std::cmp::Reverse(file.0));
-    let mut bytes: u64 = 0;
-    for (at, (_, length, path)) in files.iter().enumerate() {
-        bytes = bytes.saturating_add(*length);
-        if at >= count_max || (bytes > bytes_max && at > 0) {
-            let _ = fs::remove_file(path);
-        }
-    }
 }
 
 #[cfg(test)]

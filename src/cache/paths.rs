@@ -18,6 +18,8 @@ const COMPONENT_BYTES_MAX: usize = 255;
 const TAGS: &str = "_tags";
 /// The folder of links.
 pub(super) const LINKS: &str = "_links";
+/// The folder of pages of the catalog, below that of a registry.
+pub(super) const CATALOG: &str = "_catalog";
 /// The folder of pages of the tag list.
 pub(super) const LISTS: &str = "_lists";
 /// The folder of pages of lists of referrers.

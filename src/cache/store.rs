@@ -35,10 +35,12 @@ pub struct Store {
     _marker: File,
 }
 
-/// Bytes on disk, by length of file.
+/// Bytes on disk.
 #[derive(Debug, Default)]
 struct Account {
+    /// Of blobs, in whole blocks.
     blobs: u64,
+    /// Of downloads, by length: they grow byte by byte.
     partial: u64,
     /// Grows with every change of `partial`: shows a count that it was overtaken.
     partial_changes: u64,
@@ -92,7 +94,7 @@ impl Drop for Reading {
     }
 }
 
-/// A file of `blobs/` or `partial/`.
+/// A file of `blobs/`, with the size that it takes on the disk, or of `partial/`, with its length.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
     pub(super) digest: Digest,
@@ -227,14 +229,14 @@ impl Store {
         if self.has(digest) {
             return Ok(());
         }
-        let size = length(bytes);
         self.arriving(digest);
-        let stored = files::replace(&self.partial_root(), &self.blob_path(digest), bytes);
+        let path = self.blob_path(digest);
+        let stored = files::replace(&self.partial_root(), &path, bytes);
         if stored.is_err() && !self.has(digest) {
             self.departed(digest, 0);
             return stored;
         }
-        self.arrived(digest, size, 0);
+        self.arrived(digest, path_on_disk(&path), 0);
         stored
     }
 
@@ -290,7 +292,7 @@ impl Store {
             let why = format!("the download of {digest} was replaced while it was verified");
             return Err(io::Error::other(why));
         }
-        self.move_in(digest, &from, ours.len())?;
+        self.move_in(digest, &from, files::on_disk(&ours))?;
         self.partial_shrunk(ours.len());
         self.set_verified(digest, Stamp::of(&file.metadata()?));
         files::sync_directory(&self.folder("blobs", digest))
@@ -313,14 +315,14 @@ impl Store {
     /// The disk's own.
     pub fn publish_unnamed(&self, digest: &Digest, path: &Path, file: &File) -> io::Result<()> {
         file.sync_all()?;
-        self.move_in(digest, path, file.metadata()?.len())?;
+        self.move_in(digest, path, files::on_disk(&file.metadata()?))?;
         self.set_verified(digest, Stamp::of(&file.metadata()?));
         files::sync_directory(&self.folder("blobs", digest))
     }
 
     fn move_in(&self, digest: &Digest, from: &Path, size: u64) -> io::Result<()> {
         let to = self.blob_path(digest);
-        let before = fs::metadata(&to).map_or(0, |metadata| metadata.len());
+        let before = path_on_disk(&to);
         self.arriving(digest);
         if let Err(error) = fs::rename(from, &to) {
             self.departed(digest, 0);
@@ -346,7 +348,7 @@ impl Store {
     pub fn remove(&self, digest: &Digest) -> io::Result<()> {
         let path = self.blob_path(digest);
         let size = match fs::metadata(&path) {
-            Ok(metadata) => metadata.len(),
+            Ok(metadata) => files::on_disk(&metadata),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
@@ -541,7 +543,10 @@ impl Store {
                 }
                 visit(Entry {
                     digest,
-                    size: metadata.len(),
+                    size: match kind {
+                        "blobs" => files::on_disk(&metadata),
+                        _ => metadata.len(),
+                    },
                     modified: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
                 });
             }
@@ -582,8 +587,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn length(bytes: &[u8]) -> u64 {
-    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+fn path_on_disk(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |metadata| files::on_disk(&metadata))
 }
 
 /// # Errors

@@ -1,5 +1,9 @@
-//! The quota, and what is done now and then. Owns: the work of the thread `sweep`: counting what is
-//! on disk, evicting, writing the index. Must not: be waited for by a hit.
+//! The quota, and what is done now and then. Owns: room under the quota, and the work of the thread
+//! `sweep`: counting what is on disk, evicting ahead, writing the index. Must not: be waited for by
+//! a hit.
+//!
+//! The thread evicts when little room is left, before anybody needs it. Whoever needs room all the
+//! same evicts by itself, one at a time, and those who wait beside it go on as soon as they fit.
 //!
 //! Locks: the state, held for arithmetic and to wait on; under it only the store's account. Never
 //! across I/O.
@@ -7,6 +11,7 @@
 mod evict;
 mod survey;
 
+use std::cell::Cell;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,8 +25,14 @@ use crate::log;
 const TICK: Duration = Duration::from_secs(3);
 /// An unasked pass, or an index, that took long is not begun again before this many times as long.
 const REST_FACTOR: u32 = 20;
+/// The thread begins to evict when less than this part of the quota is free.
+const HIGH_WATER_PART: u64 = 20;
 /// An eviction goes on until this part of the quota is free, so that not every fill needs one.
-const SLACK_PART: u64 = 20;
+const LOW_WATER_PART: u64 = 10;
+/// What the end of a file takes on the disk.
+const BLOCK_BYTES: u64 = 4096;
+/// Images evicted between two looks at those who wait.
+const IMAGES_A_LOOK: u64 = 256;
 
 /// Holds the cache to its quota.
 #[derive(Debug)]
@@ -46,6 +57,8 @@ struct State {
     reserved: u64,
     /// Bytes that callers wait for.
     wanted: u64,
+    /// Somebody evicts.
+    evicting: bool,
     /// Evictions begun and ended.
     begun: u64,
     ended: u64,
@@ -95,13 +108,13 @@ impl Sweeper {
     }
 
     /// The work of the thread `sweep`; returns after [`Self::stop`].
-    pub fn run(&self) {
+    pub fn run(self: &Arc<Self>) {
         self.first_count();
         let (mut index_due, mut pass_due) = (Instant::now(), Instant::now());
         while let Some(work) = self.next(index_due, pass_due) {
             let begun = Instant::now();
-            if work.evict {
-                self.pass();
+            if let Some(pass) = work.pass {
+                self.evict_for_those_who_wait(pass, None);
                 pass_due = rest(begun);
             }
             if work.index {
@@ -124,9 +137,12 @@ impl Sweeper {
         self.work.notify_all();
     }
 
-    /// Room for `bytes` more, evicting if need be; none when there is none by `deadline`, or when
-    /// an eviction has shown that none can be made. More than the quota is refused at once.
+    /// Room for `bytes` more. Evicts if need be, or waits for the one who does. None when there is
+    /// none by `deadline`, or when an eviction has shown that none can be made. More than the quota
+    /// is refused at once.
     pub fn make_room(self: &Arc<Self>, bytes: u64, deadline: Instant) -> Option<Reservation> {
+        // A file takes whole blocks.
+        let bytes = bytes.next_multiple_of(BLOCK_BYTES);
         if bytes > self.quota {
             return None;
         }
@@ -140,9 +156,17 @@ impl Sweeper {
                 return None;
             }
             state.wanted = state.wanted.saturating_add(bytes);
-            self.work.notify_all();
-            let waited = self.room.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state = match self.begin_pass(&mut state) {
+                None => {
+                    let waited = self.room.wait_timeout(state, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                Some(pass) => {
+                    drop(state);
+                    self.evict_for_those_who_wait(pass, Some(deadline));
+                    self.locked()
+                }
+            };
             state.wanted = state.wanted.saturating_sub(bytes);
         }
         state.reserved = state.reserved.saturating_add(bytes);
@@ -151,13 +175,6 @@ impl Sweeper {
             sweeper: Arc::clone(self),
             left: bytes,
         })
-    }
-
-    /// Evicts until at most `target` bytes are used, or nothing more may go. For the thread `sweep`
-    /// (and tests): two at a time would each count the other's work for lost.
-    pub fn evict(&self, target: u64) {
-        let stop = || self.locked().stopped;
-        evict::evict(&self.store, &self.names, target, &stop);
     }
 
     /// Writes the index at once; for shutdown.
@@ -174,12 +191,13 @@ impl Sweeper {
             log::warn("leftovers were not removed", &[("error", &error)]);
         }
         let mut blobs = 0_u64;
+        self.names.count();
         match self.store.count(&mut |_| blobs += 1) {
             Ok(()) => log::info(
                 "cache counted",
                 &[
                     ("blobs", &blobs),
-                    ("bytes", &self.store.used_bytes()),
+                    ("bytes", &self.used_bytes()),
                     ("quota", &self.quota),
                     ("ms", &begun.elapsed().as_millis()),
                 ],
@@ -190,22 +208,20 @@ impl Sweeper {
     }
 
     /// Waits for work; none after [`Self::stop`].
-    fn next(&self, index_due: Instant, pass_due: Instant) -> Option<Work> {
+    fn next(self: &Arc<Self>, index_due: Instant, pass_due: Instant) -> Option<Work> {
         let mut state = self.locked();
         loop {
             if state.stopped {
                 return None;
             }
             let now = Instant::now();
-            let over = !self.fits(&state, 0) && now >= pass_due;
+            let high = state.counted && !self.fits(&state, self.quota / HIGH_WATER_PART);
+            let pass = (high && now >= pass_due).then(|| self.begin_pass(&mut state));
             let work = Work {
-                evict: state.wanted > 0 || over,
+                pass: pass.flatten(),
                 index: state.dirty && now >= index_due,
             };
-            if work.evict {
-                state.begun += 1;
-            }
-            if work.evict || work.index {
+            if work.pass.is_some() || work.index {
                 return Some(work);
             }
             let pause = match state.dirty {
@@ -217,21 +233,48 @@ impl Sweeper {
         }
     }
 
-    /// One eviction, for those who wait and for the quota itself.
-    fn pass(&self) {
+    /// The right to evict; none while somebody else does: each would count the other's work as
+    /// lost.
+    fn begin_pass(self: &Arc<Self>, state: &mut State) -> Option<Pass> {
+        if std::mem::replace(&mut state.evicting, true) {
+            return None;
+        }
+        state.begun += 1;
+        Some(Pass(Arc::clone(self)))
+    }
+
+    /// One eviction, for those who wait and for the quota itself; ends at `deadline`.
+    fn evict_for_those_who_wait(&self, pass: Pass, deadline: Option<Instant>) {
         let claimed = {
             let state = self.locked();
             state.reserved.saturating_add(state.wanted)
         };
-        let slack = self.quota / SLACK_PART;
-        self.evict(self.quota.saturating_sub(claimed.max(slack)));
-        self.locked().ended += 1;
-        self.room.notify_all();
+        let free = claimed.max(self.quota / LOW_WATER_PART);
+        let looks = Cell::new(0_u64);
+        let stop = || {
+            looks.set(looks.get() + 1);
+            if looks.get() % IMAGES_A_LOOK != 0 {
+                return false;
+            }
+            self.room.notify_all();
+            self.locked().stopped || deadline.is_some_and(|deadline| Instant::now() >= deadline)
+        };
+        evict::evict(
+            &self.store,
+            &self.names,
+            self.quota.saturating_sub(free),
+            &stop,
+        );
+        drop(pass);
     }
 
     fn fits(&self, state: &State, bytes: u64) -> bool {
         let claimed = state.reserved.saturating_add(bytes);
-        self.store.used_bytes().saturating_add(claimed) <= self.quota
+        self.used_bytes().saturating_add(claimed) <= self.quota
+    }
+
+    fn used_bytes(&self) -> u64 {
+        self.store.used_bytes() + self.names.used_bytes()
     }
 
     fn locked(&self) -> MutexGuard<'_, State> {
@@ -239,9 +282,23 @@ impl Sweeper {
     }
 }
 
+/// The right to evict, given back when dropped.
+#[derive(Debug)]
+struct Pass(Arc<Sweeper>);
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        let mut state = self.0.locked();
+        state.evicting = false;
+        state.ended += 1;
+        drop(state);
+        self.0.room.notify_all();
+    }
+}
+
 /// What the thread has to do.
 struct Work {
-    evict: bool,
+    pass: Option<Pass>,
     index: bool,
 }
 

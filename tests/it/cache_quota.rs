@@ -1,6 +1,7 @@
 //! `CACHE_MAX_SIZE`: held on disk at every moment, least recently used images first, and nobody who
 //! reads is cut.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -143,4 +144,59 @@ fn a_blob_that_is_being_read_is_not_cut() {
     let length = usize::try_from(12 * MIB).unwrap();
     let body = slow.whole(length).expect("all bytes");
     assert_eq!(standin::digest(&body), first.layers[0]);
+}
+
+/// Files and directories of the cache, and what they take on the disk.
+fn on_disk(cached: &Cached) -> (usize, u64) {
+    let (mut count, mut bytes) = (0, 0);
+    let mut open = vec![cached.scratch.path().to_owned()];
+    while let Some(path) = open.pop() {
+        // What is evicted meanwhile is not there.
+        let Ok(metadata) = path.symlink_metadata() else {
+            continue;
+        };
+        (count, bytes) = (count + 1, bytes + metadata.blocks() * 512);
+        let below = path.read_dir().into_iter().flatten().flatten();
+        open.extend(below.map(|entry| entry.path()));
+    }
+    (count, bytes)
+}
+
+#[test]
+fn partitions_that_clients_choose_are_bounded_and_count() {
+    let quota = 3 * MIB / 2;
+    let text = quota.to_string();
+    let cached = Cached::with(&[
+        ("CACHE_MAX_SIZE", text.as_str()),
+        ("CACHE_KEY", "$request_uri"),
+        ("CACHE_TAG_TTL", "forever"),
+    ]);
+    let image = put(&cached, "1.0", &[]);
+    for n in 0..400 {
+        let got = cached.get(&format!("/v2/team/app/manifests/1.0?n={n}"));
+        assert_eq!((got.status, &got.body), (200, &image.bytes));
+    }
+    // 128 partitions with a folder and a file each, and the layout.
+    let (files, _) = on_disk(&cached);
+    assert!(files < 2 * 128 + 60, "{files}");
+    wait_until("the quota holds", SOON, || on_disk(&cached).1 <= quota);
+}
+
+#[test]
+fn a_manifest_of_thousands_of_digests_stays_in_the_quota() {
+    let quota = 8 * MIB;
+    let cached = Cached::with(&[("CACHE_MAX_SIZE", "8m"), ("CACHE_TAG_TTL", "forever")]);
+    let layers: Vec<String> = (0..10_000)
+        .map(|n| format!(r#"{{"digest":"sha256:{n:064x}","size":1}}"#))
+        .collect();
+    let manifest = format!(r#"{{"schemaVersion":2,"layers":[{}]}}"#, layers.join(","));
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    cached
+        .standin
+        .add_manifest("team/app", "1.0", kind, manifest.as_bytes());
+    let got = cached.get("/v2/team/app/manifests/1.0");
+    assert_eq!((got.status, got.text()), (200, manifest));
+    wait_until("the quota holds", SOON, || on_disk(&cached).1 <= quota);
+    let (files, _) = on_disk(&cached);
+    assert!(files < 4_300, "{files}");
 }

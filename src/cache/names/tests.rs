@@ -418,3 +418,41 @@ fn the_length_of_a_blob_is_kept_beside_it() {
     assert_eq!((link.media_type.as_deref(), link.size), (Some("a/b"), None));
     assert!(names.link_uses(scope)[0].manifest);
 }
+
+#[test]
+fn partitions_of_a_repository_are_bounded() {
+    let case = Case::new();
+    let (names, scope) = (&case.names, case.scope());
+    let put = |partition: &str, n: usize| {
+        let name = tag(&format!("t{n}"));
+        names
+            .set_tag(scope, partition, &name, entry(1, "a/a", 1))
+            .unwrap();
+    };
+    put("", 0);
+    for n in 1..PARTITIONS_MAX + 8 {
+        put(&format!("{n:x}"), n);
+        // So that the order of age is certain.
+        let folder = case.file(&format!("_tags@{n:x}"));
+        File::open(folder)
+            .unwrap()
+            .set_modified(at(n as u64))
+            .unwrap();
+    }
+    File::open(case.file("_tags"))
+        .unwrap()
+        .set_modified(at(9_999))
+        .unwrap();
+    put("ffff", 5);
+    assert_eq!(names.paths.partitions(scope).len(), PARTITIONS_MAX);
+    assert!(names.tag(scope, "1", &tag("t1")).is_empty());
+    let last = format!("{:x}", PARTITIONS_MAX + 7);
+    assert_eq!(
+        names
+            .tag(scope, &last, &tag(&format!("t{}", PARTITIONS_MAX + 7)))
+            .len(),
+        1
+    );
+    assert_eq!(names.tag(scope, "", &tag("t0")).len(), 1);
+    assert_eq!(names.tag(scope, "ffff", &tag("t5")).len(), 1);
+}

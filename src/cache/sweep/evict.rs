@@ -3,22 +3,25 @@
 
 use std::time::Instant;
 
-use super::survey::{Id, Image, MANIFEST_BYTES_MAX, Place, Survey};
+use super::survey::{Id, Image, MANIFEST_BYTES_MAX, Survey};
 use crate::cache::manifest::named_by;
 use crate::cache::names::Names;
 use crate::cache::store::Store;
 use crate::{log, metrics};
+use std::collections::HashSet;
 
 /// Evicts until at most `target` bytes are used, until nothing more may go, or until `stop`.
 pub(super) fn evict(store: &Store, names: &Names, target: u64, stop: &dyn Fn() -> bool) {
-    if store.used_bytes() <= target {
+    let used = || store.used_bytes() + names.used_bytes();
+    if used() <= target {
         return;
     }
     let begun = Instant::now();
-    let before = store.used_bytes();
-    evict_partial(store, target);
+    let before = used();
+    evict_partial(store, target.saturating_sub(names.used_bytes()));
     let mut images = 0;
-    if store.used_bytes() > target {
+    if used() > target {
+        names.count();
         // From before the survey: a manifest that comes meanwhile holds what it names.
         store.watch(true);
         match Survey::take(store, names) {
@@ -27,6 +30,7 @@ pub(super) fn evict(store: &Store, names: &Names, target: u64, stop: &dyn Fn() -
                     store,
                     names,
                     survey,
+                    changed: HashSet::new(),
                 }
                 .run(target, stop)
             }
@@ -34,7 +38,7 @@ pub(super) fn evict(store: &Store, names: &Names, target: u64, stop: &dyn Fn() -
         }
         store.watch(false);
     }
-    let after = store.used_bytes();
+    let after = used();
     let bytes = before.saturating_sub(after);
     metrics::CACHE_IMAGES_EVICTED.add(images);
     metrics::CACHE_BYTES_EVICTED.add(bytes);
@@ -76,6 +80,8 @@ struct Eviction<'a> {
     store: &'a Store,
     names: &'a Names,
     survey: Survey,
+    /// Repositories that have lost something; their empty folders go at the end.
+    changed: HashSet<usize>,
 }
 
 impl Eviction<'_> {
@@ -83,13 +89,17 @@ impl Eviction<'_> {
     fn run(mut self, target: u64, stop: &dyn Fn() -> bool) -> u64 {
         let mut evicted = 0;
         for image in std::mem::take(&mut self.survey.images) {
-            if self.store.used_bytes() <= target || stop() {
+            if self.store.used_bytes() + self.names.used_bytes() <= target || stop() {
                 break;
             }
             self.hold_arrivals();
-            if self.may_go(&image) {
-                self.remove(&image);
+            if self.remove_unless_used(&image) {
                 evicted += 1;
+            }
+        }
+        for place in &self.changed {
+            if let Some(place) = self.survey.places.get(*place) {
+                self.names.prune(place.scope());
             }
         }
         evicted
@@ -103,84 +113,82 @@ impl Eviction<'_> {
             let named = named.into_iter().map(|named| named.digest);
             for digest in named.chain([digest]) {
                 let id = self.survey.find(&digest);
-                if let Some(node) = id.and_then(|id| self.survey.nodes.get_mut(id)) {
+                if let Some(node) = id.and_then(|id| self.survey.node_mut(id)) {
                     node.uses += 1;
                 }
             }
         }
     }
 
-    /// False while bytes that would go are being read, or when it was used since the survey.
-    fn may_go(&self, image: &Image) -> bool {
-        let busy = |id: &Id| {
-            let node = self.survey.nodes.get(*id);
-            node.is_some_and(|node| node.uses <= 1 && self.store.is_read(&node.digest))
+    fn remove_unless_used(&mut self, image: &Image) -> bool {
+        if let Some(pages) = &image.pages {
+            self.names.remove_pages(pages);
+            return true;
+        }
+        let Some(number) = image.place else {
+            return image.roots.iter().all(|id| self.remove_unnamed(*id));
         };
-        if image.parts.iter().any(busy) {
+        let Some(place) = self.survey.places.get(number) else {
+            return false;
+        };
+        let alone = self.survey.needed_by_it_alone(place, image);
+        if alone.iter().any(|id| self.is_read(*id)) {
             return false;
         }
-        let Some(place) = image.place.and_then(|place| self.survey.places.get(place)) else {
-            return true;
-        };
-        let manifests = self.survey.manifests(image);
-        let accessed = self
-            .names
-            .accessed(place.scope(), image.tag.as_ref(), manifests);
-        accessed <= image.accessed
-    }
-
-    /// Names first: what a crash leaves then is blobs without a name, which the next pass takes.
-    fn remove(&mut self, image: &Image) {
-        match image.place {
-            Some(place) => self.remove_names(place, image),
-            None => self.remove_links_everywhere(image),
+        let manifests = alone.iter().filter(|id| place.is_manifest(**id));
+        let manifests = manifests.filter_map(|id| Some(&self.survey.node(*id)?.digest));
+        let tag = image.tag.as_ref();
+        if self.names.accessed(place.scope(), tag, manifests) > image.accessed {
+            return false;
         }
-        for id in &image.parts {
-            let Some(node) = self.survey.nodes.get_mut(*id) else {
-                continue;
-            };
-            node.uses = node.uses.saturating_sub(1);
-            if node.uses > 0 || node.size.is_none() {
-                continue;
-            }
-            if let Err(error) = self.store.remove(&node.digest) {
-                let fields: [log::Field<'_>; 2] = [("digest", &node.digest), ("error", &error)];
-                log::warn("a blob could not be evicted", &fields);
-            }
-        }
-    }
-
-    fn remove_names(&mut self, place: usize, image: &Image) {
-        let Some(place) = self.survey.places.get_mut(place) else {
-            return;
-        };
-        if let Some(tag) = &image.tag {
+        // Names first: what a crash leaves then is blobs without a name, which the next pass takes.
+        if let Some(tag) = tag {
             self.names.remove_tag(place.scope(), tag);
         }
-        for id in &image.parts {
-            let uses = place.uses.entry(*id).or_insert(1);
-            *uses = uses.saturating_sub(1);
-            if *uses > 0 {
-                continue;
-            }
-            if let Some(node) = self.survey.nodes.get(*id) {
+        for id in &alone {
+            if let Some(node) = self.survey.node(*id) {
                 self.names.remove_link(place.scope(), &node.digest);
             }
         }
-        self.names.prune(place.scope());
+        self.changed.insert(number);
+        self.survey.release(number, image);
+        for id in alone {
+            if self.survey.node(id).is_some_and(|node| node.uses == 0) {
+                self.remove_blob(id);
+            }
+        }
+        true
     }
 
     /// A blob that no manifest names may be linked in any repository.
-    fn remove_links_everywhere(&self, image: &Image) {
-        for id in &image.parts {
-            let Some(node) = self.survey.nodes.get(*id) else {
-                continue;
-            };
-            let linked = |place: &&Place| place.links.contains_key(id);
-            for place in self.survey.places.iter().filter(linked) {
+    fn remove_unnamed(&mut self, id: Id) -> bool {
+        let node = self.survey.node(id).filter(|node| node.uses <= 1);
+        let Some(node) = node.filter(|_| !self.is_read(id)) else {
+            return false;
+        };
+        for number in &node.linked_in {
+            if let Some(place) = self.survey.places.get(*number as usize) {
                 self.names.remove_link(place.scope(), &node.digest);
-                self.names.prune(place.scope());
+                self.changed.insert(*number as usize);
             }
+        }
+        self.remove_blob(id);
+        true
+    }
+
+    /// True while a client reads a digest that no other repository needs.
+    fn is_read(&self, id: Id) -> bool {
+        let node = self.survey.node(id).filter(|node| node.uses <= 1);
+        node.is_some_and(|node| self.store.is_read(&node.digest))
+    }
+
+    fn remove_blob(&self, id: Id) {
+        let Some(node) = self.survey.node(id).filter(|node| node.here) else {
+            return;
+        };
+        if let Err(error) = self.store.remove(&node.digest) {
+            let fields: [log::Field<'_>; 2] = [("digest", &node.digest), ("error", &error)];
+            log::warn("a blob could not be evicted", &fields);
         }
     }
 }

@@ -1,11 +1,15 @@
 //! What is in the cache, as eviction needs to see it: which images there are, when each was used
-//! last, and which blobs each needs. Owns: nothing that lasts. Must not: change anything.
+//! last, and what holds each blob. Owns: nothing that lasts. Must not: change anything.
 //!
 //! An image is a tag with all it names, or a manifest that was pulled by digest alone, or a blob
-//! that no known manifest names. Memory: near 300 bytes for each digest, while an eviction runs.
+//! that no known manifest names. A digest is held by the manifests that name it, not by images, so
+//! that time and memory grow with what is named, however the manifests are chained: near 400 bytes
+//! for each digest of a repository, while an eviction runs.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::SystemTime;
 
 use crate::cache::links::LinkUse;
@@ -18,26 +22,39 @@ use crate::oci::{Digest, Registry, Repository, Tag};
 pub(super) const MANIFEST_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// A digest's place in [`Survey::nodes`].
-pub(super) type Id = usize;
+pub(super) type Id = u32;
 
+/// A digest.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) digest: Digest,
-    /// None for a digest that is named but not here.
-    pub(super) size: Option<u64>,
+    /// False for a digest that is named but not here.
+    pub(super) here: bool,
     modified: SystemTime,
-    /// Images that need it.
-    pub(super) uses: usize,
+    /// Repositories that need it.
+    pub(super) uses: u32,
+    /// Repositories that it is linked in, by their place in [`Survey::places`].
+    pub(super) linked_in: Vec<u32>,
 }
 
+/// How a repository needs a digest.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Need {
+    /// Tags and manifests of the repository that name it.
+    pub(super) holders: u32,
+    /// It holds in turn what it names.
+    pub(super) is_manifest: bool,
+}
+
+/// A repository.
 #[derive(Debug)]
 pub(super) struct Place {
     registry: Registry,
     repository: Repository,
     /// Links: when each was used, and whether it is a manifest's.
-    pub(super) links: HashMap<Id, (SystemTime, bool)>,
-    /// Images of this repository that need a digest.
-    pub(super) uses: HashMap<Id, usize>,
+    links: HashMap<Id, (SystemTime, bool)>,
+    /// Everything that its tags and manifests need.
+    pub(super) needs: HashMap<Id, Need>,
 }
 
 impl Place {
@@ -47,16 +64,24 @@ impl Place {
             repository: &self.repository,
         }
     }
+
+    /// True for a digest with a manifest's link.
+    pub(super) fn is_manifest(&self, id: Id) -> bool {
+        self.links.get(&id).is_some_and(|(_, manifest)| *manifest)
+    }
 }
 
+/// What goes as a whole.
 #[derive(Debug)]
 pub(super) struct Image {
     pub(super) accessed: SystemTime,
-    /// Where its names are; none for a blob that no manifest names.
+    /// Its repository; none for a blob that no manifest names, and for pages.
     pub(super) place: Option<usize>,
     pub(super) tag: Option<Tag>,
-    /// All it needs, each once.
-    pub(super) parts: Vec<Id>,
+    /// The manifests of the tag, one for each media type, or the one digest.
+    pub(super) roots: Vec<Id>,
+    /// A folder of pages of lists.
+    pub(super) pages: Option<PathBuf>,
 }
 
 #[derive(Debug, Default)]
@@ -66,7 +91,7 @@ pub(super) struct Survey {
     pub(super) images: Vec<Image>,
     ids: HashMap<Digest, Id>,
     /// What each manifest names, and whether that is a manifest too; read once.
-    named: HashMap<Id, Vec<(Id, bool)>>,
+    named: HashMap<Id, Rc<[(Id, bool)]>>,
 }
 
 impl Survey {
@@ -75,8 +100,8 @@ impl Survey {
         let mut survey = Self::default();
         store.count(&mut |entry| {
             let id = survey.id(&entry.digest);
-            if let Some(node) = survey.nodes.get_mut(id) {
-                node.size = Some(entry.size);
+            if let Some(node) = survey.node_mut(id) {
+                node.here = true;
                 node.modified = entry.modified;
             }
         })?;
@@ -88,6 +113,14 @@ impl Survey {
             }
         }
         survey.add_unnamed();
+        let pages = names.page_folders().into_iter();
+        survey.images.extend(pages.map(|(folder, accessed)| Image {
+            accessed,
+            place: None,
+            tag: None,
+            roots: Vec::new(),
+            pages: Some(folder),
+        }));
         survey.images.sort_by_key(|image| image.accessed);
         Ok(survey)
     }
@@ -97,28 +130,75 @@ impl Survey {
         self.ids.get(digest).copied()
     }
 
-    /// The manifests among the parts of an image.
-    pub(super) fn manifests<'a>(&'a self, image: &'a Image) -> impl Iterator<Item = &'a Digest> {
-        let place = image.place.and_then(|place| self.places.get(place));
-        let is_manifest = move |id: &Id| {
-            place
-                .and_then(|place| place.links.get(id))
-                .is_some_and(|(_, manifest)| *manifest)
-        };
-        let ids = image.parts.iter().filter(move |id| is_manifest(id));
-        ids.filter_map(|id| self.nodes.get(*id).map(|node| &node.digest))
+    pub(super) fn node(&self, id: Id) -> Option<&Node> {
+        self.nodes.get(id as usize)
+    }
+
+    pub(super) fn node_mut(&mut self, id: Id) -> Option<&mut Node> {
+        self.nodes.get_mut(id as usize)
+    }
+
+    /// What a manifest that was read by the survey names.
+    pub(super) fn named(&self, id: Id) -> &[(Id, bool)] {
+        self.named.get(&id).map_or(&[], |named| named)
+    }
+
+    /// The digests that a repository no longer needs once the image is gone.
+    pub(super) fn needed_by_it_alone(&self, place: &Place, image: &Image) -> Vec<Id> {
+        let mut released: HashMap<Id, u32> = HashMap::new();
+        let (mut open, mut alone) = (image.roots.clone(), Vec::new());
+        while let Some(id) = open.pop() {
+            let Some(need) = place.needs.get(&id) else {
+                continue;
+            };
+            let count = released.entry(id).or_insert(0);
+            *count += 1;
+            if *count != need.holders {
+                continue;
+            }
+            alone.push(id);
+            if need.is_manifest {
+                open.extend(self.named(id).iter().map(|(child, _)| *child));
+            }
+        }
+        alone
+    }
+
+    /// Takes the image out: the counts are those of a repository without it.
+    pub(super) fn release(&mut self, place: usize, image: &Image) {
+        let mut open = image.roots.clone();
+        while let Some(id) = open.pop() {
+            let Some(needs) = self.places.get_mut(place).map(|place| &mut place.needs) else {
+                return;
+            };
+            let Some(need) = needs.get_mut(&id) else {
+                continue;
+            };
+            need.holders = need.holders.saturating_sub(1);
+            if need.holders > 0 {
+                continue;
+            }
+            if needs.remove(&id).is_some_and(|need| need.is_manifest) {
+                open.extend(self.named(id).iter().map(|(child, _)| *child));
+            }
+            if let Some(node) = self.node_mut(id) {
+                node.uses = node.uses.saturating_sub(1);
+            }
+        }
     }
 
     fn id(&mut self, digest: &Digest) -> Id {
         if let Some(id) = self.ids.get(digest) {
             return *id;
         }
-        let id = self.nodes.len();
+        // Four thousand million digests fit no disk.
+        let id = Id::try_from(self.nodes.len()).unwrap_or(Id::MAX);
         self.nodes.push(Node {
             digest: digest.clone(),
-            size: None,
+            here: false,
             modified: SystemTime::UNIX_EPOCH,
             uses: 0,
+            linked_in: Vec::new(),
         });
         self.ids.insert(digest.clone(), id);
         id
@@ -135,15 +215,20 @@ impl Survey {
             registry: registry.clone(),
             repository,
             links: HashMap::new(),
-            uses: HashMap::new(),
+            needs: HashMap::new(),
         };
+        let number = u32::try_from(self.places.len()).unwrap_or(u32::MAX);
         for LinkUse {
             digest,
             accessed,
             manifest,
         } in names.link_uses(place.scope())
         {
-            place.links.insert(self.id(&digest), (accessed, manifest));
+            let id = self.id(&digest);
+            place.links.insert(id, (accessed, manifest));
+            if let Some(node) = self.node_mut(id) {
+                node.linked_in.push(number);
+            }
         }
         // One image a tag, whatever partitions it is in.
         let mut tags: HashMap<Tag, (SystemTime, Vec<Id>)> = HashMap::new();
@@ -155,110 +240,175 @@ impl Survey {
             tag.0 = tag.0.max(found.accessed);
             tag.1.extend(roots);
         }
-        for (tag, (accessed, roots)) in tags {
-            let parts = self.closure(store, &place, &roots);
-            self.add_image(&mut place, Some(tag), accessed, parts);
+        for (_, (_, roots)) in &mut tags {
+            roots.sort_unstable();
+            roots.dedup();
+            for root in &*roots {
+                self.hold(store, &mut place, (*root, true));
+            }
         }
-        self.add_untagged(store, &mut place);
+        let untagged = self.hold_untagged(store, &mut place);
+        self.add_images(&place, tags, untagged);
         self.places.push(place);
     }
 
-    /// Manifests of a repository that neither a tag nor another manifest leads to.
-    fn add_untagged(&mut self, store: &Store, place: &mut Place) {
-        let loose = |(id, (_, manifest)): (&Id, &(SystemTime, bool))| {
-            (*manifest && !place.uses.contains_key(id)).then_some(*id)
-        };
-        let loose: Vec<Id> = place.links.iter().filter_map(loose).collect();
-        let closures: Vec<(Id, Vec<Id>)> = loose
-            .into_iter()
-            .map(|root| (root, self.closure(store, place, &[root])))
-            .collect();
-        let below = |(root, parts): &(Id, Vec<Id>)| {
-            let root = *root;
-            let below = parts.iter().copied().filter(move |id| *id != root);
-            below.collect::<Vec<Id>>()
-        };
-        let led_to: HashSet<Id> = closures.iter().flat_map(below).collect();
-        for (root, parts) in closures {
-            if !led_to.contains(&root) {
-                self.add_image(place, None, SystemTime::UNIX_EPOCH, parts);
-            }
-        }
-    }
-
-    /// An image was used when its tag was, or any manifest of it.
-    fn add_image(
-        &mut self,
-        place: &mut Place,
-        tag: Option<Tag>,
-        accessed: SystemTime,
-        parts: Vec<Id>,
-    ) {
-        let mut latest = accessed;
-        for id in &parts {
-            if let Some((accessed, true)) = place.links.get(id) {
-                latest = latest.max(*accessed);
-            }
-            *place.uses.entry(*id).or_insert(0) += 1;
-            if let Some(node) = self.nodes.get_mut(*id) {
+    /// A tag or a manifest holds a digest, and a manifest holds what it names.
+    fn hold(&mut self, store: &Store, place: &mut Place, digest: (Id, bool)) {
+        let mut open = vec![digest];
+        while let Some((id, is_manifest)) = open.pop() {
+            let need = place.needs.entry(id).or_default();
+            need.holders += 1;
+            if need.holders == 1
+                && let Some(node) = self.nodes.get_mut(id as usize)
+            {
                 node.uses += 1;
             }
+            if is_manifest || place.is_manifest(id) {
+                open.extend(self.expand(store, place, id).iter());
+            }
         }
-        self.images.push(Image {
-            accessed: latest,
-            place: Some(self.places.len()),
-            tag,
-            parts,
-        });
     }
 
-    /// Blobs that no manifest names, each an image of its own.
+    /// What a manifest names, the first time that it is met in a repository; then nothing.
+    fn expand(&mut self, store: &Store, place: &mut Place, id: Id) -> Rc<[(Id, bool)]> {
+        let need = place.needs.entry(id).or_default();
+        if std::mem::replace(&mut need.is_manifest, true) {
+            return Rc::default();
+        }
+        self.read_named(store, id)
+    }
+
+    /// Holds the manifests that no tag leads to. Those that no other manifest names are images.
+    fn hold_untagged(&mut self, store: &Store, place: &mut Place) -> Vec<Id> {
+        let untagged = place.links.iter().filter(|(_, (_, manifest))| *manifest);
+        let untagged = untagged.map(|(id, _)| *id);
+        let untagged: Vec<Id> = untagged
+            .filter(|id| !place.needs.contains_key(id))
+            .collect();
+        for id in &untagged {
+            for child in &*self.expand(store, place, *id) {
+                self.hold(store, place, *child);
+            }
+        }
+        let is_root = |id: &Id| place.needs.get(id).is_none_or(|need| need.holders == 0);
+        let roots: Vec<Id> = untagged.into_iter().filter(is_root).collect();
+        for root in &roots {
+            self.hold(store, place, (*root, true));
+        }
+        roots
+    }
+
+    fn add_images(
+        &mut self,
+        place: &Place,
+        tags: HashMap<Tag, (SystemTime, Vec<Id>)>,
+        untagged: Vec<Id>,
+    ) {
+        let mut used = LastUse {
+            survey: self,
+            place,
+            known: HashMap::new(),
+        };
+        let tagged = tags
+            .into_iter()
+            .map(|(tag, (accessed, roots))| (Some(tag), accessed, roots));
+        let untagged = untagged
+            .into_iter()
+            .map(|root| (None, SystemTime::UNIX_EPOCH, vec![root]));
+        let images: Vec<Image> = tagged
+            .chain(untagged)
+            .map(|(tag, accessed, roots)| Image {
+                accessed: roots
+                    .iter()
+                    .map(|root| used.of(*root))
+                    .fold(accessed, SystemTime::max),
+                place: Some(used.survey.places.len()),
+                tag,
+                roots,
+                pages: None,
+            })
+            .collect();
+        self.images.extend(images);
+    }
+
+    /// Blobs and links that no manifest names, each an image of its own.
     fn add_unnamed(&mut self) {
         for (id, node) in self.nodes.iter_mut().enumerate() {
-            if node.size.is_none() || node.uses > 0 {
+            if node.uses > 0 || (!node.here && node.linked_in.is_empty()) {
                 continue;
             }
             node.uses = 1;
-            let links = self.places.iter().filter_map(|place| place.links.get(&id));
+            let id = Id::try_from(id).unwrap_or(Id::MAX);
+            let places = node.linked_in.iter();
+            let links = places.filter_map(|place| self.places.get(*place as usize)?.links.get(&id));
             let accessed = links.map(|(accessed, _)| *accessed).max();
             self.images.push(Image {
                 accessed: accessed.unwrap_or(node.modified),
                 place: None,
                 tag: None,
-                parts: vec![id],
+                roots: vec![id],
+                pages: None,
             });
         }
     }
 
-    /// `roots` and all they name, through indexes to layers; each once.
-    fn closure(&mut self, store: &Store, place: &Place, roots: &[Id]) -> Vec<Id> {
-        let (mut seen, mut parts) = (HashSet::new(), Vec::new());
-        let mut open: Vec<(Id, bool)> = roots.iter().map(|root| (*root, true)).collect();
-        while let Some((id, manifest)) = open.pop() {
-            if !seen.insert(id) {
-                continue;
-            }
-            parts.push(id);
-            let linked = place.links.get(&id).is_some_and(|(_, manifest)| *manifest);
-            if manifest || linked {
-                open.extend(self.named(store, id));
-            }
-        }
-        parts
-    }
-
-    fn named(&mut self, store: &Store, id: Id) -> Vec<(Id, bool)> {
+    fn read_named(&mut self, store: &Store, id: Id) -> Rc<[(Id, bool)]> {
         if let Some(named) = self.named.get(&id) {
-            return named.clone();
+            return Rc::clone(named);
         }
-        let node = self.nodes.get(id).filter(|node| node.size.is_some());
+        let node = self.node(id).filter(|node| node.here);
         let bytes = node.and_then(|node| store.read(&node.digest, MANIFEST_BYTES_MAX).ok()?);
         let found = bytes.map_or_else(Vec::new, |bytes| named_by(&bytes));
-        let named: Vec<(Id, bool)> = found
+        let named: Rc<[(Id, bool)]> = found
             .iter()
             .map(|named| (self.id(&named.digest), named.media_type.is_some()))
             .collect();
-        self.named.insert(id, named.clone());
+        self.named.insert(id, Rc::clone(&named));
         named
+    }
+}
+
+/// When the manifests of a repository were used last. A manifest was used when one that it names
+/// was.
+struct LastUse<'a> {
+    survey: &'a Survey,
+    place: &'a Place,
+    known: HashMap<Id, SystemTime>,
+}
+
+impl LastUse<'_> {
+    /// Of a manifest and all below it. Walks with a list, as chains can be longer than the stack.
+    fn of(&mut self, root: Id) -> SystemTime {
+        let mut open = vec![root];
+        let mut entered = HashSet::new();
+        while let Some(id) = open.last().copied() {
+            if self.known.contains_key(&id) {
+                open.pop();
+                continue;
+            }
+            if entered.insert(id) {
+                open.extend(self.manifests_below(id));
+                continue;
+            }
+            let own = self.place.links.get(&id).filter(|(_, manifest)| *manifest);
+            let own = own.map_or(SystemTime::UNIX_EPOCH, |(accessed, _)| *accessed);
+            let below = self.manifests_below(id);
+            let below = below.filter_map(|child| self.known.get(&child).copied());
+            let latest = below.fold(own, SystemTime::max);
+            self.known.insert(id, latest);
+            open.pop();
+        }
+        let latest = self.known.get(&root).copied();
+        latest.unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+
+    fn manifests_below(&self, id: Id) -> impl Iterator<Item = Id> {
+        let needs = &self.place.needs;
+        let is_manifest = |id: &Id| needs.get(id).is_some_and(|need| need.is_manifest);
+        let named = match is_manifest(&id) {
+            true => self.survey.named(id),
+            false => &[],
+        };
+        named.iter().map(|(child, _)| *child).filter(is_manifest)
     }
 }

@@ -5,8 +5,10 @@ use std::thread;
 
 use super::*;
 use crate::cache::manifest::named_by;
+use crate::cache::pages::{List, Page};
 use crate::cache::scratch::{Cache, at, digest_of};
-use crate::oci::Tag;
+use crate::message::Headers;
+use crate::oci::{Digest, Tag};
 
 const KB: usize = 1000;
 
@@ -20,7 +22,18 @@ fn sweeper(cache: &Cache, quota: u64) -> Arc<Sweeper> {
 
 /// Evicts down to `target` as the thread would.
 fn evict(cache: &Cache, target: u64) {
-    sweeper(cache, target).evict(target);
+    evict::evict(&cache.store, &cache.names, target, &|| false);
+}
+
+/// Bytes on disk, as they are counted now.
+fn used(cache: &Cache) -> u64 {
+    cache.names.count();
+    cache.store.used_bytes() + cache.names.used_bytes()
+}
+
+/// Evicts the one image that is due.
+fn evict_one(cache: &Cache) {
+    evict(cache, used(cache) - 1);
 }
 
 fn soon() -> Instant {
@@ -59,14 +72,13 @@ fn the_least_recently_used_image_goes_first_and_whole() {
         [("a", &old, 1), ("b", &older, 3), ("a", &oldest, 4)]
             .map(|(repository, digest, n)| cache.is_whole(repository, digest, &[&layer(n)]))
     };
-    let used = cache.store.used_bytes();
-    evict(&cache, used);
+    evict(&cache, used(&cache));
     assert_eq!(whole(&cache), [true, true, true]);
-    evict(&cache, used - 1);
+    evict_one(&cache);
     assert_eq!(whole(&cache), [true, true, false]);
     let cache = cache.restart();
     sweeper(&cache, 0).first_count();
-    evict(&cache, 25_000);
+    evict_one(&cache);
     assert_eq!(whole(&cache), [true, false, false]);
     cache.with("b", |scope| assert!(cache.names.tags(scope).is_empty()));
     assert_eq!(cache.names.repositories(&cache.registry), ["a"]);
@@ -92,9 +104,9 @@ fn use_saves_an_image_also_across_a_restart() {
     });
     let cache = cache.restart();
     sweeper(&cache, 0).first_count();
-    evict(&cache, 25_000);
+    evict_one(&cache);
     assert!(!cache.is_whole("a", &three, &[]));
-    evict(&cache, 15_000);
+    evict_one(&cache);
     assert!(!cache.is_whole("a", &one, &[]));
     assert!(cache.is_whole("a", &two, &[&layer(2)]));
 }
@@ -106,7 +118,7 @@ fn a_blob_that_another_image_needs_stays() {
     let old = cache.image("a:old", &[&layer(1), &layer(2)], 10);
     let new = cache.image("b:new", &[&layer(1), &layer(3)], 20);
     let newer = cache.image("a:newer", &[&layer(1), &layer(4)], 30);
-    evict(&cache, cache.store.used_bytes() - 1);
+    evict_one(&cache);
     assert!(!cache.store.has(&old) && !cache.store.has(&digest_of(&layer(2))));
     assert!(cache.is_whole("b", &new, &[&layer(1), &layer(3)]));
     assert!(cache.is_whole("a", &newer, &[&layer(1), &layer(4)]));
@@ -118,10 +130,10 @@ fn a_blob_that_another_image_needs_stays() {
             .is_some()
     };
     assert!(linked("a") && linked("b"));
-    evict(&cache, 25_000);
+    evict_one(&cache);
     assert!(linked("a") && !linked("b"));
     assert!(cache.is_whole("a", &newer, &[&layer(1), &layer(4)]));
-    evict(&cache, 5_000);
+    evict_one(&cache);
     assert!(!cache.store.has(&shared) && !linked("a"));
 }
 
@@ -131,8 +143,8 @@ fn two_tags_of_one_manifest_are_two_images() {
     let one = cache.image("a:old", &[&layer(1)], 10);
     assert_eq!(cache.image("b:new", &[&layer(1)], 20), one);
     let other = cache.image("a:other", &[&layer(2)], 30);
-    evict(&cache, 15_000);
-    // The first to go freed nothing, so the second went, too; the newest was not needed.
+    evict(&cache, used(&cache) - 25_000);
+    // The first to go freed its names, so the second went, too; the newest was not needed.
     assert!(!cache.store.has(&one));
     assert!(cache.is_whole("a", &other, &[&layer(2)]));
 }
@@ -146,12 +158,12 @@ fn an_index_is_one_image_with_its_platforms() {
     let plain = cache.image("a:plain", &[&layer(3)], 30);
     let untagged = cache.index("b", &[&cache.image("b", &[&layer(4)], 1)], 40);
     // The pull of one platform keeps the whole image, so the plain one is the oldest.
-    evict(&cache, cache.store.used_bytes() - 1);
+    evict_one(&cache);
     assert!(!cache.store.has(&plain));
     assert!(cache.store.has(&index) && cache.store.has(&arm) && cache.store.has(&amd));
-    evict(&cache, cache.store.used_bytes() - 1);
+    evict_one(&cache);
     assert!(!cache.is_whole("b", &untagged, &[&layer(4)]));
-    evict(&cache, cache.store.used_bytes() - 1);
+    evict_one(&cache);
     assert_eq!(cache.store.used_bytes(), 0);
 }
 
@@ -165,12 +177,12 @@ fn a_blob_that_no_manifest_names_goes_by_its_own_use() {
     });
     let bare = digest_of(&layer(3));
     cache.store.put(&bare, &layer(3)).unwrap();
-    evict(&cache, cache.store.used_bytes() - 1);
+    evict_one(&cache);
     assert!(!cache.store.has(&linked));
     cache.with("a", |scope| {
         assert!(cache.names.link(scope, &linked).is_none())
     });
-    evict(&cache, cache.store.used_bytes() - 1);
+    evict_one(&cache);
     // Written just now, long after the image was used.
     assert!(!cache.store.has(&image) && cache.store.has(&bare));
     evict(&cache, 0);
@@ -218,7 +230,7 @@ fn downloads_that_nobody_goes_on_with_go_first() {
         cache.store.add_used(10_000);
     }
     let filling = cache.store.reading(&busy);
-    evict(&cache, 25_000);
+    evict_one(&cache);
     assert!(cache.is_whole("a", &image, &[&layer(1)]));
     assert_eq!(cache.store.partial(&stale).unwrap().length, 0);
     evict(&cache, 0);
@@ -234,7 +246,7 @@ fn downloads_that_nobody_goes_on_with_go_first() {
 fn a_manifest_that_comes_meanwhile_holds_what_it_names() {
     let cache = Cache::new();
     let old = cache.image("a:old", &[&layer(1), &layer(2)], 10);
-    let came = std::cell::Cell::new(None);
+    let came = Cell::new(None);
     // Asked between the survey and the first image that goes.
     let stop = || {
         if came.get().is_none() {
@@ -296,15 +308,17 @@ fn room_is_made_reserved_and_given_back() {
     let cache = Cache::new();
     let old = cache.image("a:old", &[&layer(1)], 10);
     let new = cache.image("a:new", &[&layer(2)], 20);
-    let sweeper = sweeper(&cache, 25_000);
-    let _running = Running::new(&sweeper);
-    assert!(sweeper.make_room(25_001, soon()).is_none());
-    let room = sweeper.make_room(10_000, soon()).unwrap();
+    let quota = used(&cache) + 5_000;
+    let sweeper = sweeper(&cache, quota);
+    sweeper.first_count();
+    assert!(sweeper.make_room(quota + 1, soon()).is_none());
+    let room = sweeper.make_room(25_000, soon()).unwrap();
     assert!(!cache.store.has(&old) && cache.store.has(&new));
     // Held: another one does not fit beside it unless something goes.
-    let other = sweeper.make_room(10_000, soon()).unwrap();
+    let other = sweeper.make_room(25_000, soon()).unwrap();
     assert!(!cache.store.has(&new));
-    assert_eq!(sweeper.locked().reserved, 20_000);
+    // In whole blocks.
+    assert_eq!(sweeper.locked().reserved, 2 * 7 * 4096);
     drop((room, other));
     assert_eq!(sweeper.locked().reserved, 0);
     assert_eq!(sweeper.locked().wanted, 0);
@@ -314,7 +328,7 @@ fn room_is_made_reserved_and_given_back() {
 fn room_that_cannot_be_made_is_refused_before_the_deadline() {
     let cache = Cache::new();
     cache.image("a:tag", &[&layer(1)], 10);
-    let sweeper = sweeper(&cache, 15_000);
+    let sweeper = sweeper(&cache, used(&cache) + 5_000);
     let _running = Running::new(&sweeper);
     let reading = cache.store.reading(&digest_of(&layer(1)));
     let begun = Instant::now();
@@ -328,14 +342,14 @@ fn room_that_cannot_be_made_is_refused_before_the_deadline() {
 #[test]
 fn spent_room_counts_once() {
     let cache = Cache::new();
-    let sweeper = sweeper(&cache, 20_000);
-    let _running = Running::new(&sweeper);
-    let mut room = sweeper.make_room(15_000, soon()).unwrap();
+    let sweeper = sweeper(&cache, used(&cache) + 20_480);
+    sweeper.first_count();
+    let mut room = sweeper.make_room(16_384, soon()).unwrap();
     cache.store.add_used(10_000);
     room.spend(10_000);
-    assert_eq!((room.left(), sweeper.locked().reserved), (5_000, 5_000));
-    assert!(sweeper.fits(&sweeper.locked(), 5_000));
-    assert!(!sweeper.fits(&sweeper.locked(), 5_001));
+    assert_eq!((room.left(), sweeper.locked().reserved), (6_384, 6_384));
+    assert!(sweeper.fits(&sweeper.locked(), 4_096));
+    assert!(!sweeper.fits(&sweeper.locked(), 4_097));
     room.spend(99_000);
     assert_eq!((room.left(), sweeper.locked().reserved), (0, 0));
 }
@@ -344,16 +358,16 @@ fn spent_room_counts_once() {
 fn until_all_is_counted_whatever_fits_the_quota_may_begin() {
     let cache = Cache::new();
     cache.image("a:tag", &[&layer(1)], 10);
-    let sweeper = sweeper(&cache, 10_000);
-    assert!(sweeper.make_room(10_000, Instant::now()).is_some());
-    assert!(sweeper.make_room(10_001, Instant::now()).is_none());
+    let sweeper = sweeper(&cache, 8_192);
+    assert!(sweeper.make_room(8_192, Instant::now()).is_some());
+    assert!(sweeper.make_room(8_193, Instant::now()).is_none());
 }
 
 #[test]
 fn a_stopped_thread_leaves_nobody_waiting() {
     let cache = Cache::new();
     cache.image("a:tag", &[&layer(1)], 10);
-    let sweeper = sweeper(&cache, 15_000);
+    let sweeper = sweeper(&cache, used(&cache) + 5_000);
     drop(Running::new(&sweeper));
     assert!(sweeper.make_room(10_000, soon()).is_none());
 }
@@ -365,7 +379,8 @@ fn a_smaller_quota_holds_after_a_start() {
     let new = cache.image("a:new", &[&layer(2)], 20);
     let cache = cache.restart();
     std::fs::write(cache.scratch.path().join("partial/temp-0.1-0"), "x").unwrap();
-    let sweeper = sweeper(&cache, 15_000);
+    sweeper(&cache, 0).first_count();
+    let sweeper = sweeper(&cache, used(&cache) - 1);
     let running = Running::new(&sweeper);
     let deadline = soon();
     while sweeper.locked().ended == 0 && Instant::now() < deadline {
@@ -380,7 +395,7 @@ fn a_smaller_quota_holds_after_a_start() {
 #[test]
 fn a_changed_tag_comes_into_the_index() {
     let cache = Cache::new();
-    let sweeper = sweeper(&cache, 50_000);
+    let sweeper = sweeper(&cache, 5_000_000);
     let _running = Running::new(&sweeper);
     cache.image("a:tag", &[&layer(1)], 10);
     sweeper.mark_dirty();
@@ -390,6 +405,130 @@ fn a_changed_tag_comes_into_the_index() {
         thread::yield_now();
     }
     assert!(index().contains("host.example/a:tag"));
+}
+
+/// A manifest for each, which names the one before.
+fn chain(cache: &Cache, repository: &str, length: usize) -> Digest {
+    let mut last = cache.blob(repository, b"the end of the chain");
+    for n in 0..length {
+        last = cache.index(repository, &[&last], n as u64);
+    }
+    last
+}
+
+#[test]
+fn a_chain_of_manifests_is_one_image() {
+    let cache = Cache::new();
+    let last = chain(&cache, "a", 300);
+    let used = |survey: &survey::Survey| survey.images[0].accessed;
+    let survey = survey::Survey::take(&cache.store, &cache.names).unwrap();
+    assert_eq!((survey.images.len(), used(&survey)), (1, at(299)));
+    // Each of them is held by the one above it, and by nothing else.
+    let holders = survey.places[0].needs.values().map(|need| need.holders);
+    assert_eq!(holders.collect::<Vec<_>>(), [1; 301]);
+    // Used in the middle: used as a whole.
+    let middle = cache.index("a", &[&digest_of(b"the end of the chain")], 0);
+    cache.with("a", |scope| {
+        cache.names.touch_at(scope, "", None, &middle, at(500))
+    });
+    let survey = survey::Survey::take(&cache.store, &cache.names).unwrap();
+    assert_eq!((survey.images.len(), used(&survey)), (1, at(500)));
+    drop(survey);
+    evict(&cache, 0);
+    assert!(!cache.store.has(&last));
+    assert_eq!(cache.store.used_bytes(), 0);
+    cache.with("a", |scope| {
+        assert!(cache.names.link_uses(scope).is_empty())
+    });
+}
+
+#[test]
+fn chains_that_share_their_end_cost_each_link_once() {
+    let cache = Cache::new();
+    let shared = chain(&cache, "a", 100);
+    let tops: Vec<Digest> = (0..100)
+        .map(|n| cache.index("a", &[&shared, &digest_of(&[n])], 1000 + u64::from(n)))
+        .collect();
+    let survey = survey::Survey::take(&cache.store, &cache.names).unwrap();
+    assert_eq!(survey.images.len(), 100);
+    let needs = survey.places[0].needs.values();
+    // The chain with its end, and the tops with what each names beside.
+    assert_eq!(needs.map(|need| need.holders).sum::<u32>(), 100 + 100 + 200);
+    drop(survey);
+    evict_one(&cache);
+    assert!(!cache.store.has(&tops[0]) && cache.store.has(&tops[1]));
+    assert!(cache.store.has(&shared));
+    evict(&cache, 0);
+    assert_eq!(cache.store.used_bytes(), 0);
+}
+
+#[test]
+fn names_and_folders_count_and_are_evicted() {
+    let cache = Cache::new();
+    let empty = used(&cache);
+    assert!(empty >= 8 * 4096, "{empty}");
+    cache.image("a:tag", &[&layer(1)], 10);
+    // A link to a blob that is not here, and pages of a repository of which there is nothing else.
+    let absent = digest_of(b"absent");
+    cache.with("b", |scope| {
+        cache.names.link_blob(scope, &absent, None).unwrap();
+    });
+    cache.with("c", |scope| {
+        let page = Page::new("", &Headers::new(), b"{}".to_vec(), at(5));
+        cache.names.set_page(List::Tags(scope), &page).unwrap();
+    });
+    let counted_along = cache.store.used_bytes() + cache.names.used_bytes();
+    assert_eq!(counted_along, used(&cache));
+    evict(&cache, 0);
+    assert_eq!(used(&cache), empty);
+    assert_eq!(cache.names.registries(), []);
+}
+
+#[test]
+fn room_is_made_without_the_thread() {
+    let cache = Cache::new();
+    let old = cache.image("a:old", &[&layer(1)], 10);
+    let sweeper = sweeper(&cache, used(&cache) + 5_000);
+    sweeper.first_count();
+    assert!(sweeper.make_room(20_000, soon()).is_some());
+    assert!(!cache.store.has(&old));
+    assert!(!sweeper.locked().evicting);
+}
+
+#[test]
+fn one_evicts_and_the_others_wait_for_their_room() {
+    let cache = Cache::new();
+    for n in 0..20 {
+        cache.image(&format!("a:{n}"), &[&layer(n)], u64::from(n));
+    }
+    let sweeper = sweeper(&cache, used(&cache));
+    sweeper.first_count();
+    let rooms: Vec<_> = thread::scope(|scope| {
+        let waiting: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| sweeper.make_room(30_000, soon())))
+            .collect();
+        waiting
+            .into_iter()
+            .map(|room| room.join().unwrap())
+            .collect()
+    });
+    assert_eq!(rooms.iter().flatten().count(), 8);
+    assert!(used(&cache) + 8 * 30_000 <= sweeper.quota);
+}
+
+#[test]
+fn the_thread_evicts_before_the_quota_is_reached() {
+    let cache = Cache::new();
+    let old = cache.image("a:old", &[&layer(1)], 10);
+    let new = cache.image("a:new", &[&layer(2)], 20);
+    let sweeper = sweeper(&cache, used(&cache) + 100);
+    let running = Running::new(&sweeper);
+    let deadline = soon();
+    while cache.store.has(&old) && Instant::now() < deadline {
+        thread::yield_now();
+    }
+    drop(running);
+    assert!(!cache.store.has(&old) && cache.store.has(&new));
 }
 
 #[test]
@@ -403,6 +542,6 @@ fn twenty_thousand_blobs_are_counted_in_two_seconds() {
     let begun = Instant::now();
     sweeper(&cache, 1).first_count();
     let took = begun.elapsed();
-    assert_eq!(cache.store.used_bytes(), 20_000);
+    assert_eq!(cache.store.used_bytes(), 20_000 * 4096);
     assert!(took < Duration::from_secs(2), "{took:?}");
 }

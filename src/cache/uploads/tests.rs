@@ -98,7 +98,7 @@ fn what_was_pushed_is_a_blob_of_the_repository() {
     let bytes = bench.cache.store.read(&digest, 100).unwrap().unwrap();
     assert_eq!(bytes, b"abcdef");
     assert!(bench.is_linked(&digest));
-    assert_eq!(bench.cache.store.used_bytes(), 6);
+    assert_eq!(bench.cache.store.used_bytes(), 4096);
     bench.settle();
 }
 
