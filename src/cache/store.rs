@@ -236,7 +236,7 @@ impl Store {
             self.departed(digest, 0);
             return stored;
         }
-        self.arrived(digest, path_on_disk(&path), 0);
+        self.arrived(digest, files::tree_on_disk(&path), 0);
         stored
     }
 
@@ -322,7 +322,7 @@ impl Store {
 
     fn move_in(&self, digest: &Digest, from: &Path, size: u64) -> io::Result<()> {
         let to = self.blob_path(digest);
-        let before = path_on_disk(&to);
+        let before = files::tree_on_disk(&to);
         self.arriving(digest);
         if let Err(error) = fs::rename(from, &to) {
             self.departed(digest, 0);
@@ -587,12 +587,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn path_on_disk(path: &Path) -> u64 {
-    fs::metadata(path).map_or(0, |metadata| files::on_disk(&metadata))
-}
-
-/// # Errors
-/// When the blob has more than `limit` bytes.
+/// Fails when the blob has more than `limit` bytes.
 fn refuse_larger(digest: &Digest, size: u64, limit: u64) -> io::Result<()> {
     if size <= limit {
         return Ok(());

@@ -62,6 +62,8 @@ struct State {
     /// Evictions begun and ended.
     begun: u64,
     ended: u64,
+    /// The last one could not free what was asked of it.
+    exhausted: bool,
 }
 
 /// Room for a fill: counts against the quota until it is spent or dropped.
@@ -150,8 +152,9 @@ impl Sweeper {
         let begun = state.begun;
         while state.counted && !self.fits(&state, bytes) {
             let left = deadline.saturating_duration_since(Instant::now());
-            // Only a pass that began after this call knows of it.
-            let hopeless = state.ended > begun;
+            // Only a pass that began after this call knows of it. One that freed enough leaves
+            // hope: somebody else was quicker to take the room.
+            let hopeless = state.ended > begun && state.exhausted;
             if state.stopped || hopeless || left.is_zero() {
                 return None;
             }
@@ -249,22 +252,22 @@ impl Sweeper {
             let state = self.locked();
             state.reserved.saturating_add(state.wanted)
         };
-        let free = claimed.max(self.quota / LOW_WATER_PART);
+        let target = self
+            .quota
+            .saturating_sub(claimed.max(self.quota / LOW_WATER_PART));
         let looks = Cell::new(0_u64);
+        let is_late = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
         let stop = || {
             looks.set(looks.get() + 1);
-            if looks.get() % IMAGES_A_LOOK != 0 {
+            if !looks.get().is_multiple_of(IMAGES_A_LOOK) {
                 return false;
             }
             self.room.notify_all();
-            self.locked().stopped || deadline.is_some_and(|deadline| Instant::now() >= deadline)
+            self.locked().stopped || is_late()
         };
-        evict::evict(
-            &self.store,
-            &self.names,
-            self.quota.saturating_sub(free),
-            &stop,
-        );
+        evict::evict(&self.store, &self.names, target, &stop);
+        let exhausted = self.used_bytes() > target && !is_late();
+        self.locked().exhausted = exhausted;
         drop(pass);
     }
 

@@ -240,7 +240,7 @@ impl Survey {
             tag.0 = tag.0.max(found.accessed);
             tag.1.extend(roots);
         }
-        for (_, (_, roots)) in &mut tags {
+        for (_, roots) in tags.values_mut() {
             roots.sort_unstable();
             roots.dedup();
             for root in &*roots {
