@@ -17,7 +17,7 @@ def a_blob_of_another_repository_stays_closed(fixtures, bench):
     own = "sha256:" + hashlib.sha256(OWN).hexdigest()
     proxy = upstream.proxy(bench.fresh("cache"))
     blob = f"/v2/team-b/app/blobs/{secret}"
-    wait_until("the secret is in the cache",
+    wait_until(proxy.process, "the secret is in the cache",
                lambda: proxy.get(blob).getheader("X-Cache") == "HIT")
     uploads = "/v2/team-a/app/blobs/uploads/"
 

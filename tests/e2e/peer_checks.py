@@ -12,7 +12,8 @@ from login_checks import CLIENT_USER, fails, login_proxy
 from parts import run, skopeo
 
 # Terminators that pass the host on and say nothing of TLS.
-SILENT = {"nothing of TLS": "proxy_set_header Host $http_host;"}
+SILENT = {"nothing of TLS": """
+    client_max_body_size 0; proxy_request_buffering off; proxy_set_header Host $http_host;"""}
 # Tries of a script with an old password, and the most that all of them may take.
 WRONG_TRIES = 8
 WRONG_SECONDS_MAX = 60
