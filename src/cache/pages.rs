@@ -47,7 +47,7 @@ pub enum List<'a> {
 pub struct Page {
     /// The query it was asked for with; empty for none.
     pub query: String,
-    /// Of upstream's fields those that belong to the list, as they came.
+    /// The fields of the list as upstream sent them.
     pub headers: Headers,
     /// JSON.
     pub body: Vec<u8>,

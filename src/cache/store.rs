@@ -38,9 +38,9 @@ pub struct Store {
 /// Bytes on disk.
 #[derive(Debug, Default)]
 struct Account {
-    /// Of blobs, in whole blocks.
+    /// Bytes of blobs, in whole blocks.
     blobs: u64,
-    /// Of downloads, by length: they grow byte by byte.
+    /// Bytes of downloads, by length: they grow byte by byte.
     partial: u64,
     /// Grows with every change of `partial`: shows a count that it was overtaken.
     partial_changes: u64,

@@ -117,7 +117,7 @@ fn exchange(mut stream: impl Read + Write, host: &str) -> io::Result<(u16, Strin
 
 /// A socket on which everything is over within the limit.
 struct Timed {
-    /// Of either family: the system reads and writes both alike.
+    /// A TCP or unix socket: the system reads and writes both alike.
     socket: File,
     started: Instant,
     limit: Duration,

@@ -377,7 +377,8 @@ struct LastUse<'a> {
 }
 
 impl LastUse<'_> {
-    /// Of a manifest and all below it. Walks with a list, as chains can be longer than the stack.
+    /// The last use of a manifest and all below it. A list of its own takes the place of the stack,
+    /// as chains can be long.
     fn of(&mut self, root: Id) -> SystemTime {
         let mut open = vec![root];
         let mut entered = HashSet::new();

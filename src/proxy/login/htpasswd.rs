@@ -234,7 +234,7 @@ mod tests {
     // Made by `htpasswd -nbB -C 4`.
     const ALICE: &str = "alice:$2y$04$tJBiJ7GRyAeQAAUt4r3xBO4PxvUfKr.f4..LKnYDQkK971koJHPLG";
     const BOB: &str = "bob:$2y$04$ls2ZlFzd1.XVO084NzckyeHSB6wWJWCl9jWoYpYbyco47P85ZBtRm";
-    /// Of 80 times `x`.
+    /// The hash of 80 times `x`.
     const LONG: &str = "long:$2y$04$PbrERumOl8cwmsOIoxet7uNyYqX4LXiAaBV2s9xd9vgw7yMYHyeXq";
 
     fn key() -> hmac::Key {
