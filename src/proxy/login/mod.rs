@@ -56,7 +56,7 @@ const CHALLENGE: &str = "Basic realm=\"aws-ecr-proxy\", charset=\"UTF-8\"";
 /// The logins.
 pub struct Logins {
     path: PathBuf,
-    /// Of this process alone, so that tags are of no use to anybody who sees them.
+    /// A key of this process alone, so that tags are of no use to anybody who sees them.
     key: hmac::Key,
     clock: Arc<dyn Clock>,
     checks: Permits,
