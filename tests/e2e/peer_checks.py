@@ -6,10 +6,10 @@ import time
 
 import cached
 from checks import check, redirecting_files, want
-from clients import cert_dir
+from clients import PUSHERS, cert_dir
 from listing_checks import nginx
 from login_checks import CLIENT_USER, fails, login_proxy
-from parts import run, skopeo
+from parts import skopeo
 
 # Terminators that pass the host on and say nothing of TLS.
 SILENT = {"nothing of TLS": """
@@ -39,7 +39,11 @@ def relative_addresses_lead_back_through_a_silent_tls_terminator(fixtures, bench
     skopeo("copy", "--src-cert-dir", certificates, f"docker://{way.address}/team/app:a",
            f"dir:{target}")
     skopeo("list-tags", "--cert-dir", certificates, f"docker://{way.address}/team/app")
-    run("buildah", "pull", "--cert-dir", certificates, f"docker://{way.address}/team/app:b")
+    # A relative Location counts where something is pushed.
+    for client in PUSHERS:
+        name = f"team/{client.name}:1"
+        client.push(bench, way.address, layout, "single", name, ca=way.tls.ca)
+        client.pull(bench, way.address, name, ca=way.tls.ca)
     process.stop()
 
 
