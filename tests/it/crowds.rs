@@ -17,7 +17,7 @@ use crate::attacks::assert_is_refusal;
 use crate::support::{Http, Proxy, Target, in_parallel, raise_descriptors, wait_until};
 
 /// For what is to happen soon.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 /// So many requests fill a pipe (64 KiB) and the log's queue (4096 lines) several times.
 const UNREAD_REQUESTS: usize = 20_000;
 

@@ -8,7 +8,7 @@ use standin::{Fault, Match, Server, digest};
 use crate::support::{Cached, Front, Http, Proxy, Target, wait_until};
 
 /// For what is to happen soon.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 /// Bytes of the blob that a busy client waits for, and how many of them come before the stall.
 const SIZE: u64 = 1_000_000;
 const BEFORE_STALL: u64 = 1000;
@@ -195,7 +195,10 @@ fn a_drain_does_not_wait_for_a_download_that_nobody_reads() {
     });
     let begun = Instant::now();
     cached.stop();
-    assert!(begun.elapsed() < SOON, "it waited for its grace of 30 s");
+    assert!(
+        begun.elapsed() < Duration::from_secs(20),
+        "it waited for its grace of 30 s"
+    );
     assert!(cached.partials().contains_key(&digest));
     cached.start_again();
     assert_eq!(cached.get(&path).digest, digest);

@@ -11,7 +11,7 @@ use crate::attacks::{assert_is_refusal, assert_refused};
 use crate::support::{Http, Target, in_parallel, wait_until};
 
 /// For a connection that is to be closed after its answer.
-const CLOSED: Duration = Duration::from_secs(10);
+const CLOSED: Duration = Duration::from_secs(30);
 /// What a smuggler would have upstream see.
 const HIDDEN: &str = "GET /v2/secret/tags/list HTTP/1.1\r\nHost: a\r\n\r\n";
 const UPLOADS: &str = "/v2/sample/new/blobs/uploads/";

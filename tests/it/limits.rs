@@ -13,7 +13,7 @@ use crate::support::{Http, wait_until};
 /// The limit a test crosses.
 const SHORT: Duration = Duration::from_millis(200);
 /// For what is to happen soon after that.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 fn limits() -> DoorLimits {
     DoorLimits::new(100)

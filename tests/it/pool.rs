@@ -12,7 +12,7 @@ use crate::support::{Http, in_parallel, wait_until};
 
 const ROUNDS: usize = 50;
 /// For connections to be let go.
-const CLOSED: Duration = Duration::from_secs(10);
+const CLOSED: Duration = Duration::from_secs(30);
 
 /// Panics on `/panic`, in the exchange of `/later`, and in the body of `/body`.
 fn decide(token: &Arc<()>, request: &Request) -> Answer {

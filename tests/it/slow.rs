@@ -18,7 +18,7 @@ use crate::support::door::{Server, ok};
 use crate::support::{Cached, Http, Proxy, Scratch, Target, in_parallel, wait_until};
 
 /// For what is to happen soon.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 /// The least rate of these tests, and the time over which it is judged.
 const RATE: u64 = 16 * 1024;
 pub(crate) const WINDOW: Duration = Duration::from_millis(600);

@@ -14,7 +14,7 @@ use standin::{Options, Standin};
 use crate::support::{Http, Proxy, Scratch, wait_until};
 
 /// For what is to happen soon.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 /// A folder for a socket.
 pub(crate) fn folder() -> (Scratch, PathBuf) {

@@ -12,7 +12,7 @@ use standin::{Fault, Layer, Match, Options, Quirks, Server, Standin, Then, diges
 use crate::support::{Http, Response, raw, wait_until};
 
 const GET_TOKEN: &str = "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken";
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 fn address(url: &str) -> SocketAddr {
     let port = url.trim_end_matches('/').rsplit(':').next().unwrap();

@@ -186,7 +186,7 @@ fn what_stalls_is_a_504_before_containerd_gives_up() {
         assert_eq!(front.get("/healthz").status, 200);
         assert_eq!(narrow.get("/healthz").status, 200);
         assert_eq!(front.get("/v2/_catalog").status, 200);
-        assert!(start.elapsed() < Duration::from_secs(2));
+        assert!(start.elapsed() < Duration::from_secs(10));
     });
 }
 

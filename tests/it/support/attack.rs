@@ -11,9 +11,9 @@ use super::{Http, Proxy, wait_until};
 
 /// `/healthz` is to answer within 1 s whatever goes on; tests take ten times that, for machines
 /// that are busy with other tests.
-pub(crate) const HEALTH_LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const HEALTH_LIMIT: Duration = Duration::from_secs(30);
 /// For descriptors and threads to be given back.
-const SETTLED: Duration = Duration::from_secs(10);
+const SETTLED: Duration = Duration::from_secs(30);
 /// Descriptors that may stay: idle connections to upstream are kept for some seconds.
 const POOLED_DESCRIPTORS: usize = 4;
 

@@ -9,7 +9,7 @@ use standin::{Options, Seen, Server, Standin};
 use super::{Http, Proxy, Response};
 
 /// For what happens at once: a debug build on a busy machine.
-pub(crate) const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 /// The proxy and what it is in front of; the proxy ends first.
 pub(crate) struct Front {
