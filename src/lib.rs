@@ -8,7 +8,7 @@
 //! Imports point one way; `tests/it/layers.rs` holds them to it:
 //! `main → cli → app → {door, pool} → {proxy, pages} → {aws, cache} → upstream →
 //! {config, oci, message, hash} → {metrics, log, clock} →
-//! {address, budget, calendar, permits, random, range, secret, uri}`.
+//! {address, budget, calendar, permits, random, range, secret, transfers, uri}`.
 
 pub mod address;
 pub mod app;
@@ -32,5 +32,6 @@ pub mod proxy;
 pub mod random;
 pub mod range;
 pub mod secret;
+pub mod transfers;
 pub mod upstream;
 pub mod uri;

@@ -13,6 +13,7 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::budget::Share;
+use crate::transfers::Running;
 
 /// The field that names the waiting request on its way through tiny_http. The door removes such a
 /// field when a client sends one.
@@ -469,6 +470,8 @@ pub struct LogNote {
     pub upstream: Option<String>,
     /// What went wrong, for the person on call.
     pub error: Option<String>,
+    /// The listed transfer of the body, which counts what the client has got.
+    pub transfer: Option<Arc<Running>>,
 }
 
 /// The place where requests wait for their answers. The door opens a slot under the request's id

@@ -27,6 +27,7 @@ use crate::message::{Body, Buffered, Headers};
 use crate::metrics;
 use crate::oci::{Digest, Registry, Repository};
 use crate::permits::Permits;
+use crate::transfers::{Kind, Subject, TRANSFERS, Transfer};
 use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT, Upstream};
 use crate::upstream::{Stage, UpstreamError};
 use download::Fill;
@@ -56,6 +57,16 @@ impl BlobRequest {
         Scope {
             registry: &self.registry,
             repository: &self.repository,
+        }
+    }
+
+    /// What others see of its transfer.
+    pub fn subject(&self) -> Subject {
+        Subject {
+            registry: self.registry.to_string(),
+            repository: self.repository.to_string(),
+            digest: Some(self.digest.to_string()),
+            ..Subject::default()
         }
     }
 
@@ -91,6 +102,7 @@ pub struct Growing {
     upstream: Arc<Upstream>,
     state: Mutex<State>,
     changed: Condvar,
+    transfer: Arc<Transfer>,
     _reading: Reading,
 }
 
@@ -136,6 +148,7 @@ impl Fills {
             // That registry may be slow or out of order; ours is asked by itself.
             return Joined::Bypass(None);
         }
+        let _client = growing.transfer.join();
         if first {
             self.begin(&growing);
         }
@@ -159,6 +172,7 @@ impl Fills {
             upstream: Arc::clone(&self.upstream),
             state: Mutex::default(),
             changed: Condvar::new(),
+            transfer: Arc::new(Transfer::new(Kind::Fill, false, wanted.subject(), None)),
             _reading: self.disk.store.reading(&wanted.digest),
         });
         running.insert(wanted.digest.clone(), Arc::clone(&growing));
@@ -171,6 +185,7 @@ impl Fills {
             return self.end(growing, Outcome::Bypass);
         };
         let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+        let listed = TRANSFERS.list(Arc::clone(&growing.transfer));
         let (fills, filling) = (Arc::clone(self), Arc::clone(growing));
         let run = move || {
             let fill = AssertUnwindSafe(|| fills.fill(&filling));
@@ -178,6 +193,7 @@ impl Fills {
                 metrics::PANICS.inc();
                 Outcome::Failed(filling.fault(Stage::Transfer, "the download panicked".into()))
             });
+            drop(listed);
             fills.end(&filling, outcome);
             drop(slot);
         };
@@ -228,6 +244,11 @@ impl Growing {
     fn begun_with(&self) -> Option<u64> {
         let state = self.lock();
         state.begun.then_some(state.total)
+    }
+
+    /// Its progress, as others see it.
+    pub const fn transfer(&self) -> &Arc<Transfer> {
+        &self.transfer
     }
 
     /// How far it has come.

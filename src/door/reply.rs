@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use super::socket::ClientSocket;
 use crate::message::{Body, Piece, Pieces, Reply};
 use crate::metrics;
+use crate::transfers::Running;
 
 /// Bytes copied at a time from a streaming body: large enough for full speed, and small enough
 /// that the write limit is a limit on progress.
@@ -54,6 +55,22 @@ pub(super) enum WriteFault {
     Source(String),
 }
 
+/// Body bytes that the client got.
+struct Sent<'a> {
+    bytes: u64,
+    /// Where others see them.
+    transfer: Option<&'a Running>,
+}
+
+impl Sent<'_> {
+    fn add(&mut self, count: u64) {
+        self.bytes += count;
+        if let Some(transfer) = self.transfer {
+            transfer.add(count);
+        }
+    }
+}
+
 /// How the end of the body is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ReplyFraming {
@@ -71,27 +88,30 @@ pub(super) fn write(socket: &mut ClientSocket, reply: Reply, context: ReplyConte
     let keep_alive = context.keep_alive && framing != ReplyFraming::Close;
     let mut head = format_head(&reply, context, framing, keep_alive).into_bytes();
     let bodiless = context.head_only || framing == ReplyFraming::None;
-    let mut bytes = 0;
+    let mut sent = Sent {
+        bytes: 0,
+        transfer: reply.outcome.transfer.as_deref(),
+    };
     let result = match reply.body {
         Body::Bytes(body) if !bodiless => {
-            bytes = body.len() as u64;
+            sent.bytes = body.len() as u64;
             // Small replies go in one packet. Of a large one no reader has a copy of its own.
             let first = body.len().min(COPY_BYTES);
             let (first, rest) = body.split_at_checked(first).unwrap_or_default();
             head.extend_from_slice(first);
-            let sent = socket
+            let written = socket
                 .write_all(&head)
                 .and_then(|()| socket.write_all(rest));
-            sent.map_err(WriteFault::Client)
+            written.map_err(WriteFault::Client)
         }
         Body::Stream { mut reader, .. } if !bodiless => socket
             .write_all(&head)
             .map_err(WriteFault::Client)
-            .and_then(|()| copy_stream(socket, &mut *reader, framing, &mut bytes)),
+            .and_then(|()| copy_stream(socket, &mut *reader, framing, &mut sent)),
         Body::Pieces { mut pieces, .. } if !bodiless => socket
             .write_all(&head)
             .map_err(WriteFault::Client)
-            .and_then(|()| send_pieces(socket, &mut *pieces, framing, &mut bytes)),
+            .and_then(|()| send_pieces(socket, &mut *pieces, framing, &mut sent)),
         Body::Empty { length: Some(1..) } if !bodiless => Err(WriteFault::Source(
             "a body was announced and is not there".to_owned(),
         )),
@@ -105,7 +125,7 @@ pub(super) fn write(socket: &mut ClientSocket, reply: Reply, context: ReplyConte
         socket.reset_on_close();
     }
     Written {
-        bytes,
+        bytes: sent.bytes,
         keep_alive: keep_alive && fault.is_none(),
         fault,
     }
@@ -174,12 +194,12 @@ fn copy_stream(
     socket: &mut ClientSocket,
     reader: &mut dyn Read,
     framing: ReplyFraming,
-    sent: &mut u64,
+    sent: &mut Sent<'_>,
 ) -> Result<(), WriteFault> {
     let mut buffer = vec![0; COPY_BYTES];
     loop {
         let left = match framing {
-            ReplyFraming::Length(length) => length - *sent,
+            ReplyFraming::Length(length) => length - sent.bytes,
             ReplyFraming::None | ReplyFraming::Chunked | ReplyFraming::Close => u64::MAX,
         };
         let most = usize::try_from(left)
@@ -215,7 +235,7 @@ fn copy_stream(
             }
             _ => socket.write_all(piece).map_err(WriteFault::Client)?,
         }
-        *sent += count as u64;
+        sent.add(count as u64);
     }
 }
 
@@ -224,7 +244,7 @@ fn send_pieces(
     socket: &mut ClientSocket,
     pieces: &mut dyn Pieces,
     framing: ReplyFraming,
-    sent: &mut u64,
+    sent: &mut Sent<'_>,
 ) -> Result<(), WriteFault> {
     let chunked = framing == ReplyFraming::Chunked;
     let frame = |socket: &mut ClientSocket, text: &str| match chunked {
@@ -240,11 +260,11 @@ fn send_pieces(
         let length = match &piece {
             Piece::Bytes(bytes) => bytes.len() as u64,
             Piece::End => {
-                return end_pieces(framing, *sent).and_then(|()| frame(socket, "0\r\n\r\n"));
+                return end_pieces(framing, sent.bytes).and_then(|()| frame(socket, "0\r\n\r\n"));
             }
             Piece::File { length, .. } => *length,
         };
-        if matches!(framing, ReplyFraming::Length(whole) if length > whole - *sent) {
+        if matches!(framing, ReplyFraming::Length(whole) if length > whole - sent.bytes) {
             return Err(WriteFault::Source(
                 "body is longer than its length".to_owned(),
             ));
@@ -256,7 +276,7 @@ fn send_pieces(
         match piece {
             Piece::Bytes(bytes) => {
                 socket.write_all(bytes).map_err(WriteFault::Client)?;
-                *sent += length;
+                sent.add(length);
             }
             Piece::End => {}
             Piece::File {
@@ -284,7 +304,7 @@ fn send_file(
     socket: &mut ClientSocket,
     file: &File,
     (offset, length): (u64, u64),
-    sent: &mut u64,
+    sent: &mut Sent<'_>,
 ) -> Result<(), WriteFault> {
     let mut done = 0;
     while done < length {
@@ -296,7 +316,7 @@ fn send_file(
             }
             Ok(count) => {
                 done += count;
-                *sent += count;
+                sent.add(count);
             }
             Err(error) => return Err(WriteFault::Client(error)),
         }

@@ -16,6 +16,7 @@ use crate::cache::verify::Opened;
 use crate::log;
 use crate::message::{Body, Buffered, Headers, LogNote, Reply};
 use crate::oci::{Digest, ErrorCode, OciError, Repository};
+use crate::transfers::{Kind, TRANSFERS, Transfer};
 use crate::upstream::UpstreamError;
 use crate::upstream::client::Incoming;
 use crate::upstream::exchange::Call;
@@ -29,6 +30,30 @@ pub(super) fn get(exchange: &Exchange, repository: &Repository, digest: &Digest)
     if exchange.passes_redirect() {
         return redirect::pass(exchange, digest);
     }
+    let mut reply = find(exchange, repository, digest);
+    list_pull(exchange, repository, digest, &mut reply, None);
+    reply
+}
+
+/// Lists the blob's way to the client, unless it is listed already.
+fn list_pull(
+    exchange: &Exchange,
+    repository: &Repository,
+    digest: &Digest,
+    reply: &mut Reply,
+    fill: Option<&Arc<Transfer>>,
+) {
+    let from_cache = matches!(reply.body, Body::Pieces { .. });
+    let has_body = from_cache || matches!(reply.body, Body::Stream { .. });
+    if !has_body || reply.outcome.transfer.is_some() || !matches!(reply.status, 200 | 206) {
+        return;
+    }
+    let subject = exchange.subject(repository, Some(digest));
+    let transfer = Transfer::new(Kind::Pull, from_cache, subject, reply.body.length());
+    reply.outcome.transfer = Some(Arc::new(TRANSFERS.list(transfer.joined_to(fill))));
+}
+
+fn find(exchange: &Exchange, repository: &Repository, digest: &Digest) -> Reply {
     match &exchange.parts.cache {
         None => finish(exchange, digest, exchange.forward_bodiless()),
         Some(cache) => {
@@ -237,7 +262,10 @@ impl BlobPull<'_> {
                 make_part(self.digest, start, end, total, growing.body(start, end))
             }
         };
-        mark(reply, CacheOutcome::Miss)
+        let mut reply = mark(reply, CacheOutcome::Miss);
+        let (repository, fill) = (self.scope.repository, Some(growing.transfer()));
+        list_pull(self.exchange, repository, self.digest, &mut reply, fill);
+        reply
     }
 
     fn requested_range(&self) -> RangeSpec {

@@ -19,8 +19,9 @@ use crate::cache::Cache;
 use crate::cache::flights::Flights;
 use crate::config::{BlobRedirect, CacheKey};
 use crate::message::{Body, Buffered, Headers, LogNote, Reply, Request, RequestBody};
-use crate::oci::{Registry, Route};
+use crate::oci::{Digest, Registry, Repository, Route};
 use crate::permits::{FairShares, SharePermit};
+use crate::transfers::Subject;
 use crate::upstream::exchange::{Call, Fetched, Upstream};
 use crate::upstream::{Stage, UpstreamError};
 
@@ -91,6 +92,17 @@ impl Exchange {
         self.parts.blob_redirect == BlobRedirect::Pass
             && self.request.method == "GET"
             && matches!(self.route, Route::Blob(..))
+    }
+
+    /// A blob of this request on its way, as others see it.
+    pub(super) fn subject(&self, repository: &Repository, digest: Option<&Digest>) -> Subject {
+        Subject {
+            registry: self.registry.to_string(),
+            repository: repository.to_string(),
+            digest: digest.map(Digest::to_string),
+            request: Some(self.request.id.clone()),
+            peer: Some(self.request.peer.to_string()),
+        }
     }
 
     /// Time until the head of the answer is due.

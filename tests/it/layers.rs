@@ -17,7 +17,15 @@ const LAYERS: [&[&str]; 10] = [
     &["config", "oci", "message", "hash"],
     &["metrics", "log", "clock"],
     &[
-        "address", "budget", "calendar", "permits", "random", "range", "secret", "uri",
+        "address",
+        "budget",
+        "calendar",
+        "permits",
+        "random",
+        "range",
+        "secret",
+        "transfers",
+        "uri",
     ],
 ];
 /// These know only the layers from `config` down.

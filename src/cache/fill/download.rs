@@ -212,6 +212,7 @@ impl<'a> Fill<'a> {
             state.begun = true;
             state.total = total;
         });
+        self.growing.transfer.begin(self.have, total);
         self.show();
         Ok(())
     }
@@ -254,6 +255,7 @@ impl<'a> Fill<'a> {
     /// the new one has come further.
     fn show(&self) {
         let (file, have) = (Arc::clone(&self.file), self.have);
+        self.growing.transfer.set_bytes(have);
         self.growing.change(|state| {
             if state
                 .file

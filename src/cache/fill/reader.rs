@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::{COPY_BYTES, Growing, Outcome};
 use crate::message::{Headers, Piece, Pieces};
 use crate::range::ContentRange;
+use crate::transfers::JoinedClient;
 
 /// Longest wait of a reader for the next byte: the fill's own idle limit and its tries.
 const READER_TIMEOUT: Duration = Duration::from_secs(90);
@@ -22,6 +23,7 @@ pub(super) struct Reader {
     /// The client's own download, once the shared one has lost its disk.
     own: Option<Box<dyn Read + Send>>,
     buffer: Vec<u8>,
+    _client: JoinedClient,
 }
 
 /// What a reader finds.
@@ -58,8 +60,9 @@ impl Pieces for Reader {
 
 impl Reader {
     /// Reads `start..end`.
-    pub(super) const fn new(growing: Arc<Growing>, start: u64, end: u64) -> Self {
+    pub(super) fn new(growing: Arc<Growing>, start: u64, end: u64) -> Self {
         Self {
+            _client: growing.transfer.join(),
             growing,
             position: start,
             end,

@@ -14,6 +14,7 @@ use crate::oci::{Digest, Repository};
 use crate::proxy::content::DIGEST_FIELD;
 use crate::proxy::exchange::Exchange;
 use crate::range;
+use crate::transfers::{Kind, Running, TRANSFERS, Transfer};
 use crate::upstream::UpstreamError;
 
 /// The part of a path before the name of an upload.
@@ -33,7 +34,7 @@ pub(super) fn begin(
         let wanted = whole.as_ref().filter(|_| has_body)?;
         (!cache.store.has(wanted)).then(|| cache.uploads.whole())
     });
-    let mut reply = forward(exchange, body, upload.as_mut())?;
+    let mut reply = forward(exchange, repository, body, upload.as_mut())?;
     match reply.status {
         // A registry may begin an upload all the same, and wait for the blob.
         202 => {
@@ -95,7 +96,7 @@ fn patch(
 ) -> Result<Reply, UpstreamError> {
     let chunk = chunk_range(exchange);
     let mut upload = take(exchange, name, chunk.map(|(start, _)| start));
-    let mut reply = forward(exchange, body, upload.as_mut())?;
+    let mut reply = forward(exchange, repository, body, upload.as_mut())?;
     if !is_success(&reply) {
         return Ok(reply);
     }
@@ -131,7 +132,7 @@ fn put(
     {
         upload = None;
     }
-    let mut reply = forward(exchange, body, upload.as_mut())?;
+    let mut reply = forward(exchange, repository, body, upload.as_mut())?;
     if let (true, Some(digest)) = (is_success(&reply), digest) {
         commit(exchange, repository, &digest, upload, &reply);
         complete_reply(exchange, repository, &digest, &mut reply);
@@ -142,37 +143,47 @@ fn put(
     Ok(reply)
 }
 
-/// Passes the request on, with a copy of its body for the cache.
+/// Passes the request on, with a copy of its body for the cache. While it has a body it is a listed
+/// transfer.
 fn forward(
     exchange: &Exchange,
+    repository: &Repository,
     body: &mut RequestBody<'_>,
     upload: Option<&mut Upload>,
 ) -> Result<Reply, UpstreamError> {
-    let (Some(cache), Some(upload)) = (cache(exchange), upload) else {
+    let length = body.length();
+    if length == Some(0) {
         return exchange.forward(body);
-    };
-    let (uploads, length) = (&cache.uploads, body.length());
-    uploads.expect(upload, length.unwrap_or_default());
-    let mut copied = Copied {
+    }
+    let digest = parameter(exchange, "digest");
+    let subject = exchange.subject(repository, digest.as_ref());
+    let transfer = TRANSFERS.list(Transfer::new(Kind::Push, false, subject, length));
+    let keep = cache(exchange).zip(upload).map(|(cache, upload)| {
+        cache.uploads.expect(upload, length.unwrap_or_default());
+        (&cache.uploads, upload)
+    });
+    let mut watched = Watched {
         body,
-        uploads,
-        upload,
+        transfer,
+        keep,
     };
-    exchange.forward(&mut RequestBody::new(&mut copied, length))
+    exchange.forward(&mut RequestBody::new(&mut watched, length))
 }
 
-/// Hands what is read from a body to the cache.
-struct Copied<'a, 'b> {
+/// Counts what is read from a body, and hands it to the cache if it is to be kept.
+struct Watched<'a, 'b> {
     body: &'a mut RequestBody<'b>,
-    uploads: &'a Arc<Uploads>,
-    upload: &'a mut Upload,
+    transfer: Running,
+    keep: Option<(&'a Arc<Uploads>, &'a mut Upload)>,
 }
 
-impl Read for Copied<'_, '_> {
+impl Read for Watched<'_, '_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let count = self.body.read(into)?;
-        let bytes = into.get(..count).unwrap_or_default();
-        self.uploads.push(self.upload, bytes);
+        self.transfer.add(count as u64);
+        if let Some((uploads, upload)) = &mut self.keep {
+            uploads.push(upload, into.get(..count).unwrap_or_default());
+        }
         Ok(count)
     }
 }
