@@ -182,10 +182,18 @@ impl Cached {
         sizes(&self.path("partial/sha256"))
     }
 
-    /// Bytes of blobs and downloads; one that moves from the one to the other counts once.
+    /// Bytes of blobs and downloads that were there at the same time. A blob that is evicted while
+    /// the folders are read may have made room for a download, so it does not count; one that moves
+    /// from the one to the other counts once.
     pub(crate) fn disk_use(&self) -> u64 {
-        let mut all = sizes(&self.path("blobs/sha256"));
-        all.extend(self.partials());
+        let before = sizes(&self.path("blobs/sha256"));
+        let mut all = self.partials();
+        let after = sizes(&self.path("blobs/sha256"));
+        all.extend(
+            after
+                .into_iter()
+                .filter(|(name, _)| before.contains_key(name)),
+        );
         all.values().sum()
     }
 

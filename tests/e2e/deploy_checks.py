@@ -1,0 +1,118 @@
+"""What deploy/ ships: rendered, validated, and its settings read by the binary."""
+
+import os
+import subprocess
+
+import kubernetes_validate
+import yaml
+from checks import check, want
+from parts import ROOT, proxy_command, run
+
+# Debian 12's own kubectl cannot read today's kustomizations; this one came with the Python packages.
+KUBECTL = os.path.join(ROOT, "tests", ".venv", "bin", "kubectl")
+KUBERNETES = os.path.join(ROOT, "deploy", "kubernetes")
+# Versions that clouds run now: the oldest, one between, and the newest.
+VERSIONS = ["1.30", "1.33", "1.35"]
+
+
+def render(folder):
+    """The objects of a kustomization."""
+    text = run(KUBECTL, "kustomize", os.path.join(KUBERNETES, folder))
+    return list(yaml.safe_load_all(text))
+
+
+def folders():
+    """Every folder with a kustomization."""
+    found = [os.path.relpath(path, KUBERNETES) for path, _, files in os.walk(KUBERNETES)
+             if "kustomization.yaml" in files]
+    want(len(found) >= 7, found)
+    return sorted(found)
+
+
+def pick(objects, kind):
+    """The one object of a kind."""
+    found = [one for one in objects if one["kind"] == kind]
+    want(len(found) == 1, kind, found)
+    return found[0]
+
+
+@check("bench")
+def kustomizations_are_valid(_fixtures, _bench):
+    for folder in folders():
+        objects = render(folder)
+        for version in VERSIONS:
+            for one in objects:
+                kubernetes_validate.validate(one, version, strict=True)
+        for one in objects:
+            template = one.get("spec", {}).get("template")
+            if template:
+                labels = one["spec"]["selector"]["matchLabels"]
+                want(labels.items() <= template["metadata"]["labels"].items(), folder, labels)
+
+
+@check("bench")
+def the_base_is_at_the_restricted_level_and_the_overlays_change_what_they_say(_fixtures, _bench):
+    overlays = [name for name in folders() if name.startswith("overlays") or name == "base"]
+    for folder in overlays:
+        pod = pick(render(folder), "Deployment")["spec"]["template"]["spec"]
+        want(pod["securityContext"]["runAsNonRoot"], folder)
+        want(pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault", folder)
+        want(not pod["automountServiceAccountToken"], folder)
+        for volume in pod["volumes"]:
+            want(set(volume) & {"emptyDir", "persistentVolumeClaim"}, folder, volume)
+        for container in pod["containers"] + pod.get("initContainers", []):
+            context = container["securityContext"]
+            want(context["allowPrivilegeEscalation"] is False, folder)
+            want(context["capabilities"] == {"drop": ["ALL"]}, folder)
+            want(not any("hostPort" in port for port in container["ports"]), folder)
+            want({"startupProbe", "livenessProbe", "readinessProbe"} <= set(container), folder)
+    irsa = pick(render("overlays/irsa"), "ServiceAccount")
+    want("eks.amazonaws.com/role-arn" in irsa["metadata"]["annotations"], irsa)
+    keys = pick(render("overlays/keys"), "Deployment")["spec"]["template"]["spec"]
+    want({"secretRef": {"name": "aws-ecr-proxy"}} in keys["containers"][0]["envFrom"], keys)
+    volume = render("overlays/volume")
+    want(pick(volume, "Deployment")["spec"]["replicas"] == 1, volume)
+    want("PodDisruptionBudget" not in [one["kind"] for one in volume], volume)
+    # One place for the port that a node knows.
+    port = pick(render("overlays/nodeport"), "Service")["spec"]["ports"][0]["nodePort"]
+    node = pick(render("daemonset"), "DaemonSet")["spec"]["template"]["spec"]["containers"][0]
+    hosts = pick(render("hosts"), "ConfigMap")["data"]["hosts.toml"]
+    want(node["ports"][0]["hostPort"] == port and f"http://localhost:{port}" in hosts, port, hosts)
+
+
+@check("bench")
+def the_binary_takes_every_setting_that_deploy_names(_fixtures, _bench):
+    for folder in ["base", "daemonset"]:
+        settings = pick(render(folder), "ConfigMap")["data"]
+        done = subprocess.run([*proxy_command(), "settings"], env=settings, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        want(done.returncode == 0, done.stdout)
+        for name, value in settings.items():
+            want(name in done.stdout and value in done.stdout, name, done.stdout)
+        want("WARN" not in done.stdout, done.stdout)
+
+
+@check("bench")
+def the_systemd_units_are_valid_and_confined(_fixtures, bench):
+    folder = bench.fresh("units")
+    for name in ["aws-ecr-proxy.service", "aws-ecr-proxy.socket"]:
+        with open(os.path.join(ROOT, "deploy", name)) as file:
+            text = file.read()
+        # Where this machine has the binary.
+        text = text.replace("/usr/local/bin/aws-ecr-proxy", os.path.abspath(proxy_command()[0]))
+        with open(os.path.join(folder, name), "w") as file:
+            file.write(text)
+    units = [os.path.join(folder, name) for name in os.listdir(folder)]
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", *units], text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    want(done.returncode == 0 and not done.stdout.strip(), done.stdout)
+    service = os.path.join(folder, "aws-ecr-proxy.service")
+    run("systemd-analyze", "security", "--offline=true", "--threshold=15", service)
+
+
+@check("bench")
+def compose_hands_over_temporary_credentials(_fixtures, _bench):
+    with open(os.path.join(ROOT, "deploy", "compose.yaml")) as file:
+        service = yaml.safe_load(file)["services"]["aws-ecr-proxy"]
+    names = {"ECR", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
+    want(names <= set(service["environment"]), service)
