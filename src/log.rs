@@ -312,6 +312,7 @@ fn one_line(message: &str) -> String {
 
 fn write_lines(lines: &Receiver<Queued>) {
     let mut looked = Instant::now();
+    let mut reported = 0;
     loop {
         match lines.recv_timeout(REPEATS_POLL) {
             Ok(Queued::Line(line)) => write_stderr(&line),
@@ -327,7 +328,8 @@ fn write_lines(lines: &Receiver<Queued>) {
             looked = Instant::now();
             write_left_out(repeats::INTERVAL);
         }
-        let dropped = metrics::LOG_LINES_DROPPED.take();
+        let all = metrics::LOG_LINES_DROPPED.get();
+        let dropped = all - std::mem::replace(&mut reported, all);
         if dropped > 0 {
             let fields: [Field<'_>; 1] = [("lines", &dropped)];
             write_stderr(&line(Level::Warn, "log lines dropped", &fields));

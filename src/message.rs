@@ -13,6 +13,7 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::budget::Share;
+use crate::metrics::CacheOutcome;
 use crate::transfers::Running;
 
 /// The field that names the waiting request on its way through tiny_http. The door removes such a
@@ -464,8 +465,8 @@ impl Reply {
 /// Notes on how a reply came about, for the request's log line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LogNote {
-    /// `hit`, `miss` …; none when the cache was not asked.
-    pub cache: Option<&'static str>,
+    /// The cache's part; none when it was not asked.
+    pub cache: Option<CacheOutcome>,
     /// Upstream's status, or the stage at which it failed; none when upstream was not asked.
     pub upstream: Option<String>,
     /// What went wrong, for the person on call.

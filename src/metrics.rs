@@ -1,7 +1,34 @@
-//! Counters. Owns: every number that the process keeps about itself. Must not: log, lock or
-//! allocate.
+//! Counters. Owns: every number that the process keeps about itself. Must not: log, lock, or
+//! allocate while it counts.
+//!
+//! `pages/metrics.rs` shows them under `/metrics`; a test there holds it to this list.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+/// An enum whose variants are the values of one label.
+macro_rules! label {
+    ($(#[$about:meta])* $name:ident { $($(#[$of:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($(#[$of])* $variant,)+ }
+
+        impl $name {
+            /// Every value, in order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// As labels and the log have it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+    };
+}
+
+mod histogram;
+pub mod requests;
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+
+pub use histogram::{BOUNDS, Histogram};
+pub use requests::{CacheOutcome, Finished, Method, Route, Source};
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -26,15 +53,49 @@ impl Counter {
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
+}
 
-    /// The count so far. It starts from zero again.
-    pub fn take(&self) -> u64 {
-        self.0.swap(0, Relaxed)
+/// A number of things that are there now.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicI64);
+
+impl Gauge {
+    const fn new() -> Self {
+        Self(AtomicI64::new(0))
+    }
+
+    /// Counts one thing for as long as the value lives.
+    pub fn hold(&'static self) -> Held {
+        self.0.fetch_add(1, Relaxed);
+        Held(self)
+    }
+
+    /// How many there are; 0 at the least.
+    pub fn get(&self) -> u64 {
+        u64::try_from(self.0.load(Relaxed)).unwrap_or_default()
     }
 }
 
-/// Requests answered, of any status.
-pub static REQUESTS: Counter = Counter::new();
+/// One thing that a [`Gauge`] counts.
+#[derive(Debug)]
+pub struct Held(&'static Gauge);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Connections of clients that are open.
+pub static CONNECTIONS: Gauge = Gauge::new();
+/// Requests whose reply is not whole yet.
+pub static REQUESTS_RUNNING: Gauge = Gauge::new();
+/// Heads that wait for a worker's decision, or for a lane to one.
+pub static DECISIONS_WAITING: Gauge = Gauge::new();
+/// Workers that decide.
+pub static WORKERS_BUSY: Gauge = Gauge::new();
+/// Connections of clients, refused ones too.
+pub static CONNECTIONS_ACCEPTED: Counter = Counter::new();
 /// Connections refused because the cap was reached or a thread was refused.
 pub static CONNECTIONS_REFUSED: Counter = Counter::new();
 /// TLS handshakes that failed.

@@ -111,6 +111,7 @@ fn answer_request(request: tiny_http::Request, desk: &Desk, decide: &Decide) {
     let mut writer = request.into_writer();
     let id = headers.first(DOOR_FIELD).unwrap_or_default().to_owned();
     headers.remove(DOOR_FIELD);
+    let _busy = metrics::WORKERS_BUSY.hold();
     let answered = desk.take_up(&id).is_none_or(|peer| {
         let request = Request {
             method,

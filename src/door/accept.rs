@@ -157,6 +157,7 @@ fn is_shortage(error: &io::Error) -> bool {
 
 /// Gives the connection a thread, in the place of the longest idle one when a cap is reached.
 fn admit(shared: &Arc<DoorState>, stream: ClientStream, address: Option<SocketAddr>) {
+    metrics::CONNECTIONS_ACCEPTED.inc();
     let ip = address.map(|address| address.ip());
     if let Err(why) = shared.make_room(ip) {
         return refuse(shared, &stream, &why);

@@ -14,7 +14,8 @@ use super::socket::{ClientSocket, is_timeout};
 use super::tls::HandshakeFault;
 use crate::log::{self, Level};
 use crate::message::{Answer, LogNote, Peer, Reply, RequestBody};
-use crate::metrics;
+use crate::metrics::requests::{self, RequestKind};
+use crate::metrics::{self, CacheOutcome, Finished, Method, Route};
 use crate::oci::{ErrorCode, OciError};
 use crate::random::unguessable;
 
@@ -144,6 +145,7 @@ fn serve_one(
             return Next::Close;
         }
     };
+    let running = metrics::REQUESTS_RUNNING.hold();
     let started = Instant::now();
     let id = format!("{:016x}", unguessable());
     let (reply, body_done) = get_reply(shared, peer, socket, &head, &id);
@@ -161,6 +163,7 @@ fn serve_one(
         target: &head.target,
     };
     let written = write_and_log(line, socket, reply, context);
+    drop(running);
     connection.set_idle();
     if written.keep_alive {
         return Next::Request;
@@ -220,7 +223,9 @@ fn get_reply(
     id: &str,
 ) -> (Reply, bool) {
     shared.desk.open(id, peer.clone());
+    let waiting = metrics::DECISIONS_WAITING.hold();
     let asked = shared.lanes.ask(&head.for_lane(id));
+    drop(waiting);
     let answer = shared.desk.close(id);
     let exchange = match (asked, answer) {
         (Ok(()), Some(Answer::Now(reply))) => {
@@ -318,8 +323,21 @@ fn write_and_log(
     context: ReplyContext<'_>,
 ) -> Written {
     let (status, outcome) = (reply.status, reply.outcome.clone());
+    let first_byte = line.started.elapsed();
     let written = reply::write(socket, reply, context);
-    metrics::REQUESTS.inc();
+    let path = line.target.split('?').next().unwrap_or_default();
+    requests::record(&Finished {
+        kind: RequestKind {
+            route: Route::of(path),
+            method: Method::of(line.method),
+            status,
+            cache: outcome.cache,
+        },
+        asked_upstream: outcome.upstream.is_some(),
+        bytes: written.bytes,
+        first_byte,
+        duration: line.started.elapsed(),
+    });
     let cut = written.fault.as_ref().map(|fault| match fault {
         WriteFault::Client(error) => format!("client: {error}"),
         WriteFault::Source(why) => format!("cut: {why}"),
@@ -335,7 +353,8 @@ fn write_and_log(
         ("peer", line.peer),
         ("id", &line.id),
     ];
-    if let Some(cache) = &outcome.cache {
+    let cache = outcome.cache.map(CacheOutcome::name);
+    if let Some(cache) = &cache {
         fields.push(("cache", cache));
     }
     if let Some(upstream) = &outcome.upstream {

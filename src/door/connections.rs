@@ -25,6 +25,7 @@ use super::peers::{Network, NetworkCounts};
 use super::stream::ClientStream;
 use super::tls::ServerTls;
 use crate::message::Desk;
+use crate::metrics::{CONNECTIONS, Held};
 
 /// Longest wait for a connection that was told to close to make room.
 const ROOM_TIMEOUT: Duration = Duration::from_millis(250);
@@ -121,6 +122,7 @@ impl DoorState {
             state: AtomicU8::new(IDLE),
             idle_since_ms: AtomicU64::new(millis(self.started.elapsed())),
             started: self.started,
+            _counted: CONNECTIONS.hold(),
         });
         if let Some(client) = connection.client {
             table.per_network.add(client);
@@ -242,6 +244,7 @@ pub(super) struct Connection {
     state: AtomicU8,
     idle_since_ms: AtomicU64,
     started: Instant,
+    _counted: Held,
 }
 
 impl Connection {

@@ -228,3 +228,40 @@ fn no_odd_path_yields_a_name_that_could_leave_its_folder() {
         "{accepted} paths were accepted: too few to show anything"
     );
 }
+
+#[test]
+fn metrics_read_paths_as_we_do() {
+    use crate::metrics;
+    let mut seen = std::collections::HashSet::new();
+    let mut agree = |path: &str| {
+        let Ok(route) = Route::parse(path) else {
+            return;
+        };
+        let expected = match route {
+            Route::Base => metrics::Route::Base,
+            Route::Blob(..) => metrics::Route::Blob,
+            Route::Catalog => metrics::Route::Catalog,
+            Route::Manifest(..) => metrics::Route::Manifest,
+            Route::Referrers(..) => metrics::Route::Referrers,
+            Route::Tags(_) => metrics::Route::Tags,
+            Route::Upload(_) | Route::Uploads(_) => metrics::Route::Upload,
+        };
+        assert_eq!(metrics::Route::of(path), expected, "{path}");
+        seen.insert(expected.name());
+    };
+    let digest = format!("sha256:{}", "a".repeat(64));
+    for path in [
+        "/v2",
+        "/v2/",
+        "/v2/_catalog",
+        "/v2/a/tags/list",
+        "/v2/a/blobs/uploads",
+    ] {
+        agree(path);
+    }
+    agree(&format!("/v2/a/referrers/{digest}"));
+    agree(&format!("/v2/a/blobs/{digest}"));
+    agree(&format!("/v2/blobs/uploads/manifests/{digest}"));
+    (0..200_000).for_each(|seed| agree(&odd_path(seed)));
+    assert_eq!(seen.len(), 7, "{seen:?}");
+}

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use crate::log::{self, Level};
 use crate::message::Reply;
+pub(super) use crate::metrics::CacheOutcome;
 use crate::oci::{ErrorCode, OciError};
 use crate::upstream::{Stage, UpstreamError};
 
@@ -15,29 +16,13 @@ pub(super) const API_VERSION: (&str, &str) = ("Docker-Distribution-Api-Version",
 /// Longest text of a `Warning`; clients take 4096 bytes.
 const WARNING_BYTES_MAX: usize = 512;
 
-/// The part that the cache had in an answer, as `X-Cache` shows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum CacheOutcome {
-    Bypass,
-    Hit,
-    Miss,
-    Revalidated,
-    Stale,
-}
-
 /// Writes the part that the cache had into the reply, and into its log line.
 pub(super) fn mark(mut reply: Reply, outcome: CacheOutcome) -> Reply {
-    let (shown, logged) = match outcome {
-        CacheOutcome::Bypass => ("BYPASS", "bypass"),
-        CacheOutcome::Hit => ("HIT", "hit"),
-        CacheOutcome::Miss => ("MISS", "miss"),
-        CacheOutcome::Revalidated => ("REVALIDATED", "revalidated"),
-        CacheOutcome::Stale => ("STALE", "stale"),
-    };
-    reply.headers.set("X-Cache", shown);
+    let shown = outcome.name().to_ascii_uppercase();
+    reply.headers.set("X-Cache", shown.as_str());
     // Users of the nginx proxy watch this one.
     reply.headers.set("X-Cache-Status", shown);
-    reply.outcome.cache = Some(logged);
+    reply.outcome.cache = Some(outcome);
     reply
 }
 

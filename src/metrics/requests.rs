@@ -1,0 +1,364 @@
+//! Finished requests. Owns: their numbers by route, method, status and the cache's part, the bytes
+//! that clients got, and how long it took. Must not: know how a request is answered.
+//!
+//! Each request is counted once, by [`record`], when its reply has been written or cut.
+
+use std::time::Duration;
+
+use super::{Counter, Histogram};
+
+label! {
+    /// What a request is for, by the form of its path.
+    Route {
+        /// `/v2/`
+        Base = "base",
+        /// A blob.
+        Blob = "blob",
+        /// The list of repositories.
+        Catalog = "catalog",
+        /// A manifest.
+        Manifest = "manifest",
+        /// `/metrics`
+        Metrics = "metrics",
+        /// Anything else.
+        Other = "other",
+        /// `/healthz`, `/readyz`, `/version`
+        Probe = "probe",
+        /// Referrers of a manifest.
+        Referrers = "referrers",
+        /// The status page and its data.
+        Status = "status",
+        /// The list of tags.
+        Tags = "tags",
+        /// A step of an upload.
+        Upload = "upload",
+    }
+}
+
+impl Route {
+    /// The route of a path, as `oci::Route` reads it, without a look at names and digests.
+    pub fn of(path: &str) -> Self {
+        let Some(rest) = path.strip_prefix("/v2/") else {
+            return match path {
+                "/healthz" | "/readyz" | "/version" => Self::Probe,
+                "/metrics" => Self::Metrics,
+                "/" | "/status" | "/status.json" => Self::Status,
+                "/v2" => Self::Base,
+                _ => Self::Other,
+            };
+        };
+        if rest.ends_with("/tags/list") {
+            return Self::Tags;
+        }
+        if rest.contains("/blobs/uploads/") || rest.ends_with("/blobs/uploads") {
+            return Self::Upload;
+        }
+        match rest.rsplit('/').nth(1) {
+            Some("blobs") => Self::Blob,
+            Some("manifests") => Self::Manifest,
+            Some("referrers") => Self::Referrers,
+            _ if rest.is_empty() => Self::Base,
+            _ if rest == "_catalog" || rest.ends_with("/_catalog") => Self::Catalog,
+            _ => Self::Other,
+        }
+    }
+}
+
+label! {
+    /// The method of a request.
+    Method {
+        /// DELETE
+        Delete = "DELETE",
+        /// GET
+        Get = "GET",
+        /// HEAD
+        Head = "HEAD",
+        /// Any other.
+        Other = "other",
+        /// PATCH
+        Patch = "PATCH",
+        /// POST
+        Post = "POST",
+        /// PUT
+        Put = "PUT",
+    }
+}
+
+impl Method {
+    /// The method of this name.
+    pub fn of(name: &str) -> Self {
+        let known = Self::ALL.iter().find(|method| method.name() == name);
+        known.copied().unwrap_or(Self::Other)
+    }
+}
+
+label! {
+    /// The part that the cache had in an answer, as `X-Cache` shows it.
+    CacheOutcome {
+        /// Not kept.
+        Bypass = "bypass",
+        /// It was there.
+        Hit = "hit",
+        /// It was not there.
+        Miss = "miss",
+        /// It was there, and upstream confirmed it.
+        Revalidated = "revalidated",
+        /// It was there, and upstream could not confirm it.
+        Stale = "stale",
+    }
+}
+
+label! {
+    /// Where the bytes of a reply come from.
+    Source {
+        /// The cache.
+        Cache = "cache",
+        /// The proxy itself: pages and error documents.
+        Proxy = "proxy",
+        /// A registry, also by way of the cache.
+        Upstream = "upstream",
+    }
+}
+
+/// Statuses that are counted by themselves; the last is for all others.
+const STATUSES: [u16; 30] = [
+    200, 201, 202, 204, 206, 301, 302, 304, 307, 308, 400, 401, 403, 404, 405, 406, 408, 409, 411,
+    412, 413, 415, 416, 429, 431, 500, 502, 503, 504, 0,
+];
+/// Outcomes of the cache, and none.
+const OUTCOMES: usize = CacheOutcome::ALL.len() + 1;
+const KINDS: usize = Route::ALL.len() * Method::ALL.len() * STATUSES.len() * OUTCOMES;
+
+static REQUESTS: [Counter; KINDS] = [const { Counter::new() }; KINDS];
+static SENT_BYTES: [Counter; Source::ALL.len()] = [const { Counter::new() }; Source::ALL.len()];
+static DURATIONS: [Histogram; Route::ALL.len()] = [const { Histogram::new() }; Route::ALL.len()];
+static FIRST_BYTES: [Histogram; OUTCOMES] = [const { Histogram::new() }; OUTCOMES];
+
+/// What requests are counted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestKind {
+    /// The route.
+    pub route: Route,
+    /// The method.
+    pub method: Method,
+    /// The status of the reply; 0 for one that no list of statuses has.
+    pub status: u16,
+    /// The cache's part; none when it was not asked.
+    pub cache: Option<CacheOutcome>,
+}
+
+impl RequestKind {
+    fn index(self) -> usize {
+        let last = STATUSES.len() - 1;
+        let status = STATUSES.iter().position(|known| *known == self.status);
+        let methods = self.route as usize * Method::ALL.len() + self.method as usize;
+        let statuses = methods * STATUSES.len() + status.unwrap_or(last);
+        statuses * OUTCOMES + outcome_index(self.cache)
+    }
+}
+
+/// A request that is over.
+#[derive(Debug, Clone, Copy)]
+pub struct Finished {
+    /// What it is counted by.
+    pub kind: RequestKind,
+    /// A registry answered it.
+    pub asked_upstream: bool,
+    /// Body bytes that the client got.
+    pub bytes: u64,
+    /// From the whole head until the reply began.
+    pub first_byte: Duration,
+    /// From the whole head until the reply was written or cut.
+    pub duration: Duration,
+}
+
+impl Finished {
+    /// Where its bytes come from.
+    pub const fn source(&self) -> Source {
+        match self.kind.cache {
+            Some(CacheOutcome::Hit | CacheOutcome::Revalidated | CacheOutcome::Stale) => {
+                Source::Cache
+            }
+            Some(CacheOutcome::Bypass | CacheOutcome::Miss) => Source::Upstream,
+            None if self.asked_upstream => Source::Upstream,
+            None => Source::Proxy,
+        }
+    }
+}
+
+/// Counts a request.
+pub fn record(finished: &Finished) {
+    let kind = finished.kind;
+    add(&REQUESTS, kind.index(), 1);
+    add(&SENT_BYTES, finished.source() as usize, finished.bytes);
+    if let Some(durations) = DURATIONS.get(kind.route as usize) {
+        durations.observe(finished.duration);
+    }
+    if let Some(first_bytes) = FIRST_BYTES.get(outcome_index(kind.cache)) {
+        first_bytes.observe(finished.first_byte);
+    }
+}
+
+/// Calls `visit` with each kind of request that has come, and how many did.
+pub fn each_kind(mut visit: impl FnMut(RequestKind, u64)) {
+    let mut counts = REQUESTS.iter().map(Counter::get);
+    for route in Route::ALL {
+        for method in Method::ALL {
+            for status in STATUSES {
+                for cache in outcomes() {
+                    let count = counts.next().unwrap_or_default();
+                    if count > 0 {
+                        let (route, method) = (*route, *method);
+                        visit(
+                            RequestKind {
+                                route,
+                                method,
+                                status,
+                                cache,
+                            },
+                            count,
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Body bytes that clients got from there.
+pub fn sent_bytes(source: Source) -> u64 {
+    SENT_BYTES.get(source as usize).map_or(0, Counter::get)
+}
+
+/// How long requests took, by route.
+pub fn durations() -> impl Iterator<Item = (Route, &'static Histogram)> {
+    Route::ALL.iter().copied().zip(&DURATIONS)
+}
+
+/// How long requests took until their reply began, by the cache's part.
+pub fn first_bytes() -> impl Iterator<Item = (Option<CacheOutcome>, &'static Histogram)> {
+    outcomes().zip(&FIRST_BYTES)
+}
+
+/// Every outcome of the cache, and none.
+fn outcomes() -> impl Iterator<Item = Option<CacheOutcome>> {
+    CacheOutcome::ALL.iter().copied().map(Some).chain([None])
+}
+
+fn outcome_index(cache: Option<CacheOutcome>) -> usize {
+    cache.map_or(CacheOutcome::ALL.len(), |cache| cache as usize)
+}
+
+fn add(counters: &[Counter], index: usize, count: u64) {
+    if let Some(counter) = counters.get(index) {
+        counter.add(count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn every_kind_has_a_counter_of_its_own() {
+        let mut indices = HashSet::new();
+        for route in Route::ALL.iter().copied() {
+            for method in Method::ALL.iter().copied() {
+                for status in STATUSES {
+                    for cache in outcomes() {
+                        let kind = RequestKind {
+                            route,
+                            method,
+                            status,
+                            cache,
+                        };
+                        assert!(
+                            kind.index() < KINDS && indices.insert(kind.index()),
+                            "{kind:?}"
+                        );
+                    }
+                }
+            }
+        }
+        assert_eq!(indices.len(), KINDS);
+    }
+
+    #[test]
+    fn a_request_is_counted_under_its_kind() {
+        // No other test has this one.
+        let kind = RequestKind {
+            route: Route::Catalog,
+            method: Method::Patch,
+            status: 418,
+            cache: Some(CacheOutcome::Stale),
+        };
+        let finished = Finished {
+            kind,
+            asked_upstream: true,
+            bytes: 7,
+            first_byte: Duration::from_millis(1),
+            duration: Duration::from_secs(1),
+        };
+        assert_eq!(finished.source(), Source::Cache);
+        record(&finished);
+        record(&finished);
+        let mut found = Vec::new();
+        each_kind(|kind, count| found.push((kind, count)));
+        // A status that is not in the list is 0.
+        assert!(
+            found.contains(&(RequestKind { status: 0, ..kind }, 2)),
+            "{found:?}"
+        );
+        assert!(sent_bytes(Source::Cache) >= 14);
+    }
+
+    #[test]
+    fn bytes_are_of_the_cache_of_upstream_or_our_own() {
+        let finished = |cache, asked_upstream| Finished {
+            kind: RequestKind {
+                route: Route::Blob,
+                method: Method::Get,
+                status: 200,
+                cache,
+            },
+            asked_upstream,
+            bytes: 1,
+            first_byte: Duration::ZERO,
+            duration: Duration::ZERO,
+        };
+        for (cache, asked_upstream, source) in [
+            (Some(CacheOutcome::Hit), false, Source::Cache),
+            (Some(CacheOutcome::Revalidated), true, Source::Cache),
+            (Some(CacheOutcome::Miss), false, Source::Upstream),
+            (Some(CacheOutcome::Bypass), true, Source::Upstream),
+            (None, true, Source::Upstream),
+            (None, false, Source::Proxy),
+        ] {
+            assert_eq!(
+                finished(cache, asked_upstream).source(),
+                source,
+                "{cache:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn words_are_bounded_whatever_a_client_sends() {
+        assert_eq!(Method::of("GET"), Method::Get);
+        for odd in ["get", "OTHER", "other\"} 1", "\n", ""] {
+            assert_eq!(Method::of(odd), Method::Other, "{odd:?}");
+        }
+        for odd in [
+            "*",
+            "/v2x/a/blobs/b",
+            "/v2/a",
+            "/V2/",
+            "//metrics",
+            "/metrics/",
+            "",
+        ] {
+            assert_eq!(Route::of(odd), Route::Other, "{odd:?}");
+        }
+    }
+}
