@@ -12,6 +12,8 @@ mod aws;
 mod cache;
 mod clients;
 mod document;
+mod fault;
+mod given;
 mod globs;
 mod listen;
 mod metadata;
@@ -20,15 +22,14 @@ mod outbound;
 mod parse;
 mod registry;
 mod rows;
+mod settings;
 mod table;
 
 use std::ffi::OsString;
-use std::fmt;
 use std::time::{Duration, UNIX_EPOCH};
 
+use self::given::Given;
 use crate::calendar;
-use crate::log::{Format, Level};
-use crate::oci::Registry;
 use crate::secret::Secret;
 
 pub use access::AccessSettings;
@@ -39,6 +40,8 @@ pub use aws::{
 pub use cache::{CacheDir, CacheKey, KeyPart, TagTtl};
 pub use clients::TlsSettings;
 pub use document::{help, markdown_page, markdown_tables};
+pub use fault::Fault;
+pub use given::Origin;
 pub use globs::Globs;
 pub use listen::{Activation, ListenHost};
 pub use metadata::{
@@ -47,7 +50,8 @@ pub use metadata::{
 pub use outbound::{BlobRedirect, OutboundSettings, ProxyException, ProxyUrl};
 pub use registry::{ImageOrigin, UpstreamAuth};
 pub use rows::table_rows;
-pub use table::{Accepts, Group, Kind, Preset, Setting, Unit, flag_of};
+pub use settings::Settings;
+pub use table::{Group, Kind, Limits, Preset, Setting, Unit, flag_of};
 
 /// The version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -70,115 +74,6 @@ pub const EXIT_SETTINGS: u8 = 64;
 /// Exit code: a thread that must not end has ended (`EX_SOFTWARE` of sysexits.h).
 pub const EXIT_THREAD_LOST: u8 = 70;
 
-/// Longest part of a value that is shown.
-const SHOWN_CHARACTERS_MAX: usize = 200;
-
-/// Everything a user can set, checked. The default is blank, for the table to write on: only
-/// [`resolve`] fills it.
-#[derive(Debug, Clone, Default)]
-pub struct Settings {
-    /// `ECR`, the default one first; none: the registry that the token names.
-    pub registries: Vec<Registry>,
-    /// `NAMESPACES`
-    pub namespaces: Vec<ImageOrigin>,
-    /// `UPSTREAM_AUTH`
-    pub upstream_auth: UpstreamAuth,
-    /// `ALLOW_PLAIN_TOKEN`
-    pub allow_plain_token: bool,
-    /// What clients may do.
-    pub access: AccessSettings,
-    /// The AWS settings.
-    pub aws: AwsSettings,
-    /// The way out.
-    pub outbound: OutboundSettings,
-    /// TLS towards clients.
-    pub tls: TlsSettings,
-    /// `RENEW_INTERVAL_HOURS`
-    pub renew_interval: Duration,
-    /// `LISTEN_HOST`
-    pub listen_host: ListenHost,
-    /// `LISTEN_FDS`; what it hands in goes before address, port and path.
-    pub activation: Activation,
-    /// `LISTEN_PORT`; 0 picks one.
-    pub listen_port: u16,
-    /// The opposite of `DISABLE_PROXY_HEADERS`
-    pub trust_proxy_headers: bool,
-    /// `BLOB_HOSTS`: `host`, `host:port`, or `.suffix`; lower case
-    pub blob_hosts: Vec<String>,
-    /// `CACHE_DIR`
-    pub cache_dir: CacheDir,
-    /// `CACHE_MAX_SIZE`, in bytes
-    pub cache_max_size: u64,
-    /// `CACHE_KEY`
-    pub cache_key: CacheKey,
-    /// `CACHE_TAG_TTL`
-    pub cache_tag_ttl: TagTtl,
-    /// `FILL_REFERRERS`
-    pub fill_referrers: bool,
-    /// `WORKERS`
-    pub workers: usize,
-    /// `LANES`
-    pub lanes: usize,
-    /// `MAX_CONNECTIONS`
-    pub max_connections: usize,
-    /// `MAX_CONNECTIONS_PER_PEER`
-    pub max_connections_per_peer: usize,
-    /// `MIN_RATE`, in bytes a second; 0: off
-    pub min_rate: u64,
-    /// `MAX_EXCHANGES`
-    pub max_exchanges: usize,
-    /// `MAX_UPLOADS`
-    pub max_uploads: usize,
-    /// `MAX_FILLS`
-    pub max_fills: usize,
-    /// `SHUTDOWN_GRACE`
-    pub shutdown_grace: Duration,
-    /// `LOG_LEVEL`
-    pub log_level: Level,
-    /// `LOG_FORMAT`
-    pub log_format: Format,
-    /// Variables that look like misspelt settings, a sentence for each. To be said at the start.
-    pub warnings: Vec<String>,
-}
-
-/// A fault in arguments or variables: one line, no secret in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault(String);
-
-impl Fault {
-    /// A fault that shows only outside the table. `text` must hold no secret.
-    pub const fn new(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// Where a value comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
-    /// Neither a flag nor a variable.
-    Default,
-    /// The variable of this name.
-    Environment(&'static str),
-    /// The flag that belongs to the variable of this name.
-    Flag(&'static str),
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Default => f.write_str("default"),
-            Self::Environment(name) => write!(f, "environment {name}"),
-            Self::Flag(name) => write!(f, "flag {}", flag_of(name)),
-        }
-    }
-}
-
 /// The effective value of a setting, fit to be shown.
 #[derive(Debug, Clone)]
 pub struct Effective {
@@ -197,17 +92,6 @@ pub struct Resolution {
     pub settings: Result<Settings, Vec<Fault>>,
     /// Every built setting, and what else was given, in the table's order.
     pub effective: Vec<Effective>,
-}
-
-/// A value and the name it was given by.
-#[derive(Debug, Clone)]
-struct Given {
-    setting: &'static Setting,
-    /// The variable's name, also where its flag was used.
-    name: &'static str,
-    by_flag: bool,
-    /// None: not UTF-8. It stays a `Secret` until the setting is known not to be one.
-    value: Option<Secret<String>>,
 }
 
 /// The arguments of this process, without its own name.
@@ -244,20 +128,20 @@ pub fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> R
             faults.push(fault);
         }
     }
-    aws::take_over_home(&mut settings, environment);
+    settings.aws.home = aws::find_home(environment);
     match listen::activation(environment, std::process::id()) {
         Ok(activation) => settings.activation = activation,
         Err(fault) => faults.push(fault),
     }
     if settings.cache_dir == CacheDir::Unset {
-        cache::take_over_directory(&mut settings, environment);
+        settings.cache_dir = cache::find_systemds_directory(environment).unwrap_or_default();
     }
     if settings.upstream_auth == UpstreamAuth::None && is_default(&effective, "ECR") {
         let why = "UPSTREAM_AUTH=none: expected ECR to be set too, as no token names a registry";
-        faults.push(Fault(why.to_owned()));
+        faults.push(Fault::new(why.to_owned()));
     }
     let unknown = registry::unknown_registry(&settings.namespaces, &settings.registries);
-    faults.extend(unknown.map(Fault));
+    faults.extend(unknown.map(Fault::new));
     let is_missing = |name: &str| is_default(&effective, name);
     faults.extend(settings.tls.faults(is_missing));
     for miss in near::find(environment) {
@@ -310,7 +194,7 @@ fn find_given(
 /// Stores the one value that all of `given` agree on.
 fn store(setting: &Setting, given: &[Given], settings: &mut Settings) -> Result<(), Fault> {
     if let Some(odd) = given.iter().find(|given| given.value.is_none()) {
-        return Err(Fault(format!("{}: expected UTF-8", odd.label())));
+        return Err(Fault::new(format!("{}: expected UTF-8", odd.label())));
     }
     let Some(first) = given.first() else {
         return Ok(());
@@ -318,15 +202,16 @@ fn store(setting: &Setting, given: &[Given], settings: &mut Settings) -> Result<
     if let Some(other) = given.iter().find(|other| other.text() != first.text()) {
         let (first, other) = (first.pair(), other.pair());
         let why = format!("{first}: expected the same value as {other}, as both mean one setting");
-        return Err(Fault(why));
+        return Err(Fault::new(why));
     }
-    parse::apply(setting, settings, first.text())
-        .map_err(|why| Fault(format!("{}: {why}", first.pair())))
+    setting
+        .apply(settings, first.text())
+        .map_err(|why| Fault::new(format!("{}: {why}", first.pair())))
 }
 
 fn apply_preset(setting: &Setting, settings: &mut Settings) -> Result<(), String> {
     match setting.preset {
-        Preset::Value(text) if setting.is_built() => parse::apply(setting, settings, text),
+        Preset::Value(text) if setting.is_built() => setting.apply(settings, text),
         Preset::Unset(_) | Preset::Value(_) => Ok(()),
     }
 }
@@ -334,42 +219,6 @@ fn apply_preset(setting: &Setting, settings: &mut Settings) -> Result<(), String
 fn is_default(effective: &[Effective], name: &str) -> bool {
     let mut shown = effective.iter();
     shown.any(|shown| shown.setting.name == name && shown.origin == Origin::Default)
-}
-
-impl Given {
-    fn label(&self) -> String {
-        if self.by_flag {
-            flag_of(self.name)
-        } else {
-            self.name.to_owned()
-        }
-    }
-
-    /// The value. A line feed at its end, which a secret mounted from a file often has, is dropped.
-    fn text(&self) -> &str {
-        let value = self.value.as_ref().map(Secret::expose);
-        value.map_or("", |value| value.trim())
-    }
-
-    fn pair(&self) -> String {
-        format!("{}={}", self.label(), self.shown())
-    }
-
-    fn shown(&self) -> String {
-        match &self.value {
-            Some(value) if self.setting.secret => value.to_string(),
-            Some(_) => mask(self.text()),
-            None => "(not UTF-8)".to_owned(),
-        }
-    }
-
-    const fn origin(&self) -> Origin {
-        if self.by_flag {
-            Origin::Flag(self.name)
-        } else {
-            Origin::Environment(self.name)
-        }
-    }
 }
 
 impl Effective {
@@ -383,34 +232,6 @@ impl Effective {
             origin: Origin::Default,
         }
     }
-}
-
-/// A value fit to be shown: on one line, and without the parts of a URL that may hold a password
-/// (RFC 3986 §3.2.1 user information, §3.4 query).
-fn mask(value: &str) -> String {
-    // In `@file` nothing precedes the sign. A password may hold a `?`, so it goes first.
-    let without_user = match value.rsplit_once('@') {
-        Some((user, rest)) if !user.is_empty() => {
-            let scheme = user.find("://").and_then(|end| user.get(..end + 3));
-            format!("{}***@{rest}", scheme.unwrap_or_default())
-        }
-        _ => value.to_owned(),
-    };
-    let (head, query) = match without_user.split_once('?') {
-        Some((head, _)) => (head, "?…"),
-        None => (without_user.as_str(), ""),
-    };
-    let mut shown = head.to_owned();
-    shown.push_str(query);
-    let mut line: String = shown
-        .chars()
-        .take(SHOWN_CHARACTERS_MAX)
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect();
-    if shown.chars().nth(SHOWN_CHARACTERS_MAX).is_some() {
-        line.push('…');
-    }
-    line
 }
 
 #[cfg(test)]

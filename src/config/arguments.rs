@@ -4,9 +4,11 @@
 use std::ffi::OsString;
 use std::iter::Peekable;
 
+use super::fault::{Fault, mask};
+use super::given::Given;
 use super::rows::table_rows;
 use super::table::{Setting, Unit, flag_of};
-use super::{Fault, Given, mask, near, parse};
+use super::{near, parse};
 use crate::secret::Secret;
 
 /// Edits (insert, delete, replace) up to which an unknown flag counts as a misspelt one.
@@ -77,7 +79,7 @@ impl Arguments {
         });
         let Some(value) = value.filter(|value| !value.text.trim().is_empty()) else {
             let why = format!("{flag}: expected a value, as in {flag}=VALUE");
-            self.faults.push(Fault(why));
+            self.faults.push(Fault::new(why));
             return;
         };
         self.given.push(Given {
@@ -126,7 +128,7 @@ fn unknown_flag(flag: &str) -> Fault {
         .filter_map(|known| Some((near::edits(short?, &known), known)))
         .filter(|(distance, _)| *distance <= SLIP_EDITS_MAX)
         .min();
-    Fault(match nearest {
+    Fault::new(match nearest {
         Some((_, known)) => format!("{shown}: unknown flag; did you mean {known}?"),
         None => format!("{shown}: unknown flag; --help lists all"),
     })

@@ -5,9 +5,8 @@ use std::ffi::OsString;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use super::parse::keep_if;
-use super::table::one_of;
-use super::{ContainerSettings, InstanceSettings, Settings};
+use super::metadata::{ContainerSettings, InstanceSettings};
+use super::parse::{keep_if, one_of};
 use crate::secret::Secret;
 
 /// Largest CA bundle; Mozilla's whole list is about 250 kB.
@@ -121,11 +120,10 @@ pub fn is_role_arn(text: &str) -> bool {
             .is_some_and(|name| !name.is_empty())
 }
 
-/// Takes the home directory from the environment: AWS's files are in it, and it is no setting.
-pub(super) fn take_over_home(settings: &mut Settings, environment: &[(OsString, OsString)]) {
-    let named = environment.iter().find(|(name, _)| name == "HOME");
-    let home = named.map(|(_, value)| PathBuf::from(value));
-    settings.aws.home = home.filter(|home| home.is_absolute());
+/// The home directory, which has AWS's files in it and is no setting.
+pub(super) fn find_home(environment: &[(OsString, OsString)]) -> Option<PathBuf> {
+    let (_, value) = environment.iter().find(|(name, _)| name == "HOME")?;
+    Some(PathBuf::from(value)).filter(|home| home.is_absolute())
 }
 
 /// `AWS_REGION`

@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Settings;
 use super::parse::{size, time};
 
 /// `CACHE_DIR`
@@ -88,24 +87,24 @@ const KEY_LENGTH_MAX: usize = 1024;
 /// Longest time to live but `forever`: a year.
 const TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// `CACHE_DIR`
-pub(super) fn directory(path: PathBuf) -> CacheDir {
-    if path.as_os_str() == "off" {
-        return CacheDir::Off;
+impl From<PathBuf> for CacheDir {
+    fn from(path: PathBuf) -> Self {
+        if path.as_os_str() == "off" {
+            Self::Off
+        } else {
+            Self::At(path)
+        }
     }
-    CacheDir::At(path)
 }
 
-/// Takes the directory of systemd's `CacheDirectory=`, which has a variable of its own; of several
-/// the first.
-pub(super) fn take_over_directory(settings: &mut Settings, environment: &[(OsString, OsString)]) {
-    let named = environment
+/// The directory of systemd's `CacheDirectory=`, which has a variable of its own; of several the
+/// first.
+pub(super) fn find_systemds_directory(environment: &[(OsString, OsString)]) -> Option<CacheDir> {
+    let (_, value) = environment
         .iter()
-        .find(|(name, _)| name == "CACHE_DIRECTORY");
-    let first = named.and_then(|(_, value)| value.to_str()?.split(':').next());
-    if let Some(directory) = first.filter(|directory| !directory.trim().is_empty()) {
-        settings.cache_dir = CacheDir::At(PathBuf::from(directory));
-    }
+        .find(|(name, _)| name == "CACHE_DIRECTORY")?;
+    let first = value.to_str()?.split(':').next()?;
+    (!first.trim().is_empty()).then(|| CacheDir::At(PathBuf::from(first)))
 }
 
 /// `CACHE_MAX_SIZE`
@@ -268,10 +267,10 @@ mod tests {
 
     #[test]
     fn a_directory_or_none() {
-        assert_eq!(Settings::default().cache_dir, CacheDir::Unset);
-        assert_eq!(directory("off".into()), CacheDir::Off);
+        assert_eq!(CacheDir::default(), CacheDir::Unset);
+        assert_eq!(CacheDir::from(PathBuf::from("off")), CacheDir::Off);
         let path = PathBuf::from("/var/cache/ecr");
-        assert_eq!(directory(path.clone()), CacheDir::At(path));
+        assert_eq!(CacheDir::from(path.clone()), CacheDir::At(path));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::Fault;
+use super::fault::{Fault, mask};
 
 /// TLS towards clients. The files are read, and judged, where they are used.
 #[derive(Debug, Clone, Default)]
@@ -23,7 +23,7 @@ impl TlsSettings {
     /// a setting without a value; a value that is wrong in itself is a fault already.
     pub(super) fn faults(&self, is_missing: impl Fn(&str) -> bool) -> Vec<Fault> {
         let mut faults = Vec::new();
-        let mut fault = |why: &str| faults.push(Fault(why.to_owned()));
+        let mut fault = |why: &str| faults.push(Fault::new(why.to_owned()));
         if self.enabled {
             for name in ["SSL_CERTIFICATE", "SSL_KEY"] {
                 if is_missing(name) {
@@ -32,7 +32,7 @@ impl TlsSettings {
             }
         } else if let Some(path) = &self.client_ca {
             // Without TLS no client could show a certificate, and all of them would get in.
-            let path = super::mask(&path.to_string_lossy());
+            let path = mask(&path.to_string_lossy());
             fault(&format!(
                 "SSL_CLIENT_CA={path}: expected ENABLE_SSL=true too, as TLS is where certificates \
                  are shown"

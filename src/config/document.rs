@@ -4,8 +4,8 @@
 use std::fmt::Write as _;
 
 use super::parse::{format_time, in_hours};
-use super::rows::rows_of;
-use super::table::{Accepts, Group, Kind, Preset, Setting, Unit, flag_of};
+use super::rows::table_rows;
+use super::table::{Group, Kind, Preset, Setting, Unit, flag_of};
 
 /// Columns of help; the width of a plain terminal.
 const HELP_COLUMNS: usize = 80;
@@ -19,20 +19,13 @@ pub fn help() -> String {
          LISTEN_PORT. A flag beats a variable, which beats the default.\n",
     );
     for group in Group::ALL {
-        let rows: Vec<&Setting> = rows(group, true).collect();
-        if rows.is_empty() {
-            continue;
-        }
         let _ = write!(text, "\n{}\n", group.title());
-        for setting in rows {
+        for setting in built_rows(group) {
             text.push_str(&help_entry(setting));
         }
     }
-    let later: Vec<&str> = Group::ALL
-        .into_iter()
-        .flat_map(|group| rows(group, false))
-        .map(|setting| setting.name)
-        .collect();
+    let later = table_rows().filter(|setting| !setting.is_built());
+    let later: Vec<&str> = later.map(|setting| setting.name).collect();
     let _ = write!(text, "\nNot built yet in this version, and refused:\n");
     wrap(&mut text, &later.join(" "), 2);
     text
@@ -50,9 +43,8 @@ fn help_entry(setting: &Setting) -> String {
     let mut about = setting.meaning.replace('`', "");
     let preset = setting.preset.text().replace('`', "");
     let _ = write!(about, " [default: {preset}");
-    let limits = limits(setting);
-    if !limits.is_empty() {
-        let _ = write!(about, "; {limits}");
+    if let Some((ends, _)) = limits(setting) {
+        let _ = write!(about, "; {ends}");
     }
     about.push(']');
     wrap(&mut entry, &about, HELP_INDENT);
@@ -130,8 +122,7 @@ const README_SETTINGS: [&str; 12] = [
 fn readme_table() -> String {
     let mut text = "| setting | default | meaning |\n| --- | --- | --- |\n".to_owned();
     for name in README_SETTINGS {
-        let mut all = Group::ALL.into_iter().flat_map(rows_of);
-        let setting = all.find(|setting| setting.name == name);
+        let setting = table_rows().find(|setting| setting.name == name);
         let setting = setting.expect("a setting of this name");
         let meaning = setting.meaning.replace('|', "\\|");
         let _ = writeln!(text, "| `{name}` | {} | {meaning} |", write_preset(setting));
@@ -143,10 +134,6 @@ fn readme_table() -> String {
 pub fn markdown_tables() -> String {
     let mut text = String::new();
     for group in Group::ALL {
-        let rows: Vec<&Setting> = rows(group, true).collect();
-        if rows.is_empty() {
-            continue;
-        }
         let gap = if text.is_empty() { "" } else { "\n" };
         let _ = write!(
             text,
@@ -154,12 +141,12 @@ pub fn markdown_tables() -> String {
              | --- | --- | --- | --- | --- |\n",
             group.title()
         );
-        for setting in rows {
+        for setting in built_rows(group) {
             let _ = writeln!(
                 text,
                 "| `{}` | {} | {} | {} | {} |",
                 setting.name,
-                other_names(setting),
+                code(setting.other_names),
                 describe_value(setting),
                 write_preset(setting),
                 setting.meaning
@@ -176,36 +163,29 @@ fn later_table() -> String {
          true without the feature is accepted.\n\n\
          | setting | other names | accepted today | will mean |\n| --- | --- | --- | --- |\n",
     );
-    for setting in Group::ALL.into_iter().flat_map(|group| rows(group, false)) {
-        let Kind::Later(_, accepts) = &setting.kind else {
+    for setting in table_rows() {
+        let Kind::Later(_, accepted) = &setting.kind else {
             continue;
         };
-        let accepted = match accepts {
-            Accepts::Anything => "any value".to_owned(),
-            Accepts::Nothing => String::new(),
-            Accepts::Only(words) => code(words.iter().copied()),
-        };
+        let accepted = code(accepted);
         let _ = writeln!(
             text,
             "| `{}` | {} | {accepted} | {} |",
             setting.name,
-            other_names(setting),
+            code(setting.other_names),
             setting.meaning
         );
     }
     text
 }
 
-fn rows(group: Group, built: bool) -> impl Iterator<Item = &'static Setting> {
-    rows_of(group).filter(move |setting| setting.is_built() == built)
+/// The settings of one section whose feature exists.
+fn built_rows(group: Group) -> impl Iterator<Item = &'static Setting> {
+    table_rows().filter(move |setting| setting.group == group && setting.is_built())
 }
 
-fn other_names(setting: &Setting) -> String {
-    code(setting.other_names.iter().copied())
-}
-
-fn code<'a>(words: impl Iterator<Item = &'a str>) -> String {
-    let words: Vec<String> = words.map(|word| format!("`{word}`")).collect();
+fn code(words: &[&str]) -> String {
+    let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
     words.join(", ")
 }
 
@@ -222,16 +202,10 @@ fn describe_value(setting: &Setting) -> String {
         Unit::Time => "time",
         Unit::Url => "URL",
     };
-    let limits = limits(setting);
-    if limits.is_empty() {
-        return unit.to_owned();
+    match limits(setting) {
+        None => unit.to_owned(),
+        Some((ends, reason)) => format!("{unit}, {ends} ({reason})"),
     }
-    let reason = match &setting.kind {
-        Kind::Hours(range, _) | Kind::Time(range, _) => range.reason,
-        Kind::Number(range, _) => range.reason,
-        Kind::File(_) | Kind::Later(..) | Kind::Switch(_) | Kind::Text(..) => "",
-    };
-    format!("{unit}, {limits} ({reason})")
 }
 
 fn write_preset(setting: &Setting) -> String {
@@ -241,13 +215,13 @@ fn write_preset(setting: &Setting) -> String {
     }
 }
 
-/// `1 to 64`, or nothing.
-fn limits(setting: &Setting) -> String {
+/// `1 to 64`, and why.
+fn limits(setting: &Setting) -> Option<(String, &'static str)> {
     match &setting.kind {
-        Kind::Hours(range, _) => range.ends(in_hours),
-        Kind::Number(range, _) => range.ends(u32::clone),
-        Kind::Time(range, _) => range.ends(format_time),
-        Kind::File(_) | Kind::Later(..) | Kind::Switch(_) | Kind::Text(..) => String::new(),
+        Kind::Hours(limits, _) => Some((limits.ends(in_hours), limits.reason)),
+        Kind::Number(limits, _) => Some((limits.ends(u32::clone), limits.reason)),
+        Kind::Time(limits, _) => Some((limits.ends(format_time), limits.reason)),
+        Kind::File(_) | Kind::Later(..) | Kind::Switch(_) | Kind::Text(..) => None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
-use super::Fault;
+use super::fault::{Fault, mask};
 
 /// Sockets that may be handed in: each has a thread that accepts, and a descriptor.
 const LISTEN_FDS_MAX: u32 = 16;
@@ -70,8 +70,8 @@ pub(super) fn activation(
     }
     let number: Option<u32> = count.parse().ok().filter(|n| *n <= LISTEN_FDS_MAX);
     let Some(number) = number else {
-        let count = super::mask(&count);
-        return Err(Fault(format!(
+        let count = mask(&count);
+        return Err(Fault::new(format!(
             "LISTEN_FDS={count}: expected a whole number from 0 to {LISTEN_FDS_MAX} (each is a \
              thread)"
         )));

@@ -6,8 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 
-use super::Fault;
-use super::mask;
+use super::fault::{Fault, mask};
 use super::rows::table_rows;
 use super::table::Setting;
 
@@ -65,7 +64,7 @@ impl NearMiss {
         let Self {
             variable, known, ..
         } = self;
-        Fault(format!(
+        Fault::new(format!(
             "{variable}: no setting; did you mean {known}? rename it, or set {known} too: without \
              it clients could do more than they should"
         ))

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use super::fault::mask;
 use crate::oci::{self, Scheme};
 use crate::secret::Secret;
 use crate::uri;
@@ -81,7 +82,7 @@ pub enum ProxyException {
 pub(super) fn resolvers(text: &str) -> Result<Vec<SocketAddr>, String> {
     let mut servers: Vec<SocketAddr> = Vec::new();
     for entry in entries(text) {
-        let server = read_server(entry).ok_or_else(|| format!("{} is none", super::mask(entry)))?;
+        let server = read_server(entry).ok_or_else(|| format!("{} is none", mask(entry)))?;
         if !servers.contains(&server) {
             servers.push(server);
         }
@@ -217,7 +218,7 @@ fn entries(text: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::table::one_of;
+    use crate::config::parse::one_of;
 
     #[test]
     fn resolvers_are_addresses_with_or_without_a_port() {

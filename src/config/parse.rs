@@ -1,12 +1,8 @@
 //! Text to values. Owns: how each kind of value is written. Must not: know where a text came from,
 //! or name the setting in an error (the caller does).
 
-use std::fmt::Display;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Settings;
-use super::table::{Accepts, Kind, Range, Setting};
 use crate::log::{Format, Level};
 use crate::oci::{Registry, Scheme};
 
@@ -23,74 +19,6 @@ pub(super) const LOG_LEVELS: &[(&str, Level)] = &[
 /// The words of `LOG_FORMAT`.
 pub(super) const LOG_FORMATS: &[(&str, Format)] = &[("json", Format::Json), ("text", Format::Text)];
 
-/// Reads `text` for `setting` and stores it.
-///
-/// The error is the part of a fault after `NAME=value: `.
-pub(super) fn apply(setting: &Setting, settings: &mut Settings, text: &str) -> Result<(), String> {
-    match &setting.kind {
-        Kind::File(set) => set(settings, PathBuf::from(text)),
-        Kind::Hours(range, set) => {
-            let time = hours(text).filter(|time| range.contains(time));
-            set(
-                settings,
-                time.ok_or_else(|| outside("a number of hours", range, in_hours))?,
-            );
-        }
-        Kind::Later(_, accepts) => refuse(*accepts, text)?,
-        Kind::Number(range, set) => {
-            let number = number(text).filter(|number| range.contains(number));
-            set(
-                settings,
-                number.ok_or_else(|| outside("a whole number", range, u32::clone))?,
-            );
-        }
-        Kind::Switch(set) => {
-            let expected = "expected true or false (or yes, no, on, off, 1, 0)";
-            set(settings, switch(text).ok_or(expected)?);
-        }
-        Kind::Text(_, expected, set) => set(settings, text).map_err(|why| match why.as_str() {
-            "" => format!("expected {expected}"),
-            why => format!("expected {expected}; {why}"),
-        })?,
-        Kind::Time(range, set) => {
-            let time = time(text).map_err(|why| format!("expected a time {why}"))?;
-            let time = Some(time).filter(|time| range.contains(time));
-            set(
-                settings,
-                time.ok_or_else(|| outside("a time", range, format_time))?,
-            );
-        }
-    }
-    Ok(())
-}
-
-fn outside<T: PartialOrd, W: Display>(
-    what: &str,
-    range: &Range<T>,
-    write: impl Fn(&T) -> W,
-) -> String {
-    format!(
-        "expected {what} from {} ({})",
-        range.ends(write),
-        range.reason
-    )
-}
-
-/// A value of a feature that does not exist passes only when it is true without it.
-fn refuse(accepts: Accepts, text: &str) -> Result<(), String> {
-    match accepts {
-        Accepts::Anything => Ok(()),
-        Accepts::Nothing => Err("not built yet in this version, expected it unset".to_owned()),
-        Accepts::Only(words) if words.iter().any(|word| word.eq_ignore_ascii_case(text)) => Ok(()),
-        Accepts::Only(words) => {
-            let word = words.first().copied().unwrap_or_default();
-            Err(format!(
-                "not built yet in this version, expected it unset or {word}"
-            ))
-        }
-    }
-}
-
 /// `true`, `yes`, `on`, `1` and their opposites, in any case.
 pub(super) fn switch(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
@@ -101,13 +29,13 @@ pub(super) fn switch(text: &str) -> Option<bool> {
 }
 
 /// Digits only: `u32::from_str` would take a sign.
-fn number(text: &str) -> Option<u32> {
+pub(super) fn number(text: &str) -> Option<u32> {
     let digits = text.bytes().all(|b| b.is_ascii_digit());
     if digits { text.parse().ok() } else { None }
 }
 
 /// `6`, `0.5`; no exponent, sign or infinity, which `f64::from_str` would take.
-fn hours(text: &str) -> Option<Duration> {
+pub(super) fn hours(text: &str) -> Option<Duration> {
     let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     if !digits(whole) || !digits(part) {
@@ -177,6 +105,13 @@ pub(super) fn format_time(time: &Duration) -> String {
 /// A time as [`hours`] reads it.
 pub(super) fn in_hours(time: &Duration) -> f64 {
     time.as_secs_f64() / 3600.0
+}
+
+/// The value that a word stands for, in any case.
+pub(super) fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
+    let mut words = words.iter();
+    let found = words.find(|(word, _)| word.eq_ignore_ascii_case(text));
+    found.map(|(_, value)| *value).ok_or_else(String::new)
 }
 
 /// The text, if it is fit; the row's words say what would be.

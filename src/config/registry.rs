@@ -1,6 +1,7 @@
 //! The settings of which registries there are. Owns: their values and how they are written. Must
 //! not: act on them.
 
+use super::fault::mask;
 use super::parse::list;
 use crate::oci::{self, Registry, Repository};
 
@@ -42,7 +43,7 @@ pub struct ImageOrigin {
 pub(super) fn origins(text: &str) -> Result<Vec<ImageOrigin>, String> {
     let mut origins: Vec<ImageOrigin> = Vec::new();
     for entry in list(text) {
-        let origin = origin(entry).map_err(|why| format!("{} {why}", super::mask(entry)))?;
+        let origin = origin(entry).map_err(|why| format!("{} {why}", mask(entry)))?;
         if origins.iter().any(|other| other.name == origin.name) {
             return Err(format!("{} is there twice", origin.name));
         }
@@ -106,7 +107,7 @@ pub(super) fn unknown_registry(origins: &[ImageOrigin], registries: &[Registry])
 pub(super) fn registries(text: &str) -> Result<Vec<Registry>, String> {
     let mut registries: Vec<Registry> = Vec::new();
     for entry in list(text) {
-        let shown = super::mask(entry);
+        let shown = mask(entry);
         let registry: Registry = entry.parse().map_err(|why| format!("{shown} has {why}"))?;
         // Two registries of one name could not be told apart.
         let mut others = registries.iter();
@@ -138,7 +139,7 @@ pub(super) fn blob_hosts(text: &str) -> Result<Vec<String>, String> {
         None => is_host(host),
     };
     match hosts.iter().find(|host| !fit(host)) {
-        Some(bad) => Err(format!("{} is none of these", super::mask(bad))),
+        Some(bad) => Err(format!("{} is none of these", mask(bad))),
         None => Ok(hosts),
     }
 }

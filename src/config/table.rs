@@ -1,15 +1,19 @@
-//! What a setting is. Owns: the type of a row and its words. Must not: read arguments, variables or
-//! files (`parse.rs` and `config.rs` do). The rows themselves are in `rows.rs`.
+//! What a setting is. Owns: the type of a row, and how a text becomes the value of its field. Must
+//! not: look for arguments or variables. The rows themselves are in `rows.rs`.
 
 use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Settings;
+use super::parse;
+use super::settings::Settings;
 
 /// One setting: everything that parser, help and documentation need to know about it.
 #[derive(Debug)]
 pub struct Setting {
+    /// The section it is shown in.
+    pub group: Group,
     /// The environment variable; the flag is the same words (`LISTEN_PORT` = `--listen-port`).
     pub name: &'static str,
     /// Further names, mostly those of the predecessors; each is a variable and a flag too.
@@ -37,10 +41,44 @@ impl Setting {
         !matches!(self.kind, Kind::Later(..))
     }
 
-    /// The same row with further names.
-    pub(super) const fn also(mut self, other_names: &'static [&'static str]) -> Self {
-        self.other_names = other_names;
-        self
+    /// Reads `text` and stores it in `settings`.
+    ///
+    /// The error is the part of a fault after `NAME=value: `.
+    pub(super) fn apply(&self, settings: &mut Settings, text: &str) -> Result<(), String> {
+        match &self.kind {
+            Kind::File(set) => set(settings, PathBuf::from(text)),
+            Kind::Hours(limits, set) => {
+                let time = parse::hours(text);
+                let time = limits.check(time, "a number of hours", parse::in_hours)?;
+                set(settings, time);
+            }
+            Kind::Later(_, accepted) => refuse(accepted, text)?,
+            Kind::Number(limits, set) => {
+                let number = parse::number(text);
+                set(
+                    settings,
+                    limits.check(number, "a whole number", u32::clone)?,
+                );
+            }
+            Kind::Switch(set) => {
+                let expected = "expected true or false (or yes, no, on, off, 1, 0)";
+                set(settings, parse::switch(text).ok_or(expected)?);
+            }
+            Kind::Text(_, expected, set) => {
+                set(settings, text).map_err(|why| match why.as_str() {
+                    "" => format!("expected {expected}"),
+                    why => format!("expected {expected}; {why}"),
+                })?
+            }
+            Kind::Time(limits, set) => {
+                let time = parse::time(text).map_err(|why| format!("expected a time {why}"))?;
+                set(
+                    settings,
+                    limits.check(Some(time), "a time", parse::format_time)?,
+                );
+            }
+        }
+        Ok(())
     }
 
     /// The same row, for a setting that keeps clients out.
@@ -53,24 +91,6 @@ impl Setting {
     pub(super) const fn secret(mut self) -> Self {
         self.secret = true;
         self
-    }
-}
-
-/// A row with one name and no secret. The closures in `kind` call the [`Settings`] `s`.
-pub(super) const fn row(
-    name: &'static str,
-    preset: Preset,
-    kind: Kind,
-    meaning: &'static str,
-) -> Setting {
-    Setting {
-        name,
-        other_names: &[],
-        preset,
-        kind,
-        meaning,
-        secret: false,
-        keeps_out: false,
     }
 }
 
@@ -142,28 +162,18 @@ impl Preset {
     }
 }
 
-/// Values of a feature that is not built which are true all the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Accepts {
-    /// Any: without the feature the value changes nothing.
-    Anything,
-    /// None.
-    Nothing,
-    /// These, in any case.
-    Only(&'static [&'static str]),
-}
-
 /// How a value is read, and where it goes.
 #[derive(Debug)]
 pub enum Kind {
     /// A path. It is not looked at when it is read.
     File(fn(&mut Settings, PathBuf)),
     /// A decimal number of hours; the one time without a unit, as the predecessors have it.
-    Hours(Range<Duration>, fn(&mut Settings, Duration)),
-    /// The feature is not built: a value is refused by name, unless it is true without the feature.
-    Later(Unit, Accepts),
+    Hours(Limits<Duration>, fn(&mut Settings, Duration)),
+    /// The feature is not built: a value is refused by name, unless it is one of these words (in any
+    /// case), which are true without the feature.
+    Later(Unit, &'static [&'static str]),
     /// A whole number.
-    Number(Range<u32>, fn(&mut Settings, u32)),
+    Number(Limits<u32>, fn(&mut Settings, u32)),
     /// True or false.
     Switch(fn(&mut Settings, bool)),
     /// Anything else. The text says what was expected; the function's error says what is wrong with
@@ -174,7 +184,7 @@ pub enum Kind {
         fn(&mut Settings, &str) -> Result<(), String>,
     ),
     /// A whole number with one of the units `ms s m h`.
-    Time(Range<Duration>, fn(&mut Settings, Duration)),
+    Time(Limits<Duration>, fn(&mut Settings, Duration)),
 }
 
 impl Kind {
@@ -193,26 +203,34 @@ impl Kind {
 
 /// The smallest and the largest value.
 #[derive(Debug)]
-pub struct Range<T> {
-    min: T,
-    max: T,
+pub struct Limits<T> {
+    /// From the smallest to the largest.
+    pub range: RangeInclusive<T>,
     /// Why these limits.
     pub reason: &'static str,
 }
 
-impl<T: PartialOrd> Range<T> {
-    pub(super) fn contains(&self, value: &T) -> bool {
-        (&self.min..=&self.max).contains(&value)
-    }
-
+impl<T: PartialOrd> Limits<T> {
     /// `1 to 64`, each end as `write` writes it.
     pub(super) fn ends<W: Display>(&self, write: impl Fn(&T) -> W) -> String {
-        format!("{} to {}", write(&self.min), write(&self.max))
+        let (min, max) = (self.range.start(), self.range.end());
+        format!("{} to {}", write(min), write(max))
     }
-}
 
-pub(super) const fn range<T: Copy>(min: T, max: T, reason: &'static str) -> Range<T> {
-    Range { min, max, reason }
+    /// The value, if it is within the limits; otherwise what was expected.
+    fn check<W: Display>(
+        &self,
+        value: Option<T>,
+        what: &str,
+        write: impl Fn(&T) -> W,
+    ) -> Result<T, String> {
+        let outside = || {
+            let (ends, reason) = (self.ends(write), self.reason);
+            format!("expected {what} from {ends} ({reason})")
+        };
+        let inside = value.filter(|value| self.range.contains(value));
+        inside.ok_or_else(outside)
+    }
 }
 
 /// What a value is measured in, or what it is.
@@ -258,28 +276,20 @@ impl Unit {
     }
 }
 
-/// What a switch that is off may be called.
-pub(super) const OFF: Accepts = Accepts::Only(&["false", "0", "no", "off"]);
-
-pub(super) const URL: &str = "http:// or https://, a host and at most a port";
-pub(super) const VISIBLE: &str = "visible ASCII characters without spaces";
-pub(super) const ROLE_ARN: &str = "the ARN of a role, arn:PARTITION:iam::ACCOUNT:role/NAME";
-pub(super) const COUNT_REASON: &str = "each holds up to 256 KiB of buffers";
-
 /// Stores what was read from a value in its field.
 pub(super) fn put<T, F: From<T>>(field: &mut F, read: Result<T, String>) -> Result<(), String> {
     *field = read?.into();
     Ok(())
 }
 
-/// The value that a word stands for, in any case.
-pub(super) fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
-    let mut words = words.iter();
-    let found = words.find(|(word, _)| word.eq_ignore_ascii_case(text));
-    found.map(|(_, value)| *value).ok_or_else(String::new)
-}
-
-/// A count as the rest of the program keeps it; lossless, as Linux has no 16-bit machines.
-pub(super) fn size(count: u32) -> usize {
-    usize::try_from(count).unwrap_or(usize::MAX)
+/// A value of a feature that does not exist passes only when it is true without it.
+fn refuse(accepted: &[&str], text: &str) -> Result<(), String> {
+    if accepted.iter().any(|word| word.eq_ignore_ascii_case(text)) {
+        return Ok(());
+    }
+    let or_word = accepted.first().map(|word| format!(" or {word}"));
+    let or_word = or_word.unwrap_or_default();
+    Err(format!(
+        "not built yet in this version, expected it unset{or_word}"
+    ))
 }

@@ -3,7 +3,9 @@
 mod arrivals;
 mod values;
 
+use super::fault::{SHOWN_CHARACTERS_MAX, mask};
 use super::*;
+use crate::log::{Format, Level};
 use crate::oci::Scheme;
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStringExt as _;

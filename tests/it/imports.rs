@@ -57,6 +57,8 @@ impl Reader {
         let mut at = 0;
         while let Some(token) = tokens.get(at) {
             match token {
+                // `pub(super)` and `pub(in …)` say who may name this item: they name nothing.
+                TokenTree::Group(group) if is_visibility(&tokens[..at], group) => at += 1,
                 TokenTree::Group(group) => {
                     let name = module_name(&tokens[..at]);
                     self.here.extend(name.clone());
@@ -139,6 +141,12 @@ fn is_test_attribute(before: &[TokenTree], group: &Group) -> bool {
     let text = group.stream().to_string().replace(' ', "");
     let tests = ["cfg(test)", "cfg(fuzzing)", "cfg(any(test,fuzzing))"];
     is_attribute && tests.contains(&text.as_str())
+}
+
+/// True for the parentheses of `pub(super)`.
+fn is_visibility(before: &[TokenTree], group: &Group) -> bool {
+    let is_after_pub = matches!(before.last(), Some(TokenTree::Ident(word)) if word == "pub");
+    is_after_pub && group.delimiter() == Delimiter::Parenthesis
 }
 
 /// True when a word after `before` does not go on with a path.

@@ -67,6 +67,9 @@ const FENCES: [(&str, &[&str]); 11] = [
     ("listenfd", &["app/listen.rs"]),
 ];
 
+/// Imports of a child file from its parent's file. It may only sink.
+const ARROWS_UP_MAX: usize = 8;
+
 /// What is wrong with a source file; `file` is its path below `src`.
 fn faults(file: &str, source: &str) -> Vec<String> {
     let mut faults = Vec::new();
@@ -227,6 +230,38 @@ fn circle_faults(sources: &[(String, String)]) -> Vec<String> {
 fn files_form_no_circle() {
     let faults = circle_faults(&sources("src"));
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// Each import of a child file from its parent's file: `aws/x/y.rs → aws/x.rs`. What both need
+/// belongs in a file below them; the parent only puts its children together.
+fn arrows_up(sources: &[(String, String)]) -> Vec<String> {
+    let arrows = arrows(sources);
+    let arrows = arrows
+        .iter()
+        .flat_map(|(from, targets)| targets.iter().map(move |to| (from, to)));
+    let up = arrows.filter(|(from, to)| is_below(from, to));
+    up.map(|(from, to)| format!("{from} → {to}")).collect()
+}
+
+#[test]
+fn children_name_nothing_of_their_parents() {
+    let arrows = arrows_up(&sources("src"));
+    assert!(arrows.len() <= ARROWS_UP_MAX, "{}", arrows.join("\n"));
+    let file = |file: &str, text: &str| (file.to_owned(), text.to_owned());
+    for (count, child) in [
+        (1, "use super::A;"),
+        (1, "fn f() { crate::a::g() }"),
+        (0, "pub(super) struct B; use super::c::C;"),
+        (0, "pub(in crate::a) fn f() {}"),
+        (0, "#[cfg(test)] use super::A;"),
+    ] {
+        let files = [
+            file("a.rs", "mod b; mod c;"),
+            file("a/b.rs", child),
+            file("a/c.rs", "pub(super) struct C;"),
+        ];
+        assert_eq!(arrows_up(&files).len(), count, "{child}");
+    }
 }
 
 #[test]
