@@ -44,7 +44,7 @@ use crate::upstream::redirect::Redirects;
 use crate::upstream::resolver::Resolver;
 use crate::upstream::{Anonymous, Authorizer};
 use listen::Address;
-use reload::{FileStamps, Reloader, Watched};
+use reload::{FileStamps, Reloader, WatchedFiles};
 
 /// Longest wait for the last log lines at the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -77,13 +77,13 @@ pub fn run(settings: Settings) -> u8 {
     let (events, incoming) = channel();
     let code = match start(&settings, &events) {
         Ok(running) => running.wait(&incoming, &events, settings.shutdown_grace),
-        Err(Failure::Settings(faults)) => {
+        Err(StartError::Settings(faults)) => {
             for fault in faults {
                 log::error("bad setting", &[("error", &fault)]);
             }
             config::EXIT_SETTINGS
         }
-        Err(Failure::Start(why)) => {
+        Err(StartError::Start(why)) => {
             log::error("start failed", &[("error", &why)]);
             config::EXIT_FAILED
         }
@@ -93,19 +93,19 @@ pub fn run(settings: Settings) -> u8 {
 }
 
 /// Why the proxy did not start.
-enum Failure {
+enum StartError {
     /// A file that a setting names is not fit.
     Settings(Vec<String>),
     Start(String),
 }
 
-impl From<String> for Failure {
+impl From<String> for StartError {
     fn from(why: String) -> Self {
         Self::Start(why)
     }
 }
 
-struct Running {
+struct RunningProxy {
     door: Arc<Door>,
     tokens: Option<Arc<Tokens>>,
     cache: Option<Arc<Cache>>,
@@ -128,11 +128,12 @@ fn redirects(settings: &Settings) -> Redirects {
     Redirects::new(&settings.blob_hosts, &settings.registries, &endpoints)
 }
 
-fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, Failure> {
+fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, StartError> {
     let on_lost = report_lost_to(events);
     let mut watched = Vec::new();
-    let tls = load_tls(settings, &mut watched).map_err(Failure::Settings)?;
-    let logins = open_logins(settings, &mut watched).map_err(|why| Failure::Settings(vec![why]))?;
+    let tls = load_tls(settings, &mut watched).map_err(StartError::Settings)?;
+    let logins =
+        open_logins(settings, &mut watched).map_err(|why| StartError::Settings(vec![why]))?;
     let bound = listen::open(settings)?;
     watch_signals(events).map_err(|error| format!("signals: {error}"))?;
     let cache_directory = cache_directory(settings);
@@ -176,7 +177,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, Failure
     let door = Door::open(bound.listeners, lanes, desk, limits, tls, on_lost)
         .map_err(|error| format!("thread accept: {error}"))?;
     announce(settings, &bound.addresses, connections);
-    Ok(Running {
+    Ok(RunningProxy {
         door: Arc::new(door),
         tokens,
         cache,
@@ -189,7 +190,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<Running, Failure
 /// Reads certificate and key, if the door is to speak TLS, and adds them to the watched files.
 fn load_tls(
     settings: &Settings,
-    watched: &mut Vec<Watched>,
+    watched: &mut Vec<WatchedFiles>,
 ) -> Result<Option<Arc<ServerTls>>, Vec<String>> {
     let set = &settings.tls;
     let (Some(certificate), Some(key)) = (&set.certificate, &set.key) else {
@@ -209,7 +210,7 @@ fn load_tls(
     let tls = Arc::new(ServerTls::load(files)?);
     let again = Arc::clone(&tls);
     let reload = Box::new(move || again.reload());
-    watched.push(Watched::new("TLS certificate", stamps, reload));
+    watched.push(WatchedFiles::new("TLS certificate", stamps, reload));
     Ok(Some(tls))
 }
 
@@ -276,7 +277,7 @@ const fn is_guarded(settings: &Settings) -> bool {
 /// Reads the logins, if clients must log in, and adds their file to the watched files.
 fn open_logins(
     settings: &Settings,
-    watched: &mut Vec<Watched>,
+    watched: &mut Vec<WatchedFiles>,
 ) -> Result<Option<Arc<Logins>>, String> {
     let Some(path) = &settings.access.auth_file else {
         return Ok(None);
@@ -294,7 +295,7 @@ fn open_logins(
         log::info("AUTH_FILE read again", &[("users", &again.count())]);
         Ok(())
     });
-    watched.push(Watched::new("AUTH_FILE", stamps, reload));
+    watched.push(WatchedFiles::new("AUTH_FILE", stamps, reload));
     Ok(Some(logins))
 }
 
@@ -514,7 +515,7 @@ fn build_readiness(
     })
 }
 
-impl Running {
+impl RunningProxy {
     fn wait(self, incoming: &Receiver<Event>, events: &Sender<Event>, grace: Duration) -> u8 {
         loop {
             // The channel cannot close: `events` is held here.

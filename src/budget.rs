@@ -18,7 +18,7 @@ pub const SHARE_TIMEOUT: Duration = Duration::from_secs(2);
 pub const UNCOUNTED_BYTES_MAX: u64 = 64 << 10;
 
 /// The bytes that a body of `bytes` takes of the budget.
-pub const fn counted(bytes: u64) -> u64 {
+pub const fn count_bytes(bytes: u64) -> u64 {
     if bytes <= UNCOUNTED_BYTES_MAX {
         0
     } else {

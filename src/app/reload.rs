@@ -28,11 +28,11 @@ pub(super) type Reload = Box<dyn FnMut() -> Result<(), Vec<String>> + Send>;
 
 /// The stamps of files that belong together.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct FileStamps(Vec<(PathBuf, Option<Stamp>)>);
+pub(super) struct FileStamps(Vec<(PathBuf, Option<StatFields>)>);
 
 /// The fields of `stat` that change when a file does.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Stamp {
+struct StatFields {
     file: (u64, u64),
     size: u64,
     modified: (i64, i64),
@@ -45,7 +45,7 @@ impl FileStamps {
     /// missed.
     pub(super) fn take(paths: Vec<PathBuf>) -> Self {
         let with_stamp = |path: PathBuf| {
-            let stamp = Stamp::of(&path);
+            let stamp = StatFields::of(&path);
             (path, stamp)
         };
         Self(paths.into_iter().map(with_stamp).collect())
@@ -56,7 +56,7 @@ impl FileStamps {
     }
 }
 
-impl Stamp {
+impl StatFields {
     /// None when the file is not there or cannot be seen.
     fn of(path: &Path) -> Option<Self> {
         let metadata = std::fs::metadata(path).ok()?;
@@ -70,7 +70,7 @@ impl Stamp {
 }
 
 /// Files that belong together, and what to do when they change.
-pub(super) struct Watched {
+pub(super) struct WatchedFiles {
     what: &'static str,
     /// The stamps when the files were last read, fit or not.
     loaded: FileStamps,
@@ -79,7 +79,7 @@ pub(super) struct Watched {
     reload: Reload,
 }
 
-impl Watched {
+impl WatchedFiles {
     /// `what` names them in the log; `loaded` was taken before they were read.
     pub(super) fn new(what: &'static str, loaded: FileStamps, reload: Reload) -> Self {
         Self {
@@ -124,7 +124,7 @@ impl Reloader {
     /// # Errors
     /// When the thread is refused.
     pub(super) fn start(
-        watched: Vec<Watched>,
+        watched: Vec<WatchedFiles>,
         on_lost: &Arc<dyn Fn(&str) + Send + Sync>,
     ) -> io::Result<Self> {
         if watched.is_empty() {
@@ -154,7 +154,7 @@ impl Reloader {
     }
 }
 
-fn run(mut watched: Vec<Watched>, asked: &Receiver<()>) {
+fn run(mut watched: Vec<WatchedFiles>, asked: &Receiver<()>) {
     loop {
         match asked.recv_timeout(POLL) {
             Ok(()) => watched.iter_mut().for_each(|files| files.reload("SIGHUP")),
@@ -242,7 +242,7 @@ mod tests {
     #[test]
     fn a_change_is_acted_upon_once_when_it_has_come_to_rest() {
         let look = |size| {
-            let stamp = Stamp {
+            let stamp = StatFields {
                 file: (1, 1),
                 size,
                 modified: (1, 1),
@@ -256,7 +256,7 @@ mod tests {
             0 => Ok(()),
             _ => Err(vec!["not fit".to_owned()]),
         };
-        let mut files = Watched::new("test", look(1), Box::new(reload));
+        let mut files = WatchedFiles::new("test", look(1), Box::new(reload));
         assert!(!files.is_due(look(1)));
         assert!(!files.is_due(look(2)), "seen for the first time");
         assert!(!files.is_due(look(3)), "still changing");
@@ -295,7 +295,7 @@ mod tests {
             assert!(times < 3, "the third time it breaks");
             Err(vec!["not fit".to_owned()])
         };
-        let files = Watched::new("test", FileStamps(Vec::new()), Box::new(reload));
+        let files = WatchedFiles::new("test", FileStamps(Vec::new()), Box::new(reload));
         let reloader = Reloader::start(vec![files], &on_lost).unwrap();
         for time in 1..=3 {
             reloader.reload_now();

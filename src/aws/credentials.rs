@@ -74,7 +74,7 @@ pub(super) trait Source: Send + Sync {
     fn fetch(&self) -> Result<Option<Credentials>, AwsFault>;
 
     /// The failed attempt after which this source counted as not configured, if there was one.
-    fn passed_over(&self) -> Option<String> {
+    fn explain_absence(&self) -> Option<String> {
         None
     }
 }

@@ -149,7 +149,7 @@ pub(super) fn realm_of(registry: &Registry, settings: &AwsSettings) -> Result<Re
             realm.public = true;
             Ok(realm)
         }
-        None => configured_realm(settings, || {
+        None => find_configured_realm(settings, || {
             format!("the name of registry {registry} tells no region: set AWS_REGION")
         }),
     }
@@ -159,7 +159,7 @@ pub(super) fn realm_of(registry: &Registry, settings: &AwsSettings) -> Result<Re
 ///
 /// # Errors
 /// `missing` when it is not set, or what is wrong with it.
-pub(super) fn configured_realm(
+pub(super) fn find_configured_realm(
     settings: &AwsSettings,
     missing: impl FnOnce() -> String,
 ) -> Result<Realm, String> {

@@ -120,7 +120,7 @@ pub(super) fn custom(settings: &AwsSettings, service: Service) -> Result<Option<
         ),
         ("endpoint_url in the profile", in_profile.any.as_deref()),
     ];
-    let found = overridden(&ranked)?;
+    let found = find_override(&ranked)?;
     let set = ranked.iter().find(|(_, value)| value.is_some());
     for (wish, wanted) in [
         ("AWS_USE_FIPS_ENDPOINT", settings.use_fips),
@@ -142,7 +142,7 @@ pub(super) fn custom(settings: &AwsSettings, service: Service) -> Result<Option<
 ///
 /// # Errors
 /// Names the setting, never its value, which may hold a password.
-fn overridden(settings: &[(&str, Option<&str>)]) -> Result<Option<String>, String> {
+fn find_override(settings: &[(&str, Option<&str>)]) -> Result<Option<String>, String> {
     let Some((name, text)) = settings
         .iter()
         .find_map(|(name, text)| text.map(|text| (name, text)))
@@ -225,10 +225,10 @@ mod tests {
             ("http://[::1]:80/x", "http://[::1]/x"),
         ];
         for (text, url) in table {
-            let found = overridden(&[("A", None), ("B", Some(text)), ("C", Some("x"))]);
+            let found = find_override(&[("A", None), ("B", Some(text)), ("C", Some("x"))]);
             assert_eq!(found, Ok(Some(url.to_owned())), "{text}");
         }
-        assert_eq!(overridden(&[("A", None)]), Ok(None));
+        assert_eq!(find_override(&[("A", None)]), Ok(None));
     }
 
     #[test]
@@ -292,7 +292,7 @@ mod tests {
             "http://h/a b",
             "http://h/?q",
         ] {
-            let fault = overridden(&[("AWS_ENDPOINT_URL", Some(bad))]).unwrap_err();
+            let fault = find_override(&[("AWS_ENDPOINT_URL", Some(bad))]).unwrap_err();
             assert!(fault.starts_with("AWS_ENDPOINT_URL is not"), "{bad}");
             assert!(!fault.contains("hunter2"));
         }

@@ -74,12 +74,12 @@ pub(super) struct Imds {
     base: String,
     timeout: Duration,
     attempts: u32,
-    session: Mutex<Option<Session>>,
+    session: Mutex<Option<SessionToken>>,
     pause: fn(Duration),
 }
 
 #[derive(Clone)]
-struct Session {
+struct SessionToken {
     token: Secret<String>,
     good_until: Instant,
 }
@@ -147,19 +147,19 @@ impl Imds {
         let what = format!("GET {path}");
         let reply = self
             .call("GET", path, headers)
-            .map_err(|fault| self.broken(&what, &fault))?;
+            .map_err(|fault| self.explain_break(&what, &fault))?;
         match reply.status {
             200 => text_of(&reply).ok_or_else(|| {
                 let odd = "it is no text; is this the instance metadata service?";
-                Again::Never(self.failed(Some(200), &what, odd, false))
+                Again::Never(self.new_fault(Some(200), &what, odd, false))
             }),
             // Its end has come earlier than it said, or the instance was started anew.
             401 => {
                 self.forget(&token);
                 let text = "it refuses the session token that it gave out";
-                Err(Again::Now(self.failed(Some(401), &what, text, true)))
+                Err(Again::Now(self.new_fault(Some(401), &what, text, true)))
             }
-            status => Err(self.refused(status, &what, &reply)),
+            status => Err(self.explain_refusal(status, &what, &reply)),
         }
     }
 
@@ -177,20 +177,20 @@ impl Imds {
             Err(fault) if fault.stage.is_out_of_reach() => {
                 return Err(Again::Never(self.unreachable(&fault)));
             }
-            Err(fault) => return Err(self.broken(&what, &fault)),
+            Err(fault) => return Err(self.explain_break(&what, &fault)),
         };
         if reply.status != 200 {
-            return Err(self.refused(reply.status, &what, &reply));
+            return Err(self.explain_refusal(reply.status, &what, &reply));
         }
         let fits = |text: &String| text.bytes().all(|b| b.is_ascii_graphic()) && !text.is_empty();
         let Some(token) = text_of(&reply).filter(fits) else {
             let odd = "it is no token; is this the instance metadata service?";
-            return Err(Again::Never(self.failed(Some(200), &what, odd, false)));
+            return Err(Again::Never(self.new_fault(Some(200), &what, odd, false)));
         };
         let field = reply.headers.first("x-aws-ec2-metadata-token-ttl-seconds");
         let ttl_s = field.and_then(|text| text.trim().parse().ok());
         let life = Duration::from_secs(ttl_s.unwrap_or(TOKEN_TTL_S).min(TOKEN_TTL_S));
-        let session = Session {
+        let session = SessionToken {
             token: Secret::new(token),
             good_until: now + (life - TOKEN_MARGIN.min(life / 2)),
         };
@@ -217,7 +217,7 @@ impl Imds {
         })
     }
 
-    fn session(&self) -> Option<Session> {
+    fn session(&self) -> Option<SessionToken> {
         let session = self.session.lock();
         session.unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -229,7 +229,7 @@ impl Imds {
     }
 
     /// A status that is no success.
-    fn refused(&self, status: u16, what: &str, reply: &ApiReply) -> Again {
+    fn explain_refusal(&self, status: u16, what: &str, reply: &ApiReply) -> Again {
         let text = text_of(reply).unwrap_or_default();
         let mut redactor = Redactor::new(self.session().as_ref().map(|session| &session.token));
         redactor.add_answer(&text);
@@ -248,7 +248,7 @@ impl Imds {
             _ => "",
         };
         let passes = status >= 500 || status == 429;
-        let fault = self.failed(Some(status), what, &format!("{said}{remedy}"), passes);
+        let fault = self.new_fault(Some(status), what, &format!("{said}{remedy}"), passes);
         if passes {
             Again::Later(fault)
         } else {
@@ -257,8 +257,8 @@ impl Imds {
     }
 
     /// No whole reply came, though something is there.
-    fn broken(&self, what: &str, fault: &UpstreamError) -> Again {
-        let failed = self.failed(None, what, &fault.to_string(), true);
+    fn explain_break(&self, what: &str, fault: &UpstreamError) -> Again {
+        let failed = self.new_fault(None, what, &fault.to_string(), true);
         match fault.stage {
             // A connection kept from before may have been closed meanwhile.
             Stage::Transfer => Again::Later(failed),
@@ -277,7 +277,7 @@ impl Imds {
         ))
     }
 
-    fn failed(&self, status: Option<u16>, what: &str, said: &str, passes: bool) -> ImdsFault {
+    fn new_fault(&self, status: Option<u16>, what: &str, said: &str, passes: bool) -> ImdsFault {
         let shown = status.map_or_else(|| " failed".to_owned(), |status| format!(" {status}"));
         let text = format!(
             "the EC2 instance metadata service at {}: {what}{shown}: {said}",

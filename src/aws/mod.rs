@@ -22,4 +22,4 @@ mod xml;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
-mod hosts;
+mod tests;

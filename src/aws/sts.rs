@@ -62,14 +62,11 @@ pub(super) fn caller_identity(
     region: &str,
     credentials: &Credentials,
 ) -> Result<Identity, AwsFault> {
-    let ask = ask(
-        settings,
-        region,
-        "GetCallerIdentity",
-        &[],
-        (None, IDENTITY_TIMEOUT),
-    )
-    .map_err(AwsFault::lasting)?;
+    let ask = ask(settings, region, "GetCallerIdentity", &[]).map_err(AwsFault::lasting)?;
+    let ask = Ask {
+        timeout: IDENTITY_TIMEOUT,
+        ..ask
+    };
     let reply = caller.call(&ask, credentials)?;
     let text = |name| element(&ask, credentials, &reply, name);
     Ok(Identity {
@@ -121,7 +118,10 @@ impl Sts {
         fields.extend(role.external_id.clone().map(|id| ("ExternalId", id)));
         let permission = "sts:AssumeRole on the role to this identity, let the role's trust policy \
                           name it, and give the external_id that the policy may ask for";
-        let ask = self.ask("AssumeRole", &fields, Some(permission))?;
+        let ask = Ask {
+            permission: Some(permission),
+            ..self.ask("AssumeRole", &fields)?
+        };
         let base = base.with_source(format!("{}, assuming {}", base.source, role.arn));
         session(&ask, &base, &self.caller.call(&ask, &base)?)
     }
@@ -138,28 +138,16 @@ impl Sts {
     ) -> Result<Credentials, AwsFault> {
         let mut fields = fields_of(role);
         fields.push(("WebIdentityToken", token.expose().clone()));
-        let ask = self.ask("AssumeRoleWithWebIdentity", &fields, None)?;
+        let ask = self.ask("AssumeRoleWithWebIdentity", &fields)?;
         let bearer = Credentials::bearer(format!("{source}, assuming {}", role.arn), token.clone());
         session(&ask, &bearer, &self.caller.call_unsigned(&ask, &bearer)?)
     }
 
-    fn ask(
-        &self,
-        operation: &'static str,
-        fields: &[(&str, String)],
-        permission: Option<&'static str>,
-    ) -> Result<Ask, AwsFault> {
+    fn ask(&self, operation: &'static str, fields: &[(&str, String)]) -> Result<Ask, AwsFault> {
         let region = self.region.get().ok_or_else(|| {
             AwsFault::lasting(format!("no region for {operation}: set AWS_REGION"))
         })?;
-        ask(
-            &self.settings,
-            region,
-            operation,
-            fields,
-            (permission, CALL_TIMEOUT),
-        )
-        .map_err(AwsFault::lasting)
+        ask(&self.settings, region, operation, fields).map_err(AwsFault::lasting)
     }
 }
 
@@ -180,7 +168,6 @@ fn ask(
     region: &str,
     operation: &'static str,
     fields: &[(&str, String)],
-    (permission, timeout): (Option<&'static str>, Duration),
 ) -> Result<Ask, String> {
     let (url, region) = address(settings, region)?;
     let mut body = format!("Action={operation}&Version=2011-06-15");
@@ -197,8 +184,8 @@ fn ask(
             "application/x-www-form-urlencoded; charset=utf-8",
         )]),
         body: Secret::new(body),
-        permission,
-        timeout,
+        permission: None,
+        timeout: CALL_TIMEOUT,
     })
 }
 

@@ -70,7 +70,7 @@ impl Cache {
     /// The bytes of a manifest, whatever repository it belongs to.
     pub fn manifest_bytes(&self, digest: &Digest) -> Option<SharedBytes> {
         let size = self.store.size(digest)?;
-        let share = BODIES.take(budget::counted(size), Instant::now() + SHARE_TIMEOUT)?;
+        let share = BODIES.take(budget::count_bytes(size), Instant::now() + SHARE_TIMEOUT)?;
         match self.store.read(digest, MANIFEST_BYTES_MAX) {
             Ok(bytes) => bytes.map(|bytes| SharedBytes::counted(bytes, share)),
             Err(error) => {

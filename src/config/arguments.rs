@@ -34,7 +34,7 @@ impl Arguments {
     /// [`super::resolve`], which reports them with all others.
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Self {
         let mut parsed = Self::default();
-        let mut words = arguments.into_iter().map(Word::from).peekable();
+        let mut words = arguments.into_iter().map(ArgumentText::from).peekable();
         while let Some(word) = words.next() {
             match word.text.as_str() {
                 "--help" | "-h" => parsed.help = true,
@@ -42,7 +42,7 @@ impl Arguments {
                 text if text.starts_with('-') => match text.split_once('=') {
                     None => parsed.read_flag(text, None, &mut words),
                     Some((flag, value)) => {
-                        let value = Word {
+                        let value = ArgumentText {
                             text: value.to_owned(),
                             utf8: word.utf8,
                         };
@@ -58,8 +58,8 @@ impl Arguments {
     fn read_flag(
         &mut self,
         flag: &str,
-        value: Option<Word>,
-        rest: &mut Peekable<impl Iterator<Item = Word>>,
+        value: Option<ArgumentText>,
+        rest: &mut Peekable<impl Iterator<Item = ArgumentText>>,
     ) {
         let Some((setting, name)) = find_setting(flag) else {
             self.faults.push(unknown_flag(flag));
@@ -73,7 +73,7 @@ impl Arguments {
         let value = value.or_else(|| match setting.kind.unit() {
             Unit::Switch => {
                 let next = rest.next_if(|next| parse::switch(&next.text).is_some());
-                Some(next.unwrap_or_else(|| Word::from(OsString::from("true"))))
+                Some(next.unwrap_or_else(|| ArgumentText::from(OsString::from("true"))))
             }
             _ => rest.next_if(|next| !next.text.starts_with("--")),
         });
@@ -92,13 +92,13 @@ impl Arguments {
 }
 
 /// A word of the command line.
-struct Word {
+struct ArgumentText {
     text: String,
     /// False when `text` is only what could be made of bytes that are not UTF-8.
     utf8: bool,
 }
 
-impl From<OsString> for Word {
+impl From<OsString> for ArgumentText {
     fn from(word: OsString) -> Self {
         match word.into_string() {
             Ok(text) => Self { text, utf8: true },

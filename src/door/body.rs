@@ -156,7 +156,7 @@ impl<'a> BodyReader<'a> {
     ) -> Result<usize, BodyFault> {
         let mut idle = Duration::ZERO;
         loop {
-            let wait = self.idle.saturating_sub(idle).min(self.rate.left());
+            let wait = self.idle.saturating_sub(idle).min(self.rate.time_left());
             let begun = Instant::now();
             let before = self.socket.received().bytes;
             let result = read(self.socket, begun + wait);

@@ -49,7 +49,7 @@ impl Rate {
     }
 
     /// Waiting time after which the next verdict is due.
-    pub(super) const fn left(&self) -> Duration {
+    pub(super) const fn time_left(&self) -> Duration {
         if self.least.bytes_per_second == 0 {
             return Duration::MAX;
         }
@@ -124,14 +124,14 @@ mod tests {
     #[test]
     fn only_waiting_counts() {
         let mut rate = Rate::new(LEAST);
-        assert_eq!(rate.left(), LEAST.window);
+        assert_eq!(rate.time_left(), LEAST.window);
         for _ in 0..1_000_000 {
             // Bytes that were there at once take no time, however few they are.
             assert_eq!(rate.record(Duration::ZERO, 1), Ok(()));
         }
-        assert_eq!(rate.left(), LEAST.window);
+        assert_eq!(rate.time_left(), LEAST.window);
         assert_eq!(rate.record(SECOND * 20, 0), Ok(()));
-        assert_eq!(rate.left(), SECOND * 40);
+        assert_eq!(rate.time_left(), SECOND * 40);
     }
 
     #[test]
@@ -141,7 +141,7 @@ mod tests {
             ..LEAST
         });
         assert_eq!(rate.record(SECOND * 3600, 0), Ok(()));
-        assert_eq!(rate.left(), Duration::MAX);
+        assert_eq!(rate.time_left(), Duration::MAX);
     }
 
     #[test]

@@ -131,9 +131,15 @@ impl LoadedTls {
         match (chain, key, clients) {
             (Ok(chain), Ok(key), Ok(clients)) => {
                 let valid = chain.first().and_then(|leaf| validity(leaf));
-                let loaded = Self::build(files, &provider, (chain, key), clients);
-                let mut loaded = loaded.map_err(|why| vec![why])?;
-                loaded.until = valid.map(|valid| valid.until);
+                let own = CertifiedKey::from_der(chain, key, &provider);
+                let own = own.map_err(|error| vec![explain_unusable(files, &error)])?;
+                let config = build_config(&provider, own, clients.as_ref());
+                let unusable = |error| vec![format!("TLS cannot be set up: {error}")];
+                let loaded = Self {
+                    config: Arc::new(config.map_err(unusable)?),
+                    clients,
+                    until: valid.map(|valid| valid.until),
+                };
                 log_validity(&files.certificate, valid);
                 Ok(loaded)
             }
@@ -143,46 +149,42 @@ impl LoadedTls {
             }
         }
     }
+}
 
-    fn build(
-        files: &TlsFiles,
-        provider: &Arc<CryptoProvider>,
-        (chain, key): (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>),
-        clients: Option<Arc<dyn ClientCertVerifier>>,
-    ) -> Result<Self, String> {
-        let (own, private) = (files.certificate.display(), files.key.display());
-        let certified = CertifiedKey::from_der(chain, key, provider);
-        let certified = certified.map_err(|error| match error {
-            rustls::Error::InconsistentKeys(_) => {
-                let first = "the first certificate there must be the proxy's own";
-                format!("SSL_KEY={private}: not the key of SSL_CERTIFICATE={own}; {first}")
-            }
-            rustls::Error::InvalidCertificate(why) => {
-                format!("SSL_CERTIFICATE={own}: its first certificate is unusable: {why:?}")
-            }
-            other => format!("SSL_KEY={private}: unusable: {other}"),
-        })?;
-        let unusable = |error: rustls::Error| format!("TLS cannot be set up: {error}");
-        let builder = ServerConfig::builder_with_provider(Arc::clone(provider))
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-            .map_err(unusable)?;
-        let builder = match &clients {
-            Some(clients) => builder.with_client_cert_verifier(Arc::clone(clients)),
-            None => builder.with_no_client_auth(),
-        };
-        let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
-        config.alpn_protocols = vec![PROTOCOL.to_vec()];
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.ticketer = Ticketer::new().map_err(unusable)?;
-        config.send_tls13_tickets = TICKETS;
-        // 0-RTT may be replayed (RFC 8446 §8).
-        config.max_early_data_size = 0;
-        Ok(Self {
-            config: Arc::new(config),
-            clients,
-            until: None,
-        })
+/// Why the certificate and the key cannot be used together.
+fn explain_unusable(files: &TlsFiles, error: &rustls::Error) -> String {
+    let (own, private) = (files.certificate.display(), files.key.display());
+    match error {
+        rustls::Error::InconsistentKeys(_) => {
+            let first = "the first certificate there must be the proxy's own";
+            format!("SSL_KEY={private}: not the key of SSL_CERTIFICATE={own}; {first}")
+        }
+        rustls::Error::InvalidCertificate(why) => {
+            format!("SSL_CERTIFICATE={own}: its first certificate is unusable: {why:?}")
+        }
+        other => format!("SSL_KEY={private}: unusable: {other}"),
     }
+}
+
+fn build_config(
+    provider: &Arc<CryptoProvider>,
+    own: CertifiedKey,
+    clients: Option<&Arc<dyn ClientCertVerifier>>,
+) -> Result<ServerConfig, rustls::Error> {
+    let builder = ServerConfig::builder_with_provider(Arc::clone(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
+    let builder = match clients {
+        Some(clients) => builder.with_client_cert_verifier(Arc::clone(clients)),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(own)));
+    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.ticketer = Ticketer::new()?;
+    config.send_tls13_tickets = TICKETS;
+    // 0-RTT may be replayed (RFC 8446 §8).
+    config.max_early_data_size = 0;
+    Ok(config)
 }
 
 /// Says until when the certificate is good, where that can be read.

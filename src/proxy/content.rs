@@ -248,7 +248,7 @@ pub(super) fn read_whole(
     };
     let take = |bytes: u64| BODIES.take(bytes, Instant::now() + SHARE_TIMEOUT);
     let mut room = length.unwrap_or(UNCOUNTED_BYTES_MAX).clamp(1, limit + 1);
-    let mut share = take(budget::counted(room)).ok_or_else(no_room)?;
+    let mut share = take(budget::count_bytes(room)).ok_or_else(no_room)?;
     let mut bytes = Vec::new();
     loop {
         let left = room - bytes.len() as u64;
@@ -261,7 +261,7 @@ pub(super) fn read_whole(
             return Ok(SharedBytes::counted(bytes, share));
         }
         room = (2 * room).min(limit + 1);
-        let more = take(budget::counted(room) - share.bytes()).ok_or_else(no_room)?;
+        let more = take(budget::count_bytes(room) - share.bytes()).ok_or_else(no_room)?;
         share.merge(more);
         bytes.extend_from_slice(&next);
     }
@@ -273,7 +273,7 @@ pub(super) fn count_body(reply: Reply, registry: &Registry) -> Reply {
     let Body::Bytes(bytes) = &reply.body else {
         return reply;
     };
-    let needed = budget::counted(bytes.len() as u64);
+    let needed = budget::count_bytes(bytes.len() as u64);
     if needed == 0 || bytes.is_counted() {
         return reply;
     }

@@ -113,7 +113,7 @@ pub(super) fn take_turn_for(
     body: &[u8],
     registry: &Registry,
 ) -> Result<Option<Permit<'static>>, UpstreamError> {
-    if budget::counted(body.len() as u64) == 0 {
+    if budget::count_bytes(body.len() as u64) == 0 {
         return Ok(None);
     }
     let turn = budget::take_turn();

@@ -41,7 +41,7 @@ pub(super) fn is_local(address: IpAddr) -> bool {
 fn kind(address: IpAddr) -> Option<&'static str> {
     match address.to_canonical() {
         IpAddr::V4(v4) => v4_kind(v4),
-        IpAddr::V6(v6) => v6_kind(v6).or_else(|| v4_kind(embedded(v6)?)),
+        IpAddr::V6(v6) => v6_kind(v6).or_else(|| v4_kind(find_embedded_ipv4(v6)?)),
     }
 }
 
@@ -71,7 +71,7 @@ fn v6_kind(v6: Ipv6Addr) -> Option<&'static str> {
 /// The IPv4 address that an IPv6 address leads to: NAT64 (RFC 6052 §2.2 `64:ff9b::/96`, RFC 8215
 /// `64:ff9b:1::/48` with /96 below it or in its own layout), 6to4 (RFC 3056 §2), and the old
 /// compatible form (RFC 4291 §2.5.5.1).
-fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
+fn find_embedded_ipv4(v6: Ipv6Addr) -> Option<Ipv4Addr> {
     let octets = v6.octets();
     let at = |places: [usize; 4]| {
         let part = places.map(|place| octets.get(place).copied().unwrap_or_default());

@@ -29,7 +29,7 @@ const REDIRECT_BODY_BYTES_MAX: u64 = 16 * 1024;
 const REDIRECT_BODY_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A reply as the steps of an attempt hand it on.
-struct Answer {
+struct JudgedReply {
     fetched: Fetched,
     /// Why it refuses our token, if it does.
     token_refusal: Option<String>,
@@ -118,7 +118,7 @@ impl Attempt<'_> {
     }
 
     /// Sends a request without a body, and follows the registry's redirect if it may.
-    fn send_and_follow(&self) -> Result<Answer, UpstreamError> {
+    fn send_and_follow(&self) -> Result<JudgedReply, UpstreamError> {
         let method = self.call.method;
         let follows = self.follow == Follow::Yes && matches!(method, "GET" | "HEAD");
         let mut asked_again = false;
@@ -143,7 +143,7 @@ impl Attempt<'_> {
         }
     }
 
-    fn ask_registry(&self, method: &str) -> Result<Answer, UpstreamError> {
+    fn ask_registry(&self, method: &str) -> Result<JudgedReply, UpstreamError> {
         let headers = self.authorized_headers();
         let reply = self.send_once(method, &self.call.url(), &headers)?;
         Ok(self.read_answer(method, reply))
@@ -156,14 +156,14 @@ impl Attempt<'_> {
     }
 
     /// A reply of the registry itself: our token is removed, and a refusal is read whole.
-    fn read_answer(&self, method: &str, mut reply: Incoming) -> Answer {
+    fn read_answer(&self, method: &str, mut reply: Incoming) -> JudgedReply {
         if let Some(secrets) = self.secrets() {
             secrets.remove_from(&mut reply);
         }
         let refusal = self.read_refusal(method, &mut reply);
         let (registry, status) = (self.call.registry, reply.status);
         let token_refusal = token_refusal(registry, status, refusal.as_deref().unwrap_or_default());
-        Answer {
+        JudgedReply {
             fetched: Fetched {
                 reply,
                 redirected: false,
@@ -173,9 +173,9 @@ impl Attempt<'_> {
     }
 
     /// A reply of a blob host, which has never seen our token.
-    fn read_redirected(&self, mut reply: Incoming) -> Answer {
+    fn read_redirected(&self, mut reply: Incoming) -> JudgedReply {
         self.read_refusal(self.call.method, &mut reply);
-        Answer {
+        JudgedReply {
             fetched: Fetched {
                 reply,
                 redirected: true,

@@ -29,10 +29,10 @@ const CIRCUITS_MAX: usize = 256;
 /// The circuits.
 #[derive(Debug, Default)]
 pub struct Breaker {
-    circuits: Mutex<HashMap<Key, Circuit>>,
+    circuits: Mutex<HashMap<CircuitKey, Circuit>>,
 }
 
-type Key = (String, Patience);
+type CircuitKey = (String, Patience);
 
 /// How long a caller is ready to wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -79,7 +79,7 @@ impl Breaker {
     }
 
     /// `to` answered a caller of this patience: all that are as patient may ask it.
-    pub fn succeeded(&self, to: &str, patience: Patience) {
+    pub fn note_success(&self, to: &str, patience: Patience) {
         let mut circuits = self.lock();
         circuits.remove(&key(to, Patience::Full));
         if patience == Patience::Short {
@@ -88,7 +88,7 @@ impl Breaker {
     }
 
     /// `to` was out of reach at `now`, or for this patience.
-    pub fn failed(&self, to: &str, patience: Patience, now: Instant) {
+    pub fn note_failure(&self, to: &str, patience: Patience, now: Instant) {
         let mut circuits = self.lock();
         let key = key(to, patience);
         if circuits.len() >= CIRCUITS_MAX && !circuits.contains_key(&key) {
@@ -102,12 +102,12 @@ impl Breaker {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Circuit>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<CircuitKey, Circuit>> {
         self.circuits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn key(to: &str, patience: Patience) -> Key {
+fn key(to: &str, patience: Patience) -> CircuitKey {
     (to.to_owned(), patience)
 }
 
@@ -119,15 +119,15 @@ mod tests {
     #[test]
     fn one_failure_is_borne() {
         let (breaker, now) = (Breaker::default(), Instant::now());
-        breaker.failed("r", Full, now);
+        breaker.note_failure("r", Full, now);
         assert!(breaker.allow("r", Full, now).is_ok());
     }
 
     #[test]
     fn an_open_circuit_lets_one_try_through_after_a_growing_pause() {
         let (breaker, mut now) = (Breaker::default(), Instant::now());
-        breaker.failed("r", Full, now);
-        breaker.failed("r", Full, now);
+        breaker.note_failure("r", Full, now);
+        breaker.note_failure("r", Full, now);
         for expected in [500, 1000, 2000, 4000, 5000, 5000] {
             let left = breaker.allow("r", Full, now).unwrap_err();
             assert_eq!(left, Duration::from_millis(expected));
@@ -135,26 +135,26 @@ mod tests {
             now += left;
             assert!(breaker.allow("r", Full, now).is_ok());
             assert!(breaker.allow("r", Full, now).is_err());
-            breaker.failed("r", Full, now);
+            breaker.note_failure("r", Full, now);
         }
     }
 
     #[test]
     fn a_success_closes_it() {
         let (breaker, now) = (Breaker::default(), Instant::now());
-        breaker.failed("r", Full, now);
-        breaker.failed("r", Full, now);
-        breaker.succeeded("r", Full);
+        breaker.note_failure("r", Full, now);
+        breaker.note_failure("r", Full, now);
+        breaker.note_success("r", Full);
         assert!(breaker.allow("r", Full, now).is_ok());
-        breaker.failed("r", Full, now);
+        breaker.note_failure("r", Full, now);
         assert!(breaker.allow("r", Full, now).is_ok());
     }
 
     #[test]
     fn a_try_that_is_lost_is_not_the_last() {
         let (breaker, now) = (Breaker::default(), Instant::now());
-        breaker.failed("r", Full, now);
-        breaker.failed("r", Full, now);
+        breaker.note_failure("r", Full, now);
+        breaker.note_failure("r", Full, now);
         let later = now + PAUSE_MIN;
         assert!(breaker.allow("r", Full, later).is_ok());
         assert!(breaker.allow("r", Full, later + TRY_TIMEOUT).is_ok());
@@ -163,18 +163,18 @@ mod tests {
     #[test]
     fn short_patience_has_a_circuit_of_its_own() {
         let (breaker, now) = (Breaker::default(), Instant::now());
-        breaker.failed("r", Short, now);
-        breaker.failed("r", Short, now);
+        breaker.note_failure("r", Short, now);
+        breaker.note_failure("r", Short, now);
         assert!(breaker.allow("r", Short, now).is_err());
         assert!(breaker.allow("r", Full, now).is_ok());
         // An answer that the patient got may have taken long.
-        breaker.succeeded("r", Full);
+        breaker.note_success("r", Full);
         assert!(breaker.allow("r", Short, now).is_err());
-        breaker.succeeded("r", Short);
+        breaker.note_success("r", Short);
         assert!(breaker.allow("r", Short, now).is_ok());
         // What is out of reach for the patient is so for all, and theirs is the try.
-        breaker.failed("r", Full, now);
-        breaker.failed("r", Full, now);
+        breaker.note_failure("r", Full, now);
+        breaker.note_failure("r", Full, now);
         assert!(breaker.allow("r", Short, now).is_err());
         let later = now + PAUSE_MIN;
         assert!(breaker.allow("r", Short, later).is_ok());

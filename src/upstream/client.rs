@@ -109,7 +109,7 @@ pub struct Client {
     not_local: Agent,
     /// For requests that no proxy may see.
     direct: Agent,
-    names: Names,
+    names: CheckedLookup,
 }
 
 impl Client {
@@ -165,16 +165,16 @@ impl Client {
             .allow_non_standard_methods(false)
             .build();
         let tls = Tls::default();
-        let agent = |names: Names| {
+        let agent = |names: CheckedLookup| {
             let connector = connector::connector(Arc::clone(&names.proxies), &tls);
             Agent::with_parts(config.clone(), connector, names)
         };
-        let names = Names {
+        let names = CheckedLookup {
             resolver,
             proxies: Arc::new(proxies),
             rule: AddressRule::Any,
         };
-        let direct = Names {
+        let direct = CheckedLookup {
             proxies: Arc::default(),
             ..names.clone()
         };
@@ -247,7 +247,7 @@ impl Client {
         } else {
             agent.run(request)
         };
-        let reply = reply.map(incoming);
+        let reply = reply.map(convert_reply);
         let reply = reply.map_err(|fault| classify(&fault, to.into()))?;
         self.refuse_proxy_407(outgoing.url, reply)
     }
@@ -289,7 +289,7 @@ impl Client {
             .build();
         let (sent, broken) = early::run_upload(|| agent.run(request));
         let fault = match sent {
-            Ok(reply) => return self.refuse_proxy_407(outgoing.url, incoming(reply)),
+            Ok(reply) => return self.refuse_proxy_407(outgoing.url, convert_reply(reply)),
             Err(fault) => fault,
         };
         if body.failed {
@@ -338,14 +338,14 @@ impl Client {
 /// ureq's view of name look-ups: called for every request, also when a pooled connection is then
 /// used. Where a proxy leads to the target, the proxy looks that up, and we the proxy.
 #[derive(Debug, Clone)]
-struct Names {
+struct CheckedLookup {
     resolver: Resolver,
     proxies: Arc<Proxies>,
     /// For targets that are reached directly. A proxy looks up those behind it.
     rule: AddressRule,
 }
 
-impl Names {
+impl CheckedLookup {
     fn under(&self, rule: AddressRule) -> Self {
         Self {
             rule,
@@ -376,13 +376,13 @@ impl Names {
         let allowed = found.iter().filter(|found| rule.refusal(**found).is_none());
         let allowed: Vec<_> = allowed.map(|ip| SocketAddr::new(*ip, port)).collect();
         match (allowed.is_empty(), found.first()) {
-            (true, Some(address)) => Err(forbidden(host, *address, rule)),
+            (true, Some(address)) => Err(forbid(host, *address, rule)),
             _ => Ok(allowed),
         }
     }
 }
 
-fn forbidden(host: &str, address: IpAddr, rule: AddressRule) -> ureq::Error {
+fn forbid(host: &str, address: IpAddr, rule: AddressRule) -> ureq::Error {
     let kind = rule.refusal(address).unwrap_or_default();
     let reason = format!(
         "{host} has the address {address}, which is {kind} and never connected to unless ECR or \
@@ -391,7 +391,7 @@ fn forbidden(host: &str, address: IpAddr, rule: AddressRule) -> ureq::Error {
     ConnectorError::boxed(Stage::Resolve, reason)
 }
 
-impl UreqResolver for Names {
+impl UreqResolver for CheckedLookup {
     fn resolve(
         &self,
         uri: &http::Uri,
@@ -445,7 +445,7 @@ impl Api for Client {
         let reply = agent
             .run(request)
             .map_err(|fault| classify(&fault, to.clone()))?;
-        let mut reply = incoming(reply);
+        let mut reply = convert_reply(reply);
         if call.through_proxy {
             reply = self.refuse_proxy_407(&call.url, reply)?;
         }
@@ -525,7 +525,7 @@ fn read_refusal(broken: Broken) -> Option<Incoming> {
     (400..600).contains(&answer.status).then(|| answer.into())
 }
 
-fn incoming(reply: http::Response<ureq::Body>) -> Incoming {
+fn convert_reply(reply: http::Response<ureq::Body>) -> Incoming {
     let (parts, body) = reply.into_parts();
     let headers = early::fields(&parts.headers);
     let length = headers

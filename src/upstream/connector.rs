@@ -19,7 +19,7 @@ use ureq::unversioned::transport::{
 use super::early;
 use super::error::Stage;
 use super::fault::{ConnectorError, stage};
-use super::outbound::{Proxies, Proxy};
+use super::outbound::{OutboundProxy, Proxies};
 use super::tcp::{self, TcpTransport};
 use crate::oci::Scheme;
 
@@ -44,7 +44,7 @@ pub(super) fn connector(proxies: Arc<Proxies>, tls: &Tls) -> impl Connector {
 }
 
 /// The proxy that leads to `uri`, if there is one.
-pub(super) fn proxy_of<'a>(proxies: &'a Proxies, uri: &Uri) -> Option<&'a Proxy> {
+pub(super) fn proxy_of<'a>(proxies: &'a Proxies, uri: &Uri) -> Option<&'a OutboundProxy> {
     let scheme = match uri.scheme_str() {
         Some("http") => Scheme::Http,
         _ => Scheme::Https,
@@ -127,7 +127,7 @@ impl TargetConnector {
     fn secure(
         &self,
         details: &ConnectionDetails<'_>,
-        proxy: &Proxy,
+        proxy: &OutboundProxy,
         transport: Box<dyn Transport>,
     ) -> Result<Box<dyn Transport>, ureq::Error> {
         let fault = |stage, why: &dyn std::fmt::Display| {
@@ -148,7 +148,7 @@ impl TargetConnector {
 
 fn dial(
     details: &ConnectionDetails<'_>,
-    proxy: Option<&Proxy>,
+    proxy: Option<&OutboundProxy>,
 ) -> Result<Box<dyn Transport>, ureq::Error> {
     let left = match left(details).after {
         ureq_time::Duration::Exact(left) => left,
@@ -188,7 +188,7 @@ fn left(details: &ConnectionDetails<'_>) -> NextTimeout {
 /// Asks the proxy for a tunnel to the target.
 fn tunnel(
     details: &ConnectionDetails<'_>,
-    proxy: &Proxy,
+    proxy: &OutboundProxy,
     mut transport: Box<dyn Transport>,
 ) -> Result<Tunnel, ureq::Error> {
     let target = authority(details.uri);
@@ -236,7 +236,7 @@ fn tunnel(
 }
 
 /// The words for a proxy's 407, with the remedy.
-pub(super) fn explain_407(proxy: &Proxy) -> String {
+pub(super) fn explain_407(proxy: &OutboundProxy) -> String {
     let (shown, setting) = (&proxy.shown, proxy.setting);
     if proxy.authorization.is_some() {
         format!("the proxy {shown} refuses the user and password in {setting} (407)")
@@ -356,7 +356,7 @@ struct ToProxy {
 }
 
 impl ToProxy {
-    fn new(uri: &Uri, proxy: &Proxy, transport: Box<dyn Transport>) -> Self {
+    fn new(uri: &Uri, proxy: &OutboundProxy, transport: Box<dyn Transport>) -> Self {
         let authorization = proxy.authorization.as_ref();
         let line = |value: &str| format!("Proxy-Authorization: {value}\r\n");
         let named = uri.authority().map(|authority| authority.as_str());

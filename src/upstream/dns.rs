@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use self::message::{DnsAnswer, Family, Query};
+use self::message::{DnsAnswer, DnsQuery, Family};
 use super::resolver::{Addresses, Lookup, LookupError};
 use crate::random::unguessable;
 
@@ -178,7 +178,7 @@ impl Question {
 /// A question that was sent.
 struct Waiting<'a> {
     asked: &'a mut Question,
-    query: Query,
+    query: DnsQuery,
     socket: UdpSocket,
 }
 
@@ -191,7 +191,7 @@ fn exchange(server: SocketAddr, asked: [&mut Question; 2], until: Instant) -> io
             continue;
         }
         let [low, high, ..] = unguessable().to_le_bytes();
-        match Query::new(u16::from_le_bytes([low, high]), &asked.name, asked.family) {
+        match DnsQuery::new(u16::from_le_bytes([low, high]), &asked.name, asked.family) {
             Ok(query) => {
                 let socket = send(server, &query)?;
                 waiting.push(Waiting {
@@ -226,7 +226,7 @@ fn exchange(server: SocketAddr, asked: [&mut Question; 2], until: Instant) -> io
     Ok(())
 }
 
-fn send(server: SocketAddr, query: &Query) -> io::Result<UdpSocket> {
+fn send(server: SocketAddr, query: &DnsQuery) -> io::Result<UdpSocket> {
     let any: IpAddr = match server {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
@@ -273,7 +273,7 @@ fn receive(server: SocketAddr, waiting: &Waiting<'_>) -> Option<DnsAnswer> {
 }
 
 /// The same question by TCP (RFC 7766), where a message follows its length.
-fn by_tcp(server: SocketAddr, query: &Query) -> io::Result<DnsAnswer> {
+fn by_tcp(server: SocketAddr, query: &DnsQuery) -> io::Result<DnsAnswer> {
     let until = Instant::now() + TCP_TIMEOUT;
     let left = || match until.saturating_duration_since(Instant::now()) {
         Duration::ZERO => Err(io::Error::from(io::ErrorKind::TimedOut)),

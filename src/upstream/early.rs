@@ -34,11 +34,11 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const LOOK_TIMEOUT: Duration = Duration::from_millis(10);
 
 thread_local! {
-    static UPLOAD: RefCell<Upload> = const { RefCell::new(Upload::None) };
+    static UPLOAD: RefCell<UploadPhase> = const { RefCell::new(UploadPhase::None) };
 }
 
 /// How things stand with this thread's upload.
-enum Upload {
+enum UploadPhase {
     None,
     Running,
     /// A write has failed, and ureq has given up.
@@ -49,11 +49,11 @@ enum Upload {
 
 /// Runs an upload, and keeps its connection if a write to it fails.
 pub(super) fn run_upload<T>(upload: impl FnOnce() -> T) -> (T, Option<Broken>) {
-    UPLOAD.set(Upload::Running);
+    UPLOAD.set(UploadPhase::Running);
     let outcome = upload();
-    match UPLOAD.replace(Upload::None) {
-        Upload::Broken(transport) => (outcome, Some(Broken(transport))),
-        Upload::Answering | Upload::None | Upload::Running => (outcome, None),
+    match UPLOAD.replace(UploadPhase::None) {
+        UploadPhase::Broken(transport) => (outcome, Some(Broken(transport))),
+        UploadPhase::Answering | UploadPhase::None | UploadPhase::Running => (outcome, None),
     }
 }
 
@@ -84,7 +84,7 @@ impl Broken {
         })));
         let agent = Agent::with_parts(config, handed, NoResolver);
         let request = http::Request::get("http://answered.invalid/").body(());
-        UPLOAD.set(Upload::Answering);
+        UPLOAD.set(UploadPhase::Answering);
         let answer = request.ok().and_then(|request| {
             let (head, body) = agent.run(request).ok()?.into_parts();
             let mut bytes = Vec::new();
@@ -99,7 +99,7 @@ impl Broken {
                 body: bytes.into(),
             })
         });
-        UPLOAD.set(Upload::None);
+        UPLOAD.set(UploadPhase::None);
         answer
     }
 }
@@ -169,7 +169,7 @@ impl Transport for Rescuing {
 impl Rescuing {
     /// True when the registry has refused an upload that is still on its way.
     fn has_refusal(&mut self) -> bool {
-        let is_upload = UPLOAD.with(|upload| matches!(*upload.borrow(), Upload::Running));
+        let is_upload = UPLOAD.with(|upload| matches!(*upload.borrow(), UploadPhase::Running));
         // Open: nothing has come. That look is one call of the system.
         if !is_upload || self.transport.is_open() {
             return false;
@@ -210,9 +210,9 @@ impl Drop for Rescuing {
         // Err: the thread is ending.
         let _ = UPLOAD.try_with(|upload| {
             if let Ok(mut upload) = upload.try_borrow_mut()
-                && matches!(*upload, Upload::Running)
+                && matches!(*upload, UploadPhase::Running)
             {
-                *upload = Upload::Broken(transport);
+                *upload = UploadPhase::Broken(transport);
             }
         });
     }
@@ -261,7 +261,8 @@ impl<In: Transport> Transport for SilentAfterFailure<In> {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
-        let answering = |upload: &RefCell<Upload>| matches!(*upload.borrow(), Upload::Answering);
+        let answering =
+            |upload: &RefCell<UploadPhase>| matches!(*upload.borrow(), UploadPhase::Answering);
         match self.failed {
             Some(_) if UPLOAD.with(answering) => return Ok(()),
             // TLS keeps the first failure of a write to itself and tries again: a peer that takes

@@ -162,9 +162,10 @@ impl Upstream {
         match &fetched {
             // A refused connection costs nobody any time, and its end is noticed at once.
             Err(error) if error.stage.is_out_of_reach() && started.elapsed() >= SLOW_FAILURE => {
-                self.breaker.failed(&circuit, patience, Instant::now());
+                self.breaker
+                    .note_failure(&circuit, patience, Instant::now());
             }
-            _ => self.breaker.succeeded(&circuit, patience),
+            _ => self.breaker.note_success(&circuit, patience),
         }
         fetched
     }
@@ -231,9 +232,10 @@ impl Upstream {
         };
         match &grant {
             Err(_) if in_a_hurry && asked.elapsed() >= SLOW_FAILURE => {
-                self.breaker.failed(&circuit, patience, Instant::now());
+                self.breaker
+                    .note_failure(&circuit, patience, Instant::now());
             }
-            _ => self.breaker.succeeded(&circuit, Patience::Short),
+            _ => self.breaker.note_success(&circuit, Patience::Short),
         }
         grant.map_err(|AuthFault(why)| call.fault(Stage::Authorize, why))
     }

@@ -15,14 +15,14 @@ use crate::secret::Secret;
 /// The proxies and the exceptions.
 #[derive(Debug, Default)]
 pub struct Proxies {
-    https: Option<Proxy>,
-    http: Option<Proxy>,
+    https: Option<OutboundProxy>,
+    http: Option<OutboundProxy>,
     exceptions: Vec<ProxyException>,
 }
 
 /// One proxy.
 #[derive(Debug)]
-pub(super) struct Proxy {
+pub(super) struct OutboundProxy {
     /// Its own protocol.
     pub(super) scheme: Scheme,
     /// Its name or address; IPv6 in brackets.
@@ -42,7 +42,7 @@ impl Proxies {
     pub fn new(settings: &OutboundSettings) -> Self {
         let proxy = |url: &Option<ProxyUrl>, setting| {
             let url = url.as_ref()?;
-            Some(Proxy {
+            Some(OutboundProxy {
                 scheme: url.scheme,
                 host: url.host.clone(),
                 port: url.port,
@@ -59,7 +59,7 @@ impl Proxies {
     }
 
     /// The proxy that leads to this scheme and authority, unless it is reached directly.
-    pub(super) fn proxy_for(&self, scheme: Scheme, authority: &str) -> Option<&Proxy> {
+    pub(super) fn proxy_for(&self, scheme: Scheme, authority: &str) -> Option<&OutboundProxy> {
         let (proxy, default_port) = match scheme {
             Scheme::Https => (self.https.as_ref()?, 443),
             Scheme::Http => (self.http.as_ref()?, 80),

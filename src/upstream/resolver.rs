@@ -67,11 +67,11 @@ pub enum LookupError {
 /// The cache in front of the `resolve` thread.
 #[derive(Clone)]
 pub struct Resolver {
-    shared: Arc<Shared>,
+    shared: Arc<NameCache>,
     queue: SyncSender<String>,
 }
 
-struct Shared {
+struct NameCache {
     names: Mutex<HashMap<String, CachedName>>,
     done: Condvar,
 }
@@ -166,7 +166,7 @@ impl Resolver {
     /// When the thread is refused.
     pub fn start(lookup: Arc<Lookup>) -> io::Result<Self> {
         let (queue, names) = sync_channel(QUEUE_MAX);
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(NameCache {
             names: Mutex::default(),
             done: Condvar::new(),
         });
@@ -255,7 +255,7 @@ pub(super) fn is_localhost(host: &str) -> bool {
     host == "localhost" || host.ends_with(".localhost")
 }
 
-impl Shared {
+impl NameCache {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, CachedName>> {
         // Each name is written in one go, so a poisoned lock is still good.
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
@@ -274,7 +274,7 @@ fn resolve_error(host: &str, why: &str) -> ResolveError {
 }
 
 /// The thread: looks up one name after the other until the last resolver is gone.
-fn resolve(queue: &Receiver<String>, shared: &Shared, lookup: &Lookup) {
+fn resolve(queue: &Receiver<String>, shared: &NameCache, lookup: &Lookup) {
     while let Ok(host) = queue.recv() {
         // The hook has logged the panic; the next name may fare better.
         let result = catch_unwind(AssertUnwindSafe(|| lookup(&host)));

@@ -22,7 +22,7 @@ const READ_BYTES: usize = 64 * 1024;
 
 /// One token in all the forms in which it may come back.
 pub struct Secrets {
-    words: Vec<Word>,
+    words: Vec<SoughtText>,
 }
 
 impl Secrets {
@@ -53,7 +53,7 @@ impl Secrets {
             }
         }
         Self {
-            words: forms.into_iter().map(Word::new).collect(),
+            words: forms.into_iter().map(SoughtText::new).collect(),
         }
     }
 
@@ -149,13 +149,13 @@ fn merge_escapes(upper: &str, lower: &str) -> String {
 }
 
 /// A text that is looked for, by Horspool's method: words are long, so most bytes are skipped.
-struct Word {
+struct SoughtText {
     text: String,
     /// How far to go on when a window ends with this byte.
     skips: Box<[usize; 256]>,
 }
 
-impl Word {
+impl SoughtText {
     fn new(text: String) -> Self {
         let last = text.len().saturating_sub(1);
         let mut skips = Box::new([text.len(); 256]);

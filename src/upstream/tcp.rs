@@ -37,7 +37,7 @@ pub(super) struct ConnectFault {
 }
 
 /// A connection that is being made.
-struct Pending {
+struct OpeningSocket {
     address: SocketAddr,
     socket: OwnedFd,
 }
@@ -51,7 +51,7 @@ pub(super) fn connect(
     deadline: Instant,
 ) -> Result<TcpStream, ConnectFault> {
     let mut left = addresses.iter();
-    let mut pending: Vec<Pending> = Vec::new();
+    let mut pending: Vec<OpeningSocket> = Vec::new();
     let mut faults: Vec<(SocketAddr, io::Error)> = Vec::new();
     let mut next_at = Instant::now();
     loop {
@@ -63,7 +63,7 @@ pub(super) fn connect(
                 Some(address) => match start_connecting(*address) {
                     Ok(socket) => {
                         let address = *address;
-                        pending.push(Pending { address, socket });
+                        pending.push(OpeningSocket { address, socket });
                         next_at = now + NEXT_ADDRESS;
                     }
                     Err(error) => {
@@ -81,12 +81,13 @@ pub(super) fn connect(
         let ready =
             wait(&pending, wake_at).map_err(|error| join_faults(&[(no_address(), error)]))?;
         let mut index = 0;
-        let (done, open): (Vec<Pending>, Vec<Pending>) = pending.into_iter().partition(|_| {
-            index += 1;
-            ready.get(index - 1).copied().unwrap_or_default()
-        });
+        let (done, open): (Vec<OpeningSocket>, Vec<OpeningSocket>) =
+            pending.into_iter().partition(|_| {
+                index += 1;
+                ready.get(index - 1).copied().unwrap_or_default()
+            });
         pending = open;
-        for Pending { address, socket } in done {
+        for OpeningSocket { address, socket } in done {
             match finish(socket) {
                 Ok(stream) => return Ok(stream),
                 // The next address need not wait for its time.
@@ -123,7 +124,7 @@ fn start_connecting(address: SocketAddr) -> io::Result<OwnedFd> {
 }
 
 /// Waits until some of them have an outcome; says which.
-fn wait(pending: &[Pending], until: Instant) -> io::Result<Vec<bool>> {
+fn wait(pending: &[OpeningSocket], until: Instant) -> io::Result<Vec<bool>> {
     let left = until.saturating_duration_since(Instant::now());
     let left = Timespec::try_from(left).map_err(io::Error::other)?;
     let mut fds: Vec<PollFd<'_>> = pending

@@ -139,7 +139,7 @@ fn module_name(before: &[TokenTree]) -> Option<String> {
 fn is_test_attribute(before: &[TokenTree], group: &Group) -> bool {
     let is_attribute = matches!(before.last(), Some(TokenTree::Punct(p)) if p.as_char() == '#');
     let text = group.stream().to_string().replace(' ', "");
-    let tests = ["cfg(test)", "cfg(fuzzing)", "cfg(any(test,fuzzing))"];
+    let tests = ["cfg(test)", "cfg(fuzzing)", "cfg(any(fuzzing,test))"];
     is_attribute && tests.contains(&text.as_str())
 }
 

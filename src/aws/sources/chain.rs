@@ -7,7 +7,7 @@ mod kept;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use self::kept::{Kept, Standing};
+use self::kept::{LastingCredentials, Standing};
 use super::super::call::Caller;
 use super::super::credentials::{Credentials, Source};
 use super::super::fault::{AwsFault, FaultKind};
@@ -30,7 +30,7 @@ pub(in crate::aws) struct Chain {
     caller: Arc<Caller>,
     sts: Arc<Sts>,
     /// Temporary credentials in use.
-    kept: Mutex<Option<Kept>>,
+    kept: Mutex<Option<LastingCredentials>>,
 }
 
 impl Chain {
@@ -90,7 +90,7 @@ impl Chain {
         let Some(kept) = self.lock().clone() else {
             return self.refetch();
         };
-        match kept.standing(self.caller.aws_now(), now) {
+        match kept.judge(self.caller.aws_now(), now) {
             Standing::Fresh => Ok(kept.credentials),
             Standing::Due => self.refetch().or_else(|fault| {
                 log::warn(
@@ -102,7 +102,7 @@ impl Chain {
                     ],
                 );
                 let credentials = kept.credentials.clone();
-                *self.lock() = Some(kept.tried(now));
+                *self.lock() = Some(kept.postpone(now));
                 Ok(credentials)
             }),
             Standing::Ended => self.refetch(),
@@ -121,7 +121,7 @@ impl Chain {
                 ..fault
             })?;
             if let Some(credentials) = found {
-                *self.lock() = Kept::new(&credentials, self.caller.monotonic());
+                *self.lock() = LastingCredentials::new(&credentials, self.caller.monotonic());
                 return Ok(credentials);
             }
         }
@@ -129,7 +129,7 @@ impl Chain {
         for vain in self
             .sources
             .iter()
-            .filter_map(|source| source.passed_over())
+            .filter_map(|source| source.explain_absence())
         {
             text.push_str("; ");
             text.push_str(&vain);
@@ -150,7 +150,7 @@ impl Chain {
         kept.as_ref()?.due(self.caller.aws_now(), now)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Kept>> {
+    fn lock(&self) -> MutexGuard<'_, Option<LastingCredentials>> {
         // A whole value is put there, or none.
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }

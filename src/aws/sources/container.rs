@@ -56,7 +56,7 @@ struct Endpoint {
 }
 
 /// A failed attempt.
-struct Failure {
+struct FailedAttempt {
     fault: AwsFault,
     /// True when another attempt may succeed at once.
     again: bool,
@@ -105,9 +105,9 @@ impl Container {
         }
     }
 
-    fn once(&self, uri: &str, setting: &str) -> Result<Credentials, Failure> {
+    fn once(&self, uri: &str, setting: &str) -> Result<Credentials, FailedAttempt> {
         // Read each time: kubelet replaces the file long before the token in it ends.
-        let token = self.token().map_err(Failure::passing)?;
+        let token = self.token().map_err(FailedAttempt::passing)?;
         let mut failure = None;
         for endpoint in self.endpoints(uri, setting)? {
             match self.ask(&endpoint, token.as_ref(), setting) {
@@ -116,12 +116,12 @@ impl Container {
                 outcome => return outcome,
             }
         }
-        Err(failure.unwrap_or_else(|| Failure::lasting(format!("{setting} leads nowhere"))))
+        Err(failure.unwrap_or_else(|| FailedAttempt::lasting(format!("{setting} leads nowhere"))))
     }
 
     /// Where `uri` leads, once for each address.
-    fn endpoints(&self, uri: &str, setting: &str) -> Result<Vec<Endpoint>, Failure> {
-        let lasting = |why: &str| Failure::lasting(format!("{setting}: {why}"));
+    fn endpoints(&self, uri: &str, setting: &str) -> Result<Vec<Endpoint>, FailedAttempt> {
+        let lasting = |why: &str| FailedAttempt::lasting(format!("{setting}: {why}"));
         let (scheme, authority, path) = container_uri(uri).map_err(|why| lasting(&why))?;
         let endpoint = |address: &str| Endpoint {
             url: format!("{scheme}://{address}{path}"),
@@ -135,7 +135,7 @@ impl Container {
         }
         let deadline = self.clock.monotonic() + CONNECT_TIMEOUT;
         let found = self.api.addresses(name, deadline);
-        let found = found.map_err(|fault| Failure::no_reply(&fault, setting))?;
+        let found = found.map_err(|fault| FailedAttempt::no_reply(&fault, setting))?;
         if let Some(foreign) = found
             .iter()
             .find(|address| !is_container_address(**address))
@@ -159,7 +159,7 @@ impl Container {
         endpoint: &Endpoint,
         token: Option<&Secret<String>>,
         setting: &str,
-    ) -> Result<Credentials, Failure> {
+    ) -> Result<Credentials, FailedAttempt> {
         let mut headers = Headers::from_iter([
             ("Host", endpoint.host.as_str()),
             ("Accept", "application/json"),
@@ -178,22 +178,27 @@ impl Container {
             through_proxy: false,
         };
         let reply = self.api.call(&call);
-        let reply = reply.map_err(|fault| Failure::no_reply(&fault, setting))?;
+        let reply = reply.map_err(|fault| FailedAttempt::no_reply(&fault, setting))?;
         if reply.status != 200 {
-            return Err(self.refused(&reply, token, setting));
+            return Err(self.explain_refusal(&reply, token, setting));
         }
         let source = format!("container credentials ({setting})");
         document::read(&reply.body, source).map_err(|why| match why {
-            Unusable::Odd(reason) => Failure::passing(format!(
+            Unusable::Odd(reason) => FailedAttempt::passing(format!(
                 "container credentials: the reply {reason}; check {setting}"
             )),
-            Unusable::Refused(code, message) => Failure::lasting(format!(
+            Unusable::Refused(code, message) => FailedAttempt::lasting(format!(
                 "container credentials: {code}: {message}; check the role"
             )),
         })
     }
 
-    fn refused(&self, reply: &ApiReply, token: Option<&Secret<String>>, setting: &str) -> Failure {
+    fn explain_refusal(
+        &self,
+        reply: &ApiReply,
+        token: Option<&Secret<String>>,
+        setting: &str,
+    ) -> FailedAttempt {
         let refusal = Refusal::read(reply, Redactor::new(token));
         let status = reply.status;
         let code = refusal
@@ -210,11 +215,11 @@ impl Container {
         };
         let text = format!("container credentials {status}{code}: {message}; {remedy}");
         match status {
-            429 | 500.. => Failure {
+            429 | 500.. => FailedAttempt {
                 again: true,
-                ..Failure::passing(text)
+                ..FailedAttempt::passing(text)
             },
-            _ => Failure::lasting(text),
+            _ => FailedAttempt::lasting(text),
         }
     }
 
@@ -248,7 +253,7 @@ impl Source for Container {
     }
 }
 
-impl Failure {
+impl FailedAttempt {
     /// Until somebody mends it.
     fn lasting(text: String) -> Self {
         Self {

@@ -19,9 +19,9 @@ pub(super) struct Environment {
 impl Environment {
     pub(super) fn new(settings: &AwsSettings) -> Self {
         Self {
-            id: settings.access_key_id.as_deref().and_then(filled),
-            secret: filled_secret(settings.secret_access_key.as_ref()),
-            session_token: filled_secret(settings.session_token.as_ref()),
+            id: settings.access_key_id.as_deref().and_then(drop_blank),
+            secret: drop_blank_secret(settings.secret_access_key.as_ref()),
+            session_token: drop_blank_secret(settings.session_token.as_ref()),
         }
     }
 }
@@ -46,7 +46,7 @@ impl Source for Environment {
         }
     }
 
-    fn passed_over(&self) -> Option<String> {
+    fn explain_absence(&self) -> Option<String> {
         let is_alone = self.session_token.is_some() && self.id.is_none() && self.secret.is_none();
         is_alone.then(|| format!("AWS_SESSION_TOKEN is set, {ID} and {SECRET} are not"))
     }
@@ -54,13 +54,13 @@ impl Source for Environment {
 
 /// Blank counts as unset. Files and secrets mounted as variables often end in a newline, which no
 /// key contains.
-fn filled(text: &str) -> Option<String> {
+fn drop_blank(text: &str) -> Option<String> {
     let text = text.trim();
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-fn filled_secret(secret: Option<&Secret<String>>) -> Option<Secret<String>> {
-    filled(secret?.expose()).map(Secret::new)
+fn drop_blank_secret(secret: Option<&Secret<String>>) -> Option<Secret<String>> {
+    drop_blank(secret?.expose()).map(Secret::new)
 }
 
 #[cfg(test)]
@@ -110,11 +110,11 @@ mod tests {
             session_token: Some(Secret::new("hunter2".into())),
             ..AwsSettings::default()
         };
-        let why = Environment::new(&settings).passed_over().unwrap();
+        let why = Environment::new(&settings).explain_absence().unwrap();
         assert!(why.starts_with("AWS_SESSION_TOKEN is set, AWS_ACCESS_KEY_ID and"));
         assert!(!why.contains("hunter2"));
         assert_eq!(
-            Environment::new(&AwsSettings::default()).passed_over(),
+            Environment::new(&AwsSettings::default()).explain_absence(),
             None
         );
     }

@@ -80,13 +80,13 @@ impl InstanceRole {
         let found = document::read(body.as_bytes(), source).map_err(|why| unusable(role, &why))?;
         if found.expires.is_some_and(|end| end <= self.clock.now()) {
             let why = "the instance metadata service hands out credentials past their end";
-            return Ok(self.stretched(found, why));
+            return Ok(self.stretch(found, why));
         }
         Ok(found)
     }
 
     /// Credentials that serve past their end, until the service is to be asked again.
-    fn stretched(&self, mut credentials: Credentials, why: &str) -> Credentials {
+    fn stretch(&self, mut credentials: Credentials, why: &str) -> Credentials {
         let thousandths = u32::try_from(unguessable() % 1001).unwrap_or_default();
         let again = STALE_RETRY + STALE_JITTER * thousandths / 1000;
         log::warn(
@@ -107,7 +107,7 @@ impl InstanceRole {
         match (fault, last) {
             (ImdsFault::Unreachable(_) | ImdsFault::Failed { passes: true, .. }, Some(last)) => {
                 if last.expires.is_some_and(|end| end <= self.clock.now()) {
-                    return Ok(Some(self.stretched(last, &fault.to_string())));
+                    return Ok(Some(self.stretch(last, &fault.to_string())));
                 }
                 log::warn("AWS credentials not renewed", &[("error", fault)]);
                 Ok(Some(last))
@@ -142,7 +142,7 @@ impl Source for InstanceRole {
         }
     }
 
-    fn passed_over(&self) -> Option<String> {
+    fn explain_absence(&self) -> Option<String> {
         self.memory().passed_over.clone()
     }
 }
@@ -273,7 +273,7 @@ mod tests {
         ];
         assert_eq!(paths, expected);
         assert!(bench.api.calls().iter().all(|call| !call.through_proxy));
-        assert_eq!(bench.role.passed_over(), None);
+        assert_eq!(bench.role.explain_absence(), None);
     }
 
     #[test]
@@ -319,14 +319,20 @@ mod tests {
     fn out_of_reach_means_not_configured_and_says_what_was_tried() {
         let bench = bench(None);
         assert_eq!(bench.role.fetch(), Ok(None));
-        let why = bench.role.passed_over().unwrap();
+        let why = bench.role.explain_absence().unwrap();
         assert!(why.contains("does not answer"), "{why}");
         bench.api.fail(UpstreamError {
             stage: Stage::Timeout,
             ..refused()
         });
         assert_eq!(bench.role.fetch(), Ok(None));
-        assert!(bench.role.passed_over().unwrap().contains("hop limit 2"));
+        assert!(
+            bench
+                .role
+                .explain_absence()
+                .unwrap()
+                .contains("hop limit 2")
+        );
         // Where the user says that it is there, it is a fault.
         let demanded = self::bench(Some("http://127.0.0.1:1"));
         assert!(demanded.fault().contains("does not answer"));
@@ -362,7 +368,7 @@ mod tests {
         let role = InstanceRole::new(&settings, api.clone(), clock);
         assert_eq!(role.fetch(), Ok(None));
         assert!(api.calls().is_empty());
-        let why = role.passed_over().unwrap();
+        let why = role.explain_absence().unwrap();
         assert!(why.contains("AWS_EC2_METADATA_DISABLED"), "{why}");
     }
 

@@ -30,12 +30,12 @@ const SECRET_LENGTH_MIN: usize = 16;
 
 /// The limits of a program.
 #[derive(Debug, Clone, Copy)]
-struct Limits {
+struct ProgramLimits {
     time: Duration,
     output_bytes: usize,
 }
 
-const LIMITS: Limits = Limits {
+const LIMITS: ProgramLimits = ProgramLimits {
     time: TIMEOUT,
     output_bytes: OUTPUT_BYTES_MAX,
 };
@@ -113,7 +113,7 @@ pub(super) fn split(command: &str) -> Result<Vec<String>, &'static str> {
 }
 
 /// Runs the program and gives back what it wrote to standard output.
-fn run(words: &[String], limits: Limits) -> Result<Secret<Vec<u8>>, String> {
+fn run(words: &[String], limits: ProgramLimits) -> Result<Secret<Vec<u8>>, String> {
     let (program, arguments) = words.split_first().ok_or("it names no program")?;
     let mut command = Command::new(program);
     command
@@ -129,14 +129,18 @@ fn run(words: &[String], limits: Limits) -> Result<Secret<Vec<u8>>, String> {
              that is static"
         )
     })?;
-    let mut running = Running(child);
+    let mut running = ChildGuard(child);
     let deadline = Instant::now() + limits.time;
-    let (output, complaint, status) = running.watch(deadline, limits.output_bytes)?;
+    let Outcome {
+        output,
+        complaint,
+        status,
+    } = running.watch(deadline, limits.output_bytes)?;
     let status = status.ok_or_else(|| {
         format!(
             "{program} has not ended within {} s, and was killed{}",
             limits.time.as_secs_f32(),
-            shown(&complaint)
+            describe_complaint(&complaint)
         )
     })?;
     if output.expose().len() > limits.output_bytes {
@@ -144,20 +148,30 @@ fn run(words: &[String], limits: Limits) -> Result<Secret<Vec<u8>>, String> {
         return Err(format!("{program} printed more than {limit} bytes"));
     }
     if !status.success() {
-        return Err(format!("{program} failed: {status}{}", shown(&complaint)));
+        return Err(format!(
+            "{program} failed: {status}{}",
+            describe_complaint(&complaint)
+        ));
     }
     Ok(output)
 }
 
 /// A program that is killed with all its children when this goes.
-struct Running(Child);
+struct ChildGuard(Child);
 
-/// Standard output, standard error and status of a program; no status when it has not ended.
-type Watched = (Secret<Vec<u8>>, Vec<u8>, Option<ExitStatus>);
+/// What a program left behind.
+struct Outcome {
+    /// Standard output.
+    output: Secret<Vec<u8>>,
+    /// Standard error.
+    complaint: Vec<u8>,
+    /// None when it has not ended.
+    status: Option<ExitStatus>,
+}
 
-impl Running {
+impl ChildGuard {
     /// Reads both its outputs until it ends, prints too much, or the time is over.
-    fn watch(&mut self, deadline: Instant, output_bytes: usize) -> Result<Watched, String> {
+    fn watch(&mut self, deadline: Instant, output_bytes: usize) -> Result<Outcome, String> {
         let mut output = (self.0.stdout.take(), Vec::new());
         let mut complaint = (self.0.stderr.take(), Vec::new());
         let fault =
@@ -186,11 +200,15 @@ impl Running {
                 break None;
             }
         };
-        Ok((Secret::new(output.1), complaint.1, status))
+        Ok(Outcome {
+            output: Secret::new(output.1),
+            complaint: complaint.1,
+            status,
+        })
     }
 }
 
-impl Drop for Running {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         // Until it is waited for, its number, and so its group's, is nobody else's.
         if let Ok(None) = self.0.try_wait() {
@@ -245,13 +263,10 @@ fn take(pipe: &mut (Option<impl Read>, Vec<u8>), bytes_max: usize) -> bool {
 }
 
 /// Standard error on one line, without words that may be secrets.
-fn shown(complaint: &[u8]) -> String {
+fn describe_complaint(complaint: &[u8]) -> String {
     let text = String::from_utf8_lossy(complaint);
     let words = text.split(|c: char| c.is_whitespace() || c.is_control());
-    let words: Vec<String> = words
-        .filter(|word| !word.is_empty())
-        .map(redacted)
-        .collect();
+    let words: Vec<String> = words.filter(|word| !word.is_empty()).map(redact).collect();
     if words.is_empty() {
         return String::new();
     }
@@ -264,7 +279,7 @@ fn shown(complaint: &[u8]) -> String {
 
 /// Keys, tokens and passwords out of a generator are long and mix letters with digits; words and
 /// paths seldom do both between two marks. An equals sign may end base64, so it is none.
-fn redacted(word: &str) -> String {
+fn redact(word: &str) -> String {
     let part = |c: char| c.is_ascii_alphanumeric() || "+/=_-".contains(c);
     let mut out = String::new();
     let mut rest = word;
@@ -291,7 +306,7 @@ mod tests {
     }
 
     fn limited(script: &str, time_ms: u64) -> Result<String, String> {
-        let limits = Limits {
+        let limits = ProgramLimits {
             time: Duration::from_millis(time_ms),
             output_bytes: 100,
         };
@@ -432,8 +447,15 @@ mod tests {
                 ": arn:aws:iam::123456789012:role/puller",
             ),
         ] {
-            assert_eq!(shown(complaint.as_bytes()), told, "{complaint}");
+            assert_eq!(
+                describe_complaint(complaint.as_bytes()),
+                told,
+                "{complaint}"
+            );
         }
-        assert_eq!(shown(&b"ab ".repeat(1000)).len(), COMPLAINT_CHARS_MAX + 2);
+        assert_eq!(
+            describe_complaint(&b"ab ".repeat(1000)).len(),
+            COMPLAINT_CHARS_MAX + 2
+        );
     }
 }

@@ -70,7 +70,7 @@ impl Profile {
                 expires: None,
                 source: source.to_owned(),
             }),
-            Base::Named(named) => self.named(*named, source),
+            Base::Named(named) => self.fetch_named(*named, source),
             Base::Process(command) => process::fetch(command, &format!("{source}'s process")),
             Base::WebIdentity { path, role } => TokenFile {
                 path: path.clone(),
@@ -82,7 +82,7 @@ impl Profile {
         }
     }
 
-    fn named(&self, named: NamedSource, source: &str) -> Result<Credentials, AwsFault> {
+    fn fetch_named(&self, named: NamedSource, source: &str) -> Result<Credentials, AwsFault> {
         let (name, asked, remedy) = match named {
             NamedSource::Container => (
                 "EcsContainer",
@@ -102,7 +102,7 @@ impl Profile {
         };
         let found = asked.map_or(Ok(None), |asked| asked.fetch())?;
         let found = found.ok_or_else(|| {
-            let tried = asked.and_then(|asked| asked.passed_over());
+            let tried = asked.and_then(|asked| asked.explain_absence());
             let tried = tried.map(|tried| format!(" ({tried})")).unwrap_or_default();
             AwsFault::lasting(format!(
                 "{source}: credential_source = {name} has no credentials{tried}; {remedy}"
@@ -126,8 +126,8 @@ impl Source for Profile {
         Ok(Some(credentials))
     }
 
-    fn passed_over(&self) -> Option<String> {
-        Some(self.files.tried())
+    fn explain_absence(&self) -> Option<String> {
+        Some(self.files.describe_search())
     }
 }
 
@@ -164,8 +164,8 @@ impl Source for UnlessTakenBy {
         self.environment.fetch()
     }
 
-    fn passed_over(&self) -> Option<String> {
-        self.environment.passed_over()
+    fn explain_absence(&self) -> Option<String> {
+        self.environment.explain_absence()
     }
 }
 
@@ -197,13 +197,13 @@ pub(in crate::aws) fn complete(settings: AwsSettings) -> (AwsSettings, Option<St
             &[("error", absent)],
         );
     }
-    match completed(&settings, &profiles, files.profile(), &profile) {
+    match complete_settings(&settings, &profiles, files.profile(), &profile) {
         Ok(completed) => (completed, None),
         Err(why) => (settings, Some(format!("{why}; mend it and restart"))),
     }
 }
 
-fn completed(
+fn complete_settings(
     settings: &AwsSettings,
     profiles: &Profiles,
     name: &str,

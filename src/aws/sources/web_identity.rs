@@ -127,7 +127,7 @@ impl Source for WebIdentity {
         }
     }
 
-    fn passed_over(&self) -> Option<String> {
+    fn explain_absence(&self) -> Option<String> {
         let why = "AWS_ROLE_ARN is set, AWS_WEB_IDENTITY_TOKEN_FILE is not";
         self.is_role_alone.then(|| why.to_owned())
     }
@@ -244,7 +244,7 @@ mod tests {
         assert_eq!(alone.fetch(), Ok(None));
         assert!(
             alone
-                .passed_over()
+                .explain_absence()
                 .unwrap()
                 .starts_with("AWS_ROLE_ARN is set")
         );

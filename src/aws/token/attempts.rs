@@ -81,7 +81,7 @@ impl Attempts {
     }
 
     /// How many attempts have ended.
-    pub(super) const fn ended(&self) -> u64 {
+    pub(super) const fn count_ended(&self) -> u64 {
         self.ended
     }
 
@@ -176,19 +176,19 @@ fn back_off(kind: FaultKind, failures: u32, roll: u64) -> Duration {
             wait + portion(wait / 10, roll)
         }
         FaultKind::ClockSkew | FaultKind::ExpiredCredentials | FaultKind::Transient => {
-            jittered(BACK_OFF.after(failures), roll)
+            add_jitter(BACK_OFF.after(failures), roll)
         }
         FaultKind::Throttled { retry_after } => {
             let asked = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
             // Later than asked, never earlier.
             let asked = asked + portion(asked / 10, roll);
-            asked.max(jittered(BACK_OFF.after(failures), roll))
+            asked.max(add_jitter(BACK_OFF.after(failures), roll))
         }
     }
 }
 
 /// Between half of `wait` and all of it.
-fn jittered(wait: Duration, roll: u64) -> Duration {
+fn add_jitter(wait: Duration, roll: u64) -> Duration {
     wait - portion(wait / 2, roll)
 }
 

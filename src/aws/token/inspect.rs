@@ -106,7 +106,7 @@ impl Tokens {
             None => self.default_realm(&self.lock()),
         };
         known().or_else(|why| {
-            if self.lock().search.attempts.ended() == 0 {
+            if self.lock().search.attempts.count_ended() == 0 {
                 self.search();
             }
             self.realm_found(&self.lock(), why)

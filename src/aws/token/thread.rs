@@ -9,7 +9,7 @@ use super::super::fault::{AwsFault, FaultKind};
 use super::super::{endpoint, sts};
 use super::search;
 use super::state::{LIFE_FLOOR, NewToken};
-use super::tokens::{Shared, Tokens};
+use super::tokens::{TokenTable, Tokens};
 use crate::calendar;
 use crate::log;
 use crate::random::unguessable;
@@ -19,7 +19,7 @@ use crate::random::unguessable;
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// The next thing that the thread does.
-pub(super) enum Job {
+pub(super) enum Step {
     Fetch(Realm),
     Identify(String),
     /// Credentials are about to end.
@@ -38,12 +38,12 @@ impl Tokens {
         }
         loop {
             match self.step() {
-                Job::Stop => return,
-                Job::Fetch(_) | Job::Identify(_) | Job::Refresh | Job::Search => {}
-                Job::Sleep(wait) => {
+                Step::Stop => return,
+                Step::Fetch(_) | Step::Identify(_) | Step::Refresh | Step::Search => {}
+                Step::Sleep(wait) => {
                     let shared = self.lock();
                     // Between step() and here a caller may have asked and notified nobody.
-                    if !shared.stopping && matches!(self.next_job(&shared), Job::Sleep(_)) {
+                    if !shared.stopping && matches!(self.next_job(&shared), Step::Sleep(_)) {
                         drop(self.work.wait_timeout(shared, wait));
                     }
                 }
@@ -52,45 +52,45 @@ impl Tokens {
     }
 
     /// Does the next job, if one is due, and returns which.
-    pub(super) fn step(&self) -> Job {
+    pub(super) fn step(&self) -> Step {
         let job = {
             let mut shared = self.lock();
             shared.notice_sleep(&*self.clock);
             let job = self.next_job(&shared);
             match &job {
-                Job::Fetch(realm) => {
+                Step::Fetch(realm) => {
                     if let Some(state) = shared.regions.get_mut(realm) {
                         state.attempts.begin();
                     }
                 }
-                Job::Identify(_) => shared.who.begin(),
-                Job::Search => shared.search.attempts.begin(),
-                Job::Refresh | Job::Sleep(_) | Job::Stop => {}
+                Step::Identify(_) => shared.who.begin(),
+                Step::Search => shared.search.attempts.begin(),
+                Step::Refresh | Step::Sleep(_) | Step::Stop => {}
             }
             job
         };
         match &job {
-            Job::Fetch(realm) => {
+            Step::Fetch(realm) => {
                 match self.fetch(realm) {
                     Ok(token) => self.settle_token(realm, token),
                     Err(fault) => self.settle_failure(realm, &fault),
                 }
                 self.done.notify_all();
             }
-            Job::Identify(region) => self.identify(region),
+            Step::Identify(region) => self.identify(region),
             // A failure is logged there; if they end before it passes, the next token says so.
-            Job::Refresh => drop(self.chain.fetch()),
-            Job::Search => self.search(),
-            Job::Sleep(_) | Job::Stop => {}
+            Step::Refresh => drop(self.chain.fetch()),
+            Step::Search => self.search(),
+            Step::Sleep(_) | Step::Stop => {}
         }
         job
     }
 
     /// Tokens come first, the longest due one before the others. Our ARN can wait, and so can
     /// credentials that have not ended.
-    fn next_job(&self, shared: &Shared) -> Job {
+    fn next_job(&self, shared: &TokenTable) -> Step {
         if shared.stopping {
-            return Job::Stop;
+            return Step::Stop;
         }
         let now = self.clock.monotonic();
         let search = shared.search.attempts.next();
@@ -102,15 +102,15 @@ impl Tokens {
         let refresh = self.chain.refresh_due();
         match (next, shared.who.due()) {
             // It is quick, and a token waits for it.
-            _ if search.is_some_and(|due| due <= now) => Job::Search,
-            (Some((due, realm)), _) if due <= now => Job::Fetch(realm.clone()),
-            (_, Some(region)) => Job::Identify(region.clone()),
-            _ if refresh.is_some_and(|due| due <= now) => Job::Refresh,
+            _ if search.is_some_and(|due| due <= now) => Step::Search,
+            (Some((due, realm)), _) if due <= now => Step::Fetch(realm.clone()),
+            (_, Some(region)) => Step::Identify(region.clone()),
+            _ if refresh.is_some_and(|due| due <= now) => Step::Refresh,
             (next, _) => {
                 let due = next.map(|(due, _)| due).into_iter();
                 let due = due.chain(refresh).chain(search).min();
                 let wait = due.map_or(IDLE_MAX, |due| due.saturating_duration_since(now));
-                Job::Sleep(wait.min(IDLE_MAX))
+                Step::Sleep(wait.min(IDLE_MAX))
             }
         }
     }

@@ -75,13 +75,13 @@ pub struct Tokens {
     /// Where to ask for the region; none where a setting gives it or forbids to ask.
     pub(super) imds: Option<Imds>,
     pub(super) clock: Arc<dyn Clock>,
-    shared: Mutex<Shared>,
+    shared: Mutex<TokenTable>,
     pub(super) work: Condvar,
     pub(super) done: Condvar,
 }
 
 /// The state that the thread and its callers share.
-pub(super) struct Shared {
+pub(super) struct TokenTable {
     pub(super) regions: HashMap<Realm, RegionState>,
     pub(super) generation: u64,
     pub(super) who: Who,
@@ -117,7 +117,7 @@ impl Tokens {
             chain: Chain::new(&config.aws, &caller, region),
             caller,
             profile_fault,
-            shared: Mutex::new(Shared {
+            shared: Mutex::new(TokenTable {
                 regions: first.map(|realm| (realm, RegionState::new(now))).collect(),
                 generation: 0,
                 who: Who::default(),
@@ -169,13 +169,13 @@ impl Tokens {
     }
 
     /// The realm that is fetched without being asked, or why there is none (yet).
-    pub(super) fn default_realm(&self, shared: &Shared) -> Result<Realm, String> {
+    pub(super) fn default_realm(&self, shared: &TokenTable) -> Result<Realm, String> {
         let default = self.default_realm.clone();
         default.or_else(|why| self.realm_found(shared, why))
     }
 
     /// The realm of the region that the search has found; `why` says why it is needed.
-    pub(super) fn realm_found(&self, shared: &Shared, why: String) -> Result<Realm, String> {
+    pub(super) fn realm_found(&self, shared: &TokenTable, why: String) -> Result<Realm, String> {
         match (shared.search.region(), shared.search.attempts.fault()) {
             (Some(region), _) => Ok(Realm::private(region.clone(), &self.config.aws)),
             (None, Some(fault)) => Err(format!("{why}; {fault}")),
@@ -183,7 +183,7 @@ impl Tokens {
         }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Shared> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, TokenTable> {
         // Each change under the lock is complete before anything that could fail.
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -205,7 +205,7 @@ impl Tokens {
         let mut ended = true;
         if let Availability::Wait(attempt) = answer {
             (shared, ended) = self.wait(shared, deadline, |shared| {
-                shared.search.attempts.ended() >= attempt
+                shared.search.attempts.count_ended() >= attempt
             });
             answer = shared.search.get(self.clock.monotonic());
         }
@@ -245,7 +245,7 @@ impl Tokens {
         }
         let (mut shared, ended) = self.wait(shared, deadline, |shared| {
             let state = shared.regions.get(realm);
-            state.is_some_and(|state| state.attempts.ended() >= attempt)
+            state.is_some_and(|state| state.attempts.count_ended() >= attempt)
         });
         let now = self.clock.monotonic();
         let state = shared.region(realm, now)?;
@@ -267,10 +267,10 @@ impl Tokens {
     /// Wakes the thread and waits until `is_over` or we stop; false when `deadline` comes first.
     fn wait<'a>(
         &self,
-        mut shared: MutexGuard<'a, Shared>,
+        mut shared: MutexGuard<'a, TokenTable>,
         deadline: Instant,
-        is_over: impl Fn(&Shared) -> bool,
-    ) -> (MutexGuard<'a, Shared>, bool) {
+        is_over: impl Fn(&TokenTable) -> bool,
+    ) -> (MutexGuard<'a, TokenTable>, bool) {
         self.work.notify_all();
         loop {
             if shared.stopping || is_over(&shared) {
@@ -286,7 +286,7 @@ impl Tokens {
     }
 }
 
-impl Shared {
+impl TokenTable {
     /// Makes tokens older by the time that the machine slept. Monotonic time stands still while it
     /// sleeps, or while a virtual machine is suspended; the wall clock is put right afterwards.
     pub(super) fn notice_sleep(&mut self, clock: &dyn Clock) {
@@ -391,7 +391,7 @@ fn grant(token: &Token) -> Grant {
 fn default_realm(config: &TokenConfig) -> Result<Realm, String> {
     match &config.registry {
         Some(registry) => ecr::realm_of(registry, &config.aws),
-        None => ecr::configured_realm(&config.aws, || {
+        None => ecr::find_configured_realm(&config.aws, || {
             "no registry and no region: set ECR or AWS_REGION".into()
         }),
     }

@@ -33,7 +33,7 @@ pub enum Family {
 
 /// A question, as it goes to a server.
 #[derive(Debug, Clone)]
-pub struct Query {
+pub struct DnsQuery {
     name: String,
     family: Family,
     bytes: Vec<u8>,
@@ -54,7 +54,7 @@ pub enum DnsAnswer {
     Failed(String),
 }
 
-impl Query {
+impl DnsQuery {
     /// The question for the addresses of `name`, under `id`.
     ///
     /// # Errors
@@ -207,11 +207,11 @@ mod tests {
 
     const HOST: &str = "registry.example";
 
-    fn query(family: Family) -> Query {
-        Query::new(0x1234, HOST, family).unwrap()
+    fn query(family: Family) -> DnsQuery {
+        DnsQuery::new(0x1234, HOST, family).unwrap()
     }
 
-    fn reply_to(query: &Query) -> Packet<'_> {
+    fn reply_to(query: &DnsQuery) -> Packet<'_> {
         Packet::parse(query.bytes()).unwrap().into_reply()
     }
 
@@ -240,7 +240,7 @@ mod tests {
         })
     }
 
-    fn read(query: &Query, packet: &Packet<'_>) -> Option<DnsAnswer> {
+    fn read(query: &DnsQuery, packet: &Packet<'_>) -> Option<DnsAnswer> {
         let plain = query.read(&packet.build_bytes_vec().unwrap());
         let compressed = query.read(&packet.build_bytes_vec_compressed().unwrap());
         assert_eq!(plain, compressed);
@@ -378,9 +378,9 @@ mod tests {
         let long = format!("{}.example", "a".repeat(64));
         let longer = "a.".repeat(130);
         for bad in ["", ".", "a..b", "a.", "a\\.b", "a b", &long, &longer] {
-            assert!(Query::new(1, bad, Family::V4).is_err(), "{bad}");
+            assert!(DnsQuery::new(1, bad, Family::V4).is_err(), "{bad}");
         }
-        let query = Query::new(1, "a.example", Family::V6).unwrap();
+        let query = DnsQuery::new(1, "a.example", Family::V6).unwrap();
         assert_eq!(query.bytes().len(), 12 + 11 + 4);
     }
 

@@ -314,7 +314,7 @@ fn what_broke_outside_of_an_upload_is_not_kept() {
     let request = request.body(SendBody::from_reader(&mut body)).unwrap();
     assert!(agent().run(request).is_err());
     server.join().unwrap();
-    assert!(UPLOAD.with(|upload| matches!(*upload.borrow(), Upload::None)));
+    assert!(UPLOAD.with(|upload| matches!(*upload.borrow(), UploadPhase::None)));
     let (_, broken) = run_upload(|| ());
     assert!(broken.is_none());
 }

@@ -25,7 +25,7 @@ pub(super) enum Standing {
 
 /// Credentials with an end.
 #[derive(Debug, Clone)]
-pub(super) struct Kept {
+pub(super) struct LastingCredentials {
     pub(super) credentials: Credentials,
     /// By AWS's clock.
     pub(super) expires: SystemTime,
@@ -33,7 +33,7 @@ pub(super) struct Kept {
     retry_at: Instant,
 }
 
-impl Kept {
+impl LastingCredentials {
     /// None when they have no end.
     pub(super) fn new(credentials: &Credentials, now: Instant) -> Option<Self> {
         Some(Self {
@@ -44,13 +44,13 @@ impl Kept {
     }
 
     /// The same after a fetch that failed.
-    pub(super) fn tried(mut self, now: Instant) -> Self {
+    pub(super) fn postpone(mut self, now: Instant) -> Self {
         self.retry_at = now + GAP;
         self
     }
 
     /// Their standing; `aws_now` is AWS's time.
-    pub(super) fn standing(&self, aws_now: SystemTime, now: Instant) -> Standing {
+    pub(super) fn judge(&self, aws_now: SystemTime, now: Instant) -> Standing {
         match self.expires.duration_since(aws_now) {
             Ok(left) if left > REFRESH_BEFORE => Standing::Fresh,
             Ok(left) if left.is_zero() => Standing::Ended,
@@ -78,10 +78,10 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn kept(life: Duration, now: Instant) -> Kept {
+    fn kept(life: Duration, now: Instant) -> LastingCredentials {
         let mut credentials = credentials();
         credentials.expires = Some(SystemTime::UNIX_EPOCH + life);
-        Kept::new(&credentials, now).unwrap()
+        LastingCredentials::new(&credentials, now).unwrap()
     }
 
     #[test]
@@ -90,7 +90,7 @@ mod tests {
         let kept = kept(SECOND * 3600, now);
         let at = |seconds: u32| {
             let passed = SECOND * seconds;
-            kept.standing(SystemTime::UNIX_EPOCH + passed, now + passed)
+            kept.judge(SystemTime::UNIX_EPOCH + passed, now + passed)
         };
         assert_eq!(at(0), Standing::Fresh);
         assert_eq!(at(3299), Standing::Fresh);
@@ -107,10 +107,10 @@ mod tests {
     fn a_failed_try_is_followed_by_a_minute_without_one() {
         let now = Instant::now();
         let later = now + SECOND * 3400;
-        let kept = kept(SECOND * 3600, now).tried(later);
+        let kept = kept(SECOND * 3600, now).postpone(later);
         let at = |seconds: u32| {
             let passed = SECOND * seconds;
-            kept.standing(SystemTime::UNIX_EPOCH + passed, now + passed)
+            kept.judge(SystemTime::UNIX_EPOCH + passed, now + passed)
         };
         assert_eq!(at(3459), Standing::Fresh);
         assert_eq!(at(3460), Standing::Due);
@@ -124,7 +124,7 @@ mod tests {
         let kept = kept(SECOND * 200, now);
         let at = |seconds: u32| {
             let passed = SECOND * seconds;
-            kept.standing(SystemTime::UNIX_EPOCH + passed, now + passed)
+            kept.judge(SystemTime::UNIX_EPOCH + passed, now + passed)
         };
         assert_eq!(at(0), Standing::Fresh);
         assert_eq!(kept.due(SystemTime::UNIX_EPOCH, now), Some(now + GAP));
@@ -134,6 +134,6 @@ mod tests {
 
     #[test]
     fn those_without_an_end_are_not_kept() {
-        assert!(Kept::new(&credentials(), Instant::now()).is_none());
+        assert!(LastingCredentials::new(&credentials(), Instant::now()).is_none());
     }
 }

@@ -260,7 +260,7 @@ fn secrets_are_cut_out_of_texts_and_debug_prints() {
         .redactor()
         .clean("key hunter2, x-amz-security-token:token+/= for AKID");
     assert_eq!(text, "key ***, x-amz-security-token:*** for AKID");
-    let kept = Kept::new(
+    let kept = LastingCredentials::new(
         &Credentials {
             expires: Some(UNIX_EPOCH),
             ..credentials.clone()

@@ -21,15 +21,15 @@ const DEFAULT_PROFILE: &str = "default";
 /// The places of the files, and the name of the profile in use.
 #[derive(Debug, Clone)]
 pub(super) struct SharedFiles {
-    credentials: Option<Place>,
-    config: Option<Place>,
+    credentials: Option<FilePlace>,
+    config: Option<FilePlace>,
     /// `AWS_PROFILE`
     named: Option<String>,
 }
 
 /// A file, and the setting that names it, if one does.
 #[derive(Debug, Clone)]
-struct Place {
+struct FilePlace {
     path: PathBuf,
     setting: Option<&'static str>,
 }
@@ -49,11 +49,11 @@ impl SharedFiles {
     pub(super) fn new(settings: &AwsSettings) -> Self {
         let home = settings.home.as_deref();
         let place = |named: &Option<PathBuf>, setting, name: &str| match named {
-            Some(path) => Some(Place {
-                path: expanded(path, home),
+            Some(path) => Some(FilePlace {
+                path: expand_home(path, home),
                 setting: Some(setting),
             }),
-            None => home.map(|home| Place {
+            None => home.map(|home| FilePlace {
                 path: home.join(".aws").join(name),
                 setting: None,
             }),
@@ -85,10 +85,10 @@ impl SharedFiles {
     /// A file that cannot be read, or a named profile or file that is missing.
     pub(super) fn load(&self) -> Result<Option<Profiles>, String> {
         let mut profiles = Profiles {
-            looked_in: self.looked_in(),
+            looked_in: self.describe_places(),
             ..Profiles::default()
         };
-        let mut read = |place: &Option<Place>| match place {
+        let mut read = |place: &Option<FilePlace>| match place {
             Some(place) => place.read(&mut profiles.absent),
             None => Ok(Sections::default()),
         };
@@ -102,7 +102,7 @@ impl SharedFiles {
         }
         if self.is_named() {
             let why = profiles.absent.clone();
-            let why = why.unwrap_or_else(|| profiles.missing(name));
+            let why = why.unwrap_or_else(|| profiles.explain_missing(name));
             let stray = stray.map(|stray| format!("; {stray}")).unwrap_or_default();
             return Err(format!("AWS_PROFILE={name}: {why}{stray}"));
         }
@@ -113,8 +113,8 @@ impl SharedFiles {
     }
 
     /// Where the profile was looked for in vain, for somebody who expects one.
-    pub(super) fn tried(&self) -> String {
-        let state = |place: &Option<Place>| match place {
+    pub(super) fn describe_search(&self) -> String {
+        let state = |place: &Option<FilePlace>| match place {
             None => "HOME is not set".to_owned(),
             Some(place) => {
                 let path = place.path.display();
@@ -135,8 +135,8 @@ impl SharedFiles {
         format!("no profile {name} with keys or a role: {credentials}, {config}")
     }
 
-    fn looked_in(&self) -> String {
-        let shown = |place: &Option<Place>| {
+    fn describe_places(&self) -> String {
+        let shown = |place: &Option<FilePlace>| {
             let path = place.as_ref().map(|place| place.path.display().to_string());
             path.unwrap_or_else(|| "no file (HOME is not set)".into())
         };
@@ -148,7 +148,7 @@ impl SharedFiles {
     }
 }
 
-impl Place {
+impl FilePlace {
     /// The sections of the file. A file that no setting names need not be there, nor be readable:
     /// its directory may belong to somebody else. A named one that is missing goes to `absent`: the
     /// profile may be whole without it, and AWS's own tools go on, too.
@@ -194,7 +194,7 @@ fn out_of_reach(path: &Path) -> bool {
 }
 
 /// `~/` at the start is the home directory, as in the SDKs.
-fn expanded(path: &Path, home: Option<&Path>) -> PathBuf {
+fn expand_home(path: &Path, home: Option<&Path>) -> PathBuf {
     match (path.strip_prefix("~"), home) {
         (Ok(rest), Some(home)) => home.join(rest),
         _ => path.to_owned(),
@@ -226,7 +226,7 @@ impl Profiles {
     }
 
     /// The fault of a profile that is named and not there.
-    pub(super) fn missing(&self, name: &str) -> String {
+    pub(super) fn explain_missing(&self, name: &str) -> String {
         let looked_in = self.looked_in.replace("NAME", name);
         let mut names: Vec<&str> = self.profiles.keys().map(String::as_str).collect();
         names.sort_unstable();
@@ -247,7 +247,7 @@ impl Profiles {
     /// A key of a `[services]` section that stands below the name of a service.
     pub(super) fn of_service(&self, section: &str, service: &str, key: &str) -> Option<&str> {
         let value = self.services.get(section)?.get(service)?;
-        ini::nested(value.expose(), key)
+        ini::find_nested(value.expose(), key)
     }
 
     /// True when there is a section `[services name]`.
@@ -260,7 +260,7 @@ impl Profiles {
         let mut prefixed = HashSet::new();
         for (header, section) in sections {
             let (kind, name) = match header.split_once(char::is_whitespace) {
-                Some((kind, name)) => (kind, unquoted(name.trim())),
+                Some((kind, name)) => (kind, unquote(name.trim())),
                 None => ("", Some(header.as_str())),
             };
             match (kind, name) {
@@ -300,7 +300,7 @@ impl Profiles {
 }
 
 /// A name in quotation marks, as the AWS CLI writes names with blanks, or one without either.
-fn unquoted(name: &str) -> Option<&str> {
+fn unquote(name: &str) -> Option<&str> {
     let inner = |mark: char| name.strip_prefix(mark)?.strip_suffix(mark);
     let quoted = inner('"').or_else(|| inner('\''));
     quoted.or_else(|| (!name.contains(char::is_whitespace)).then_some(name))

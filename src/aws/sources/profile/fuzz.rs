@@ -3,9 +3,10 @@
 
 use std::fmt::Write as _;
 
+use super::super::process;
 use super::files::Profiles;
 use super::plan::{Base, Plan};
-use super::{ini, plan, process};
+use super::{ini, plan};
 
 /// Most profiles of one input whose way to keys is followed.
 const FOLLOWED_MAX: usize = 64;

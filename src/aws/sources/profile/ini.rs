@@ -55,7 +55,7 @@ pub(super) fn parse(text: &str) -> Result<Sections, String> {
             && indent > *key_indent
         {
             if let Some(value) = section.properties.get_mut(key) {
-                *value = Secret::new(format!("{}\n{}", value.expose(), uncommented(bare)));
+                *value = Secret::new(format!("{}\n{}", value.expose(), strip_comment(bare)));
             }
             continue;
         }
@@ -97,7 +97,7 @@ pub(super) fn parse(text: &str) -> Result<Sections, String> {
 }
 
 /// The value of a key that stands indented below another one, in the other's `value`.
-pub(super) fn nested<'a>(value: &'a str, key: &str) -> Option<&'a str> {
+pub(super) fn find_nested<'a>(value: &'a str, key: &str) -> Option<&'a str> {
     let mut lines = value.lines().rev();
     lines.find_map(|line| {
         let (name, value) = line.split_once('=')?;
@@ -117,12 +117,12 @@ fn header(line: &str) -> Option<&str> {
 fn property(line: &str) -> Option<(String, &str)> {
     let (name, value) = line.split_once(['=', ':'])?;
     let name = name.trim();
-    (!name.is_empty()).then(|| (name.to_lowercase(), uncommented(value)))
+    (!name.is_empty()).then(|| (name.to_lowercase(), strip_comment(value)))
 }
 
 /// A value without the comment that follows it. Only a blank makes `#` or `;` begin one: either
 /// may stand in a value.
-fn uncommented(value: &str) -> &str {
+fn strip_comment(value: &str) -> &str {
     let mut blank = false;
     for (at, c) in value.char_indices() {
         if blank && matches!(c, '#' | ';') {
@@ -178,10 +178,10 @@ mod tests {
         let text = "[services s]\necr =\n  endpoint_url = http://ecr # ours\n  other = 1\n\
                     sts =\n\tEndpoint_URL=http://sts\n[profile p]\nservices = s\n";
         let ecr = value(text, "services s", "ecr").unwrap();
-        assert_eq!(nested(&ecr, "endpoint_url"), Some("http://ecr"));
+        assert_eq!(find_nested(&ecr, "endpoint_url"), Some("http://ecr"));
         let sts = value(text, "services s", "sts").unwrap();
-        assert_eq!(nested(&sts, "endpoint_url"), Some("http://sts"));
-        assert_eq!(nested(&sts, "region"), None);
+        assert_eq!(find_nested(&sts, "endpoint_url"), Some("http://sts"));
+        assert_eq!(find_nested(&sts, "region"), None);
         assert_eq!(value(text, "services s", "endpoint_url"), None);
     }
 
@@ -195,7 +195,7 @@ mod tests {
             ("  # all of it", ""),
             ("é # x", "é"),
         ] {
-            assert_eq!(uncommented(line), kept, "{line}");
+            assert_eq!(strip_comment(line), kept, "{line}");
         }
     }
 

@@ -57,9 +57,12 @@ pub(super) fn plan(profiles: &Profiles, name: &str) -> Result<Option<Plan>, Stri
     let mut visited: Vec<&str> = Vec::new();
     let mut name = name;
     loop {
-        let profile = profiles
-            .get(name)?
-            .ok_or_else(|| format!("source_profile = {name}: {}", profiles.missing(name)))?;
+        let profile = profiles.get(name)?.ok_or_else(|| {
+            format!(
+                "source_profile = {name}: {}",
+                profiles.explain_missing(name)
+            )
+        })?;
         let fault = |why: String| format!("profile {name}: {why}");
         let keys = keys(profile).map_err(fault)?;
         let is_source = !visited.is_empty();

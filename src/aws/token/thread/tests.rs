@@ -58,12 +58,12 @@ impl Bench {
 
     fn step(&self) -> &'static str {
         match self.tokens.step() {
-            Job::Fetch(_) => "fetch",
-            Job::Identify(_) => "identify",
-            Job::Refresh => "refresh",
-            Job::Search => "search",
-            Job::Sleep(_) => "sleep",
-            Job::Stop => "stop",
+            Step::Fetch(_) => "fetch",
+            Step::Identify(_) => "identify",
+            Step::Refresh => "refresh",
+            Step::Search => "search",
+            Step::Sleep(_) => "sleep",
+            Step::Stop => "stop",
         }
     }
 
