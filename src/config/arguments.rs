@@ -1,5 +1,5 @@
-//! The command line as typed. Owns: which words are flags, which are their values, and which are
-//! neither. Must not: judge a value; `config.rs` does that together with the variables.
+//! The command line. Owns: telling flags, their values and other words apart. Must not: judge a
+//! value: `config.rs` judges flags and variables together.
 
 use std::ffi::OsString;
 use std::iter::Peekable;
@@ -11,15 +11,15 @@ use super::table::{Setting, Unit, flag_of};
 use super::{near, parse};
 use crate::secret::Secret;
 
-/// Edits (insert, delete, replace) up to which an unknown flag counts as a misspelt one.
+/// An unknown flag with at most so many edits (insert, delete, replace) counts as misspelt.
 const SLIP_EDITS_MAX: usize = 2;
-/// Longest word that is compared for slips: the comparison is quadratic.
+/// Longest word that is compared with the flags: the comparison is quadratic.
 const SLIP_LENGTH_MAX: usize = 64;
 
 /// The command line, taken apart.
 #[derive(Debug, Default)]
 pub struct Arguments {
-    /// The words that are neither a flag nor its value: the command and its arguments.
+    /// The command and its arguments: all words that are neither a flag nor its value.
     pub words: Vec<String>,
     /// `--help` or `-h`
     pub help: bool,
@@ -30,8 +30,8 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// Reads the command line, the program's own name left out. Faults are kept for
-    /// [`super::resolve`], which reports them with all others.
+    /// Reads the command line without the name of the program. It keeps faults for
+    /// [`super::resolve`], which reports them together with all others.
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Self {
         let mut parsed = Self::default();
         let mut words = arguments.into_iter().map(ArgumentText::from).peekable();
@@ -64,8 +64,8 @@ impl Arguments {
         let Some((setting, name)) = find_setting(flag) else {
             self.faults.push(unknown_flag(flag));
             if value.is_none() {
-                // The next word is most likely its value, and may be a secret: the fault of an
-                // unexpected word would show it.
+                // The next word is probably the flag's value, and may be a secret. It is dropped
+                // here, because the fault of an unexpected word would show it.
                 rest.next_if(|next| !next.text.starts_with('-'));
             }
             return;
@@ -94,7 +94,7 @@ impl Arguments {
 /// A word of the command line.
 struct ArgumentText {
     text: String,
-    /// False when `text` is only what could be made of bytes that are not UTF-8.
+    /// False for bytes that are not UTF-8; `text` is then no more than their likeness.
     utf8: bool,
 }
 

@@ -106,28 +106,28 @@ static ROWS: &[Setting] = rows! {
             read(registries, List, "at most 64 of [http://|https://]host[:port], with commas",
                 registry::registries),
             Unset "the registry that the token names",
-            "The registries, `[https://]host[:port]` with commas; the first is the default one. \
-             `http://` is for another proxy or a test.";
+            "The registries, as `[https://]host[:port]` with commas between them; the first is \
+             the default. `http://` is for another proxy or a test.";
         UPSTREAM_AUTH: word(upstream_auth, "ecr or none", UpstreamAuth::WORDS),
             Value "ecr",
             "`ecr` sends an ECR token; `none` sends nothing, for an upstream that is another \
              `aws-ecr-proxy`.";
         ALLOW_PLAIN_TOKEN: switch(allow_plain_token),
             Value "false",
-            "Send an ECR token over http, or to a host that has no name of ECR's (a test, a name \
-             of your own for an endpoint). Loopback needs no leave.";
+            "Allow the ECR token to go over http, or to a host whose name is not one of ECR's (in \
+             a test, or where an endpoint has a name of your own). Loopback is always allowed.";
         NAMESPACES:
             read(namespaces, List,
                 "at most 64 of ORIGIN=PREFIX or ORIGIN=HOST[/PREFIX], with commas",
                 registry::origins),
             Unset "none",
-            "Where the images of other registries are kept, such as the prefix of a pull-through \
-             cache rule: `docker.io=docker-hub,quay.io=HOST/quay`. HOST is one of `ECR`.";
+            "Where ECR keeps the images of other registries, such as the prefix of a pull-through \
+             cache rule: `docker.io=docker-hub,quay.io=HOST/quay`. HOST must be one of `ECR`.";
         BLOB_HOSTS:
             read(blob_hosts, List, "at most 64 of host, host:port or .suffix, with commas",
                 registry::blob_hosts),
             Unset "none but AWS's own S3 and CloudFront hosts",
-            "Further hosts that a redirect of the registry may lead to, as `host`, `host:port` or \
+            "Further hosts to which the registry may redirect, as `host`, `host:port` or \
              `.suffix`.";
         BLOB_REDIRECT: word(outbound.blob_redirect, "follow or pass", BlobRedirect::WORDS),
             Value "follow",
@@ -139,11 +139,11 @@ static ROWS: &[Setting] = rows! {
             read(outbound.resolvers, List, "at most 4 of ip, ip:port or [ipv6]:port, with commas",
                 outbound::resolvers),
             Unset "the system's",
-            "DNS servers for all upstream names, asked in this order; `/etc/hosts` and search \
-             domains are left out then.";
+            "DNS servers for all upstream names, asked in this order. `/etc/hosts` and search \
+             domains are not used then.";
         HTTPS_PROXY | https_proxy: read(outbound.https_proxy, Url, PROXY, outbound::proxy_url),
             Unset "none",
-            "Outbound proxy for https, which is asked for a tunnel (CONNECT). Never used for \
+            "Outbound proxy for https. The proxy asks it for a tunnel (CONNECT). Never used for \
              loopback and metadata addresses.";
         HTTP_PROXY | http_proxy: read(outbound.http_proxy, Url, PROXY, outbound::proxy_url),
             Unset "none",
@@ -177,16 +177,16 @@ static ROWS: &[Setting] = rows! {
             hours(renew_interval, Duration::from_secs(36)..=Duration::from_secs(12 * 3600),
                 "a token lives 12 hours"),
             Value "6",
-            "Longest time between two renewals of the token; half of its remaining life if that \
-             is sooner. A decimal number, without a unit.";
+            "Longest time between two renewals of the token; it is renewed earlier when half of \
+             its remaining life is over. A decimal number, without a unit.";
         AWS_USE_FIPS_ENDPOINT: switch(aws.use_fips),
             Unset "`false`, or `use_fips_endpoint` of the profile",
-            "Call the FIPS endpoints of ECR and STS. A registry with `ecr-fips` in its name has \
-             its token from there anyway.";
+            "Call the FIPS endpoints of ECR and STS. A registry with `ecr-fips` in its name \
+             always gets its token from there.";
         AWS_USE_DUALSTACK_ENDPOINT: switch(aws.use_dual_stack),
             Unset "`false`, or `use_dualstack_endpoint` of the profile",
             "Call the dual-stack (IPv6) endpoints of ECR and STS. A registry with a dual-stack \
-             name has its token from there anyway.";
+             name always gets its token from there.";
         AWS_STS_REGIONAL_ENDPOINTS:
             word(aws.sts_endpoints, "regional or legacy", StsEndpoints::WORDS),
             Unset "`regional`, or `sts_regional_endpoints` of the profile",
@@ -200,14 +200,14 @@ static ROWS: &[Setting] = rows! {
         #[secret] AWS_SECRET_ACCESS_KEY:
             read(aws.secret_access_key, Text, VISIBLE, aws::visible_secret),
             Unset "none",
-            "Secret that belongs to the access key. Prefer the variable: other processes can read \
-             flags.";
+            "Secret that belongs to the access key. Prefer the variable, because other processes \
+             can read flags.";
         #[secret] AWS_SESSION_TOKEN: read(aws.session_token, Text, VISIBLE, aws::visible_secret),
-            Unset "none", "Session token of temporary credentials. Prefer the variable, as above.";
+            Unset "none", "Session token of temporary credentials. Prefer the variable here, too.";
         AWS_PROFILE | AWS_DEFAULT_PROFILE:
             read(aws.profile, Text, "the name of a profile", aws::profile),
             Unset "`default`, if the shared files have it",
-            "Profile in the shared AWS files; when it is set it must be there.";
+            "Profile in the shared AWS files. A profile that is named must be there.";
         AWS_SHARED_CREDENTIALS_FILE: path(aws.credentials_file),
             Unset "`~/.aws/credentials`", "Shared credentials file, read anew at each use.";
         AWS_CONFIG_FILE: path(aws.config_file),
@@ -217,7 +217,8 @@ static ROWS: &[Setting] = rows! {
         AWS_ROLE_ARN: read(aws.role_arn, Text, ROLE_ARN, aws::role_arn),
             Unset "none", "Role to assume with the web identity token.";
         AWS_WEB_IDENTITY_TOKEN_FILE: path(aws.web_identity_token_file),
-            Unset "none", "Web identity token (IRSA), read anew at each use. Needs `AWS_ROLE_ARN`.";
+            Unset "none",
+            "File with the web identity token (IRSA), read anew at each use. Needs `AWS_ROLE_ARN`.";
         AWS_ROLE_SESSION_NAME:
             read(aws.role_session_name, Text, "2 to 64 letters, digits and _+=,.@-",
                 aws::session_name),
@@ -232,22 +233,24 @@ static ROWS: &[Setting] = rows! {
                 "https:// and a host, or http:// and loopback, 169.254.170.2, 169.254.170.23, \
                  [fd00:ec2::23] or a name that leads to one of these", metadata::full_uri),
             Unset "none",
-            "Address of the container credentials, where no path is given (EKS Pod Identity sets \
-             it). Over http only loopback, `169.254.170.2`, `169.254.170.23` and \
-             `[fd00:ec2::23]`.";
+            "Address of the container credentials when no path is given (EKS Pod Identity sets \
+             it). Over http, only loopback, `169.254.170.2`, `169.254.170.23` and \
+             `[fd00:ec2::23]` are allowed.";
         #[secret] AWS_CONTAINER_AUTHORIZATION_TOKEN:
             read(aws.container.authorization_token, Text,
                 "visible ASCII characters and spaces on one line", metadata::authorization_token),
             Unset "none", "Token that the container credentials ask for.";
         AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE: path(aws.container.authorization_token_file),
-            Unset "none", "File with that token, read anew each time; it beats the token itself.";
+            Unset "none",
+            "File with that token, read anew at each use; it ranks above the token itself.";
         AWS_EC2_METADATA_DISABLED: inverse(aws.instance.enabled),
             Value "false",
             "Never ask the EC2 instance metadata service, neither for credentials nor for the \
              region.";
         AWS_EC2_METADATA_V1_DISABLED: check(Switch, "true", metadata::check_v1_disabled),
             Value "true",
-            "Version 1 of the instance metadata service is never used; only `true` is taken.";
+            "Version 1 of the instance metadata service is never used, so only `true` is \
+             accepted.";
         AWS_EC2_METADATA_SERVICE_ENDPOINT: read(aws.instance.endpoint, Url, URL, parse::url),
             Unset "the link-local address", "Address of the instance metadata service.";
         AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE:
@@ -262,7 +265,7 @@ static ROWS: &[Setting] = rows! {
         AWS_METADATA_SERVICE_NUM_ATTEMPTS:
             number(aws.instance.attempts, 1..=10, "fetching a token waits for them", u32::from),
             Value "4",
-            "How often a request to the instance metadata service is sent that it answers with an \
+            "How often a request is sent when the instance metadata service answers it with an \
              error of its own.";
     }
     Clients {
@@ -270,7 +273,7 @@ static ROWS: &[Setting] = rows! {
             read(listen_host, Address, "an IP address, or unix: and a path", listen::host),
             Value "0.0.0.0",
             "IP address to listen on (`::` for IPv6), or `unix:/path` for a unix socket, which \
-             its user and group may use. Not bound where systemd hands in sockets.";
+             its user and group may use. Not used when systemd hands in sockets.";
         LISTEN_PORT | PORT: number(listen_port, 0..=65535, "a TCP port", port),
             Value "8080",
             "Port to listen on; `0` picks one. The address is logged as `listening on …`.";
@@ -278,8 +281,8 @@ static ROWS: &[Setting] = rows! {
             Value "false", "Ignore `X-Forwarded-*`, `Forwarded` and `X-Real-IP`.";
         #[keeps_out] ENABLE_SSL: switch(tls.enabled),
             Value "false",
-            "Serve https (TLS 1.2 and 1.3, HTTP/1.1) with the next two, and nothing else on that \
-             port.";
+            "Serve https (TLS 1.2 and 1.3, HTTP/1.1) with `SSL_CERTIFICATE` and `SSL_KEY`, and \
+             nothing else on that port.";
         #[keeps_out] SSL_CERTIFICATE | REGISTRY_HTTP_TLS_CERTIFICATE: path(tls.certificate),
             Unset "none",
             "PEM file of the certificate chain, the proxy's own certificate first. Read again on \
@@ -287,14 +290,14 @@ static ROWS: &[Setting] = rows! {
         #[keeps_out] SSL_KEY | REGISTRY_HTTP_TLS_KEY: path(tls.key),
             Unset "none",
             "PEM file of the private key (PKCS #8, PKCS #1 or SEC 1, without passphrase). Read \
-             again likewise.";
+             again together with the certificate.";
     }
     Access {
         #[keeps_out] SSL_CLIENT_CA: path(tls.client_ca),
             Unset "none",
-            "PEM file: clients must show a certificate that it signed; one without gets the \
-             probes and `/version` alone. Needs `ENABLE_SSL=true`; read again as the certificate \
-             is.";
+            "PEM file of authorities: a client must show a certificate that one of them signed. A \
+             client without one gets only the probes and `/version`. Needs `ENABLE_SSL=true`; \
+             read again together with the certificate.";
         #[keeps_out] AUTH_FILE: path(access.auth_file),
             Unset "none",
             "htpasswd file with bcrypt hashes (`htpasswd -B`): clients must log in. Read again on \
@@ -306,8 +309,9 @@ static ROWS: &[Setting] = rows! {
                 "repository names in which * stands for any characters and ? for one",
                 Globs::parse),
             Value "*",
-            "Patterns of the repositories that clients may use, such as `team-a/*,base`: `*` \
-             stands for any characters, `/` too. Others are 403, and absent from the catalogue.";
+            "Patterns of the repositories that clients may use, such as `team-a/*,base`; `*` \
+             stands for any characters, also for `/`. Other repositories get 403 and are not in \
+             the catalogue.";
     }
     Cache {
         CACHE_DIR: path(cache_dir),
@@ -317,14 +321,15 @@ static ROWS: &[Setting] = rows! {
             read(cache_max_size, Size,
                 "a whole number of bytes, or with a unit such as k, m, g, t or GiB",
                 cache::max_size),
-            Value "75g", "Quota on disk, downloads in progress included.";
+            Value "75g", "Quota on disk, including downloads in progress.";
         CACHE_KEY: read(cache_key, Text, "a template", cache::key),
             Value "$uri",
-            "Template that partitions tag entries, of nginx's `$uri $host $scheme $args $is_args \
-             $request_uri $request_method $http_NAME`.";
+            "Template that partitions tag entries, with nginx's variables `$uri $host $scheme \
+             $args $is_args $request_uri $request_method $http_NAME`.";
         CACHE_TAG_TTL: read(cache_tag_ttl, Time, "a time such as 15s, or forever", cache::tag_ttl),
             Value "15s",
-            "How long a tag is served without asking upstream; `0s` always asks, `forever` never.";
+            "How long a tag is served without asking upstream. `0s` always asks, `forever` never \
+             does.";
         FILL_REFERRERS: switch(fill_referrers),
             Value "false",
             "Fetch what refers to an image (signatures, attestations, SBOMs) when the image comes \
@@ -336,7 +341,7 @@ static ROWS: &[Setting] = rows! {
         PREFETCH_PLATFORMS: later(List, &[]),
             Unset "all", "Platforms that it fetches.";
         PIN: later(List, &[]),
-            Unset "what `PREFETCH` names", "Globs of images that eviction never touches.";
+            Unset "what `PREFETCH` names", "Globs of images that eviction never removes.";
         SCRUB_INTERVAL: later(Time, &["0s"]),
             Value "168h", "Time for one whole re-hash of the cache; `0s` is off.";
     }
@@ -352,16 +357,16 @@ static ROWS: &[Setting] = rows! {
         MAX_CONNECTIONS:
             count(max_connections, 1..=100_000, "each is a thread and up to three descriptors"),
             Value "1024",
-            "Connections of clients at a time; lowered at start to what the system allows. Past \
-             it the longest idle one is closed.";
+            "Connections of clients at a time, lowered at the start to what the system allows. \
+             Above it, the connection that has been idle longest is closed.";
         MAX_CONNECTIONS_PER_PEER: count(max_connections_per_peer, 1..=100_000, "each is a thread"),
             Value "256",
             "Connections of one client address (IPv6: of one /64) at a time; not on unix sockets. \
-             Raise it where all clients come by one load balancer.";
+             Raise it where all clients come through one load balancer.";
         MAX_EXCHANGES: count(max_exchanges, 1..=10_000, COUNT_REASON),
             Value "256",
-            "Requests that wait for a registry's head at a time, for each; others queue, then get \
-             503.";
+            "Requests that may wait for the reply of one registry at a time. Others queue, then \
+             get 503.";
         MAX_UPLOADS: count(max_uploads, 1..=10_000, COUNT_REASON),
             Value "128",
             "Request bodies that are streamed to one registry at a time; at most half as many \
@@ -370,8 +375,8 @@ static ROWS: &[Setting] = rows! {
             Value "32", "Cold blobs fetched into the cache at a time.";
         MIN_RATE: read(min_rate, Size, "bytes a second, or with k", parse::min_rate),
             Value "256",
-            "Bytes a second over 60 s of waiting for the client (180 s for who takes a reply); \
-             slower ones are cut. `0` switches it off.";
+            "Bytes a second that a client must reach over 60 s in which the proxy waits for it \
+             (180 s while it takes a reply). Slower clients are cut. `0` switches it off.";
     }
     Operation {
         SHUTDOWN_GRACE:

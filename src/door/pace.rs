@@ -1,14 +1,16 @@
-//! Sending at the client's pace. Owns: how long a client may take for what it is sent. Must not:
+//! Sending at the client's pace. Owns: how long a client may take to read what it is sent. Must not:
 //! touch a socket.
 //!
-//! What a client takes shows in what the kernel takes off us, and the kernel hides much of it: a
-//! blocked write is woken only when a third of the send buffer (up to 4 MiB) is free, which at
-//! 1 KB/s takes 20 minutes. But a write that is *tried* gets in whatever has been acknowledged
-//! since (`sk_stream_memory_free`), so a blocked write gives up after a short while and is tried
-//! again. What stays hidden is the client's own receive buffer: once it is full its system opens
-//! the window in lumps, and ours sends no less than a segment (RFC 9293 §3.8.6.2.1). By Ethernet,
-//! with segments of 1460 bytes, the lumps are small. By loopback, with segments of 64 KiB, a client
-//! that reads 1 KB/s was seen to take nothing for 66 s, and for 109 s through TLS.
+//! We see how fast a client reads only by how fast the kernel takes bytes from us. The kernel hides
+//! much of that:
+//!
+//! * It wakes a blocked write only when a third of the send buffer (up to 4 MiB) is free. At 1 KB/s
+//!   that takes 20 minutes. A new write, however, gets in all that the client has acknowledged since
+//!   (`sk_stream_memory_free`). So a blocked write gives up after a short while and is tried again.
+//! * The client's own receive buffer stays hidden. Once it is full, the client's system opens the
+//!   window in steps, and our system sends whole segments only (RFC 9293 §3.8.6.2.1). Segments on
+//!   Ethernet have 1460 bytes, so the steps are small. Segments on loopback have 64 KiB: there a
+//!   client that reads 1 KB/s took nothing for 66 s, and for 109 s through TLS.
 
 use std::io;
 use std::time::Duration;
@@ -16,28 +18,28 @@ use std::time::Duration;
 use super::limits::DoorLimits;
 use super::rate::{MinRate, Rate};
 
-/// Windows of the least rate over which a client is judged, so that a silence between two lumps is
-/// not taken for slowness.
+/// A client is judged over so many windows of the least rate. A pause between two steps of its
+/// window is then not taken for slowness.
 const WINDOWS: u32 = 3;
-/// Longest wait within one write. With it a window of 60 s is seen to a twelfth, and a thousand
-/// blocked clients cost 200 tries a second.
+/// Longest wait within one write. It measures a window of 60 s to a twelfth, and a thousand blocked
+/// clients cost 200 tries a second.
 const TRY_TIMEOUT_MAX: Duration = Duration::from_secs(5);
-/// Tries in the shortest limit, where that is below 12 times [`TRY_TIMEOUT_MAX`].
+/// A limit shorter than 12 times [`TRY_TIMEOUT_MAX`] is divided into so many tries.
 const TRIES_PER_LIMIT: u32 = 12;
-/// What sendfile hands over at a time (a pipe of 16 pages), each with a time limit of its own.
+/// Bytes that sendfile hands over at a time (a pipe of 16 pages). Each part has its own time limit.
 const PIPE_BYTES: usize = 64 * 1024;
-/// Bytes handed to the kernel in one go: many for who takes them at once, ...
+/// Bytes handed to the kernel at a time for a client that takes them at once.
 const BYTES_MAX_FAST: usize = 1 << 20;
-/// ... few for who does not, so that the verdict comes in time.
+/// The same for a client that does not: few, so that it is judged in time.
 const BYTES_MAX_SLOW: usize = PIPE_BYTES;
 
 /// The pace of one client's receiving side.
 #[derive(Debug)]
 pub(super) struct Pace {
     rate: Rate,
-    /// Longest time without a byte taken.
+    /// Longest time in which the client may take no byte.
     idle_max: Duration,
-    /// Time since a byte was taken.
+    /// Time since the client took a byte.
     idle: Duration,
     try_timeout: Duration,
     is_slow: bool,
@@ -82,8 +84,8 @@ impl Pace {
         wanted: usize,
         taken: usize,
     ) -> io::Result<()> {
-        // One that went whole may have waited for our disk. For the client it waited no longer than
-        // each of its parts may.
+        // A write that went out whole may have waited for our disk. The client is charged for no
+        // more than the longest wait of each part.
         let parts = u32::try_from(taken / PIPE_BYTES).unwrap_or(u32::MAX);
         let waited = if taken == wanted {
             waited.min(self.try_timeout.saturating_mul(parts.saturating_add(1)))
@@ -119,7 +121,7 @@ mod tests {
         Pace::new(&DoorLimits::new(1))
     }
 
-    /// What is said to a client that takes `bytes` off each `every`th try of 5 s, within an hour.
+    /// Why a client is cut that takes `bytes` at each `every`th try of 5 s; none within an hour.
     fn fate(bytes: usize, every: u32) -> Option<String> {
         let mut pace = pace();
         assert_eq!(pace.try_timeout(), Duration::from_secs(5));
@@ -135,17 +137,17 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_nothing_is_cut_and_so_is_who_takes_too_little() {
+    fn a_client_that_takes_nothing_or_too_little_is_cut() {
         assert_eq!(fate(0, 1).as_deref(), Some("took nothing for 180 s"));
         let slow = "slower than 256 bytes/s over 180 s (MIN_RATE)";
         assert_eq!(fate(100 * 5, 1).as_deref(), Some(slow));
         assert_eq!(fate(1024 * 5, 1), None);
-        // 1 KB/s as it is seen: a lump of half the client's buffer, every half minute.
+        // How 1 KB/s shows: half of the client's buffer every half minute.
         assert_eq!(fate(32 * 1024, 6), None);
     }
 
     #[test]
-    fn bug_who_reads_1_kb_a_second_through_tls_was_cut_for_taking_nothing() {
+    fn bug_a_client_that_reads_1_kb_a_second_through_tls_was_cut() {
         let mut pace = pace();
         let mut tries = |count: u32, taken: usize| {
             for _ in 0..count {
@@ -154,7 +156,7 @@ mod tests {
             }
             pace.record(Duration::from_secs(1), PIECE, taken).unwrap();
         };
-        // By loopback: the first lump while our own buffer grows, the next 109 s later.
+        // On loopback: the first bytes while our own buffer grows, the next 109 s later.
         tries(1, 18 * 1024);
         tries(22, 94 * 1024);
         for _ in 0..100 {
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_rate_who_takes_nothing_is_cut_all_the_same() {
+    fn without_a_rate_a_client_that_takes_nothing_is_cut() {
         let mut limits = DoorLimits::new(1);
         limits.min_rate.bytes_per_second = 0;
         let mut pace = Pace::new(&limits);
@@ -187,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_slow_gets_small_pieces() {
+    fn a_slow_client_gets_small_pieces() {
         let mut pace = pace();
         assert_eq!(pace.bytes_max(), BYTES_MAX_FAST);
         pace.record(Duration::from_millis(1), PIECE, PIECE).unwrap();

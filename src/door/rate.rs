@@ -1,5 +1,5 @@
-//! How fast a client is. Owns: bytes against the time that was spent waiting for the client. Must
-//! not: look at a clock, so that nobody's waiting but the client's can be counted.
+//! How fast a client is. Owns: comparing bytes with the time we waited for the client. Must not: look
+//! at a clock: only the time that a caller waited for the client counts.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,9 +7,9 @@ use std::time::Duration;
 /// The slowest a client may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MinRate {
-    /// Bytes a second; 0: as slow as it likes.
+    /// Bytes a second; 0 for no limit.
     pub bytes_per_second: u64,
-    /// Waiting time over which that is judged.
+    /// The client is judged each time we have waited for it this long.
     pub window: Duration,
 }
 
@@ -31,7 +31,7 @@ impl fmt::Display for TooSlow {
     }
 }
 
-/// One direction of a connection, window by window of waiting time.
+/// Bytes in one direction of a connection, judged one window of waiting time after the other.
 #[derive(Debug)]
 pub(super) struct Rate {
     least: MinRate,
@@ -48,7 +48,7 @@ impl Rate {
         }
     }
 
-    /// Waiting time after which the next verdict is due.
+    /// Waiting time until the client is judged next.
     pub(super) const fn time_left(&self) -> Duration {
         if self.least.bytes_per_second == 0 {
             return Duration::MAX;
@@ -59,14 +59,14 @@ impl Rate {
     /// Adds a wait for the client and the bytes that it brought.
     ///
     /// # Errors
-    /// When a window has ended with too few of them.
+    /// When a window has ended and too few bytes came in it.
     pub(super) fn record(&mut self, waited: Duration, bytes: u64) -> Result<(), TooSlow> {
         self.waited += waited;
         self.bytes = self.bytes.saturating_add(bytes);
         if self.waited < self.least.window {
             return Ok(());
         }
-        // A single wait may have gone past the window: what counts is the whole of it.
+        // One wait may be longer than the window. All of it counts.
         let least = u128::from(self.least.bytes_per_second) * self.waited.as_millis() / 1000;
         let enough = u128::from(self.bytes) >= least;
         (self.waited, self.bytes) = (Duration::ZERO, 0);
@@ -88,8 +88,7 @@ mod tests {
     };
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Seconds until a client that brings `bytes` every `every` seconds is cut; none: not within
-    /// an hour.
+    /// Seconds until a client is cut that sends `bytes` every `every` seconds; none within an hour.
     fn cut_after(bytes: u64, every: u64) -> Option<u64> {
         let mut rate = Rate::new(LEAST);
         let pauses = 1..=3600 / every;
@@ -99,11 +98,11 @@ mod tests {
     }
 
     #[test]
-    fn who_is_slower_is_cut_at_the_windows_end() {
+    fn a_slower_client_is_cut_at_the_end_of_a_window() {
         assert_eq!(cut_after(256, 1), None);
         assert_eq!(cut_after(255, 1), Some(60));
         assert_eq!(cut_after(0, 1), Some(60));
-        // In lumps: what counts is what came in the window, not in each second of it.
+        // The bytes of the whole window count, not those of each second.
         assert_eq!(cut_after(15_360, 60), None);
         assert_eq!(cut_after(15_359, 60), Some(60));
         assert_eq!(cut_after(32_768, 32), None);

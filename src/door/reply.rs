@@ -11,8 +11,8 @@ use crate::message::{Body, Piece, Pieces, Reply};
 use crate::metrics;
 use crate::transfers::Running;
 
-/// Bytes copied at a time from a streaming body: large enough for full speed, and small enough
-/// that the write limit is a limit on progress.
+/// Bytes copied at a time from a streaming body: enough for full speed, and few enough that the
+/// time limit of one write limits how slowly a client may read.
 const COPY_BYTES: usize = 64 * 1024;
 /// Fields that only the door writes.
 const FRAMING_FIELDS: [&str; 4] = [
@@ -22,7 +22,7 @@ const FRAMING_FIELDS: [&str; 4] = [
     "Transfer-Encoding",
 ];
 
-/// What the reply has to know about its request.
+/// The facts about a request that its reply depends on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ReplyContext<'a> {
     /// HTTP/1.1; otherwise HTTP/1.0.
@@ -40,7 +40,7 @@ pub(super) struct ReplyContext<'a> {
 pub(super) struct Written {
     /// Body bytes written.
     pub bytes: u64,
-    /// None when the reply is whole and the connection may go on.
+    /// Why the reply is not whole; none when it is.
     pub fault: Option<WriteFault>,
     /// The connection may carry another request.
     pub keep_alive: bool,
@@ -71,14 +71,14 @@ impl Sent<'_> {
     }
 }
 
-/// How the end of the body is told.
+/// How the client learns where the body ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ReplyFraming {
     /// 1xx, 204, 304: neither body nor length.
     None,
     Length(u64),
     Chunked,
-    /// HTTP/1.0 without a length: the end of the connection.
+    /// The connection ends with the body: HTTP/1.0 without a length.
     Close,
 }
 
@@ -95,7 +95,7 @@ pub(super) fn write(socket: &mut ClientSocket, reply: Reply, context: ReplyConte
     let result = match reply.body {
         Body::Bytes(body) if !bodiless => {
             sent.bytes = body.len() as u64;
-            // Small replies go in one packet. Of a large one no reader has a copy of its own.
+            // A small reply goes out in one packet. A large one is not copied for each reader.
             let first = body.len().min(COPY_BYTES);
             let (first, rest) = body.split_at_checked(first).unwrap_or_default();
             head.extend_from_slice(first);
@@ -135,7 +135,7 @@ fn choose_framing(reply: &Reply, context: ReplyContext<'_>) -> ReplyFraming {
     match (reply.status, reply.body.length()) {
         (100..200 | 204 | 304, _) => ReplyFraming::None,
         (_, Some(length)) => ReplyFraming::Length(length),
-        // A HEAD whose length nobody knows: no length, and no body to delimit.
+        // A reply to HEAD has no body. When its length is unknown, it has no length either.
         (_, None) if context.head_only => ReplyFraming::None,
         (_, None) if context.http11 => ReplyFraming::Chunked,
         (_, None) => ReplyFraming::Close,
@@ -157,7 +157,7 @@ fn format_head(
         let own = FRAMING_FIELDS
             .iter()
             .any(|field| field.eq_ignore_ascii_case(name));
-        // A field that could end the head or start another never leaves.
+        // A field that could end the head or begin another field is left out.
         let clean = |text: &str| {
             !text
                 .bytes()
@@ -216,7 +216,7 @@ fn copy_stream(
             (ReplyFraming::Length(_), 0) if left > 0 => {
                 return Err(WriteFault::Source(format!("body ended {left} bytes early")));
             }
-            // Read to the end of the source even so: only then can its connection be used again.
+            // The source is still read to its end: only then can its connection be used again.
             (ReplyFraming::Length(_), 0) => return Ok(()),
             (ReplyFraming::Length(length), _) if left == 0 => {
                 return Err(WriteFault::Source(format!(
@@ -239,7 +239,7 @@ fn copy_stream(
     }
 }
 
-/// Sends a body piece by piece: files without copying them, unless each piece is to be framed.
+/// Sends a body piece by piece. Files go out without being copied, unless pieces need framing.
 fn send_pieces(
     socket: &mut ClientSocket,
     pieces: &mut dyn Pieces,
@@ -299,7 +299,7 @@ fn end_pieces(framing: ReplyFraming, sent: u64) -> Result<(), WriteFault> {
     }
 }
 
-/// Counts as it goes: of a whole file that is cut half-way, half was sent.
+/// Counts while it sends: when a file is cut half-way, half of it was sent.
 fn send_file(
     socket: &mut ClientSocket,
     file: &File,
@@ -397,7 +397,7 @@ mod tests {
         }
     }
 
-    /// What the client gets: the bytes, and whether the connection ended without a reset.
+    /// The bytes that the client gets, and whether the connection ended without a reset.
     fn written(reply: Reply, context: ReplyContext<'_>) -> (String, bool, Written) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

@@ -1,10 +1,10 @@
-//! TLS towards clients: rustls' server side. Owns: certificate, key and client authorities as they
-//! were last read, and one connection's session. Must not: know sockets and time limits; it reads
-//! and writes what it is given, and a limit that runs out is an error of that.
+//! TLS towards clients, by rustls. Owns: certificate, key and client authorities as they were last
+//! read, and the session of one connection. Must not: know sockets or time limits: it reads and
+//! writes through what it is given, which fails when a limit runs out.
 //!
-//! Sessions are resumed by tickets (RFC 5077, RFC 8446 §4.6.1): nothing is kept per client, so
-//! there is nothing to bound. Each reading of the files begins with new ticket keys, so that no
-//! session outlives the certificates it came from.
+//! Sessions are resumed by tickets (RFC 5077, RFC 8446 §4.6.1). So nothing is kept for each client,
+//! and nothing needs a limit. Each reading of the files makes new ticket keys: no session outlives
+//! the certificates with which it began.
 //!
 //! Locks: [`ServerTls`]'s one mutex, held to copy or to change a handle.
 
@@ -32,27 +32,29 @@ use validity::{Validity, validity};
 
 /// Largest PEM file: a chain or a key is a few kB, a bundle of all public authorities 250 kB.
 const PEM_BYTES_MAX: u64 = 1 << 20;
-/// Encrypted bytes that wait for the socket at the most, for each connection: 200 stalled readers
-/// were measured at 23 MB all in all, 35 MB with twice as many bytes, at the same speed.
+/// Encrypted bytes of one connection that may wait for its socket. With it, 200 stalled readers took
+/// 23 MB together; twice as many bytes made that 35 MB and were no faster.
 const UNSENT_BYTES_MAX: usize = 32 * 1024;
-/// Tickets after a TLS 1.3 handshake: a client that opens several connections uses each once.
+/// Tickets after a TLS 1.3 handshake. A client uses each ticket once, for one more connection.
 const TICKETS: usize = 2;
-/// The one protocol behind the door (RFC 7301 §6); who offers only others is told so by an alert.
+/// The one protocol that the door speaks (RFC 7301 §6). A client that offers only others gets an
+/// alert that says so.
 const PROTOCOL: &[u8] = b"http/1.1";
-/// A certificate that ends sooner is warned of: Let's Encrypt, cert-manager and AWS renew earlier.
+/// The log warns of a certificate that ends sooner. Let's Encrypt, cert-manager and AWS renew
+/// earlier than that.
 const ENDS_SOON: Duration = Duration::from_secs(7 * 24 * 3600);
-/// A fatal `internal_error` (RFC 8446 §6), for a client that gets no handshake: whatever else is
-/// written to a TLS client looks to it like a server without TLS.
+/// A fatal `internal_error` (RFC 8446 §6) for a client that gets no handshake. A TLS client would
+/// take anything else for the words of a server without TLS.
 pub(super) const NO_ROOM_ALERT: &[u8] = &[21, 3, 3, 0, 2, 2, 80];
 
-/// Where certificate and key are. The settings' names appear in faults.
+/// The paths of certificate and key. Faults name them by their settings.
 #[derive(Debug, Clone)]
 pub struct TlsFiles {
     /// `SSL_CERTIFICATE`: PEM, the door's own certificate first.
     pub certificate: PathBuf,
     /// `SSL_KEY`: PEM.
     pub key: PathBuf,
-    /// `SSL_CLIENT_CA`: PEM; none asks clients for no certificate.
+    /// `SSL_CLIENT_CA`: PEM; none when clients need no certificate.
     pub client_ca: Option<PathBuf>,
 }
 
@@ -64,7 +66,7 @@ impl TlsFiles {
     }
 }
 
-/// What new connections are greeted with.
+/// The certificate, and how new connections use it.
 pub struct ServerTls {
     files: TlsFiles,
     loaded: Mutex<Arc<LoadedTls>>,
@@ -79,10 +81,10 @@ struct LoadedTls {
 }
 
 impl ServerTls {
-    /// Reads the files and logs until when the certificate is good.
+    /// Reads the files, and logs when the certificate ends.
     ///
     /// # Errors
-    /// Everything that is wrong with them, each with setting, path and remedy.
+    /// All that is wrong with the files; each fault has setting, path and remedy.
     pub fn load(files: TlsFiles) -> Result<Self, Vec<String>> {
         let loaded = Mutex::new(Arc::new(LoadedTls::read(&files)?));
         Ok(Self { files, loaded })
@@ -91,14 +93,14 @@ impl ServerTls {
     /// Reads the files again, for the connections to come. Blocks for as long as the disk takes.
     ///
     /// # Errors
-    /// As [`load`](Self::load); what was read before then stays in use.
+    /// As [`load`](Self::load) has them. The files that were read before stay in use.
     pub fn reload(&self) -> Result<(), Vec<String>> {
         let loaded = Arc::new(LoadedTls::read(&self.files)?);
         *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = loaded;
         Ok(())
     }
 
-    /// Until when the certificate is good, where that can be read.
+    /// When the certificate ends, if that can be read.
     pub fn good_until(&self) -> Option<SystemTime> {
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         loaded.until
@@ -106,7 +108,7 @@ impl ServerTls {
 
     /// For one new connection.
     pub(super) fn session(&self) -> Result<TlsSession, HandshakeFault> {
-        // Copying and replacing a handle leave nothing half-done: a poisoned lock is still good.
+        // A handle is copied or replaced whole, so a poisoned lock still guards a good one.
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let loaded = Arc::clone(&loaded);
         let config = Arc::clone(&loaded.config);
@@ -187,7 +189,7 @@ fn build_config(
     Ok(config)
 }
 
-/// Says until when the certificate is good, where that can be read.
+/// Logs when the certificate ends, if that can be read.
 fn log_validity(path: &Path, valid: Option<Validity>) {
     let path = path.display();
     let Some(Validity { from, until }) = valid else {
@@ -249,7 +251,8 @@ fn read_certificates(setting: &str, path: &Path) -> Result<Vec<CertificateDer<'s
 fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     let pem = read_pem("SSL_KEY", path)?;
     let shown = path.display();
-    // PKCS #8 says it in the label (RFC 7468 §11), older forms in a header (RFC 1421 §4.6.1.1).
+    // An encrypted key says so in its label (PKCS #8, RFC 7468 §11) or, in older forms, in a header
+    // (RFC 1421 §4.6.1.1).
     let is_encrypted = [
         &b"BEGIN ENCRYPTED PRIVATE KEY"[..],
         b"Proc-Type: 4,ENCRYPTED",
@@ -271,7 +274,7 @@ fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     })
 }
 
-/// Judges clients by the authorities of a file.
+/// Builds the check of client certificates, with the authorities in a file.
 fn client_verifier(
     path: &Path,
     provider: &Arc<CryptoProvider>,
@@ -286,20 +289,20 @@ fn client_verifier(
     }
     let builder =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
-    // Probes carry no certificate; who else comes without one is refused by its request.
+    // Probes carry no certificate. The request of any other client without one is refused later.
     let verifier = builder.allow_unauthenticated().build();
     let verifier: Arc<dyn ClientCertVerifier> = verifier.map_err(|error| unusable(&error))?;
     Ok(verifier)
 }
 
-/// Why a handshake came to nothing.
+/// Why a handshake failed.
 #[derive(Debug)]
 pub(super) enum HandshakeFault {
     /// The client showed a certificate that is not good here.
     Certificate(String),
-    /// It went away, or was too slow.
+    /// The client went away, or was too slow.
     Gone(io::Error),
-    /// Client and door do not understand each other, or the client did not like what it saw.
+    /// The client and the door share no version or cipher, or the client refused our certificate.
     Protocol(String),
 }
 
@@ -325,8 +328,8 @@ pub(super) struct TlsSession {
 }
 
 impl TlsSession {
-    /// Shakes hands, and says what the client showed of itself. After a fault the client has been
-    /// sent its alert.
+    /// Shakes hands, and returns what the client showed of itself. After a fault the client has
+    /// already got its alert.
     pub(super) fn handshake(
         &mut self,
         from: &mut dyn Read,
@@ -354,8 +357,8 @@ impl TlsSession {
         let Some((own, chain)) = shown.and_then(<[_]>::split_first) else {
             return Ok(Certificate::Absent);
         };
-        // rustls takes a resumed session's certificate as verified when the session began: it may
-        // have expired since.
+        // rustls does not verify the certificate of a resumed session again, and it may have
+        // expired since the session began.
         if self.connection.handshake_kind() == Some(HandshakeKind::Resumed) {
             let verified = clients.verify_client_cert(own, chain, UnixTime::now());
             verified.map_err(HandshakeFault::from)?;
@@ -363,8 +366,8 @@ impl TlsSession {
         Ok(Certificate::Verified)
     }
 
-    /// Reads what the client says; 0 is the end. An end without `close_notify` is no different:
-    /// what it cuts short is known from the framing of requests.
+    /// Reads what the client sends; 0 is the end. An end without `close_notify` counts as an end,
+    /// too: the framing of requests shows what it cuts short.
     pub(super) fn read(
         &mut self,
         from: &mut dyn Read,
@@ -379,7 +382,7 @@ impl TlsSession {
             }
             self.connection.read_tls(from)?;
             let processed = self.connection.process_new_packets();
-            // What the records called for: an alert, or new keys.
+            // The records may ask for an answer: an alert, or new keys.
             self.flush(to)?;
             processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         }
@@ -398,10 +401,10 @@ impl TlsSession {
         Ok(())
     }
 
-    /// Says that this was all (RFC 8446 §6.1): without it the client knows that it was cut.
+    /// Sends `close_notify` (RFC 8446 §6.1): a client that does not get it knows that it was cut.
     pub(super) fn close(mut self, to: &mut dyn Write) {
         self.connection.send_close_notify();
-        // Fails only when the client is gone, or takes nothing any more.
+        // This fails only when the client is gone, or no longer reads.
         let _ = self.flush(to);
     }
 
