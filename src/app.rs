@@ -137,7 +137,8 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
     let bound = listen::open(settings)?;
     watch_signals(events).map_err(|error| format!("signals: {error}"))?;
     let cache_directory = cache_directory(settings);
-    let connections = capacity::fit_connections(settings, cache_directory.is_some())?;
+    let listeners = bound.listeners.len();
+    let connections = capacity::fit_connections(settings, listeners, cache_directory.is_some())?;
     let client = Arc::new(new_client(settings, connections.min(POOL_MAX))?);
     let tokens = start_tokens(settings, &client, &on_lost)?;
     let authorizer: Arc<dyn Authorizer> = match &tokens {

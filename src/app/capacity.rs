@@ -32,7 +32,11 @@ const CONNECTIONS_MIN: u64 = 4;
 ///
 /// # Errors
 /// When too few fit to be of use.
-pub(super) fn fit_connections(settings: &Settings, with_cache: bool) -> Result<usize, String> {
+pub(super) fn fit_connections(
+    settings: &Settings,
+    listeners: usize,
+    with_cache: bool,
+) -> Result<usize, String> {
     let descriptors = raise_descriptors();
     let lanes = settings.lanes as u64;
     let (fills, kept_uploads) = if with_cache {
@@ -40,7 +44,7 @@ pub(super) fn fit_connections(settings: &Settings, with_cache: bool) -> Result<u
     } else {
         (0, 0)
     };
-    let listeners = settings.activation.listeners() as u64;
+    let listeners = listeners as u64;
     let threads =
         THREADS_RESERVED + settings.workers as u64 + lanes + fills + kept_uploads + listeners;
     let fixed = DESCRIPTORS_RESERVED
@@ -144,6 +148,6 @@ mod tests {
             max_connections: 16,
             ..Settings::default()
         };
-        assert_eq!(fit_connections(&settings, true), Ok(16));
+        assert_eq!(fit_connections(&settings, 1, true), Ok(16));
     }
 }

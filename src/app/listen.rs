@@ -4,7 +4,7 @@
 use std::fmt;
 use std::fs::{self, Permissions};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -19,8 +19,11 @@ use crate::log;
 const UNIX_MODE: u32 = 0o660;
 /// Connections that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+/// Addresses of a name in `LISTEN_HOST` that are bound: each has a thread that accepts.
+const NAME_ADDRESSES_MAX: usize = 4;
 
 /// The sockets, and where each is.
+#[derive(Default)]
 pub(super) struct Bound {
     pub(super) listeners: Vec<Listener>,
     pub(super) addresses: Vec<Address>,
@@ -69,25 +72,60 @@ pub(super) fn open(settings: &Settings) -> Result<Bound, String> {
         ),
         Activation::None => {}
     }
-    let host = match &settings.listen_host {
-        ListenHost::Unix(path) => return open_unix(path),
-        ListenHost::Address(host) => *host,
-    };
-    let address = SocketAddr::new(host, settings.listen_port);
-    let listener = TcpListener::bind(address).map_err(|error| {
-        format!("cannot listen on {address}: {error}; set LISTEN_HOST or LISTEN_PORT")
-    })?;
+    let port = settings.listen_port;
+    match &settings.listen_host {
+        ListenHost::Unix(path) => open_unix(path),
+        ListenHost::Address(host) => bind_all(&[SocketAddr::new(*host, port)]),
+        ListenHost::Name(name) => {
+            let addresses = (name.as_str(), port).to_socket_addrs();
+            let addresses =
+                addresses.map_err(|error| format!("cannot look up LISTEN_HOST={name}: {error}"))?;
+            let mut addresses: Vec<SocketAddr> = addresses.take(NAME_ADDRESSES_MAX).collect();
+            addresses.dedup();
+            bind_all(&addresses)
+        }
+    }
+}
+
+/// Binds every address, and leaves out those that this machine does not have as long as it has one:
+/// `localhost` is `::1` too where IPv6 is switched off.
+fn bind_all(addresses: &[SocketAddr]) -> Result<Bound, String> {
+    let mut bound = Bound::default();
+    let mut left_out = "it has no address".to_owned();
+    for address in addresses {
+        let mut address = *address;
+        // Port 0 picks one, which then is the port of all.
+        if let Some(Address::Tcp(first)) = bound.addresses.first() {
+            address.set_port(first.port());
+        }
+        match bind(address) {
+            Ok(listener) => {
+                let address = listener.local_addr().unwrap_or(address);
+                bound.listeners.push(listener.into());
+                bound.addresses.push(Address::Tcp(address));
+            }
+            Err(error) => {
+                let why = format!("cannot listen on {address}: {error}");
+                if addresses.len() == 1 || error.kind() != io::ErrorKind::AddrNotAvailable {
+                    return Err(format!("{why}; set LISTEN_HOST or LISTEN_PORT"));
+                }
+                left_out = why;
+            }
+        }
+    }
+    if bound.listeners.is_empty() {
+        return Err(format!("{left_out}; set LISTEN_HOST"));
+    }
+    Ok(bound)
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
     // The standard library asks for 128, which a burst of a few hundred clients overruns: a client
     // that finds the queue full tries again a second later. A second `listen` only changes the
     // length.
-    rustix::net::listen(&listener, BACKLOG)
-        .map_err(|error| format!("cannot listen on {address}: {error}"))?;
-    let address = listener.local_addr().unwrap_or(address);
-    Ok(Bound {
-        listeners: vec![listener.into()],
-        addresses: vec![Address::Tcp(address)],
-        file: None,
-    })
+    rustix::net::listen(&listener, BACKLOG)?;
+    Ok(listener)
 }
 
 fn take_over(names: &[String]) -> Result<Bound, String> {
@@ -96,11 +134,7 @@ fn take_over(names: &[String]) -> Result<Bound, String> {
         &[("count", &names.len())],
     );
     let mut descriptors = listenfd::ListenFd::from_env();
-    let mut bound = Bound {
-        listeners: Vec::new(),
-        addresses: Vec::new(),
-        file: None,
-    };
+    let mut bound = Bound::default();
     for (index, name) in names.iter().enumerate() {
         let (listener, address) = take_socket(&mut descriptors, index)
             // By convention the first is 3 (sd_listen_fds(3)).

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -27,12 +27,20 @@ const HEALTH_REPLY_BYTES_MAX: usize = 16 << 10;
 pub(super) fn run(settings: &Settings, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
     let place = match &settings.listen_host {
         ListenHost::Unix(path) => Place::Unix(path.clone()),
-        ListenHost::Address(_) if settings.listen_port == 0 => {
+        ListenHost::Address(_) | ListenHost::Name(_) if settings.listen_port == 0 => {
             let why = "LISTEN_PORT=0: expected the port that the running proxy listens on";
             return complain(err, &[why]);
         }
         ListenHost::Address(host) => {
             Place::Tcp(SocketAddr::new(reachable(*host), settings.listen_port))
+        }
+        ListenHost::Name(name) => {
+            let found = (name.as_str(), settings.listen_port).to_socket_addrs();
+            match found.map(|mut addresses| addresses.next()) {
+                Ok(Some(address)) => Place::Tcp(address),
+                Ok(None) => return complain(err, &[&format!("LISTEN_HOST={name}: no address")]),
+                Err(error) => return complain(err, &[&format!("LISTEN_HOST={name}: {error}")]),
+            }
         }
     };
     match ask(&place, settings.tls.enabled, HEALTH_TIMEOUT) {

@@ -139,7 +139,7 @@ pub(super) fn key(text: &str) -> Result<CacheKey, String> {
         parts.push(part(name).ok_or_else(|| {
             format!(
                 "the variable ${name} is unknown; expected of $uri $host $scheme $args $is_args \
-                 $request_uri $request_method $http_NAME"
+                 $request_uri $request_method $proxy_host $http_NAME"
             )
         })?);
         rest = left;
@@ -162,6 +162,8 @@ fn part(name: &str) -> Option<KeyPart> {
         "args" => KeyPart::Args,
         "host" => KeyPart::Host,
         "is_args" => KeyPart::IsArgs,
+        // The registry, whose own entries these are anyway.
+        "proxy_host" => KeyPart::Text(String::new()),
         "request_method" => KeyPart::Method,
         "request_uri" => KeyPart::Target,
         "scheme" => KeyPart::Scheme,
@@ -236,6 +238,16 @@ mod tests {
         for bad in ["", "15", "never", "9000h"] {
             assert!(tag_ttl(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_key_of_nginx_itself_is_taken() {
+        let parts = key("$scheme$proxy_host$uri$request_method").unwrap().0;
+        let kept = parts
+            .iter()
+            .filter(|part| **part != KeyPart::Text(String::new()));
+        let wanted = [KeyPart::Scheme, KeyPart::Uri, KeyPart::Method];
+        assert!(kept.eq(wanted.iter()), "{parts:?}");
     }
 
     #[test]

@@ -11,12 +11,16 @@ use super::fault::{Fault, mask};
 const LISTEN_FDS_MAX: u32 = 16;
 /// Bytes of a unix socket's path: `sun_path` has 108 with the zero at its end (unix(7)).
 const UNIX_PATH_BYTES_MAX: usize = 107;
+/// Bytes of a host name (RFC 1035, section 2.3.4).
+const NAME_BYTES_MAX: usize = 253;
 
 /// `LISTEN_HOST`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenHost {
     /// An address, on `LISTEN_PORT`.
     Address(IpAddr),
+    /// A name such as `localhost`: all its addresses, on `LISTEN_PORT`.
+    Name(String),
     /// A unix socket; the port then counts for nothing.
     Unix(PathBuf),
 }
@@ -41,16 +45,6 @@ pub enum Activation {
     /// None.
     #[default]
     None,
-}
-
-impl Activation {
-    /// How many sockets the proxy will listen on: one, where none is handed in.
-    pub const fn listeners(&self) -> usize {
-        match self {
-            Self::Handed(names) => names.len(),
-            Self::Misdirected { .. } | Self::None => 1,
-        }
-    }
 }
 
 /// Reads `LISTEN_FDS`, `LISTEN_PID` and `LISTEN_FDNAMES`; `own_pid` is this process.
@@ -85,7 +79,7 @@ pub(super) fn activation(
     Ok(Activation::Handed((0..number).map(name).collect()))
 }
 
-/// `LISTEN_HOST`: an address, or `unix:` and a path.
+/// `LISTEN_HOST`: an address, a name, or `unix:` and a path.
 pub(super) fn host(text: &str) -> Result<ListenHost, String> {
     if let Some(path) = text.strip_prefix("unix:") {
         return unix_path(path).map(ListenHost::Unix);
@@ -97,7 +91,24 @@ pub(super) fn host(text: &str) -> Result<ListenHost, String> {
         Some(v6) => v6.parse().ok().map(IpAddr::V6),
         None => text.parse().ok(),
     };
-    address.map(ListenHost::Address).ok_or_else(String::new)
+    let name = || is_name(text).then(|| ListenHost::Name(text.to_owned()));
+    let address = address.map(ListenHost::Address);
+    address.or_else(name).ok_or_else(String::new)
+}
+
+/// A host name (RFC 1123, section 2.1). Its last label has a letter, which tells it from an address
+/// that was mistyped.
+fn is_name(text: &str) -> bool {
+    let is_label = |label: &str| {
+        let inner = label
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        inner && !label.is_empty() && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let last = text.rsplit('.').next().unwrap_or_default();
+    text.len() <= NAME_BYTES_MAX
+        && text.split('.').all(is_label)
+        && last.bytes().any(|b| b.is_ascii_alphabetic())
 }
 
 fn unix_path(path: &str) -> Result<PathBuf, String> {
@@ -161,8 +172,7 @@ mod tests {
         let pid = ("LISTEN_PID", "4711");
         let most = LISTEN_FDS_MAX.to_string();
         let most = read(&[("LISTEN_FDS", &most), pid]).unwrap();
-        assert_eq!(most.listeners(), 16);
-        assert_eq!(Activation::None.listeners(), 1);
+        assert_eq!(most, handed(&[""; 16]).unwrap());
         for bad in ["17", "-1", "x", "1.0", "99999999999999999999"] {
             let fault = read(&[("LISTEN_FDS", bad), pid]).unwrap_err();
             let start = format!("LISTEN_FDS={bad}: expected a whole number from 0 to 16");
@@ -177,6 +187,24 @@ mod tests {
             Ok(ListenHost::Unix("/run/p.sock".into()))
         );
         assert_eq!(host("::1"), Ok(ListenHost::Address("::1".parse().unwrap())));
+        for name in ["localhost", "node-1.example.com", "4ever"] {
+            assert_eq!(host(name), Ok(ListenHost::Name(name.into())));
+        }
+        let long = format!("{}a", "a.".repeat(127));
+        for bad in [
+            "0.0.0",
+            "1.2.3.4.5",
+            "256.1.1.1",
+            "a..b",
+            "-a",
+            "a b",
+            "a:80",
+            "[::1",
+            &long,
+            "",
+        ] {
+            assert_eq!(host(bad), Err(String::new()), "{bad}");
+        }
         let longest = format!("unix:/{}", "x".repeat(UNIX_PATH_BYTES_MAX - 1));
         host(&longest).unwrap();
         for (bad, why) in [

@@ -270,10 +270,11 @@ static ROWS: &[Setting] = rows! {
     }
     Clients {
         #[keeps_out] LISTEN_HOST:
-            read(listen_host, Address, "an IP address, or unix: and a path", listen::host),
+            read(listen_host, Address, "an IP address, a name, or unix: and a path", listen::host),
             Value "0.0.0.0",
-            "IP address to listen on (`::` for IPv6), or `unix:/path` for a unix socket, which \
-             its user and group may use. Not used when systemd hands in sockets.";
+            "IP address to listen on (`::` for IPv6), a name such as `localhost` (all its addresses), \
+             or `unix:/path` for a unix socket, which its user and group may use. Not used when \
+             systemd hands in sockets.";
         LISTEN_PORT | PORT: number(listen_port, 0..=65535, "a TCP port", port),
             Value "8080",
             "Port to listen on; `0` picks one. The address is logged as `listening on …`.";
@@ -325,7 +326,7 @@ static ROWS: &[Setting] = rows! {
         CACHE_KEY: read(cache_key, Text, "a template", cache::key),
             Value "$uri",
             "Template that partitions tag entries, with nginx's variables `$uri $host $scheme \
-             $args $is_args $request_uri $request_method $http_NAME`.";
+             $args $is_args $request_uri $request_method $proxy_host $http_NAME`.";
         CACHE_TAG_TTL: read(cache_tag_ttl, Time, "a time such as 15s, or forever", cache::tag_ttl),
             Value "15s",
             "How long a tag is served without asking upstream. `0s` always asks, `forever` never \

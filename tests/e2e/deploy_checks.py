@@ -1,24 +1,38 @@
 """What deploy/ ships: rendered, validated, and its settings read by the binary."""
 
+import json
 import os
 import subprocess
 
-import kubernetes_validate
-import yaml
 from checks import check, want
 from parts import ROOT, proxy_command, run
 
-# Debian 12's own kubectl cannot read today's kustomizations; this one came with the Python packages.
-KUBECTL = os.path.join(ROOT, "tests", ".venv", "bin", "kubectl")
 KUBERNETES = os.path.join(ROOT, "deploy", "kubernetes")
+VENV = os.path.join(ROOT, "tests", ".venv", "bin")
 # Versions that clouds run now: the oldest, one between, and the newest.
 VERSIONS = ["1.30", "1.33", "1.35"]
+# Run by the Python that has the packages: every object as a line of JSON, after it was validated.
+READ = """
+import json, sys, yaml
+import kubernetes_validate
+for one in yaml.safe_load_all(sys.stdin):
+    for version in sys.argv[1:]:
+        kubernetes_validate.validate(one, version, strict=True)
+    print(json.dumps(one))
+"""
 
 
-def render(folder):
+def read(text, *versions):
+    """The objects of a YAML file; each fits the schema of these versions of Kubernetes."""
+    lines = run(os.path.join(VENV, "python"), "-c", READ, *versions, input=text)
+    return [json.loads(line) for line in lines.splitlines()]
+
+
+def render(folder, *versions):
     """The objects of a kustomization."""
-    text = run(KUBECTL, "kustomize", os.path.join(KUBERNETES, folder))
-    return list(yaml.safe_load_all(text))
+    # Debian 12's own kubectl cannot read today's kustomizations; this one came with the packages.
+    kubectl = os.path.join(VENV, "kubectl")
+    return read(run(kubectl, "kustomize", os.path.join(KUBERNETES, folder)), *versions)
 
 
 def folders():
@@ -39,11 +53,7 @@ def pick(objects, kind):
 @check("bench")
 def kustomizations_are_valid(_fixtures, _bench):
     for folder in folders():
-        objects = render(folder)
-        for version in VERSIONS:
-            for one in objects:
-                kubernetes_validate.validate(one, version, strict=True)
-        for one in objects:
+        for one in render(folder, *VERSIONS):
             template = one.get("spec", {}).get("template")
             if template:
                 labels = one["spec"]["selector"]["matchLabels"]
@@ -112,7 +122,7 @@ def the_systemd_units_are_valid_and_confined(_fixtures, bench):
 
 @check("bench")
 def compose_hands_over_temporary_credentials(_fixtures, _bench):
-    with open(os.path.join(ROOT, "deploy", "compose.yaml")) as file:
-        service = yaml.safe_load(file)["services"]["aws-ecr-proxy"]
+    with open(os.path.join(ROOT, "deploy", "compose.yaml"), "rb") as file:
+        service = read(file.read())[0]["services"]["aws-ecr-proxy"]
     names = {"ECR", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
     want(names <= set(service["environment"]), service)

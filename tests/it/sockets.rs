@@ -1,7 +1,7 @@
 //! Where clients come in: unix sockets, and sockets that systemd hands in.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -100,6 +100,29 @@ fn a_unix_socket_serves_and_goes() {
     assert_eq!(code, Some(1));
     let why = format!("no answer from {host}: No such file");
     assert!(out.starts_with(&why), "{out}");
+}
+
+#[test]
+fn a_name_stands_for_all_its_addresses() {
+    let mut command = Proxy::command();
+    command.envs(Standin::start(Options::default()).settings());
+    command.env("LISTEN_HOST", "localhost");
+    let proxy = Proxy::start_command(command);
+    let port = proxy.address().port();
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    assert_eq!(Http::connect(at).get("/healthz").status, 200);
+    if let Ok(stream) = TcpStream::connect((Ipv6Addr::LOCALHOST, port)) {
+        assert_eq!(Http::on(stream).get("/healthz").status, 200);
+    }
+    let port = ("LISTEN_PORT", port.to_string());
+    let (_, said) = health_with("localhost", &[port]);
+    assert!(!said.contains("no answer"), "{said}");
+    let mut command = Proxy::command();
+    command.env("LISTEN_HOST", "no-such-host.invalid");
+    let mut proxy = Proxy::spawn(command);
+    assert_eq!(proxy.wait_exit().code(), Some(1));
+    let why = "cannot look up LISTEN_HOST=no-such-host.invalid: ";
+    assert!(proxy.log().contains(why), "{}", proxy.log());
 }
 
 #[test]
