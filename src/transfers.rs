@@ -1,9 +1,9 @@
 //! Blobs on their way. Owns: the table of downloads and uploads that run, and how far each is.
 //! Must not: know what a blob is for, or take a lock while bytes move.
 //!
-//! A *fill* is the download of one cold blob into the cache, a *pull* what one client gets, a *push*
-//! what one client sends. A fill's clients get their bytes from its file as they arrive; such a pull
-//! is [joined](Transfer::joined) to its fill.
+//! A *fill* is the download of one cold blob into the cache, a *pull* what one client gets, a
+//! *push* what one client sends. A fill's clients get their bytes from its file as they arrive;
+//! such a pull is [joined](Transfer::joined) to its fill.
 //!
 //! Lock: the table, held for a look-up when a transfer begins or ends, and for a copy of it.
 
