@@ -1,5 +1,5 @@
-//! Faults of arguments and variables. Owns: how they are written, and how a value is shown. Must not:
-//! show a secret.
+//! Faults of arguments and variables. Owns: how they are written, and how a value is shown. Must
+//! not: show a secret.
 
 use std::fmt;
 

@@ -272,9 +272,9 @@ static ROWS: &[Setting] = rows! {
         #[keeps_out] LISTEN_HOST:
             read(listen_host, Address, "an IP address, a name, or unix: and a path", listen::host),
             Value "0.0.0.0",
-            "IP address to listen on (`::` for IPv6), a name such as `localhost` (all its addresses), \
-             or `unix:/path` for a unix socket, which its user and group may use. Not used when \
-             systemd hands in sockets.";
+            "IP address to listen on (`::` for IPv6), a name such as `localhost` (all its \
+             addresses), or `unix:/path` for a unix socket, which its user and group may use. \
+             Not used when systemd hands in sockets.";
         LISTEN_PORT | PORT: number(listen_port, 0..=65535, "a TCP port", port),
             Value "8080",
             "Port to listen on; `0` picks one. The address is logged as `listening on …`.";

@@ -169,8 +169,8 @@ pub enum Kind {
     File(fn(&mut Settings, PathBuf)),
     /// A decimal number of hours; the one time without a unit, as the predecessors have it.
     Hours(Limits<Duration>, fn(&mut Settings, Duration)),
-    /// The feature is not built: a value is refused by name, unless it is one of these words (in any
-    /// case), which are true without the feature.
+    /// The feature is not built: a value is refused by name, unless it is one of these words (in
+    /// any case), which are true without the feature.
     Later(Unit, &'static [&'static str]),
     /// A whole number.
     Number(Limits<u32>, fn(&mut Settings, u32)),

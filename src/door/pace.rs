@@ -1,12 +1,13 @@
-//! Sending at the client's pace. Owns: how long a client may take to read what it is sent. Must not:
-//! touch a socket.
+//! Sending at the client's pace. Owns: how long a client may take to read what it is sent. Must
+//! not: touch a socket.
 //!
 //! We see how fast a client reads only by how fast the kernel takes bytes from us. The kernel hides
 //! much of that:
 //!
 //! * It wakes a blocked write only when a third of the send buffer (up to 4 MiB) is free. At 1 KB/s
-//!   that takes 20 minutes. A new write, however, gets in all that the client has acknowledged since
-//!   (`sk_stream_memory_free`). So a blocked write gives up after a short while and is tried again.
+//!   that takes 20 minutes. A new write, however, gets in all that the client has acknowledged
+//!   since (`sk_stream_memory_free`). So a blocked write gives up after a short while and is tried
+//!   again.
 //! * The client's own receive buffer stays hidden. Once it is full, the client's system opens the
 //!   window in steps, and our system sends whole segments only (RFC 9293 §3.8.6.2.1). Segments on
 //!   Ethernet have 1460 bytes, so the steps are small. Segments on loopback have 64 KiB: there a

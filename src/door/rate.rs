@@ -1,5 +1,5 @@
-//! How fast a client is. Owns: comparing bytes with the time we waited for the client. Must not: look
-//! at a clock: only the time that a caller waited for the client counts.
+//! How fast a client is. Owns: comparing bytes with the time we waited for the client. Must not:
+//! look at a clock: only the time that a caller waited for the client counts.
 
 use std::fmt;
 use std::time::Duration;

@@ -32,8 +32,8 @@ use validity::{Validity, validity};
 
 /// Largest PEM file: a chain or a key is a few kB, a bundle of all public authorities 250 kB.
 const PEM_BYTES_MAX: u64 = 1 << 20;
-/// Encrypted bytes of one connection that may wait for its socket. With it, 200 stalled readers took
-/// 23 MB together; twice as many bytes made that 35 MB and were no faster.
+/// Encrypted bytes of one connection that may wait for its socket. With it, 200 stalled readers
+/// took 23 MB together; twice as many bytes made that 35 MB and were no faster.
 const UNSENT_BYTES_MAX: usize = 32 * 1024;
 /// Tickets after a TLS 1.3 handshake. A client uses each ticket once, for one more connection.
 const TICKETS: usize = 2;
