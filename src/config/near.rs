@@ -39,6 +39,15 @@ const OTHERS: &[&str] = &[
 /// (SDK reference guide, "Service-specific endpoints"): `AWS_ENDPOINT_URL_SNS`.
 const OTHERS_BEGIN: &[&str] = &["AWS_ENDPOINT_URL_"];
 
+/// Names of a predecessor (catalinpan/aws-ecr-proxy) that are too far from ours to be slips. They
+/// count only while ours is not set: `REGION` may be there for another program.
+const PREDECESSORS: &[(&str, &str)] = &[
+    ("AWS_KEY", "AWS_ACCESS_KEY_ID"),
+    ("AWS_SECRET", "AWS_SECRET_ACCESS_KEY"),
+    ("REGION", "AWS_REGION"),
+    ("RENEW_TOKEN", "RENEW_INTERVAL_HOURS"),
+];
+
 /// A variable that is probably the misspelt name of a setting.
 #[derive(Debug)]
 pub(super) struct NearMiss {
@@ -78,6 +87,19 @@ pub(super) fn find(environment: &[(OsString, OsString)]) -> Vec<NearMiss> {
     let mut found: Vec<NearMiss> = set
         .filter_map(|(variable, _)| nearest(variable.to_str()?))
         .collect();
+    let is_set = |name: &str| {
+        let mut values = environment.iter().filter(|(known, _)| known == name);
+        values.any(|(_, value)| !is_blank(value))
+    };
+    let predecessors = PREDECESSORS.iter();
+    let predecessors = predecessors.filter(|(theirs, ours)| is_set(theirs) && !is_set(ours));
+    found.extend(predecessors.filter_map(|(theirs, ours)| {
+        Some(NearMiss {
+            variable: (*theirs).to_owned(),
+            known: ours,
+            setting: table_rows().find(|setting| setting.name == *ours)?,
+        })
+    }));
     found.sort_by(|a, b| a.variable.cmp(&b.variable));
     found
 }
@@ -240,6 +262,22 @@ mod tests {
         }
         let long = "A".repeat(100_000);
         assert_eq!(meant(&long), None);
+    }
+
+    #[test]
+    fn the_names_of_a_predecessor_are_known() {
+        let said = |pairs: &[(&str, &str)]| {
+            let own = |(name, value): &(&str, &str)| (OsString::from(name), OsString::from(value));
+            let environment: Vec<_> = pairs.iter().map(own).collect();
+            let found = find(&environment);
+            found.iter().map(NearMiss::warning).collect::<Vec<_>>()
+        };
+        for (theirs, ours) in PREDECESSORS {
+            let warning = format!("{theirs} is no setting; did you mean {ours}?");
+            assert_eq!(said(&[(theirs, "x")]), [warning]);
+            assert!(said(&[(theirs, "x"), (ours, "y")]).is_empty(), "{theirs}");
+            assert!(said(&[(theirs, " ")]).is_empty(), "{theirs}");
+        }
     }
 
     #[test]
