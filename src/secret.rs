@@ -1,6 +1,13 @@
-//! Values that must not be seen. Owns: [`Secret`]. Must not: know what it hides.
+//! Values that must not be seen. Owns: [`Secret`], and the words in which one may come back. Must
+//! not: know where a text goes.
 
 use std::fmt::{self, Display};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+
+/// Shorter words are not taken for base64.
+const BASE64_LENGTH_MIN: usize = 6;
 
 /// A value that no log, error or debug print shows.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -28,6 +35,30 @@ impl<T> Display for Secret<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }
+}
+
+/// The words of a secret that must not be seen: itself without a scheme in front, as in a value of
+/// `Authorization`; and if it is base64 (RFC 7617 §2), what that holds, and the password in that.
+pub fn words_of(secret: &str) -> Vec<String> {
+    let word = secret.trim().rsplit(' ').next().unwrap_or_default();
+    let mut words = vec![word.to_owned()];
+    if let Some(pair) = decode_base64(word) {
+        let password = pair.split_once(':').map(|(_, password)| password);
+        words.extend(password.map(str::to_owned));
+        words.push(pair);
+    }
+    words
+}
+
+/// The text in base64 of either alphabet, with or without padding; none for anything else.
+pub fn decode_base64(text: &str) -> Option<String> {
+    let text = text.trim_end_matches('=');
+    if text.len() < BASE64_LENGTH_MIN {
+        return None;
+    }
+    let standard = text.replace('-', "+").replace('_', "/");
+    let text = String::from_utf8(STANDARD_NO_PAD.decode(standard).ok()?).ok()?;
+    (!text.chars().any(char::is_control)).then_some(text)
 }
 
 #[cfg(test)]

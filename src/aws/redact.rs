@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use serde_json::Value;
 
 use super::xml;
-use crate::secret::Secret;
+use crate::secret::{Secret, decode_base64, words_of};
 use crate::uri;
 
 /// Shorter words are no secrets, and would be found everywhere.
@@ -74,14 +74,7 @@ impl Redactor {
 
     /// Hides `secret`, too.
     pub(super) fn add(&mut self, secret: &str) {
-        // A value of `Authorization` has its scheme in front.
-        let secret = secret.trim().rsplit(' ').next().unwrap_or_default();
-        let mut plain = vec![secret.to_owned()];
-        if let Some(decoded) = decode(secret) {
-            plain.extend(decoded.split_once(':').map(|(_, word)| word.to_owned()));
-            plain.push(decoded);
-        }
-        for text in plain {
+        for text in words_of(secret) {
             for form in [
                 uri::encode(&text),
                 STANDARD_NO_PAD.encode(&text),
@@ -135,22 +128,11 @@ fn secret_at(word: &str) -> usize {
         && has(u8::is_ascii_lowercase)
         && has(u8::is_ascii_uppercase)
         && has(u8::is_ascii_digit);
-    let is_ecr = decode(value.trim_end_matches(':')).is_some_and(|text| text.starts_with(ECR_USER));
+    let is_ecr = decode_base64(value.trim_end_matches(':')).is_some_and(|text| text.starts_with(ECR_USER));
     if is_token || is_ecr {
         return value_at;
     }
     word.len()
-}
-
-fn decode(text: &str) -> Option<String> {
-    let text = text.trim_end_matches('=');
-    if text.len() < SECRET_LENGTH_MIN {
-        return None;
-    }
-    let standard = text.replace('-', "+").replace('_', "/");
-    let bytes = STANDARD_NO_PAD.decode(standard).ok()?;
-    let text = String::from_utf8(bytes).ok()?;
-    (!text.chars().any(char::is_control)).then_some(text)
 }
 
 #[cfg(test)]

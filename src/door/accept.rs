@@ -74,11 +74,6 @@ impl Door {
         Ok(Self { shared, listeners })
     }
 
-    /// Lanes to tiny_http that still work.
-    pub fn lanes_alive(&self) -> usize {
-        self.shared.lanes.alive()
-    }
-
     /// Connections open now.
     pub fn connections(&self) -> usize {
         self.shared.count()

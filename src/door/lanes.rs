@@ -76,7 +76,7 @@ impl Lanes {
     }
 
     /// Lanes that still work.
-    pub fn alive(&self) -> usize {
+    fn alive(&self) -> usize {
         self.alive.load(Ordering::Relaxed)
     }
 

@@ -9,11 +9,9 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-
 use super::client::Incoming;
-use crate::secret::Secret;
+use crate::secret::{Secret, words_of};
+use crate::uri;
 
 /// Shorter words than this are no tokens, and would be found everywhere.
 const WORD_BYTES_MIN: usize = 8;
@@ -30,23 +28,11 @@ impl Secrets {
     /// for `Basic` also `user:password` and the password (RFC 7617 §2), each of them plain,
     /// percent-encoded, and with the slashes escaped as JSON allows.
     pub fn new(authorization: &Secret<String>) -> Self {
-        let value = authorization.expose().as_str();
-        let credentials = value.rsplit(' ').next().unwrap_or(value);
-        let mut plain = vec![credentials.to_owned()];
-        let decoded = STANDARD.decode(credentials).ok();
-        if let Some(pair) = decoded.and_then(|bytes| String::from_utf8(bytes).ok()) {
-            plain.extend(
-                pair.split_once(':')
-                    .map(|(_, password)| password.to_owned()),
-            );
-            plain.push(pair);
-        }
         let mut forms: Vec<String> = Vec::new();
-        for word in plain {
-            let (upper, lower) = (percent_encode(&word), percent_encode(&word).to_lowercase());
-            // Lower case in the escapes alone would be right; the rest is compared as it is.
-            let lower_escapes = merge_escapes(&upper, &lower);
-            for form in [word.replace('/', "\\/"), upper, lower_escapes, word] {
+        for word in words_of(authorization.expose()) {
+            let encoded = uri::encode(&word);
+            let lower = lower_escapes(&encoded);
+            for form in [word.replace('/', "\\/"), encoded, lower, word] {
                 if form.len() >= WORD_BYTES_MIN && !forms.contains(&form) {
                     forms.push(form);
                 }
@@ -119,33 +105,17 @@ impl Secrets {
     }
 }
 
-/// Percent-encodes all but the unreserved characters (RFC 3986 §2.3).
-fn percent_encode(word: &str) -> String {
-    use std::fmt::Write as _;
-    let mut encoded = String::new();
-    for byte in word.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            let _ = write!(encoded, "%{byte:02X}");
-        }
+/// An encoded text with the digits of its escapes in lower case: `%2f` in place of `%2F`.
+fn lower_escapes(encoded: &str) -> String {
+    let mut parts = encoded.split('%');
+    let mut lower = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(2).unwrap_or((part, ""));
+        lower.push('%');
+        lower.push_str(&digits.to_ascii_lowercase());
+        lower.push_str(rest);
     }
-    encoded
-}
-
-/// `upper` with its escapes in lower case, as in `lower`.
-fn merge_escapes(upper: &str, lower: &str) -> String {
-    let mut left = 0_u8;
-    let pairs = upper.chars().zip(lower.chars());
-    let merged = pairs.map(|(upper, lower)| {
-        if upper == '%' {
-            left = 3;
-        }
-        let escaped = left > 0;
-        left = left.saturating_sub(1);
-        if escaped { lower } else { upper }
-    });
-    merged.collect()
+    lower
 }
 
 /// A text that is looked for, by Horspool's method: words are long, so most bytes are skipped.

@@ -54,8 +54,8 @@ const FENCES: [(&str, &[&str]); 11] = [
         &[
             "aws/redact.rs",
             "proxy/login/",
+            "secret.rs",
             "upstream/outbound.rs",
-            "upstream/secrets.rs",
         ],
     ),
     ("bcrypt", &["proxy/login/htpasswd.rs"]),
