@@ -1,9 +1,10 @@
 //! Memory for bodies that are held whole. Owns: the budget in bytes, and waiting for a share of it.
 //! Must not: allocate or read anything itself.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::locked::Locked as _;
 use crate::permits::{Permit, Permits};
 
 /// Bytes of all bodies together that are held whole in memory: two manifests of the largest size,
@@ -68,16 +69,11 @@ impl Budget {
         let left = deadline.saturating_duration_since(Instant::now());
         let waited = self
             .returned
-            .wait_timeout_while(self.lock(), left, |free| *free < bytes);
+            .wait_timeout_while(self.free.locked(), left, |free| *free < bytes);
         let (mut free, _) = waited.unwrap_or_else(PoisonError::into_inner);
         *free = free.checked_sub(bytes)?;
         let budget = self;
         Some(Share { budget, bytes })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, u64> {
-        // Arithmetic leaves nothing half-done, so a poisoned lock is still good.
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -95,7 +91,7 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        *self.budget.lock() += self.bytes;
+        *self.budget.free.locked() += self.bytes;
         self.budget.returned.notify_all();
     }
 }

@@ -8,7 +8,8 @@
 //! Imports point one way; `tests/it/layers.rs` holds them to it:
 //! `main → cli → app → {door, pool} → {proxy, pages} → {aws, cache} → upstream →
 //! {config, oci, message, hash} → {metrics, log, clock} →
-//! {address, budget, calendar, permits, random, range, secret, transfers, uri}`.
+//! {address, budget, calendar, permits, random, range, secret, transfers, uri} →
+//! locked`.
 
 pub mod address;
 pub mod app;
@@ -21,6 +22,7 @@ pub mod clock;
 pub mod config;
 pub mod door;
 pub mod hash;
+pub mod locked;
 pub mod log;
 pub mod message;
 pub mod metrics;

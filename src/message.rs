@@ -10,9 +10,10 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::budget::Share;
+use crate::locked::Locked as _;
 use crate::metrics::CacheOutcome;
 use crate::transfers::Running;
 
@@ -520,7 +521,7 @@ impl Desk {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Slot>> {
         // A map operation leaves no half-done state behind, so a poisoned lock is still good.
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        self.slots.locked()
     }
 }
 

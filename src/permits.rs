@@ -3,8 +3,10 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
+
+use crate::locked::Locked as _;
 
 /// A counted set of permits.
 #[derive(Debug)]
@@ -31,7 +33,7 @@ impl Permits {
         let left = deadline.saturating_duration_since(Instant::now());
         let waited = self
             .returned
-            .wait_timeout_while(self.lock(), left, |free| *free == 0);
+            .wait_timeout_while(self.free.locked(), left, |free| *free == 0);
         let (mut free, _) = waited.unwrap_or_else(PoisonError::into_inner);
         *free = free.checked_sub(1)?;
         Some(Permit(self))
@@ -45,12 +47,8 @@ impl Permits {
     }
 
     fn give_back(&self) {
-        *self.lock() += 1;
+        *self.free.locked() += 1;
         self.returned.notify_one();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, usize> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -99,7 +97,9 @@ impl<K: Copy + Eq + Hash> FairShares<K> {
     pub fn take(&self, holder: K, deadline: Instant) -> Option<SharePermit<'_, K>> {
         let left = deadline.saturating_duration_since(Instant::now());
         let has_all = |taken: &mut HashMap<K, usize>| taken.get(&holder) >= Some(&self.each);
-        let waited = self.returned.wait_timeout_while(self.lock(), left, has_all);
+        let waited = self
+            .returned
+            .wait_timeout_while(self.taken.locked(), left, has_all);
         let (mut taken, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if has_all(&mut taken) {
             return None;
@@ -110,15 +110,11 @@ impl<K: Copy + Eq + Hash> FairShares<K> {
     }
 }
 
-impl<K: Eq + Hash> FairShares<K> {
-    fn lock(&self) -> MutexGuard<'_, HashMap<K, usize>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+impl<K: Eq + Hash> FairShares<K> {}
 
 impl<K: Eq + Hash> Drop for SharePermit<'_, K> {
     fn drop(&mut self) {
-        let mut taken = self.shares.lock();
+        let mut taken = self.shares.taken.locked();
         if let Some(count) = taken.get_mut(&self.holder) {
             *count -= 1;
             if *count == 0 {
@@ -145,7 +141,7 @@ mod tests {
         assert!(shares.take('b', now).is_some());
         drop(held);
         assert!(shares.take('a', now).is_some());
-        assert!(shares.lock().is_empty());
+        assert!(shares.taken.locked().is_empty());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! retry anything else; `token` decides when to come again. No locks.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::credentials::Credentials;
@@ -11,6 +11,7 @@ use super::fault::{AwsFault, CallFault, FaultKind, Refusal};
 use super::sigv4;
 use super::skew::Skew;
 use crate::clock::Clock;
+use crate::locked::Locked as _;
 use crate::message::Headers;
 use crate::secret::Secret;
 use crate::upstream::{Api, ApiCall, ApiReply};
@@ -94,16 +95,11 @@ impl Caller {
 
     /// No message of AWS shows `token` from now on.
     pub(super) fn hide(&self, token: Secret<String>) {
-        let mut tokens = self.tokens();
+        let mut tokens = self.tokens.locked();
         if tokens.len() >= TOKENS_MAX {
             tokens.pop_front();
         }
         tokens.push_back(token);
-    }
-
-    fn tokens(&self) -> MutexGuard<'_, VecDeque<Secret<String>>> {
-        // Each change leaves a whole list.
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// AWS's time, as far as we know it.
@@ -184,7 +180,7 @@ impl Caller {
             return Ok(reply);
         }
         let mut redactor = credentials.redactor();
-        for token in self.tokens().iter() {
+        for token in self.tokens.locked().iter() {
             redactor.add(token.expose());
         }
         let refusal = Refusal::read(&reply, redactor);

@@ -12,6 +12,7 @@ use super::fault::{AwsFault, FaultKind, one_line};
 use super::redact::Redactor;
 use crate::clock::Clock;
 use crate::config::InstanceSettings;
+use crate::locked::Locked as _;
 use crate::message::Headers;
 use crate::secret::Secret;
 use crate::upstream::{Api, ApiCall, ApiReply, Stage, UpstreamError};
@@ -195,7 +196,7 @@ impl Imds {
             good_until: now + (life - TOKEN_MARGIN.min(life / 2)),
         };
         let token = session.token.clone();
-        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(session);
+        *self.session.locked() = Some(session);
         Ok(token)
     }
 
@@ -224,7 +225,7 @@ impl Imds {
 
     /// Drops the session, unless somebody has a newer one already.
     fn forget(&self, token: &Secret<String>) {
-        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut session = self.session.locked();
         session.take_if(|session| session.token == *token);
     }
 

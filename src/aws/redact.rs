@@ -128,7 +128,8 @@ fn secret_at(word: &str) -> usize {
         && has(u8::is_ascii_lowercase)
         && has(u8::is_ascii_uppercase)
         && has(u8::is_ascii_digit);
-    let is_ecr = decode_base64(value.trim_end_matches(':')).is_some_and(|text| text.starts_with(ECR_USER));
+    let is_ecr =
+        decode_base64(value.trim_end_matches(':')).is_some_and(|text| text.starts_with(ECR_USER));
     if is_token || is_ecr {
         return value_at;
     }

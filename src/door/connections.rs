@@ -14,7 +14,7 @@ use std::io;
 use std::net::{IpAddr, Shutdown};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -24,6 +24,7 @@ use super::limits::DoorLimits;
 use super::peers::{Network, NetworkCounts};
 use super::stream::ClientStream;
 use super::tls::ServerTls;
+use crate::locked::Locked as _;
 use crate::message::Desk;
 use crate::metrics::{CONNECTIONS, Held};
 
@@ -104,7 +105,7 @@ impl DoorState {
 
     /// Connections open now.
     pub(super) fn count(&self) -> usize {
-        self.lock_table().connections.len()
+        self.table.locked().connections.len()
     }
 
     /// Registers a connection from `address`, idle as it is.
@@ -113,7 +114,7 @@ impl DoorState {
         stream: ClientStream,
         address: Option<IpAddr>,
     ) -> Arc<Connection> {
-        let mut table = self.lock_table();
+        let mut table = self.table.locked();
         table.last_number += 1;
         let connection = Arc::new(Connection {
             number: table.last_number,
@@ -135,7 +136,7 @@ impl DoorState {
 
     /// Takes a connection out, and its owner's hold on it; the socket closes with the last.
     pub(super) fn unregister(&self, connection: Arc<Connection>) {
-        let mut table = self.lock_table();
+        let mut table = self.table.locked();
         let removed = table.connections.remove(&connection.number);
         if let Some(client) = connection.client {
             table.per_network.remove(client);
@@ -172,7 +173,7 @@ impl DoorState {
         is_full: impl Fn(&ConnectionTable) -> bool,
         may_go: impl Fn(&Connection) -> bool,
     ) -> bool {
-        if !is_full(&self.lock_table()) {
+        if !is_full(&self.table.locked()) {
             return true;
         }
         if !self.close_longest_idle_of(may_go) {
@@ -180,7 +181,7 @@ impl DoorState {
         }
         let waited = self
             .left
-            .wait_timeout_while(self.lock_table(), ROOM_TIMEOUT, |table| is_full(table));
+            .wait_timeout_while(self.table.locked(), ROOM_TIMEOUT, |table| is_full(table));
         let (table, _) = waited.unwrap_or_else(PoisonError::into_inner);
         !is_full(&table)
     }
@@ -191,7 +192,7 @@ impl DoorState {
     }
 
     fn close_longest_idle_of(&self, may_go: impl Fn(&Connection) -> bool) -> bool {
-        let table = self.lock_table();
+        let table = self.table.locked();
         let mut idle: Vec<&Arc<Connection>> = table
             .connections
             .values()
@@ -208,7 +209,7 @@ impl DoorState {
     /// and says how many those were.
     pub(super) fn drain(&self, grace: Duration) -> usize {
         let deadline = Instant::now() + grace;
-        let mut table = self.lock_table();
+        let mut table = self.table.locked();
         loop {
             table.connections.values().for_each(|connection| {
                 connection.close_if_idle();
@@ -228,11 +229,6 @@ impl DoorState {
             .filter(busy)
             .map(|connection| connection.cut());
         cut.count()
-    }
-
-    fn lock_table(&self) -> MutexGuard<'_, ConnectionTable> {
-        // Map operations leave nothing half-done, so a poisoned lock is still good.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

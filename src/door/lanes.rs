@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::locked::Locked as _;
 use crate::message::{ANSWERED, DOOR_FIELD, PANICKED};
 use crate::{log, metrics};
 
@@ -101,7 +102,7 @@ impl Lanes {
     }
 
     fn borrow(&self) -> Option<UnixStream> {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = self.free.locked();
         let empty = |free: &mut Vec<UnixStream>| free.is_empty() && self.alive() > 0;
         let waited = self.returned.wait_timeout_while(free, LANE_TIMEOUT, empty);
         let (mut free, _) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -109,10 +110,7 @@ impl Lanes {
     }
 
     fn give_back(&self, lane: UnixStream) {
-        self.free
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(lane);
+        self.free.locked().push(lane);
         self.returned.notify_one();
     }
 

@@ -13,7 +13,7 @@ mod validity;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use rustls::crypto::CryptoProvider;
@@ -26,6 +26,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{HandshakeKind, RootCertStore, ServerConfig, ServerConnection};
 
 use crate::calendar;
+use crate::locked::Locked as _;
 use crate::log;
 use crate::message::Certificate;
 use validity::{Validity, validity};
@@ -96,20 +97,20 @@ impl ServerTls {
     /// As [`load`](Self::load) has them. The files that were read before stay in use.
     pub fn reload(&self) -> Result<(), Vec<String>> {
         let loaded = Arc::new(LoadedTls::read(&self.files)?);
-        *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = loaded;
+        *self.loaded.locked() = loaded;
         Ok(())
     }
 
     /// When the certificate ends, if that can be read.
     pub fn good_until(&self) -> Option<SystemTime> {
-        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = self.loaded.locked();
         loaded.until
     }
 
     /// For one new connection.
     pub(super) fn session(&self) -> Result<TlsSession, HandshakeFault> {
         // A handle is copied or replaced whole, so a poisoned lock still guards a good one.
-        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = self.loaded.locked();
         let loaded = Arc::clone(&loaded);
         let config = Arc::clone(&loaded.config);
         let mut connection = ServerConnection::new(config).map_err(HandshakeFault::from)?;

@@ -12,8 +12,10 @@
 //! Locks: the map of circuits, held for map operations.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use crate::locked::Locked as _;
 
 /// Failures in a row that open the circuit: one alone may be a lost packet.
 const FAILURES_MIN: u32 = 2;
@@ -56,7 +58,7 @@ impl Breaker {
     /// # Errors
     /// How long until the next try.
     pub fn allow(&self, to: &str, patience: Patience, now: Instant) -> Result<(), Duration> {
-        let mut circuits = self.lock();
+        let mut circuits = self.circuits.locked();
         if patience == Patience::Short
             && let Some(circuit) = circuits.get(&key(to, Patience::Full))
             && let Some(until) = circuit.open_until
@@ -80,7 +82,7 @@ impl Breaker {
 
     /// `to` answered a caller of this patience: all that are as patient may ask it.
     pub fn note_success(&self, to: &str, patience: Patience) {
-        let mut circuits = self.lock();
+        let mut circuits = self.circuits.locked();
         circuits.remove(&key(to, Patience::Full));
         if patience == Patience::Short {
             circuits.remove(&key(to, Patience::Short));
@@ -89,7 +91,7 @@ impl Breaker {
 
     /// `to` was out of reach at `now`, or for this patience.
     pub fn note_failure(&self, to: &str, patience: Patience, now: Instant) {
-        let mut circuits = self.lock();
+        let mut circuits = self.circuits.locked();
         let key = key(to, patience);
         if circuits.len() >= CIRCUITS_MAX && !circuits.contains_key(&key) {
             circuits.clear();
@@ -100,10 +102,6 @@ impl Breaker {
             circuit.pause = (circuit.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
             circuit.open_until = Some(now + circuit.pause);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<CircuitKey, Circuit>> {
-        self.circuits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -14,7 +14,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, Read};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use ureq::config::Config;
@@ -23,6 +23,7 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 use ureq::{Agent, Error};
 
+use crate::locked::Locked as _;
 use crate::message::{Buffered, Headers};
 use crate::oci::ERROR_DOCUMENT_BYTES_MAX;
 
@@ -302,7 +303,7 @@ impl Connector for Handover {
     type Out = ReadOnly;
 
     fn connect(&self, _: &ConnectionDetails<'_>, _: Option<()>) -> Result<Option<ReadOnly>, Error> {
-        let mut spent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spent = self.0.locked();
         Ok(spent.take())
     }
 }

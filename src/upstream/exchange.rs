@@ -2,7 +2,7 @@
 //! Must not: know what a reply means to a client, or keep anything of it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::attempt::{Attempt, Follow, HEAD_TIMEOUT_AFTER_BODY, is_redirect};
@@ -13,6 +13,7 @@ use super::client::{Client, Incoming};
 use super::error::{Stage, UpstreamError};
 use super::part;
 use super::redirect::Redirects;
+use crate::locked::Locked as _;
 use crate::message::RequestBody;
 use crate::oci::Registry;
 use crate::permits::{OwnedPermit, Permits};
@@ -60,7 +61,7 @@ impl RegistryPermits {
     }
 
     fn permits_of(&self, registry: &Registry) -> Arc<Permits> {
-        let mut permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut permits = self.permits.locked();
         if permits.len() >= REGISTRIES_MAX {
             permits.retain(|_, permits| Arc::strong_count(permits) > 1);
         }

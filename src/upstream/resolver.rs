@@ -14,8 +14,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::locked::Locked as _;
 
 /// How long addresses from the system's look-up count as fresh. It does not tell their TTL; AWS's
 /// registry and S3 names have 60 s or less.
@@ -204,7 +206,7 @@ impl Resolver {
             return Ok(addresses);
         }
         let host = host.trim_end_matches('.').to_ascii_lowercase();
-        let mut names = self.shared.lock();
+        let mut names = self.shared.names.locked();
         let asked = Instant::now();
         loop {
             let now = Instant::now();
@@ -255,12 +257,7 @@ pub(super) fn is_localhost(host: &str) -> bool {
     host == "localhost" || host.ends_with(".localhost")
 }
 
-impl NameCache {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, CachedName>> {
-        // Each name is written in one go, so a poisoned lock is still good.
-        self.names.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+impl NameCache {}
 
 fn entry<'a>(names: &'a mut HashMap<String, CachedName>, host: &str) -> &'a mut CachedName {
     if names.len() >= NAMES_MAX && !names.contains_key(host) {
@@ -280,7 +277,7 @@ fn resolve(queue: &Receiver<String>, shared: &NameCache, lookup: &Lookup) {
         let result = catch_unwind(AssertUnwindSafe(|| lookup(&host)));
         let panicked = |_| Err(LookupError::Unknown("the look-up panicked".to_owned()));
         let result = result.unwrap_or_else(panicked);
-        entry(&mut shared.lock(), &host).learn(result, Instant::now());
+        entry(&mut shared.names.locked(), &host).learn(result, Instant::now());
         shared.done.notify_all();
     }
 }
@@ -445,6 +442,6 @@ mod tests {
                 .addresses(&format!("h{number}.example"), soon())
                 .unwrap();
         }
-        assert!(resolver.shared.lock().len() <= NAMES_MAX);
+        assert!(resolver.shared.names.locked().len() <= NAMES_MAX);
     }
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::imports::{module_of, read_source, sources};
 
 /// The layers from the top to the bottom.
-const LAYERS: [&[&str]; 10] = [
+const LAYERS: [&[&str]; 11] = [
     &["main"],
     &["cli"],
     &["app"],
@@ -27,6 +27,7 @@ const LAYERS: [&[&str]; 10] = [
         "transfers",
         "uri",
     ],
+    &["locked"],
 ];
 /// These know only the layers from `config` down.
 const LOW_SIGHTED: [&str; 2] = ["door", "pool"];

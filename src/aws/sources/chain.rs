@@ -4,7 +4,7 @@
 
 mod kept;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use self::kept::{LastingCredentials, Standing};
@@ -15,6 +15,7 @@ use super::super::sts::Sts;
 use super::{container, env, instance, profile, web_identity};
 use crate::calendar;
 use crate::config::AwsSettings;
+use crate::locked::Locked as _;
 use crate::log;
 
 /// The failure when no source has anything to go by.
@@ -87,7 +88,7 @@ impl Chain {
     /// When the deciding source fails, or none is configured.
     pub(in crate::aws) fn fetch(&self) -> Result<Credentials, AwsFault> {
         let now = self.caller.monotonic();
-        let Some(kept) = self.lock().clone() else {
+        let Some(kept) = self.kept.locked().clone() else {
             return self.refetch();
         };
         match kept.judge(self.caller.aws_now(), now) {
@@ -102,7 +103,7 @@ impl Chain {
                     ],
                 );
                 let credentials = kept.credentials.clone();
-                *self.lock() = Some(kept.postpone(now));
+                *self.kept.locked() = Some(kept.postpone(now));
                 Ok(credentials)
             }),
             Standing::Ended => self.refetch(),
@@ -121,7 +122,8 @@ impl Chain {
                 ..fault
             })?;
             if let Some(credentials) = found {
-                *self.lock() = LastingCredentials::new(&credentials, self.caller.monotonic());
+                *self.kept.locked() =
+                    LastingCredentials::new(&credentials, self.caller.monotonic());
                 return Ok(credentials);
             }
         }
@@ -139,20 +141,15 @@ impl Chain {
 
     /// Forgets what is in use: AWS does not know it.
     pub(in crate::aws) fn forget(&self) {
-        *self.lock() = None;
+        *self.kept.locked() = None;
     }
 
     /// When those in use are to be refreshed; none when there are none, or they have no end. Once
     /// they have ended, nothing is due until somebody needs credentials.
     pub(in crate::aws) fn refresh_due(&self) -> Option<Instant> {
         let now = self.caller.monotonic();
-        let kept = self.lock();
+        let kept = self.kept.locked();
         kept.as_ref()?.due(self.caller.aws_now(), now)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<LastingCredentials>> {
-        // A whole value is put there, or none.
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Locks: `memory`, held for a copy; never across a call.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::super::credentials::{Credentials, Source};
@@ -12,6 +12,7 @@ use super::super::imds::{Imds, ImdsFault};
 use super::document::{self, Unusable};
 use crate::clock::Clock;
 use crate::config::AwsSettings;
+use crate::locked::Locked as _;
 use crate::log;
 use crate::random::unguessable;
 use crate::upstream::Api;
@@ -103,7 +104,7 @@ impl InstanceRole {
 
     /// The outcome when the service gives nothing: the last credentials, none, or the fault.
     fn without(&self, fault: &ImdsFault) -> Result<Option<Credentials>, AwsFault> {
-        let last = self.memory().last.clone();
+        let last = self.memory.locked().last.clone();
         match (fault, last) {
             (ImdsFault::Unreachable(_) | ImdsFault::Failed { passes: true, .. }, Some(last)) => {
                 if last.expires.is_some_and(|end| end <= self.clock.now()) {
@@ -113,18 +114,13 @@ impl InstanceRole {
                 Ok(Some(last))
             }
             (ImdsFault::Unreachable(text), None) if !self.demanded => {
-                self.memory().passed_over = Some(text.clone());
+                self.memory.locked().passed_over = Some(text.clone());
                 Ok(None)
             }
             // Where the settings say that the service is there, it may just be late.
             (ImdsFault::Unreachable(text), None) => Err(AwsFault::passing(text.clone())),
             _ => Err(fault.clone().into()),
         }
-    }
-
-    fn memory(&self) -> MutexGuard<'_, Memory> {
-        // Each change is one assignment.
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -135,7 +131,7 @@ impl Source for InstanceRole {
         };
         match self.retrieve(imds) {
             Ok(credentials) => {
-                self.memory().last = Some(credentials.clone());
+                self.memory.locked().last = Some(credentials.clone());
                 Ok(Some(credentials))
             }
             Err(fault) => self.without(&fault),
@@ -143,7 +139,7 @@ impl Source for InstanceRole {
     }
 
     fn explain_absence(&self) -> Option<String> {
-        self.memory().passed_over.clone()
+        self.memory.locked().passed_over.clone()
     }
 }
 

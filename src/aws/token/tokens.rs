@@ -22,6 +22,7 @@ use super::state::{RegionState, Token};
 use super::who::Who;
 use crate::clock::Clock;
 use crate::config::AwsSettings;
+use crate::locked::Locked as _;
 use crate::log;
 use crate::oci::Registry;
 use crate::upstream::{Api, AuthFault, Authorizer, Grant};
@@ -184,8 +185,7 @@ impl Tokens {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, TokenTable> {
-        // Each change under the lock is complete before anything that could fail.
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.locked()
     }
 
     /// The realm of `registry`; waits for the search for a region where nothing else gives one.

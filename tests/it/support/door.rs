@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use aws_ecr_proxy::door::{Door, DoorLimits, Lanes, Listener, ServerTls};
 use aws_ecr_proxy::log::{Format, Level};
-use aws_ecr_proxy::metrics::LANES_LOST;
 use aws_ecr_proxy::message::{Answer, Desk, Reply, Request};
+use aws_ecr_proxy::metrics::LANES_LOST;
 use aws_ecr_proxy::pool::{Decide, Pool};
 
 /// Workers of such a server: fewer than lanes, as in production.
