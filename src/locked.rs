@@ -1,8 +1,8 @@
 //! Taking a lock. Owns: what a poisoned lock means. Must not: wait for anything else.
 //!
-//! A thread that panics poisons the lock it holds. Here the value behind a lock is always changed in
-//! one step that cannot panic half-way (an assignment, an operation of a map, arithmetic), so it is
-//! still good. Whoever guards a value that needs more must not use this.
+//! A thread that panics poisons the lock it holds. Here the value behind a lock is always changed
+//! in one step that cannot panic half-way (an assignment, an operation of a map, arithmetic), so it
+//! is still good. A value that needs more than that must not be locked in this way.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
