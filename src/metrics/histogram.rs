@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Counter;
+use super::counter::Counter;
 
 /// Upper bounds: microseconds, and the label `le`. A hit takes under 1 ms, a large layer an hour.
 pub const BOUNDS: [(u64, &str); 16] = [

@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use super::{Counter, Histogram};
+use super::counter::Counter;
+use super::histogram::Histogram;
 
 label! {
     /// What a request is for, by the form of its path.

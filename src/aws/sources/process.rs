@@ -131,7 +131,7 @@ fn run(words: &[String], limits: ProgramLimits) -> Result<Secret<Vec<u8>>, Strin
     })?;
     let mut running = ChildGuard(child);
     let deadline = Instant::now() + limits.time;
-    let Outcome {
+    let ProgramEnd {
         output,
         complaint,
         status,
@@ -160,7 +160,7 @@ fn run(words: &[String], limits: ProgramLimits) -> Result<Secret<Vec<u8>>, Strin
 struct ChildGuard(Child);
 
 /// What a program left behind.
-struct Outcome {
+struct ProgramEnd {
     /// Standard output.
     output: Secret<Vec<u8>>,
     /// Standard error.
@@ -171,7 +171,7 @@ struct Outcome {
 
 impl ChildGuard {
     /// Reads both its outputs until it ends, prints too much, or the time is over.
-    fn watch(&mut self, deadline: Instant, output_bytes: usize) -> Result<Outcome, String> {
+    fn watch(&mut self, deadline: Instant, output_bytes: usize) -> Result<ProgramEnd, String> {
         let mut output = (self.0.stdout.take(), Vec::new());
         let mut complaint = (self.0.stderr.take(), Vec::new());
         let fault =
@@ -200,7 +200,7 @@ impl ChildGuard {
                 break None;
             }
         };
-        Ok(Outcome {
+        Ok(ProgramEnd {
             output: Secret::new(output.1),
             complaint: complaint.1,
             status,

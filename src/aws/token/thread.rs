@@ -19,7 +19,7 @@ use crate::random::unguessable;
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// The next thing that the thread does.
-pub(super) enum Step {
+pub(super) enum TokenJob {
     Fetch(Realm),
     Identify(String),
     /// Credentials are about to end.
@@ -38,12 +38,15 @@ impl Tokens {
         }
         loop {
             match self.step() {
-                Step::Stop => return,
-                Step::Fetch(_) | Step::Identify(_) | Step::Refresh | Step::Search => {}
-                Step::Sleep(wait) => {
+                TokenJob::Stop => return,
+                TokenJob::Fetch(_)
+                | TokenJob::Identify(_)
+                | TokenJob::Refresh
+                | TokenJob::Search => {}
+                TokenJob::Sleep(wait) => {
                     let shared = self.lock();
                     // Between step() and here a caller may have asked and notified nobody.
-                    if !shared.stopping && matches!(self.next_job(&shared), Step::Sleep(_)) {
+                    if !shared.stopping && matches!(self.next_job(&shared), TokenJob::Sleep(_)) {
                         drop(self.work.wait_timeout(shared, wait));
                     }
                 }
@@ -52,45 +55,45 @@ impl Tokens {
     }
 
     /// Does the next job, if one is due, and returns which.
-    pub(super) fn step(&self) -> Step {
+    pub(super) fn step(&self) -> TokenJob {
         let job = {
             let mut shared = self.lock();
             shared.notice_sleep(&*self.clock);
             let job = self.next_job(&shared);
             match &job {
-                Step::Fetch(realm) => {
+                TokenJob::Fetch(realm) => {
                     if let Some(state) = shared.regions.get_mut(realm) {
                         state.attempts.begin();
                     }
                 }
-                Step::Identify(_) => shared.who.begin(),
-                Step::Search => shared.search.attempts.begin(),
-                Step::Refresh | Step::Sleep(_) | Step::Stop => {}
+                TokenJob::Identify(_) => shared.who.begin(),
+                TokenJob::Search => shared.search.attempts.begin(),
+                TokenJob::Refresh | TokenJob::Sleep(_) | TokenJob::Stop => {}
             }
             job
         };
         match &job {
-            Step::Fetch(realm) => {
+            TokenJob::Fetch(realm) => {
                 match self.fetch(realm) {
                     Ok(token) => self.settle_token(realm, token),
                     Err(fault) => self.settle_failure(realm, &fault),
                 }
                 self.done.notify_all();
             }
-            Step::Identify(region) => self.identify(region),
+            TokenJob::Identify(region) => self.identify(region),
             // A failure is logged there; if they end before it passes, the next token says so.
-            Step::Refresh => drop(self.chain.fetch()),
-            Step::Search => self.search(),
-            Step::Sleep(_) | Step::Stop => {}
+            TokenJob::Refresh => drop(self.chain.fetch()),
+            TokenJob::Search => self.search(),
+            TokenJob::Sleep(_) | TokenJob::Stop => {}
         }
         job
     }
 
     /// Tokens come first, the longest due one before the others. Our ARN can wait, and so can
     /// credentials that have not ended.
-    fn next_job(&self, shared: &TokenTable) -> Step {
+    fn next_job(&self, shared: &TokenTable) -> TokenJob {
         if shared.stopping {
-            return Step::Stop;
+            return TokenJob::Stop;
         }
         let now = self.clock.monotonic();
         let search = shared.search.attempts.next();
@@ -102,15 +105,15 @@ impl Tokens {
         let refresh = self.chain.refresh_due();
         match (next, shared.who.due()) {
             // It is quick, and a token waits for it.
-            _ if search.is_some_and(|due| due <= now) => Step::Search,
-            (Some((due, realm)), _) if due <= now => Step::Fetch(realm.clone()),
-            (_, Some(region)) => Step::Identify(region.clone()),
-            _ if refresh.is_some_and(|due| due <= now) => Step::Refresh,
+            _ if search.is_some_and(|due| due <= now) => TokenJob::Search,
+            (Some((due, realm)), _) if due <= now => TokenJob::Fetch(realm.clone()),
+            (_, Some(region)) => TokenJob::Identify(region.clone()),
+            _ if refresh.is_some_and(|due| due <= now) => TokenJob::Refresh,
             (next, _) => {
                 let due = next.map(|(due, _)| due).into_iter();
                 let due = due.chain(refresh).chain(search).min();
                 let wait = due.map_or(IDLE_MAX, |due| due.saturating_duration_since(now));
-                Step::Sleep(wait.min(IDLE_MAX))
+                TokenJob::Sleep(wait.min(IDLE_MAX))
             }
         }
     }

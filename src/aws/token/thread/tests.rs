@@ -58,12 +58,12 @@ impl Bench {
 
     fn step(&self) -> &'static str {
         match self.tokens.step() {
-            Step::Fetch(_) => "fetch",
-            Step::Identify(_) => "identify",
-            Step::Refresh => "refresh",
-            Step::Search => "search",
-            Step::Sleep(_) => "sleep",
-            Step::Stop => "stop",
+            TokenJob::Fetch(_) => "fetch",
+            TokenJob::Identify(_) => "identify",
+            TokenJob::Refresh => "refresh",
+            TokenJob::Search => "search",
+            TokenJob::Sleep(_) => "sleep",
+            TokenJob::Stop => "stop",
         }
     }
 
