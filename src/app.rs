@@ -9,13 +9,12 @@ mod capacity;
 mod listen;
 pub(crate) mod plain_token;
 mod reload;
+mod threads;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::Builder;
 use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
@@ -45,6 +44,7 @@ use crate::upstream::resolver::Resolver;
 use crate::upstream::{Anonymous, Authorizer};
 use listen::Address;
 use reload::{FileStamps, Reloader, WatchedFiles};
+use threads::OnLost;
 
 /// Longest wait for the last log lines at the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -135,7 +135,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
     let logins =
         open_logins(settings, &mut watched).map_err(|why| StartError::Settings(vec![why]))?;
     let bound = listen::open(settings)?;
-    watch_signals(events).map_err(|error| format!("signals: {error}"))?;
+    watch_signals(events)?;
     let cache_directory = cache_directory(settings);
     let listeners = bound.listeners.len();
     let connections = capacity::fit_connections(settings, listeners, cache_directory.is_some())?;
@@ -173,8 +173,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
         .map_err(|error| format!("lanes to tiny_http: {error}"))?;
     pool.seal().map_err(workers)?;
     let limits = door_limits(settings, connections);
-    let reloader =
-        Reloader::start(watched, &on_lost).map_err(|error| format!("thread reload: {error}"))?;
+    let reloader = Reloader::start(watched, &on_lost)?;
     let door = Door::open(bound.listeners, lanes, desk, limits, tls, on_lost)
         .map_err(|error| format!("thread accept: {error}"))?;
     announce(settings, &bound.addresses, connections);
@@ -309,52 +308,37 @@ fn list_registries(registries: &[Registry]) -> String {
     urls.join(",")
 }
 
-fn report_lost_to(events: &Sender<Event>) -> Arc<dyn Fn(&str) + Send + Sync> {
+fn report_lost_to(events: &Sender<Event>) -> OnLost {
     // Sender is Sync, and a closed channel means that the process is ending anyway.
     let events = events.clone();
     Arc::new(move |name| drop(events.send(Event::Lost(name.to_owned()))))
 }
 
-fn watch_signals(events: &Sender<Event>) -> std::io::Result<()> {
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM, SIGUSR1])?;
+fn watch_signals(events: &Sender<Event>) -> Result<(), String> {
+    let signals = Signals::new([SIGHUP, SIGINT, SIGTERM, SIGUSR1]);
+    let mut signals = signals.map_err(|error| format!("signals: {error}"))?;
     let events = events.clone();
-    let watch = move || {
+    threads::start("signal", SMALL_STACK_BYTES, move || {
         for signal in signals.forever() {
             if events.send(Event::Signal(signal)).is_err() {
                 return;
             }
         }
-    };
-    Builder::new()
-        .name("signal".into())
-        .stack_size(SMALL_STACK_BYTES)
-        .spawn(watch)?;
-    Ok(())
+    })
 }
 
 /// Starts the token thread, unless the upstream wants no token.
 fn start_tokens(
     settings: &Settings,
     client: &Arc<Client>,
-    on_lost: &Arc<dyn Fn(&str) + Send + Sync>,
+    on_lost: &OnLost,
 ) -> Result<Option<Arc<Tokens>>, String> {
     if settings.upstream_auth == UpstreamAuth::None {
         return Ok(None);
     }
     let tokens = new_tokens(settings, client);
-    let (running, on_lost) = (Arc::clone(&tokens), Arc::clone(on_lost));
-    let run = move || {
-        // It returns only after a call of `stop`.
-        if catch_unwind(AssertUnwindSafe(|| running.run())).is_err() {
-            on_lost("token");
-        }
-    };
-    let thread = Builder::new()
-        .name("token".into())
-        .stack_size(TOKEN_STACK_BYTES);
-    thread
-        .spawn(run)
-        .map_err(|error| format!("thread token: {error}"))?;
+    let running = Arc::clone(&tokens);
+    threads::start_vital("token", TOKEN_STACK_BYTES, on_lost, move || running.run())?;
     Ok(Some(tokens))
 }
 
@@ -381,31 +365,13 @@ pub fn cache_directory(settings: &Settings) -> Option<PathBuf> {
     }
 }
 
-/// Starts a thread of the cache. It ends by itself only when it was told to stop.
-fn start_cache_thread(
-    name: &'static str,
-    on_lost: &Arc<dyn Fn(&str) + Send + Sync>,
-    work: impl FnOnce() + Send + 'static,
-) -> Result<(), String> {
-    let on_lost = Arc::clone(on_lost);
-    let run = move || {
-        if catch_unwind(AssertUnwindSafe(work)).is_err() {
-            on_lost(name);
-        }
-    };
-    let thread = Builder::new().name(name.into());
-    let started = thread.stack_size(CACHE_STACK_BYTES).spawn(run);
-    started.map_err(|error| format!("thread {name}: {error}"))?;
-    Ok(())
-}
-
 /// Opens the cache, unless it is off, and starts its threads. When the directory cannot be used,
 /// the log says so and the proxy runs without a cache: it is still of use.
 fn open_cache(
     settings: &Settings,
     directory: Option<PathBuf>,
     upstream: &Arc<Upstream>,
-    on_lost: &Arc<dyn Fn(&str) + Send + Sync>,
+    on_lost: &OnLost,
 ) -> Result<Option<Arc<Cache>>, String> {
     let Some(directory) = directory else {
         return Ok(None);
@@ -426,9 +392,9 @@ fn open_cache(
         }
     };
     let sweeper = Arc::clone(&cache.sweeper);
-    start_cache_thread("sweep", on_lost, move || sweeper.run())?;
+    threads::start_vital("sweep", CACHE_STACK_BYTES, on_lost, move || sweeper.run())?;
     let verifier = Arc::clone(&cache.verifier);
-    start_cache_thread("verify", on_lost, move || verifier.run())?;
+    threads::start_vital("verify", CACHE_STACK_BYTES, on_lost, move || verifier.run())?;
     let root = cache.store.root().display();
     log::info(
         "cache opened",
@@ -451,12 +417,7 @@ fn build_decide(
 ) -> Result<Arc<Decide>, String> {
     let proxy = Proxy::new(access, upstream, cache.clone(), settings);
     if settings.fill_referrers && cache.is_some() {
-        let thread = Builder::new()
-            .name("referrers".into())
-            .stack_size(REFERRERS_STACK_BYTES);
-        thread
-            .spawn(proxy.referrers())
-            .map_err(|error| format!("thread referrers: {error}"))?;
+        threads::start("referrers", REFERRERS_STACK_BYTES, proxy.referrers())?;
     }
     let version = serde_json::json!({
         "version": config::VERSION,
@@ -562,13 +523,9 @@ impl RunningProxy {
         }
     }
 
-    fn drain(&self, events: Sender<Event>, grace: Duration) -> std::io::Result<()> {
+    fn drain(&self, events: Sender<Event>, grace: Duration) -> Result<(), String> {
         let door = Arc::clone(&self.door);
         let drain = move || drop(events.send(Event::Drained(door.drain(grace))));
-        Builder::new()
-            .name("drain".into())
-            .stack_size(SMALL_STACK_BYTES)
-            .spawn(drain)?;
-        Ok(())
+        threads::start("drain", SMALL_STACK_BYTES, drain)
     }
 }

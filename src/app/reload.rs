@@ -6,15 +6,12 @@
 //! read once two polls in a row agree. So a certificate and a key that are written one after the
 //! other are read together.
 
-use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::Builder;
 use std::time::Duration;
 
+use super::threads::{self, OnLost};
 use crate::log;
 
 /// Time between two polls: a renewed certificate is in use after two of them.
@@ -123,24 +120,13 @@ impl Reloader {
     ///
     /// # Errors
     /// When the thread is refused.
-    pub(super) fn start(
-        watched: Vec<WatchedFiles>,
-        on_lost: &Arc<dyn Fn(&str) + Send + Sync>,
-    ) -> io::Result<Self> {
+    pub(super) fn start(watched: Vec<WatchedFiles>, on_lost: &OnLost) -> Result<Self, String> {
         if watched.is_empty() {
             return Ok(Self { now: None });
         }
         let (now, asked) = channel();
-        let on_lost = Arc::clone(on_lost);
-        let run = move || {
-            if catch_unwind(AssertUnwindSafe(|| run(watched, &asked))).is_err() {
-                on_lost("reload");
-            }
-        };
-        Builder::new()
-            .name("reload".into())
-            .stack_size(RELOAD_STACK_BYTES)
-            .spawn(run)?;
+        let work = move || run(watched, &asked);
+        threads::start_vital("reload", RELOAD_STACK_BYTES, on_lost, work)?;
         Ok(Self { now: Some(now) })
     }
 
@@ -175,6 +161,7 @@ mod tests {
     use super::*;
     use std::fs;
     use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     struct Folder(PathBuf);
@@ -275,7 +262,7 @@ mod tests {
 
     #[test]
     fn without_files_there_is_no_thread() {
-        let on_lost: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(|_: &str| {});
+        let on_lost: OnLost = Arc::new(|_: &str| {});
         let reloader = Reloader::start(Vec::new(), &on_lost).unwrap();
         assert!(reloader.now.is_none());
         reloader.reload_now();
@@ -284,7 +271,7 @@ mod tests {
     #[test]
     fn it_reloads_when_asked_and_its_end_is_told() {
         let (told, lost) = channel();
-        let on_lost: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(move |name: &str| {
+        let on_lost: OnLost = Arc::new(move |name: &str| {
             told.send(name.to_owned()).unwrap();
         });
         let (done, reloads) = channel();
