@@ -54,7 +54,7 @@ const TOKEN_STACK_BYTES: usize = 512 * 1024;
 const CACHE_STACK_BYTES: usize = 512 * 1024;
 /// Stack of the thread that fetches referrers: what a connection's thread does, and JSON.
 const REFERRERS_STACK_BYTES: usize = 512 * 1024;
-/// Where a container image keeps its volume.
+/// The volume of the container image.
 const DEFAULT_CACHE_DIR: &str = "/cache";
 /// Stack of the threads that only wait and pass on.
 const SMALL_STACK_BYTES: usize = 128 * 1024;
@@ -114,7 +114,7 @@ struct RunningProxy {
     _socket_file: Option<listen::SocketFile>,
 }
 
-/// Where blobs may come from, and which hosts the operator gave.
+/// The hosts that blobs may come from, and the hosts that the operator gave.
 fn redirects(settings: &Settings) -> Redirects {
     let aws = &settings.aws;
     let endpoints = [

@@ -81,7 +81,7 @@ pub struct Effective {
     pub setting: &'static Setting,
     /// The value, secrets as `***`; none when nothing is given and nothing is the default.
     pub value: Option<String>,
-    /// Where it comes from.
+    /// Its origin.
     pub origin: Origin,
 }
 

@@ -35,7 +35,7 @@ const REPEATS_POLL: Duration = Duration::from_secs(5);
 pub enum Level {
     /// Details, for a person who hunts a fault.
     Debug,
-    /// What normally happens.
+    /// Normal events.
     #[default]
     Info,
     /// Something failed and the process copes.

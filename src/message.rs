@@ -228,7 +228,7 @@ pub enum Piece<'a> {
     File {
         /// The file; its own position is not used.
         file: &'a File,
-        /// Where the bytes begin.
+        /// The position of the first byte.
         offset: u64,
         /// How many there are; at least one.
         length: u64,
@@ -386,7 +386,7 @@ pub enum Body {
     /// Pieces of files, complete or still growing. When the source fails, or ends before `length`,
     /// the connection is reset.
     Pieces {
-        /// Where they come from.
+        /// Their source.
         pieces: Box<dyn Pieces>,
         /// Bytes in all, when known; otherwise as for [`Body::Stream`].
         length: Option<u64>,
@@ -394,7 +394,7 @@ pub enum Body {
     /// Bytes that are still arriving. When the reader fails, or ends before `length`, the
     /// connection is reset, so that no client takes the body for whole.
     Stream {
-        /// Where they come from; reading may block for the idle limit of the source.
+        /// Their source; reading may block for its idle limit.
         reader: Box<dyn Read + Send>,
         /// Bytes in all, when known; otherwise the reply is chunked (or, in HTTP/1.0, ends with
         /// the connection).
@@ -470,7 +470,7 @@ pub struct LogNote {
     pub cache: Option<CacheOutcome>,
     /// Upstream's status, or the stage at which it failed; none when upstream was not asked.
     pub upstream: Option<String>,
-    /// What went wrong, for the person on call.
+    /// The fault, for the person on call.
     pub error: Option<String>,
     /// The listed transfer of the body, which counts what the client has got.
     pub transfer: Option<Arc<Running>>,

@@ -333,7 +333,7 @@ impl FromStr for Reference {
     }
 }
 
-/// What a path under `/v2` means (distribution-spec, "Endpoints").
+/// The meaning of a path under `/v2` (distribution-spec, "Endpoints").
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
     /// `/v2/`
@@ -510,7 +510,7 @@ pub struct OciError {
     pub status: u16,
     /// The code in the document.
     pub code: ErrorCode,
-    /// What failed and what to do about it; lower case, without a full stop.
+    /// The failure and its remedy; lower case, without a full stop.
     pub message: String,
 }
 

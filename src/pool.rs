@@ -68,7 +68,7 @@ impl Pool {
         Ok(Self { address, listener })
     }
 
-    /// Where lanes are opened, until [`Self::seal`].
+    /// The socket on which lanes are opened, until [`Self::seal`].
     pub const fn address(&self) -> &SocketAddr {
         &self.address
     }

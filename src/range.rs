@@ -1,7 +1,7 @@
 //! `Content-Range`. Owns: reading the field as servers and as pushing clients write it. Must not:
 //! judge whether the range is the one that was asked for.
 
-/// What a `Content-Range` says (RFC 9110 §14.4). Positions count from 0, in bytes.
+/// A `Content-Range` (RFC 9110 §14.4). Positions count from 0, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContentRange {
     /// `bytes first-last/total`, both ends included.

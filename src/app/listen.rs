@@ -1,4 +1,4 @@
-//! Where clients come in. Owns: binding addresses and unix sockets, taking over the sockets that
+//! The sockets for clients. Owns: binding addresses and unix sockets, taking over the sockets that
 //! systemd hands in, removing the file of a unix socket. Must not: accept.
 
 use std::fmt;
@@ -15,7 +15,8 @@ use crate::config::{Activation, ListenHost, Settings};
 use crate::door::Listener;
 use crate::log;
 
-/// Who may connect to a unix socket: its user and its group (connect(2) needs the right to write).
+/// The rights of a unix socket: its user and its group may connect (connect(2) needs the right to
+/// write).
 const UNIX_MODE: u32 = 0o660;
 /// Connections that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -31,7 +32,7 @@ pub(super) struct Bound {
     pub(super) file: Option<SocketFile>,
 }
 
-/// Where a socket is, as the log calls it.
+/// The address of a socket, as the log calls it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Address {
     Tcp(SocketAddr),

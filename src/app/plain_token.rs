@@ -1,4 +1,4 @@
-//! Where an ECR token may be sent. Owns: which registries in the settings need
+//! The registries that may get an ECR token. Owns: which registries in the settings need
 //! `ALLOW_PLAIN_TOKEN`. Must not: know which token goes where (`aws` does).
 //!
 //! A token opens every registry that the identity may use, for twelve hours. A typing error in

@@ -255,7 +255,7 @@ mod tests {
         assert!(files.is_due(look(1)));
         files.reload("changed");
         files.loaded = look(1);
-        // What is not fit is not read again and again, only when it changes.
+        // A file that is not fit is read again only when it changes.
         assert!(!files.is_due(look(1)));
         assert_eq!(count.load(Ordering::SeqCst), 2);
     }

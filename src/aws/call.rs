@@ -34,7 +34,7 @@ pub(super) struct Ask {
     pub(super) service: &'static str,
     /// The region to sign for.
     pub(super) region: String,
-    /// Where to.
+    /// The URL that is called.
     pub(super) url: String,
     /// The fields.
     pub(super) headers: Headers,

@@ -22,7 +22,7 @@ pub(super) struct Credentials {
     pub(super) session_token: Option<Secret<String>>,
     /// When they end; none when they have no end, or do not say it.
     pub(super) expires: Option<SystemTime>,
-    /// Where they come from, for logs and errors.
+    /// Their source, for logs and errors.
     pub(super) source: String,
 }
 

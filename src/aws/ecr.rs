@@ -90,7 +90,7 @@ pub fn api_host(region: &str, fips: bool, dual_stack: bool) -> String {
     }
 }
 
-/// Where a token is good: one region of the private registries, or ECR Public.
+/// The part of ECR for which a token is good: one region of the private registries, or ECR Public.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Realm {
     /// The region to sign for.
@@ -138,7 +138,7 @@ pub(super) fn realm_of(registry: &Registry, settings: &AwsSettings) -> Result<Re
             ..
         }) => {
             let mut realm = Realm::private(region, settings);
-            // Where only such hosts can be reached, this is true of the API's, too
+            // A network that reaches only such registries reaches only such APIs, too
             // (amazon-ecr-credential-helper does the same).
             realm.fips |= fips;
             realm.dual_stack |= dual_stack;

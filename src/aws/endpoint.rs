@@ -1,5 +1,5 @@
-//! Where AWS's APIs live. Owns: partitions, region names and endpoint overrides. Must not: compose
-//! host names; `ecr` and `sts` do.
+//! The addresses of AWS's APIs. Owns: partitions, region names and endpoint overrides. Must not:
+//! compose host names; `ecr` and `sts` do.
 
 use crate::config::{AwsSettings, REGION_LENGTH_MAX};
 use crate::oci;

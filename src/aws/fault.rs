@@ -39,7 +39,7 @@ pub(super) enum FaultKind {
 /// A failure in words, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AwsFault {
-    /// What failed and what to mend, without secrets.
+    /// The failure and its remedy, without secrets.
     pub(super) text: String,
     /// Its kind.
     pub(super) kind: FaultKind,
@@ -116,7 +116,7 @@ pub(super) struct CallFault<'a> {
     pub(super) call: &'static str,
     /// The region signed for.
     pub(super) region: &'a str,
-    /// Where the credentials came from.
+    /// The source of the credentials.
     pub(super) source: &'a str,
     /// The IAM action that the call needs, if any.
     pub(super) permission: Option<&'static str>,
@@ -139,7 +139,7 @@ impl From<CallFault<'_>> for AwsFault {
 }
 
 impl CallFault<'_> {
-    /// What to grant, set or wait for. Every failure has a remedy, but for an odd reply, whose
+    /// The remedy: a right, a setting, or a wait. Every failure has one, except an odd reply, whose
     /// message is one.
     fn remedy(&self) -> Option<String> {
         if self.refusal.kind == FaultKind::ClockSkew {
@@ -215,7 +215,7 @@ fn code_remedy(code: &str) -> Option<&'static str> {
     })
 }
 
-/// What to mend when STS refuses a web identity token (STS API reference,
+/// The remedy when STS refuses a web identity token (STS API reference,
 /// `AssumeRoleWithWebIdentity`, Errors).
 fn web_identity_remedy(code: &str) -> Option<&'static str> {
     Some(match code {

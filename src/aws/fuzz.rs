@@ -1,5 +1,5 @@
-//! What the fuzzer calls of the AWS side; compiled for it and for tests. Owns: what must hold of
-//! any bytes. Must not: be part of the program.
+//! The entry points of the fuzzer on the AWS side, compiled for it and for tests. Owns: the rules
+//! that hold for any bytes. Must not: be part of the program.
 
 use super::sources::profile;
 

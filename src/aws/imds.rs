@@ -38,7 +38,7 @@ pub(super) enum ImdsFault {
     Failed {
         /// The reply's status; none when the reply broke off.
         status: Option<u16>,
-        /// What failed, and what to mend.
+        /// The failure and its remedy.
         text: String,
         /// True when it may well work the next time.
         passes: bool,

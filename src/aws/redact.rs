@@ -11,7 +11,7 @@ use crate::uri;
 
 /// Shorter words are no secrets, and would be found everywhere.
 const SECRET_LENGTH_MIN: usize = 6;
-/// A word of this length with small letters, capitals and digits is a token, whoever gave it out.
+/// A word of this length with small letters, capitals and digits is a token, of any kind.
 /// The longest names in AWS's messages, the ARN of a role's session, have parts of 142 at most.
 const TOKEN_LENGTH_MIN: usize = 150;
 /// The user name in an ECR token.
@@ -78,7 +78,7 @@ impl Redactor {
             for form in [
                 uri::encode(&text),
                 STANDARD_NO_PAD.encode(&text),
-                // Of base64, without what may be cut off or written otherwise.
+                // Base64 without its padding, and in the alphabet for URLs.
                 text.trim_end_matches('=').to_owned(),
                 text.replace('+', "-").replace('/', "_"),
                 text,
@@ -112,7 +112,7 @@ impl Redactor {
     }
 }
 
-/// Where in `word` something begins that is a secret by its looks; its end when nothing does.
+/// The position in `word` at which a text begins that looks like a secret; its end without one.
 fn secret_at(word: &str) -> usize {
     if let Some(at) = word.find(ECR_USER)
         && word.len() > at + ECR_USER.len()

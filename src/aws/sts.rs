@@ -108,7 +108,7 @@ impl Sts {
     /// Assumes `role` as `base`.
     ///
     /// # Errors
-    /// What AWS said, or what to set.
+    /// AWS's answer, or the setting that is missing.
     pub(super) fn assume_role(
         &self,
         base: &Credentials,
@@ -129,7 +129,7 @@ impl Sts {
     /// Assumes `role` with a web identity token; `source` names the token's origin.
     ///
     /// # Errors
-    /// What AWS said, or what to set.
+    /// AWS's answer, or the setting that is missing.
     pub(super) fn assume_role_with_web_identity(
         &self,
         source: &str,

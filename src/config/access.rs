@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::globs::Globs;
 
-/// What clients may do.
+/// The rights of clients.
 #[derive(Debug, Clone, Default)]
 pub struct AccessSettings {
     /// `AUTH_FILE`

@@ -6,7 +6,7 @@ use super::fault::mask;
 use super::table::{Setting, flag_of};
 use crate::secret::Secret;
 
-/// Where a value comes from.
+/// The origin of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     /// Neither a flag nor a variable.

@@ -64,7 +64,7 @@ fn check(pattern: &str) -> Result<(), String> {
 /// So the time is at most the product of the lengths.
 fn matches(pattern: &[u8], name: &[u8]) -> bool {
     let (mut at, mut name_at) = (0, 0);
-    // Where to go on when the last `*` takes one character more.
+    // The two positions from which to go on when the last `*` takes one more character.
     let mut retry = None;
     while let Some(character) = name.get(name_at) {
         match pattern.get(at) {

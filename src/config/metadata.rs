@@ -65,7 +65,7 @@ impl Default for InstanceSettings {
 }
 
 impl InstanceSettings {
-    /// Where the service is, without a slash at the end.
+    /// The address of the service, without a slash at its end.
     pub fn base(&self) -> &str {
         match (&self.endpoint, self.ipv6) {
             (Some(endpoint), _) => endpoint,

@@ -60,7 +60,7 @@ pub(super) struct NearMiss {
 }
 
 impl NearMiss {
-    /// The words for a setting whose misspelling changes nothing about who may do what.
+    /// The words for a setting whose misspelling gives clients no rights.
     pub(super) fn warning(&self) -> String {
         let Self {
             variable, known, ..

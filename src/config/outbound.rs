@@ -11,7 +11,7 @@ use crate::uri;
 /// Most DNS servers: after a look-up has asked them all twice, nobody waits for it any more. (The C
 /// library takes 3.)
 const RESOLVERS_MAX: usize = 4;
-/// Where DNS servers listen (RFC 1035 §4.2).
+/// The port of DNS servers (RFC 1035 §4.2).
 const DNS_PORT: u16 = 53;
 /// Most entries of `NO_PROXY`: every new connection is compared with each of them.
 const NO_PROXY_MAX: usize = 256;

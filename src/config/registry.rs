@@ -34,7 +34,7 @@ pub struct ImageOrigin {
     pub name: String,
     /// `host[:port]` of one of the registries; none: the default one
     pub registry: Option<String>,
-    /// What stands before the origin's repositories there, without a slash at its end; may be empty
+    /// The prefix of the origin's repositories there, without a slash at its end. It may be empty
     /// when there is a registry
     pub prefix: String,
 }

@@ -25,7 +25,7 @@ pub struct Settings {
     pub upstream_auth: UpstreamAuth,
     /// `ALLOW_PLAIN_TOKEN`
     pub allow_plain_token: bool,
-    /// What clients may do.
+    /// The rights of clients.
     pub access: AccessSettings,
     /// The AWS settings.
     pub aws: AwsSettings,

@@ -1,5 +1,5 @@
-//! What a setting is. Owns: the type of a row, and how a text becomes the value of its field. Must
-//! not: look for arguments or variables. The rows themselves are in `rows.rs`.
+//! The type of a setting. Owns: the fields of a row, and how a text becomes the value of its field.
+//! Must not: look for arguments or variables. The rows themselves are in `rows.rs`.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -18,7 +18,7 @@ pub struct Setting {
     pub name: &'static str,
     /// Further names, mostly those of the predecessors; each is a variable and a flag too.
     pub other_names: &'static [&'static str],
-    /// What holds when it is not given.
+    /// Its default.
     pub preset: Preset,
     /// How a value is read, and which field it goes to.
     pub kind: Kind,
@@ -108,7 +108,7 @@ pub enum Group {
     Aws,
     /// Listening to clients.
     Clients,
-    /// What clients may do.
+    /// The rights of clients.
     Access,
     /// The cache.
     Cache,
@@ -144,12 +144,12 @@ impl Group {
     }
 }
 
-/// What holds when a setting is not given.
+/// The default of a setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Preset {
     /// This text, read as if the user had given it.
     Value(&'static str),
-    /// No value; the words say what happens then.
+    /// No value; the words say what the proxy does then.
     Unset(&'static str),
 }
 
@@ -188,7 +188,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What a value is measured in.
+    /// The unit of a value.
     pub const fn unit(&self) -> Unit {
         match self {
             Self::File(_) => Unit::Path,
@@ -233,7 +233,7 @@ impl<T: PartialOrd> Limits<T> {
     }
 }
 
-/// What a value is measured in, or what it is.
+/// The unit of a value, or its form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     /// An IP address.

@@ -24,7 +24,7 @@ const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// Reads of what a refused client has sent already: one head's worth.
 const REFUSED_READS_MAX: usize = 8;
-/// What a client gets when there is no thread for it.
+/// The answer for a client when there is no thread for it.
 const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n\
 Content-Length: 85\r\nRetry-After: 2\r\nConnection: close\r\n\r\n\
 {\"errors\":[{\"code\":\"UNAVAILABLE\",\"message\":\"too many connections; try again soon\"}]}\n";
@@ -35,7 +35,7 @@ pub struct Door {
     listeners: Vec<Listener>,
 }
 
-/// What a drain came to.
+/// The result of a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
     /// Connections that were still busy when the time was over, and were cut.
@@ -79,8 +79,8 @@ impl Door {
         self.shared.count()
     }
 
-    /// Stops accepting; replies from now on close their connection. Clients that come now are
-    /// refused, but at a socket that was handed in, where they wait for who gets it next.
+    /// Stops accepting; replies from now on close their connection. New clients are refused; at a
+    /// socket that was handed in they wait for the next process.
     pub fn stop_accepting(&self) {
         self.shared.set_draining();
         for listener in &self.listeners {
@@ -127,7 +127,7 @@ fn accept(listener: &Listener, shared: &Arc<DoorState>) {
                 let fields: [log::Field<'_>; 1] = [("pause_ms", &pause)];
                 let message = "accept failed; pausing";
                 log::cause(Level::Warn, message, ("error", &error), &fields);
-                // First the pause: whoever was let in last gets the time to say what it wants.
+                // The pause comes first: the last client gets the time to send its request.
                 std::thread::sleep(backoff);
                 shared.close_longest_idle();
                 backoff = (backoff * 2).min(BACKOFF_MAX);

@@ -32,15 +32,15 @@ pub(super) fn serve(shared: &DoorState, connection: &Arc<Connection>, peer: &Pee
     let Some(peer) = shake_hands(shared, peer, &mut socket) else {
         return;
     };
-    // The drain closes what is idle when it starts; who becomes idle afterwards leaves by itself.
+    // The drain closes connections that are idle at its start. Others end here when they are idle.
     while serve_one(shared, connection, &peer, &mut socket) == Next::Request
         && !shared.is_draining()
     {}
     socket.end_tls();
 }
 
-/// The TLS handshake, where there is to be one; says who the client is then. None when it is not to
-/// be served. All that time the connection counts as idle.
+/// The TLS handshake, if there is TLS. Returns the client, or none if it must not be served. The
+/// connection counts as idle all that time.
 fn shake_hands(shared: &DoorState, peer: &Peer, socket: &mut ClientSocket) -> Option<Peer> {
     let Some(tls) = &shared.tls else {
         return Some(peer.clone());

@@ -35,7 +35,7 @@ const IDLE: u8 = 0;
 const BUSY: u8 = 1;
 const CLOSING: u8 = 2;
 
-/// What every connection shares.
+/// The state that all connections share.
 pub(super) struct DoorState {
     pub(super) limits: DoorLimits,
     pub(super) lanes: Lanes,
@@ -44,13 +44,13 @@ pub(super) struct DoorState {
     pub(super) tls: Option<Arc<ServerTls>>,
     started: Instant,
     draining: AtomicBool,
-    /// Readable for good once the drain has begun; wakes who waits for clients.
+    /// Readable for good once the drain has begun; it wakes threads that wait for clients.
     drain_begun: OwnedFd,
     table: Mutex<ConnectionTable>,
     left: Condvar,
 }
 
-/// Who is connected.
+/// The connections of all clients.
 #[derive(Default)]
 struct ConnectionTable {
     last_number: u64,
@@ -98,7 +98,7 @@ impl DoorState {
         let _ = rustix::io::write(&self.drain_begun, &1_u64.to_ne_bytes());
     }
 
-    /// What becomes readable when the process ends.
+    /// A descriptor that becomes readable when the drain begins.
     pub(super) fn drain_begun(&self) -> impl AsFd {
         self.drain_begun.as_fd()
     }

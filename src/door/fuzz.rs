@@ -1,5 +1,5 @@
-//! What the fuzzer calls of the door; compiled for it and for tests. Owns: what must hold of any
-//! bytes, and what comes of them in words. Must not: be part of the program.
+//! The entry points of the fuzzer at the door, compiled for it and for tests. Owns: the rules for
+//! any bytes, and their outcome in words. Must not: be part of the program.
 #![expect(clippy::expect_used, reason = "a panic is what the fuzzer finds")]
 
 use std::io::{Read as _, Write as _};

@@ -35,7 +35,7 @@ pub struct Head {
     pub headers: Headers,
     /// HTTP/1.1; otherwise HTTP/1.0.
     pub http11: bool,
-    /// Where the body ends.
+    /// The end of the body.
     pub framing: BodyFraming,
     /// The client would keep the connection.
     pub keep_alive: bool,
@@ -57,7 +57,7 @@ pub enum BodyFraming {
 pub struct HeadParser {
     /// Bytes looked at so far.
     seen: usize,
-    /// Where the line begins that is being read.
+    /// The position at which the current line begins.
     line_start: usize,
     request_line: Option<RequestLine>,
     headers: Headers,
@@ -163,7 +163,7 @@ fn check_fields(line: RequestLine, mut headers: Headers) -> Result<Head, OciErro
         let own = DOOR_FIELDS
             .iter()
             .any(|field| field.eq_ignore_ascii_case(name));
-        // A client may not take away the field that says whom it speaks to.
+        // A client may not remove the field that names the host.
         !own && (!nominated || name.eq_ignore_ascii_case("Host"))
     });
     if let Some(authority) = authority.or(host) {

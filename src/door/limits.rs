@@ -35,7 +35,7 @@ pub struct DoorLimits {
     /// Longest wait for a client to take the next piece of a reply: three windows of `min_rate`, as
     /// `pace` says.
     pub write_idle: Duration,
-    /// Who sends a body slower than this is cut; who takes a reply, over three such windows.
+    /// A client that sends a body more slowly is cut. One that takes a reply has three windows.
     pub min_rate: MinRate,
     /// Longest time a closing connection is read from, so that the client sees the reply.
     pub linger: Duration,
@@ -44,7 +44,7 @@ pub struct DoorLimits {
 }
 
 impl DoorLimits {
-    /// The limits in force, with `connections` at a time, no matter of whom.
+    /// The limits in force, with `connections` at a time, of all clients together.
     pub const fn new(connections: usize) -> Self {
         Self {
             connections,

@@ -1,5 +1,5 @@
-//! Who counts as one client. Owns: the part of an address that connections are counted by, and the
-//! counts. Must not: close or refuse anything.
+//! Clients by their address. Owns: the part of an address that makes one client, and the number of
+//! its connections. Must not: close or refuse anything.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -115,7 +115,7 @@ mod tests {
     fn every_window_is_judged_alone() {
         let mut rate = Rate::new(LEAST);
         assert_eq!(rate.record(SECOND * 60, 1 << 40), Ok(()));
-        // What was sent fast before buys no time.
+        // Bytes that were sent fast before buy no time.
         assert_eq!(rate.record(SECOND * 59, 0), Ok(()));
         assert_eq!(rate.record(SECOND, 100), Err(TooSlow(LEAST)));
     }

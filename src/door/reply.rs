@@ -58,7 +58,7 @@ pub(super) enum WriteFault {
 /// Body bytes that the client got.
 struct Sent<'a> {
     bytes: u64,
-    /// Where others see them.
+    /// The counter in which others see them.
     transfer: Option<&'a Running>,
 }
 

@@ -84,7 +84,7 @@ impl ClientSocket {
         Ok(certificate)
     }
 
-    /// What was read and not yet used.
+    /// The bytes that were read and not yet used.
     pub(super) fn buffered(&self) -> &[u8] {
         self.buffer.get(self.used..).unwrap_or_default()
     }
@@ -125,8 +125,8 @@ impl ClientSocket {
         self.receive(into, deadline)
     }
 
-    /// What came from the client so far. Those are bytes of the wire: a TLS record can be read only
-    /// when it is whole, and for a slow client that is a while.
+    /// The bytes that came from the client so far. They are counted on the wire: a TLS record can
+    /// be read only when it is whole, and a slow client takes a while to send one.
     pub(super) const fn received(&self) -> Received {
         self.received
     }

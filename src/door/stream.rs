@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
 
-/// Where clients come in.
+/// A socket that clients connect to.
 #[derive(Debug)]
 pub struct Listener {
     socket: ListenerSocket,
-    /// Whoever handed it in goes on with it when we are gone.
+    /// True for a socket that was handed in: its owner still uses it after our end.
     inherited: bool,
 }
 
@@ -74,8 +74,8 @@ impl Listener {
         }
     }
 
-    /// Refuses clients from now on. One that was handed in is left as it is: to shut it down would
-    /// shut down its owner's, who keeps clients waiting there for the next to be started.
+    /// Refuses clients from now on. A socket that was handed in stays open: shutting it down would
+    /// shut down its owner's socket, where clients wait for the next process.
     pub(super) fn close(&self) {
         if !self.inherited {
             // On Linux a listening socket may be shut down (shutdown(2), tcp(7)).

@@ -8,7 +8,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// What a host may resolve to.
+/// The addresses that a host may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AddressRule {
     /// Anything: the operator gave the address itself.

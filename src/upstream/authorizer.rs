@@ -1,4 +1,4 @@
-//! The `Authorization` of a registry. Owns: what an exchange needs of whoever has the token. Must
+//! The `Authorization` of a registry. Owns: the interface between an exchange and the token. Must
 //! not: know how an AWS identity comes about.
 
 use std::fmt;

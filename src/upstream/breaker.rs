@@ -170,7 +170,7 @@ mod tests {
         assert!(breaker.allow("r", Short, now).is_err());
         breaker.note_success("r", Short);
         assert!(breaker.allow("r", Short, now).is_ok());
-        // What is out of reach for the patient is so for all, and theirs is the try.
+        // A registry that patient callers cannot reach is out of reach for all; the try is theirs.
         breaker.note_failure("r", Full, now);
         breaker.note_failure("r", Full, now);
         assert!(breaker.allow("r", Short, now).is_err());

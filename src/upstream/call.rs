@@ -1,4 +1,4 @@
-//! What is asked of a registry, and what it answers. Owns: [`Call`] and [`Fetched`]. Must not: send
+//! A request for a registry, and its answer. Owns: [`Call`] and [`Fetched`]. Must not: send
 //! anything.
 
 use std::time::Duration;

@@ -353,7 +353,7 @@ impl CheckedLookup {
         }
     }
 
-    /// Where to connect for `uri`.
+    /// The host and port to connect to for `uri`.
     fn addresses(
         &self,
         uri: &http::Uri,

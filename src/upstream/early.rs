@@ -4,7 +4,7 @@
 //! A registry that refuses an upload answers at once and closes; the rest of the body then meets a
 //! reset. ureq gives up at the failed write and drops the connection, and the answer with it. So
 //! [`AboveTls`] looks for a refusal between writes, and makes the next write fail if there is one.
-//! Where a write fails first, the answer is there: Linux keeps readable what had come before a
+//! When a write fails first, the answer is there: Linux keeps the bytes readable that came before a
 //! reset. [`AboveTls`] keeps a connection that is dropped after a failed write. [`BelowTls`] takes
 //! what TLS still wants to send, because TLS sends before it reads. Then ureq itself reads the
 //! answer, as the answer to a request that is never sent.

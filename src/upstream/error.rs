@@ -8,9 +8,9 @@ use crate::oci::Registry;
 /// Why no reply came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamError {
-    /// Where it failed.
+    /// The stage that failed.
     pub stage: Stage,
-    /// Whom we called: scheme, host and port, never path or query.
+    /// The server we called: scheme, host and port, never path or query.
     pub to: String,
     /// The reason in words.
     pub reason: String,
@@ -32,7 +32,7 @@ impl UpstreamError {
     }
 }
 
-/// Where an exchange with upstream failed.
+/// The stage at which an exchange with upstream failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// No authorization to send.

@@ -1,4 +1,4 @@
-//! What ureq's errors mean. Owns: the stage of each. Must not: decide what follows from it.
+//! The meaning of ureq's errors. Owns: the stage of each. Must not: decide what follows from it.
 
 use std::io;
 
@@ -8,9 +8,9 @@ use super::resolver::ResolveError;
 /// An error of our own connectors, on its way through ureq.
 #[derive(Debug)]
 pub(super) struct ConnectorError {
-    /// Where it failed.
+    /// The stage that failed.
     pub(super) stage: Stage,
-    /// What failed, on whom, and what to do.
+    /// The failure, its host, and the remedy.
     pub(super) reason: String,
 }
 

@@ -11,7 +11,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
 
-/// Speaks TLS over `stream` to `host`, whoever that is. The handshake is done with the first use.
+/// Speaks TLS over `stream` to `host` without checking its certificate. The first use shakes hands.
 ///
 /// # Errors
 /// When TLS cannot be set up; nothing is sent before the first use.

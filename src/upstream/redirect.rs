@@ -1,4 +1,4 @@
-//! Where a redirect may lead. Owns: the closed list of hosts and the resolution of a `Location`.
+//! The targets of redirects. Owns: the closed list of hosts and the resolution of a `Location`.
 //! Must not: connect anywhere.
 //!
 //! A registry's redirect decides where the proxy connects to, so only hosts that serve layers are
@@ -146,7 +146,7 @@ impl Redirects {
     /// Says whether `registry` may send us to `url`.
     ///
     /// # Errors
-    /// What is wrong with it and which setting allows it.
+    /// The fault, and the setting that allows such a URL.
     pub fn check(&self, registry: &Registry, url: &Url) -> Result<(), String> {
         if registry.scheme() == Scheme::Https && url.scheme == Scheme::Http {
             return Err(format!("{} is not https, as the registry is", url.origin()));

@@ -78,7 +78,7 @@ struct NameCache {
     done: Condvar,
 }
 
-/// What the cache holds of a name.
+/// A name in the cache.
 #[derive(Default)]
 struct CachedName {
     addresses: Vec<IpAddr>,
@@ -89,7 +89,7 @@ struct CachedName {
     pending: bool,
 }
 
-/// What to do about a name.
+/// The state of a name for its caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum NameState {
     /// Use these.

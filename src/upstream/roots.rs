@@ -5,7 +5,7 @@ use std::path::Path;
 
 use ureq::tls::{PemItem, RootCerts};
 
-/// Where Linux distributions keep the roots that their administrator chose.
+/// The file of Linux distributions with the roots that the administrator chose.
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// The roots to trust: the bundle; else the system's, which its administrator chose; else

@@ -81,7 +81,7 @@ impl Secrets {
         *text = String::from_utf8_lossy(&bytes).into_owned();
     }
 
-    /// Where the first of its forms is, at or after `from`.
+    /// The place of the first of its forms, at or after `from`.
     fn find(&self, bytes: &[u8], from: usize) -> Option<(usize, usize)> {
         let found = self.words.iter().filter_map(|word| {
             let start = word.find(bytes, from)?;
@@ -156,7 +156,7 @@ struct Guarded {
     secrets: Arc<Secrets>,
     /// Stars take the token's place; otherwise the body is cut.
     masks: bool,
-    /// What was read; given out up to `at`, and free of the token up to `clean`.
+    /// The bytes that were read: given out up to `at`, and free of the token up to `clean`.
     bytes: Vec<u8>,
     at: usize,
     clean: usize,
@@ -320,7 +320,7 @@ mod tests {
             }
         }
         assert!(guard(500, Broken(false)).1.is_err());
-        // What has come is given out before more is read.
+        // The bytes that have come are given out before more are read.
         let mut reply = Incoming {
             status: 200,
             headers: Headers::new(),

@@ -20,7 +20,7 @@ use crate::oci;
 use crate::secret::Secret;
 use crate::upstream::{Api, ApiCall, ApiReply, Stage, UpstreamError};
 
-/// Where ECS answers for `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI`.
+/// The host of ECS for `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI`.
 const ECS: &str = "169.254.170.2";
 /// Longest time to connect to what is on this very host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -119,7 +119,7 @@ impl Container {
         Err(failure.unwrap_or_else(|| FailedAttempt::lasting(format!("{setting} leads nowhere"))))
     }
 
-    /// Where `uri` leads, once for each address.
+    /// The endpoints that `uri` leads to, one for each address.
     fn endpoints(&self, uri: &str, setting: &str) -> Result<Vec<Endpoint>, FailedAttempt> {
         let lasting = |why: &str| FailedAttempt::lasting(format!("{setting}: {why}"));
         let (scheme, authority, path) = container_uri(uri).map_err(|why| lasting(&why))?;

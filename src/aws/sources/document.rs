@@ -39,7 +39,7 @@ pub(super) fn read(body: &[u8], source: String) -> Result<Credentials, Unusable>
 /// The keys in a document, and their end; `token` is the name of the session token's field.
 ///
 /// # Errors
-/// What is wrong with it, as the end of a sentence that begins with its name.
+/// The fault, as the end of a sentence that begins with the document's name.
 pub(super) fn keys(
     document: &Value,
     token: &str,

@@ -8,7 +8,7 @@ use std::path::Path;
 /// Reads a text file of at most `bytes_max`; none when it is not there.
 ///
 /// # Errors
-/// What is wrong with it, without its name.
+/// The fault, without the name of the file.
 pub(super) fn read(path: &Path, bytes_max: u64) -> Result<Option<String>, String> {
     let text = read_bytes(path, bytes_max)?.map(String::from_utf8);
     text.transpose().map_err(|_| "it is not UTF-8".to_owned())
@@ -17,7 +17,7 @@ pub(super) fn read(path: &Path, bytes_max: u64) -> Result<Option<String>, String
 /// The same for a file in any encoding.
 ///
 /// # Errors
-/// What is wrong with it, without its name.
+/// The fault, without the name of the file.
 pub(super) fn read_bytes(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, String> {
     let kind = match path.metadata() {
         Ok(metadata) => metadata.file_type(),

@@ -117,7 +117,7 @@ impl InstanceRole {
                 self.memory.locked().passed_over = Some(text.clone());
                 Ok(None)
             }
-            // Where the settings say that the service is there, it may just be late.
+            // The settings say that the service is there, so it may just be late.
             (ImdsFault::Unreachable(text), None) => Err(AwsFault::passing(text.clone())),
             _ => Err(fault.clone().into()),
         }
@@ -329,7 +329,7 @@ mod tests {
                 .unwrap()
                 .contains("hop limit 2")
         );
-        // Where the user says that it is there, it is a fault.
+        // The user says that it is there, so its absence is a fault.
         let demanded = self::bench(Some("http://127.0.0.1:1"));
         assert!(demanded.fault().contains("does not answer"));
     }

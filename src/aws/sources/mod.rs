@@ -1,4 +1,4 @@
-//! Where credentials may come from. Owns: the list of sources; each is a file, and [`chain`] asks
+//! The sources of credentials. Owns: the list of them; each is a file, and [`chain`] asks
 //! them in turn. Must not: keep anything.
 
 pub(super) mod chain;

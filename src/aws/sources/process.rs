@@ -159,7 +159,7 @@ fn run(words: &[String], limits: ProgramLimits) -> Result<Secret<Vec<u8>>, Strin
 /// A program that is killed with all its children when this goes.
 struct ChildGuard(Child);
 
-/// What a program left behind.
+/// The results of a program.
 struct ProgramEnd {
     /// Standard output.
     output: Secret<Vec<u8>>,
@@ -414,7 +414,7 @@ mod tests {
         let told = "/bin/sh has not ended within 0.7 s, and was killed: waiting ";
         let child = fault.strip_prefix(told).expect(&fault).to_owned();
         let status = format!("/proc/{child}/stat");
-        // Gone, or a zombie that whoever adopted it has not yet waited for.
+        // Gone, or a zombie for which its new parent has not waited yet.
         let lives = || {
             let stat = std::fs::read_to_string(&status).unwrap_or_default();
             stat.rsplit_once(") ")

@@ -22,7 +22,7 @@ pub(super) struct TokenFile {
     pub(super) path: PathBuf,
     /// The variable or the key of a profile that names the file, for errors.
     pub(super) named_by: String,
-    /// Where the credentials come from, for logs and errors.
+    /// The source of the credentials, for logs and errors.
     pub(super) source: String,
     /// The role.
     pub(super) role: Role,
@@ -32,7 +32,7 @@ impl TokenFile {
     /// Fetches credentials.
     ///
     /// # Errors
-    /// What is wrong with the file, or what AWS said.
+    /// The fault in the file, or AWS's answer.
     pub(super) fn fetch(&self, sts: &Sts) -> Result<Credentials, AwsFault> {
         match self.exchange(sts) {
             // Rotated between reading and sending; or the issuer was out of AWS's reach for a

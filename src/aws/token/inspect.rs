@@ -12,7 +12,7 @@ use crate::secret::Secret;
 /// Credentials as they were found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundCredentials {
-    /// Where they come from.
+    /// Their source.
     pub source: String,
     /// Their end, by AWS's clock; none for those that do not end, or do not say.
     pub expires: Option<SystemTime>,
@@ -36,7 +36,7 @@ pub struct FoundToken {
 /// Why our identity is not known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdentityFault {
-    /// What failed, and what to mend.
+    /// The failure and its remedy.
     pub text: String,
     /// True when AWS, or a setting, says no; false when nobody answered, or may answer soon.
     pub refused: bool,
@@ -64,7 +64,7 @@ impl Tokens {
     /// Asks STS for our identity. Blocks for two calls at the longest, and for the credentials.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub fn find_identity(&self) -> Result<Identity, IdentityFault> {
         let refused = |text: String| IdentityFault {
             text,
@@ -85,7 +85,7 @@ impl Tokens {
     /// the longest, and for the credentials.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub fn find_token(&self, registry: Option<&Registry>) -> Result<FoundToken, String> {
         let realm = self.realm_now(registry)?;
         let token = self.fetch(&realm).map_err(|fault| fault.text)?;

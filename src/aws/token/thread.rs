@@ -121,14 +121,14 @@ impl Tokens {
     /// Fetches a token. Blocks for two calls at the longest, and for the credentials.
     ///
     /// # Errors
-    /// What failed, and what to mend.
+    /// The failure and its remedy.
     pub(super) fn fetch(&self, realm: &Realm) -> Result<AuthorizationToken, AwsFault> {
         let unconfigured = |why| AwsFault::new(why, FaultKind::Unconfigured);
         if let Some(fault) = &self.profile_fault {
             return Err(unconfigured(fault.clone()));
         }
         let url = ecr::api_url(&self.config.aws, realm).map_err(unconfigured)?;
-        // Where neither settings nor the first registry give one, a role is assumed here.
+        // A role is assumed in this region, if neither settings nor the first registry have one.
         self.chain.suggest_region(&realm.region);
         let credentials = self.chain.fetch()?;
         let ask = |credentials: &Credentials| {

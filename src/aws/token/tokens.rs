@@ -60,7 +60,7 @@ pub struct Status {
     pub last_error: Option<String>,
     /// Our ARN, once STS has given it.
     pub arn: Option<String>,
-    /// Where the credentials of the last token came from.
+    /// The source of the credentials of the last token.
     pub source: Option<String>,
 }
 
@@ -69,11 +69,11 @@ pub struct Tokens {
     pub(super) config: TokenConfig,
     /// The realm fetched at start, or why there is none.
     pub(super) default_realm: Result<Realm, String>,
-    /// What is wrong with the profile's endpoints.
+    /// The fault in the profile's endpoints.
     pub(super) profile_fault: Option<String>,
     pub(super) chain: Chain,
     pub(super) caller: Arc<Caller>,
-    /// Where to ask for the region; none where a setting gives it or forbids to ask.
+    /// The service that knows the region; none when a setting has the region or forbids to ask.
     pub(super) imds: Option<Imds>,
     pub(super) clock: Arc<dyn Clock>,
     shared: Mutex<TokenTable>,

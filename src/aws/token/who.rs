@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// no way to STS at all.
 const RETRY: Duration = Duration::from_secs(3600);
 
-/// What STS has answered, and whether to ask it (again), as functions of the time handed in.
+/// The answer of STS, and the time to ask it (again). The caller hands in the time.
 ///
 /// STS is asked once for each key that signed a token: with another key (credentials refreshed, a
 /// profile rewritten) we may be somebody else.
@@ -32,7 +32,7 @@ impl Who {
         }
     }
 
-    /// Where to ask, if that is due.
+    /// The region to ask in, if that is due.
     pub(super) fn due(&self) -> Option<&String> {
         self.due.as_ref()
     }

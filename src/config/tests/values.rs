@@ -1,4 +1,4 @@
-//! What each kind of value may be, and what is said of others.
+//! The values that each kind accepts, and the faults of others.
 
 use super::*;
 

@@ -148,7 +148,7 @@ impl ServerCertVerifier for BelieveAll {
 const V12: &rustls::SupportedProtocolVersion = &rustls::version::TLS12;
 const V13: &rustls::SupportedProtocolVersion = &rustls::version::TLS13;
 
-/// What a client is to be like; one that is used again resumes.
+/// The kind of a client; one that is used again resumes its session.
 fn client_config(
     version: &'static rustls::SupportedProtocolVersion,
     protocols: &[&str],
@@ -227,7 +227,7 @@ impl Write for Client {
     fn write(&mut self, mut bytes: &[u8]) -> io::Result<usize> {
         let mut client = self.0.borrow_mut();
         let count = client.read_tls(&mut bytes)?;
-        // What the client thinks of it shows in what it sends next.
+        // The client's next bytes show whether it accepts the certificate.
         let _ = client.process_new_packets();
         Ok(count)
     }
@@ -356,7 +356,7 @@ fn both_versions_speak_http_1_1_and_nothing_else() {
         let spoken = session.connection.protocol_version();
         assert_eq!(spoken, Some(version.version));
         assert_eq!(certificate, Certificate::NotAsked);
-        // Who does not care is served, too.
+        // A client that offers no protocol is served, too.
         let plain = client_config(version, &[], None);
         Client::new(&plain).meet(&tls).unwrap();
         let client = Client::new(&client_config(version, &["h2"], None));

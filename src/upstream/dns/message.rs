@@ -39,7 +39,7 @@ pub struct DnsQuery {
     bytes: Vec<u8>,
 }
 
-/// What a server says to a question.
+/// A server's answer to a question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DnsAnswer {
     /// These addresses, for so many seconds.
@@ -91,7 +91,7 @@ impl DnsQuery {
         &self.bytes
     }
 
-    /// What `reply` says; none when it is no answer to this question.
+    /// The answer in `reply`; none when it answers another question.
     pub fn read(&self, reply: &[u8]) -> Option<DnsAnswer> {
         if !self.is_answered_by(reply) {
             return None;

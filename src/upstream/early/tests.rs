@@ -21,13 +21,13 @@ use crate::upstream::tcp::TcpTransport;
 
 const CERTIFICATE: &[u8] = include_bytes!("../../../tests/data/localhost-cert.pem");
 const KEY: &[u8] = include_bytes!("../../../tests/data/localhost-key.pem");
-/// What a peer that takes nothing is given in these tests.
+/// The time that these tests give a peer that takes nothing.
 const WRITE_TIMEOUT: Duration = Duration::from_millis(200);
 /// Far above what any of it takes, far below a body that is sent whole.
 const BOUND: Duration = Duration::from_secs(20);
 const REFUSAL: &str = "HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\nX-Why: size\r\n\r\nlarge";
 
-/// What the server does once a head has come.
+/// The behaviour of the server once a head has come.
 #[derive(Clone, Copy)]
 struct Script {
     answer: &'static str,
@@ -132,7 +132,7 @@ impl Read for Endless {
     }
 }
 
-/// What an endless upload to such a server comes to: the answer, and bytes taken of the body.
+/// The end of an endless upload to such a server: the answer, and the bytes taken of the body.
 fn upload(script: Script, length: Option<u64>) -> (Option<Buffered>, u64) {
     let begun = Instant::now();
     let (address, go, server) = serve(script);

@@ -12,7 +12,7 @@ const REFRESH_BEFORE: Duration = Duration::from_secs(5 * 60);
 /// fails, or that gives short-lived credentials, is not asked in a loop.
 const GAP: Duration = Duration::from_secs(60);
 
-/// What may be done with credentials.
+/// The use that credentials are still good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
     /// To be used.

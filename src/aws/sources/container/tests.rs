@@ -133,7 +133,7 @@ fn a_name_may_lead_to_this_host_or_awss_addresses_alone() {
     bench.api.fail(refused());
     bench.api.reply(json(200, DOCUMENT));
     bench.source.fetch().unwrap();
-    // What was checked is dialled, and the name goes along for the server to see.
+    // The address that was checked is dialled; the server still sees the name.
     let dialled = [
         "http://[::1]:8080/creds?a=b",
         "http://127.0.0.1:8080/creds?a=b",

@@ -39,7 +39,7 @@ struct FilePlace {
 pub(super) struct Profiles {
     profiles: HashMap<String, Section>,
     services: HashMap<String, Properties>,
-    /// Where a missing one was looked for.
+    /// The places where a missing profile was looked for.
     looked_in: String,
     /// A file that a setting names and that is not there.
     absent: Option<String>,
@@ -112,7 +112,7 @@ impl SharedFiles {
         }
     }
 
-    /// Where the profile was looked for in vain, for somebody who expects one.
+    /// The places where the profile was not found, for a user that expects one.
     pub(super) fn describe_search(&self) -> String {
         let state = |place: &Option<FilePlace>| match place {
             None => "HOME is not set".to_owned(),

@@ -1,5 +1,5 @@
-//! What the fuzzer calls of the shared AWS files; compiled for it and for tests. Owns: what must
-//! hold of any text, and what comes of it in words. Must not: be part of the program.
+//! The entry points of the fuzzer for the shared AWS files, compiled for it and for tests. Owns:
+//! the rules that hold for any text, and its outcome in words. Must not: be part of the program.
 
 use std::fmt::Write as _;
 
@@ -10,7 +10,7 @@ use super::{ini, plan};
 
 /// Most profiles of one input whose way to keys is followed.
 const FOLLOWED_MAX: usize = 64;
-/// What no fault may show: values of keys are made of it.
+/// A word in all values; no fault may show it.
 const MARK: &str = "hunter2";
 
 /// Reads `text` as a file. A fault names the number of a line and no value; every profile leads to

@@ -40,7 +40,7 @@ pub(super) fn parse(text: &str) -> Result<Sections, String> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut found = Sections::default();
     let mut places: HashMap<String, usize> = HashMap::new();
-    // Where the next line belongs: a section, and a key of it with its indentation.
+    // The place of the next line: a section, and a key in it with its indentation.
     let mut place: Option<usize> = None;
     let mut key: Option<(String, usize)> = None;
     for (number, line) in text.lines().enumerate() {

@@ -1,4 +1,4 @@
-//! Where no setting tells the region, and what then comes of the instance metadata.
+//! The region comes from the instance metadata when no setting has it.
 
 use super::*;
 use crate::config::InstanceSettings;
