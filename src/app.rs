@@ -8,18 +8,20 @@
 mod capacity;
 mod listen;
 pub(crate) mod plain_token;
+mod progress;
 mod reload;
 mod threads;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
+use self::progress::Progress;
 use crate::aws::token::{TokenConfig, Tokens};
 use crate::cache::store::OpenError;
 use crate::cache::{self, Cache};
@@ -234,6 +236,7 @@ fn door_limits(settings: &Settings, connections: usize) -> DoorLimits {
     let limits = DoorLimits::new(connections);
     DoorLimits {
         connections_per_peer: settings.max_connections_per_peer,
+        trust_proxy_headers: settings.trust_proxy_headers,
         min_rate: MinRate {
             bytes_per_second: settings.min_rate,
             ..limits.min_rate
@@ -479,10 +482,14 @@ fn build_readiness(
 
 impl RunningProxy {
     fn wait(self, incoming: &Receiver<Event>, events: &Sender<Event>, grace: Duration) -> u8 {
+        let mut progress = Progress::new();
         loop {
-            // The channel cannot close: `events` is held here.
-            let Ok(event) = incoming.recv() else {
-                return config::EXIT_THREAD_LOST;
+            progress.log();
+            let event = match incoming.recv_timeout(progress::LOOK) {
+                Ok(event) => event,
+                Err(RecvTimeoutError::Timeout) => continue,
+                // The channel cannot close: `events` is held here.
+                Err(RecvTimeoutError::Disconnected) => return config::EXIT_THREAD_LOST,
             };
             match event {
                 Event::Lost(name) => {

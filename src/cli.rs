@@ -13,6 +13,7 @@ use crate::config::{
     self, Arguments, COMMIT, EXIT_FAILED, EXIT_OK, EXIT_SETTINGS, Effective, Fault, Preset,
     Resolution, Settings, VERSION,
 };
+use crate::log::{self, Format, Level};
 
 /// Widest column of `settings`; a longer value moves only its own line.
 const COLUMN_WIDTH_MAX: usize = 40;
@@ -104,11 +105,12 @@ pub fn run(
     let action = match find_action(&arguments) {
         Ok(action) => action,
         // The command's own flags are not built either: to call them unknown would mislead.
-        Err(CommandFault::NotBuilt(fault)) => return complain(err, &[fault]),
+        Err(CommandFault::NotBuilt(fault)) => return complain(err, Format::Text, &[fault]),
         Err(CommandFault::Unknown(fault)) => {
-            complain(err, &[fault]);
-            let settings = resolve(&arguments, environment).settings;
-            return complain(err, &settings.err().unwrap_or_default());
+            let found = resolve(&arguments, environment);
+            let format = log_format(&found.effective);
+            complain(err, format, &[fault]);
+            return complain(err, format, &found.settings.err().unwrap_or_default());
         }
     };
     match action {
@@ -125,12 +127,13 @@ pub fn run(
             };
             match (settings, action) {
                 (Err(faults), Action::Check) => check::print_faults(&faults, out, err),
-                (Err(faults), _) => complain(err, &faults),
+                (Err(faults), Action::Serve) => complain(err, log_format(&effective), &faults),
+                (Err(faults), _) => complain(err, Format::Text, &faults),
                 (Ok(settings), Action::Check) => check::run(&settings, &effective, out, err),
                 (Ok(settings), Action::Health) => health::run(&settings, out, err),
                 (Ok(settings), Action::Serve) => serve(settings),
                 (Ok(settings), _) => {
-                    complain(err, &settings.warnings);
+                    complain(err, Format::Text, &settings.warnings);
                     shown
                 }
             }
@@ -254,10 +257,28 @@ fn fail(out: &mut dyn Write, err: &mut dyn Write, text: &str) -> u8 {
     EXIT_FAILED
 }
 
-fn complain(err: &mut dyn Write, faults: &[impl std::fmt::Display]) -> u8 {
+/// `LOG_FORMAT`, even when other settings are at fault: a log store reads the faults, too.
+fn log_format(effective: &[Effective]) -> Format {
+    let mut rows = effective.iter();
+    let row = rows.find(|row| row.setting.name == "LOG_FORMAT");
+    let value = row.and_then(|row| row.value.as_deref()).unwrap_or_default();
+    match value.eq_ignore_ascii_case("json") {
+        true => Format::Json,
+        false => Format::Text,
+    }
+}
+
+fn complain(err: &mut dyn Write, format: Format, faults: &[impl std::fmt::Display]) -> u8 {
     for fault in faults {
         // When standard error is closed, the exit code is all that is left.
-        let _ = writeln!(err, "aws-ecr-proxy: {fault}");
+        let _ = match format {
+            Format::Text => writeln!(err, "aws-ecr-proxy: {fault}"),
+            Format::Json => {
+                let fields: [log::Field<'_>; 1] = [("error", fault)];
+                let line = log::format_line(format, Level::Error, "bad setting", &fields);
+                err.write_all(line.as_bytes())
+            }
+        };
     }
     EXIT_SETTINGS
 }

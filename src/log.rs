@@ -9,7 +9,9 @@
 //!
 //! Locks: the table of repeated causes, held for a look-up.
 
+mod fields;
 mod repeats;
+mod scope;
 
 use std::fmt::{Display, Write as _};
 use std::io::Write as _;
@@ -19,7 +21,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::calendar::format_rfc3339;
 use crate::metrics;
+pub use fields::{FIELDS, FieldType};
 use repeats::Repeats;
+pub use scope::RequestScope;
 
 /// Lines that may wait for the writer thread: at 300 bytes a line about 1.2 MB.
 const QUEUE_LINES_MAX: usize = 4096;
@@ -111,7 +115,7 @@ pub fn hook_panics() {
             "panicked",
             &[
                 ("thread", &thread.name().unwrap_or("unnamed")),
-                ("at", &place),
+                ("place", &place),
                 ("reason", &message),
             ],
         );
@@ -150,6 +154,11 @@ pub fn warn(message: &str, fields: &[Field<'_>]) {
 /// Logs at ERROR.
 pub fn error(message: &str, fields: &[Field<'_>]) {
     write(Level::Error, message, fields);
+}
+
+/// Logs at `level`.
+pub fn at(level: Level, message: &str, fields: &[Field<'_>]) {
+    write(level, message, fields);
 }
 
 /// Logs what a request or a connection can cause. A line with the same message and the same text is
@@ -234,7 +243,15 @@ fn write(level: Level, message: &str, fields: &[Field<'_>]) {
     if !enabled(level) {
         return;
     }
-    let line = line(level, message, fields);
+    let line = match RequestScope::current() {
+        Some(scope) if fields.iter().all(|(name, _)| *name != "id") => {
+            let mut fields = fields.to_vec();
+            let id = scope.id();
+            fields.push(("id", &id));
+            line(level, message, &fields)
+        }
+        _ => line(level, message, fields),
+    };
     match LOGGER.get() {
         None => write_stderr(&line),
         Some(logger) => {
@@ -246,7 +263,13 @@ fn write(level: Level, message: &str, fields: &[Field<'_>]) {
 }
 
 fn line(level: Level, message: &str, fields: &[Field<'_>]) -> String {
-    match LOGGER.get().map_or(Format::Text, |logger| logger.format) {
+    let format = LOGGER.get().map_or(Format::Text, |logger| logger.format);
+    format_line(format, level, message, fields)
+}
+
+/// A line as the log would write it now, its end included: for what must be said without a log.
+pub fn format_line(format: Format, level: Level, message: &str, fields: &[Field<'_>]) -> String {
+    match format {
         Format::Json => json_line(SystemTime::now(), level, message, fields),
         Format::Text => text_line(SystemTime::now(), level, message, fields),
     }
@@ -284,18 +307,7 @@ fn json_line(time: SystemTime, level: Level, message: &str, fields: &[Field<'_>]
     );
     for (name, value) in fields {
         let value = value_text(value);
-        // Numbers stay numbers, so that a log store can sum and compare them. `upstream` is a
-        // number or a word, so it is always text: a store would refuse a change of type.
-        let number = *name != "upstream"
-            && !value.is_empty()
-            && value.len() < 16
-            && value.bytes().all(|b| b.is_ascii_digit())
-            && (value == "0" || !value.starts_with('0'));
-        let _ = if number {
-            write!(line, ",\"{name}\":{value}")
-        } else {
-            write!(line, ",\"{name}\":{}", quoted(&value))
-        };
+        let _ = write!(line, ",\"{name}\":{}", fields::json(name, &value));
     }
     line.push_str("}\n");
     line
@@ -358,16 +370,16 @@ mod tests {
 
     #[test]
     fn a_value_cannot_forge_a_line() {
-        let fields: [Field<'_>; 2] = [("path", &"/v2/\n2026 INFO forged"), ("n", &7)];
+        let fields: [Field<'_>; 2] = [("path", &"/v2/\n2026 INFO forged"), ("bytes", &7)];
         let text = text_line(UNIX_EPOCH, Level::Info, "request", &fields);
         assert_eq!(text.lines().count(), 1);
         assert!(
-            text.ends_with("INFO request path=\"/v2/\\n2026 INFO forged\" n=7\n"),
+            text.ends_with("INFO request path=\"/v2/\\n2026 INFO forged\" bytes=7\n"),
             "{text}"
         );
         let json = json_line(UNIX_EPOCH, Level::Info, "request", &fields);
         let parsed: serde_json::Value = serde_json::from_str(&json).unwrap();
-        assert_eq!(parsed["n"], 7);
+        assert_eq!(parsed["bytes"], 7);
         assert_eq!(parsed["path"], "/v2/\n2026 INFO forged");
     }
 

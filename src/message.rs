@@ -4,6 +4,8 @@
 //!
 //! Locks: [`Desk`]'s one mutex, held for a map operation only.
 
+mod note;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
@@ -14,8 +16,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::budget::Share;
 use crate::locked::Locked as _;
-use crate::metrics::CacheOutcome;
-use crate::transfers::Running;
+use crate::log::RequestScope;
+pub use note::LogNote;
 
 /// The field that names the waiting request on its way through tiny_http. The door removes such a
 /// field when a client sends one.
@@ -163,7 +165,7 @@ pub struct Request {
     pub headers: Headers,
     /// The connection it came on.
     pub peer: Peer,
-    /// Names this request in logs and replies.
+    /// Names this request in logs and replies. A client may have chosen it, so it is no key.
     pub id: String,
 }
 
@@ -431,6 +433,24 @@ impl fmt::Debug for Body {
     }
 }
 
+impl Answer {
+    /// The same with something added to its notes.
+    #[must_use]
+    pub fn with_note(self, add: impl FnOnce(&mut LogNote) + Send + 'static) -> Self {
+        match self {
+            Self::Now(mut reply) => {
+                add(&mut reply.outcome);
+                Self::Now(reply)
+            }
+            Self::Later(exchange) => Self::Later(Box::new(move |body| {
+                let mut reply = exchange(body);
+                add(&mut reply.outcome);
+                reply
+            })),
+        }
+    }
+}
+
 /// A reply: what the client gets, and what the log says about it.
 #[derive(Debug)]
 pub struct Reply {
@@ -463,19 +483,6 @@ impl Reply {
     }
 }
 
-/// Notes on how a reply came about, for the request's log line.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LogNote {
-    /// The cache's part; none when it was not asked.
-    pub cache: Option<CacheOutcome>,
-    /// Upstream's status, or the stage at which it failed; none when upstream was not asked.
-    pub upstream: Option<String>,
-    /// The fault, for the person on call.
-    pub error: Option<String>,
-    /// The listed transfer of the body, which counts what the client has got.
-    pub transfer: Option<Arc<Running>>,
-}
-
 /// The place where requests wait for their answers. The door opens a slot under the request's id
 /// and leaves the peer there. The worker takes the peer and leaves the answer. The door fetches it
 /// and closes the slot.
@@ -485,21 +492,22 @@ pub struct Desk {
 }
 
 enum Slot {
-    Asked(Peer),
+    Asked(Peer, RequestScope),
     Deciding,
     Answered(Answer),
 }
 
 impl Desk {
-    /// Door: opens the slot `id`.
-    pub fn open(&self, id: &str, peer: Peer) {
-        self.lock().insert(id.to_owned(), Slot::Asked(peer));
+    /// Door: opens the slot `id`, for a request.
+    pub fn open(&self, id: &str, peer: Peer, request: RequestScope) {
+        self.lock()
+            .insert(id.to_owned(), Slot::Asked(peer, request));
     }
 
-    /// Worker: takes the peer of the request `id`. None when nobody waits for it.
-    pub fn take_up(&self, id: &str) -> Option<Peer> {
+    /// Worker: takes the peer and the request in the slot `id`. None when nobody waits for it.
+    pub fn take_up(&self, id: &str) -> Option<(Peer, RequestScope)> {
         match std::mem::replace(self.lock().get_mut(id)?, Slot::Deciding) {
-            Slot::Asked(peer) => Some(peer),
+            Slot::Asked(peer, request) => Some((peer, request)),
             Slot::Deciding | Slot::Answered(_) => None,
         }
     }
@@ -515,7 +523,7 @@ impl Desk {
     pub fn close(&self, id: &str) -> Option<Answer> {
         match self.lock().remove(id)? {
             Slot::Answered(answer) => Some(answer),
-            Slot::Asked(_) | Slot::Deciding => None,
+            Slot::Asked(..) | Slot::Deciding => None,
         }
     }
 
@@ -544,15 +552,17 @@ mod tests {
     fn a_slot_is_answered_once_and_only_while_it_is_open() {
         let desk = Desk::default();
         let peer = Peer::on_unix_socket();
-        desk.open("1", peer.clone());
-        assert_eq!(desk.take_up("1"), Some(peer.clone()));
-        assert_eq!(desk.take_up("1"), None);
+        let request = || RequestScope::new("same".into(), None);
+        desk.open("1", peer.clone(), request());
+        let (asked, scope) = desk.take_up("1").unwrap();
+        assert_eq!((asked, scope.id()), (peer.clone(), "same"));
+        assert!(desk.take_up("1").is_none());
         desk.answer("1", Answer::Now(Reply::new(200, "text/plain", "ok")));
         assert!(matches!(desk.close("1"), Some(Answer::Now(reply)) if reply.status == 200));
         assert!(desk.close("1").is_none());
         desk.answer("1", Answer::Now(Reply::new(200, "text/plain", "late")));
         assert!(desk.close("1").is_none());
-        desk.open("2", peer);
+        desk.open("2", peer, request());
         assert!(desk.close("2").is_none());
     }
 

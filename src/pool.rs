@@ -112,35 +112,31 @@ fn answer_request(request: tiny_http::Request, desk: &Desk, decide: &Decide) {
     let id = headers.first(DOOR_FIELD).unwrap_or_default().to_owned();
     headers.remove(DOOR_FIELD);
     let _busy = metrics::WORKERS_BUSY.hold();
-    let answered = desk.take_up(&id).is_none_or(|peer| {
+    let answered = desk.take_up(&id).is_none_or(|(peer, scope)| {
         let request = Request {
             method,
             target,
             headers,
             peer,
-            id,
+            id: scope.id().to_owned(),
         };
-        decide_and_answer(&request, desk, decide)
+        match scope.run(|| decide_safely(&request, decide)) {
+            Some(answer) => desk.answer(&id, answer),
+            None => return false,
+        }
+        true
     });
     let byte = if answered { ANSWERED } else { PANICKED };
     // A lane that is gone is noticed at its other end.
     let _ = writer.write_all(&[byte]).and_then(|()| writer.flush());
 }
 
-/// False when deciding panicked.
-fn decide_and_answer(request: &Request, desk: &Desk, decide: &Decide) -> bool {
-    match catch_unwind(AssertUnwindSafe(|| decide(request))) {
-        Ok(answer) => {
-            desk.answer(&request.id, answer);
-            true
-        }
-        Err(_) => {
-            metrics::PANICS.inc();
-            log::error(
-                "a worker panicked",
-                &[("id", &request.id), ("method", &request.method)],
-            );
-            false
-        }
+/// None when deciding panicked.
+fn decide_safely(request: &Request, decide: &Decide) -> Option<Answer> {
+    let answer = catch_unwind(AssertUnwindSafe(|| decide(request)));
+    if answer.is_err() {
+        metrics::PANICS.inc();
+        log::error("a worker panicked", &[("method", &request.method)]);
     }
+    answer.ok()
 }

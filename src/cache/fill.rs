@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use super::disk::Disk;
 use super::names::Scope;
 use super::store::Reading;
-use crate::log::{self, Level};
+use crate::log::{self, Level, RequestScope};
 use crate::message::{Body, Buffered, Headers};
 use crate::metrics;
 use crate::oci::{Digest, Registry, Repository};
@@ -187,7 +187,7 @@ impl Fills {
         let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
         let listed = TRANSFERS.list(Arc::clone(&growing.transfer));
         let (fills, filling) = (Arc::clone(self), Arc::clone(growing));
-        let run = move || {
+        let work = move || {
             let fill = AssertUnwindSafe(|| fills.fill(&filling));
             let outcome = catch_unwind(fill).unwrap_or_else(|_| {
                 metrics::PANICS.inc();
@@ -196,6 +196,12 @@ impl Fills {
             drop(listed);
             fills.end(&filling, outcome);
             drop(slot);
+        };
+        // Its lines carry the id of the request that began it.
+        let request = RequestScope::current();
+        let run = move || match request {
+            Some(request) => request.run(work),
+            None => work(),
         };
         let thread = std::thread::Builder::new().name(format!("fill-{number}"));
         if thread.stack_size(STACK_BYTES).spawn(run).is_err() {
@@ -217,7 +223,12 @@ impl Fills {
         if let Outcome::Failed(error) = &outcome {
             let digest = &growing.wanted.digest;
             let fields: [log::Field<'_>; 1] = [("digest", digest)];
-            log::cause(Level::Warn, "download failed", ("error", error), &fields);
+            // Before it began, the lines of its clients say so.
+            let level = match growing.begun_with() {
+                Some(_) => Level::Warn,
+                None => Level::Info,
+            };
+            log::cause(level, "download failed", ("error", error), &fields);
         }
         // Out of the map first: whoever comes now finds the blob in the store, or begins anew.
         self.lock().remove(&growing.wanted.digest);

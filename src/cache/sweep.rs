@@ -201,7 +201,7 @@ impl Sweeper {
                 &[
                     ("blobs", &blobs),
                     ("bytes", &self.used_bytes()),
-                    ("quota", &self.quota),
+                    ("quota_bytes", &self.quota),
                     ("ms", &begun.elapsed().as_millis()),
                 ],
             ),

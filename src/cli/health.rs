@@ -15,6 +15,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::{complain, fail, print};
 use crate::config::{ListenHost, Settings, VERSION};
+use crate::log::Format;
 use crate::upstream::loopback;
 
 /// Longest time for `health`, start to end: container engines give a health check 5 s and more,
@@ -29,7 +30,7 @@ pub(super) fn run(settings: &Settings, out: &mut dyn Write, err: &mut dyn Write)
         ListenHost::Unix(path) => Place::Unix(path.clone()),
         ListenHost::Address(_) | ListenHost::Name(_) if settings.listen_port == 0 => {
             let why = "LISTEN_PORT=0: expected the port that the running proxy listens on";
-            return complain(err, &[why]);
+            return complain(err, Format::Text, &[why]);
         }
         ListenHost::Address(host) => {
             Place::Tcp(SocketAddr::new(reachable(*host), settings.listen_port))
@@ -38,8 +39,20 @@ pub(super) fn run(settings: &Settings, out: &mut dyn Write, err: &mut dyn Write)
             let found = (name.as_str(), settings.listen_port).to_socket_addrs();
             match found.map(|mut addresses| addresses.next()) {
                 Ok(Some(address)) => Place::Tcp(address),
-                Ok(None) => return complain(err, &[&format!("LISTEN_HOST={name}: no address")]),
-                Err(error) => return complain(err, &[&format!("LISTEN_HOST={name}: {error}")]),
+                Ok(None) => {
+                    return complain(
+                        err,
+                        Format::Text,
+                        &[&format!("LISTEN_HOST={name}: no address")],
+                    );
+                }
+                Err(error) => {
+                    return complain(
+                        err,
+                        Format::Text,
+                        &[&format!("LISTEN_HOST={name}: {error}")],
+                    );
+                }
             }
         }
     };

@@ -9,15 +9,16 @@ use super::body::{BodyFault, BodyReader};
 use super::connections::{Connection, DoorState};
 use super::head::{BodyFraming, Head, HeadParser};
 use super::lanes::LaneFault;
-use super::reply::{self, ReplyContext, WriteFault, Written};
+use super::log_line::LogLine;
+use super::reply::{self, ReplyContext, Written};
+use super::request_id;
 use super::socket::{ClientSocket, is_timeout};
 use super::tls::HandshakeFault;
-use crate::log::{self, Level};
-use crate::message::{Answer, LogNote, Peer, Reply, RequestBody};
+use crate::log::{self, Level, RequestScope};
+use crate::message::{Answer, Headers, LogNote, Peer, Reply, RequestBody};
 use crate::metrics::requests::{self, RequestKind};
-use crate::metrics::{self, CacheOutcome, Finished, Method, Route};
+use crate::metrics::{self, Finished, Method, Route};
 use crate::oci::{ErrorCode, OciError};
-use crate::random::unguessable;
 
 /// Longest wait for more while a closing connection is read from.
 const LINGER_PIECE: Duration = Duration::from_secs(2);
@@ -98,7 +99,7 @@ fn log_handshake_fault(fault: &HandshakeFault, peer: &Peer, limit: Duration) {
 
 /// Answers what cannot be understood as a request.
 fn refuse_unread(peer: &Peer, socket: &mut ClientSocket, error: &OciError) {
-    let id = format!("{:016x}", unguessable());
+    let id = request_id::made();
     let context = ReplyContext {
         http11: true,
         head_only: false,
@@ -108,9 +109,11 @@ fn refuse_unread(peer: &Peer, socket: &mut ClientSocket, error: &OciError) {
     let line = LogLine {
         started: Instant::now(),
         peer,
-        id: &id,
+        scope: &RequestScope::new(id.clone(), None),
         method: "-",
         target: "-",
+        headers: &Headers::new(),
+        forwarded: false,
     };
     write_and_log(line, socket, error_reply(error), context);
 }
@@ -146,23 +149,8 @@ fn serve_one(
         }
     };
     let running = metrics::REQUESTS_RUNNING.hold();
-    let started = Instant::now();
-    let id = format!("{:016x}", unguessable());
-    let (reply, body_done) = get_reply(shared, peer, socket, &head, &id);
-    let context = ReplyContext {
-        http11: head.http11,
-        head_only: head.method == "HEAD",
-        keep_alive: head.keep_alive && body_done && !shared.is_draining(),
-        id: &id,
-    };
-    let line = LogLine {
-        started,
-        peer,
-        id: &id,
-        method: &head.method,
-        target: &head.target,
-    };
-    let written = write_and_log(line, socket, reply, context);
+    let scope = request_id::scope(&head.headers);
+    let written = scope.run(|| answer(shared, peer, socket, &head, &scope));
     drop(running);
     connection.set_idle();
     if written.keep_alive {
@@ -172,6 +160,34 @@ fn serve_one(
         linger(shared, socket);
     }
     Next::Close
+}
+
+/// Gets the reply to a request, writes it, and logs it.
+fn answer(
+    shared: &DoorState,
+    peer: &Peer,
+    socket: &mut ClientSocket,
+    head: &Head,
+    scope: &RequestScope,
+) -> Written {
+    let started = Instant::now();
+    let (reply, body_done) = get_reply(shared, peer, socket, head, scope);
+    let context = ReplyContext {
+        http11: head.http11,
+        head_only: head.method == "HEAD",
+        keep_alive: head.keep_alive && body_done && !shared.is_draining(),
+        id: scope.id(),
+    };
+    let line = LogLine {
+        started,
+        peer,
+        scope,
+        method: &head.method,
+        target: &head.target,
+        headers: &head.headers,
+        forwarded: shared.limits.trust_proxy_headers,
+    };
+    write_and_log(line, socket, reply, context)
 }
 
 /// Waits for a head: as long as the idle limit for its first byte, then the head limit.
@@ -220,13 +236,15 @@ fn get_reply(
     peer: &Peer,
     socket: &mut ClientSocket,
     head: &Head,
-    id: &str,
+    scope: &RequestScope,
 ) -> (Reply, bool) {
-    shared.desk.open(id, peer.clone());
+    // The client may have chosen its id, and another the same.
+    let slot = request_id::made();
+    shared.desk.open(&slot, peer.clone(), scope.clone());
     let waiting = metrics::DECISIONS_WAITING.hold();
-    let asked = shared.lanes.ask(&head.for_lane(id));
+    let asked = shared.lanes.ask(&head.for_lane(&slot));
     drop(waiting);
-    let answer = shared.desk.close(id);
+    let answer = shared.desk.close(&slot);
     let exchange = match (asked, answer) {
         (Ok(()), Some(Answer::Now(reply))) => {
             return (reply, head.framing == BodyFraming::Length(0));
@@ -307,14 +325,6 @@ pub(super) fn error_reply(error: &OciError) -> Reply {
     reply
 }
 
-struct LogLine<'a> {
-    started: Instant,
-    peer: &'a Peer,
-    id: &'a str,
-    method: &'a str,
-    target: &'a str,
-}
-
 /// Writes the reply and the request's log line.
 fn write_and_log(
     line: LogLine<'_>,
@@ -333,40 +343,12 @@ fn write_and_log(
             status,
             cache: outcome.cache,
         },
-        asked_upstream: outcome.upstream.is_some(),
+        asked_upstream: outcome.upstream_status.is_some() || outcome.upstream_fault.is_some(),
         bytes: written.bytes,
         first_byte,
         duration: line.started.elapsed(),
     });
-    let cut = written.fault.as_ref().map(|fault| match fault {
-        WriteFault::Client(error) => format!("client: {error}"),
-        WriteFault::Source(why) => format!("cut: {why}"),
-    });
-    let target = log::target(line.target);
-    let duration = format!("{:.3}", line.started.elapsed().as_secs_f64() * 1e3);
-    let mut fields: Vec<log::Field<'_>> = vec![
-        ("method", &line.method),
-        ("path", &target),
-        ("status", &status),
-        ("bytes", &written.bytes),
-        ("duration_ms", &duration),
-        ("peer", line.peer),
-        ("id", &line.id),
-    ];
-    let cache = outcome.cache.map(CacheOutcome::name);
-    if let Some(cache) = &cache {
-        fields.push(("cache", cache));
-    }
-    if let Some(upstream) = &outcome.upstream {
-        fields.push(("upstream", upstream));
-    }
-    if let Some(error) = &outcome.error {
-        fields.push(("error", error));
-    }
-    if let Some(cut) = &cut {
-        fields.push(("aborted", cut));
-    }
-    log::info("request", &fields);
+    line.write(status, &outcome, &written, first_byte);
     written
 }
 

@@ -41,6 +41,8 @@ pub struct DoorLimits {
     pub linger: Duration,
     /// Bytes a closing connection is read at the most.
     pub linger_bytes: u64,
+    /// Whether the log names the client that a front end names.
+    pub trust_proxy_headers: bool,
 }
 
 impl DoorLimits {
@@ -60,6 +62,7 @@ impl DoorLimits {
             },
             linger: Duration::from_secs(10),
             linger_bytes: 64 << 20,
+            trust_proxy_headers: true,
         }
     }
 }

@@ -3,10 +3,11 @@
 
 use std::time::SystemTime;
 
+use super::content::DIGEST_FIELD;
 use crate::log::{self, Level};
 use crate::message::Reply;
 pub(super) use crate::metrics::CacheOutcome;
-use crate::oci::{ErrorCode, OciError};
+use crate::oci::{Digest, ErrorCode, OciError, Reference, Route};
 use crate::upstream::{Stage, UpstreamError};
 
 /// Value of `Retry-After` when the proxy or its way out is at a limit.
@@ -58,16 +59,46 @@ pub(super) fn fail(error: &UpstreamError) -> Reply {
         Stage::Redirect | Stage::Refused | Stage::Tls | Stage::Transfer => 502,
         Stage::Authorize | Stage::Queue => 503,
     };
-    // The request's own line has the error, too.
+    // The request's own line is the warning.
     let fields: [log::Field<'_>; 1] = [("status", &status)];
-    log::cause(Level::Warn, "upstream failed", ("error", error), &fields);
+    log::cause(Level::Info, "upstream failed", ("error", error), &fields);
     let refusal = OciError::new(ErrorCode::Unavailable, error.to_string()).with_status(status);
     let mut reply = refuse(&refusal);
-    reply.outcome.upstream = Some(error.stage.name().to_owned());
+    reply.outcome.upstream_fault = Some(error.stage.name());
     if status == 503 {
         reply.headers.set("Retry-After", RETRY_AFTER_SECONDS);
     }
     reply
+}
+
+/// Notes what a route names. A tag's digest is the one that the reply names.
+pub(super) fn note_target(reply: &mut Reply, route: &Route) {
+    let (repository, reference, digest) = match route {
+        Route::Base | Route::Catalog => return,
+        Route::Blob(repository, digest) | Route::Referrers(repository, digest) => {
+            (repository, None, Some(digest.to_string()))
+        }
+        Route::Manifest(repository, reference) => {
+            let named = reply.headers.first(DIGEST_FIELD);
+            let named = named.and_then(|named| named.parse::<Digest>().ok());
+            let digest = match reference {
+                Reference::Digest(digest) => Some(digest.to_string()),
+                Reference::Tag(_) => named.map(|named| named.to_string()),
+            };
+            (repository, Some(reference.as_str().to_owned()), digest)
+        }
+        Route::Tags(repository) | Route::Upload(repository) | Route::Uploads(repository) => {
+            (repository, None, None)
+        }
+    };
+    reply.outcome.repository = Some(repository.to_string());
+    reply.outcome.reference = reference;
+    reply.outcome.digest = digest;
+}
+
+/// Says at DEBUG why the cache answered as it did.
+pub(super) fn explain(reason: &'static str) {
+    log::debug("cache decided", &[("reason", &reason)]);
 }
 
 /// The reply, or the answer that [`fail`] makes of the failure.

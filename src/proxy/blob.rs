@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::answer::{API_VERSION, CacheOutcome, fail, mark, or_fail, refuse};
+use super::answer::{API_VERSION, CacheOutcome, explain, fail, mark, or_fail, refuse};
 use super::conditional::{self, RangeSpec, Selected};
 use super::content::{self, BLOB_CACHE_CONTROL, DIGEST_FIELD};
 use super::exchange::Exchange;
@@ -107,12 +107,19 @@ impl BlobPull<'_> {
                 if blob.is_verified() && known_size != Some(blob.size()) {
                     self.cache.note_size(self.scope, self.digest, blob.size());
                 }
+                explain("the cache has the blob, linked in this repository");
                 self.serve_stored(blob)
             }
             Ok(blob) => {
                 if let Some(refused) = self.cache.negative.get(&key, Instant::now()) {
+                    explain("upstream said a moment ago that it is missing");
                     return self.answer_refused(refused);
                 }
+                explain(match (&blob, self.exchange.is_head()) {
+                    (Some(_), _) => "stored, not linked in this repository: upstream is asked",
+                    (None, true) => "the cache has no such blob: the HEAD is passed on",
+                    (None, false) => "the cache has no such blob: its download is joined or begun",
+                });
                 match blob {
                     Some(blob) => self.if_belonging(|| self.serve_stored(blob)),
                     // A HEAD does not download.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::answer::{fail, or_fail, refuse};
+use super::answer::{fail, note_target, or_fail, refuse};
 use super::exchange::{Exchange, Parts};
 use super::registries::{self, Choice, ResolvedRequest};
 use super::{blob, listing, manifest, push, referrers};
@@ -60,7 +60,10 @@ pub(super) fn run(parts: &Arc<Parts>, accepted: Accepted, body: &mut RequestBody
         depth,
         deadline,
     };
-    answer(&exchange, body)
+    let mut reply = answer(&exchange, body);
+    note_target(&mut reply, &exchange.route);
+    reply.outcome.registry = Some(exchange.registry.to_string());
+    reply
 }
 
 fn answer(exchange: &Exchange, body: &mut RequestBody<'_>) -> Reply {

@@ -231,7 +231,7 @@ impl Exchange {
             let length = reply.body.length();
             reply.body = Body::Empty { length };
         }
-        reply.outcome.upstream = Some(reply.status.to_string());
+        reply.outcome.upstream_status = Some(reply.status);
         reply.headers = headers::for_client(reply.headers, &self.client_address());
         reply.headers.set(API_VERSION.0, API_VERSION.1);
         let allowed = self.parts.access.methods(&self.route);

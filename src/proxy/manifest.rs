@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::answer::{API_VERSION, CacheOutcome, age, fail, mark, mark_stale, or_fail};
+use super::answer::{API_VERSION, CacheOutcome, age, explain, fail, mark, mark_stale, or_fail};
 use super::content::{self, DIGEST_FIELD, media_type};
 use super::exchange::Exchange;
 use super::lookup::{Freshness, ManifestLookup};
@@ -79,12 +79,15 @@ struct ManifestPull<'a> {
 impl ManifestPull<'_> {
     fn get_by_digest(&self, digest: &Digest) -> Reply {
         if let Some(manifest) = self.cache.manifest(self.scope, digest) {
+            explain("the cache has the manifest, linked in this repository");
             return self.serve(&manifest, CacheOutcome::Hit);
         }
         let key = self.key(digest.as_str());
         if let Some(refused) = self.cache.negative.get(&key, Instant::now()) {
+            explain("upstream said a moment ago that it is missing");
             return mark(self.dress(refused), CacheOutcome::Miss);
         }
+        explain("the cache has no such manifest in this repository: upstream is asked");
         let lookup = self.share(&key, || match self.adopt(digest) {
             Some(manifest) => ManifestLookup::Found(manifest, Freshness::Revalidated),
             None => self.fetch(),
@@ -101,6 +104,7 @@ impl ManifestPull<'_> {
         };
         let held = self.cache.tagged(self.scope, &partition, tag).find(accepts);
         if let Some(held) = held.as_ref().filter(|held| held.is_fresh) {
+            explain("the tag was confirmed within CACHE_TAG_TTL");
             let age = age(held.confirmed).to_string();
             return self
                 .serve(&held.manifest, CacheOutcome::Hit)
@@ -110,8 +114,13 @@ impl ManifestPull<'_> {
         if held.is_none()
             && let Some(refused) = self.cache.negative.get(&key, Instant::now())
         {
+            explain("upstream said a moment ago that it is missing");
             return mark(self.dress(refused), CacheOutcome::Miss);
         }
+        explain(match held {
+            Some(_) => "the tag is older than CACHE_TAG_TTL: upstream is to confirm it",
+            None => "the cache has the tag in no type that the client accepts: upstream is asked",
+        });
         let lookup = TagLookup {
             pull: self,
             tag,
@@ -360,13 +369,17 @@ impl TagLookup<'_> {
         };
         match (reply.status, reply.headers.first(DIGEST_FIELD)) {
             (200, Some(named)) if named == manifest.digest.as_str() => {
+                explain("upstream confirmed the tag");
                 let (scope, digest) = (pull.scope, &manifest.digest);
                 pull.cache
                     .confirm_tag(scope, self.partition, self.tag, digest);
                 ManifestLookup::Found(manifest.clone(), Freshness::Revalidated)
             }
             // A HEAD's 404 has no body that shows whether the registry itself says so.
-            (200 | 404, _) => self.replace(held),
+            (200 | 404, _) => {
+                explain("upstream names another manifest, or none: it is fetched");
+                self.replace(held)
+            }
             (status, _) => self.as_stale(held, self.unexpected_status(status)),
         }
     }

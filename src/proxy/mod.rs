@@ -37,7 +37,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use self::access::Access;
-use self::answer::{API_VERSION, refuse};
+use self::answer::{API_VERSION, note_target, refuse};
 use self::dispatch::Accepted;
 use self::exchange::Parts;
 use self::referrer_queue::ReferrerQueue;
@@ -121,7 +121,8 @@ impl Proxy {
         };
         let namespace = resolved.namespace.clone();
         let access = &self.parts.access;
-        if let Err(refusal) = access.admit(request, &resolved.query, &resolved.route) {
+        if let Err(mut refusal) = access.admit(request, &resolved.query, &resolved.route) {
+            note_target(&mut refusal, &resolved.route);
             return Answer::Now(*refusal);
         }
         if let Some(odd) = request.target.chars().find(|c| NEVER_IN_TARGET.contains(c)) {

@@ -15,7 +15,7 @@ use super::client::{Client, Incoming, Outgoing};
 use super::error::{Stage, UpstreamError};
 use super::redirect::{REDIRECTS_MAX, Redirects, Url};
 use super::secrets::Secrets;
-use crate::log::{self, Level};
+use crate::log::{self, Level, RequestScope};
 use crate::message::{Headers, RequestBody, SharedBytes};
 use crate::oci::{ECR_PUBLIC_HOSTS, ERROR_DOCUMENT_BYTES_MAX, Registry};
 
@@ -146,6 +146,10 @@ impl Attempt<'_> {
     fn ask_registry(&self, method: &str) -> Result<JudgedReply, UpstreamError> {
         let headers = self.authorized_headers();
         let reply = self.send_once(method, &self.call.url(), &headers)?;
+        let id = reply.headers.first("x-amzn-requestid");
+        if let (Some(id), Some(request)) = (id, RequestScope::current()) {
+            request.note_upstream_id(id);
+        }
         Ok(self.read_answer(method, reply))
     }
 
@@ -269,8 +273,16 @@ impl Attempt<'_> {
         Some(Arc::new(Secrets::new(value)))
     }
 
+    /// The fields for the registry. They name the request, so that its log and ours match.
     fn authorized_headers(&self) -> Headers {
-        authorize(self.call.headers, &self.grant)
+        let mut headers = authorize(self.call.headers, &self.grant);
+        if let Some(request) = RequestScope::current() {
+            headers.set("X-Request-Id", request.id());
+            if let Some(trace) = request.trace() {
+                headers.set("traceparent", trace);
+            }
+        }
+        headers
     }
 }
 

@@ -23,7 +23,9 @@ use super::fault::{ConnectorError, classify};
 use super::outbound::Proxies;
 use super::resolver::{LOOKUP_TIMEOUT, Resolver};
 use super::roots::read_roots;
+use super::steps::log_answer;
 use super::tcp;
+use crate::log::{self, Level};
 use crate::message::{Buffered, Headers, RequestBody};
 
 /// Longest time to connect, TLS handshake included: two lost SYNs, and with a head at its own limit
@@ -202,14 +204,19 @@ impl Client {
     pub fn send(&self, outgoing: Outgoing<'_>) -> Result<Incoming, UpstreamError> {
         let to = origin(outgoing.url);
         self.look_up(outgoing, &to)?;
+        let begun = Instant::now();
         let sent = self.send_once(&to, outgoing, POOL_AGE_MAX);
+        log_answer(&to, outgoing.method, begun, sent.as_ref());
         let broken = sent
             .as_ref()
             .is_err_and(|error| error.stage == Stage::Transfer);
         if broken && is_repeatable(outgoing.method) {
             // Its peer has closed a pooled connection, and with it perhaps all others of this
             // origin, as after a load balancer's failover. So they are dropped.
-            return self.send_once(&to, outgoing, Duration::ZERO);
+            let begun = Instant::now();
+            let again = self.send_once(&to, outgoing, Duration::ZERO);
+            log_answer(&to, outgoing.method, begun, again.as_ref());
+            return again;
         }
         sent
     }
@@ -263,8 +270,20 @@ impl Client {
         body: &mut RequestBody<'_>,
         head_timeout: Duration,
     ) -> Result<Incoming, UpstreamError> {
-        let to = origin(outgoing.url);
-        self.look_up(outgoing, &to)?;
+        let (to, begun) = (origin(outgoing.url), Instant::now());
+        let sent = self.send_body_to(&to, outgoing, body, head_timeout);
+        log_answer(&to, outgoing.method, begun, sent.as_ref());
+        sent
+    }
+
+    fn send_body_to(
+        &self,
+        to: &str,
+        outgoing: Outgoing<'_>,
+        body: &mut RequestBody<'_>,
+        head_timeout: Duration,
+    ) -> Result<Incoming, UpstreamError> {
+        self.look_up(outgoing, to)?;
         let agent = self.agent(outgoing.addresses);
         let mut request = builder(outgoing);
         if let Some(length) = body.length() {
@@ -277,12 +296,10 @@ impl Client {
         };
         let request = request
             .body(SendBody::from_reader(&mut body))
-            .map_err(|fault| classify(&fault.into(), to.clone()))?;
+            .map_err(|fault| classify(&fault.into(), to.into()))?;
         let request = agent
             .configure_request(request)
-            .timeout_connect(Some(
-                left(&to, outgoing.head_deadline)?.min(CONNECT_TIMEOUT),
-            ))
+            .timeout_connect(Some(left(to, outgoing.head_deadline)?.min(CONNECT_TIMEOUT)))
             .timeout_recv_response(Some(head_timeout))
             .timeout_per_read(Some(head_timeout))
             .timeout_per_write(Some(UPLOAD_WRITE_TIMEOUT))
@@ -298,7 +315,7 @@ impl Client {
         }
         match broken.and_then(read_refusal) {
             Some(refusal) => self.refuse_proxy_407(outgoing.url, refusal),
-            None => Err(classify(&fault, to)),
+            None => Err(classify(&fault, to.into())),
         }
     }
 
@@ -316,10 +333,16 @@ impl Client {
         };
         let uri = outgoing.url.parse().map_err(bad)?;
         let names = self.names.under(outgoing.addresses);
+        let begun = Instant::now();
         let found = names.addresses(&uri, outgoing.head_deadline);
-        found
-            .map(drop)
-            .map_err(|fault| classify(&fault, to.to_owned()))
+        let found = found.map_err(|fault| classify(&fault, to.to_owned()))?;
+        if log::enabled(Level::Debug) {
+            let shown: Vec<String> = found.iter().map(ToString::to_string).collect();
+            let (shown, took) = (shown.join(","), begun.elapsed().as_millis());
+            let fields: [log::Field<'_>; 3] = [("to", &to), ("addresses", &shown), ("ms", &took)];
+            log::debug("name looked up", &fields);
+        }
+        Ok(())
     }
 
     /// A proxy's own 407 instead of the target's answer is no answer.
@@ -441,11 +464,11 @@ impl Api for Client {
             .timeout_connect(Some(call.connect_timeout))
             .timeout_global(Some(call.timeout))
             .build();
-        let sent = SystemTime::now();
-        let reply = agent
-            .run(request)
-            .map_err(|fault| classify(&fault, to.clone()))?;
-        let mut reply = convert_reply(reply);
+        let (sent, begun) = (SystemTime::now(), Instant::now());
+        let reply = agent.run(request).map(convert_reply);
+        let reply = reply.map_err(|fault| classify(&fault, to.clone()));
+        log_answer(&to, call.method, begun, reply.as_ref());
+        let mut reply = reply?;
         if call.through_proxy {
             reply = self.refuse_proxy_407(&call.url, reply)?;
         }

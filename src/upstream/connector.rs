@@ -21,6 +21,7 @@ use super::error::Stage;
 use super::fault::{ConnectorError, stage};
 use super::outbound::{OutboundProxy, Proxies};
 use super::tcp::{self, TcpTransport};
+use crate::log;
 use crate::oci::Scheme;
 
 /// Largest head of a proxy's answer to CONNECT; squid's are below 1 KiB.
@@ -66,7 +67,12 @@ impl<In: Transport> Connector<In> for Tls {
         chained: Option<In>,
     ) -> Result<Option<Self::Out>, ureq::Error> {
         let details = with_agent_settings(details, details.uri);
+        let begun = Instant::now();
         let wrapped = self.0.connect(&details, chained)?;
+        if details.needs_tls() {
+            let (to, took) = (authority(details.uri), begun.elapsed().as_millis());
+            log::debug("TLS is up", &[("to", &to), ("ms", &took)]);
+        }
         Ok(wrapped.map(|transport| Box::new(transport) as Self::Out))
     }
 }
@@ -154,7 +160,8 @@ fn dial(
         ureq_time::Duration::Exact(left) => left,
         ureq_time::Duration::NotHappening => CONNECT_TIMEOUT,
     };
-    let stream = tcp::connect(&details.addrs, Instant::now() + left).map_err(|fault| {
+    let begun = Instant::now();
+    let stream = tcp::connect(&details.addrs, begun + left).map_err(|fault| {
         let reason = match proxy {
             None => format!("no connection to {}", fault.reason),
             Some(proxy) => format!(
@@ -164,6 +171,17 @@ fn dial(
         };
         ConnectorError::boxed(fault.stage, reason)
     })?;
+    if let Ok(address) = stream.peer_addr() {
+        let (to, took) = (authority(details.uri), begun.elapsed().as_millis());
+        let way = proxy.map_or("none", |proxy| proxy.shown.as_str());
+        let fields: [log::Field<'_>; 4] = [
+            ("to", &to),
+            ("address", &address),
+            ("proxy", &way),
+            ("ms", &took),
+        ];
+        log::debug("connected", &fields);
+    }
     let config = details.config;
     let buffers = LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size());
     Ok(Box::new(TcpTransport::new(stream, buffers)))

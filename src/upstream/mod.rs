@@ -21,6 +21,7 @@ pub mod redirect;
 pub mod resolver;
 mod roots;
 pub mod secrets;
+mod steps;
 mod tcp;
 
 pub use self::address_rule::AddressRule;

@@ -327,10 +327,21 @@ impl TokenTable {
     }
 }
 
+fn log_use(registry: &Registry, realm: &Realm, grant: &Grant) {
+    let fields: [log::Field<'_>; 3] = [
+        ("registry", registry),
+        ("region", realm),
+        ("generation", &grant.generation),
+    ];
+    log::debug("token used", &fields);
+}
+
 impl Authorizer for Tokens {
     fn header(&self, registry: &Registry, deadline: Instant) -> Result<Grant, AuthFault> {
         let realm = self.realm(registry, deadline)?;
-        self.obtain(&realm, deadline, RegionState::get, |_| true)
+        let grant = self.obtain(&realm, deadline, RegionState::get, |_| true)?;
+        log_use(registry, &realm, &grant);
+        Ok(grant)
     }
 
     fn header_fresh_for(
@@ -343,8 +354,11 @@ impl Authorizer for Tokens {
         let soon = deadline.min(self.clock.monotonic() + FRESH_TIMEOUT);
         let ask = |state: &mut RegionState, now| state.get_fresh(fresh_for, now);
         // Too late for a new one; there may be an old one, or more time.
-        self.obtain(&realm, soon, ask, |_| true)
-            .or_else(|_| self.header(registry, deadline))
+        let Ok(grant) = self.obtain(&realm, soon, ask, |_| true) else {
+            return self.header(registry, deadline);
+        };
+        log_use(registry, &realm, &grant);
+        Ok(grant)
     }
 
     fn renew(

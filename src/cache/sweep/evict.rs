@@ -46,8 +46,8 @@ pub(super) fn evict(store: &Store, names: &Names, target: u64, stop: &dyn Fn() -
     let fields: [log::Field<'_>; 5] = [
         ("images", &images),
         ("bytes", &bytes),
-        ("used", &after),
-        ("target", &target),
+        ("used_bytes", &after),
+        ("target_bytes", &target),
         ("ms", &took),
     ];
     if bytes == 0 && images == 0 {

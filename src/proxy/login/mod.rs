@@ -90,7 +90,8 @@ struct LoginAttempt {
 
 /// What is known of a login without bcrypt.
 enum LoginVerdict {
-    Right,
+    /// The name is known.
+    Right(String),
     Refused(LoginRefusal),
     Unproved(LoginAttempt),
 }
@@ -165,7 +166,9 @@ impl Logins {
         then: impl FnOnce() -> Answer + Send + 'static,
     ) -> Answer {
         let attempt = match self.judge_request(request) {
-            LoginVerdict::Right => return then(),
+            LoginVerdict::Right(name) => {
+                return then().with_note(|note| note.login = Some(name));
+            }
             LoginVerdict::Refused(refusal) => return refusal.into_answer(),
             LoginVerdict::Unproved(attempt) => attempt,
         };
@@ -175,7 +178,8 @@ impl Logins {
                 std::thread::sleep(refusal.delay());
                 return refusal.into_reply();
             }
-            match then() {
+            let name = attempt.credentials.name().to_owned();
+            match then().with_note(|note| note.login = Some(name)) {
                 Answer::Now(reply) => reply,
                 Answer::Later(exchange) => exchange(body),
             }
@@ -199,7 +203,10 @@ impl Logins {
             peer: request.peer.address,
         };
         match self.recall(&attempt) {
-            Some(Ok(())) => return LoginVerdict::Right,
+            Some(Ok(())) => {
+                let name = attempt.credentials.name().to_owned();
+                return LoginVerdict::Right(name);
+            }
             Some(Err(refusal)) => return LoginVerdict::Refused(refusal),
             None => {}
         }

@@ -48,7 +48,7 @@ impl Rig {
 
     fn attempt(&self, pair: &str) -> Result<Option<LoginAttempt>, LoginRefusal> {
         match self.logins.judge_request(&request(pair, "10.0.0.1")) {
-            LoginVerdict::Right => Ok(None),
+            LoginVerdict::Right(_) => Ok(None),
             LoginVerdict::Refused(refusal) => Err(refusal),
             LoginVerdict::Unproved(attempt) => Ok(Some(attempt)),
         }
@@ -257,7 +257,7 @@ fn bug_a_script_with_an_old_password_was_told_429_for_a_minute() {
                 .prove(&attempt, now)
                 .expect_err("a wrong password")
         }
-        LoginVerdict::Right => panic!("a wrong password is right"),
+        LoginVerdict::Right(_) => panic!("a wrong password is right"),
     };
     let (mut delays, before) = (Vec::new(), checks());
     for _ in 0..1000 {
