@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
@@ -37,6 +37,7 @@ use crate::pool::{Decide, Pool};
 use crate::proxy::Proxy;
 use crate::proxy::access::Access;
 use crate::proxy::login::Logins;
+use crate::status::{Sources, Status};
 use crate::upstream::client::{Client, POOL_MAX};
 use crate::upstream::dns::Dns;
 use crate::upstream::exchange::Upstream;
@@ -418,6 +419,18 @@ fn build_decide(
     cache: Option<Arc<Cache>>,
     draining: Arc<AtomicBool>,
 ) -> Result<Arc<Decide>, String> {
+    let logins = access.logins.clone();
+    let status = settings.status_page.then(|| {
+        Arc::new(Status::new(Sources {
+            registries: settings.registries.clone(),
+            tokens: tokens.clone(),
+            upstream: Arc::clone(&upstream),
+            cache: cache.clone(),
+            allowed: settings.access.repositories.clone(),
+            draining: Arc::clone(&draining),
+            started: (Instant::now(), SystemTime::now()),
+        }))
+    });
     let proxy = Proxy::new(access, upstream, cache.clone(), settings);
     if settings.fill_referrers && cache.is_some() {
         threads::start("referrers", REFERRERS_STACK_BYTES, proxy.referrers())?;
@@ -434,12 +447,25 @@ fn build_decide(
             return Answer::Now(refusal);
         }
         let path = request.path();
-        if path == "/v2" || path.starts_with("/v2/") {
-            proxy.decide(request)
-        } else {
-            Answer::Now(pages.answer(request))
+        match &status {
+            _ if path == "/v2" || path.starts_with("/v2/") => proxy.decide(request),
+            Some(status) if Status::owns(path) => answer_operator(status, request, logins.as_ref()),
+            _ => Answer::Now(pages.answer(request)),
         }
     }))
+}
+
+/// Answers a page that is for the operator: it asks for the same login as the registry.
+fn answer_operator(
+    status: &Arc<Status>,
+    request: &Request,
+    logins: Option<&Arc<Logins>>,
+) -> Answer {
+    let Some(logins) = logins else {
+        return status.answer(request);
+    };
+    let (status, asked) = (Arc::clone(status), request.clone());
+    logins.admit(request, move || status.answer(&asked))
 }
 
 fn build_readiness(

@@ -3,6 +3,8 @@
 
 mod check;
 mod health;
+mod running;
+mod status;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -32,7 +34,18 @@ enum Action {
     Help,
     Serve,
     Settings,
+    Status,
     Version,
+}
+
+impl Action {
+    /// The flags that it takes beside the settings.
+    const fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::Status => &["--json", "--watch"],
+            _ => &[],
+        }
+    }
 }
 
 const fn built(name: &'static str, about: &'static str, action: Action) -> Command {
@@ -71,6 +84,11 @@ static COMMANDS: &[Command] = &[
         "settings",
         "show the effective settings and their origin",
         Action::Settings,
+    ),
+    built(
+        "status",
+        "show what the running proxy does; --json, --watch",
+        Action::Status,
     ),
     built("help", "show this; also --help and -h", Action::Help),
     later(
@@ -116,7 +134,7 @@ pub fn run(
     match action {
         Action::Help => print(out, err, &help()),
         Action::Version => print(out, err, &version()),
-        Action::Check | Action::Health | Action::Serve | Action::Settings => {
+        Action::Check | Action::Health | Action::Serve | Action::Settings | Action::Status => {
             let Resolution {
                 settings,
                 effective,
@@ -132,6 +150,14 @@ pub fn run(
                 (Ok(settings), Action::Check) => check::run(&settings, &effective, out, err),
                 (Ok(settings), Action::Health) => health::run(&settings, out, err),
                 (Ok(settings), Action::Serve) => serve(settings),
+                (Ok(settings), Action::Status) => {
+                    let has = |flag| arguments.flags.contains(&flag);
+                    let form = status::Form {
+                        json: has("--json"),
+                        watch: has("--watch"),
+                    };
+                    status::run(&settings, form, out, err)
+                }
                 (Ok(settings), _) => {
                     complain(err, Format::Text, &settings.warnings);
                     shown
@@ -168,9 +194,8 @@ fn find_action(arguments: &Arguments) -> Result<Action, CommandFault> {
         return Ok(Action::Version);
     }
     let mut words = arguments.words.iter();
-    let Some(word) = words.next() else {
-        return Ok(Action::Serve);
-    };
+    let serve = "serve".to_owned();
+    let word = words.next().unwrap_or(&serve);
     let Some(command) = COMMANDS.iter().find(|command| command.name == word) else {
         let names: Vec<&str> = COMMANDS.iter().map(|command| command.name).collect();
         let names = names.join(" ");
@@ -181,6 +206,14 @@ fn find_action(arguments: &Arguments) -> Result<Action, CommandFault> {
         let fault = format!("{word}: not built yet in this version");
         return Err(CommandFault::NotBuilt(fault));
     };
+    if let Some(odd) = arguments
+        .flags
+        .iter()
+        .find(|flag| !action.flags().contains(flag))
+    {
+        let fault = format!("{odd}: {word} does not take it");
+        return Err(CommandFault::Unknown(fault));
+    }
     match words.next() {
         None => Ok(action),
         Some(odd) => {

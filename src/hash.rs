@@ -47,6 +47,11 @@ impl Hasher {
     }
 }
 
+/// The SHA-256 of `bytes`.
+pub fn sha256(bytes: &[u8]) -> Vec<u8> {
+    ring::digest::digest(&SHA256, bytes).as_ref().to_vec()
+}
+
 /// The hex digits of the SHA-256 of `bytes`.
 pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(ring::digest::digest(&SHA256, bytes).as_ref())

@@ -6,9 +6,9 @@
 //! tokens meanwhile.
 //!
 //! Imports point one way; `tests/it/layers.rs` holds them to it:
-//! `main → cli → app → {door, pool} → {proxy, pages} → {aws, cache} → upstream →
+//! `main → cli → app → {door, pool} → {proxy, pages, status} → {aws, cache} → upstream →
 //! {config, oci, message, hash} → {metrics, log, clock} →
-//! {address, budget, calendar, permits, random, range, secret, transfers, uri} →
+//! {address, budget, calendar, history, permits, random, range, secret, transfers, uri} →
 //! locked`.
 
 pub mod address;
@@ -22,6 +22,7 @@ pub mod clock;
 pub mod config;
 pub mod door;
 pub mod hash;
+pub mod history;
 pub mod locked;
 pub mod log;
 pub mod message;
@@ -34,6 +35,7 @@ pub mod proxy;
 pub mod random;
 pub mod range;
 pub mod secret;
+pub mod status;
 pub mod transfers;
 pub mod upstream;
 pub mod uri;

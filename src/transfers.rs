@@ -9,8 +9,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+use crate::locked::Locked;
 
 /// Transfers listed at a time: four for each of the connections that are usual. Others run unlisted
 /// and are counted.
@@ -301,8 +303,7 @@ impl Transfers {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        // Every change is one step, so a poisoned table is still whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.locked()
     }
 }
 

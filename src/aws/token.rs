@@ -2,6 +2,7 @@
 
 mod attempts;
 mod inspect;
+mod report;
 mod search;
 mod state;
 mod thread;
@@ -9,4 +10,5 @@ mod tokens;
 mod who;
 
 pub use self::inspect::{FoundCredentials, FoundToken, IdentityFault};
+pub use self::report::TokenReport;
 pub use self::tokens::{Status, TokenConfig, Tokens};

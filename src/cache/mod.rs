@@ -11,6 +11,7 @@ mod files;
 pub mod fill;
 pub mod flights;
 pub mod held;
+pub mod images;
 pub mod layout;
 mod links;
 pub mod manifest;

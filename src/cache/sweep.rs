@@ -276,7 +276,14 @@ impl Sweeper {
         self.used_bytes().saturating_add(claimed) <= self.quota
     }
 
-    fn used_bytes(&self) -> u64 {
+    /// Bytes at the most.
+    pub const fn quota(&self) -> u64 {
+        self.quota
+    }
+
+    /// Bytes on disk of all that is kept. Until the first count has ended, earlier runs' are
+    /// missing.
+    pub fn used_bytes(&self) -> u64 {
         self.store.used_bytes() + self.names.used_bytes()
     }
 

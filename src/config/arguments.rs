@@ -16,6 +16,9 @@ const SLIP_EDITS_MAX: usize = 2;
 /// Longest word that is compared with the flags: the comparison is quadratic.
 const SLIP_LENGTH_MAX: usize = 64;
 
+/// Flags that are no settings; the commands say which of them they take.
+pub(super) const COMMAND_FLAGS: [&str; 2] = ["--json", "--watch"];
+
 /// The command line, taken apart.
 #[derive(Debug, Default)]
 pub struct Arguments {
@@ -25,6 +28,8 @@ pub struct Arguments {
     pub help: bool,
     /// `--version` or `-V`
     pub version: bool,
+    /// Flags that only some commands take.
+    pub flags: Vec<&'static str>,
     pub(super) given: Vec<Given>,
     pub(super) faults: Vec<Fault>,
 }
@@ -39,6 +44,7 @@ impl Arguments {
             match word.text.as_str() {
                 "--help" | "-h" => parsed.help = true,
                 "--version" | "-V" => parsed.version = true,
+                text if command_flag(text).is_some() => parsed.flags.extend(command_flag(text)),
                 text if text.starts_with('-') => match text.split_once('=') {
                     None => parsed.read_flag(text, None, &mut words),
                     Some((flag, value)) => {
@@ -89,6 +95,10 @@ impl Arguments {
             value: value.utf8.then_some(Secret::new(value.text)),
         });
     }
+}
+
+fn command_flag(text: &str) -> Option<&'static str> {
+    COMMAND_FLAGS.into_iter().find(|flag| *flag == text)
 }
 
 /// A word of the command line.

@@ -380,6 +380,10 @@ static ROWS: &[Setting] = rows! {
              (180 s while it takes a reply). Slower clients are cut. `0` switches it off.";
     }
     Operation {
+        STATUS_PAGE: switch(status_page),
+            Value "true",
+            "Serve the status page at `/` and its data at `/status.json`, for those who may use \
+             the registry. `false` removes both.";
         SHUTDOWN_GRACE:
             time(shutdown_grace, Duration::ZERO..=Duration::from_secs(3600),
                 "a stop that takes longer is no stop"),

@@ -71,6 +71,8 @@ pub struct Settings {
     pub max_uploads: usize,
     /// `MAX_FILLS`
     pub max_fills: usize,
+    /// `STATUS_PAGE`
+    pub status_page: bool,
     /// `SHUTDOWN_GRACE`
     pub shutdown_grace: Duration,
     /// `LOG_LEVEL`

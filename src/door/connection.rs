@@ -10,6 +10,7 @@ use super::connections::{Connection, DoorState};
 use super::head::{BodyFraming, Head, HeadParser};
 use super::lanes::LaneFault;
 use super::log_line::LogLine;
+use super::recent;
 use super::reply::{self, ReplyContext, Written};
 use super::request_id;
 use super::socket::{ClientSocket, is_timeout};
@@ -336,7 +337,7 @@ fn write_and_log(
     let first_byte = line.started.elapsed();
     let written = reply::write(socket, reply, context);
     let path = line.target.split('?').next().unwrap_or_default();
-    requests::record(&Finished {
+    let finished = Finished {
         kind: RequestKind {
             route: Route::of(path),
             method: Method::of(line.method),
@@ -347,7 +348,9 @@ fn write_and_log(
         bytes: written.bytes,
         first_byte,
         duration: line.started.elapsed(),
-    });
+    };
+    requests::record(&finished);
+    recent::note(&finished, &line, &outcome, written.fault.as_ref());
     line.write(status, &outcome, &written, first_byte);
     written
 }

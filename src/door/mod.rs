@@ -20,6 +20,7 @@ mod log_line;
 mod pace;
 mod peers;
 mod rate;
+mod recent;
 mod reply;
 mod request_id;
 mod socket;

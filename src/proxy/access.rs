@@ -15,7 +15,7 @@ use crate::oci::{ErrorCode, OciError, Repository, Route};
 /// The rules.
 pub struct Access {
     /// None: everybody may come.
-    pub(super) logins: Option<Arc<Logins>>,
+    pub logins: Option<Arc<Logins>>,
     read_only: bool,
     repositories: Globs,
 }

@@ -103,6 +103,16 @@ impl Breaker {
             circuit.open_until = Some(now + circuit.pause);
         }
     }
+
+    /// How long until `to` is tried again; none while it may be asked. Changes nothing.
+    pub fn pause(&self, to: &str, now: Instant) -> Option<Duration> {
+        let until = self
+            .circuits
+            .locked()
+            .get(&key(to, Patience::Full))?
+            .open_until?;
+        until.checked_duration_since(now)
+    }
 }
 
 fn key(to: &str, patience: Patience) -> CircuitKey {
@@ -119,6 +129,7 @@ mod tests {
         let (breaker, now) = (Breaker::default(), Instant::now());
         breaker.note_failure("r", Full, now);
         assert!(breaker.allow("r", Full, now).is_ok());
+        assert_eq!(breaker.pause("r", now), None);
     }
 
     #[test]

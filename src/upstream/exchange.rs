@@ -11,6 +11,7 @@ use super::breaker::{Breaker, Patience};
 pub use super::call::{Call, Fetched, HEAD_TIMEOUT};
 use super::client::{Client, Incoming};
 use super::error::{Stage, UpstreamError};
+use super::last_errors::{LastError, LastErrors};
 use super::part;
 use super::redirect::Redirects;
 use crate::locked::Locked as _;
@@ -34,8 +35,18 @@ pub struct Upstream {
     authorizer: Arc<dyn Authorizer>,
     redirects: Redirects,
     breaker: Breaker,
+    last_errors: LastErrors,
     exchanges: RegistryPermits,
     uploads: RegistryPermits,
+}
+
+/// How a registry is doing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RegistryState {
+    /// It was out of reach: how long until it is tried again.
+    pub pause: Option<Duration>,
+    /// The last failure; there may have been successes since.
+    pub last_error: Option<LastError>,
 }
 
 /// Permits for each registry, so that one that is slow keeps no other waiting.
@@ -85,6 +96,7 @@ impl Upstream {
             authorizer,
             redirects,
             breaker: Breaker::default(),
+            last_errors: LastErrors::default(),
             exchanges: RegistryPermits::new(exchanges),
             uploads: RegistryPermits::new(uploads),
         }
@@ -168,7 +180,21 @@ impl Upstream {
             }
             _ => self.breaker.note_success(&circuit, patience),
         }
+        if let Err(error) = &fetched
+            && error.stage != Stage::ClientBody
+        {
+            self.last_errors.note(&circuit, error.to_string());
+        }
         fetched
+    }
+
+    /// How a registry is doing, from memory.
+    pub fn state(&self, registry: &Registry) -> RegistryState {
+        let circuit = registry.url();
+        RegistryState {
+            pause: self.breaker.pause(&circuit, Instant::now()),
+            last_error: self.last_errors.get(&circuit),
+        }
     }
 
     fn fetch_within_permit(

@@ -55,6 +55,7 @@ mod slow;
 mod slow_tls;
 mod sockets;
 mod standin;
+mod status;
 mod support;
 mod tidy;
 mod tls;

@@ -73,12 +73,13 @@ fn readiness_ends_when_it_drains_and_health_does_not() {
 fn paths_that_are_no_endpoint_are_404() {
     let front = Front::start();
     for target in [
-        "/",
+        "/index.html",
         "/v1/",
         "/v2x",
         "/v3/",
         "/metrics",
-        "/status.json",
+        "/status",
+        "/status.json/",
         "/healthz/",
         "/V2/",
         "/v2/a",

@@ -31,7 +31,7 @@ pub(super) struct Token {
     /// Not sent after this.
     pub(super) good_until: Instant,
     /// How long it was good for when it came.
-    life: Duration,
+    pub(super) life: Duration,
     /// True when it has ended by the wall clock, which says that the machine slept. That clock may
     /// have been set, so the token is used all the same when no new one can be had.
     doubted: bool,

@@ -7,6 +7,7 @@ use super::survey::{Id, Image, MANIFEST_BYTES_MAX, Survey};
 use crate::cache::manifest::named_by;
 use crate::cache::names::Names;
 use crate::cache::store::Store;
+use crate::history::{self, Bytes, HISTORY};
 use crate::{log, metrics};
 use std::collections::HashSet;
 
@@ -42,6 +43,7 @@ pub(super) fn evict(store: &Store, names: &Names, target: u64, stop: &dyn Fn() -
     let bytes = before.saturating_sub(after);
     metrics::CACHE_IMAGES_EVICTED.add(images);
     metrics::CACHE_BYTES_EVICTED.add(bytes);
+    HISTORY.add(Bytes::Evicted, bytes, history::minute_now());
     let took = begun.elapsed().as_millis();
     let fields: [log::Field<'_>; 5] = [
         ("images", &images),

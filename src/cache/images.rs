@@ -1,0 +1,421 @@
+//! The images in the cache, as people look for them. Owns: finding tags by name, and what is there
+//! of each. Must not: change anything, or take longer than [`TIME_MAX`] by much.
+//!
+//! Only names and times are read of all tags. Manifests are read of the few on the page that was
+//! asked for.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::Value;
+
+use super::manifest::named_by;
+use super::names::{Names, Scope};
+use super::paths::{file_names, modified};
+use super::store::Store;
+use crate::oci::{Digest, Registry, Repository, Tag};
+
+/// Images on one page.
+pub const PAGE_MAX: usize = 100;
+/// Tags that are looked at: their names take some 10 MB meanwhile.
+const TAGS_MAX: usize = 50_000;
+/// Longest time that one listing takes; what was not looked at by then is left out.
+const TIME_MAX: Duration = Duration::from_secs(2);
+/// Largest manifest or configuration that is read: those of usual images are a few KB.
+const READ_BYTES_MAX: u64 = 512 * 1024;
+/// Manifests of an index that are looked at: images in use have a dozen.
+const CHILDREN_MAX: usize = 64;
+/// Platforms of attestations, which nobody runs.
+const NO_PLATFORM: &str = "unknown/unknown";
+
+/// Which images are asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageQuery {
+    /// Words that `registry/repository:tag` must all hold, in any case.
+    pub search: String,
+    /// Images left out at the beginning.
+    pub offset: usize,
+    /// Most images on the page; at most [`PAGE_MAX`].
+    pub limit: usize,
+}
+
+/// A tag in the cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// The registry's name.
+    pub registry: String,
+    /// The repository.
+    pub repository: String,
+    /// The tag.
+    pub tag: String,
+    /// The manifest that it means; none when that is not here.
+    pub digest: Option<Digest>,
+    /// Platforms of which every blob is here, such as `linux/arm64/v8`.
+    pub platforms: Vec<String>,
+    /// Platforms of which blobs are missing.
+    pub incomplete: Vec<String>,
+    /// Bytes of all that is here of it.
+    pub size: u64,
+    /// When a client last pulled it.
+    pub pulled: SystemTime,
+    /// When upstream last confirmed the tag.
+    pub confirmed: Option<SystemTime>,
+}
+
+/// A page of images, the last pulled one first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImagePage {
+    /// At most as many as were asked for.
+    pub images: Vec<Image>,
+    /// Images that fit the search.
+    pub matching: usize,
+    /// Images that were looked at.
+    pub total: usize,
+    /// False when there was no time, or no room, for all of them.
+    pub is_whole: bool,
+}
+
+/// A tag that was found.
+struct Found {
+    place: usize,
+    tag: Tag,
+    pulled: SystemTime,
+}
+
+/// The files of the cache that are read.
+#[derive(Debug, Clone, Copy)]
+pub struct Files<'a> {
+    /// Manifests.
+    pub store: &'a Store,
+    /// Tags.
+    pub names: &'a Names,
+}
+
+impl Files<'_> {
+    /// Lists images of the repositories that are allowed. Blocks while it reads the disk, for two
+    /// seconds at the longest.
+    pub fn images(&self, query: &ImageQuery, is_allowed: &dyn Fn(&str) -> bool) -> ImagePage {
+        self.list(query, is_allowed, Instant::now() + TIME_MAX)
+    }
+
+    fn list(
+        &self,
+        query: &ImageQuery,
+        is_allowed: &dyn Fn(&str) -> bool,
+        deadline: Instant,
+    ) -> ImagePage {
+        let words = query.search.split_whitespace().map(str::to_lowercase);
+        let words: Vec<String> = words.collect();
+        let (mut places, mut found) = (Vec::new(), Vec::new());
+        let mut page = ImagePage {
+            is_whole: true,
+            ..ImagePage::default()
+        };
+        for place in self.places(is_allowed) {
+            if Instant::now() >= deadline || page.total >= TAGS_MAX {
+                page.is_whole = false;
+                break;
+            }
+            let tags = tags_of(self.names, place.scope(), TAGS_MAX - page.total);
+            page.total += tags.len();
+            let number = places.len();
+            let fits = tags
+                .into_iter()
+                .filter(|(tag, _)| fits(place.scope(), tag, &words));
+            found.extend(fits.map(|(tag, pulled)| Found {
+                place: number,
+                tag,
+                pulled,
+            }));
+            places.push(place);
+        }
+        page.matching = found.len();
+        found.sort_by_key(|found| std::cmp::Reverse(found.pulled));
+        let limit = query.limit.min(PAGE_MAX);
+        for found in found.into_iter().skip(query.offset).take(limit) {
+            page.is_whole &= Instant::now() < deadline;
+            let place = places.get(found.place).filter(|_| page.is_whole);
+            page.images
+                .extend(place.map(|place| self.describe(place.scope(), &found)));
+        }
+        page
+    }
+
+    /// The repositories that are allowed.
+    fn places(&self, is_allowed: &dyn Fn(&str) -> bool) -> impl Iterator<Item = Place> {
+        let registries = self.names.registries().into_iter();
+        registries.flat_map(move |registry| {
+            let names = self.names.repositories(&registry).into_iter();
+            let names = names.filter(|name| is_allowed(name));
+            names.filter_map(move |name| {
+                Some(Place {
+                    registry: registry.clone(),
+                    repository: name.parse().ok()?,
+                })
+            })
+        })
+    }
+
+    fn describe(&self, scope: Scope<'_>, found: &Found) -> Image {
+        let entries = self.names.tag_anywhere(scope, &found.tag);
+        let mut image = Image {
+            registry: scope.registry.to_string(),
+            repository: scope.repository.to_string(),
+            tag: found.tag.as_str().to_owned(),
+            digest: None,
+            platforms: Vec::new(),
+            incomplete: Vec::new(),
+            size: 0,
+            pulled: found.pulled,
+            confirmed: entries.first().map(|entry| entry.confirmed),
+        };
+        let store = self.store;
+        let here = entries.into_iter().find(|entry| store.has(&entry.digest));
+        let Some(entry) = here else {
+            return image;
+        };
+        let mut contents = Contents {
+            store,
+            seen: HashSet::new(),
+            size: 0,
+        };
+        contents.add_root(&entry.digest, &mut image);
+        image.size = contents.size;
+        image.digest = Some(entry.digest);
+        image
+    }
+}
+
+/// A repository.
+struct Place {
+    registry: Registry,
+    repository: Repository,
+}
+
+impl Place {
+    const fn scope(&self) -> Scope<'_> {
+        Scope {
+            registry: &self.registry,
+            repository: &self.repository,
+        }
+    }
+}
+
+/// The tags of a repository, with the time of the last use in any partition.
+fn tags_of(names: &Names, scope: Scope<'_>, limit: usize) -> HashMap<Tag, SystemTime> {
+    let mut tags = HashMap::new();
+    for folder in names.paths.partitions(scope) {
+        for name in file_names(&folder) {
+            let Ok(tag) = name.parse::<Tag>() else {
+                continue;
+            };
+            if tags.len() >= limit && !tags.contains_key(&tag) {
+                continue;
+            }
+            let pulled = modified(&folder.join(name));
+            let latest = tags.entry(tag).or_insert(pulled);
+            *latest = pulled.max(*latest);
+        }
+    }
+    tags
+}
+
+fn fits(scope: Scope<'_>, tag: &Tag, words: &[String]) -> bool {
+    if words.is_empty() {
+        return true;
+    }
+    let name = format!("{scope}:{}", tag.as_str()).to_lowercase();
+    words.iter().all(|word| name.contains(word))
+}
+
+/// What is here of an image; a blob counts once.
+struct Contents<'a> {
+    store: &'a Store,
+    seen: HashSet<Digest>,
+    size: u64,
+}
+
+impl Contents<'_> {
+    fn add_root(&mut self, root: &Digest, image: &mut Image) {
+        let document = self.add(root).then(|| self.read(root)).flatten();
+        let Some(document) = document else {
+            return;
+        };
+        let parsed: Value = serde_json::from_slice(&document).unwrap_or_default();
+        let Some(children) = parsed.get("manifests").and_then(Value::as_array) else {
+            let whole = self.add_named(&document);
+            let config = parsed.get("config").and_then(digest_of);
+            let config = config.and_then(|config| self.read(&config));
+            let config: Value = config
+                .and_then(|config| serde_json::from_slice(&config).ok())
+                .unwrap_or_default();
+            let name = platform(&config).unwrap_or_else(|| "any".to_owned());
+            return image.note(name, whole);
+        };
+        for child in children.iter().take(CHILDREN_MAX) {
+            let Some(digest) = digest_of(child).filter(|digest| self.add(digest)) else {
+                continue;
+            };
+            let manifest = self.read(&digest);
+            let whole = manifest.is_some_and(|manifest| self.add_named(&manifest));
+            let name = child.get("platform").and_then(platform);
+            image.note(name.unwrap_or_else(|| "any".to_owned()), whole);
+        }
+    }
+
+    /// Adds all that a manifest names; says whether it is all here.
+    fn add_named(&mut self, manifest: &[u8]) -> bool {
+        let named = named_by(manifest);
+        let here = named.iter().filter(|named| self.add(&named.digest));
+        here.count() == named.len()
+    }
+
+    /// Adds a blob; says whether it is here.
+    fn add(&mut self, digest: &Digest) -> bool {
+        if self.seen.contains(digest) {
+            return true;
+        }
+        let Some(size) = self.store.size(digest) else {
+            return false;
+        };
+        self.size = self.size.saturating_add(size);
+        self.seen.insert(digest.clone())
+    }
+
+    fn read(&self, digest: &Digest) -> Option<Vec<u8>> {
+        self.store.read(digest, READ_BYTES_MAX).ok().flatten()
+    }
+}
+
+impl Image {
+    fn note(&mut self, platform: String, whole: bool) {
+        let list = match whole {
+            true => &mut self.platforms,
+            false => &mut self.incomplete,
+        };
+        if platform != NO_PLATFORM && !list.contains(&platform) {
+            list.push(platform);
+        }
+    }
+}
+
+fn digest_of(descriptor: &Value) -> Option<Digest> {
+    descriptor.get("digest")?.as_str()?.parse().ok()
+}
+
+/// `os/architecture`, and the variant if there is one (image-spec `image-index.md`).
+fn platform(value: &Value) -> Option<String> {
+    let word = |name| {
+        value
+            .get(name)
+            .and_then(Value::as_str)
+            .filter(|word| word.len() < 32)
+    };
+    let (os, architecture) = (word("os")?, word("architecture")?);
+    Some(
+        match word("variant").filter(|variant| !variant.is_empty()) {
+            Some(variant) => format!("{os}/{architecture}/{variant}"),
+            None => format!("{os}/{architecture}"),
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::scratch;
+
+    fn files(cache: &scratch::Cache) -> Files<'_> {
+        Files {
+            store: &cache.store,
+            names: &cache.names,
+        }
+    }
+
+    fn listed(cache: &scratch::Cache, search: &str, offset: usize) -> ImagePage {
+        let query = ImageQuery {
+            search: search.to_owned(),
+            offset,
+            limit: usize::MAX,
+        };
+        let deadline = Instant::now() + TIME_MAX * 30;
+        files(cache).list(&query, &|name| name != "secret", deadline)
+    }
+
+    fn names(page: &ImagePage) -> Vec<String> {
+        let name = |image: &Image| format!("{}:{}", image.repository, image.tag);
+        page.images.iter().map(name).collect()
+    }
+
+    #[test]
+    fn images_come_last_pulled_first_and_are_found_by_words() {
+        let cache = scratch::Cache::new();
+        cache.image("team/app:v1", &[b"layer"], 5);
+        cache.image("team/app:v2", &[b"layer", b"more"], 7);
+        cache.image("base:v1", &[b"base"], 6);
+        cache.image("secret:v1", &[b"base"], 8);
+        let page = listed(&cache, "", 0);
+        assert_eq!(names(&page), ["team/app:v2", "base:v1", "team/app:v1"]);
+        assert_eq!((page.matching, page.total, page.is_whole), (3, 3, true));
+        assert_eq!(
+            names(&listed(&cache, " APP host.example V2", 0)),
+            ["team/app:v2"]
+        );
+        let rest = listed(&cache, "v1", 1);
+        assert_eq!(
+            (names(&rest), rest.matching),
+            (vec!["team/app:v1".to_owned()], 2)
+        );
+        assert_eq!(names(&listed(&cache, "nothing", 0)), [""; 0]);
+    }
+
+    #[test]
+    fn an_image_without_a_blob_is_incomplete() {
+        let cache = scratch::Cache::new();
+        cache.image("app:v1", &[b"layer", b"other"], 5);
+        let image = |cache| listed(cache, "", 0).images.remove(0);
+        let before = image(&cache);
+        assert_eq!(
+            (before.platforms, before.incomplete),
+            (vec!["any".into()], vec![])
+        );
+        assert_eq!(
+            before.size,
+            10 + cache.store.size(&before.digest.unwrap()).unwrap()
+        );
+        cache.store.remove(&cache.blob("app", b"layer")).unwrap();
+        let after = image(&cache);
+        assert_eq!(
+            (after.platforms, after.incomplete),
+            (vec![], vec!["any".into()])
+        );
+        assert_eq!(after.size, before.size - 5);
+    }
+
+    #[test]
+    fn an_index_lists_the_platforms_that_are_here() {
+        let value = serde_json::json!({"os": "linux", "architecture": "arm64", "variant": "v8"});
+        assert_eq!(platform(&value).as_deref(), Some("linux/arm64/v8"));
+        assert_eq!(platform(&serde_json::json!({"os": "linux"})), None);
+        let cache = scratch::Cache::new();
+        let one = cache.image("app", &[b"one"], 5);
+        let gone = cache.image("app", &[b"two"], 5);
+        cache.index("app:v1", &[&one, &gone], 5);
+        cache.store.remove(&gone).unwrap();
+        let image = listed(&cache, "", 0).images.remove(0);
+        assert_eq!((image.platforms.len(), image.incomplete.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_page_and_its_time_are_bounded() {
+        let cache = scratch::Cache::new();
+        for number in 0..=PAGE_MAX {
+            cache.image(&format!("app:v{number}"), &[b"layer"], 5);
+        }
+        let page = listed(&cache, "", 0);
+        assert_eq!((page.images.len(), page.matching), (PAGE_MAX, PAGE_MAX + 1));
+        assert_eq!(listed(&cache, "", PAGE_MAX).images.len(), 1);
+        let late = files(&cache).list(&ImageQuery::default(), &|_| true, Instant::now());
+        assert_eq!((late.images.len(), late.is_whole), (0, false));
+    }
+}

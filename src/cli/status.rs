@@ -1,0 +1,277 @@
+//! `status`: the running proxy's `/status.json` in a terminal. Owns: its words. Must not: know more
+//! than that document says.
+
+use std::io::{IsTerminal as _, Write};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::running::{self, Place, Question};
+use super::{complain, fail, print};
+use crate::config::{EXIT_OK, Settings};
+use crate::log::Format;
+
+/// What is asked. The document is made in a moment; the largest one, with 200 transfers and 100
+/// failures, has some 300 KB.
+const STATUS: Question<'static> = Question {
+    target: "/status.json",
+    command: "status",
+    limit: Duration::from_secs(5),
+    bytes_max: 4 << 20,
+};
+/// Time between two looks with `--watch`.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+/// Failures that are shown.
+const FAILURES_SHOWN: usize = 5;
+/// Characters of the bar of a transfer.
+const BAR_WIDTH: u64 = 20;
+/// Clears a terminal and goes to its beginning (ECMA-48: CUP, ED).
+const CLEAR: &str = "\x1b[H\x1b[2J";
+
+/// How the status is shown.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Form {
+    /// The document itself.
+    pub(super) json: bool,
+    /// Again and again, until the output or the proxy is gone.
+    pub(super) watch: bool,
+}
+
+/// Shows the status of the proxy that runs with the same settings.
+pub(super) fn run(settings: &Settings, form: Form, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
+    let place = match Place::of(settings) {
+        Ok(place) => place,
+        Err(why) => return complain(err, Format::Text, &[why]),
+    };
+    let clears = form.watch && !form.json && std::io::stdout().is_terminal();
+    loop {
+        let text = match ask(&place, settings.tls.enabled) {
+            Ok(text) => text,
+            Err(why) => return fail(out, err, &format!("{why}\n")),
+        };
+        let shown = match (form.json, serde_json::from_str(&text)) {
+            (true, _) => format!("{}\n", text.trim_end()),
+            (false, Ok(document)) => describe(&document),
+            (false, Err(error)) => {
+                return fail(out, err, &format!("{place} answered no JSON: {error}\n"));
+            }
+        };
+        let before = if clears { CLEAR } else { "" };
+        // A reader that has gone has seen what it wanted.
+        let written = write!(out, "{before}{shown}").and_then(|()| out.flush());
+        if !form.watch || written.is_err() {
+            return if written.is_ok() {
+                EXIT_OK
+            } else {
+                print(out, err, "")
+            };
+        }
+        std::thread::sleep(WATCH_INTERVAL);
+    }
+}
+
+fn ask(place: &Place, tls: bool) -> Result<String, String> {
+    match running::ask(place, tls, STATUS) {
+        Ok((200, body)) => Ok(body),
+        Ok((401 | 403, _)) => Err(format!(
+            "{place} asks for a login or a client certificate; open http(s)://{place}/ in a browser"
+        )),
+        Ok((404, _)) => Err(format!("{place} has no status page: STATUS_PAGE=false")),
+        Ok((status, body)) => Err(format!("{place} answered {status}: {}", body.trim())),
+        Err(error) => Err(format!("no answer from {place}: {error}")),
+    }
+}
+
+/// The document in words.
+fn describe(document: &Value) -> String {
+    let mut lines = vec![text(&document["sentence"])];
+    let mut row = |name: &str, words: String| lines.push(format!("{name:<10} {words}"));
+    let identity = &document["identity"];
+    if !identity.is_null() {
+        let source = text(&identity["source"]);
+        row(
+            "identity",
+            format!("{} (from {source})", text(&identity["arn"])),
+        );
+    }
+    for registry in list(&document["registries"]) {
+        row("registry", describe_registry(registry));
+    }
+    let cache = &document["cache"];
+    if !cache.is_null() {
+        row("cache", describe_cache(cache));
+    }
+    let day = &document["day"];
+    let count = |name: &str| format!("{} {name}", number(&day[name]));
+    let names = ["hit", "stale", "miss", "other", "refused", "failed"].map(count);
+    let saved = bytes(number(&day["saved_bytes"]));
+    row("24 hours", format!("{}; {saved} saved", names.join(", ")));
+    for transfer in list(&document["transfers"]["running"]) {
+        row(
+            text(&transfer["kind"]).as_str(),
+            describe_transfer(transfer),
+        );
+    }
+    for failure in list(&document["failures"]).iter().take(FAILURES_SHOWN) {
+        let [at, method, target] = ["at", "method", "target"].map(|name| text(&failure[name]));
+        let (error, id) = (text(&failure["error"]), text(&failure["request"]));
+        let status = number(&failure["status"]);
+        row(
+            "failure",
+            format!("{at} {status} {method} {target}: {error} (request {id})"),
+        );
+    }
+    // Names and errors come from clients and registries; a terminal obeys control characters.
+    let clean = lines.iter().map(|line| line.replace(char::is_control, " "));
+    clean.map(|line| line + "\n").collect()
+}
+
+fn describe_registry(registry: &Value) -> String {
+    let token = &registry["token"];
+    let mut words = text(&registry["name"]);
+    if let Some(left) = token["left_s"].as_u64() {
+        words.push_str(&format!(": token {} left", span(left)));
+        if let Some(renews) = token["renews_s"].as_u64() {
+            words.push_str(&format!(", renewal in {}", span(renews)));
+        }
+    } else if !token.is_null() {
+        words.push_str(": no token");
+    }
+    if registry["breaker"] == "open" {
+        words.push_str("; out of reach");
+    }
+    for error in [&token["last_error"], &registry["last_error"]] {
+        if let Some(error) = error.as_str() {
+            words.push_str(&format!("; last error: {error}"));
+        }
+    }
+    words
+}
+
+fn describe_cache(cache: &Value) -> String {
+    let [used, quota, free] =
+        ["used_bytes", "quota_bytes", "free_bytes"].map(|name| bytes(number(&cache[name])));
+    let [evicted, damaged] = ["evicted_images", "damaged_blobs"].map(|name| number(&cache[name]));
+    let directory = text(&cache["directory"]);
+    format!(
+        "{used} of {quota} in {directory}; {free} free on the disk; {evicted} images evicted, \
+         {damaged} blobs damaged"
+    )
+}
+
+fn describe_transfer(transfer: &Value) -> String {
+    let (done, total) = (number(&transfer["bytes"]), transfer["total_bytes"].as_u64());
+    let mut words = match total.filter(|total| *total > 0) {
+        Some(total) => {
+            let part = done.min(total);
+            let full = usize::try_from(part.saturating_mul(BAR_WIDTH) / total).unwrap_or_default();
+            let empty = usize::try_from(BAR_WIDTH).unwrap_or_default() - full;
+            let percent = part.saturating_mul(100) / total;
+            format!(
+                "[{}{}] {percent:>3}% {} of {}",
+                "=".repeat(full),
+                " ".repeat(empty),
+                bytes(done),
+                bytes(total)
+            )
+        }
+        None => bytes(done),
+    };
+    words.push_str(&format!(
+        ", {}/s",
+        bytes(number(&transfer["bytes_per_second"]))
+    ));
+    if let Some(left) = transfer["left_s"].as_u64() {
+        words.push_str(&format!(", {} left", span(left)));
+    }
+    let idle = number(&transfer["idle_s"]);
+    if idle >= 10 {
+        words.push_str(&format!(", NO BYTE FOR {}", span(idle)));
+    }
+    let digest: String = text(&transfer["digest"]).chars().take(19).collect();
+    let (repository, clients) = (text(&transfer["repository"]), number(&transfer["clients"]));
+    format!(
+        "{words}; {repository} {digest}, {clients} clients, from {}",
+        text(&transfer["source"])
+    )
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or("not known").to_owned()
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_default()
+}
+
+/// A time with its two largest units.
+fn span(seconds: u64) -> String {
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, seconds) => format!("{seconds} s"),
+        (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (hours, minutes, _) => format!("{hours} h {minutes} min"),
+    }
+}
+
+/// Bytes with one digit after the point.
+fn bytes(count: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let (mut tenths, mut unit) = (count.saturating_mul(10), "B");
+    for larger in units {
+        if tenths < 10_000 {
+            break;
+        }
+        (tenths, unit) = (tenths / 1024, larger);
+    }
+    match unit {
+        "B" => format!("{count} B"),
+        unit => format!("{}.{} {unit}", tenths / 10, tenths % 10),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_short() {
+        assert_eq!(bytes(999), "999 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(300 << 20), "300.0 MiB");
+        assert_eq!(bytes(1 << 60), "1.0 EiB");
+        assert_eq!([59, 61, 7260].map(span), ["59 s", "1 min 1 s", "2 h 1 min"]);
+    }
+
+    #[test]
+    fn a_document_is_told_in_lines_and_cannot_steer_the_terminal() {
+        let document = serde_json::json!({
+            "sentence": "Ready.",
+            "identity": {"arn": "arn:aws:iam::1:role/x", "source": "environment"},
+            "registries": [{"name": "r.example", "breaker": "open", "last_error": "gone",
+                "token": {"left_s": 7260, "renews_s": 61, "last_error": null}}],
+            "cache": null,
+            "day": {"hit": 3, "saved_bytes": 2048},
+            "transfers": {"running": [{"kind": "fill", "bytes": 50, "total_bytes": 200,
+                "bytes_per_second": 10, "left_s": 15, "idle_s": 12, "clients": 2,
+                "repository": "team/\u{1b}[31mapp", "digest": "sha256:0123456789abcdef",
+                "source": "upstream"}]},
+            "failures": [],
+        });
+        let shown = describe(&document);
+        for line in [
+            "Ready.\n",
+            "registry   r.example: token 2 h 1 min left, renewal in 1 min 1 s; out of reach; last \
+             error: gone\n",
+            "24 hours   3 hit, 0 stale, 0 miss, 0 other, 0 refused, 0 failed; 2.0 KiB saved\n",
+            "fill       [=====               ]  25% 50 B of 200 B, 10 B/s, 15 s left, NO BYTE FOR \
+             12 s; team/ [31mapp sha256:0123456789ab, 2 clients, from upstream\n",
+        ] {
+            assert!(shown.contains(line), "{line}{shown}");
+        }
+        assert!(!shown.contains('\u{1b}'));
+    }
+}

@@ -1,0 +1,105 @@
+//! The status page and its data. Owns: `/` and `/status.json`, and what they say. Must not: ask
+//! upstream or AWS, or decide who may see them.
+//!
+//! `docs/status.md` lists the fields of `/status.json`; a test holds it to them. Nothing here is
+//! kept: each answer is made of what other parts know, on the connection's own thread.
+
+mod page;
+mod snapshot;
+mod sources;
+mod verdict;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use self::sources::Sources;
+use crate::cache::images::{Files, ImageQuery, PAGE_MAX};
+use crate::message::{Answer, Reply, Request};
+use crate::oci::{ErrorCode, OciError};
+use crate::permits::Permits;
+use crate::uri::{decode_leniently, parameter, query_of};
+
+/// Longest wait for another listing of images to end.
+const LISTING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Said in `Retry-After` when it did not end.
+const LISTING_RETRY_SECONDS: &str = "5";
+/// Longest search.
+const SEARCH_BYTES_MAX: usize = 256;
+
+/// The status page and its data.
+pub struct Status {
+    sources: Sources,
+    listing: Permits,
+}
+
+impl Status {
+    /// Nothing is looked at before it is asked for.
+    pub const fn new(sources: Sources) -> Self {
+        let listing = Permits::new(1);
+        Self { sources, listing }
+    }
+
+    /// True for the paths that [`Self::answer`] answers.
+    pub fn owns(path: &str) -> bool {
+        matches!(path, "/" | "/status.json")
+    }
+
+    /// Answers a request for one of these paths. Never blocks; the exchange may, for a moment.
+    pub fn answer(self: &Arc<Self>, request: &Request) -> Answer {
+        if !matches!(request.method.as_str(), "GET" | "HEAD") {
+            let why = format!("{} is not allowed here; use GET or HEAD", request.method);
+            let refusal = refuse(&OciError::new(ErrorCode::Unsupported, why));
+            return Answer::Now(refusal.with("Allow", "GET, HEAD"));
+        }
+        if request.path() == "/" {
+            return Answer::Now(page::answer(request.headers.first("If-None-Match")));
+        }
+        let (status, query) = (Arc::clone(self), query_of(&request.target).to_owned());
+        Answer::Later(Box::new(move |_| status.document(&query)))
+    }
+
+    /// `/status.json`. `?history` adds the last day by the minute, `?images=OFFSET` (with
+    /// `limit=COUNT` and `search=WORDS`) a page of images. Blocks while images are read.
+    fn document(&self, query: &str) -> Reply {
+        let mut document = snapshot::document(&self.sources);
+        let names = || {
+            query
+                .split('&')
+                .map(|pair| pair.split('=').next().unwrap_or_default())
+        };
+        if names().any(|name| name == "history") {
+            document.insert("history".into(), snapshot::history());
+        }
+        if let (Some(cache), true) = (&self.sources.cache, names().any(|name| name == "images")) {
+            let search = decode_leniently(parameter(query, "search").unwrap_or_default());
+            let number = |name| parameter(query, name).and_then(|text| text.parse().ok());
+            let asked = ImageQuery {
+                search: search.chars().take(SEARCH_BYTES_MAX).collect(),
+                offset: number("images").unwrap_or_default(),
+                limit: number("limit").unwrap_or(PAGE_MAX),
+            };
+            let Some(_turn) = self.listing.take(Instant::now() + LISTING_TIMEOUT) else {
+                let why = "images are being listed for others; try again";
+                let refusal = refuse(&OciError::new(ErrorCode::Unavailable, why));
+                return refusal.with("Retry-After", LISTING_RETRY_SECONDS);
+            };
+            let allowed = |name: &str| self.sources.allowed.matches(name);
+            let files = Files {
+                store: &cache.store,
+                names: &cache.names,
+            };
+            let images = snapshot::images(&files.images(&asked, &allowed));
+            document.insert("images".into(), images);
+        }
+        let text = serde_json::Value::Object(document).to_string();
+        Reply::new(200, "application/json", text)
+            .with("Cache-Control", "no-store")
+            .with("X-Content-Type-Options", "nosniff")
+    }
+}
+
+fn refuse(error: &OciError) -> Reply {
+    let mut reply = Reply::new(error.status, "application/json", error.document());
+    reply.outcome.error = Some(error.message.clone());
+    reply
+}

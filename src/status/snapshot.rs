@@ -1,0 +1,251 @@
+//! The document of `/status.json`. Owns: its fields and their names, which stay as they are. Must
+//! not: block for longer than it takes to ask the file system for its free space.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::{Map, Value, json};
+
+use super::sources::Sources;
+use super::verdict::{Facts, judge};
+use crate::aws::token::Status as TokenStatus;
+use crate::cache::Cache;
+use crate::cache::images::{Image, ImagePage};
+use crate::calendar::format_rfc3339;
+use crate::config::{COMMIT, VERSION};
+use crate::history::{self, Bytes, FAILURES, Failure, HISTORY, Minute, Outcome};
+use crate::metrics;
+use crate::oci::Registry;
+use crate::transfers::{Kind, TRANSFERS, Transfer};
+
+/// Transfers in one document, the oldest ones: those are the ones in question.
+const TRANSFERS_SHOWN: usize = 200;
+
+/// Everything but history and images.
+pub(super) fn document(sources: &Sources) -> Map<String, Value> {
+    let token = sources.tokens.as_ref().map(|tokens| tokens.status());
+    let registries = known_registries(sources);
+    let (state, sentence) = judge(&facts(sources, token.as_ref(), registries.first()));
+    let (started, started_at) = sources.started;
+    let document = json!({
+        "version": VERSION,
+        "commit": COMMIT,
+        "now": format_rfc3339(SystemTime::now()),
+        "started": format_rfc3339(started_at),
+        "uptime_s": started.elapsed().as_secs(),
+        "state": state.name(),
+        "sentence": sentence,
+        "identity": token.as_ref().map(identity),
+        "registries": registries.iter().map(|r| registry(sources, r)).collect::<Vec<_>>(),
+        "transfers": transfers(),
+        "cache": sources.cache.as_deref().map(cache),
+        "day": day(),
+        "failures": FAILURES.latest().iter().map(failure).collect::<Vec<_>>(),
+    });
+    match document {
+        Value::Object(document) => document,
+        _ => Map::new(),
+    }
+}
+
+/// Those of the settings, else the identity's own, as far as it is known.
+fn known_registries(sources: &Sources) -> Vec<Registry> {
+    if !sources.registries.is_empty() {
+        return sources.registries.clone();
+    }
+    let own = sources.upstream.default_registry(Instant::now()).ok();
+    let own = own.or_else(|| sources.cache.as_ref()?.remembered());
+    own.into_iter().collect()
+}
+
+fn facts(sources: &Sources, token: Option<&TokenStatus>, registry: Option<&Registry>) -> Facts {
+    let state = registry
+        .map(|registry| sources.upstream.state(registry))
+        .unwrap_or_default();
+    let no_token = token.filter(|token| !token.has_token).map(|token| {
+        let why = token.last_error.clone();
+        why.unwrap_or_else(|| "waiting for the first one".to_owned())
+    });
+    Facts {
+        draining: sources.draining.load(Ordering::SeqCst),
+        no_token,
+        registry: registry.map(Registry::to_string),
+        unreachable: state.pause.is_some(),
+        last_error: state.last_error.map(|(_, why)| why),
+        has_content: sources
+            .cache
+            .as_ref()
+            .is_some_and(|cache| cache.has_content()),
+    }
+}
+
+fn identity(token: &TokenStatus) -> Value {
+    // arn:PARTITION:SERVICE:REGION:ACCOUNT:RESOURCE
+    let account = token.arn.as_ref().and_then(|arn| arn.split(':').nth(4));
+    json!({
+        "arn": token.arn,
+        "account": account,
+        "source": token.source,
+        "last_error": token.last_error,
+    })
+}
+
+fn registry(sources: &Sources, registry: &Registry) -> Value {
+    let state = sources.upstream.state(registry);
+    let report = sources
+        .tokens
+        .as_ref()
+        .map(|tokens| tokens.report(registry));
+    let (last_error_at, last_error) = state.last_error.unzip();
+    json!({
+        "name": registry.to_string(),
+        "url": registry.url(),
+        "region": report.as_ref().and_then(|report| report.region.as_ref()),
+        "token": report.as_ref().map(|report| json!({
+            "expires": report.expires.map(format_rfc3339),
+            "left_s": report.expires.map(seconds_until),
+            "life_s": report.life.map(|life| life.as_secs()),
+            "renews_s": report.renews.map(seconds_until),
+            "last_error": report.last_error,
+        })),
+        "breaker": if state.pause.is_some() { "open" } else { "closed" },
+        "next_try_ms": state.pause.map(|pause| u64::try_from(pause.as_millis()).ok()),
+        "last_error": last_error,
+        "last_error_at": last_error_at.map(format_rfc3339),
+    })
+}
+
+fn transfers() -> Value {
+    let (running, unlisted) = TRANSFERS.running();
+    let pushes = running
+        .iter()
+        .filter(|transfer| transfer.kind == Kind::Push)
+        .count();
+    let shown = running.iter().take(TRANSFERS_SHOWN);
+    json!({
+        "downloads": running.len() - pushes,
+        "uploads": pushes,
+        "unlisted": unlisted,
+        "running": shown.map(|transfer| describe_transfer(transfer)).collect::<Vec<_>>(),
+    })
+}
+
+fn describe_transfer(transfer: &Transfer) -> Value {
+    let (bytes, total, rate) = (transfer.bytes(), transfer.total(), transfer.rate());
+    let left = total.map(|total| total.saturating_sub(bytes));
+    let subject = &transfer.subject;
+    json!({
+        "kind": transfer.kind.name(),
+        "source": if transfer.from_cache { "cache" } else { "upstream" },
+        "registry": subject.registry,
+        "repository": subject.repository,
+        "digest": subject.digest,
+        "request": subject.request,
+        "peer": subject.peer,
+        "bytes": bytes,
+        "total_bytes": total,
+        "bytes_per_second": rate,
+        "left_s": left.and_then(|left| left.checked_div(rate)),
+        "age_s": transfer.age().as_secs(),
+        "idle_s": transfer.idle().as_secs(),
+        "clients": if transfer.kind == Kind::Fill { transfer.clients() } else { 1 },
+    })
+}
+
+fn cache(cache: &Cache) -> Value {
+    json!({
+        "directory": cache.store.root().display().to_string(),
+        "used_bytes": cache.sweeper.used_bytes(),
+        "quota_bytes": cache.sweeper.quota(),
+        "free_bytes": cache.store.free_bytes().ok(),
+        "evicted_images": metrics::CACHE_IMAGES_EVICTED.get(),
+        "evicted_bytes": metrics::CACHE_BYTES_EVICTED.get(),
+        "damaged_blobs": metrics::CACHE_BLOBS_DAMAGED.get(),
+        "write_failures": metrics::CACHE_WRITE_FAILURES.get(),
+    })
+}
+
+/// The last 24 hours in sums.
+fn day() -> Value {
+    let mut sums = Map::new();
+    let minutes = HISTORY.until(history::minute_now());
+    for (name, series) in series(&minutes) {
+        sums.insert(name.to_owned(), series.iter().sum::<u64>().into());
+    }
+    Value::Object(sums)
+}
+
+/// The last 24 hours, since the start at the longest, by the minute; the last number of each series
+/// is this minute's.
+pub(super) fn history() -> Value {
+    let minutes = HISTORY.until(history::minute_now());
+    let mut document = Map::new();
+    document.insert("minutes".to_owned(), minutes.len().into());
+    for (name, series) in series(&minutes) {
+        document.insert(name.to_owned(), series.into());
+    }
+    Value::Object(document)
+}
+
+fn series(minutes: &[Minute]) -> Vec<(&'static str, Vec<u64>)> {
+    let requests = Outcome::ALL.iter().map(|outcome| {
+        let count = |minute: &Minute| minute.requests.get(*outcome as usize).copied();
+        let counts = minutes
+            .iter()
+            .map(|minute| count(minute).unwrap_or_default().into());
+        (outcome.name(), counts.collect())
+    });
+    let bytes = Bytes::ALL.iter().map(|kind| {
+        let sum = |minute: &Minute| minute.bytes.get(*kind as usize).copied();
+        (
+            kind.name(),
+            minutes
+                .iter()
+                .map(|minute| sum(minute).unwrap_or_default())
+                .collect(),
+        )
+    });
+    requests.chain(bytes).collect()
+}
+
+fn failure(failure: &Failure) -> Value {
+    json!({
+        "at": format_rfc3339(failure.at),
+        "request": failure.request,
+        "method": failure.method,
+        "target": failure.target,
+        "status": failure.status,
+        "error": failure.error,
+        "peer": failure.peer,
+    })
+}
+
+/// A page of images.
+pub(super) fn images(page: &ImagePage) -> Value {
+    json!({
+        "total": page.total,
+        "matching": page.matching,
+        "is_whole": page.is_whole,
+        "list": page.images.iter().map(image).collect::<Vec<_>>(),
+    })
+}
+
+fn image(image: &Image) -> Value {
+    json!({
+        "registry": image.registry,
+        "repository": image.repository,
+        "tag": image.tag,
+        "digest": image.digest.as_ref().map(|digest| digest.as_str()),
+        "platforms": image.platforms,
+        "incomplete": image.incomplete,
+        "bytes": image.size,
+        "pulled": format_rfc3339(image.pulled),
+        "confirmed": image.confirmed.map(format_rfc3339),
+    })
+}
+
+/// Seconds from now; 0 for what is over.
+fn seconds_until(time: SystemTime) -> u64 {
+    let left = time.duration_since(SystemTime::now());
+    left.unwrap_or(Duration::ZERO).as_secs()
+}

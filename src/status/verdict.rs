@@ -1,0 +1,121 @@
+//! The traffic light. Owns: which state the proxy is in, and the one sentence that says so. Must
+//! not: look anything up.
+
+/// What the proxy can do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// Pulls and pushes.
+    Ready,
+    /// Pulls of what is in the cache.
+    CacheOnly,
+    /// Nothing.
+    NotReady,
+}
+
+impl State {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::CacheOnly => "cache_only",
+            Self::NotReady => "not_ready",
+        }
+    }
+}
+
+/// What the state depends on.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Facts {
+    pub(super) draining: bool,
+    /// Why there is no token; none when there is one, or when none is needed.
+    pub(super) no_token: Option<String>,
+    /// The default registry; none before it is known.
+    pub(super) registry: Option<String>,
+    /// The default registry was out of reach lately.
+    pub(super) unreachable: bool,
+    /// Its last failure.
+    pub(super) last_error: Option<String>,
+    /// Something was kept in the cache.
+    pub(super) has_content: bool,
+}
+
+/// The state, and why.
+pub(super) fn judge(facts: &Facts) -> (State, String) {
+    if facts.draining {
+        return (State::NotReady, "Not ready: shutting down.".to_owned());
+    }
+    let why = match (&facts.no_token, facts.unreachable) {
+        (Some(why), _) => format!("no ECR token ({why})"),
+        (None, true) => {
+            let why = facts.last_error.as_deref().unwrap_or("no answer");
+            format!("the registry is out of reach ({why})")
+        }
+        (None, false) => {
+            let registry = facts
+                .registry
+                .as_deref()
+                .unwrap_or("the registry of the identity");
+            return (
+                State::Ready,
+                format!("Ready: pulls and pushes go to {registry}."),
+            );
+        }
+    };
+    if facts.has_content {
+        return (
+            State::CacheOnly,
+            format!("Serving from the cache alone: {why}."),
+        );
+    }
+    (State::NotReady, format!("Not ready: {why}."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_follows_from_token_registry_and_cache() {
+        let ready = Facts {
+            registry: Some("r.example".into()),
+            ..Facts::default()
+        };
+        let (state, sentence) = judge(&ready);
+        assert_eq!(
+            (state, sentence.as_str()),
+            (State::Ready, "Ready: pulls and pushes go to r.example.")
+        );
+        let cut_off = Facts {
+            unreachable: true,
+            last_error: Some("connect failed".into()),
+            ..ready.clone()
+        };
+        assert_eq!(judge(&cut_off).0, State::NotReady);
+        let (state, sentence) = judge(&Facts {
+            has_content: true,
+            ..cut_off
+        });
+        assert_eq!(state, State::CacheOnly);
+        assert!(
+            sentence.ends_with("out of reach (connect failed)."),
+            "{sentence}"
+        );
+        let tokenless = Facts {
+            no_token: Some("expired".into()),
+            ..ready.clone()
+        };
+        assert_eq!(judge(&tokenless).1, "Not ready: no ECR token (expired).");
+        let (state, _) = judge(&Facts {
+            has_content: true,
+            ..tokenless
+        });
+        assert_eq!(state, State::CacheOnly);
+        let (state, sentence) = judge(&Facts {
+            draining: true,
+            ..ready
+        });
+        assert_eq!(
+            (state, sentence.as_str()),
+            (State::NotReady, "Not ready: shutting down.")
+        );
+    }
+}
