@@ -77,7 +77,7 @@ mod tests {
         }
         let counts = histogram.cumulative();
         assert_eq!((counts[0], counts[1], counts[15], counts[16]), (2, 3, 3, 4));
-        assert!((histogram.sum_seconds() - 5000.002_001).abs() < 1e-9);
+        assert!((histogram.sum_seconds() - 5_000.002_001).abs() < 1e-9);
     }
 
     #[test]
