@@ -10,8 +10,10 @@
 //! Locks: the table of repeated causes, held for a look-up.
 
 mod fields;
+mod level;
 mod repeats;
 mod scope;
+mod text;
 
 use std::fmt::{Display, Write as _};
 use std::io::Write as _;
@@ -22,8 +24,10 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::calendar::format_rfc3339;
 use crate::metrics;
 pub use fields::{FIELDS, FieldType};
+pub use level::{Format, Level};
 use repeats::Repeats;
 pub use scope::RequestScope;
+use text::{quote, shorten};
 
 /// Lines that may wait for the writer thread: at 300 bytes a line about 1.2 MB.
 const QUEUE_LINES_MAX: usize = 4096;
@@ -33,41 +37,6 @@ const TARGET_BYTES_MAX: usize = 512;
 const VALUE_BYTES_MAX: usize = 1024;
 /// Time between two looks at the causes that were left out.
 const REPEATS_POLL: Duration = Duration::from_secs(5);
-
-/// How much a line matters.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    /// Details, for a person who hunts a fault.
-    Debug,
-    /// Normal events.
-    #[default]
-    Info,
-    /// Something failed and the process copes.
-    Warn,
-    /// Something failed that somebody must mend.
-    Error,
-}
-
-impl Level {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Debug => "DEBUG",
-            Self::Info => "INFO",
-            Self::Warn => "WARN",
-            Self::Error => "ERROR",
-        }
-    }
-}
-
-/// The shape of a line.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Format {
-    /// One JSON object a line.
-    Json,
-    /// `time LEVEL message key=value …`
-    #[default]
-    Text,
-}
 
 /// A field of a line.
 pub type Field<'a> = (&'a str, &'a dyn Display);
@@ -221,24 +190,6 @@ fn value_text(value: &dyn Display) -> String {
     text
 }
 
-/// Cuts `text`, so that it says that there was more.
-fn shorten(text: &mut String, bytes_max: usize) {
-    let kept = cut(text, bytes_max).len();
-    if kept < text.len() {
-        text.truncate(kept);
-        text.push('…');
-    }
-}
-
-/// The beginning of `text`: at most so many bytes, and whole characters.
-fn cut(text: &str, bytes_max: usize) -> &str {
-    let mut end = text.len().min(bytes_max);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.get(..end).unwrap_or_default()
-}
-
 fn write(level: Level, message: &str, fields: &[Field<'_>]) {
     if !enabled(level) {
         return;
@@ -291,7 +242,7 @@ fn text_line(time: SystemTime, level: Level, message: &str, fields: &[Field<'_>]
         let _ = if plain {
             write!(line, " {name}={value}")
         } else {
-            write!(line, " {name}={}", quoted(&value))
+            write!(line, " {name}={}", quote(&value))
         };
     }
     line.push('\n');
@@ -303,7 +254,7 @@ fn json_line(time: SystemTime, level: Level, message: &str, fields: &[Field<'_>]
         "{{\"time\":\"{}\",\"level\":\"{}\",\"message\":{}",
         format_rfc3339(time),
         level.name(),
-        quoted(message)
+        quote(message)
     );
     for (name, value) in fields {
         let value = value_text(value);
@@ -311,11 +262,6 @@ fn json_line(time: SystemTime, level: Level, message: &str, fields: &[Field<'_>]
     }
     line.push_str("}\n");
     line
-}
-
-/// A JSON string. The text format quotes in the same way, so that no value can forge a line.
-fn quoted(value: &str) -> String {
-    serde_json::Value::from(value).to_string()
 }
 
 fn one_line(message: &str) -> String {

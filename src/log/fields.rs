@@ -6,6 +6,8 @@
 
 use std::borrow::Cow;
 
+use super::text::quote;
+
 /// The type of a field in JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FieldType {
@@ -133,7 +135,7 @@ pub const FIELDS: &[(&str, FieldType, &str)] = &[
 pub(super) fn json<'a>(name: &str, value: &'a str) -> Cow<'a, str> {
     let known = FIELDS.iter().find(|(known, ..)| *known == name);
     let fits = match known.map_or(Text, |(_, kind, _)| *kind) {
-        Text => return super::quoted(value).into(),
+        Text => return quote(value).into(),
         Boolean => matches!(value, "true" | "false"),
         Number => serde_json::from_str::<serde_json::Number>(value).is_ok(),
     };

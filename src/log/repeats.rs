@@ -7,7 +7,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::Level;
+use super::level::Level;
+use super::text::cut;
 
 /// Least time between two lines of one cause.
 pub(super) const INTERVAL: Duration = Duration::from_secs(60);
@@ -55,7 +56,7 @@ impl Repeats {
         (name, text): (&'static str, &str),
     ) -> Option<u64> {
         let causes = self.messages.entry(message).or_default();
-        let text = super::cut(text, TEXT_BYTES_MAX);
+        let text = cut(text, TEXT_BYTES_MAX);
         let text = match causes.len() < CAUSES_MAX || causes.contains_key(text) {
             true => text,
             false => OTHERS,

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 
+use super::text::cut;
 use crate::locked::Locked as _;
 
 /// Longest id that is kept of upstream's; AWS's have 36 characters.
@@ -62,7 +63,7 @@ impl RequestScope {
 
     /// Keeps the id that upstream gave it. The last one stands.
     pub fn note_upstream_id(&self, id: &str) {
-        let id = super::cut(id, UPSTREAM_ID_BYTES_MAX).to_owned();
+        let id = cut(id, UPSTREAM_ID_BYTES_MAX).to_owned();
         *self.0.upstream_id.locked() = Some(id);
     }
 
