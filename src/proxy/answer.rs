@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use super::content::DIGEST_FIELD;
+use super::headers::DIGEST_FIELD;
 use crate::log::{self, Level};
 use crate::message::Reply;
 pub(super) use crate::metrics::CacheOutcome;

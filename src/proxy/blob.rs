@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use super::answer::{API_VERSION, CacheOutcome, explain, fail, mark, or_fail, refuse};
 use super::conditional::{self, RangeSpec, Selected};
-use super::content::{self, BLOB_CACHE_CONTROL, DIGEST_FIELD};
+use super::content::{self, BLOB_CACHE_CONTROL};
 use super::exchange::Exchange;
+use super::headers::DIGEST_FIELD;
 use super::{headers, redirect, refusal};
 use crate::cache::Cache;
 use crate::cache::fill::{BlobRequest, Growing, Joined};
@@ -18,8 +19,8 @@ use crate::message::{Body, Buffered, Headers, LogNote, Reply};
 use crate::oci::{Digest, ErrorCode, OciError, Repository};
 use crate::transfers::{Kind, TRANSFERS, Transfer};
 use crate::upstream::UpstreamError;
-use crate::upstream::client::Incoming;
 use crate::upstream::exchange::Call;
+use crate::upstream::incoming::Incoming;
 
 /// A cold range that begins this far ahead of the download is fetched on its own: at 10 MB/s the
 /// client would wait a second for it.

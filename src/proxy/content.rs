@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::answer::fail;
 use super::conditional;
+use super::headers::DIGEST_FIELD;
 use crate::budget::{self, BODIES, BODIES_BYTES_MAX, SHARE_TIMEOUT, UNCOUNTED_BYTES_MAX};
 use crate::cache::description::SelfDescription;
 use crate::cache::held::MANIFEST_BYTES_MAX;
@@ -16,7 +17,6 @@ use crate::metrics;
 use crate::oci::{Digest, Reference, Registry};
 use crate::upstream::{Stage, UpstreamError};
 
-pub(super) const DIGEST_FIELD: &str = "Docker-Content-Digest";
 /// A blob never changes (RFC 8246).
 pub(super) const BLOB_CACHE_CONTROL: &str = "max-age=31536000, immutable";
 

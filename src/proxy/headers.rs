@@ -6,6 +6,8 @@ use super::links::{ClientAddress, rewrite_link, rewrite_url};
 use crate::message::Headers;
 use crate::oci::Route;
 
+/// Names the digest of the content (distribution-spec, "Pulling manifests").
+pub(super) const DIGEST_FIELD: &str = "Docker-Content-Digest";
 /// Sent upstream when the client names none.
 const USER_AGENT: &str = concat!("aws-ecr-proxy/", env!("CARGO_PKG_VERSION"));
 

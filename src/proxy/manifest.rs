@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::answer::{API_VERSION, CacheOutcome, age, explain, fail, mark, mark_stale, or_fail};
-use super::content::{self, DIGEST_FIELD, media_type};
+use super::content::{self, media_type};
 use super::exchange::Exchange;
+use super::headers::DIGEST_FIELD;
 use super::lookup::{Freshness, ManifestLookup};
 use super::referrer_queue::Image;
 use super::{cache_key, conditional, headers, refusal};
@@ -21,8 +22,8 @@ use crate::cache::names::Scope;
 use crate::log::{self, Level};
 use crate::message::{Body, Buffered, Headers, LogNote, Reply, WholeBody};
 use crate::oci::{Digest, ERROR_DOCUMENT_BYTES_MAX, Reference, Repository, Tag};
-use crate::upstream::client::Incoming;
 use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
+use crate::upstream::incoming::Incoming;
 use crate::upstream::{Stage, UpstreamError};
 
 /// Longest wait for upstream to confirm a tag while the cache holds an older answer: half of what

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use super::authorizer::{AuthFault, Authorizer, Grant};
 use super::call::{Call, Fetched, HEAD_TIMEOUT};
-use super::client::{Client, Incoming, Outgoing};
+use super::client::{Client, Outgoing};
 use super::error::{Stage, UpstreamError};
+use super::incoming::Incoming;
 use super::redirect::{REDIRECTS_MAX, Redirects, Url};
 use super::secrets::Secrets;
 use crate::log::{self, Level, RequestScope};

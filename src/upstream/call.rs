@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use super::breaker::Patience;
-use super::client::Incoming;
 use super::error::{Stage, UpstreamError};
+use super::incoming::Incoming;
 use super::redirect::Url;
 use crate::message::Headers;
 use crate::oci::Registry;

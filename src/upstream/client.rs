@@ -20,13 +20,14 @@ use super::connector::{self, Tls, explain_407, proxy_of};
 use super::early::{self, Broken};
 use super::error::{Stage, UpstreamError};
 use super::fault::{ConnectorError, classify};
+use super::incoming::Incoming;
 use super::outbound::Proxies;
 use super::resolver::{LOOKUP_TIMEOUT, Resolver};
 use super::roots::read_roots;
 use super::steps::log_answer;
 use super::tcp;
 use crate::log::{self, Level};
-use crate::message::{Buffered, Headers, RequestBody};
+use crate::message::{Headers, RequestBody};
 
 /// Longest time to connect, TLS handshake included: two lost SYNs, and with a head at its own limit
 /// still under the 30 s after which containerd gives up.
@@ -63,42 +64,6 @@ pub struct Outgoing<'a> {
     pub whole: bool,
     /// Which addresses the host may have.
     pub addresses: AddressRule,
-}
-
-/// A reply whose body is still to be read.
-pub struct Incoming {
-    /// The status.
-    pub status: u16,
-    /// The fields.
-    pub headers: Headers,
-    /// The body. An early end is an error.
-    pub body: Box<dyn Read + Send>,
-    /// `Content-Length`; for a HEAD, of what a GET would bring.
-    pub length: Option<u64>,
-}
-
-impl Incoming {
-    /// The body, up to `bytes_max` bytes. Blocks until `deadline` at the longest.
-    ///
-    /// # Errors
-    /// When the body breaks off, or has not come by then.
-    pub fn read_body(&mut self, bytes_max: u64, deadline: Instant) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        let mut reader = (&mut self.body).take(bytes_max);
-        tcp::read_until(deadline, || reader.read_to_end(&mut bytes))?;
-        Ok(bytes)
-    }
-}
-
-impl From<Buffered> for Incoming {
-    fn from(reply: Buffered) -> Self {
-        Self {
-            status: reply.status,
-            headers: reply.headers,
-            length: Some(reply.body.len() as u64),
-            body: Box::new(io::Cursor::new(reply.body)),
-        }
-    }
 }
 
 /// Sends requests by HTTP.

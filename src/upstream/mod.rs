@@ -14,6 +14,7 @@ mod early;
 mod error;
 pub mod exchange;
 mod fault;
+pub mod incoming;
 mod last_errors;
 pub mod loopback;
 pub mod outbound;

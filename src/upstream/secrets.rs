@@ -9,7 +9,7 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 
-use super::client::Incoming;
+use super::incoming::Incoming;
 use crate::secret::{Secret, words_of};
 use crate::uri;
 

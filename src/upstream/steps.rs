@@ -3,8 +3,8 @@
 
 use std::time::Instant;
 
-use super::client::Incoming;
 use super::error::UpstreamError;
+use super::incoming::Incoming;
 use crate::log;
 
 /// Says at DEBUG what came of one try.

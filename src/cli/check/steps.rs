@@ -17,7 +17,8 @@ use crate::message::Headers;
 use crate::oci::Registry;
 use crate::proxy::login::Logins;
 use crate::secret::Secret;
-use crate::upstream::client::{Client, Incoming, Outgoing};
+use crate::upstream::client::{Client, Outgoing};
+use crate::upstream::incoming::Incoming;
 use crate::upstream::secrets::Secrets;
 use crate::upstream::{AddressRule, Api as _};
 

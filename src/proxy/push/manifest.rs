@@ -16,8 +16,9 @@ use crate::message::{Reply, RequestBody, SharedBytes, WholeBody};
 use crate::oci::{Digest, ErrorCode, OciError, Reference, Repository};
 use crate::proxy::answer::refuse;
 use crate::proxy::cache_key;
-use crate::proxy::content::{self, DIGEST_FIELD};
+use crate::proxy::content;
 use crate::proxy::exchange::Exchange;
+use crate::proxy::headers::DIGEST_FIELD;
 use crate::upstream::UpstreamError;
 
 /// Largest manifest that is taken: what registries must take at the least (distribution-spec
