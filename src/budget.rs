@@ -30,6 +30,11 @@ pub const fn count_bytes(bytes: u64) -> u64 {
 /// The budget of this process.
 pub static BODIES: Budget = Budget::new(BODIES_BYTES_MAX);
 
+/// Bytes of all pushed manifests together that are held until upstream has taken them: two of the
+/// largest size. They have a budget of their own, since a client may take hours to push one. A push
+/// is not refused for want of it: its manifest then comes into the cache with the next pull.
+pub static PUSHED: Budget = Budget::new(8 << 20);
+
 /// Turns at what takes several times the bytes of a large body: parsing it, or making a list of
 /// many. One at a time: a parsed list takes up to ten times its bytes.
 static LARGE_WORK: Permits = Permits::new(1);

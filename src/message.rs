@@ -252,10 +252,12 @@ pub trait Pieces: Send {
 pub enum WholeBody {
     /// In memory.
     Bytes(SharedBytes),
-    /// The first `length` bytes of a file.
+    /// Bytes of a file that nobody changes.
     File {
         /// The file; its own position is not used.
         file: Arc<File>,
+        /// Where they begin.
+        offset: u64,
         /// Bytes in all.
         length: u64,
     },
@@ -275,8 +277,16 @@ impl From<WholeBody> for Body {
     fn from(body: WholeBody) -> Self {
         match body {
             WholeBody::Bytes(bytes) => Self::Bytes(bytes),
-            WholeBody::File { file, length } => Self::Pieces {
-                pieces: Box::new(WholeFile { file, left: length }),
+            WholeBody::File {
+                file,
+                offset,
+                length,
+            } => Self::Pieces {
+                pieces: Box::new(WholeFile {
+                    file,
+                    offset,
+                    left: length,
+                }),
                 length: Some(length),
             },
         }
@@ -286,13 +296,14 @@ impl From<WholeBody> for Body {
 /// The one piece of a whole file.
 struct WholeFile {
     file: Arc<File>,
+    offset: u64,
     /// Bytes not given out yet: all or none.
     left: u64,
 }
 
 impl Pieces for WholeFile {
     fn next(&mut self) -> io::Result<Piece<'_>> {
-        let (file, offset) = (&*self.file, 0);
+        let (file, offset) = (&*self.file, self.offset);
         Ok(match std::mem::take(&mut self.left) {
             0 => Piece::End,
             length => Piece::File {

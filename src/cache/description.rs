@@ -63,9 +63,12 @@ impl<'de> Deserialize<'de> for Head {
 
             fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Head, A::Error> {
                 let mut head = Head::default();
-                while let Some(name) = fields.next_key::<String>()? {
+                while let Some(Text(name)) = fields.next_key()? {
                     match name.as_str() {
-                        "mediaType" => head.media_type = fields.next_value()?,
+                        "mediaType" => {
+                            let name: Option<Text> = fields.next_value()?;
+                            head.media_type = name.map(|Text(name)| name);
+                        }
                         "schemaVersion" => head.version = fields.next_value()?,
                         name => {
                             head.has_signatures |= name == "signatures";
@@ -77,6 +80,27 @@ impl<'de> Deserialize<'de> for Head {
             }
         }
         deserializer.deserialize_map(Fields)
+    }
+}
+
+/// A text, of which no more is kept than shows that it is too long.
+struct Text(String);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Short;
+        impl Visitor<'_> for Short {
+            type Value = Text;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Text, E> {
+                Ok(Text(text.chars().take(MEDIA_TYPE_BYTES_MAX + 1).collect()))
+            }
+        }
+        deserializer.deserialize_str(Short)
     }
 }
 
@@ -124,6 +148,10 @@ mod tests {
         ] {
             assert_eq!(read(text, oci), None, "{text}");
         }
+        let long = format!("a/{}", "b".repeat(126));
+        let typed = |name: &str| format!(r#"{{"schemaVersion":2,"mediaType":"{name}"}}"#);
+        assert_eq!(read(&typed(&long), oci), plain(Some(&long)));
+        assert_eq!(read(&typed(&"a/b".repeat(5000)), oci), plain(None));
         // What would break a header is no type.
         for odd in ["a", "a/", "/b", "a/b\\r\\nX: y", "a/b; c", "a/b/c"] {
             let text = format!(r#"{{"schemaVersion":2,"mediaType":"{odd}"}}"#);

@@ -58,6 +58,7 @@ impl Cache {
         match self.store.open_verified(digest, MANIFEST_BYTES_MAX) {
             Ok(found) => found.map(|blob| WholeBody::File {
                 file: blob.file,
+                offset: 0,
                 length: blob.size,
             }),
             Err(error) => {

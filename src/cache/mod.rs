@@ -23,7 +23,7 @@ mod paths;
 pub mod probe;
 pub mod pushes;
 #[cfg(test)]
-mod scratch;
+pub(crate) mod scratch;
 pub mod store;
 pub mod sweep;
 mod tagfile;

@@ -176,6 +176,27 @@ impl Names {
         entries
     }
 
+    /// True when the cache holds a tag of the repository. Reads none.
+    pub fn has_tags(&self, scope: Scope<'_>) -> bool {
+        let folders = self.paths.partitions(scope);
+        let mut entries = folders.iter().flat_map(fs::read_dir).flatten().flatten();
+        entries.any(|entry| {
+            let name = entry.file_name();
+            name.to_str()
+                .is_some_and(|name| name.parse::<Tag>().is_ok())
+        })
+    }
+
+    /// True when the cache holds a repository of the registry. Does not look into it.
+    pub fn has_repository(&self, registry: &Registry) -> bool {
+        let children = self
+            .paths
+            .registry(registry)
+            .map(|path| folder_names(&path));
+        let mut children = children.into_iter().flatten();
+        children.any(|child| !child.starts_with('_'))
+    }
+
     /// True when the cache holds a repository of any registry. Does not look into it.
     pub fn has_repositories(&self) -> bool {
         let registries = folder_names(&self.paths.repos);

@@ -1,31 +1,37 @@
 //! Pages of lists as upstream sent them, kept for an outage. Owns: `_lists`, `_referrers` and
 //! `_catalog` below `repos/`. Must not: change a link, or know what is listed.
 //!
-//! A page is a file. Its name is the hash of the query, and its modification time is when upstream
-//! last sent it. It is written without fsync: a lost or broken one reads as absent. Clients choose
-//! the queries, so a folder holds a bounded number of pages.
+//! A page is a file: a heading of one line in JSON, then the list as it came, which is sent from
+//! the file. Its name is the hash of the query, and its modification time is when upstream last
+//! sent it. It is written without fsync: a lost or damaged one reads as absent. Clients choose the
+//! queries, so a folder holds a bounded number of pages.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
 
 use serde_json::{Value, json};
 
 use super::names::{Names, Scope};
-use super::paths::{CATALOG, LISTS, REFERRERS, file_names, modified, read_text, unusable_name};
-use crate::hash;
-use crate::message::Headers;
+use super::paths::{CATALOG, LISTS, REFERRERS, file_names, unusable_name};
+use crate::budget::{self, BODIES, SHARE_TIMEOUT};
+use crate::hash::{self, Hasher};
+use crate::message::{Headers, SharedBytes, WholeBody};
 use crate::oci::{Digest, Registry};
 
 /// Longest list that is kept, and read whole: what the specification allows an index to be.
 pub const LIST_BYTES_MAX: u64 = 4 << 20;
 /// Pages of one folder: 6400 names as ECR pages them unasked, or referrers of as many images.
 const PAGES_MAX: usize = 64;
-/// Bytes of one folder: the longest list twice, quotes escaped.
+/// Bytes of one folder: the longest list four times.
 const FOLDER_BYTES_MAX: u64 = 4 * LIST_BYTES_MAX;
-/// Most bytes read of a page: escaping doubles quotes at the worst of what registries write.
-const PAGE_BYTES_MAX: u64 = 2 * LIST_BYTES_MAX + (64 << 10);
+/// Longest heading of a page: a query, and fields of one head of upstream's (64 KiB), escaped.
+const HEADING_BYTES_MAX: u64 = 256 << 10;
+/// A page is hashed in pieces of this size.
+const PIECE_BYTES: usize = 64 << 10;
 /// An empty file below the folder of a registry: it has no referrers API.
 const NO_REFERRERS: &str = "_no-referrers-api";
 /// The fields that are kept beside a list.
@@ -43,46 +49,57 @@ pub enum List<'a> {
 }
 
 /// A page as upstream sent it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Page {
     /// The query it was asked for with; empty for none.
     pub query: String,
     /// The fields of the list as upstream sent them.
     pub headers: Headers,
-    /// JSON.
-    pub body: Vec<u8>,
     /// When upstream last sent it.
     pub confirmed: SystemTime,
+    file: Arc<File>,
+    /// Where in the file the list begins.
+    offset: u64,
+    length: u64,
 }
 
 impl Page {
-    /// The page of an answer; of its fields those that are kept.
-    pub fn new(query: &str, headers: &Headers, body: Vec<u8>, confirmed: SystemTime) -> Self {
-        let mut kept = headers.clone();
-        kept.retain(|name, _| FIELDS.iter().any(|field| field.eq_ignore_ascii_case(name)));
-        Self {
-            query: query.to_owned(),
-            headers: kept,
-            body,
-            confirmed,
+    /// The list, to be sent from its file.
+    pub fn body(&self) -> WholeBody {
+        WholeBody::File {
+            file: Arc::clone(&self.file),
+            offset: self.offset,
+            length: self.length,
         }
     }
 
-    fn to_json(&self, key: &str) -> Option<String> {
-        let body = std::str::from_utf8(&self.body).ok()?;
-        let headers: Vec<[&str; 2]> = self.headers.iter().map(|(n, v)| [n, v]).collect();
-        let page = json!({"key": key, "query": self.query, "headers": headers, "body": body});
-        Some(page.to_string())
+    /// The list in memory, out of the budget for that. None when there is no room, and when the
+    /// disk fails.
+    pub fn read(&self) -> Option<SharedBytes> {
+        let share = BODIES.take(budget::count_bytes(self.length), Instant::now() + SHARE_TIMEOUT)?;
+        let mut bytes = vec![0; usize::try_from(self.length).ok()?];
+        self.file.read_exact_at(&mut bytes, self.offset).ok()?;
+        Some(SharedBytes::counted(bytes, share))
     }
 
-    /// What cannot be read, or is of another key, is none.
-    fn parse(text: &str, key: Option<&str>, confirmed: SystemTime) -> Option<Self> {
-        let page: Value = serde_json::from_str(text).ok()?;
-        let word = |name: &str| page.get(name).and_then(Value::as_str);
-        if key.is_some() && word("key") != key {
+    /// Opens a page. One that cannot be read, is damaged, or is of another key, is none.
+    fn open(path: &Path, key: Option<&str>) -> Option<Self> {
+        let file = File::open(path).ok()?;
+        let metadata = file.metadata().ok()?;
+        let mut heading = Vec::new();
+        let mut reader = BufReader::new((&file).take(HEADING_BYTES_MAX));
+        reader.read_until(b'\n', &mut heading).ok()?;
+        let offset = heading.len() as u64;
+        let heading: Value = serde_json::from_slice(&heading).ok()?;
+        let word = |name: &str| heading.get(name).and_then(Value::as_str);
+        let length = metadata.len().checked_sub(offset)?;
+        if (key.is_some() && word("key") != key)
+            || length > LIST_BYTES_MAX
+            || word("sha256") != Some(&hash_of(&file, offset, length)?)
+        {
             return None;
         }
-        let fields = page.get("headers")?.as_array()?.iter();
+        let fields = heading.get("headers")?.as_array()?.iter();
         let headers = fields.filter_map(|pair| {
             let text = |at: usize| pair.get(at)?.as_str();
             Some((text(0)?, text(1)?))
@@ -90,17 +107,46 @@ impl Page {
         Some(Self {
             query: word("query")?.to_owned(),
             headers: headers.collect(),
-            body: word("body")?.as_bytes().to_vec(),
-            confirmed,
+            confirmed: metadata.modified().ok()?,
+            file: Arc::new(file),
+            offset,
+            length,
         })
     }
+}
+
+/// The SHA-256 of a part of a file. None when it ends early.
+fn hash_of(file: &File, offset: u64, length: u64) -> Option<String> {
+    let mut hasher = Hasher::sha256();
+    let (mut at, end) = (offset, offset + length);
+    let mut piece = vec![0; PIECE_BYTES.min(usize::try_from(length).ok()?)];
+    while at < end {
+        let left = usize::try_from(end - at).ok()?;
+        let piece = piece.get_mut(..left.min(PIECE_BYTES))?;
+        file.read_exact_at(piece, at).ok()?;
+        hasher.update(piece);
+        at += piece.len() as u64;
+    }
+    Some(hasher.finish())
+}
+
+/// The first line of a page's file.
+fn heading(key: &str, query: &str, headers: &Headers, body: &[u8]) -> String {
+    let is_kept = |name: &str| FIELDS.iter().any(|field| field.eq_ignore_ascii_case(name));
+    let headers = headers.iter().filter(|(name, _)| is_kept(name));
+    let headers: Vec<[&str; 2]> = headers.map(|(name, value)| [name, value]).collect();
+    let mut hasher = Hasher::sha256();
+    hasher.update(body);
+    let sha256 = hasher.finish();
+    let heading = json!({"key": key, "query": query, "headers": headers, "sha256": sha256});
+    format!("{heading}\n")
 }
 
 impl Names {
     /// The page that answers `query`.
     pub fn page(&self, list: List<'_>, query: &str) -> Option<Page> {
         let (path, key) = self.page_path(list, query)?;
-        read(&path, Some(&key))
+        Page::open(&path, Some(&key))
     }
 
     /// Every page of a list; of referrers every one of the repository.
@@ -110,7 +156,7 @@ impl Names {
         };
         let pages = file_names(&folder).into_iter();
         pages
-            .filter_map(|name| read(&folder.join(name), None))
+            .filter_map(|name| Page::open(&folder.join(name), None))
             .collect()
     }
 
@@ -120,34 +166,36 @@ impl Names {
             .is_some_and(|folder| folder.exists())
     }
 
-    /// Keeps a page.
+    /// Keeps the page that upstream sent now in answer to `query`.
     ///
     /// # Errors
-    /// The disk's own, names that make no path, and a list that is too long or no text.
-    pub fn set_page(&self, list: List<'_>, page: &Page) -> io::Result<()> {
-        let (path, key) = self
-            .page_path(list, &page.query)
-            .ok_or_else(unusable_name)?;
-        let text = page
-            .to_json(&key)
-            .filter(|_| page.body.len() as u64 <= LIST_BYTES_MAX);
-        let Some(text) = text else {
-            let why = "the list is too long, or no text";
-            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
-        };
-        let _lock = self.lock_file(&path);
-        if read_text(&path, PAGE_BYTES_MAX).is_some_and(|old| old == text) {
-            return File::options()
-                .write(true)
-                .open(&path)?
-                .set_modified(page.confirmed);
+    /// The disk's own, names that make no path, and a list that is too long.
+    pub fn set_page(
+        &self,
+        list: List<'_>,
+        query: &str,
+        headers: &Headers,
+        body: &[u8],
+        now: SystemTime,
+    ) -> io::Result<()> {
+        let (path, key) = self.page_path(list, query).ok_or_else(unusable_name)?;
+        let heading = heading(&key, query, headers, body);
+        if body.len() as u64 > LIST_BYTES_MAX || heading.len() as u64 > HEADING_BYTES_MAX {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the list is too long",
+            ));
         }
-        self.write_unsynced(&path, text.as_bytes())?;
-        File::options()
-            .write(true)
-            .open(&path)?
-            .set_modified(page.confirmed)?;
-        if let Some(folder) = path.parent() {
+        let _lock = self.lock_file(&path);
+        // The heading holds the list's hash, so the same heading is the same page.
+        let old = Page::open(&path, Some(&key));
+        let is_new = !old.is_some_and(|old| begins_with(&old.file, &heading));
+        if is_new {
+            self.write_unsynced(&path, &[heading.as_bytes(), body].concat())?;
+        }
+        let file = File::options().write(true).open(&path)?;
+        file.set_modified(now)?;
+        if let Some(folder) = path.parent().filter(|_| is_new) {
             self.bound(folder, PAGES_MAX, FOLDER_BYTES_MAX);
         }
         Ok(())
@@ -228,8 +276,9 @@ impl Names {
     }
 }
 
-fn read(path: &Path, key: Option<&str>) -> Option<Page> {
-    Page::parse(&read_text(path, PAGE_BYTES_MAX)?, key, modified(path))
+fn begins_with(file: &File, text: &str) -> bool {
+    let mut beginning = vec![0; text.len()];
+    file.read_exact_at(&mut beginning, 0).is_ok() && beginning == text.as_bytes()
 }
 
 #[cfg(test)]
@@ -244,14 +293,15 @@ mod tests {
         UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
-    fn page(query: &str, body: &str, seconds: u64) -> Page {
+    fn set(names: &Names, list: List<'_>, query: &str, body: &str, seconds: u64) {
         let headers = Headers::from_iter([
             ("Content-Type", "text/plain"),
             ("link", "</v2/a?last=+/%2B=>; rel=next"),
             ("Link", "<b>"),
             ("Set-Cookie", "x"),
         ]);
-        Page::new(query, &headers, body.as_bytes().to_vec(), at(seconds))
+        let set = names.set_page(list, query, &headers, body.as_bytes(), at(seconds));
+        set.unwrap();
     }
 
     fn names(scratch: &Scratch) -> Names {
@@ -282,17 +332,27 @@ mod tests {
             List::Referrers(scope, &digest),
         ];
         for list in lists {
-            assert!(!names.has_pages(list));
-            assert_eq!(names.page(list, ""), None);
-            for kept in [page("", "{\"a\":\"é\\n\"}", 5), page("n=1", "{}", 6)] {
-                names.set_page(list, &kept).unwrap();
-                assert_eq!(names.page(list, &kept.query), Some(kept.clone()));
-                assert_eq!(kept.headers.len(), 3);
+            assert!(!names.has_pages(list) && names.page(list, "").is_none());
+            for (query, body, seconds) in [("", "{\"a\":\"é\\n\"}\n{}", 5), ("n=1", "{}", 6)] {
+                set(&names, list, query, body, seconds);
+                let page = names.page(list, query).unwrap();
+                assert_eq!((page.query.as_str(), page.confirmed), (query, at(seconds)));
+                assert_eq!(page.headers.len(), 3);
+                assert_eq!(&*page.read().unwrap(), body.as_bytes());
+                assert_eq!(page.body().length(), body.len() as u64);
             }
             assert_eq!(names.pages(list).len(), 2);
-            // The same again is a new confirmation.
-            names.set_page(list, &page("n=1", "{}", 9)).unwrap();
-            assert_eq!(names.page(list, "n=1").unwrap().confirmed, at(9));
+            // The same again is a new confirmation, and what came in its place is the page.
+            set(&names, list, "n=1", "{}", 9);
+            let old = names.page(list, "n=1").unwrap();
+            assert_eq!(old.confirmed, at(9));
+            set(&names, list, "n=1", "[1]", 10);
+            assert_eq!(&*names.page(list, "n=1").unwrap().read().unwrap(), b"[1]");
+            assert_eq!(
+                &*old.read().unwrap(),
+                b"{}",
+                "who reads the old one reads on"
+            );
         }
         assert!(
             names.repositories(&registry).is_empty(),
@@ -304,19 +364,16 @@ mod tests {
         );
         for list in lists {
             names.forget_pages(list);
-            assert_eq!(
-                (names.pages(list), names.has_pages(list)),
-                (Vec::new(), false)
-            );
+            assert!(names.pages(list).is_empty() && !names.has_pages(list));
         }
     }
 
     #[test]
-    fn what_cannot_be_read_is_absent() {
+    fn bug_a_damaged_page_was_read_as_a_list() {
         let (scratch, (registry, ..)) = (Scratch::new(), subjects());
         let names = names(&scratch);
         let list = List::Catalog(&registry);
-        names.set_page(list, &page("n=1", "{}", 5)).unwrap();
+        set(&names, list, "n=1", "{\"repositories\":[\"a\"]}", 5);
         let (path, _) = names.page_path(list, "n=1").unwrap();
         let whole = fs::read_to_string(&path).unwrap();
         for text in [
@@ -325,11 +382,16 @@ mod tests {
             "[]",
             "{}",
             &whole[..whole.len() / 2],
+            &whole[..whole.len() - 1],
+            &format!("{whole} "),
+            &whole.replace("[\"a\"]", "[\"b\"]"),
             &whole.replace("n=1", "n=2"),
         ] {
             fs::write(&path, text).unwrap();
-            assert_eq!(names.page(list, "n=1"), None, "{text}");
+            assert!(names.page(list, "n=1").is_none(), "{text}");
         }
+        fs::write(&path, whole).unwrap();
+        assert!(names.page(list, "n=1").is_some());
     }
 
     #[test]
@@ -338,32 +400,35 @@ mod tests {
         let names = names(&scratch);
         let list = List::Catalog(&registry);
         for number in 0..PAGES_MAX as u64 + 8 {
-            names
-                .set_page(list, &page(&format!("n={number}"), "{}", number))
-                .unwrap();
+            set(&names, list, &format!("n={number}"), "{}", number);
         }
         assert_eq!(names.pages(list).len(), PAGES_MAX);
-        assert_eq!(names.page(list, "n=7"), None);
-        assert!(names.page(list, "n=8").is_some());
+        assert!(names.page(list, "n=7").is_none() && names.page(list, "n=8").is_some());
         // By bytes too, and one page alone always stays.
         let limit = usize::try_from(LIST_BYTES_MAX).unwrap();
         for number in 100..106 {
-            let long = page(&format!("n={number}"), &"x".repeat(limit), number);
-            names.set_page(list, &long).unwrap();
+            set(
+                &names,
+                list,
+                &format!("n={number}"),
+                &"x".repeat(limit),
+                number,
+            );
         }
-        let kept: u64 = names
-            .pages(list)
-            .iter()
-            .map(|page| page.body.len() as u64)
-            .sum();
+        let kept: u64 = names.pages(list).iter().map(|page| page.length).sum();
         assert!(
             (LIST_BYTES_MAX..=FOLDER_BYTES_MAX).contains(&kept),
             "{kept}"
         );
-        let over = page("n=200", &"x".repeat(limit + 1), 200);
-        assert!(names.set_page(list, &over).is_err());
-        let binary = Page::new("n=201", &Headers::new(), vec![0xff], at(201));
-        assert!(names.set_page(list, &binary).is_err());
+        let over = "x".repeat(limit + 1);
+        let set = names.set_page(list, "n=200", &Headers::new(), over.as_bytes(), at(200));
+        assert!(set.is_err());
+        let long = "x".repeat(usize::try_from(HEADING_BYTES_MAX).unwrap());
+        assert!(
+            names
+                .set_page(list, &long, &Headers::new(), b"{}", at(201))
+                .is_err()
+        );
     }
 
     #[test]

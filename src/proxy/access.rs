@@ -108,12 +108,9 @@ impl Access {
         self.repositories.match_everything()
     }
 
-    /// Keeps the names that clients may see.
-    pub(super) fn visible(&self, mut names: Vec<String>) -> Vec<String> {
-        if !self.shows_everything() {
-            names.retain(|name| name.parse().is_ok_and(|name| self.allows(&name)));
-        }
-        names
+    /// True for a name that clients may see.
+    pub(super) fn is_visible(&self, name: &str) -> bool {
+        self.shows_everything() || name.parse().is_ok_and(|name| self.allows(&name))
     }
 }
 
@@ -252,11 +249,11 @@ mod tests {
     #[test]
     fn names_that_may_not_be_seen_are_left_out() {
         let names = ["base", "secret", "team-a/x", "Odd Name", "team-b/x"];
-        let names: Vec<String> = names.map(str::to_owned).into();
-        assert_eq!(
-            access(false, "team-a/*,base").visible(names.clone()),
-            ["base", "team-a/x"]
-        );
-        assert_eq!(access(false, "*").visible(names.clone()), names);
+        let visible = |allowed: &str| {
+            let access = access(false, allowed);
+            names.map(|name| access.is_visible(name))
+        };
+        assert_eq!(visible("team-a/*,base"), [true, false, true, false, false]);
+        assert_eq!(visible("*"), [true; 5]);
     }
 }

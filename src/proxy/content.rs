@@ -15,6 +15,7 @@ use crate::hash::{self, Hasher};
 use crate::message::{Body, Headers, Reply, SharedBytes};
 use crate::metrics;
 use crate::oci::{Digest, Reference, Registry};
+use crate::permits::Permit;
 use crate::upstream::{Stage, UpstreamError};
 
 /// A blob never changes (RFC 8246).
@@ -184,7 +185,10 @@ pub(super) fn describe(
     reference: &Reference,
     registry: &Registry,
 ) -> Result<SelfDescription, UpstreamError> {
-    if let Some(description) = SelfDescription::read(bytes, content_type) {
+    let turn = take_turn_for(bytes, registry)?;
+    let description = SelfDescription::read(bytes, content_type);
+    drop(turn);
+    if let Some(description) = description {
         return Ok(description);
     }
     // Where a digest was asked for, another one says more.
@@ -237,15 +241,7 @@ pub(super) fn read_whole(
     registry: &Registry,
 ) -> Result<SharedBytes, UpstreamError> {
     let no_room = || no_room(registry);
-    let broken = |error: io::Error| {
-        let late = error.kind() == io::ErrorKind::TimedOut;
-        let stage = if late {
-            Stage::Timeout
-        } else {
-            Stage::Transfer
-        };
-        UpstreamError::at(registry, stage, format!("body broke off: {error}"))
-    };
+    let broken = |error: io::Error| broken_off(registry, &error);
     let take = |bytes: u64| BODIES.take(bytes, Instant::now() + SHARE_TIMEOUT);
     let mut room = length.unwrap_or(UNCOUNTED_BYTES_MAX).clamp(1, limit + 1);
     let mut share = take(budget::count_bytes(room)).ok_or_else(no_room)?;
@@ -267,6 +263,15 @@ pub(super) fn read_whole(
     }
 }
 
+/// A body that did not come whole.
+pub(super) fn broken_off(registry: &Registry, error: &io::Error) -> UpstreamError {
+    let stage = match error.kind() {
+        io::ErrorKind::TimedOut => Stage::Timeout,
+        _ => Stage::Transfer,
+    };
+    UpstreamError::at(registry, stage, format!("body broke off: {error}"))
+}
+
 /// Counts a body that was made here against the budget. When there is no room for it in time, the
 /// client is told to come again.
 pub(super) fn count_body(reply: Reply, registry: &Registry) -> Reply {
@@ -284,6 +289,21 @@ pub(super) fn count_body(reply: Reply, registry: &Registry) -> Reply {
         }
         None => fail(&no_room(registry)),
     }
+}
+
+/// Waits for a turn to work on a large body; a small one needs none.
+///
+/// # Errors
+/// When the turn did not come.
+pub(super) fn take_turn_for(
+    body: &[u8],
+    registry: &Registry,
+) -> Result<Option<Permit<'static>>, UpstreamError> {
+    if budget::count_bytes(body.len() as u64) == 0 {
+        return Ok(None);
+    }
+    let turn = budget::take_turn();
+    turn.map(Some).ok_or_else(|| no_room(registry))
 }
 
 /// There is no memory for one more body now.

@@ -18,7 +18,7 @@ use crate::address::network_of;
 use crate::cache::Cache;
 use crate::cache::flights::Flights;
 use crate::config::{BlobRedirect, CacheKey};
-use crate::message::{Body, Buffered, Headers, LogNote, Reply, Request, RequestBody};
+use crate::message::{Body, Buffered, Headers, LogNote, Reply, Request, RequestBody, WholeBody};
 use crate::oci::{Digest, Registry, Repository, Route};
 use crate::permits::{FairShares, SharePermit};
 use crate::transfers::Subject;
@@ -177,6 +177,21 @@ impl Exchange {
             outcome: LogNote::default(),
         };
         self.dress(method, &Headers::new(), reply)
+    }
+
+    /// Dresses a page of a list, of upstream's or of the cache, as the answer to a GET.
+    pub(super) fn dress_page(
+        &self,
+        headers: Headers,
+        body: WholeBody,
+    ) -> Result<Reply, UpstreamError> {
+        let reply = Reply {
+            status: 200,
+            headers,
+            body: body.into(),
+            outcome: LogNote::default(),
+        };
+        self.dress("GET", &Headers::new(), reply)
     }
 
     /// The client's fields as upstream gets them.

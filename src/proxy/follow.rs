@@ -5,11 +5,11 @@
 //! Its requests go the way of a client's requests, and the same rules decide what is kept.
 
 use std::collections::VecDeque;
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
-
-use serde_json::Value;
 
 use super::dispatch::{self, Accepted};
 use super::exchange::Parts;
@@ -17,8 +17,9 @@ use super::page;
 use super::query::Query;
 use super::referrer_queue::Image;
 use super::registries::{Choice, ResolvedRequest};
+use crate::cache::manifest::{Named, named_by};
 use crate::log::{self, Level};
-use crate::message::{Body, Piece, Reply, Request, RequestBody};
+use crate::message::{Body, Piece, Pieces, Reply, Request, RequestBody};
 use crate::metrics;
 use crate::oci::{Digest, Reference, Route, Tag};
 use crate::upstream::exchange::HEAD_TIMEOUT;
@@ -27,6 +28,8 @@ use crate::upstream::exchange::HEAD_TIMEOUT;
 const MANIFESTS_MAX: usize = 64;
 /// Most bytes of blobs that are fetched for one image: SBOMs are megabytes.
 const BLOB_BYTES_MAX: u64 = 256 << 20;
+/// Largest list or manifest that is searched, which one thread does: no tool writes larger ones.
+const NAMES_BYTES_MAX: u64 = 4 << 20;
 /// Most pages of the list that are read.
 const PAGES_MAX: usize = 8;
 /// Suffixes of the tags in which cosign keeps what belongs to an image, beside or instead of the
@@ -92,9 +95,11 @@ impl<'a> ReferrerFill<'a> {
             let Some(manifest) = self.fetch_manifest(&reference) else {
                 continue;
             };
-            found.extend(digests(&manifest, "manifests").map(|(digest, _)| digest.into()));
-            for (digest, size) in blobs(&manifest) {
-                self.fetch_blob(&digest, size);
+            for named in manifest {
+                match named.media_type {
+                    Some(_) => found.push_back(named.digest.into()),
+                    None => self.fetch_blob(&named.digest, named.size.unwrap_or(0)),
+                }
             }
         }
         let (blobs, manifests) = (self.blobs, MANIFESTS_MAX - self.manifests_left);
@@ -119,16 +124,17 @@ impl<'a> ReferrerFill<'a> {
         for _ in 0..PAGES_MAX {
             let route = Route::Referrers(repository.clone(), digest.clone());
             let reply = self.ask(route, target);
-            let Body::Bytes(body) = &reply.body else {
-                break;
-            };
             if reply.status == 404 {
                 return self.tag_with("").map(Reference::Tag).into_iter().collect();
             }
-            let list: Value = serde_json::from_slice(body).unwrap_or_default();
-            found.extend(digests(&list, "manifests").map(|(digest, _)| digest.into()));
-            match page::next_query(&reply.headers) {
-                Some(query) if reply.status == 200 && found.len() < MANIFESTS_MAX => {
+            let (status, headers) = (reply.status, reply.headers);
+            found.extend(
+                read_named(reply.body)
+                    .into_iter()
+                    .map(|named| named.digest.into()),
+            );
+            match page::next_query(&headers) {
+                Some(query) if status == 200 && found.len() < MANIFESTS_MAX => {
                     target = format!("/v2/{repository}/referrers/{digest}?{query}");
                 }
                 _ => break,
@@ -143,18 +149,13 @@ impl<'a> ReferrerFill<'a> {
         format!("{algorithm}-{hex}{suffix}").parse().ok()
     }
 
-    fn fetch_manifest(&mut self, reference: &Reference) -> Option<Value> {
+    /// Fetches a manifest. Returns what it names.
+    fn fetch_manifest(&mut self, reference: &Reference) -> Option<Vec<Named>> {
         let (repository, name) = (&self.image.repository, reference.as_str());
         let target = format!("/v2/{repository}/manifests/{name}");
         let route = Route::Manifest(repository.clone(), reference.clone());
-        match self.ask(route, target) {
-            Reply {
-                status: 200,
-                body: Body::Bytes(bytes),
-                ..
-            } => serde_json::from_slice(&bytes).ok(),
-            _ => None,
-        }
+        let reply = self.ask(route, target);
+        (reply.status == 200).then(|| read_named(reply.body))
     }
 
     /// Waits for the download, so that one at a time goes on.
@@ -201,7 +202,7 @@ impl<'a> ReferrerFill<'a> {
             parameter: None,
             namespace: None,
         };
-        let mut nothing = std::io::empty();
+        let mut nothing = io::empty();
         let body = &mut RequestBody::new(&mut nothing, Some(0));
         let accepted = Accepted {
             request,
@@ -215,24 +216,40 @@ impl<'a> ReferrerFill<'a> {
     }
 }
 
-/// Digests and sizes in a list of descriptors.
-fn digests<'a>(document: &'a Value, list: &str) -> impl Iterator<Item = (Digest, u64)> + 'a {
-    let list = document.get(list).and_then(Value::as_array);
-    list.into_iter().flatten().filter_map(descriptor)
+/// What a list or a manifest names. Nothing, when it breaks off or is larger than those of images
+/// are.
+fn read_named(body: Body) -> Vec<Named> {
+    match body {
+        Body::Bytes(bytes) => named_by(&bytes),
+        Body::Pieces {
+            mut pieces,
+            length: Some(length),
+        } if length <= NAMES_BYTES_MAX => {
+            let bytes = read_pieces(&mut *pieces);
+            bytes.map_or_else(|_| Vec::new(), |bytes| named_by(&bytes))
+        }
+        _ => Vec::new(),
+    }
 }
 
-fn descriptor(value: &Value) -> Option<(Digest, u64)> {
-    let digest = value.get("digest")?.as_str()?.parse().ok()?;
-    Some((
-        digest,
-        value.get("size").and_then(Value::as_u64).unwrap_or(0),
-    ))
-}
-
-fn blobs(manifest: &Value) -> Vec<(Digest, u64)> {
-    let config = manifest.get("config").and_then(descriptor);
-    let lists = digests(manifest, "layers").chain(digests(manifest, "blobs"));
-    config.into_iter().chain(lists).collect()
+fn read_pieces(pieces: &mut dyn Pieces) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    loop {
+        match pieces.next()? {
+            Piece::Bytes(piece) => bytes.extend_from_slice(piece),
+            Piece::File {
+                file,
+                offset,
+                length,
+            } => {
+                let start = bytes.len();
+                let length = usize::try_from(length).map_err(io::Error::other)?;
+                bytes.resize(start + length, 0);
+                file.read_exact_at(bytes.get_mut(start..).unwrap_or_default(), offset)?;
+            }
+            Piece::End => return Ok(bytes),
+        }
+    }
 }
 
 fn log_left_out(why: &str, digest: &Digest) {
@@ -243,19 +260,25 @@ fn log_left_out(why: &str, digest: &Digest) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::scratch::Scratch;
+    use crate::message::WholeBody;
 
     #[test]
-    fn a_manifests_blobs_are_found() {
-        let digest = |n: u8| format!("sha256:{}", format!("{n:02x}").repeat(32));
-        let manifest = serde_json::json!({"config": {"digest": digest(1), "size": 2},
-            "layers": [{"digest": digest(2), "size": 3}, {"digest": "x"}, 5],
-            "blobs": [{"digest": digest(3)}], "manifests": 7});
-        let found: Vec<(String, u64)> = blobs(&manifest)
-            .into_iter()
-            .map(|(digest, size)| (digest.to_string(), size))
-            .collect();
-        assert_eq!(found, [(digest(1), 2), (digest(2), 3), (digest(3), 0)]);
-        assert_eq!(digests(&manifest, "manifests").count(), 0);
-        assert_eq!(blobs(&Value::Null), []);
+    fn bug_a_list_that_came_from_a_file_named_nothing() {
+        let digest = format!("sha256:{}", "ab".repeat(32));
+        let list = format!(r#"{{"manifests":[{{"digest":"{digest}","mediaType":"a/b"}}]}}"#);
+        let scratch = Scratch::new();
+        let path = scratch.path().join("page");
+        std::fs::write(&path, format!("heading{list}")).unwrap();
+        let file = WholeBody::File {
+            file: Arc::new(std::fs::File::open(&path).unwrap()),
+            offset: 7,
+            length: list.len() as u64,
+        };
+        for body in [WholeBody::Bytes(list.into_bytes().into()), file] {
+            let named = read_named(body.into());
+            assert_eq!(named.len(), 1);
+            assert_eq!(named[0].digest.as_str(), digest);
+        }
     }
 }

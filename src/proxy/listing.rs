@@ -7,18 +7,20 @@
 //! anew, from the newest one and from what is cached, with pages of our own.
 
 use std::collections::BTreeSet;
+use std::time::SystemTime;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::access::Access;
 use super::answer::{API_VERSION, age, fail, mark_stale, or_fail};
+use super::elements::for_each;
 use super::exchange::Exchange;
 use super::lookup::PageLookup;
 use super::{content, links, page};
 use crate::cache::Cache;
 use crate::cache::names::Scope;
 use crate::cache::pages::{List, Page};
-use crate::message::{Body, Buffered, Reply, SharedBytes};
+use crate::message::{Body, Headers, Reply, SharedBytes, WholeBody};
 use crate::oci::{ErrorCode, OciError, Registry, Repository, Route, Tag};
 use crate::upstream::{Stage, UpstreamError};
 use crate::uri;
@@ -50,14 +52,16 @@ fn as_json(reply: Reply) -> Reply {
 }
 
 /// Leaves the repositories out that clients may not see. `Link` stays, so a page may have fewer
-/// names than were asked for, or none, and still not be the last.
+/// names than were asked for, or none, and still not be the last. `take_turn` waits for the turn
+/// that a large catalogue needs.
 ///
 /// # Errors
 /// When the page cannot be read, and so cannot be filtered.
-fn filter_catalogue(
+fn filter_catalogue<T>(
     reply: Reply,
     access: &Access,
     registry: &Registry,
+    take_turn: impl FnOnce(&[u8]) -> Result<T, UpstreamError>,
 ) -> Result<Reply, UpstreamError> {
     let mut reply = as_json(reply);
     let is_list = (200..300).contains(&reply.status);
@@ -85,22 +89,27 @@ fn filter_catalogue(
             "its catalogue is larger than {limit_mib} MiB; ask for pages (n=1000)"
         )));
     }
-    let list = serde_json::from_slice(&bytes).ok().and_then(repositories);
-    let all = list.ok_or_else(|| unreadable("its catalogue is not a list of names"))?;
-    let visible = json!({"repositories": access.visible(all)});
+    let _turn = take_turn(&bytes)?;
+    let visible = visible_names(&bytes, access);
+    let visible = visible.ok_or_else(|| unreadable("its catalogue is not a list of names"))?;
     reply.status = 200;
-    reply.body = Body::Bytes(visible.to_string().into_bytes().into());
-    Ok(reply)
+    reply.body = Body::Bytes(visible.into_bytes().into());
+    Ok(content::count_body(reply, registry))
 }
 
-/// The names in a catalogue; none at all may be `null` (Go's empty list).
-fn repositories(catalogue: Value) -> Option<Vec<String>> {
-    let name = |name: &Value| name.as_str().map(str::to_owned);
-    match catalogue.get("repositories")? {
-        Value::Array(names) => names.iter().map(name).collect(),
-        Value::Null => Some(Vec::new()),
-        _ => None,
-    }
+/// A catalogue with those of its names that clients may see.
+fn visible_names(catalogue: &[u8], access: &Access) -> Option<String> {
+    let mut visible = r#"{"repositories":["#.to_owned();
+    let mut separator = "";
+    for_each(catalogue, "repositories", |name: String| {
+        if access.is_visible(&name) {
+            // A name that may be seen holds nothing that JSON escapes.
+            visible.extend([separator, "\"", &name, "\""]);
+            separator = ",";
+        }
+    })?;
+    visible.push_str("]}");
+    Some(visible)
 }
 
 /// The target of a list as upstream is asked for it: ECR refuses pages that are larger than its
@@ -170,15 +179,11 @@ impl<'a> ListRequest<'a> {
             let cache = cache?;
             page::answer_in_turn(&exchange.registry, || self.answer_offline(cache, why))
         };
-        let is_list = |body: &[u8]| read(body, self.field()).is_some();
-        match page::ask(exchange, in_hand, is_list) {
+        let is_list = |body: &[u8]| self.is_list(body);
+        let keep = |headers: &Headers, body: &[u8]| self.keep(cache?, headers, body);
+        match page::ask(exchange, in_hand, is_list, keep) {
             PageLookup::Failed(why) => offline(&why).unwrap_or_else(|| fail(&why)),
-            PageLookup::Found(page) => {
-                if let Some(cache) = cache {
-                    self.keep(cache, &page);
-                }
-                self.dress("GET", page)
-            }
+            PageLookup::Found(page) => self.finish(exchange.dress_page(page.headers, page.body)),
             PageLookup::Refused(refused) => {
                 let excuse = page::excuse(&exchange.registry, &refused);
                 let is_gone = refused.status == 404 && excuse.is_none();
@@ -186,47 +191,74 @@ impl<'a> ListRequest<'a> {
                 if is_gone && let Some(cache) = cache {
                     cache.names.forget_pages(self.list_key());
                 }
-                stale.unwrap_or_else(|| self.dress(&exchange.request.method, refused))
+                let method = &exchange.request.method;
+                stale.unwrap_or_else(|| self.finish(exchange.dress_buffered(method, refused)))
             }
             PageLookup::TooLarge => self.stream(),
         }
     }
 
-    /// A list that is not looked into.
+    /// A list that is passed on without being kept.
     fn stream(&self) -> Reply {
-        self.finish(self.exchange.forward_bodiless())
-    }
-
-    fn dress(&self, method: &str, page: Buffered) -> Reply {
-        self.finish(self.exchange.dress_buffered(method, page))
+        let exchange = self.exchange;
+        let reply = exchange.forward_bodiless();
+        let is_list = |body: &[u8]| self.is_list(body);
+        self.finish(match self.is_filtered() {
+            // It will be read whole.
+            true => reply,
+            false => reply.and_then(|reply| page::check_stream(reply, exchange, is_list)),
+        })
     }
 
     /// The list as the client may see it.
     fn finish(&self, reply: Result<Reply, UpstreamError>) -> Reply {
+        let registry = &self.exchange.registry;
+        self.finish_with(reply, |bytes| content::take_turn_for(bytes, registry))
+    }
+
+    fn finish_with<T>(
+        &self,
+        reply: Result<Reply, UpstreamError>,
+        take_turn: impl FnOnce(&[u8]) -> Result<T, UpstreamError>,
+    ) -> Reply {
         let (access, registry) = (&self.exchange.parts.access, &self.exchange.registry);
         or_fail(reply.and_then(|reply| match self.repository {
             Some(_) => Ok(as_json(reply)),
-            None => filter_catalogue(reply, access, registry),
+            None => filter_catalogue(reply, access, registry, take_turn),
         }))
     }
 
-    /// A page that was kept, because upstream could not be asked.
-    fn serve_stale(&self, page: &Page, why: &UpstreamError) -> Reply {
-        let age = age(page.confirmed).to_string();
-        let reply = self.dress("GET", page::unfold(page.clone()));
-        mark_stale(reply, why).with("Age", age)
+    fn is_list(&self, body: &[u8]) -> bool {
+        for_each(body, self.field(), |_: String| {}).is_some()
     }
 
-    fn keep(&self, cache: &Cache, page: &Buffered) {
-        let Ok(_turn) = page::take_turn_for(&page.body, &self.exchange.registry) else {
-            return;
+    /// A page that was kept, because upstream could not be asked. Within a turn.
+    fn serve_stale(&self, page: &Page, why: &UpstreamError) -> Option<Reply> {
+        let age = age(page.confirmed).to_string();
+        let body = match self.is_filtered() {
+            true => WholeBody::Bytes(page.read()?),
+            false => page.body(),
         };
+        let reply = self.exchange.dress_page(page.headers.clone(), body);
+        let reply = self.finish_with(reply, |_| Ok(()));
+        Some(mark_stale(reply, why).with("Age", age))
+    }
+
+    /// Keeps a page. Returns its body in its file, where that is what the client gets.
+    fn keep(&self, cache: &Cache, headers: &Headers, body: &[u8]) -> Option<WholeBody> {
         let query = uri::query_of(&self.exchange.target);
-        let now = std::time::SystemTime::now();
-        let page = Page::new(query, &page.headers, page.body.to_vec(), now);
-        if let Err(error) = cache.names.set_page(self.list_key(), &page) {
+        let (list, now) = (self.list_key(), SystemTime::now());
+        if let Err(error) = cache.names.set_page(list, query, headers, body, now) {
             cache.disk_faults.report("list", &error);
+            return None;
         }
+        let page = cache.names.page(list, query)?;
+        (!self.is_filtered()).then(|| page.body())
+    }
+
+    /// True for a list of which clients may not see all.
+    fn is_filtered(&self) -> bool {
+        self.repository.is_none() && !self.exchange.parts.access.shows_everything()
     }
 
     fn asks_for_none(&self) -> bool {
@@ -252,61 +284,67 @@ impl<'a> ListRequest<'a> {
         }
     }
 
-    /// True when an outage would leave something to list.
+    /// True when an outage would leave something to list, as far as that shows at once.
     fn is_known(&self, cache: &Cache) -> bool {
-        cache.names.has_pages(self.list_key()) || !self.cached_names(cache).is_empty()
+        let names = &cache.names;
+        let is_held = match self.list_key() {
+            List::Tags(scope) => names.has_tags(scope),
+            _ => names.has_repository(&self.exchange.registry),
+        };
+        is_held || names.has_pages(self.list_key())
     }
 
     /// The names that are cached.
     fn cached_names(&self, cache: &Cache) -> Vec<String> {
         match self.list_key() {
             List::Tags(scope) => cache.names.tags(scope),
-            _ => {
-                let access = &self.exchange.parts.access;
-                access.visible(cache.names.repositories(&self.exchange.registry))
-            }
+            _ => cache.names.repositories(&self.exchange.registry),
         }
     }
 
+    fn is_visible(&self, name: &str) -> bool {
+        self.repository.is_some() || self.exchange.parts.access.is_visible(name)
+    }
+
     /// Answers from what is known. None when nothing is known of the list, or of the page that the
-    /// client asks for.
+    /// client asks for. Lists are read one after another, and only one page of names is kept.
     fn answer_offline(&self, cache: &Cache, why: &UpstreamError) -> Option<Reply> {
         let query = uri::query_of(&self.exchange.target);
         let pages = cache.names.pages(self.list_key());
         let firsts = pages.iter().filter(|page| is_first(&page.query));
         let chain = page::chain(&pages, firsts.max_by_key(|page| page.confirmed));
-        let lists = chain
-            .iter()
-            .filter_map(|page| read(&page.body, self.field()));
-        let mut names: BTreeSet<String> = lists.flatten().collect();
-        let held = self.cached_names(cache);
-        let nothing_beside = held.iter().all(|name| names.contains(name));
-        let mut kept = chain.iter().copied().filter(|_| nothing_beside);
-        if let Some(page) = kept.find(|page| page.query == query) {
-            return Some(self.serve_stale(page, why));
-        }
         let last = uri::parameter(query, "last").map(decode);
+        let mut held: BTreeSet<String> = self.cached_names(cache).into_iter().collect();
+        held.retain(|name| self.is_visible(name));
+        let mut names = NextNames::new(query, last.as_deref());
+        held.iter().for_each(|name| names.add(name));
+        for page in &chain {
+            for_each(&page.read()?, self.field(), |name: String| {
+                held.remove(&name);
+                if self.is_visible(&name) {
+                    names.add(&name);
+                }
+            });
+        }
+        // Whatever is still held is in no list of upstream's.
+        let mut kept = chain.iter().copied().filter(|_| held.is_empty());
+        if let Some(page) = kept.find(|page| page.query == query) {
+            return self.serve_stale(page, why);
+        }
         if last.as_ref().is_some_and(|last| !self.is_name(last)) {
             // A cursor of the registry's, in a list from before the last one perhaps.
             let page = pages.iter().find(|page| page.query == query)?;
-            return Some(self.serve_stale(page, why));
+            return self.serve_stale(page, why);
         }
-        names.extend(held);
-        if self.repository.is_none() {
-            let access = &self.exchange.parts.access;
-            let visible = access.visible(names.into_iter().collect());
-            names = visible.into_iter().collect();
-        }
-        if names.is_empty() && chain.is_empty() {
+        if !names.found_any && chain.is_empty() {
             return None;
         }
-        let page = self.make_page(&names, query, last.as_deref());
-        Some(mark_stale(page, why))
+        Some(mark_stale(self.make_page(names), why))
     }
 
     /// A page of names we know.
-    fn make_page(&self, names: &BTreeSet<String>, query: &str, last: Option<&str>) -> Reply {
-        let (page, more) = cut_page(names, query, last);
+    fn make_page(&self, names: NextNames<'_>) -> Reply {
+        let (page, more) = names.into_page();
         let document = match self.repository {
             Some(repository) => json!({"name": repository.as_str(), "tags": page}),
             None => json!({"repositories": page}),
@@ -331,30 +369,13 @@ impl<'a> ListRequest<'a> {
 
     /// The same list without a name and without a next page (distribution-spec: `n=0`).
     fn remove_names(&self, mut reply: Reply) -> Reply {
-        let sent: Option<Value> = match &reply.body {
-            Body::Bytes(bytes) => serde_json::from_slice(bytes).ok(),
-            // Longer than what is read, or from a registry that sends more than it is asked for.
-            _ => None,
+        let document = match self.repository {
+            Some(repository) => json!({"name": repository.as_str(), "tags": []}),
+            None => json!({"repositories": []}),
         };
-        let mut document = sent.filter(Value::is_object).unwrap_or_else(|| json!({}));
-        if let Some(fields) = document.as_object_mut() {
-            fields.insert(self.field().to_owned(), json!([]));
-        }
         reply.headers.remove("Link");
         reply.body = Body::Bytes(document.to_string().into_bytes().into());
         reply
-    }
-}
-
-/// The names in a list; an empty one may be `null`.
-fn read(body: &[u8], field: &str) -> Option<Vec<String>> {
-    let document: Value = serde_json::from_slice(body).ok()?;
-    match document.get(field)? {
-        Value::Null => Some(Vec::new()),
-        list => {
-            let names = list.as_array()?.iter();
-            names.map(|name| name.as_str().map(str::to_owned)).collect()
-        }
     }
 }
 
@@ -367,23 +388,54 @@ fn decode(last: &str) -> String {
     uri::decode_visible(last).unwrap_or_else(|| last.to_owned())
 }
 
-/// The names after `last`, at most `n` of them, and whether there are more.
-fn cut_page<'a>(
-    names: &'a BTreeSet<String>,
-    query: &str,
-    last: Option<&str>,
-) -> (Vec<&'a str>, bool) {
-    let count = uri::parameter(query, "n").and_then(|n| n.parse().ok());
-    let count = count.unwrap_or(PAGE_MAX).min(PAGE_MAX);
-    let after = |name: &&String| last.is_none_or(|last| name.as_str() > last);
-    let mut rest = names.iter().filter(after).map(String::as_str);
-    let page: Vec<&str> = rest.by_ref().take(count).collect();
-    (page, rest.next().is_some())
+/// The names of one page: those after `last`, at most `n` of them. However many are added, no more
+/// than that are held.
+struct NextNames<'a> {
+    last: Option<&'a str>,
+    count: usize,
+    /// One more than the page has, if there is one.
+    names: BTreeSet<String>,
+    /// A name was added, on this page or not.
+    found_any: bool,
+}
+
+impl<'a> NextNames<'a> {
+    fn new(query: &str, last: Option<&'a str>) -> Self {
+        let count = uri::parameter(query, "n").and_then(|n| n.parse().ok());
+        Self {
+            last,
+            count: count.unwrap_or(PAGE_MAX).min(PAGE_MAX),
+            names: BTreeSet::new(),
+            found_any: false,
+        }
+    }
+
+    fn add(&mut self, name: &str) {
+        self.found_any = true;
+        let is_full = self.names.len() > self.count;
+        let is_behind = is_full && self.names.last().is_some_and(|most| most.as_str() <= name);
+        if is_behind || self.last.is_some_and(|last| name <= last) {
+            return;
+        }
+        if self.names.insert(name.to_owned()) && is_full {
+            self.names.pop_last();
+        }
+    }
+
+    /// The page, and whether there are more names.
+    fn into_page(mut self) -> (Vec<String>, bool) {
+        let more = self.names.len() > self.count;
+        if more {
+            self.names.pop_last();
+        }
+        (self.names.into_iter().collect(), more)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{AccessSettings, Globs};
 
     #[test]
     fn a_list_is_json() {
@@ -442,26 +494,53 @@ mod tests {
     }
 
     #[test]
-    fn pages() {
-        let all: BTreeSet<String> = ["a", "b/c", "d"].map(str::to_owned).into();
-        assert_eq!(cut_page(&all, "", None), (vec!["a", "b/c", "d"], false));
-        assert_eq!(cut_page(&all, "n=2", None), (vec!["a", "b/c"], true));
-        assert_eq!(cut_page(&all, "n=2", Some("b/c")), (vec!["d"], false));
-        assert_eq!(cut_page(&all, "", Some("b/d")), (vec!["d"], false));
-        assert_eq!(cut_page(&all, "", Some("d")), (vec![], false));
+    fn a_page_holds_the_next_names_in_order() {
+        let page = |query: &str, last| {
+            let mut names = NextNames::new(query, last);
+            for name in ["d", "a", "b/c", "a"] {
+                names.add(name);
+            }
+            assert!(names.found_any && names.names.len() <= 4);
+            names.into_page()
+        };
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(page("", None), (owned(&["a", "b/c", "d"]), false));
+        assert_eq!(page("n=2", None), (owned(&["a", "b/c"]), true));
+        assert_eq!(page("n=3", None), (owned(&["a", "b/c", "d"]), false));
+        assert_eq!(page("n=2", Some("b/c")), (owned(&["d"]), false));
+        assert_eq!(page("", Some("b/d")), (owned(&["d"]), false));
+        assert_eq!(page("", Some("d")), (owned(&[]), false));
         assert_eq!(decode("b%2Fc%2fd"), "b/c/d");
     }
 
     #[test]
-    fn what_is_no_list_is_not_read_as_one() {
-        let tags = |text: &str| read(text.as_bytes(), "tags");
-        assert_eq!(
-            tags(r#"{"name":"a","tags":["x","y"]}"#),
-            Some(vec!["x".into(), "y".into()])
-        );
-        assert_eq!(tags(r#"{"tags":null}"#), Some(Vec::new()));
-        for text in ["", "<html>", "[]", "{}", r#"{"tags":5}"#, r#"{"tags":[5]}"#] {
-            assert_eq!(tags(text), None, "{text}");
+    fn bug_a_million_names_were_held_for_one_page() {
+        let mut names = NextNames::new("n=5000", Some("000009"));
+        for number in (0..3000).rev() {
+            names.add(&format!("{number:06}"));
         }
+        assert_eq!(names.names.len(), PAGE_MAX + 1);
+        let (page, more) = names.into_page();
+        assert!(more && page.len() == PAGE_MAX);
+        assert_eq!((page[0].as_str(), page[999].as_str()), ("000010", "001009"));
+    }
+
+    #[test]
+    fn only_visible_names_are_in_a_filtered_catalogue() {
+        let settings = AccessSettings {
+            auth_file: None,
+            read_only: false,
+            repositories: Globs::parse("team/*").unwrap(),
+        };
+        let access = Access::new(&settings, None);
+        let visible = |catalogue: &str| visible_names(catalogue.as_bytes(), &access);
+        let some = visible(r#"{"repositories":["a","team/b","Odd \"","team/c"]}"#);
+        assert_eq!(
+            some.as_deref(),
+            Some(r#"{"repositories":["team/b","team/c"]}"#)
+        );
+        let none = Some(r#"{"repositories":[]}"#);
+        assert_eq!(visible(r#"{"repositories":null}"#).as_deref(), none);
+        assert_eq!(visible(r#"{"repositories":["team/b",5]}"#), None);
     }
 }

@@ -2,7 +2,7 @@
 //! types. Must not: do anything.
 
 use crate::cache::held::Manifest;
-use crate::message::Buffered;
+use crate::message::{Buffered, Headers, WholeBody};
 use crate::upstream::UpstreamError;
 
 /// The result of asking for a manifest.
@@ -35,10 +35,17 @@ pub(super) enum Freshness {
 #[derive(Debug, Clone)]
 pub(super) enum PageLookup {
     Failed(UpstreamError),
-    /// The page with all of upstream's fields.
-    Found(Buffered),
+    Found(FoundPage),
     /// Upstream answered something else.
     Refused(Buffered),
     /// Too long to be read whole.
     TooLarge,
+}
+
+/// A page of a list as upstream sent it just now. A clone shares its body.
+#[derive(Debug, Clone)]
+pub(super) struct FoundPage {
+    /// All of upstream's fields.
+    pub(super) headers: Headers,
+    pub(super) body: WholeBody,
 }

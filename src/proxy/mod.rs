@@ -13,7 +13,9 @@ mod blob;
 mod cache_key;
 mod conditional;
 mod content;
+mod descriptors;
 mod dispatch;
+mod elements;
 mod exchange;
 mod follow;
 #[cfg(any(fuzzing, test))]

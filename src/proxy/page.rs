@@ -1,19 +1,21 @@
 //! One page of a list, from upstream or from the cache. Owns: asking for it, its `Link` as the
 //! client follows it, and which failures of upstream let an older page stand in. Must not: know
-//! what is listed, or store a `Link` that is rewritten.
+//! what is listed, or pass on a list that was cut.
 
+use std::io::{Cursor, Read as _};
 use std::time::Duration;
 
 use super::answer::fail;
 use super::content;
+use super::elements::WholeObject;
 use super::exchange::Exchange;
-use super::lookup::PageLookup;
+use super::lookup::{FoundPage, PageLookup};
 use super::refusal;
-use crate::budget;
+use crate::budget::{self, UNCOUNTED_BYTES_MAX};
 use crate::cache::pages::{LIST_BYTES_MAX, Page};
-use crate::message::{Body, Buffered, Headers, Reply};
+use crate::message::{Body, Buffered, Headers, Reply, WholeBody};
 use crate::oci::{ERROR_DOCUMENT_BYTES_MAX, Registry};
-use crate::permits::Permit;
+use crate::upstream::client::Incoming;
 use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
 use crate::upstream::{Stage, UpstreamError};
 use crate::uri;
@@ -33,11 +35,12 @@ const CONDITIONS: [&str; 6] = [
 
 /// Asks upstream for the exchange's target, once for all who ask at the same time. `in_hand`: the
 /// cache has an older answer. `is_list`: whether a body is the list that was asked for; a captive
-/// portal answers 200, too.
+/// portal answers 200, too. `keep` keeps a page; the body that it returns is sent in its place.
 pub(super) fn ask(
     exchange: &Exchange,
     in_hand: bool,
     is_list: impl Fn(&[u8]) -> bool,
+    keep: impl Fn(&Headers, &[u8]) -> Option<WholeBody>,
 ) -> PageLookup {
     let patience = if in_hand {
         STALE_PATIENCE
@@ -50,7 +53,8 @@ pub(super) fn ask(
     let registry = &exchange.registry;
     let key = format!("{registry}{} {pushes} {in_hand}", exchange.target);
     let lookup = exchange.parts.pages.run(&key, exchange.deadline, || {
-        fetch(exchange, patience, is_list).unwrap_or_else(PageLookup::Failed)
+        let fetched = fetch(exchange, patience, is_list, keep);
+        fetched.unwrap_or_else(PageLookup::Failed)
     });
     lookup.unwrap_or_else(|| {
         let reason = "no answer came in time".to_owned();
@@ -62,6 +66,7 @@ fn fetch(
     exchange: &Exchange,
     patience: Duration,
     is_list: impl Fn(&[u8]) -> bool,
+    keep: impl Fn(&Headers, &[u8]) -> Option<WholeBody>,
 ) -> Result<PageLookup, UpstreamError> {
     let registry = &exchange.registry;
     let mut headers = exchange.upstream_headers();
@@ -95,29 +100,59 @@ fn fetch(
     if is_too_large {
         return Ok(PageLookup::TooLarge);
     }
-    let turn = take_turn_for(&buffered.body, registry)?;
-    let is_list = is_list(&buffered.body);
-    drop(turn);
-    if !is_list {
-        let reason = "its answer is no list".to_owned();
-        return Err(UpstreamError::at(registry, Stage::Transfer, reason));
+    let Buffered { headers, body, .. } = buffered;
+    let _turn = content::take_turn_for(&body, registry)?;
+    if !is_list(&body) {
+        return Err(no_list(registry));
     }
-    Ok(PageLookup::Found(buffered))
+    let kept = keep(&headers, &body);
+    let is_large = budget::count_bytes(body.len() as u64) > 0;
+    let body = match kept.filter(|_| is_large) {
+        Some(kept) => kept,
+        None => WholeBody::Bytes(body),
+    };
+    Ok(PageLookup::Found(FoundPage { headers, body }))
 }
 
-/// Waits for a turn to work on a large body; a small one needs none.
+fn no_list(registry: &Registry) -> UpstreamError {
+    let reason = "its answer is no list".to_owned();
+    UpstreamError::at(registry, Stage::Transfer, reason)
+}
+
+/// Checks a list that is passed on without being read whole: the beginning is read until
+/// `deadline`. A short list must be one, and a long one that ends before its end is cut.
 ///
 /// # Errors
-/// When the turn did not come.
-pub(super) fn take_turn_for(
-    body: &[u8],
-    registry: &Registry,
-) -> Result<Option<Permit<'static>>, UpstreamError> {
-    if budget::count_bytes(body.len() as u64) == 0 {
-        return Ok(None);
+/// When it is no list, breaks off, or comes too late.
+pub(super) fn check_stream(
+    mut reply: Reply,
+    exchange: &Exchange,
+    is_list: impl Fn(&[u8]) -> bool,
+) -> Result<Reply, UpstreamError> {
+    let Body::Stream { reader, length } = reply.body else {
+        return Ok(reply);
+    };
+    let (registry, status) = (&exchange.registry, reply.status);
+    let mut incoming = Incoming {
+        status,
+        headers: Headers::new(),
+        body: reader,
+        length,
+    };
+    let beginning = incoming.read_body(UNCOUNTED_BYTES_MAX + 1, exchange.deadline);
+    let beginning = beginning.map_err(|error| content::broken_off(registry, &error))?;
+    let is_all = beginning.len() as u64 <= UNCOUNTED_BYTES_MAX;
+    if is_all && status == 200 && !is_list(&beginning) {
+        return Err(no_list(registry));
     }
-    let turn = budget::take_turn();
-    turn.map(Some).ok_or_else(|| content::no_room(registry))
+    reply.body = if is_all {
+        Body::Bytes(beginning.into())
+    } else {
+        let reader = WholeObject::new(Cursor::new(beginning).chain(incoming.body));
+        let reader = Box::new(reader);
+        Body::Stream { reader, length }
+    };
+    Ok(reply)
 }
 
 /// Makes an answer of what the cache holds, in a turn of its own, and counts its body.
@@ -144,15 +179,6 @@ pub(super) fn excuse(registry: &Registry, refused: &Buffered) -> Option<Upstream
         _ => return None,
     };
     Some(UpstreamError::at(registry, Stage::Transfer, reason))
-}
-
-/// A page that was kept, in the form in which upstream sent it.
-pub(super) fn unfold(page: Page) -> Buffered {
-    Buffered {
-        status: 200,
-        headers: page.headers,
-        body: page.body.into(),
-    }
 }
 
 /// Leaves the body out of the answer to a HEAD.

@@ -1,9 +1,13 @@
 //! Upstream's refusals on their way to the client. Owns: making each of them an error document that
 //! says when to come back and which methods are allowed. Must not: change a document of upstream's.
 
+use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
 
+use serde_json::value::RawValue;
+
 use super::answer::RETRY_AFTER_SECONDS;
+use super::elements::for_each;
 use crate::message::{Body, Reply, SharedBytes};
 use crate::oci::{ERROR_DOCUMENT_BYTES_MAX, ErrorCode, OciError, Route};
 
@@ -79,10 +83,21 @@ fn read_document(body: Body) -> Result<Option<SharedBytes>, Body> {
 /// True for a registry's own refusal. Whatever else answers in its place (a load balancer without
 /// backends, a captive portal) writes something else.
 pub(super) fn is_error_document(bytes: &[u8]) -> bool {
-    let document: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
-    document
-        .get("errors")
-        .is_some_and(serde_json::Value::is_array)
+    error_code(bytes).is_some()
+}
+
+/// The code of the first error in a document: upper case letters and underscores (distribution-spec
+/// "Error Codes"). None in what is no such document.
+pub(super) fn error_code(bytes: &[u8]) -> Option<String> {
+    let mut first = None;
+    for_each(bytes, "errors", |error: &RawValue| {
+        first.get_or_insert_with(|| error.get().to_owned());
+    })?;
+    let first = first?;
+    let fields: BTreeMap<String, &RawValue> = serde_json::from_str(&first).ok()?;
+    let code: String = serde_json::from_str(fields.get("code")?.get()).ok()?;
+    let is_code = |c: u8| c.is_ascii_uppercase() || c == b'_';
+    (!code.is_empty() && code.bytes().all(is_code)).then_some(code)
 }
 
 /// Joins a text to one printable line.
@@ -148,6 +163,28 @@ mod tests {
             reply.headers.first("Content-Type"),
             Some("application/json")
         );
+    }
+
+    #[test]
+    fn an_error_document_has_an_error_with_a_code() {
+        let is_document = |text: &str| is_error_document(text.as_bytes());
+        assert!(is_document(
+            r#"{"errors":[{"message":1,"code":"NAME_UNKNOWN"},5],"x":0}"#
+        ));
+        for text in [
+            "",
+            "404 page not found",
+            r#"{"message":"Not Found"}"#,
+            r#"{"errors":null}"#,
+            r#"{"errors":[]}"#,
+            r#"{"errors":["NOT_FOUND"]}"#,
+            r#"{"errors":[{"status":404,"title":"Not Found"}]}"#,
+            r#"{"errors":[{"code":404}]}"#,
+            r#"{"errors":[{"code":"not_found"}]}"#,
+            r#"{"errors":[{"code":"NOT_FOUND"}]"#,
+        ] {
+            assert!(!is_document(text), "{text}");
+        }
     }
 
     #[test]

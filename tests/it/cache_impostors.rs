@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use standin::image::{self, INDEX, MANIFEST};
-use standin::{Fault, Image, Layer, Match, digest};
+use standin::{Fault, Image, Layer, Match, Options, digest};
 
 use crate::support::{Cached, Front, Http, Response, SOON, error_of, wait_until};
 
@@ -137,6 +137,53 @@ fn bug_a_cut_answer_without_a_length_was_taken_for_whole() {
     let got = cached.get(TAGS);
     assert_eq!((got.status, x_cache(&got)), (200, Some("STALE")));
     assert_eq!(got.text(), r#"{"name":"team/app","tags":["1.0","2.0"]}"#);
+}
+
+#[test]
+fn bug_without_a_cache_a_cut_list_was_passed_on_as_whole() {
+    let front = Front::with(Options::default(), &[("CACHE_DIR", "off")]);
+    let json = "application/json";
+    let (tags, names) = (r#"{"name":"team/app","tags":["#, r#"{"repositories":["#);
+    let index = r#"{"schemaVersion":2,"manifests":["#;
+    let referrers = format!("/v2/team/app/referrers/{}", digest(b"x"));
+    let long = r#""a-name-that-makes-a-list-long","#.repeat(10_000);
+    for (target, beginning) in [(TAGS, tags), ("/v2/_catalog", names), (&referrers, index)] {
+        for part in [
+            beginning.to_owned(),
+            format!("{beginning}\"a\""),
+            String::new(),
+        ] {
+            front.standin.fault(Match::registry(), cut(json, &part));
+            let got = front.get(target);
+            assert_eq!(
+                (got.status, error_of(&got).0),
+                (502, "UNAVAILABLE".into()),
+                "{part}"
+            );
+        }
+        // One that is too long to be read first breaks off.
+        let list = format!("{beginning}{long}\"b\"]}}");
+        for (end, is_whole) in [
+            (list.len(), true),
+            (list.len() - 1, false),
+            (200_000, false),
+        ] {
+            let part = &list[..end];
+            front.standin.fault(Match::registry(), cut(json, part));
+            let got = front.get(target);
+            let is_read_first = target == referrers;
+            let expected = if is_read_first && !is_whole { 502 } else { 200 };
+            assert_eq!((got.status, got.complete), (expected, is_whole || is_read_first));
+            assert_eq!(got.text() == list, is_whole);
+        }
+        // What is no list is none, whatever its type.
+        for other in ["{}", r#"{"login":"please"}"#, "<html>"] {
+            front
+                .standin
+                .fault(Match::registry(), page(200, json, other));
+            assert_eq!(front.get(target).status, 502, "{target} {other}");
+        }
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketType, connect, socket, sockopt};
-use standin::{Options, Quirks, Server};
+use standin::{Fault, Match, Options, Quirks, Server, Standin};
 
 use crate::support::{Cached, Front, Proxy, Scratch, in_parallel, wait_until};
 
@@ -60,25 +60,38 @@ impl SlowReader {
     }
 }
 
-/// 256 clients that ask for `target(number)`, and hold on to it; how many got it.
-fn ask_all(proxy: &Proxy, target: impl Fn(usize) -> String + Sync) -> usize {
+/// So many clients that ask for `target(number)`, and hold on to it.
+fn hold_all(
+    proxy: &Proxy,
+    clients: usize,
+    target: impl Fn(usize) -> String + Sync,
+) -> Vec<SlowReader> {
     let readers = Mutex::new(Vec::new());
-    in_parallel(CLIENTS, |number| {
+    in_parallel(clients, |number| {
         let reader = SlowReader::ask(proxy.address(), &target(number));
         readers.lock().unwrap().push(reader);
     });
     let readers = readers.into_inner().unwrap();
     assert!(readers.iter().all(SlowReader::is_alive));
+    assert_bounded(proxy);
+    readers
+}
+
+fn assert_bounded(proxy: &Proxy) {
+    let resident = proxy.peak_rss_kib();
+    assert!(resident < RESIDENT_KIB_MAX, "{resident} KiB");
+}
+
+/// 256 clients that ask for `target(number)`, and hold on to it; how many got it. All others are
+/// told to come again.
+fn ask_all(proxy: &Proxy, target: impl Fn(usize) -> String + Sync) -> usize {
+    let readers = hold_all(proxy, CLIENTS, target);
     for reader in readers.iter().filter(|reader| reader.status() != 200) {
         assert_eq!(reader.status(), 503, "{}", reader.head);
         assert!(reader.head.contains("\r\nRetry-After: "), "{}", reader.head);
     }
-    let resident = proxy.peak_rss_kib();
-    assert!(resident < RESIDENT_KIB_MAX, "{resident} KiB");
-    readers
-        .iter()
-        .filter(|reader| reader.status() == 200)
-        .count()
+    let got = readers.iter().filter(|reader| reader.status() == 200);
+    got.count()
 }
 
 fn manifest(number: usize, size: usize) -> Vec<u8> {
@@ -126,6 +139,92 @@ fn many_manifests_at_a_time_wait_for_room_or_are_told_to_come_again() {
     assert!(ask_all(&front.proxy, target) >= 4);
     let has_room = || front.get(&target(0)).status == 200;
     wait_until("room again", HEAD_TIMEOUT, has_room);
+}
+
+/// An answer of the registry's in place of its own, to everybody.
+fn say(standin: &Standin, path: &str, media_type: &str, body: Vec<u8>) {
+    let fields = vec![("Content-Type".to_owned(), media_type.to_owned())];
+    let pick = Match::registry().path(path).always();
+    standin.clear_faults();
+    standin.fault(pick, Fault::Status(200, fields, body));
+}
+
+/// `{"field":[element,element,…]}` of so many bytes.
+fn list_of(field: &str, element: &str, size: usize) -> Vec<u8> {
+    let head = format!("{{\"schemaVersion\":2,\"{field}\":[{element}");
+    let element = format!(",{element}");
+    let count = (size - head.len() - 2) / element.len();
+    let list = format!("{head}{}]}}", element.repeat(count));
+    assert!(list.len() > size / 2 && list.len() <= size);
+    list.into_bytes()
+}
+
+#[test]
+fn bug_lists_were_parsed_into_trees() {
+    let settings = [
+        MANY,
+        ("CACHE_TAG_TTL", "0s"),
+        ("ALLOW_REPOSITORIES", "team/*"),
+    ];
+    let cached = Cached::with(&settings);
+    let settings = [MANY, ("CACHE_DIR", "off"), ("ALLOW_REPOSITORIES", "team/*")];
+    let front = Front::with(Options::default(), &settings);
+    let referrers = format!("/v2/team/app/referrers/{}", standin::digest(b"x"));
+    let descriptor = format!("{{\"digest\":\"{}\"}}", standin::digest(b"y"));
+    for (target, field, element) in [
+        ("/v2/team/app/tags/list", "tags", "\"a\""),
+        ("/v2/_catalog", "repositories", "\"a\""),
+        ("/v2/_catalog", "repositories", "\"team/a\""),
+        (&referrers, "manifests", "0"),
+        (&referrers, "manifests", &descriptor),
+        ("/v2/team/app/manifests/zeros", "n", "0"),
+    ] {
+        let kind = if field == "n" {
+            MANIFEST
+        } else {
+            "application/json"
+        };
+        // Those of the larger size have a connection to upstream each.
+        for (size, clients) in [(LARGE, CLIENTS), (LARGEST, 16)] {
+            let body = list_of(field, element, size);
+            for (proxy, standin) in [
+                (cached.proxy(), &cached.standin),
+                (&front.proxy, &front.standin),
+            ] {
+                say(standin, target, kind, body.clone());
+                hold_all(proxy, clients, |_| target.to_owned());
+            }
+            // What is kept stands in.
+            let pick = Match::registry().path(target).always();
+            cached.standin.clear_faults();
+            cached.standin.fault(pick, Fault::status(500));
+            hold_all(cached.proxy(), clients, |_| target.to_owned());
+        }
+    }
+}
+
+#[test]
+fn bug_pushed_manifests_were_held_without_bounds() {
+    let cached = Cached::with(&[MANY, ("MAX_UPLOADS", "256")]);
+    let body = vec![b' '; LARGE];
+    // All but the last byte, so that each has to be held.
+    let senders = Mutex::new(Vec::new());
+    in_parallel(CLIENTS, |number| {
+        let mut stream = TcpStream::connect(cached.address()).unwrap();
+        let target = format!("/v2/team/app/manifests/t{number}");
+        let head = format!("PUT {target} HTTP/1.1\r\nHost: x\r\nContent-Type: {MANIFEST}\r\n");
+        let head = format!("{head}Content-Length: {}\r\n\r\n", LARGE);
+        stream
+            .set_write_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        let sent = stream.write_all(head.as_bytes());
+        let _ = sent.and_then(|()| stream.write_all(&body[..LARGE - 1]));
+        senders.lock().unwrap().push(stream);
+    });
+    let resident = cached.proxy().peak_rss_kib();
+    assert!(resident < RESIDENT_KIB_MAX, "{resident} KiB");
+    drop(senders);
+    assert_eq!(cached.get("/v2/").status, 200);
 }
 
 #[test]

@@ -317,6 +317,68 @@ fn without_the_api_the_tag_takes_its_place() {
     }
 }
 
+/// A 404 that shows nothing of a registry: a load balancer without backends, a gateway.
+fn no_answers() -> Vec<Fault> {
+    let texts = [
+        "404 page not found\n",
+        "<html>404</html>",
+        r#"{"message":"Not Found"}"#,
+        "",
+    ];
+    let answers = texts.map(|text| Fault::Status(404, Vec::new(), text.as_bytes().to_vec()));
+    answers.into_iter().chain([Fault::status(404)]).collect()
+}
+
+#[test]
+fn bug_a_404_of_a_load_balancer_said_that_there_is_no_api() {
+    let mut signed = Signed::with(Quirks::ecr(), &[ALWAYS]);
+    let standin = || &signed.cached.standin;
+    for fault in no_answers() {
+        standin().fault(Match::registry().always(), fault);
+        let got = signed.get(&signed.target());
+        assert_eq!((got.status, error_of(&got).0), (502, "UNAVAILABLE".into()));
+        standin().clear_faults();
+    }
+    // Nothing of it is remembered, and a list that is known stands in.
+    signed.pull();
+    assert_eq!(listed(&signed.get(&signed.target())), signed.both());
+    for fault in no_answers() {
+        standin().fault(Match::registry().always(), fault);
+        assert_stale(&signed.get(&signed.target()));
+        standin().clear_faults();
+    }
+    signed.cached.stop();
+    signed.cached.start_again_with(&[("CACHE_DIR", "off")]);
+    for fault in no_answers() {
+        signed
+            .cached
+            .standin
+            .fault(Match::registry().always(), fault);
+        assert_eq!(signed.get(&signed.target()).status, 502);
+        signed.cached.standin.clear_faults();
+    }
+}
+
+#[test]
+fn a_registry_that_knows_no_such_path_has_no_api() {
+    // Docker's registry names itself in every answer; others do so at /v2/ alone.
+    let itself = vec![(
+        "Docker-Distribution-Api-Version".to_owned(),
+        "registry/2.0".to_owned(),
+    )];
+    let text = b"404 page not found\n".to_vec();
+    for settings in [&[ALWAYS][..], &[("CACHE_DIR", "off")]] {
+        let signed = Signed::with(Quirks::ecr(), settings);
+        for fields in [itself.clone(), Vec::new()] {
+            let fault = Fault::Status(404, fields, text.clone());
+            let pick = Match::registry().path("/referrers/");
+            signed.cached.standin.fault(pick, fault);
+            let got = signed.get(&signed.target());
+            assert_eq!((got.status, error_of(&got).0), (404, "UNSUPPORTED".into()));
+        }
+    }
+}
+
 #[test]
 fn what_the_cache_holds_is_listed_when_nobody_ever_asked() {
     let signed = Signed::with(Quirks::ecr(), &[ALWAYS]);

@@ -5,7 +5,7 @@ use std::thread;
 
 use super::*;
 use crate::cache::manifest::named_by;
-use crate::cache::pages::{List, Page};
+use crate::cache::pages::List;
 use crate::cache::scratch::{Cache, at, digest_of};
 use crate::message::Headers;
 use crate::oci::{Digest, Tag};
@@ -474,8 +474,11 @@ fn names_and_folders_count_and_are_evicted() {
         cache.names.link_blob(scope, &absent, None).unwrap();
     });
     cache.with("c", |scope| {
-        let page = Page::new("", &Headers::new(), b"{}".to_vec(), at(5));
-        cache.names.set_page(List::Tags(scope), &page).unwrap();
+        let (list, headers) = (List::Tags(scope), Headers::new());
+        cache
+            .names
+            .set_page(list, "", &headers, b"{}", at(5))
+            .unwrap();
     });
     let counted_along = cache.store.used_bytes() + cache.names.used_bytes();
     assert_eq!(counted_along, used(&cache));

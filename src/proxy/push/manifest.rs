@@ -3,15 +3,17 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::fields::{forget_missing, is_gone, is_success, own_url, supply};
+use crate::budget::{self, PUSHED, Share};
 use crate::cache::Cache;
 use crate::cache::description::SelfDescription;
 use crate::cache::held::Manifest;
 use crate::cache::names::Scope;
 use crate::cache::pages::List;
 use crate::cache::pushes::Pushing;
-use crate::hash;
+use crate::hash::Hasher;
 use crate::message::{Reply, RequestBody, SharedBytes, WholeBody};
 use crate::oci::{Digest, ErrorCode, OciError, Reference, Repository};
 use crate::proxy::answer::refuse;
@@ -24,6 +26,8 @@ use crate::upstream::UpstreamError;
 /// Largest manifest that is taken: what registries must take at the least (distribution-spec
 /// "Pushing Manifests"), and ECR takes at the most.
 const PUSHED_BYTES_MAX: u64 = 4 << 20;
+/// Room for a pushed manifest is taken in steps of this size.
+const STEP_BYTES: u64 = 256 << 10;
 
 /// A manifest that is pushed or deleted.
 pub(super) struct ManifestPush<'a> {
@@ -57,11 +61,11 @@ impl<'a> ManifestPush<'a> {
             return Ok(too_large());
         }
         let pushing = self.begin();
-        let mut collected = Collected {
-            body,
-            bytes: Vec::new(),
-            too_large: false,
+        let hasher = match self.reference {
+            Reference::Digest(digest) => Hasher::new(digest),
+            Reference::Tag(_) => Hasher::sha256(),
         };
+        let mut collected = Collected::new(body, hasher, self.cache.is_some());
         let forwarded = self
             .exchange
             .forward(&mut RequestBody::new(&mut collected, length));
@@ -72,12 +76,12 @@ impl<'a> ManifestPush<'a> {
         if !is_success(&reply) {
             return Ok(reply);
         }
-        let bytes = collected.bytes;
+        let (kept, found) = collected.finish();
         // The digest that upstream names goes before the one that we compute.
         let named = reply.headers.first(DIGEST_FIELD).map(str::to_owned);
         let digest = match self.reference {
             Reference::Digest(digest) => Some(digest.clone()),
-            Reference::Tag(_) => format!("sha256:{}", hash::sha256_hex(&bytes)).parse().ok(),
+            Reference::Tag(_) => found.parse().ok(),
         };
         if let Some(digest) = &digest {
             let shown = named.clone().unwrap_or_else(|| digest.to_string());
@@ -92,9 +96,9 @@ impl<'a> ManifestPush<'a> {
             self.forget_given_tags(cache, &reply);
             let digest = digest.filter(|digest| {
                 let same = named.is_none_or(|named| named == digest.as_str());
-                same && hash::matches(digest, &bytes)
+                same && found == digest.as_str()
             });
-            self.keep(cache, digest, bytes.into(), alone);
+            self.keep(cache, digest.zip(kept), alone);
         }
         Ok(reply)
     }
@@ -140,7 +144,7 @@ impl<'a> ManifestPush<'a> {
 
     /// A pushed manifest is in the cache at once, with links to all that it names: upstream has
     /// checked that it is there.
-    fn keep(&self, cache: &Cache, digest: Option<Digest>, bytes: SharedBytes, alone: bool) {
+    fn keep(&self, cache: &Cache, pushed: Option<(Digest, SharedBytes)>, alone: bool) {
         if let Reference::Tag(tag) = self.reference {
             // It is removed in every partition, so the next client asks upstream.
             cache.names.remove_tag(self.scope, tag);
@@ -148,7 +152,7 @@ impl<'a> ManifestPush<'a> {
         // Any manifest may refer to another.
         cache.names.forget_referrers(self.scope);
         cache.sweeper.mark_dirty();
-        let Some(digest) = digest else {
+        let Some((digest, bytes)) = pushed else {
             return;
         };
         let Some(media_type) = self.media_type(cache, &digest, &bytes) else {
@@ -195,24 +199,74 @@ fn too_large() -> Reply {
     refuse(&OciError::new(ErrorCode::ManifestInvalid, why).with_status(413))
 }
 
-/// Keeps what is read from a body, and ends it when it is too large.
+/// Hashes what is read from a body and keeps it, as long as there is room for that. Ends the body
+/// when it is too large.
 struct Collected<'a, 'b> {
     body: &'a mut RequestBody<'b>,
-    bytes: Vec<u8>,
+    hasher: Hasher,
+    count: u64,
+    /// None when nothing is to be kept, or when there is no room.
+    kept: Option<Vec<u8>>,
+    share: Option<Share>,
     too_large: bool,
+}
+
+impl<'a, 'b> Collected<'a, 'b> {
+    fn new(body: &'a mut RequestBody<'b>, hasher: Hasher, keeps: bool) -> Self {
+        Self {
+            body,
+            hasher,
+            count: 0,
+            kept: keeps.then(Vec::new),
+            share: None,
+            too_large: false,
+        }
+    }
+
+    /// The bytes, if they were kept, and their digest.
+    fn finish(self) -> (Option<SharedBytes>, String) {
+        let kept = self.kept.map(|bytes| match self.share {
+            Some(share) => SharedBytes::counted(bytes, share),
+            None => bytes.into(),
+        });
+        (kept, self.hasher.finish())
+    }
+
+    fn keep(&mut self, piece: &[u8]) {
+        let Some(bytes) = &mut self.kept else {
+            return;
+        };
+        let needed = budget::count_bytes((bytes.len() + piece.len()) as u64);
+        let taken = self.share.as_ref().map_or(0, Share::bytes);
+        if needed > taken {
+            let more = needed.next_multiple_of(STEP_BYTES) - taken;
+            // Who pushes waits for nobody.
+            let Some(more) = PUSHED.take(more, Instant::now()) else {
+                (self.kept, self.share) = (None, None);
+                return;
+            };
+            bytes.reserve_exact(usize::try_from(more.bytes()).unwrap_or_default());
+            match &mut self.share {
+                Some(share) => share.merge(more),
+                None => self.share = Some(more),
+            }
+        }
+        bytes.extend_from_slice(piece);
+    }
 }
 
 impl Read for Collected<'_, '_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let count = self.body.read(into)?;
-        let have = self.bytes.len() as u64;
-        if have + count as u64 > PUSHED_BYTES_MAX {
+        self.count += count as u64;
+        if self.count > PUSHED_BYTES_MAX {
             self.too_large = true;
             // Upstream must not take the part for the whole.
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        self.bytes
-            .extend_from_slice(into.get(..count).unwrap_or_default());
+        let piece = into.get(..count).unwrap_or_default();
+        self.hasher.update(piece);
+        self.keep(piece);
         Ok(count)
     }
 }
@@ -221,31 +275,41 @@ impl Read for Collected<'_, '_> {
 mod tests {
     use super::*;
 
-    fn collect(length: u64) -> (io::Result<u64>, usize, bool) {
+    /// Reads a body of `length` bytes: how many were read, how many kept, and whether they are too
+    /// many.
+    fn collect(length: u64) -> (io::Result<u64>, Option<SharedBytes>, bool) {
         let mut reader = io::repeat(b'x').take(length);
         let mut body = RequestBody::new(&mut reader, None);
-        let mut collected = Collected {
-            body: &mut body,
-            bytes: Vec::new(),
-            too_large: false,
-        };
+        let mut collected = Collected::new(&mut body, Hasher::sha256(), true);
         let read = io::copy(&mut collected, &mut io::sink());
-        (read, collected.bytes.len(), collected.too_large)
+        let too_large = collected.too_large;
+        (read, collected.finish().0, too_large)
     }
 
     #[test]
     fn a_manifest_of_the_largest_size_is_taken_and_no_larger_one() {
-        let most = usize::try_from(PUSHED_BYTES_MAX).unwrap();
-        let (read, length, too_large) = collect(PUSHED_BYTES_MAX);
-        assert_eq!(
-            (read.unwrap(), length, too_large),
-            (PUSHED_BYTES_MAX, most, false)
-        );
-        let (read, length, too_large) = collect(PUSHED_BYTES_MAX + 1);
-        assert!(read.is_err() && too_large && length <= most);
+        let (read, kept, too_large) = collect(PUSHED_BYTES_MAX);
+        let kept = kept.map(|bytes| bytes.len() as u64);
+        assert_eq!((read.unwrap(), too_large), (PUSHED_BYTES_MAX, false));
+        assert!(kept.is_none_or(|kept| kept == PUSHED_BYTES_MAX));
+        let (read, _, too_large) = collect(PUSHED_BYTES_MAX + 1);
+        assert!(read.is_err() && too_large);
         let reply = too_large_reply();
         assert_eq!(reply.0, 413);
         assert!(reply.1.contains("MANIFEST_INVALID"), "{}", reply.1);
+    }
+
+    #[test]
+    fn bug_pushed_manifests_were_held_without_bounds() {
+        let mut held = Vec::new();
+        for _ in 0..16 {
+            let (read, kept, _) = collect(PUSHED_BYTES_MAX);
+            assert_eq!(read.unwrap(), PUSHED_BYTES_MAX, "all of it goes upstream");
+            held.extend(kept);
+        }
+        assert!(held.len() <= 2, "{}", held.len());
+        // Small ones always have room.
+        assert!(collect(1000).1.is_some_and(|bytes| bytes.len() == 1000));
     }
 
     fn too_large_reply() -> (u16, String) {
