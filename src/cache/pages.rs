@@ -76,7 +76,10 @@ impl Page {
     /// The list in memory, out of the budget for that. None when there is no room, and when the
     /// disk fails.
     pub fn read(&self) -> Option<SharedBytes> {
-        let share = BODIES.take(budget::count_bytes(self.length), Instant::now() + SHARE_TIMEOUT)?;
+        let share = BODIES.take(
+            budget::count_bytes(self.length),
+            Instant::now() + SHARE_TIMEOUT,
+        )?;
         let mut bytes = vec![0; usize::try_from(self.length).ok()?];
         self.file.read_exact_at(&mut bytes, self.offset).ok()?;
         Some(SharedBytes::counted(bytes, share))

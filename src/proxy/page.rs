@@ -15,8 +15,8 @@ use crate::budget::{self, UNCOUNTED_BYTES_MAX};
 use crate::cache::pages::{LIST_BYTES_MAX, Page};
 use crate::message::{Body, Buffered, Headers, Reply, WholeBody};
 use crate::oci::{ERROR_DOCUMENT_BYTES_MAX, Registry};
-use crate::upstream::client::Incoming;
 use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
+use crate::upstream::incoming::Incoming;
 use crate::upstream::{Stage, UpstreamError};
 use crate::uri;
 

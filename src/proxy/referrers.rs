@@ -213,8 +213,8 @@ impl<'a> ReferrersRequest<'a> {
         uri::decode_visible(value).filter(|value| !value.contains('&'))
     }
 
-    /// Keeps a list, for what is known to be there: clients may ask for any digest. Returns its body
-    /// in its file.
+    /// Keeps a list, for what is known to be there: clients may ask for any digest. Returns the
+    /// body in its file.
     fn keep(&self, cache: &Cache, headers: &Headers, body: &[u8]) -> Option<WholeBody> {
         let is_known = cache.names.link(self.scope, self.digest).is_some();
         if !is_known && is_empty(body) {

@@ -46,17 +46,21 @@ fn kind(address: IpAddr) -> Option<&'static str> {
 }
 
 /// EC2 user guide, "Instance metadata": 169.254.169.254; ECS and EKS have their credentials beside
-/// it (169.254.170.2, 169.254.170.23).
+/// it (169.254.170.2, 169.254.170.23). Other clouds have theirs elsewhere: Alibaba's at
+/// 100.100.100.200, Oracle's first one at 192.0.0.192, Azure's host at 168.63.129.16.
 fn v4_kind(v4: Ipv4Addr) -> Option<&'static str> {
     match v4.octets() {
         [0, ..] => Some("an unspecified address"),
         [127, ..] => Some(LOOPBACK),
-        [169, 254, ..] => Some("a link-local or metadata address"),
+        [169, 254, ..] | [100, 100, 100, 200] | [192, 0, 0, 192] | [168, 63, 129, 16] => {
+            Some("a link-local or metadata address")
+        }
         _ => None,
     }
 }
 
-/// fd00:ec2::/32 are Amazon's own services (fd00:ec2::254, EC2 user guide; fd00:ec2::23, EKS).
+/// fd00:ec2::/32 are Amazon's own services (fd00:ec2::254, EC2 user guide; fd00:ec2::23, EKS),
+/// fd20:ce::254 is Google's metadata server.
 fn v6_kind(v6: Ipv6Addr) -> Option<&'static str> {
     if v6.is_loopback() {
         return Some(LOOPBACK);
@@ -65,7 +69,8 @@ fn v6_kind(v6: Ipv6Addr) -> Option<&'static str> {
         return Some("an unspecified address");
     }
     let is_amazons = v6.segments().starts_with(&[0xfd00, 0x0ec2]);
-    (v6.is_unicast_link_local() || is_amazons).then_some("a link-local or metadata address")
+    let is_metadata = is_amazons || v6.segments() == [0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254];
+    (v6.is_unicast_link_local() || is_metadata).then_some("a link-local or metadata address")
 }
 
 /// The IPv4 address that an IPv6 address leads to: NAT64 (RFC 6052 §2.2 `64:ff9b::/96`, RFC 8215
@@ -94,7 +99,7 @@ fn find_embedded_ipv4(v6: Ipv6Addr) -> Option<Ipv4Addr> {
 mod tests {
     use super::*;
 
-    const LINK_LOCAL: [&str; 17] = [
+    const LINK_LOCAL: [&str; 22] = [
         "169.254.169.254",
         "169.254.170.2",
         "169.254.170.23",
@@ -112,6 +117,11 @@ mod tests {
         "64:ff9b:1::a9fe:a9fe",
         "64:ff9b:1:a9fe:a9:fe00::",
         "2002:a9fe:a9fe::1",
+        "100.100.100.200",
+        "192.0.0.192",
+        "168.63.129.16",
+        "64:ff9b::6464:64c8",
+        "fd20:ce::254",
     ];
     const LOOPBACKS: [&str; 7] = [
         "127.0.0.1",
@@ -122,8 +132,10 @@ mod tests {
         "64:ff9b::7f00:1",
         "2002:7f00:1::",
     ];
-    const OTHERS: [&str; 7] = [
+    const OTHERS: [&str; 9] = [
         "10.0.0.1",
+        "100.100.100.201",
+        "fd20:ce::255",
         "52.219.0.1",
         "fd00::1",
         "2600:1f18::1",

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant, SystemTime};
 use super::error::UpstreamError;
 use crate::message::Headers;
 
-/// Longest body of an API reply: a token has no fixed size, a megabyte is far above any seen.
-pub const API_BODY_BYTES_MAX: u64 = 1 << 20;
+/// Longest body of an API reply: ECR's token and a session's keys take 4 KiB. It is parsed as a
+/// tree, which takes up to twenty times its bytes.
+pub const API_BODY_BYTES_MAX: u64 = 128 << 10;
 
 /// A call to an AWS API: small both ways. Its fields and body hold signatures and tokens, so that
 /// it prints as its method and host alone.

@@ -15,6 +15,18 @@ use crate::uri;
 
 /// Shorter words than this are no tokens, and would be found everywhere.
 const WORD_BYTES_MIN: usize = 8;
+/// How `/` and `+` are written: in base64, in base64 for URLs, and in JSON, where PHP escapes the
+/// slash, .NET the plus, and others both, since a page may hold the text.
+const SIGNS: [(&str, &str); 8] = [
+    ("/", "+"),
+    ("_", "-"),
+    ("\\/", "+"),
+    ("/", "\\u002b"),
+    ("/", "\\u002B"),
+    ("\\u002F", "+"),
+    ("\\u002f", "\\u002b"),
+    ("\\u002F", "\\u002B"),
+];
 /// Bytes read from a body at a time.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -26,13 +38,18 @@ pub struct Secrets {
 impl Secrets {
     /// `authorization`: a value of `Authorization`. Its words are the credentials as they are, and
     /// for `Basic` also `user:password` and the password (RFC 7617 §2), each of them plain,
-    /// percent-encoded, and with the slashes escaped as JSON allows.
+    /// percent-encoded once or twice, in base64's form for URLs, and with its signs escaped as
+    /// writers of JSON do.
     pub fn new(authorization: &Secret<String>) -> Self {
         let mut forms: Vec<String> = Vec::new();
         for word in words_of(authorization.expose()) {
-            let encoded = uri::encode(&word);
+            // It is as secret without the padding, which some leave out and some escape.
+            let word = word.trim_end_matches('=');
+            let encoded = uri::encode(word);
             let lower = lower_escapes(&encoded);
-            for form in [word.replace('/', "\\/"), encoded, lower, word] {
+            let percent = [uri::encode(&encoded), uri::encode(&lower), encoded, lower];
+            let written = SIGNS.map(|(slash, plus)| word.replace('/', slash).replace('+', plus));
+            for form in written.into_iter().chain(percent) {
                 if form.len() >= WORD_BYTES_MIN && !forms.contains(&form) {
                     forms.push(form);
                 }
@@ -50,7 +67,7 @@ impl Secrets {
         }
         reply
             .headers
-            .retain(|_, value| self.find(value.as_bytes(), 0).is_none());
+            .retain(|name, value| [name, value].iter().all(|text| self.is_free(text)));
         let body = std::mem::replace(&mut reply.body, Box::new(io::empty()));
         reply.body = Box::new(Guarded {
             body,
@@ -79,6 +96,10 @@ impl Secrets {
         let mut bytes = std::mem::take(text).into_bytes();
         self.mask(&mut bytes);
         *text = String::from_utf8_lossy(&bytes).into_owned();
+    }
+
+    fn is_free(&self, text: &str) -> bool {
+        self.find(text.as_bytes(), 0).is_none()
     }
 
     /// The place of the first of its forms, at or after `from`.
@@ -264,6 +285,11 @@ mod tests {
             r"pass\/word+1",
             "AWS%3Apass%2Fword%2B1",
             "pass%2fword%2b1",
+            "pass%252Fword%252B1",
+            "pass_word-1",
+            r"pass\u002Fword\u002B1",
+            r"AWS:pass\u002fword\u002b1",
+            r"pass/word\u002B1",
         ] {
             for step in [1, 2, 7, 100_000] {
                 let body = format!("{form}, {form}{form} {}", "x".repeat(70_000));
@@ -279,6 +305,31 @@ mod tests {
                 assert_eq!(headers.first("X-Other"), Some("kept"));
             }
         }
+    }
+
+    #[test]
+    fn bug_a_token_without_its_padding_was_not_found() {
+        let padded = Secrets::new(&Secret::new(
+            "Basic QVdTOmV5SndZWGxzYjJGa0lqb2k9".to_owned(),
+        ));
+        // In it `AWS:eyJwYXlsb2FkIjoi=`.
+        for form in [
+            "eyJwYXlsb2FkIjoi",
+            r"eyJwYXlsb2FkIjoi\u003d",
+            "eyJwYXlsb2FkIjoi%3D",
+        ] {
+            let mut text = format!("you sent {form}");
+            padded.mask_text(&mut text);
+            assert!(!text.contains("eyJ"), "{text}");
+        }
+        let mut reply = Incoming {
+            status: 200,
+            headers: Headers::from_iter([("eyJwYXlsb2FkIjoi", "x"), ("X-Other", "kept")]),
+            body: Box::new(io::empty()),
+            length: None,
+        };
+        Arc::new(padded).remove_from(&mut reply);
+        assert_eq!(reply.headers.len(), 1);
     }
 
     #[test]

@@ -173,7 +173,10 @@ fn bug_without_a_cache_a_cut_list_was_passed_on_as_whole() {
             let got = front.get(target);
             let is_read_first = target == referrers;
             let expected = if is_read_first && !is_whole { 502 } else { 200 };
-            assert_eq!((got.status, got.complete), (expected, is_whole || is_read_first));
+            assert_eq!(
+                (got.status, got.complete),
+                (expected, is_whole || is_read_first)
+            );
             assert_eq!(got.text() == list, is_whole);
         }
         // What is no list is none, whatever its type.

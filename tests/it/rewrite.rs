@@ -240,7 +240,7 @@ fn each_of_several_link_lines_is_rewritten() {
         ("link", "</v2/>; rel=x".into()),
     ];
     let fields = lines.map(|(name, value)| (name.to_owned(), value)).to_vec();
-    let fault = Fault::Status(200, fields, b"{}".to_vec());
+    let fault = Fault::Status(200, fields, br#"{"repositories":[]}"#.to_vec());
     front.standin.fault(Match::registry(), fault);
     let got = front.get("/v2/_catalog");
     let own = format!("http://{}", front.address());

@@ -47,6 +47,19 @@ fn one_token_serves_many_pulls() {
 }
 
 #[test]
+fn bug_an_answer_of_aws_could_be_a_megabyte_of_json() {
+    let standin = Standin::start(Options::default());
+    let long = format!("{{\"authorizationData\":[{}0]}}", "0,".repeat(70_000));
+    let fault = Fault::Status(200, Vec::new(), long.into_bytes());
+    standin.fault(Match::api().path("GetAuthorizationToken"), fault);
+    let proxy = Proxy::in_front_of(&standin, &[]);
+    proxy.wait_for_log("reply is over 131072 bytes");
+    let front = Front { proxy, standin };
+    front.standin.put_image("team/app", "1.0", &[]);
+    wait_until("the next try", SOON, || front.get(MANIFEST).status == 200);
+}
+
+#[test]
 fn an_unknown_identity_stops_nothing() {
     let standin = Standin::start(Options::default());
     let pick = Match::api().path("GetCallerIdentity").always();

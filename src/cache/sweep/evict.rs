@@ -8,7 +8,8 @@ use crate::cache::manifest::named_by;
 use crate::cache::names::Names;
 use crate::cache::store::Store;
 use crate::history::{self, Bytes, HISTORY};
-use crate::{log, metrics};
+use crate::log::{self, Level};
+use crate::metrics;
 use std::collections::HashSet;
 
 /// Evicts until at most `target` bytes are used, until nothing more may go, or until `stop`.
@@ -189,8 +190,10 @@ impl Eviction<'_> {
             return;
         };
         if let Err(error) = self.store.remove(&node.digest) {
-            let fields: [log::Field<'_>; 2] = [("digest", &node.digest), ("error", &error)];
-            log::warn("a blob could not be evicted", &fields);
+            // A disk that fails keeps all of them, and each pull that needs room tries again.
+            let fields: [log::Field<'_>; 1] = [("digest", &node.digest)];
+            let what = "a blob could not be evicted";
+            log::cause(Level::Warn, what, ("error", &error), &fields);
         }
     }
 }
