@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::changes::{Fact, Moment};
 use super::disk::Disk;
 use super::names::Scope;
 use super::store::Reading;
@@ -49,6 +50,8 @@ pub struct BlobRequest {
     pub repository: Repository,
     /// The blob.
     pub digest: Digest,
+    /// The moment before upstream was asked for it, or given it.
+    pub asked_at: Moment,
 }
 
 impl BlobRequest {
@@ -67,6 +70,18 @@ impl BlobRequest {
             repository: self.repository.to_string(),
             digest: Some(self.digest.to_string()),
             ..Subject::default()
+        }
+    }
+
+    /// Notes that the blob belongs to the repository. `size`: its bytes were hashed.
+    pub(super) fn link(&self, disk: &Disk, size: Option<u64>) {
+        let (scope, digest, asked_at) = (self.scope(), &self.digest, self.asked_at);
+        let linked = match size {
+            Some(size) => disk.names.link_verified_blob(scope, digest, size, asked_at),
+            None => disk.names.link_blob(scope, digest, None, asked_at),
+        };
+        if let Err(error) = linked {
+            disk.faults.report("link", &error);
         }
     }
 
@@ -90,8 +105,10 @@ pub enum Joined {
     Bypass(Option<Fetched>),
     /// The download failed before it began.
     Failed(UpstreamError),
-    /// Bytes are coming, or are all there.
+    /// Bytes are coming, or are all there: upstream has shown the blob in this repository.
     Growing(Arc<Growing>),
+    /// The same, but upstream has shown it in another repository, or before it was deleted here.
+    Unproven(Arc<Growing>),
     /// Upstream answered something else than the blob.
     Refused(Buffered),
 }
@@ -152,13 +169,17 @@ impl Fills {
         if first {
             self.begin(&growing);
         }
-        let same = growing.is_for(wanted.scope());
-        match growing.wait_until_begun(deadline) {
-            // What upstream says of the other repository says nothing of ours.
-            Joined::Failed(_) | Joined::Refused(_) | Joined::Bypass(_) if !same => {
-                Joined::Bypass(None)
-            }
-            joined => joined,
+        let (asked, names) = (growing.wanted.clone(), &self.disk.names);
+        let joined = growing.wait_until_begun(deadline);
+        let facts = [Fact::Present(&asked.digest), Fact::Absent(&asked.digest)];
+        let unchanged = names
+            .changes
+            .are_unchanged(asked.asked_at, asked.scope(), &facts);
+        match joined {
+            joined if unchanged && asked.scope() == wanted.scope() => joined,
+            // What upstream said of another repository, or before a change, says nothing of ours.
+            Joined::Growing(growing) => Joined::Unproven(growing),
+            _ => Joined::Bypass(None),
         }
     }
 
@@ -241,11 +262,6 @@ impl Fills {
 }
 
 impl Growing {
-    /// True when upstream was asked for the blob in this repository of this registry.
-    pub fn is_for(&self, scope: Scope<'_>) -> bool {
-        self.wanted.scope() == scope
-    }
-
     /// Bytes in all; 0 until upstream has answered.
     pub fn total(&self) -> u64 {
         self.lock().total

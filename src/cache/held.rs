@@ -5,10 +5,12 @@
 use std::time::{Instant, SystemTime};
 
 use super::Cache;
+use super::changes::{Fact, Moment};
 use super::manifest::named_by;
 use super::names::{Scope, TagEntry};
+use super::pages::{List, Page};
 use crate::budget::{self, BODIES, SHARE_TIMEOUT, UNCOUNTED_BYTES_MAX};
-use crate::message::{SharedBytes, WholeBody};
+use crate::message::{Buffered, Headers, SharedBytes, WholeBody};
 use crate::oci::{Digest, Tag};
 
 /// Largest manifest that is read into memory: four times what clients take at the most
@@ -103,8 +105,16 @@ impl Cache {
 
     /// Keeps a manifest that upstream has shown or taken in a repository, with the links that
     /// [`Self::link_manifest`] makes. A large one is then sent from its file. False when the disk
-    /// could not take it.
-    pub fn keep_manifest(&self, scope: Scope<'_>, manifest: &mut Manifest) -> bool {
+    /// could not take it, or it was deleted since `asked_at`.
+    ///
+    /// `asked_at` is the moment before upstream was asked, here and below: an answer that a change
+    /// has overtaken is not kept.
+    pub fn keep_manifest(
+        &self,
+        scope: Scope<'_>,
+        manifest: &mut Manifest,
+        asked_at: Moment,
+    ) -> bool {
         let WholeBody::Bytes(bytes) = &manifest.body else {
             return true;
         };
@@ -112,7 +122,10 @@ impl Cache {
             self.disk_faults.report("manifest", &error);
             return false;
         }
-        self.link_manifest(scope, &manifest.digest, &manifest.media_type, bytes);
+        let (digest, media_type) = (&manifest.digest, &manifest.media_type);
+        if !self.link_manifest(scope, digest, media_type, bytes, asked_at) {
+            return false;
+        }
         if bytes.len() as u64 > UNCOUNTED_BYTES_MAX
             && let Some(file) = self.manifest_body(&manifest.digest)
         {
@@ -122,45 +135,109 @@ impl Cache {
     }
 
     /// A manifest that upstream has shown or taken in a repository proves that every digest in it
-    /// belongs there.
-    pub fn link_manifest(&self, scope: Scope<'_>, digest: &Digest, media_type: &str, bytes: &[u8]) {
+    /// belongs there. False when that could not be noted, or the manifest was deleted since.
+    pub fn link_manifest(
+        &self,
+        scope: Scope<'_>,
+        digest: &Digest,
+        media_type: &str,
+        bytes: &[u8],
+        asked_at: Moment,
+    ) -> bool {
         let names = &self.names;
-        let mut linked = names.link_manifest(scope, digest, media_type);
-        for named in named_by(bytes) {
-            linked = linked.and_then(|()| names.link_blob(scope, &named.digest, named.size));
+        let linked = names.link_manifest(scope, digest, media_type, asked_at);
+        let linked = linked.and_then(|is_kept| {
+            let named = named_by(bytes).into_iter().filter(|_| is_kept);
+            for named in named {
+                names.link_blob(scope, &named.digest, named.size, asked_at)?;
+            }
+            Ok(is_kept)
+        });
+        let is_kept = linked.unwrap_or_else(|error| {
+            self.disk_faults.report("link", &error);
+            false
+        });
+        if is_kept {
+            self.remember(scope.registry);
+            self.sweeper.mark_dirty();
         }
-        if let Err(error) = linked {
-            return self.disk_faults.report("link", &error);
-        }
-        self.remember(scope.registry);
-        self.sweeper.mark_dirty();
+        is_kept
     }
 
     /// Upstream has shown a blob in a repository.
-    pub fn link_blob(&self, scope: Scope<'_>, digest: &Digest) {
-        if let Err(error) = self.names.link_blob(scope, digest, None) {
+    pub fn link_blob(&self, scope: Scope<'_>, digest: &Digest, asked_at: Moment) {
+        if let Err(error) = self.names.link_blob(scope, digest, None, asked_at) {
             self.disk_faults.report("link", &error);
         }
     }
 
     /// The tag means this manifest, as upstream said just now.
-    pub fn keep_tag(&self, scope: Scope<'_>, partition: &str, tag: &Tag, manifest: &Manifest) {
+    pub fn keep_tag(
+        &self,
+        scope: Scope<'_>,
+        partition: &str,
+        tag: &Tag,
+        manifest: &Manifest,
+        asked_at: Moment,
+    ) {
         let entry = TagEntry {
             digest: manifest.digest.clone(),
             media_type: manifest.media_type.clone(),
             confirmed: SystemTime::now(),
         };
-        if let Err(error) = self.names.set_tag(scope, partition, tag, entry) {
+        let kept = self.names.set_tag(scope, partition, tag, entry, asked_at);
+        if let Err(error) = kept {
             self.disk_faults.report("tag", &error);
         }
         self.sweeper.mark_dirty();
     }
 
     /// Upstream said just now that the tag still means `digest`.
-    pub fn confirm_tag(&self, scope: Scope<'_>, partition: &str, tag: &Tag, digest: &Digest) {
-        let now = SystemTime::now();
-        if let Err(error) = self.names.confirm_tag(scope, partition, tag, digest, now) {
+    pub fn confirm_tag(
+        &self,
+        scope: Scope<'_>,
+        partition: &str,
+        tag: &Tag,
+        digest: &Digest,
+        asked_at: Moment,
+    ) {
+        let (names, now) = (&self.names, SystemTime::now());
+        let confirmed = names.confirm_tag(scope, partition, tag, digest, now, asked_at);
+        if let Err(error) = confirmed {
             self.disk_faults.report("tag", &error);
         }
+    }
+
+    /// Keeps a page that upstream sent just now in answer to `query`, and opens it. None when it is
+    /// not kept.
+    pub fn keep_page(
+        &self,
+        list: List<'_>,
+        query: &str,
+        headers: &Headers,
+        body: &[u8],
+        asked_at: Moment,
+    ) -> Option<Page> {
+        let (names, now) = (&self.names, SystemTime::now());
+        let kept = names.set_page(list, query, headers, body, now, asked_at);
+        let is_kept = kept.unwrap_or_else(|error| {
+            self.disk_faults.report("list", &error);
+            false
+        });
+        is_kept.then(|| names.page(list, query))?
+    }
+
+    /// Upstream said just now that a tag or digest is not there. Its answer is remembered under
+    /// `key` for a while.
+    pub fn remember_missing(
+        &self,
+        scope: Scope<'_>,
+        fact: Fact<'_>,
+        key: &str,
+        refused: Buffered,
+        asked_at: Moment,
+    ) {
+        let is_current = || self.names.changes.are_unchanged(asked_at, scope, &[fact]);
+        self.negative.put(key, refused, Instant::now(), is_current);
     }
 }

@@ -10,6 +10,7 @@ use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
+use super::changes::{Fact, Moment};
 use super::names::Names;
 use super::paths::{LINKS, Scope, read_text, unusable_name};
 use crate::oci::Digest;
@@ -55,8 +56,9 @@ impl Names {
         scope: Scope<'_>,
         digest: &Digest,
         size: Option<u64>,
+        asked_at: Moment,
     ) -> io::Result<()> {
-        self.write_blob_link(scope, digest, size, false)
+        self.write_blob_link(scope, digest, size, asked_at, false)
     }
 
     /// Notes the length of a blob that was hashed, whatever a manifest said of it before.
@@ -68,8 +70,9 @@ impl Names {
         scope: Scope<'_>,
         digest: &Digest,
         size: u64,
+        asked_at: Moment,
     ) -> io::Result<()> {
-        self.write_blob_link(scope, digest, Some(size), true)
+        self.write_blob_link(scope, digest, Some(size), asked_at, true)
     }
 
     fn write_blob_link(
@@ -77,24 +80,29 @@ impl Names {
         scope: Scope<'_>,
         digest: &Digest,
         size: Option<u64>,
+        asked_at: Moment,
         verified: bool,
     ) -> io::Result<()> {
         let path = self.paths.link(scope, digest).ok_or_else(unusable_name)?;
-        let _lock = self.lock_file(&path);
         let keeps = |known: Link| {
             known.media_type.is_some()
                 || known.size == size
                 || size.is_none()
                 || (known.size.is_some() && !verified)
         };
-        if read_link(&path).is_some_and(keeps) {
-            return Ok(());
-        }
         let text = size.map_or_else(|| BLOB_LINK.to_owned(), |size| format!("{size}\n"));
-        self.write_unsynced(&path, text.as_bytes())
+        let facts = [Fact::Present(digest)];
+        let kept = self.keep(scope, &facts, asked_at, &path, || {
+            match read_link(&path).is_some_and(keeps) {
+                true => Ok(()),
+                false => self.write_unsynced(&path, text.as_bytes()),
+            }
+        });
+        kept.map(|_| ())
     }
 
-    /// Notes that a manifest belongs to a repository, and its media type.
+    /// Notes that a manifest belongs to a repository, and its media type. False when it was deleted
+    /// since it was asked for.
     ///
     /// # Errors
     /// The disk's own, names that make no path, and a media type longer than RFC 6838 has them.
@@ -103,18 +111,22 @@ impl Names {
         scope: Scope<'_>,
         digest: &Digest,
         media_type: &str,
-    ) -> io::Result<()> {
+        asked_at: Moment,
+    ) -> io::Result<bool> {
         let path = self.paths.link(scope, digest).ok_or_else(unusable_name)?;
         let text = format!("{media_type:BLOB_LINK_BYTES_MAX$}\n");
         if parse_link(&text).is_none_or(|link| link.media_type.is_none()) {
             let why = format!("{media_type:?} is no media type");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
-        let _lock = self.lock_file(&path);
-        match read_link(&path) {
-            Some(known) if known.media_type.as_deref() == Some(media_type.trim_end()) => Ok(()),
-            _ => self.write_unsynced(&path, text.as_bytes()),
-        }
+        let facts = [Fact::Present(digest)];
+        self.keep(scope, &facts, asked_at, &path, || {
+            let known = read_link(&path).and_then(|known| known.media_type);
+            match known.as_deref() == Some(media_type.trim_end()) {
+                true => Ok(()),
+                false => self.write_unsynced(&path, text.as_bytes()),
+            }
+        })
     }
 
     /// Removes a link: the digest does not belong to the repository any more.

@@ -5,6 +5,7 @@
 //! The file system is the truth: a look-up is an `open` or a `stat`, and nothing keeps an index of
 //! blobs in memory, so that starting with a full cache costs nothing.
 
+pub mod changes;
 pub mod description;
 pub mod disk;
 mod files;
@@ -21,7 +22,6 @@ mod open;
 pub mod pages;
 mod paths;
 pub mod probe;
-pub mod pushes;
 #[cfg(test)]
 pub(crate) mod scratch;
 pub mod store;
@@ -36,6 +36,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use self::changes::Moment;
 use self::disk::Disk;
 pub use self::disk::DiskFaults;
 use crate::config::TagTtl;
@@ -72,8 +73,6 @@ pub struct Cache {
     pub fills: Arc<fill::Fills>,
     /// What is pushed through us.
     pub uploads: Arc<uploads::Uploads>,
-    /// Tags that are being pushed.
-    pub pushes: pushes::Pushes,
     /// What lately was not there.
     pub negative: negative::Negative,
     settings: Settings,
@@ -103,7 +102,6 @@ impl Cache {
             names: disk.names,
             sweeper: disk.sweeper,
             disk_faults: disk.faults,
-            pushes: pushes::Pushes::default(),
             negative: negative::Negative::default(),
             settings,
             has_content: AtomicBool::new(has_content),
@@ -127,9 +125,16 @@ impl Cache {
         }
     }
 
-    /// Notes the length of a blob that was hashed, for a repository that it belongs to.
-    pub fn note_size(&self, scope: names::Scope<'_>, digest: &Digest, size: u64) {
-        if let Err(error) = self.names.link_verified_blob(scope, digest, size) {
+    /// The moment to note before upstream or the cache is asked.
+    pub fn now(&self) -> Moment {
+        self.names.changes.now()
+    }
+
+    /// Notes the length of a blob that was hashed, for a repository that it belonged to at
+    /// `asked_at`.
+    pub fn note_size(&self, scope: names::Scope<'_>, digest: &Digest, size: u64, asked_at: Moment) {
+        let linked = self.names.link_verified_blob(scope, digest, size, asked_at);
+        if let Err(error) = linked {
             self.disk_faults.report("link", &error);
         }
     }

@@ -5,6 +5,9 @@
 //! a tag or link is the time of its last use, which eviction goes by. Links are in
 //! [`super::links`], pages of lists in [`super::pages`].
 //!
+//! Whoever keeps an answer of upstream's passes the moment before it was asked for, and an answer
+//! that a change has overtaken is not kept ([`super::changes`]).
+//!
 //! Locks: the set of files being rewritten, held for set operations; never across I/O.
 
 use std::collections::HashSet;
@@ -15,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use super::changes::{Changes, Fact, Moment};
 use super::files;
 pub use super::paths::Scope;
 use super::paths::{
@@ -36,6 +40,8 @@ const REMEMBERED: &str = ".registry";
 /// The files below `repos/`.
 #[derive(Debug)]
 pub struct Names {
+    /// What was pushed and deleted through us.
+    pub changes: Changes,
     pub(super) paths: Paths,
     temps: PathBuf,
     /// Bytes on disk of everything but blobs and downloads.
@@ -56,6 +62,7 @@ impl Names {
     /// The names of the layout in `root` (see [`super::store::Store::root`]).
     pub fn new(root: &Path) -> Self {
         Self {
+            changes: Changes::default(),
             paths: Paths {
                 repos: root.join("repos"),
             },
@@ -84,14 +91,18 @@ impl Names {
         partition: &str,
         tag: &Tag,
         entry: TagEntry,
+        asked_at: Moment,
     ) -> io::Result<()> {
         let path = self.paths.tag(scope, partition, tag);
         let path = path.ok_or_else(unusable_name)?;
-        let _lock = self.lock_file(&path);
-        let mut file = read_tag(&path);
-        file.set(entry);
+        let digest = entry.digest.clone();
+        let facts = [Fact::Tag(tag), Fact::Present(&digest)];
         let is_new = path.parent().is_some_and(|folder| !folder.exists());
-        self.write(&path, file.to_json().as_bytes())?;
+        self.keep(scope, &facts, asked_at, &path, || {
+            let mut file = read_tag(&path);
+            file.set(entry);
+            self.write(&path, file.to_json().as_bytes())
+        })?;
         if is_new && !partition.is_empty() {
             self.bound_partitions(scope);
         }
@@ -110,23 +121,40 @@ impl Names {
         tag: &Tag,
         digest: &Digest,
         now: SystemTime,
+        asked_at: Moment,
     ) -> io::Result<()> {
         let path = self.paths.tag(scope, partition, tag);
         let path = path.ok_or_else(unusable_name)?;
-        let _lock = self.lock_file(&path);
-        let mut file = read_tag(&path);
-        if !file.confirm(digest, now) {
-            return Ok(());
-        }
-        self.write(&path, file.to_json().as_bytes())
+        let facts = [Fact::Tag(tag), Fact::Present(digest)];
+        let confirmed = self.keep(scope, &facts, asked_at, &path, || {
+            let mut file = read_tag(&path);
+            match file.confirm(digest, now) {
+                true => self.write(&path, file.to_json().as_bytes()),
+                false => Ok(()),
+            }
+        });
+        confirmed.map(|_| ())
     }
 
     /// Removes a tag from all partitions.
     pub fn remove_tag(&self, scope: Scope<'_>, tag: &Tag) {
+        self.remove_tag_if(scope, tag, || true);
+    }
+
+    /// Removes a tag that upstream says is not there.
+    pub fn remove_missing_tag(&self, scope: Scope<'_>, tag: &Tag, asked_at: Moment) {
+        let facts = [Fact::Tag(tag)];
+        let still = || self.changes.are_unchanged(asked_at, scope, &facts);
+        self.remove_tag_if(scope, tag, still);
+    }
+
+    fn remove_tag_if(&self, scope: Scope<'_>, tag: &Tag, is_gone: impl Fn() -> bool) {
         for folder in self.paths.partitions(scope) {
             let path = folder.join(tag.as_str());
             let _lock = self.lock_file(&path);
-            self.remove_file(&path);
+            if is_gone() {
+                self.remove_file(&path);
+            }
         }
     }
 
@@ -257,6 +285,30 @@ impl Names {
 
 /// Writing and removing files.
 impl Names {
+    /// Writes the file at `path`, which holds an answer of upstream's, unless one of the facts has
+    /// changed since. False when it is not kept.
+    pub(super) fn keep(
+        &self,
+        scope: Scope<'_>,
+        facts: &[Fact<'_>],
+        asked_at: Moment,
+        path: &Path,
+        write: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<bool> {
+        let is_current = || self.changes.are_unchanged(asked_at, scope, facts);
+        let _lock = self.lock_file(path);
+        if !is_current() {
+            return Ok(false);
+        }
+        let written = write();
+        // A change that came meanwhile may have looked for the file too early.
+        let is_kept = is_current();
+        if !is_kept {
+            self.remove_file(path);
+        }
+        written.map(|()| is_kept)
+    }
+
     /// Replaces a file whole, and makes it outlive a power cut.
     pub(super) fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         self.account(path, |path| files::replace(&self.temps, path, bytes))

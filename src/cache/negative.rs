@@ -36,8 +36,14 @@ impl Negative {
         None
     }
 
-    /// Remembers an answer, unless it is of an odd size.
-    pub fn put(&self, key: &str, refused: Buffered, now: Instant) {
+    /// Remembers an answer, unless it is of an odd size, or is not true any more by `is_current`.
+    pub(super) fn put(
+        &self,
+        key: &str,
+        refused: Buffered,
+        now: Instant,
+        is_current: impl FnOnce() -> bool,
+    ) {
         let fields = refused.headers.iter();
         let bytes: usize = fields.map(|(name, value)| name.len() + value.len()).sum();
         // The key holds what the client accepts, which may be as long as a head.
@@ -45,6 +51,10 @@ impl Negative {
             return;
         }
         let mut entries = self.lock();
+        // Under the lock: a push is noted first, and takes the answers away then.
+        if !is_current() {
+            return;
+        }
         if entries.len() >= ENTRIES_MAX {
             entries.retain(|_, (until, _)| now < *until);
         }
@@ -80,8 +90,10 @@ mod tests {
     #[test]
     fn an_answer_lives_for_its_time() {
         let (negative, now) = (Negative::default(), Instant::now());
-        negative.put("a", refused(), now);
+        negative.put("a", refused(), now, || true);
         assert_eq!(negative.get("a", now).unwrap().status, 404);
+        assert!(negative.get("b", now).is_none());
+        negative.put("b", refused(), now, || false);
         assert!(negative.get("b", now).is_none());
         assert!(negative.get("a", now + NEGATIVE_TTL).is_none());
         assert!(negative.get("a", now).is_none());
@@ -90,8 +102,8 @@ mod tests {
     #[test]
     fn a_push_ends_it() {
         let (negative, now) = (Negative::default(), Instant::now());
-        negative.put("r/a manifest 1", refused(), now);
-        negative.put("r/b manifest 1", refused(), now);
+        negative.put("r/a manifest 1", refused(), now, || true);
+        negative.put("r/b manifest 1", refused(), now, || true);
         negative.forget("r/a ");
         assert!(negative.get("r/a manifest 1", now).is_none());
         assert!(negative.get("r/b manifest 1", now).is_some());
@@ -104,8 +116,8 @@ mod tests {
             body: vec![b'x'; bytes].into(),
             ..refused()
         };
-        negative.put("a", sized(ENTRY_BYTES_MAX - 1), now);
-        negative.put("b", sized(ENTRY_BYTES_MAX), now);
+        negative.put("a", sized(ENTRY_BYTES_MAX - 1), now, || true);
+        negative.put("b", sized(ENTRY_BYTES_MAX), now, || true);
         assert!(negative.get("a", now).is_some() && negative.get("b", now).is_none());
     }
 
@@ -113,7 +125,7 @@ mod tests {
     fn it_is_bounded() {
         let (negative, now) = (Negative::default(), Instant::now());
         for number in 0..ENTRIES_MAX * 2 {
-            negative.put(&number.to_string(), refused(), now);
+            negative.put(&number.to_string(), refused(), now, || true);
         }
         assert!(negative.lock().len() <= ENTRIES_MAX);
     }

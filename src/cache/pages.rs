@@ -15,6 +15,7 @@ use std::time::{Instant, SystemTime};
 
 use serde_json::{Value, json};
 
+use super::changes::{Fact, Moment};
 use super::names::{Names, Scope};
 use super::paths::{CATALOG, LISTS, REFERRERS, file_names, unusable_name};
 use crate::budget::{self, BODIES, SHARE_TIMEOUT};
@@ -169,7 +170,8 @@ impl Names {
             .is_some_and(|folder| folder.exists())
     }
 
-    /// Keeps the page that upstream sent now in answer to `query`.
+    /// Keeps the page that upstream sent now in answer to `query`. False when the repository was
+    /// changed since `asked_at`, and it is not kept.
     ///
     /// # Errors
     /// The disk's own, names that make no path, and a list that is too long.
@@ -180,7 +182,8 @@ impl Names {
         headers: &Headers,
         body: &[u8],
         now: SystemTime,
-    ) -> io::Result<()> {
+        asked_at: Moment,
+    ) -> io::Result<bool> {
         let (path, key) = self.page_path(list, query).ok_or_else(unusable_name)?;
         let heading = heading(&key, query, headers, body);
         if body.len() as u64 > LIST_BYTES_MAX || heading.len() as u64 > HEADING_BYTES_MAX {
@@ -189,19 +192,30 @@ impl Names {
                 "the list is too long",
             ));
         }
-        let _lock = self.lock_file(&path);
-        // The heading holds the list's hash, so the same heading is the same page.
-        let old = Page::open(&path, Some(&key));
-        let is_new = !old.is_some_and(|old| begins_with(&old.file, &heading));
-        if is_new {
-            self.write_unsynced(&path, &[heading.as_bytes(), body].concat())?;
-        }
-        let file = File::options().write(true).open(&path)?;
-        file.set_modified(now)?;
+        let mut is_new = false;
+        let mut write = || {
+            // The heading holds the list's hash, so the same heading is the same page.
+            let old = Page::open(&path, Some(&key));
+            is_new = !old.is_some_and(|old| begins_with(&old.file, &heading));
+            if is_new {
+                self.write_unsynced(&path, &[heading.as_bytes(), body].concat())?;
+            }
+            File::options().write(true).open(&path)?.set_modified(now)
+        };
+        let is_kept = match list {
+            List::Referrers(scope, _) | List::Tags(scope) => {
+                self.keep(scope, &[Fact::Contents], asked_at, &path, write)?
+            }
+            // It does not tell what is in a repository.
+            List::Catalog(_) => {
+                let _lock = self.lock_file(&path);
+                write().map(|()| true)?
+            }
+        };
         if let Some(folder) = path.parent().filter(|_| is_new) {
             self.bound(folder, PAGES_MAX, FOLDER_BYTES_MAX);
         }
-        Ok(())
+        Ok(is_kept)
     }
 
     /// The pages of a list are true no longer; of referrers those of the whole repository.
@@ -303,7 +317,8 @@ mod tests {
             ("Link", "<b>"),
             ("Set-Cookie", "x"),
         ]);
-        let set = names.set_page(list, query, &headers, body.as_bytes(), at(seconds));
+        let (body, now) = (body.as_bytes(), at(seconds));
+        let set = names.set_page(list, query, &headers, body, now, Moment::LAST);
         set.unwrap();
     }
 
@@ -424,12 +439,13 @@ mod tests {
             "{kept}"
         );
         let over = "x".repeat(limit + 1);
-        let set = names.set_page(list, "n=200", &Headers::new(), over.as_bytes(), at(200));
+        let (headers, over) = (Headers::new(), over.as_bytes());
+        let set = names.set_page(list, "n=200", &headers, over, at(200), Moment::LAST);
         assert!(set.is_err());
         let long = "x".repeat(usize::try_from(HEADING_BYTES_MAX).unwrap());
         assert!(
             names
-                .set_page(list, &long, &Headers::new(), b"{}", at(201))
+                .set_page(list, &long, &Headers::new(), b"{}", at(201), Moment::LAST)
                 .is_err()
         );
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::changes::Moment;
 use super::manifest::named_by;
 use super::names::{Names, Scope, TagEntry};
 use super::store::Store;
@@ -95,7 +96,7 @@ impl Cache {
         let digest = digest_of(bytes);
         self.store.put(&digest, bytes).unwrap();
         self.with(repository, |scope| {
-            self.names.link_blob(scope, &digest, None)
+            self.names.link_blob(scope, &digest, None, Moment::LAST)
         })
         .unwrap();
         digest
@@ -136,9 +137,13 @@ impl Cache {
             confirmed: at(used),
         };
         self.with(repository, |scope| {
-            self.names.link_manifest(scope, &digest, kind).unwrap();
+            self.names
+                .link_manifest(scope, &digest, kind, Moment::LAST)
+                .unwrap();
             if let Some(tag) = &tag {
-                self.names.set_tag(scope, "", tag, entry).unwrap();
+                self.names
+                    .set_tag(scope, "", tag, entry, Moment::LAST)
+                    .unwrap();
             }
             self.names
                 .touch_at(scope, "", tag.as_ref(), &digest, at(used));

@@ -182,7 +182,7 @@ impl Uploads {
     /// by now; waits for [`COMMIT_TIMEOUT`] at the longest.
     pub fn commit(&self, upload: Option<Upload>, wanted: &BlobRequest, named: bool) -> bool {
         if named {
-            self.link(wanted);
+            wanted.link(&self.disk, None);
         }
         let Some(mut upload) = upload.filter(|upload| !upload.given_up) else {
             return self.disk.store.has(&wanted.digest);
@@ -196,17 +196,10 @@ impl Uploads {
     fn put_empty(&self, wanted: &BlobRequest) -> bool {
         let put = self.disk.store.put(&wanted.digest, b"");
         match &put {
-            Ok(()) => self.link(wanted),
+            Ok(()) => wanted.link(&self.disk, None),
             Err(error) => self.disk.faults.report("blob", error),
         }
         put.is_ok()
-    }
-
-    fn link(&self, wanted: &BlobRequest) {
-        let names = &self.disk.names;
-        if let Err(error) = names.link_blob(wanted.scope(), &wanted.digest, None) {
-            self.disk.faults.report("link", &error);
-        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Session>> {

@@ -5,8 +5,8 @@
 use std::io::Write;
 use std::time::Duration;
 
-use super::output::{complain, fail, print};
-use super::running::{self, ProxyAddress, Question};
+use super::running::{self, Place, Question};
+use super::{complain, fail, print};
 use crate::config::Settings;
 use crate::log::Format;
 
@@ -21,7 +21,7 @@ const READYZ: Question<'static> = Question {
 
 /// Asks `/readyz` of the proxy that runs with the same settings.
 pub(super) fn run(settings: &Settings, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
-    let place = match ProxyAddress::of(settings) {
+    let place = match Place::of(settings) {
         Ok(place) => place,
         Err(why) => return complain(err, Format::Text, &[why]),
     };

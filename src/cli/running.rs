@@ -29,12 +29,12 @@ pub(super) struct Question<'a> {
 }
 
 /// Where the running proxy is.
-pub(super) enum ProxyAddress {
+pub(super) enum Place {
     Tcp(SocketAddr),
     Unix(PathBuf),
 }
 
-impl ProxyAddress {
+impl Place {
     /// Where a proxy with these settings listens.
     ///
     /// # Errors
@@ -75,7 +75,7 @@ impl ProxyAddress {
     }
 }
 
-impl fmt::Display for ProxyAddress {
+impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => write!(f, "{address}"),
@@ -97,11 +97,7 @@ const fn reachable(host: IpAddr) -> IpAddr {
 ///
 /// # Errors
 /// When there is no answer in time, or it is not HTTP.
-pub(super) fn ask(
-    place: &ProxyAddress,
-    tls: bool,
-    question: Question<'_>,
-) -> io::Result<(u16, String)> {
+pub(super) fn ask(place: &Place, tls: bool, question: Question<'_>) -> io::Result<(u16, String)> {
     let stream = Timed::connect(place, question.limit)?;
     if tls {
         // What is asked and answered is no secret, and the probes need no certificate of ours.
@@ -147,11 +143,11 @@ struct Timed {
 }
 
 impl Timed {
-    fn connect(place: &ProxyAddress, limit: Duration) -> io::Result<Self> {
+    fn connect(place: &Place, limit: Duration) -> io::Result<Self> {
         let started = Instant::now();
         let socket = match place {
-            ProxyAddress::Tcp(address) => TcpStream::connect_timeout(address, limit)?.into(),
-            ProxyAddress::Unix(path) => connect_unix(path, limit)?,
+            Place::Tcp(address) => TcpStream::connect_timeout(address, limit)?.into(),
+            Place::Unix(path) => connect_unix(path, limit)?,
         };
         Ok(Self {
             socket: File::from(socket),
@@ -230,7 +226,7 @@ mod tests {
     fn asking_gives_up_on_a_silent_peer() {
         // The listener's backlog takes the connection; nobody ever answers.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let place = ProxyAddress::Tcp(listener.local_addr().unwrap());
+        let place = Place::Tcp(listener.local_addr().unwrap());
         for tls in [false, true] {
             let question = Question {
                 target: "/readyz",

@@ -11,6 +11,7 @@ use super::exchange::Exchange;
 use super::headers::DIGEST_FIELD;
 use super::{headers, redirect, refusal};
 use crate::cache::Cache;
+use crate::cache::changes::{Fact, Moment};
 use crate::cache::fill::{BlobRequest, Growing, Joined};
 use crate::cache::names::Scope;
 use crate::cache::verify::Opened;
@@ -68,6 +69,7 @@ fn find(exchange: &Exchange, repository: &Repository, digest: &Digest) -> Reply 
                 cache,
                 scope,
                 digest,
+                asked_at: cache.now(),
             };
             pull.answer()
         }
@@ -96,6 +98,8 @@ struct BlobPull<'a> {
     cache: &'a Arc<Cache>,
     scope: Scope<'a>,
     digest: &'a Digest,
+    /// An answer that a later change overtakes is not kept.
+    asked_at: Moment,
 }
 
 impl BlobPull<'_> {
@@ -106,7 +110,9 @@ impl BlobPull<'_> {
         match self.cache.verifier.open(self.digest, known_size) {
             Ok(Some(blob)) if link.is_some() => {
                 if blob.is_verified() && known_size != Some(blob.size()) {
-                    self.cache.note_size(self.scope, self.digest, blob.size());
+                    let (scope, size) = (self.scope, blob.size());
+                    self.cache
+                        .note_size(scope, self.digest, size, self.asked_at);
                 }
                 explain("the cache has the blob, linked in this repository");
                 self.serve_stored(blob)
@@ -141,16 +147,18 @@ impl BlobPull<'_> {
             registry: self.scope.registry.clone(),
             repository: self.scope.repository.clone(),
             digest: self.digest.clone(),
+            asked_at: self.asked_at,
         };
         match self.cache.fills.join(&wanted) {
-            Joined::Growing(growing) if growing.is_for(self.scope) => self.serve_growing(&growing),
-            Joined::Growing(growing) => self.if_belonging(|| self.serve_growing(&growing)),
+            Joined::Growing(growing) => self.serve_growing(&growing),
+            Joined::Unproven(growing) => self.if_belonging(|| self.serve_growing(&growing)),
             Joined::Failed(error) => mark(fail(&error), CacheOutcome::Miss),
             Joined::Refused(refused) => {
                 // A 404 of anything but the registry may be gone in a moment.
                 if refused.status == 404 && refusal::is_error_document(&refused.body) {
-                    let negative = &self.cache.negative;
-                    negative.put(key, refused.clone(), Instant::now());
+                    let (fact, answer) = (Fact::Absent(self.digest), refused.clone());
+                    self.cache
+                        .remember_missing(self.scope, fact, key, answer, self.asked_at);
                 }
                 self.answer_refused(refused)
             }
@@ -172,7 +180,7 @@ impl BlobPull<'_> {
         match self.head() {
             // A middlebox answers 200 to anything, but it does not name the blob.
             Ok(reply) if reply.status == 200 && self.is_named_by(&reply) => {
-                self.cache.link_blob(self.scope, self.digest);
+                self.cache.link_blob(self.scope, self.digest, self.asked_at);
                 answer()
             }
             // Asked again as the client asked it, so that it gets upstream's own words.

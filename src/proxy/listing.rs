@@ -7,7 +7,6 @@
 //! anew, from the newest one and from what is cached, with pages of our own.
 
 use std::collections::BTreeSet;
-use std::time::SystemTime;
 
 use serde_json::json;
 
@@ -18,6 +17,7 @@ use super::exchange::Exchange;
 use super::lookup::PageLookup;
 use super::{content, links, page};
 use crate::cache::Cache;
+use crate::cache::changes::Moment;
 use crate::cache::names::Scope;
 use crate::cache::pages::{List, Page};
 use crate::message::{Body, Headers, Reply, SharedBytes, WholeBody};
@@ -175,12 +175,13 @@ impl<'a> ListRequest<'a> {
             return self.stream();
         }
         let in_hand = cache.is_some_and(|cache| self.is_known(cache));
+        let asked_at = cache.map(Cache::now);
         let offline = |why: &UpstreamError| {
             let cache = cache?;
             page::answer_in_turn(&exchange.registry, || self.answer_offline(cache, why))
         };
         let is_list = |body: &[u8]| self.is_list(body);
-        let keep = |headers: &Headers, body: &[u8]| self.keep(cache?, headers, body);
+        let keep = |headers: &Headers, body: &[u8]| self.keep(cache?, headers, body, asked_at?);
         match page::ask(exchange, in_hand, is_list, keep) {
             PageLookup::Failed(why) => offline(&why).unwrap_or_else(|| fail(&why)),
             PageLookup::Found(page) => self.finish(exchange.dress_page(page.headers, page.body)),
@@ -245,14 +246,16 @@ impl<'a> ListRequest<'a> {
     }
 
     /// Keeps a page. Returns its body in its file, where that is what the client gets.
-    fn keep(&self, cache: &Cache, headers: &Headers, body: &[u8]) -> Option<WholeBody> {
+    fn keep(
+        &self,
+        cache: &Cache,
+        headers: &Headers,
+        body: &[u8],
+        asked_at: Moment,
+    ) -> Option<WholeBody> {
         let query = uri::query_of(&self.exchange.target);
-        let (list, now) = (self.list_key(), SystemTime::now());
-        if let Err(error) = cache.names.set_page(list, query, headers, body, now) {
-            cache.disk_faults.report("list", &error);
-            return None;
-        }
-        let page = cache.names.page(list, query)?;
+        let list = self.list_key();
+        let page = cache.keep_page(list, query, headers, body, asked_at)?;
         (!self.is_filtered()).then(|| page.body())
     }
 

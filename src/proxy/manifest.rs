@@ -16,6 +16,7 @@ use super::lookup::{Freshness, ManifestLookup};
 use super::referrer_queue::Image;
 use super::{cache_key, conditional, headers, refusal};
 use crate::cache::Cache;
+use crate::cache::changes::{Fact, Moment};
 use crate::cache::description::SelfDescription;
 use crate::cache::held::{MANIFEST_BYTES_MAX, Manifest, TaggedManifest};
 use crate::cache::names::Scope;
@@ -43,6 +44,7 @@ pub(super) fn get(exchange: &Exchange, repository: &Repository, reference: &Refe
             repository,
         },
         reference,
+        asked_at: cache.now(),
     };
     match reference {
         Reference::Digest(digest) => pull.get_by_digest(digest),
@@ -75,6 +77,8 @@ struct ManifestPull<'a> {
     cache: &'a Arc<Cache>,
     scope: Scope<'a>,
     reference: &'a Reference,
+    /// An answer that a later change overtakes is not kept.
+    asked_at: Moment,
 }
 
 impl ManifestPull<'_> {
@@ -126,8 +130,6 @@ impl ManifestPull<'_> {
             pull: self,
             tag,
             partition: &partition,
-            // An answer to a question from before a push must not be kept.
-            pushes_before: self.cache.pushes.count(),
         };
         let flight = format!("{key} {partition}");
         let shared = self.share(&flight, || match &held {
@@ -150,11 +152,14 @@ impl ManifestPull<'_> {
         format!("{} manifests/{name} accept={accept}", self.scope)
     }
 
-    /// Asks upstream once for all who ask under the same key. Each waits until its own deadline.
-    /// They share a failure too: a client that began anew then would wait twice as long.
+    /// Asks upstream once for all who ask under the same key since the repository was last changed.
+    /// Each waits until its own deadline. They share a failure too: a client that began anew then
+    /// would wait twice as long.
     fn share(&self, key: &str, ask: impl FnOnce() -> ManifestLookup) -> ManifestLookup {
         let (flights, deadline) = (&self.exchange.parts.manifests, self.exchange.deadline);
-        match (flights.run(key, deadline, ask), self.exchange.time_left()) {
+        let changed = self.cache.names.changes.last(self.scope, Fact::Contents);
+        let key = format!("{key} {changed:?}");
+        match (flights.run(&key, deadline, ask), self.exchange.time_left()) {
             (Some(lookup), _) => lookup,
             (None, Err(late)) => ManifestLookup::Failed(late),
             // The client that asked for all has ended without a result.
@@ -179,7 +184,7 @@ impl ManifestPull<'_> {
         let description = SelfDescription::read(&bytes, Some(&media_type))?;
         let media_type = description.media_type.unwrap_or(media_type);
         self.cache
-            .link_manifest(self.scope, digest, &media_type, &bytes);
+            .link_manifest(self.scope, digest, &media_type, &bytes, self.asked_at);
         Some(Manifest {
             digest: digest.clone(),
             media_type,
@@ -255,7 +260,8 @@ impl ManifestPull<'_> {
         if !conditional::accepts(&self.exchange.request.headers, &manifest.media_type) {
             return Ok(ManifestLookup::Unaccepted(buffered));
         }
-        if self.cache.keep_manifest(self.scope, &mut manifest) {
+        let (cache, asked_at) = (self.cache, self.asked_at);
+        if cache.keep_manifest(self.scope, &mut manifest, asked_at) {
             self.queue_referrers(&manifest.digest);
         }
         Ok(ManifestLookup::Found(manifest, Freshness::Fetched))
@@ -291,8 +297,9 @@ impl ManifestPull<'_> {
             }
             ManifestLookup::Refused(refused) => {
                 if is_missing(&refused) {
-                    let negative = &self.cache.negative;
-                    negative.put(key, refused.clone(), Instant::now());
+                    let (fact, answer) = (self.absence(), refused.clone());
+                    self.cache
+                        .remember_missing(self.scope, fact, key, answer, self.asked_at);
                 }
                 mark(self.dress(refused), CacheOutcome::Miss)
             }
@@ -303,6 +310,14 @@ impl ManifestPull<'_> {
                 let reply = forward(self.exchange, self.reference);
                 mark(reply, CacheOutcome::Bypass)
             }
+        }
+    }
+
+    /// The fact that a 404 says.
+    const fn absence(&self) -> Fact<'_> {
+        match self.reference {
+            Reference::Digest(digest) => Fact::Absent(digest),
+            Reference::Tag(tag) => Fact::Tag(tag),
         }
     }
 
@@ -343,18 +358,16 @@ struct TagLookup<'a> {
     pull: &'a ManifestPull<'a>,
     tag: &'a Tag,
     partition: &'a str,
-    pushes_before: u64,
 }
 
 impl TagLookup<'_> {
     /// Downloads what the tag means, and keeps it.
     fn fetch(&self) -> ManifestLookup {
         let (pull, lookup) = (self.pull, self.pull.fetch());
-        if let ManifestLookup::Found(manifest, _) = &lookup
-            && pull.cache.pushes.count() == self.pushes_before
-        {
-            let (scope, partition) = (pull.scope, self.partition);
-            pull.cache.keep_tag(scope, partition, self.tag, manifest);
+        if let ManifestLookup::Found(manifest, _) = &lookup {
+            let (scope, partition, asked_at) = (pull.scope, self.partition, pull.asked_at);
+            pull.cache
+                .keep_tag(scope, partition, self.tag, manifest, asked_at);
         }
         lookup
     }
@@ -371,9 +384,9 @@ impl TagLookup<'_> {
         match (reply.status, reply.headers.first(DIGEST_FIELD)) {
             (200, Some(named)) if named == manifest.digest.as_str() => {
                 explain("upstream confirmed the tag");
-                let (scope, digest) = (pull.scope, &manifest.digest);
+                let (scope, digest, asked_at) = (pull.scope, &manifest.digest, pull.asked_at);
                 pull.cache
-                    .confirm_tag(scope, self.partition, self.tag, digest);
+                    .confirm_tag(scope, self.partition, self.tag, digest, asked_at);
                 ManifestLookup::Found(manifest.clone(), Freshness::Revalidated)
             }
             // A HEAD's 404 has no body that shows whether the registry itself says so.
@@ -388,11 +401,12 @@ impl TagLookup<'_> {
     /// Fetches what the tag means instead of what the cache holds. Anything but a manifest or a
     /// registry's own 404 is an outage.
     fn replace(&self, held: &TaggedManifest) -> ManifestLookup {
-        let cache = self.pull.cache;
+        let (pull, cache) = (self.pull, self.pull.cache);
         match self.fetch() {
             ManifestLookup::Failed(error) => self.as_stale(held, error),
             ManifestLookup::Refused(refused) if is_missing(&refused) => {
-                cache.names.remove_tag(self.pull.scope, self.tag);
+                let names = &cache.names;
+                names.remove_missing_tag(pull.scope, self.tag, pull.asked_at);
                 cache.sweeper.mark_dirty();
                 ManifestLookup::Refused(refused)
             }

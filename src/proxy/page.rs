@@ -12,9 +12,11 @@ use super::exchange::Exchange;
 use super::lookup::{FoundPage, PageLookup};
 use super::refusal;
 use crate::budget::{self, UNCOUNTED_BYTES_MAX};
+use crate::cache::changes::{Fact, Moment};
+use crate::cache::names::Scope;
 use crate::cache::pages::{LIST_BYTES_MAX, Page};
 use crate::message::{Body, Buffered, Headers, Reply, WholeBody};
-use crate::oci::{ERROR_DOCUMENT_BYTES_MAX, Registry};
+use crate::oci::{ERROR_DOCUMENT_BYTES_MAX, Registry, Route};
 use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
 use crate::upstream::incoming::Incoming;
 use crate::upstream::{Stage, UpstreamError};
@@ -48,10 +50,9 @@ pub(super) fn ask(
         HEAD_TIMEOUT
     };
     // A client that has pushed since must not get an answer to a question from before.
-    let cache = exchange.parts.cache.as_ref();
-    let pushes = cache.map_or(0, |cache| cache.pushes.count());
+    let changed = last_change(exchange);
     let registry = &exchange.registry;
-    let key = format!("{registry}{} {pushes} {in_hand}", exchange.target);
+    let key = format!("{registry}{} {changed:?} {in_hand}", exchange.target);
     let lookup = exchange.parts.pages.run(&key, exchange.deadline, || {
         let fetched = fetch(exchange, patience, is_list, keep);
         fetched.unwrap_or_else(PageLookup::Failed)
@@ -59,6 +60,21 @@ pub(super) fn ask(
     lookup.unwrap_or_else(|| {
         let reason = "no answer came in time".to_owned();
         PageLookup::Failed(UpstreamError::at(registry, Stage::Timeout, reason))
+    })
+}
+
+/// When what is listed was last changed through us.
+fn last_change(exchange: &Exchange) -> Option<Moment> {
+    let (cache, registry) = (exchange.parts.cache.as_ref()?, &exchange.registry);
+    Some(match &exchange.route {
+        Route::Tags(repository) | Route::Referrers(repository, _) => {
+            let scope = Scope {
+                registry,
+                repository,
+            };
+            cache.names.changes.last(scope, Fact::Contents)
+        }
+        _ => cache.now(),
     })
 }
 

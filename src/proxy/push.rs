@@ -6,9 +6,10 @@ mod fields;
 mod manifest;
 mod upload;
 
-use self::fields::{forget_missing, is_gone};
+use self::fields::is_gone;
 use super::answer::or_fail;
 use super::exchange::Exchange;
+use crate::cache::changes::Fact;
 use crate::cache::names::Scope;
 use crate::message::{Reply, RequestBody};
 use crate::oci::Route;
@@ -47,12 +48,12 @@ pub(super) fn run(exchange: &Exchange, body: &mut RequestBody<'_>) -> Reply {
         }
         Route::Blob(repository, digest) => exchange.forward(body).inspect(|reply| {
             if let (Some(cache), true) = (&exchange.parts.cache, is_gone(reply)) {
-                forget_missing(exchange, repository);
                 let registry = &exchange.registry;
                 let scope = Scope {
                     registry,
                     repository,
                 };
+                cache.names.changes.note(scope, Fact::Present(digest));
                 cache.names.remove_link(scope, digest);
             }
         }),

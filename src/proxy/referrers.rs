@@ -15,6 +15,7 @@ use super::exchange::Exchange;
 use super::lookup::PageLookup;
 use super::{page, refusal};
 use crate::cache::Cache;
+use crate::cache::changes::Moment;
 use crate::cache::manifest::referrer;
 use crate::cache::names::Scope;
 use crate::cache::pages::{List, Page};
@@ -87,11 +88,8 @@ impl<'a> ReferrersRequest<'a> {
         let in_hand = [self.query, ""]
             .iter()
             .any(|query| cache.names.page(self.list_key(), query).is_some());
-        let pushes_before = cache.pushes.count();
-        let keep = |headers: &Headers, body: &[u8]| {
-            let unchanged = cache.pushes.count() == pushes_before;
-            unchanged.then(|| self.keep(cache, headers, body))?
-        };
+        let asked_at = cache.now();
+        let keep = |headers: &Headers, body: &[u8]| self.keep(cache, headers, body, asked_at);
         match page::ask(self.exchange, in_hand, is_list, keep) {
             PageLookup::Failed(why) => offline(&why).unwrap_or_else(|| fail(&why)),
             PageLookup::Found(page) => {
@@ -215,17 +213,19 @@ impl<'a> ReferrersRequest<'a> {
 
     /// Keeps a list, for what is known to be there: clients may ask for any digest. Returns the
     /// body in its file.
-    fn keep(&self, cache: &Cache, headers: &Headers, body: &[u8]) -> Option<WholeBody> {
+    fn keep(
+        &self,
+        cache: &Cache,
+        headers: &Headers,
+        body: &[u8],
+        asked_at: Moment,
+    ) -> Option<WholeBody> {
         let is_known = cache.names.link(self.scope, self.digest).is_some();
         if !is_known && is_empty(body) {
             return None;
         }
-        let (list, query, now) = (self.list_key(), self.query, SystemTime::now());
-        if let Err(error) = cache.names.set_page(list, query, headers, body, now) {
-            cache.disk_faults.report("referrers", &error);
-            return None;
-        }
-        Some(cache.names.page(list, query)?.body())
+        let page = cache.keep_page(self.list_key(), self.query, headers, body, asked_at)?;
+        Some(page.body())
     }
 
     fn note_api(&self, cache: &Cache, there: bool) {

@@ -15,6 +15,7 @@ mod cache_fill;
 mod cache_impostors;
 mod cache_outage;
 mod cache_quota;
+mod cache_races;
 mod cache_range;
 mod cache_resume;
 mod cache_store;

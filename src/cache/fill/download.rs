@@ -295,11 +295,7 @@ impl<'a> Fill<'a> {
             false => Outcome::Failed(self.broken("the bytes of before a restart are wrong".into())),
         };
         // The link first: a blob that is there without one would cost whoever asks now a HEAD.
-        let names = &self.disk.names;
-        let size = self.growing.total();
-        if let Err(error) = names.link_verified_blob(wanted.scope(), &wanted.digest, size) {
-            self.disk.faults.report("link", &error);
-        }
+        wanted.link(self.disk, Some(self.growing.total()));
         if let Err(error) = self.disk.store.publish(&wanted.digest, &self.file) {
             self.disk.faults.report("blob", &error);
             self.discard();

@@ -3,6 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::*;
+use crate::cache::changes::Moment;
 use crate::cache::scratch::Scratch;
 
 struct Case {
@@ -79,15 +80,15 @@ fn a_tag_is_kept_for_each_media_type() {
     let (names, scope, latest) = (&case.names, case.scope(), tag("latest"));
     assert_eq!(names.tag(scope, "", &latest), []);
     names
-        .set_tag(scope, "", &latest, entry(1, "a/a", 10))
+        .set_tag(scope, "", &latest, entry(1, "a/a", 10), Moment::LAST)
         .unwrap();
     names
-        .set_tag(scope, "", &latest, entry(2, "b/b", 20))
+        .set_tag(scope, "", &latest, entry(2, "b/b", 20), Moment::LAST)
         .unwrap();
     let both = [entry(2, "b/b", 20), entry(1, "a/a", 10)];
     assert_eq!(names.tag(scope, "", &latest), both);
     names
-        .set_tag(scope, "", &latest, entry(3, "b/b", 5))
+        .set_tag(scope, "", &latest, entry(3, "b/b", 5), Moment::LAST)
         .unwrap();
     let moved = [entry(1, "a/a", 10), entry(3, "b/b", 5)];
     assert_eq!(
@@ -101,14 +102,14 @@ fn a_tag_is_kept_for_each_media_type() {
 fn a_confirmation_changes_only_what_is_there() {
     let case = Case::new();
     let (names, scope, latest) = (&case.names, case.scope(), tag("latest"));
-    let confirm = |n, now| names.confirm_tag(scope, "", &latest, &digest(n), at(now));
+    let confirm = |n, now| names.confirm_tag(scope, "", &latest, &digest(n), at(now), Moment::LAST);
     confirm(1, 5).unwrap();
     assert_eq!(names.tag(scope, "", &latest), []);
     names
-        .set_tag(scope, "", &latest, entry(1, "a/a", 10))
+        .set_tag(scope, "", &latest, entry(1, "a/a", 10), Moment::LAST)
         .unwrap();
     names
-        .set_tag(scope, "", &latest, entry(2, "b/b", 20))
+        .set_tag(scope, "", &latest, entry(2, "b/b", 20), Moment::LAST)
         .unwrap();
     confirm(1, 30).unwrap();
     confirm(9, 40).unwrap();
@@ -122,10 +123,12 @@ fn partitions_are_apart_and_removed_together() {
     let (names, scope, latest) = (&case.names, case.scope(), tag("latest"));
     for (partition, n) in [("", 1), ("a0", 2), ("b1", 3)] {
         let new = entry(n, "a/a", u64::from(n));
-        names.set_tag(scope, partition, &latest, new).unwrap();
+        names
+            .set_tag(scope, partition, &latest, new, Moment::LAST)
+            .unwrap();
     }
     names
-        .set_tag(scope, "b1", &tag("other"), entry(4, "a/a", 4))
+        .set_tag(scope, "b1", &tag("other"), entry(4, "a/a", 4), Moment::LAST)
         .unwrap();
     assert_eq!(names.tag(scope, "a0", &latest), [entry(2, "a/a", 2)]);
     assert_eq!(names.tag_anywhere(scope, &latest)[0], entry(3, "a/a", 3));
@@ -142,9 +145,11 @@ fn a_file_that_cannot_be_read_is_absent() {
     let case = Case::new();
     let (names, scope, latest) = (&case.names, case.scope(), tag("latest"));
     names
-        .set_tag(scope, "", &latest, entry(1, "a/a", 1))
+        .set_tag(scope, "", &latest, entry(1, "a/a", 1), Moment::LAST)
         .unwrap();
-    names.link_manifest(scope, &digest(1), "a/a").unwrap();
+    names
+        .link_manifest(scope, &digest(1), "a/a", Moment::LAST)
+        .unwrap();
     for bad in [b"".as_slice(), b"{\"entries\":[", b"\xff\xfe", b"a/a"] {
         fs::write(case.file("_tags/latest"), bad).unwrap();
         fs::write(case.file("_links").join(digest(1).hex()), bad).unwrap();
@@ -153,9 +158,11 @@ fn a_file_that_cannot_be_read_is_absent() {
         assert_eq!(names.link(scope, &digest(1)), None);
     }
     names
-        .set_tag(scope, "", &latest, entry(2, "a/a", 2))
+        .set_tag(scope, "", &latest, entry(2, "a/a", 2), Moment::LAST)
         .unwrap();
-    names.link_manifest(scope, &digest(1), "a/a").unwrap();
+    names
+        .link_manifest(scope, &digest(1), "a/a", Moment::LAST)
+        .unwrap();
     assert_eq!(names.tag(scope, "", &latest), [entry(2, "a/a", 2)]);
     assert!(names.link(scope, &digest(1)).is_some());
 }
@@ -166,12 +173,20 @@ fn a_link_is_never_degraded() {
     let (names, scope) = (&case.names, case.scope());
     let media_type = |names: &Names| names.link(scope, &digest(1)).map(|link| link.media_type);
     assert_eq!(media_type(names), None);
-    names.link_blob(scope, &digest(1), None).unwrap();
+    names
+        .link_blob(scope, &digest(1), None, Moment::LAST)
+        .unwrap();
     assert_eq!(media_type(names), Some(None));
-    names.link_manifest(scope, &digest(1), "a/b").unwrap();
-    names.link_blob(scope, &digest(1), None).unwrap();
+    names
+        .link_manifest(scope, &digest(1), "a/b", Moment::LAST)
+        .unwrap();
+    names
+        .link_blob(scope, &digest(1), None, Moment::LAST)
+        .unwrap();
     assert_eq!(media_type(names), Some(Some("a/b".to_owned())));
-    names.link_manifest(scope, &digest(1), "c/d").unwrap();
+    names
+        .link_manifest(scope, &digest(1), "c/d", Moment::LAST)
+        .unwrap();
     assert_eq!(
         media_type(&Names::new(case.scratch.path())),
         Some(Some("c/d".to_owned()))
@@ -187,7 +202,9 @@ fn a_link_is_never_degraded() {
         "é/\0",
     ] {
         assert!(
-            names.link_manifest(scope, &digest(1), bad).is_err(),
+            names
+                .link_manifest(scope, &digest(1), bad, Moment::LAST)
+                .is_err(),
             "{bad}"
         );
     }
@@ -208,9 +225,11 @@ fn every_link_is_seen_with_its_kind() {
     let case = Case::new();
     let (names, scope) = (&case.names, case.scope());
     let long: Digest = format!("sha512:{}", "a".repeat(128)).parse().unwrap();
-    names.link_blob(scope, &long, None).unwrap();
+    names.link_blob(scope, &long, None, Moment::LAST).unwrap();
     // The shortest media type there is, beside a blob.
-    names.link_manifest(scope, &digest(2), "a/b").unwrap();
+    names
+        .link_manifest(scope, &digest(2), "a/b", Moment::LAST)
+        .unwrap();
     let mut seen: Vec<(Digest, bool)> = names
         .link_uses(scope)
         .into_iter()
@@ -225,9 +244,11 @@ fn use_is_remembered_to_the_millisecond() {
     let case = Case::new();
     let (names, scope, latest) = (&case.names, case.scope(), tag("latest"));
     names
-        .set_tag(scope, "", &latest, entry(1, "a/a", 1))
+        .set_tag(scope, "", &latest, entry(1, "a/a", 1), Moment::LAST)
         .unwrap();
-    names.link_manifest(scope, &digest(1), "a/a").unwrap();
+    names
+        .link_manifest(scope, &digest(1), "a/a", Moment::LAST)
+        .unwrap();
     let later = at(2_000_000_000) + Duration::from_millis(1);
     names.touch_at(scope, "", None, &digest(1), later);
     let names = Names::new(case.scratch.path());
@@ -264,7 +285,9 @@ fn repositories_are_listed_and_pruned() {
             registry: &case.registry,
             repository,
         };
-        names.link_blob(scope, &digest(1), None).unwrap();
+        names
+            .link_blob(scope, &digest(1), None, Moment::LAST)
+            .unwrap();
     }
     let foreign = case
         .scratch
@@ -322,12 +345,14 @@ fn no_name_leads_out_of_the_directory() {
         };
         let latest = tag("latest");
         let new = entry(1, "a/a", 1);
-        let refused = names.set_tag(scope, partition, &latest, new).is_err();
+        let refused = names
+            .set_tag(scope, partition, &latest, new, Moment::LAST)
+            .is_err();
         assert!(refused, "{registry} {partition}");
         assert_eq!(names.tag(scope, partition, &latest), []);
         assert!(
             names
-                .confirm_tag(scope, partition, &latest, &digest(1), at(1))
+                .confirm_tag(scope, partition, &latest, &digest(1), at(1), Moment::LAST)
                 .is_err()
         );
         names.touch(scope, partition, Some(&latest), &digest(1));
@@ -349,7 +374,11 @@ fn no_name_leads_out_of_the_directory() {
             registry: &registry,
             repository: &case.repository,
         };
-        assert!(names.link_blob(scope, &digest(1), None).is_err());
+        assert!(
+            names
+                .link_blob(scope, &digest(1), None, Moment::LAST)
+                .is_err()
+        );
         assert_eq!(names.link(scope, &digest(1)), None);
         assert!(names.repositories(&registry).is_empty());
     }
@@ -388,7 +417,7 @@ fn changes_to_one_tag_do_not_undo_each_other() {
             let latest = &latest;
             threads.spawn(move || {
                 let new = entry(n, &format!("a/{n}"), u64::from(n));
-                names.set_tag(scope, "", latest, new).unwrap();
+                names.set_tag(scope, "", latest, new, Moment::LAST).unwrap();
             });
         }
     });
@@ -401,19 +430,33 @@ fn the_length_of_a_blob_is_kept_beside_it() {
     let case = Case::new();
     let (names, scope) = (&case.names, case.scope());
     let size = || names.link(scope, &digest(1)).and_then(|link| link.size);
-    names.link_blob(scope, &digest(1), None).unwrap();
+    names
+        .link_blob(scope, &digest(1), None, Moment::LAST)
+        .unwrap();
     assert_eq!(size(), None);
-    names.link_blob(scope, &digest(1), Some(u64::MAX)).unwrap();
+    names
+        .link_blob(scope, &digest(1), Some(u64::MAX), Moment::LAST)
+        .unwrap();
     assert_eq!(size(), Some(u64::MAX));
     assert!(!names.link_uses(scope)[0].manifest);
     // A manifest may lie; what was hashed does not.
-    names.link_blob(scope, &digest(1), Some(7)).unwrap();
-    names.link_blob(scope, &digest(1), None).unwrap();
+    names
+        .link_blob(scope, &digest(1), Some(7), Moment::LAST)
+        .unwrap();
+    names
+        .link_blob(scope, &digest(1), None, Moment::LAST)
+        .unwrap();
     assert_eq!(size(), Some(u64::MAX));
-    names.link_verified_blob(scope, &digest(1), 9).unwrap();
+    names
+        .link_verified_blob(scope, &digest(1), 9, Moment::LAST)
+        .unwrap();
     assert_eq!(size(), Some(9));
-    names.link_manifest(scope, &digest(1), "a/b").unwrap();
-    names.link_verified_blob(scope, &digest(1), 9).unwrap();
+    names
+        .link_manifest(scope, &digest(1), "a/b", Moment::LAST)
+        .unwrap();
+    names
+        .link_verified_blob(scope, &digest(1), 9, Moment::LAST)
+        .unwrap();
     let link = names.link(scope, &digest(1)).unwrap();
     assert_eq!((link.media_type.as_deref(), link.size), (Some("a/b"), None));
     assert!(names.link_uses(scope)[0].manifest);
@@ -426,7 +469,7 @@ fn partitions_of_a_repository_are_bounded() {
     let put = |partition: &str, n: usize| {
         let name = tag(&format!("t{n}"));
         names
-            .set_tag(scope, partition, &name, entry(1, "a/a", 1))
+            .set_tag(scope, partition, &name, entry(1, "a/a", 1), Moment::LAST)
             .unwrap();
     };
     put("", 0);
@@ -455,4 +498,52 @@ fn partitions_of_a_repository_are_bounded() {
     );
     assert_eq!(names.tag(scope, "", &tag("t0")).len(), 1);
     assert_eq!(names.tag(scope, "ffff", &tag("t5")).len(), 1);
+}
+
+#[test]
+fn an_answer_that_a_change_overtakes_leaves_no_file() {
+    let case = Case::new();
+    let (names, scope, latest) = (&case.names, case.scope(), tag("latest"));
+    let before = case.files();
+    let asked_at = names.changes.now();
+    names.changes.note(scope, Fact::Tag(&latest));
+    names.changes.note(scope, Fact::Present(&digest(2)));
+    for partition in ["", "a1"] {
+        let new = entry(1, "a/a", 1);
+        names
+            .set_tag(scope, partition, &latest, new, asked_at)
+            .unwrap();
+    }
+    names.link_blob(scope, &digest(2), None, asked_at).unwrap();
+    assert!(
+        !names
+            .link_manifest(scope, &digest(2), "a/a", asked_at)
+            .unwrap()
+    );
+    assert_eq!(case.files(), before);
+    // What was not changed is kept.
+    names.link_blob(scope, &digest(1), None, asked_at).unwrap();
+    assert!(names.link(scope, &digest(1)).is_some());
+}
+
+#[test]
+fn an_answer_that_is_overtaken_while_it_is_written_is_taken_back() {
+    let case = Case::new();
+    let (names, scope, latest) = (&case.names, case.scope(), tag("latest"));
+    let path = case.file("_tags/latest");
+    let facts = [Fact::Tag(&latest)];
+    let asked_at = names.changes.now();
+    let kept = names.keep(scope, &facts, asked_at, &path, || {
+        names.changes.note(scope, facts[0]);
+        names.write(&path, b"old")
+    });
+    assert!(!kept.unwrap() && !path.exists());
+    // And a 404 from before takes nothing away.
+    let pushed_at = names.changes.now();
+    let new = entry(1, "a/a", 1);
+    names.set_tag(scope, "", &latest, new, pushed_at).unwrap();
+    names.remove_missing_tag(scope, &latest, asked_at);
+    assert!(path.exists());
+    names.remove_missing_tag(scope, &latest, pushed_at);
+    assert!(!path.exists());
 }

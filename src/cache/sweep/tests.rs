@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::thread;
 
 use super::*;
+use crate::cache::changes::Moment;
 use crate::cache::manifest::named_by;
 use crate::cache::pages::List;
 use crate::cache::scratch::{Cache, at, digest_of};
@@ -471,13 +472,16 @@ fn names_and_folders_count_and_are_evicted() {
     // A link to a blob that is not here, and pages of a repository of which there is nothing else.
     let absent = digest_of(b"absent");
     cache.with("b", |scope| {
-        cache.names.link_blob(scope, &absent, None).unwrap();
+        cache
+            .names
+            .link_blob(scope, &absent, None, Moment::LAST)
+            .unwrap();
     });
     cache.with("c", |scope| {
         let (list, headers) = (List::Tags(scope), Headers::new());
         cache
             .names
-            .set_page(list, "", &headers, b"{}", at(5))
+            .set_page(list, "", &headers, b"{}", at(5), Moment::LAST)
             .unwrap();
     });
     let counted_along = cache.store.used_bytes() + cache.names.used_bytes();

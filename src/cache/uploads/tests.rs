@@ -36,6 +36,7 @@ impl Bench {
             registry: self.cache.registry.clone(),
             repository: "team/app".parse::<Repository>().unwrap(),
             digest: digest.clone(),
+            asked_at: self.cache.names.changes.now(),
         }
     }
 

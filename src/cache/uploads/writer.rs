@@ -293,10 +293,7 @@ impl<'a> Writing<'a> {
         }
         // Its bytes are the proof that it belongs there.
         let size = disk.store.size(&wanted.digest).unwrap_or_default();
-        let (scope, digest) = (wanted.scope(), &wanted.digest);
-        if let Err(error) = disk.names.link_verified_blob(scope, digest, size) {
-            disk.faults.report("link", &error);
-        }
+        wanted.link(disk, Some(size));
         disk.sweeper.mark_dirty();
         true
     }

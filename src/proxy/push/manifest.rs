@@ -8,14 +8,14 @@ use std::time::Instant;
 use super::fields::{forget_missing, is_gone, is_success, own_url, supply};
 use crate::budget::{self, PUSHED, Share};
 use crate::cache::Cache;
+use crate::cache::changes::{Fact, Moment};
 use crate::cache::description::SelfDescription;
 use crate::cache::held::Manifest;
 use crate::cache::names::Scope;
 use crate::cache::pages::List;
-use crate::cache::pushes::Pushing;
 use crate::hash::Hasher;
 use crate::message::{Reply, RequestBody, SharedBytes, WholeBody};
-use crate::oci::{Digest, ErrorCode, OciError, Reference, Repository};
+use crate::oci::{Digest, ErrorCode, OciError, Reference, Repository, Tag};
 use crate::proxy::answer::refuse;
 use crate::proxy::cache_key;
 use crate::proxy::content;
@@ -60,7 +60,7 @@ impl<'a> ManifestPush<'a> {
         if length.is_some_and(|length| length > PUSHED_BYTES_MAX) {
             return Ok(too_large());
         }
-        let pushing = self.begin();
+        let begun_at = self.cache.map(|cache| cache.now());
         let hasher = match self.reference {
             Reference::Digest(digest) => Hasher::new(digest),
             Reference::Tag(_) => Hasher::sha256(),
@@ -77,41 +77,69 @@ impl<'a> ManifestPush<'a> {
             return Ok(reply);
         }
         let (kept, found) = collected.finish();
-        // The digest that upstream names goes before the one that we compute.
-        let named = reply.headers.first(DIGEST_FIELD).map(str::to_owned);
         let digest = match self.reference {
             Reference::Digest(digest) => Some(digest.clone()),
             Reference::Tag(_) => found.parse().ok(),
         };
         if let Some(digest) = &digest {
-            let shown = named.clone().unwrap_or_else(|| digest.to_string());
-            supply(&mut reply, DIGEST_FIELD, || Some(shown.clone()));
-            supply(&mut reply, "Location", || {
-                Some(own_url(self.exchange, "/", &format!("/{shown}")))
-            });
+            // The digest that upstream names goes before the one that we compute.
+            supply(&mut reply, DIGEST_FIELD, || Some(digest.to_string()));
+            let named = reply.headers.first(DIGEST_FIELD).unwrap_or_default();
+            let url = own_url(self.exchange, "/", &format!("/{named}"));
+            supply(&mut reply, "Location", || Some(url));
         }
-        forget_missing(self.exchange, self.scope.repository);
-        if let (Some(cache), Some(pushing)) = (self.cache, pushing) {
-            let alone = pushing.succeeded();
-            self.forget_given_tags(cache, &reply);
+        if let (Some(cache), Some(begun_at)) = (self.cache, begun_at) {
+            let tagged_at = self.note(cache, begun_at, &reply);
             let digest = digest.filter(|digest| {
-                let same = named.is_none_or(|named| named == digest.as_str());
+                let same = reply.headers.first(DIGEST_FIELD) == Some(digest.as_str());
                 same && found == digest.as_str()
             });
-            self.keep(cache, digest.zip(kept), alone);
+            if let Some((digest, bytes)) = digest.zip(kept) {
+                self.keep(cache, digest, bytes, begun_at, tagged_at);
+            }
         }
         Ok(reply)
     }
 
+    /// Upstream has taken the manifest: notes what that changes, and forgets what it makes wrong.
+    /// Returns since when it is known what the tag means. Of two pushes of a tag at a time nobody
+    /// knows which one upstream took last.
+    fn note(&self, cache: &Cache, begun_at: Moment, reply: &Reply) -> Option<Moment> {
+        let (scope, changes) = (self.scope, &cache.names.changes);
+        let named = reply.headers.first(DIGEST_FIELD);
+        if let Some(named) = named.and_then(|named| named.parse().ok()) {
+            changes.note(scope, Fact::Absent(&named));
+        }
+        changes.note(scope, Fact::Contents);
+        let tagged_at = self.tag().and_then(|tag| {
+            let change = changes.note(scope, Fact::Tag(tag));
+            cache.names.remove_tag(scope, tag);
+            (change.previous <= begun_at).then_some(change.at)
+        });
+        for tag in self.given_tags(reply) {
+            changes.note(scope, Fact::Tag(&tag));
+            cache.names.remove_tag(scope, &tag);
+        }
+        // Any manifest may refer to another.
+        cache.names.forget_referrers(scope);
+        forget_missing(self.exchange, scope.repository);
+        cache.sweeper.mark_dirty();
+        tagged_at
+    }
+
     /// Passes a DELETE on, by tag or by digest, and forgets what is gone.
     pub(super) fn delete(&self, body: &mut RequestBody<'_>) -> Result<Reply, UpstreamError> {
-        let pushing = self.begin();
         let reply = self.exchange.forward(body)?;
-        let (Some(cache), Some(pushing), true) = (self.cache, pushing, is_gone(&reply)) else {
+        let (Some(cache), true) = (self.cache, is_gone(&reply)) else {
             return Ok(reply);
         };
-        pushing.succeeded();
-        forget_missing(self.exchange, self.scope.repository);
+        let changes = &cache.names.changes;
+        changes.note(self.scope, Fact::Contents);
+        let deleted = match self.reference {
+            Reference::Tag(tag) => Fact::Tag(tag),
+            Reference::Digest(digest) => Fact::Present(digest),
+        };
+        changes.note(self.scope, deleted);
         // It may have referred to another.
         cache.names.forget_referrers(self.scope);
         cache.names.forget_pages(List::Tags(self.scope));
@@ -123,38 +151,33 @@ impl<'a> ManifestPush<'a> {
         Ok(reply)
     }
 
-    fn begin(&self) -> Option<Pushing<'a>> {
-        let name = format!("{} {}", self.scope, self.reference.as_str());
-        Some(self.cache?.pushes.begin(name))
+    const fn tag(&self) -> Option<&'a Tag> {
+        match self.reference {
+            Reference::Tag(tag) => Some(tag),
+            Reference::Digest(_) => None,
+        }
     }
 
     /// A manifest that is pushed by its digest may be given tags along with it: `?tag=…`, and the
     /// registry names in `OCI-Tag` each that it took.
-    fn forget_given_tags(&self, cache: &Cache, reply: &Reply) {
-        let asked = self.exchange.query.all("tag").map(str::to_owned);
-        let taken = reply
-            .headers
-            .all("OCI-Tag")
-            .flat_map(|tags| tags.split(','));
-        let tags = asked.chain(taken.map(|tag| tag.trim().to_owned()));
-        for tag in tags.filter_map(|tag| tag.parse().ok()) {
-            cache.names.remove_tag(self.scope, &tag);
-        }
+    fn given_tags(&self, reply: &Reply) -> Vec<Tag> {
+        let asked = self.exchange.query.all("tag");
+        let taken = reply.headers.all("OCI-Tag");
+        let taken = taken.flat_map(|tags| tags.split(',')).map(str::trim);
+        let tags = asked.chain(taken);
+        tags.filter_map(|tag| tag.parse().ok()).collect()
     }
 
     /// A pushed manifest is in the cache at once, with links to all that it names: upstream has
     /// checked that it is there.
-    fn keep(&self, cache: &Cache, pushed: Option<(Digest, SharedBytes)>, alone: bool) {
-        if let Reference::Tag(tag) = self.reference {
-            // It is removed in every partition, so the next client asks upstream.
-            cache.names.remove_tag(self.scope, tag);
-        }
-        // Any manifest may refer to another.
-        cache.names.forget_referrers(self.scope);
-        cache.sweeper.mark_dirty();
-        let Some((digest, bytes)) = pushed else {
-            return;
-        };
+    fn keep(
+        &self,
+        cache: &Cache,
+        digest: Digest,
+        bytes: SharedBytes,
+        begun_at: Moment,
+        tagged_at: Option<Moment>,
+    ) {
         let Some(media_type) = self.media_type(cache, &digest, &bytes) else {
             return;
         };
@@ -163,11 +186,11 @@ impl<'a> ManifestPush<'a> {
             media_type,
             body: WholeBody::Bytes(bytes),
         };
-        let kept = cache.keep_manifest(self.scope, &mut manifest);
-        if let (Reference::Tag(tag), true) = (self.reference, kept && alone) {
+        let kept = cache.keep_manifest(self.scope, &mut manifest, begun_at);
+        if let (true, Some(tag), Some(tagged_at)) = (kept, self.tag(), tagged_at) {
             let (key, request) = (&self.exchange.parts.cache_key, &self.exchange.request);
             let partition = cache_key::partition(key, request, &self.exchange.path);
-            cache.keep_tag(self.scope, &partition, tag, &manifest);
+            cache.keep_tag(self.scope, &partition, tag, &manifest, tagged_at);
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::fields::{forget_missing, is_gone, is_success, own_url, supply};
 use crate::cache::Cache;
+use crate::cache::changes::Fact;
 use crate::cache::fill::BlobRequest;
 use crate::cache::uploads::{Upload, Uploads};
 use crate::message::{Reply, RequestBody};
@@ -34,6 +35,8 @@ pub(super) fn begin(
         let wanted = whole.as_ref().filter(|_| has_body)?;
         (!cache.store.has(wanted)).then(|| cache.uploads.whole())
     });
+    let digest = whole.or_else(|| parameter(exchange, "mount"));
+    let wanted = blob_request(exchange, repository, digest.as_ref());
     let mut reply = forward(exchange, repository, body, upload.as_mut())?;
     match reply.status {
         // A registry may begin an upload all the same, and wait for the blob.
@@ -45,10 +48,9 @@ pub(super) fn begin(
             }
         }
         201 => {
-            let mounted = parameter(exchange, "mount");
-            if let Some(digest) = whole.or(mounted) {
-                commit(exchange, repository, &digest, upload, &reply);
-                complete_reply(exchange, repository, &digest, &mut reply);
+            if let Some(digest) = digest {
+                commit(exchange, wanted, upload, &reply);
+                complete_reply(exchange, &digest, &mut reply);
             }
         }
         _ => {}
@@ -132,10 +134,11 @@ fn put(
     {
         upload = None;
     }
+    let wanted = blob_request(exchange, repository, digest.as_ref());
     let mut reply = forward(exchange, repository, body, upload.as_mut())?;
     if let (true, Some(digest)) = (is_success(&reply), digest) {
-        commit(exchange, repository, &digest, upload, &reply);
-        complete_reply(exchange, repository, &digest, &mut reply);
+        commit(exchange, wanted, upload, &reply);
+        complete_reply(exchange, &digest, &mut reply);
         if let Some(cache) = cache(exchange) {
             cache.uploads.forget(name);
         }
@@ -197,13 +200,7 @@ fn take(exchange: &Exchange, name: &str, start: Option<u64>) -> Option<Upload> {
 }
 
 /// Upstream has taken the blob: supplies the fields that it owes the client.
-fn complete_reply(
-    exchange: &Exchange,
-    repository: &Repository,
-    digest: &Digest,
-    reply: &mut Reply,
-) {
-    forget_missing(exchange, repository);
+fn complete_reply(exchange: &Exchange, digest: &Digest, reply: &mut Reply) {
     supply(reply, DIGEST_FIELD, || Some(digest.to_string()));
     supply(reply, "Location", || {
         Some(own_url(
@@ -214,24 +211,36 @@ fn complete_reply(
     });
 }
 
+/// What upstream is about to be given; none without a cache.
+fn blob_request(
+    exchange: &Exchange,
+    repository: &Repository,
+    digest: Option<&Digest>,
+) -> Option<BlobRequest> {
+    let asked_at = cache(exchange)?.now();
+    Some(BlobRequest {
+        registry: exchange.registry.clone(),
+        repository: repository.clone(),
+        digest: digest?.clone(),
+        asked_at,
+    })
+}
+
 /// Upstream has taken the blob. It belongs to the repository here if upstream itself names it in
 /// the answer, or if the bytes that came through have its digest. The client's word is no proof:
 /// it would open another repository's blob.
 fn commit(
     exchange: &Exchange,
-    repository: &Repository,
-    digest: &Digest,
+    wanted: Option<BlobRequest>,
     upload: Option<Upload>,
     answer: &Reply,
 ) {
-    let Some(cache) = cache(exchange) else {
+    let (Some(cache), Some(wanted)) = (cache(exchange), wanted) else {
         return;
     };
-    let wanted = BlobRequest {
-        registry: exchange.registry.clone(),
-        repository: repository.clone(),
-        digest: digest.clone(),
-    };
+    let (scope, digest) = (wanted.scope(), &wanted.digest);
+    cache.names.changes.note(scope, Fact::Absent(digest));
+    forget_missing(exchange, &wanted.repository);
     let named = answer.headers.first(DIGEST_FIELD) == Some(digest.as_str());
     if cache.uploads.commit(upload, &wanted, named) {
         cache.remember(&exchange.registry);

@@ -126,6 +126,8 @@ pub enum Fault {
     },
     /// Stops after the head and so many bytes of the body, and goes on when released.
     StallAfter(u64),
+    /// Answers when released, with what was true when it was asked.
+    Late,
     /// Sends so many bytes of the body at a time.
     Drip {
         /// Bytes a piece.

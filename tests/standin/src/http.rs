@@ -331,6 +331,9 @@ impl Writer<'_> {
             _ => 0,
         };
         let keep_alive = head.keep_alive && delta == 0;
+        if matches!(fault, Some(Fault::Late)) && !self.core.wait_for_release() {
+            return Ok(false);
+        }
         self.head(reply, &plan, delta, keep_alive)?;
         if head.method == "HEAD" || matches!(reply.status, 204 | 304) {
             return Ok(keep_alive);
