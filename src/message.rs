@@ -213,6 +213,10 @@ impl Read for RequestBody<'_> {
 pub type Deferred = Box<dyn FnOnce(&mut RequestBody<'_>) -> Reply + Send>;
 
 /// A worker's decision.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is moved twice in a request, and a box would be made for each"
+)]
 pub enum Answer {
     /// The reply is known.
     Now(Reply),
@@ -502,6 +506,10 @@ pub struct Desk {
     slots: Mutex<HashMap<String, Slot>>,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for each request that waits"
+)]
 enum Slot {
     Asked(Peer, RequestScope),
     Deciding,

@@ -106,7 +106,8 @@ fn describe(document: &Value) -> String {
     let names = ["hit", "stale", "miss", "other", "refused", "failed"].map(count);
     let saved = bytes(number(&day["saved_bytes"]));
     row("24 hours", format!("{}; {saved} saved", names.join(", ")));
-    for transfer in list(&document["transfers"]["running"]) {
+    let transfers = &document["transfers"];
+    for transfer in list(&transfers["running"]) {
         row(
             text(&transfer["kind"]).as_str(),
             describe_transfer(transfer),

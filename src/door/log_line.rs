@@ -1,6 +1,7 @@
 //! The log line of a request. Owns: which fields it has, and its level. Must not: count, or change
 //! a reply.
 
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use super::reply::{WriteFault, Written};
@@ -73,43 +74,21 @@ impl LogLine<'_> {
         let [host, user_agent] = ["Host", "User-Agent"].map(|name| self.field(name));
         let cache = outcome.cache.map(CacheOutcome::name);
         let (forwarded, upstream_id) = (self.forwarded_for(), self.scope.upstream_id());
-        let notes: [Option<log::Field<'_>>; 14] = [
-            outcome.login.as_ref().map(|login| ("login", login as _)),
-            forwarded
-                .as_ref()
-                .map(|client| ("forwarded_for", client as _)),
-            host.as_ref().map(|host| ("host", host as _)),
-            user_agent.as_ref().map(|agent| ("user_agent", agent as _)),
-            outcome
-                .registry
-                .as_ref()
-                .map(|registry| ("registry", registry as _)),
-            outcome
-                .repository
-                .as_ref()
-                .map(|name| ("repository", name as _)),
-            outcome
-                .reference
-                .as_ref()
-                .map(|name| ("reference", name as _)),
-            outcome
-                .digest
-                .as_ref()
-                .map(|digest| ("digest", digest as _)),
-            cache.as_ref().map(|cache| ("cache", cache as _)),
-            outcome
-                .upstream_status
-                .as_ref()
-                .map(|status| ("upstream_status", status as _)),
-            outcome
-                .upstream_fault
-                .as_ref()
-                .map(|stage| ("upstream_fault", stage as _)),
-            upstream_id
-                .as_ref()
-                .map(|id| ("upstream_request_id", id as _)),
-            outcome.error.as_ref().map(|error| ("error", error as _)),
-            cut.as_ref().map(|cut| ("aborted", cut as _)),
+        let notes = [
+            note("login", &outcome.login),
+            note("forwarded_for", &forwarded),
+            note("host", &host),
+            note("user_agent", &user_agent),
+            note("registry", &outcome.registry),
+            note("repository", &outcome.repository),
+            note("reference", &outcome.reference),
+            note("digest", &outcome.digest),
+            note("cache", &cache),
+            note("upstream_status", &outcome.upstream_status),
+            note("upstream_fault", &outcome.upstream_fault),
+            note("upstream_request_id", &upstream_id),
+            note("error", &outcome.error),
+            note("aborted", &cut),
         ];
         fields.extend(notes.into_iter().flatten());
         log::at(level, "request", &fields);
@@ -126,4 +105,9 @@ impl LogLine<'_> {
         let mut named = names.into_iter().filter(|_| self.forwarded);
         named.find_map(|name| self.field(name))
     }
+}
+
+/// A field, if it has a value.
+fn note<'a, T: Display>(name: &'a str, value: &'a Option<T>) -> Option<log::Field<'a>> {
+    value.as_ref().map(|value| (name, value as _))
 }

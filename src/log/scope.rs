@@ -109,8 +109,9 @@ mod tests {
     fn what_upstream_calls_it_is_seen_by_all_and_bounded() {
         let scope = RequestScope::new("one".into(), None);
         let other = scope.clone();
-        let noted = std::thread::spawn(move || other.note_upstream_id(&"x".repeat(1000)));
-        noted.join().unwrap();
+        std::thread::scope(|threads| {
+            threads.spawn(|| other.note_upstream_id(&"x".repeat(1000)));
+        });
         assert_eq!(scope.upstream_id().unwrap().len(), UPSTREAM_ID_BYTES_MAX);
     }
 }

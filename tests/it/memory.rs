@@ -89,7 +89,6 @@ fn hold_all(
 
 fn assert_bounded(proxy: &Proxy) {
     let resident = proxy.peak_rss_kib();
-    println!("resident: {resident} KiB");
     assert!(resident < RESIDENT_KIB_MAX, "{resident} KiB");
 }
 

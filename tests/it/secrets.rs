@@ -157,30 +157,14 @@ fn each_request_has_one_line() {
     front
         .standin
         .fault(Match::registry().path("/missing/"), Fault::CloseBeforeHead);
+    let list = "/v2/team/app/tags/list?n=5&secret=x";
+    let (tag, missing) = ("/v2/team/app/manifests/1.0", "/v2/missing/manifests/1");
     let cases = [
         ("GET", "/healthz", "200", "3", None),
-        (
-            "HEAD",
-            "/v2/team/app/manifests/1.0",
-            "200",
-            "0",
-            Some("200"),
-        ),
+        ("HEAD", tag, "200", "0", Some("200")),
         ("GET", &blob, "200", "10", Some("200")),
-        (
-            "GET",
-            "/v2/team/app/tags/list?n=5&secret=x",
-            "200",
-            "",
-            Some("200"),
-        ),
-        (
-            "GET",
-            "/v2/missing/manifests/1",
-            "502",
-            "",
-            Some("transfer"),
-        ),
+        ("GET", list, "200", "", Some("200")),
+        ("GET", missing, "502", "", Some("transfer")),
         ("DELETE", "/v2/", "405", "", None),
     ];
     for (method, target, status, bytes, upstream) in cases {
@@ -205,7 +189,7 @@ fn each_request_has_one_line() {
             bytes.into()
         };
         assert_eq!(get("bytes"), Some(length.as_str()), "{line}");
-        let told = get("upstream_status").or(get("upstream_fault"));
+        let told = get("upstream_status").or_else(|| get("upstream_fault"));
         assert_eq!(told, upstream, "{line}");
         let duration = get("duration_ms").and_then(|ms| ms.parse::<f64>().ok());
         assert!(
