@@ -380,7 +380,7 @@ fn open_cache(
     let Some(directory) = directory else {
         return Ok(None);
     };
-    let kept = cache::Settings {
+    let kept = cache::CacheSettings {
         quota: settings.cache_max_size,
         tag_ttl: settings.cache_tag_ttl,
         max_fills: settings.max_fills,

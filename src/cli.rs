@@ -3,6 +3,7 @@
 
 mod check;
 mod health;
+mod output;
 mod running;
 mod status;
 
@@ -10,12 +11,12 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use self::output::{complain, print};
 use crate::app;
 use crate::config::{
-    self, Arguments, COMMIT, EXIT_FAILED, EXIT_OK, EXIT_SETTINGS, Effective, Fault, Preset,
-    Resolution, Settings, VERSION,
+    self, Arguments, COMMIT, EXIT_OK, Effective, Fault, Preset, Resolution, Settings, VERSION,
 };
-use crate::log::{self, Format, Level};
+use crate::log::Format;
 
 /// Widest column of `settings`; a longer value moves only its own line.
 const COLUMN_WIDTH_MAX: usize = 40;
@@ -272,24 +273,6 @@ fn write_table(effective: &[Effective]) -> String {
     lines.collect()
 }
 
-/// Prints to standard output. A reader that has gone (`| head`) has seen what it wanted.
-fn print(out: &mut dyn Write, err: &mut dyn Write, text: &str) -> u8 {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => EXIT_OK,
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => EXIT_OK,
-        Err(error) => {
-            let _ = writeln!(err, "aws-ecr-proxy: standard output failed: {error}");
-            EXIT_FAILED
-        }
-    }
-}
-
-/// Prints a reason to standard output, where container engines look for it.
-fn fail(out: &mut dyn Write, err: &mut dyn Write, text: &str) -> u8 {
-    print(out, err, text);
-    EXIT_FAILED
-}
-
 /// `LOG_FORMAT`, even when other settings are at fault: a log store reads the faults, too.
 fn log_format(effective: &[Effective]) -> Format {
     let mut rows = effective.iter();
@@ -301,24 +284,10 @@ fn log_format(effective: &[Effective]) -> Format {
     }
 }
 
-fn complain(err: &mut dyn Write, format: Format, faults: &[impl std::fmt::Display]) -> u8 {
-    for fault in faults {
-        // When standard error is closed, the exit code is all that is left.
-        let _ = match format {
-            Format::Text => writeln!(err, "aws-ecr-proxy: {fault}"),
-            Format::Json => {
-                let fields: [log::Field<'_>; 1] = [("error", fault)];
-                let line = log::format_line(format, Level::Error, "bad setting", &fields);
-                err.write_all(line.as_bytes())
-            }
-        };
-    }
-    EXIT_SETTINGS
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{EXIT_FAILED, EXIT_SETTINGS};
 
     pub(super) struct Outcome {
         pub(super) code: u8,

@@ -96,7 +96,7 @@ pub struct Minute {
 }
 
 /// A place in the ring.
-struct Slot {
+struct MinuteSlot {
     /// The minute that it has, counted from 1; 0 before the first.
     minute: AtomicU32,
     requests: [AtomicU32; Outcome::ALL.len()],
@@ -105,7 +105,7 @@ struct Slot {
 
 /// The ring of minutes.
 pub struct History {
-    slots: [Slot; MINUTES],
+    slots: [MinuteSlot; MINUTES],
 }
 
 /// The history of this process.
@@ -125,7 +125,7 @@ impl History {
     const fn new() -> Self {
         Self {
             slots: [const {
-                Slot {
+                MinuteSlot {
                     minute: AtomicU32::new(0),
                     requests: [const { AtomicU32::new(0) }; Outcome::ALL.len()],
                     bytes: [const { AtomicU64::new(0) }; Bytes::ALL.len()],
@@ -169,7 +169,7 @@ impl History {
     }
 
     /// The place of a minute, cleared of what was a day before.
-    fn slot(&self, minute: u32) -> Option<&Slot> {
+    fn slot(&self, minute: u32) -> Option<&MinuteSlot> {
         let slot = self.place(minute)?;
         if slot.minute.load(Relaxed) != minute && slot.minute.swap(minute, Relaxed) != minute {
             slot.requests
@@ -180,7 +180,7 @@ impl History {
         Some(slot)
     }
 
-    fn place(&self, minute: u32) -> Option<&Slot> {
+    fn place(&self, minute: u32) -> Option<&MinuteSlot> {
         self.slots.get(minute as usize % MINUTES)
     }
 }

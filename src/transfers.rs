@@ -27,7 +27,7 @@ pub static TRANSFERS: Transfers = Transfers::new();
 
 /// What a transfer does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum TransferKind {
     /// From upstream into the cache.
     Fill,
     /// To a client.
@@ -36,7 +36,7 @@ pub enum Kind {
     Push,
 }
 
-impl Kind {
+impl TransferKind {
     /// As documents and the log name it.
     pub const fn name(self) -> &'static str {
         match self {
@@ -67,7 +67,7 @@ pub struct Subject {
 #[derive(Debug)]
 pub struct Transfer {
     /// What it does.
-    pub kind: Kind,
+    pub kind: TransferKind,
     /// Its bytes come from the cache; otherwise from upstream, or (a push) go there.
     pub from_cache: bool,
     /// What is transferred.
@@ -96,7 +96,7 @@ struct RateWindow {
 
 impl Transfer {
     /// A transfer that begins now, not yet listed. `total`: bytes in all, when known.
-    pub fn new(kind: Kind, from_cache: bool, subject: Subject, total: Option<u64>) -> Self {
+    pub fn new(kind: TransferKind, from_cache: bool, subject: Subject, total: Option<u64>) -> Self {
         Self {
             kind,
             from_cache,
@@ -323,31 +323,31 @@ mod tests {
         Box::leak(Box::new(Transfers::new()))
     }
 
-    fn transfer(kind: Kind) -> Transfer {
+    fn transfer(kind: TransferKind) -> Transfer {
         Transfer::new(kind, false, Subject::default(), None)
     }
 
     #[test]
     fn a_pull_shows_when_its_fill_has_ended() {
         let table = table();
-        let fill = Arc::new(transfer(Kind::Fill));
+        let fill = Arc::new(transfer(TransferKind::Fill));
         let filling = table.list(Arc::clone(&fill));
-        let pull = table.list(transfer(Kind::Pull).joined_to(Some(&fill)));
+        let pull = table.list(transfer(TransferKind::Pull).joined_to(Some(&fill)));
         let client = fill.join();
-        let kinds = || -> Vec<Kind> {
+        let kinds = || -> Vec<TransferKind> {
             let (running, _) = table.running();
             running.iter().map(|transfer| transfer.kind).collect()
         };
-        assert_eq!((kinds(), fill.clients()), (vec![Kind::Fill], 1));
+        assert_eq!((kinds(), fill.clients()), (vec![TransferKind::Fill], 1));
         drop(filling);
-        assert_eq!(kinds(), [Kind::Pull]);
+        assert_eq!(kinds(), [TransferKind::Pull]);
         drop((pull, client));
         assert_eq!((kinds(), fill.clients()), (vec![], 0));
     }
 
     #[test]
     fn bytes_and_total_are_what_was_told() {
-        let transfer = transfer(Kind::Push);
+        let transfer = transfer(TransferKind::Push);
         assert_eq!((transfer.bytes(), transfer.total()), (0, None));
         transfer.add(5);
         transfer.add(6);
@@ -363,7 +363,7 @@ mod tests {
     fn a_rate_is_bytes_by_time() {
         assert_eq!(per_second(3000, 1000, 4000), 500);
         assert_eq!(per_second(1, 5, 0), 0);
-        let transfer = transfer(Kind::Push);
+        let transfer = transfer(TransferKind::Push);
         transfer.add(1 << 40);
         assert!(transfer.rate() > 1 << 30, "all came in this moment");
     }
@@ -372,13 +372,13 @@ mod tests {
     fn more_than_the_limit_run_unlisted_and_are_counted() {
         let table = table();
         let mut running: Vec<Running> = (0..LISTED_MAX + 2)
-            .map(|_| table.list(transfer(Kind::Pull)))
+            .map(|_| table.list(transfer(TransferKind::Pull)))
             .collect();
         let (listed, unlisted) = table.running();
         assert_eq!((listed.len(), unlisted), (LISTED_MAX, 2));
         running.pop();
         running.remove(0);
-        let _next = table.list(transfer(Kind::Pull));
+        let _next = table.list(transfer(TransferKind::Pull));
         let (listed, unlisted) = table.running();
         assert_eq!((listed.len(), unlisted), (LISTED_MAX, 1));
         drop(running);

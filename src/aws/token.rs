@@ -11,4 +11,4 @@ mod who;
 
 pub use self::inspect::{FoundCredentials, FoundToken, IdentityFault};
 pub use self::report::TokenReport;
-pub use self::tokens::{Status, TokenConfig, Tokens};
+pub use self::tokens::{TokenConfig, TokenStatus, Tokens};

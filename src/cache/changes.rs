@@ -60,12 +60,12 @@ pub struct Change {
 #[derive(Debug)]
 pub struct Changes {
     count: AtomicU64,
-    lists: Vec<Mutex<List>>,
+    lists: Vec<Mutex<ListKey>>,
     keys: RandomState,
 }
 
 #[derive(Debug, Default)]
-struct List {
+struct ListKey {
     /// When a fact changed last, by its hash.
     last: HashMap<u64, u64>,
     /// Changes up to this one may be forgotten.
@@ -128,7 +128,7 @@ impl Changes {
     }
 
     #[expect(clippy::indexing_slicing, reason = "a remainder is within the lists")]
-    fn list(&self, scope: Scope<'_>) -> MutexGuard<'_, List> {
+    fn list(&self, scope: Scope<'_>) -> MutexGuard<'_, ListKey> {
         let hash = self
             .keys
             .hash_one((scope.registry.name(), scope.repository.as_str()));
@@ -139,7 +139,7 @@ impl Changes {
     }
 }
 
-impl List {
+impl ListKey {
     fn forget_older_half(&mut self) {
         let mut numbers: Vec<u64> = self.last.values().copied().collect();
         let middle = numbers.len() / 2;

@@ -24,7 +24,7 @@ impl SelfDescription {
     /// `schemaVersion`, or (artifact manifests have none) with a `mediaType` that is the type under
     /// which it came.
     pub fn read(manifest: &[u8], content_type: Option<&str>) -> Option<Self> {
-        let Head {
+        let DescribingFields {
             media_type,
             version,
             has_signatures,
@@ -45,24 +45,27 @@ impl SelfDescription {
 /// The fields of a manifest that describe it. All others are checked to be JSON and passed over, so
 /// that a large manifest costs no memory.
 #[derive(Default)]
-struct Head {
+struct DescribingFields {
     media_type: Option<String>,
     version: Option<u64>,
     has_signatures: bool,
 }
 
-impl<'de> Deserialize<'de> for Head {
+impl<'de> Deserialize<'de> for DescribingFields {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Fields;
         impl<'de> Visitor<'de> for Fields {
-            type Value = Head;
+            type Value = DescribingFields;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Head, A::Error> {
-                let mut head = Head::default();
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut fields: A,
+            ) -> Result<DescribingFields, A::Error> {
+                let mut head = DescribingFields::default();
                 while let Some(Text(name)) = fields.next_key()? {
                     match name.as_str() {
                         "mediaType" => {

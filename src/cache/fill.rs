@@ -28,7 +28,7 @@ use crate::message::{Body, Buffered, Headers};
 use crate::metrics;
 use crate::oci::{Digest, Registry, Repository};
 use crate::permits::Permits;
-use crate::transfers::{Kind, Subject, TRANSFERS, Transfer};
+use crate::transfers::{Subject, TRANSFERS, Transfer, TransferKind};
 use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT, Upstream};
 use crate::upstream::{Stage, UpstreamError};
 use download::Fill;
@@ -117,26 +117,26 @@ pub enum Joined {
 pub struct Growing {
     wanted: BlobRequest,
     upstream: Arc<Upstream>,
-    state: Mutex<State>,
+    state: Mutex<FillState>,
     changed: Condvar,
     transfer: Arc<Transfer>,
     _reading: Reading,
 }
 
 #[derive(Default)]
-struct State {
+struct FillState {
     /// Upstream has answered with the blob.
     begun: bool,
     total: u64,
     /// What readers read, and how far it is good.
     file: Option<(Arc<File>, u64)>,
     verified: bool,
-    outcome: Option<Outcome>,
+    outcome: Option<FillEnd>,
     handover: Option<Fetched>,
 }
 
 #[derive(Clone)]
-enum Outcome {
+enum FillEnd {
     /// Not to be cached, or not any more: each reader goes on by itself.
     Bypass,
     Done,
@@ -193,7 +193,12 @@ impl Fills {
             upstream: Arc::clone(&self.upstream),
             state: Mutex::default(),
             changed: Condvar::new(),
-            transfer: Arc::new(Transfer::new(Kind::Fill, false, wanted.subject(), None)),
+            transfer: Arc::new(Transfer::new(
+                TransferKind::Fill,
+                false,
+                wanted.subject(),
+                None,
+            )),
             _reading: self.disk.store.reading(&wanted.digest),
         });
         running.insert(wanted.digest.clone(), Arc::clone(&growing));
@@ -203,7 +208,7 @@ impl Fills {
     /// Gives the download a thread; without one it is not cached.
     fn begin(self: &Arc<Self>, growing: &Arc<Growing>) {
         let Some(slot) = self.slots.take_owned(Instant::now() + SLOT_TIMEOUT) else {
-            return self.end(growing, Outcome::Bypass);
+            return self.end(growing, FillEnd::Bypass);
         };
         let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
         let listed = TRANSFERS.list(Arc::clone(&growing.transfer));
@@ -212,7 +217,7 @@ impl Fills {
             let fill = AssertUnwindSafe(|| fills.fill(&filling));
             let outcome = catch_unwind(fill).unwrap_or_else(|_| {
                 metrics::PANICS.inc();
-                Outcome::Failed(filling.fault(Stage::Transfer, "the download panicked".into()))
+                FillEnd::Failed(filling.fault(Stage::Transfer, "the download panicked".into()))
             });
             drop(listed);
             fills.end(&filling, outcome);
@@ -226,22 +231,22 @@ impl Fills {
         };
         let thread = std::thread::Builder::new().name(format!("fill-{number}"));
         if thread.stack_size(STACK_BYTES).spawn(run).is_err() {
-            self.end(growing, Outcome::Bypass);
+            self.end(growing, FillEnd::Bypass);
         }
     }
 
-    fn fill(&self, growing: &Growing) -> Outcome {
+    fn fill(&self, growing: &Growing) -> FillEnd {
         match Fill::open(&self.disk, growing) {
             Ok(fill) => fill.run(),
             Err(error) => {
                 self.disk.faults.report("partial file", &error);
-                Outcome::Bypass
+                FillEnd::Bypass
             }
         }
     }
 
-    fn end(&self, growing: &Growing, outcome: Outcome) {
-        if let Outcome::Failed(error) = &outcome {
+    fn end(&self, growing: &Growing, outcome: FillEnd) {
+        if let FillEnd::Failed(error) = &outcome {
             let digest = &growing.wanted.digest;
             let fields: [log::Field<'_>; 1] = [("digest", digest)];
             // Before it began, the lines of its clients say so.
@@ -297,14 +302,14 @@ impl Growing {
         let mut state = self.lock();
         loop {
             match (&state.outcome, state.begun) {
-                (Some(Outcome::Refused(refused)), _) => return Joined::Refused(refused.clone()),
-                (Some(Outcome::Failed(error)), false) => return Joined::Failed(error.clone()),
-                (Some(Outcome::Bypass), false) => return Joined::Bypass(state.handover.take()),
+                (Some(FillEnd::Refused(refused)), _) => return Joined::Refused(refused.clone()),
+                (Some(FillEnd::Failed(error)), false) => return Joined::Failed(error.clone()),
+                (Some(FillEnd::Bypass), false) => return Joined::Bypass(state.handover.take()),
                 (_, true) => {
                     drop(state);
                     return Joined::Growing(self);
                 }
-                (Some(Outcome::Done), false) => {
+                (Some(FillEnd::Done), false) => {
                     let why = "the download ended before it began".to_owned();
                     return Joined::Failed(self.fault(Stage::Transfer, why));
                 }
@@ -340,18 +345,18 @@ impl Growing {
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    fn change(&self, change: impl FnOnce(&mut FillState)) {
         change(&mut self.lock());
         self.changed.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, FillState> {
         // Every change is a few assignments, so a poisoned state is still whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl FillState {
     /// All but the last byte may be read until the blob is verified.
     fn readable(&self) -> u64 {
         let readable = self.file.as_ref().map_or(0, |(_, readable)| *readable);

@@ -76,7 +76,7 @@ pub struct ImagePage {
 }
 
 /// A tag that was found.
-struct Found {
+struct FoundImages {
     place: usize,
     tag: Tag,
     pulled: SystemTime,
@@ -122,7 +122,7 @@ impl Files<'_> {
             let fits = tags
                 .into_iter()
                 .filter(|(tag, _)| fits(place.scope(), tag, &words));
-            found.extend(fits.map(|(tag, pulled)| Found {
+            found.extend(fits.map(|(tag, pulled)| FoundImages {
                 place: number,
                 tag,
                 pulled,
@@ -142,13 +142,13 @@ impl Files<'_> {
     }
 
     /// The repositories that are allowed.
-    fn places(&self, is_allowed: &dyn Fn(&str) -> bool) -> impl Iterator<Item = Place> {
+    fn places(&self, is_allowed: &dyn Fn(&str) -> bool) -> impl Iterator<Item = ImageRepository> {
         let registries = self.names.registries().into_iter();
         registries.flat_map(move |registry| {
             let names = self.names.repositories(&registry).into_iter();
             let names = names.filter(|name| is_allowed(name));
             names.filter_map(move |name| {
-                Some(Place {
+                Some(ImageRepository {
                     registry: registry.clone(),
                     repository: name.parse().ok()?,
                 })
@@ -156,7 +156,7 @@ impl Files<'_> {
         })
     }
 
-    fn describe(&self, scope: Scope<'_>, found: &Found) -> Image {
+    fn describe(&self, scope: Scope<'_>, found: &FoundImages) -> Image {
         let entries = self.names.tag_anywhere(scope, &found.tag);
         let mut image = Image {
             registry: scope.registry.to_string(),
@@ -187,12 +187,12 @@ impl Files<'_> {
 }
 
 /// A repository.
-struct Place {
+struct ImageRepository {
     registry: Registry,
     repository: Repository,
 }
 
-impl Place {
+impl ImageRepository {
     const fn scope(&self) -> Scope<'_> {
         Scope {
             registry: &self.registry,

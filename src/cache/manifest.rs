@@ -128,7 +128,7 @@ fn read(manifest: &[u8]) -> Kept {
     let mut json = serde_json::Deserializer::from_slice(manifest);
     let kept = Keep {
         left: &left,
-        part: Part::Document,
+        part: JsonPlace::Document,
     };
     let kept = kept.deserialize(&mut json);
     let kept = kept.and_then(|kept| json.end().map(|()| kept));
@@ -211,7 +211,7 @@ impl Kept {
 
 /// Where in the manifest a value is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
+enum JsonPlace {
     Document,
     Annotations,
     Inside,
@@ -221,11 +221,11 @@ enum Part {
 #[derive(Clone, Copy)]
 struct Keep<'a> {
     left: &'a Cell<usize>,
-    part: Part,
+    part: JsonPlace,
 }
 
 impl Keep<'_> {
-    const fn of(self, part: Part) -> Self {
+    const fn of(self, part: JsonPlace) -> Self {
         Self { part, ..self }
     }
 
@@ -290,8 +290,8 @@ impl<'de> Visitor<'de> for Keep<'_> {
 
     fn visit_str<E>(self, text: &str) -> Result<Kept, E> {
         let limit = match self.part {
-            Part::Annotations => ANNOTATION_BYTES_MAX,
-            Part::Document | Part::Inside => TEXT_BYTES_MAX,
+            JsonPlace::Annotations => ANNOTATION_BYTES_MAX,
+            JsonPlace::Document | JsonPlace::Inside => TEXT_BYTES_MAX,
         };
         Ok(match text.len() <= limit {
             true => Kept::Text(text.to_owned()),
@@ -302,7 +302,7 @@ impl<'de> Visitor<'de> for Keep<'_> {
     /// A list of objects; anything else in a list says nothing.
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Kept, A::Error> {
         let mut kept = Vec::new();
-        while let Some(value) = list.next_element_seed(self.of(Part::Inside))? {
+        while let Some(value) = list.next_element_seed(self.of(JsonPlace::Inside))? {
             if matches!(&value, Kept::Object(fields) if !fields.is_empty()) {
                 kept.push(value);
             }
@@ -311,7 +311,7 @@ impl<'de> Visitor<'de> for Keep<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Kept, A::Error> {
-        if self.part == Part::Annotations {
+        if self.part == JsonPlace::Annotations {
             return self.annotations(object);
         }
         let mut fields: Vec<(&'static str, Kept)> = Vec::new();
@@ -325,8 +325,8 @@ impl<'de> Visitor<'de> for Keep<'_> {
                 return Err(A::Error::custom("a field is there twice"));
             }
             let part = match (self.part, key) {
-                (Part::Document, "annotations") => Part::Annotations,
-                _ => Part::Inside,
+                (JsonPlace::Document, "annotations") => JsonPlace::Annotations,
+                _ => JsonPlace::Inside,
             };
             let value = object.next_value_seed(self.of(part))?;
             if self.count() {

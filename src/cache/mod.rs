@@ -46,7 +46,7 @@ use crate::upstream::exchange::Upstream;
 
 /// How a cache is to be kept.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct CacheSettings {
     /// Bytes on disk at the most.
     pub quota: u64,
     /// How long a tag is served without asking upstream.
@@ -75,7 +75,7 @@ pub struct Cache {
     pub uploads: Arc<uploads::Uploads>,
     /// What lately was not there.
     pub negative: negative::Negative,
-    settings: Settings,
+    settings: CacheSettings,
     remembered: Mutex<Option<Registry>>,
     has_content: AtomicBool,
 }
@@ -87,7 +87,7 @@ impl Cache {
     /// Why it cannot be used, and what to do.
     pub fn open(
         directory: &Path,
-        settings: Settings,
+        settings: CacheSettings,
         upstream: Arc<Upstream>,
     ) -> Result<Self, store::OpenError> {
         let disk = Disk::new(store::Store::open(directory)?, settings.quota);

@@ -40,7 +40,7 @@ pub struct Sweeper {
     store: Arc<Store>,
     names: Arc<Names>,
     quota: u64,
-    state: Mutex<State>,
+    state: Mutex<SweepState>,
     /// For the thread: there is work.
     work: Condvar,
     /// For those who wait for room: a pass has ended, or room was given back.
@@ -48,7 +48,7 @@ pub struct Sweeper {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct SweepState {
     stopped: bool,
     dirty: bool,
     /// What is on disk has been counted.
@@ -238,7 +238,7 @@ impl Sweeper {
 
     /// The right to evict; none while somebody else does: each would count the other's work as
     /// lost.
-    fn begin_pass(self: &Arc<Self>, state: &mut State) -> Option<Pass> {
+    fn begin_pass(self: &Arc<Self>, state: &mut SweepState) -> Option<Pass> {
         if std::mem::replace(&mut state.evicting, true) {
             return None;
         }
@@ -271,7 +271,7 @@ impl Sweeper {
         drop(pass);
     }
 
-    fn fits(&self, state: &State, bytes: u64) -> bool {
+    fn fits(&self, state: &SweepState, bytes: u64) -> bool {
         let claimed = state.reserved.saturating_add(bytes);
         self.used_bytes().saturating_add(claimed) <= self.quota
     }
@@ -287,7 +287,7 @@ impl Sweeper {
         self.store.used_bytes() + self.names.used_bytes()
     }
 
-    fn locked(&self) -> MutexGuard<'_, State> {
+    fn locked(&self) -> MutexGuard<'_, SweepState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

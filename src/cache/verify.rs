@@ -40,7 +40,7 @@ const READ_BYTES: usize = 64 * 1024;
 
 /// What hashing a blob has shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum HashVerdict {
     /// Its bytes are what its name says.
     Whole,
     /// They are not; it has been removed.
@@ -53,12 +53,12 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Verifier {
     store: Arc<Store>,
-    state: Mutex<State>,
+    state: Mutex<HashQueue>,
     work: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct HashQueue {
     stopped: bool,
     jobs: Vec<Job>,
     /// The job that the thread has in hand.
@@ -88,23 +88,23 @@ impl std::fmt::Debug for Job {
 /// A verdict that is to come.
 #[derive(Debug, Default)]
 struct Pending {
-    verdict: Mutex<Option<Verdict>>,
+    verdict: Mutex<Option<HashVerdict>>,
     told: Condvar,
 }
 
 impl Pending {
-    fn tell(&self, verdict: Verdict) {
+    fn tell(&self, verdict: HashVerdict) {
         *self.verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some(verdict);
         self.told.notify_all();
     }
 
     /// Waits until `deadline` at the longest.
-    fn wait(&self, deadline: Instant) -> Verdict {
+    fn wait(&self, deadline: Instant) -> HashVerdict {
         let left = deadline.saturating_duration_since(Instant::now());
         let verdict = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.told.wait_timeout_while(verdict, left, |v| v.is_none());
         let (verdict, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        verdict.unwrap_or(Verdict::Unknown)
+        verdict.unwrap_or(HashVerdict::Unknown)
     }
 }
 
@@ -130,7 +130,7 @@ impl Opened {
     /// A body of the bytes `start..end`.
     pub fn body(self, start: u64, end: u64) -> Body {
         let length = Some(end.saturating_sub(start));
-        let pieces = Box::new(Part {
+        let pieces = Box::new(BlobPart {
             opened: self,
             position: start,
             end,
@@ -172,12 +172,12 @@ impl Verifier {
             let deadline = Instant::now() + SMALL_TIMEOUT;
             let verdict = pending
                 .as_ref()
-                .map_or(Verdict::Unknown, |pending| pending.wait(deadline));
+                .map_or(HashVerdict::Unknown, |pending| pending.wait(deadline));
             match verdict {
-                Verdict::Damaged => return Ok(None),
-                Verdict::Whole => pending = None,
-                Verdict::Unknown if right_size => {}
-                Verdict::Unknown => {
+                HashVerdict::Damaged => return Ok(None),
+                HashVerdict::Whole => pending = None,
+                HashVerdict::Unknown if right_size => {}
+                HashVerdict::Unknown => {
                     let (size, known) = (blob.size, known_size.unwrap_or_default());
                     let why = format!("blob {digest} has {size} bytes on disk, expected {known}");
                     return Err(io::Error::new(io::ErrorKind::InvalidData, why));
@@ -209,7 +209,7 @@ impl Verifier {
         let mut state = self.lock();
         state.stopped = true;
         for job in state.jobs.drain(..) {
-            job.result.tell(Verdict::Unknown);
+            job.result.tell(HashVerdict::Unknown);
         }
         drop(state);
         self.work.notify_all();
@@ -262,7 +262,7 @@ impl Verifier {
     }
 
     /// Hashes the next bytes; none while there are more.
-    fn hash_slice(&self, job: &mut Job) -> Option<Verdict> {
+    fn hash_slice(&self, job: &mut Job) -> Option<HashVerdict> {
         let mut buffer = vec![0; READ_BYTES];
         let until = job.position + SLICE_BYTES;
         while job.position < until {
@@ -284,34 +284,34 @@ impl Verifier {
         None
     }
 
-    fn judge(&self, job: &Job, whole: bool) -> Verdict {
+    fn judge(&self, job: &Job, whole: bool) -> HashVerdict {
         let now = job.file.metadata().map(|metadata| Stamp::of(&metadata));
         if now.ok() != Some(job.stamp) {
-            return Verdict::Unknown;
+            return HashVerdict::Unknown;
         }
         match whole {
             true => {
                 self.store.set_verified(&job.digest, job.stamp);
-                Verdict::Whole
+                HashVerdict::Whole
             }
             false => {
                 self.store.remove_damaged(&job.digest, job.stamp);
-                Verdict::Damaged
+                HashVerdict::Damaged
             }
         }
     }
 
-    fn end(&self, job: &Job, verdict: Verdict) {
+    fn end(&self, job: &Job, verdict: HashVerdict) {
         self.lock().running = None;
         job.result.tell(verdict);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, HashQueue> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl HashQueue {
     fn find(&self, digest: &Digest, stamp: Stamp) -> Option<Arc<Pending>> {
         let queued = self
             .jobs
@@ -328,13 +328,13 @@ impl State {
 }
 
 /// The bytes of a blob on their way to a client; eviction leaves the blob alone meanwhile.
-struct Part {
+struct BlobPart {
     opened: Opened,
     position: u64,
     end: u64,
 }
 
-impl Pieces for Part {
+impl Pieces for BlobPart {
     fn next(&mut self) -> io::Result<Piece<'_>> {
         if self.position >= self.end {
             return Ok(Piece::End);
@@ -342,10 +342,10 @@ impl Pieces for Part {
         let mut until = self.end;
         if let Some(pending) = &self.opened.pending {
             match pending.wait(self.patience()) {
-                Verdict::Damaged => return Err(io::Error::other("the cached blob is damaged")),
-                Verdict::Whole => {}
-                Verdict::Unknown if self.is_at_last_byte() => {}
-                Verdict::Unknown => until -= 1,
+                HashVerdict::Damaged => return Err(io::Error::other("the cached blob is damaged")),
+                HashVerdict::Whole => {}
+                HashVerdict::Unknown if self.is_at_last_byte() => {}
+                HashVerdict::Unknown => until -= 1,
             }
         }
         let (offset, length) = (self.position, until - self.position);
@@ -358,7 +358,7 @@ impl Pieces for Part {
     }
 }
 
-impl Part {
+impl BlobPart {
     const fn is_at_last_byte(&self) -> bool {
         self.position + 1 == self.end
     }
@@ -548,7 +548,7 @@ mod tests {
         );
         assert!(bench.cache.store.is_read(&bench.digest));
         bench.verifier.stop();
-        assert_eq!(first.wait(Instant::now()), Verdict::Unknown);
+        assert_eq!(first.wait(Instant::now()), HashVerdict::Unknown);
         assert!(bench.verifier.begin(&bench.digest, &blob).is_none());
     }
 }

@@ -2,6 +2,7 @@
 //! order, for how long, and the words. Must not: open the cache (a proxy may run beside it), show a
 //! secret, or outlast its limit, whatever hangs.
 
+mod outcome;
 mod steps;
 
 use std::io::Write;
@@ -10,7 +11,8 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use super::print;
+use self::outcome::StepOutcome;
+use super::output::print;
 use crate::app;
 use crate::aws::token::Tokens;
 use crate::config::{
@@ -42,14 +44,6 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 /// Widest name of a step.
 const WHAT_WIDTH: usize = 8;
 
-/// The outcome of a step.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Verdict {
-    Ok(String),
-    Failed(String),
-    Skipped(String),
-}
-
 /// Tries everything with these settings; returns the exit code.
 pub(super) fn run(
     settings: &Settings,
@@ -71,7 +65,7 @@ type WithToken = (Registry, Option<Secret<String>>);
 pub(super) fn print_faults(faults: &[Fault], out: &mut dyn Write, err: &mut dyn Write) -> u8 {
     let lines = faults
         .iter()
-        .map(|fault| format_line("settings", &Verdict::Failed(fault.to_string())));
+        .map(|fault| format_line("settings", &StepOutcome::Failed(fault.to_string())));
     let lines: String = lines.collect();
     print(out, err, &lines);
     EXIT_SETTINGS
@@ -98,13 +92,13 @@ impl<'a> Check<'a> {
 
     /// From the inside out, so that the first failure is the one to mend.
     fn run(mut self, settings: &Settings, effective: &[Effective]) -> u8 {
-        self.print_row("settings", &Verdict::Ok(list_given(effective)));
+        self.print_row("settings", &StepOutcome::Ok(list_given(effective)));
         for warning in &settings.warnings {
-            self.print_row("settings", &Verdict::Failed(warning.clone()));
+            self.print_row("settings", &StepOutcome::Failed(warning.clone()));
         }
         let own = Arc::new(settings.clone());
         let disk = [
-            ("cache", steps::probe_cache as fn(&Settings) -> Verdict),
+            ("cache", steps::probe_cache as fn(&Settings) -> StepOutcome),
             ("tls", steps::load_tls),
             ("logins", steps::load_logins),
         ];
@@ -114,7 +108,7 @@ impl<'a> Check<'a> {
         }
         match app::new_client(settings, POOL) {
             Ok(client) => self.check_network(&own, &Arc::new(client)),
-            Err(why) => self.print_row("network", &Verdict::Failed(why)),
+            Err(why) => self.print_row("network", &StepOutcome::Failed(why)),
         }
         self.code
     }
@@ -126,7 +120,7 @@ impl<'a> Check<'a> {
             for what in ["identity", "token"] {
                 self.print_row(
                     what,
-                    &Verdict::Skipped("not needed: UPSTREAM_AUTH=none".into()),
+                    &StepOutcome::Skipped("not needed: UPSTREAM_AUTH=none".into()),
                 );
             }
             named.into_iter().map(|registry| (registry, None)).collect()
@@ -135,7 +129,7 @@ impl<'a> Check<'a> {
         };
         if found.is_empty() {
             let why = "not known: set ECR, or mend the token, which names one";
-            self.print_row("registry", &Verdict::Skipped(why.into()));
+            self.print_row("registry", &StepOutcome::Skipped(why.into()));
         }
         for (registry, token) in found {
             let (way, asked) = (Arc::clone(client), registry.clone());
@@ -156,7 +150,7 @@ impl<'a> Check<'a> {
         let who = self.run_bounded("identity", IDENTITY_LIMIT, move || {
             steps::find_identity(&asked)
         });
-        let (who, has_credentials) = who.unwrap_or_else(|why| (Verdict::Failed(why), false));
+        let (who, has_credentials) = who.unwrap_or_else(|why| (StepOutcome::Failed(why), false));
         self.print_row("identity", &who);
         let wanted = if named.is_empty() {
             vec![None]
@@ -168,7 +162,7 @@ impl<'a> Check<'a> {
             if !has_credentials {
                 self.print_row(
                     "token",
-                    &Verdict::Skipped("no credentials to fetch one with".into()),
+                    &StepOutcome::Skipped("no credentials to fetch one with".into()),
                 );
                 found.extend(registry.map(|registry| (registry, None)));
                 continue;
@@ -177,7 +171,7 @@ impl<'a> Check<'a> {
             let token = self.run_bounded("token", TOKEN_LIMIT, move || {
                 steps::fetch_token(&asked, about.as_ref())
             });
-            let (verdict, token) = token.unwrap_or_else(|why| (Verdict::Failed(why), None));
+            let (verdict, token) = token.unwrap_or_else(|why| (StepOutcome::Failed(why), None));
             self.print_row("token", &verdict);
             let own = token.as_ref().and_then(|token| token.registry.clone());
             let value = token.map(|token| token.value);
@@ -191,11 +185,11 @@ impl<'a> Check<'a> {
         &mut self,
         what: &str,
         limit: Duration,
-        step: impl FnOnce() -> Verdict + Send + 'static,
-    ) -> Verdict {
+        step: impl FnOnce() -> StepOutcome + Send + 'static,
+    ) -> StepOutcome {
         let verdict = self
             .run_bounded(what, limit, step)
-            .unwrap_or_else(Verdict::Failed);
+            .unwrap_or_else(StepOutcome::Failed);
         self.print_row(what, &verdict);
         verdict
     }
@@ -236,8 +230,8 @@ impl<'a> Check<'a> {
         })
     }
 
-    fn print_row(&mut self, what: &str, verdict: &Verdict) {
-        if let Verdict::Failed(_) = verdict {
+    fn print_row(&mut self, what: &str, verdict: &StepOutcome) {
+        if let StepOutcome::Failed(_) = verdict {
             self.code = EXIT_FAILED;
         }
         // A table that cannot be printed is a failed check.
@@ -248,11 +242,11 @@ impl<'a> Check<'a> {
 }
 
 /// `ok|FAIL|skip  what  detail`, one line whatever the detail holds.
-fn format_line(what: &str, verdict: &Verdict) -> String {
+fn format_line(what: &str, verdict: &StepOutcome) -> String {
     let (word, detail) = match verdict {
-        Verdict::Ok(detail) => ("ok", detail),
-        Verdict::Failed(detail) => ("FAIL", detail),
-        Verdict::Skipped(detail) => ("skip", detail),
+        StepOutcome::Ok(detail) => ("ok", detail),
+        StepOutcome::Failed(detail) => ("FAIL", detail),
+        StepOutcome::Skipped(detail) => ("skip", detail),
     };
     let detail = detail.replace(char::is_control, " ");
     format!("{word:4}  {what:WHAT_WIDTH$}  {detail}\n")

@@ -5,14 +5,14 @@
 use std::io::Write;
 use std::time::Duration;
 
-use super::running::{self, Place, Question};
-use super::{complain, fail, print};
+use super::output::{complain, fail, print};
+use super::running::{self, LocalQuestion, ProxyAddress};
 use crate::config::Settings;
 use crate::log::Format;
 
 /// What is asked. Container engines give a health check 5 s and more, and a proxy that is well
 /// answers within one; `/readyz` has one line.
-const READYZ: Question<'static> = Question {
+const READYZ: LocalQuestion<'static> = LocalQuestion {
     target: "/readyz",
     command: "health",
     limit: Duration::from_secs(3),
@@ -21,7 +21,7 @@ const READYZ: Question<'static> = Question {
 
 /// Asks `/readyz` of the proxy that runs with the same settings.
 pub(super) fn run(settings: &Settings, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
-    let place = match Place::of(settings) {
+    let place = match ProxyAddress::of(settings) {
         Ok(place) => place,
         Err(why) => return complain(err, Format::Text, &[why]),
     };

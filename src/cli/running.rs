@@ -17,7 +17,7 @@ use crate::upstream::loopback;
 
 /// What is asked for, and what it may take.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Question<'a> {
+pub(super) struct LocalQuestion<'a> {
     /// Path and query.
     pub(super) target: &'a str,
     /// The command that asks; part of `User-Agent`.
@@ -29,12 +29,12 @@ pub(super) struct Question<'a> {
 }
 
 /// Where the running proxy is.
-pub(super) enum Place {
+pub(super) enum ProxyAddress {
     Tcp(SocketAddr),
     Unix(PathBuf),
 }
 
-impl Place {
+impl ProxyAddress {
     /// Where a proxy with these settings listens.
     ///
     /// # Errors
@@ -75,7 +75,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ProxyAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => write!(f, "{address}"),
@@ -97,7 +97,11 @@ const fn reachable(host: IpAddr) -> IpAddr {
 ///
 /// # Errors
 /// When there is no answer in time, or it is not HTTP.
-pub(super) fn ask(place: &Place, tls: bool, question: Question<'_>) -> io::Result<(u16, String)> {
+pub(super) fn ask(
+    place: &ProxyAddress,
+    tls: bool,
+    question: LocalQuestion<'_>,
+) -> io::Result<(u16, String)> {
     let stream = Timed::connect(place, question.limit)?;
     if tls {
         // What is asked and answered is no secret, and the probes need no certificate of ours.
@@ -110,9 +114,9 @@ pub(super) fn ask(place: &Place, tls: bool, question: Question<'_>) -> io::Resul
 fn exchange(
     mut stream: impl Read + Write,
     host: &str,
-    question: Question<'_>,
+    question: LocalQuestion<'_>,
 ) -> io::Result<(u16, String)> {
-    let Question {
+    let LocalQuestion {
         target, command, ..
     } = question;
     let request = format!(
@@ -143,11 +147,11 @@ struct Timed {
 }
 
 impl Timed {
-    fn connect(place: &Place, limit: Duration) -> io::Result<Self> {
+    fn connect(place: &ProxyAddress, limit: Duration) -> io::Result<Self> {
         let started = Instant::now();
         let socket = match place {
-            Place::Tcp(address) => TcpStream::connect_timeout(address, limit)?.into(),
-            Place::Unix(path) => connect_unix(path, limit)?,
+            ProxyAddress::Tcp(address) => TcpStream::connect_timeout(address, limit)?.into(),
+            ProxyAddress::Unix(path) => connect_unix(path, limit)?,
         };
         Ok(Self {
             socket: File::from(socket),
@@ -226,9 +230,9 @@ mod tests {
     fn asking_gives_up_on_a_silent_peer() {
         // The listener's backlog takes the connection; nobody ever answers.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let place = Place::Tcp(listener.local_addr().unwrap());
+        let place = ProxyAddress::Tcp(listener.local_addr().unwrap());
         for tls in [false, true] {
-            let question = Question {
+            let question = LocalQuestion {
                 target: "/readyz",
                 command: "test",
                 limit: Duration::from_millis(30),

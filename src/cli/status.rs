@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::running::{self, Place, Question};
-use super::{complain, fail, print};
+use super::output::{complain, fail, print};
+use super::running::{self, LocalQuestion, ProxyAddress};
 use crate::config::{EXIT_OK, Settings};
 use crate::log::Format;
 
 /// What is asked. The document is made in a moment; the largest one, with 200 transfers and 100
 /// failures, has some 300 KB.
-const STATUS: Question<'static> = Question {
+const STATUS: LocalQuestion<'static> = LocalQuestion {
     target: "/status.json",
     command: "status",
     limit: Duration::from_secs(5),
@@ -39,7 +39,7 @@ pub(super) struct Form {
 
 /// Shows the status of the proxy that runs with the same settings.
 pub(super) fn run(settings: &Settings, form: Form, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
-    let place = match Place::of(settings) {
+    let place = match ProxyAddress::of(settings) {
         Ok(place) => place,
         Err(why) => return complain(err, Format::Text, &[why]),
     };
@@ -70,7 +70,7 @@ pub(super) fn run(settings: &Settings, form: Form, out: &mut dyn Write, err: &mu
     }
 }
 
-fn ask(place: &Place, tls: bool) -> Result<String, String> {
+fn ask(place: &ProxyAddress, tls: bool) -> Result<String, String> {
     match running::ask(place, tls, STATUS) {
         Ok((200, body)) => Ok(body),
         Ok((401 | 403, _)) => Err(format!(

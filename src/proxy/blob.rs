@@ -18,7 +18,7 @@ use crate::cache::verify::Opened;
 use crate::log;
 use crate::message::{Body, Buffered, Headers, LogNote, Reply};
 use crate::oci::{Digest, ErrorCode, OciError, Repository};
-use crate::transfers::{Kind, TRANSFERS, Transfer};
+use crate::transfers::{TRANSFERS, Transfer, TransferKind};
 use crate::upstream::UpstreamError;
 use crate::upstream::exchange::Call;
 use crate::upstream::incoming::Incoming;
@@ -51,7 +51,7 @@ fn list_pull(
         return;
     }
     let subject = exchange.subject(repository, Some(digest));
-    let transfer = Transfer::new(Kind::Pull, from_cache, subject, reply.body.length());
+    let transfer = Transfer::new(TransferKind::Pull, from_cache, subject, reply.body.length());
     reply.outcome.transfer = Some(Arc::new(TRANSFERS.list(transfer.joined_to(fill))));
 }
 

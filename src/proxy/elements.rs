@@ -21,7 +21,7 @@ pub(super) fn for_each<'a, T: Deserialize<'a>>(
     let mut json = serde_json::Deserializer::from_slice(document);
     let reader = Document {
         field,
-        list: List(each, PhantomData),
+        list: JsonList(each, PhantomData),
     };
     let is_there = reader.deserialize(&mut json).ok()?;
     json.end().ok()?;
@@ -31,7 +31,7 @@ pub(super) fn for_each<'a, T: Deserialize<'a>>(
 /// Reads an object and looks into one of its fields. Its value: whether that is there.
 struct Document<'f, T, F> {
     field: &'f str,
-    list: List<T, F>,
+    list: JsonList<T, F>,
 }
 
 impl<'de, T: Deserialize<'de>, F: FnMut(T)> DeserializeSeed<'de> for Document<'_, T, F> {
@@ -67,9 +67,9 @@ impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for Document<'_, T, F> 
 }
 
 /// Reads a list, and passes on what is in it.
-struct List<T, F>(F, PhantomData<T>);
+struct JsonList<T, F>(F, PhantomData<T>);
 
-impl<'de, T: Deserialize<'de>, F: FnMut(T)> DeserializeSeed<'de> for &mut List<T, F> {
+impl<'de, T: Deserialize<'de>, F: FnMut(T)> DeserializeSeed<'de> for &mut JsonList<T, F> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
@@ -77,7 +77,7 @@ impl<'de, T: Deserialize<'de>, F: FnMut(T)> DeserializeSeed<'de> for &mut List<T
     }
 }
 
-impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for &mut List<T, F> {
+impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for &mut JsonList<T, F> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -15,7 +15,7 @@ use super::dispatch::{self, Accepted};
 use super::exchange::Parts;
 use super::page;
 use super::query::Query;
-use super::referrer_queue::Image;
+use super::referrer_queue::QueuedImage;
 use super::registries::{Choice, ResolvedRequest};
 use crate::cache::manifest::{Named, named_by};
 use crate::log::{self, Level};
@@ -60,7 +60,7 @@ pub(super) fn run(parts: &Arc<Parts>) -> ! {
 /// The work on one image.
 struct ReferrerFill<'a> {
     parts: &'a Arc<Parts>,
-    image: &'a Image,
+    image: &'a QueuedImage,
     manifests_left: usize,
     bytes_left: u64,
     blobs: usize,
@@ -69,7 +69,7 @@ struct ReferrerFill<'a> {
 }
 
 impl<'a> ReferrerFill<'a> {
-    const fn new(parts: &'a Arc<Parts>, image: &'a Image) -> Self {
+    const fn new(parts: &'a Arc<Parts>, image: &'a QueuedImage) -> Self {
         Self {
             parts,
             image,

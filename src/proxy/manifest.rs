@@ -13,7 +13,7 @@ use super::content::{self, media_type};
 use super::exchange::Exchange;
 use super::headers::DIGEST_FIELD;
 use super::lookup::{Freshness, ManifestLookup};
-use super::referrer_queue::Image;
+use super::referrer_queue::QueuedImage;
 use super::{cache_key, conditional, headers, refusal};
 use crate::cache::Cache;
 use crate::cache::changes::{Fact, Moment};
@@ -271,7 +271,7 @@ impl ManifestPull<'_> {
     fn queue_referrers(&self, digest: &Digest) {
         let exchange = self.exchange;
         if let Some(queue) = &exchange.parts.referrer_queue {
-            let image = Image {
+            let image = QueuedImage {
                 registry: exchange.registry.clone(),
                 repository: self.scope.repository.clone(),
                 digest: digest.clone(),

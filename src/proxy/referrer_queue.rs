@@ -22,13 +22,13 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// The queue.
 #[derive(Default)]
 pub(super) struct ReferrerQueue {
-    waiting: Mutex<VecDeque<Attempt>>,
+    waiting: Mutex<VecDeque<QueuedAttempt>>,
     added: Condvar,
 }
 
 /// A manifest that came into the cache.
 #[derive(Debug, Clone)]
-pub(super) struct Image {
+pub(super) struct QueuedImage {
     pub(super) registry: Registry,
     pub(super) repository: Repository,
     pub(super) digest: Digest,
@@ -39,8 +39,8 @@ pub(super) struct Image {
 }
 
 /// One attempt for an image.
-pub(super) struct Attempt {
-    pub(super) image: Image,
+pub(super) struct QueuedAttempt {
+    pub(super) image: QueuedImage,
     number: u32,
     due: Instant,
 }
@@ -48,11 +48,11 @@ pub(super) struct Attempt {
 impl ReferrerQueue {
     /// Adds an image that was fetched by this reference. Leaves it out when too many wait, or when
     /// it is itself a referrer too far from a client's image.
-    pub(super) fn add(&self, image: Image, reference: &Reference) {
+    pub(super) fn add(&self, image: QueuedImage, reference: &Reference) {
         if image.depth >= DEPTH_MAX || is_referrer_tag(reference) {
             return;
         }
-        self.push(Attempt {
+        self.push(QueuedAttempt {
             image,
             number: 1,
             due: Instant::now(),
@@ -60,9 +60,9 @@ impl ReferrerQueue {
     }
 
     /// Adds the image again after a failed attempt, unless that was the last.
-    pub(super) fn retry(&self, failed: Attempt) {
+    pub(super) fn retry(&self, failed: QueuedAttempt) {
         if failed.number < ATTEMPTS_MAX {
-            self.push(Attempt {
+            self.push(QueuedAttempt {
                 due: Instant::now() + PAUSE * failed.number,
                 number: failed.number + 1,
                 image: failed.image,
@@ -71,7 +71,7 @@ impl ReferrerQueue {
     }
 
     /// Waits for the next attempt that is due.
-    pub(super) fn next(&self) -> Attempt {
+    pub(super) fn next(&self) -> QueuedAttempt {
         let mut waiting = self.lock();
         loop {
             let now = Instant::now();
@@ -86,7 +86,7 @@ impl ReferrerQueue {
         }
     }
 
-    fn push(&self, attempt: Attempt) {
+    fn push(&self, attempt: QueuedAttempt) {
         let mut waiting = self.lock();
         if waiting.len() >= QUEUE_MAX {
             drop(waiting);
@@ -104,7 +104,7 @@ impl ReferrerQueue {
         self.added.notify_one();
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Attempt>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<QueuedAttempt>> {
         // No operation leaves an attempt half done.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -126,9 +126,9 @@ mod tests {
     use super::*;
     use crate::message::{Headers, Peer};
 
-    fn attempt(n: usize, due: Instant) -> Attempt {
+    fn attempt(n: usize, due: Instant) -> QueuedAttempt {
         let digest = format!("sha256:{n:064x}");
-        let image = Image {
+        let image = QueuedImage {
             registry: "r.example".parse().unwrap(),
             repository: "a".parse().unwrap(),
             digest: digest.parse().unwrap(),
@@ -142,7 +142,7 @@ mod tests {
             },
         };
         let number = 1;
-        Attempt { image, number, due }
+        QueuedAttempt { image, number, due }
     }
 
     #[test]

@@ -70,9 +70,9 @@ impl<'a> ReferrersRequest<'a> {
             PageLookup::Failed(why) => fail(&why),
             PageLookup::Found(page) => finish(self.exchange.dress_page(page.headers, page.body)),
             PageLookup::Refused(refused) => match self.judge(&refused) {
-                Refusal::Outage(why) if refused.status == 404 => fail(&why),
-                Refusal::NoApi => refuse(&no_api()),
-                Refusal::Outage(_) | Refusal::OfTheList => self.pass_on(refused),
+                ListRefusal::Outage(why) if refused.status == 404 => fail(&why),
+                ListRefusal::NoApi => refuse(&no_api()),
+                ListRefusal::Outage(_) | ListRefusal::OfTheList => self.pass_on(refused),
             },
             PageLookup::TooLarge => self.stream(),
         }
@@ -107,11 +107,11 @@ impl<'a> ReferrersRequest<'a> {
         let excuse = page::excuse(self.scope.registry, &refused);
         // A registry that has listed them has the API: this 404 is not its own.
         let refusal = match excuse.filter(|_| in_hand) {
-            Some(why) => Refusal::Outage(why),
+            Some(why) => ListRefusal::Outage(why),
             None => self.judge(&refused),
         };
         match refusal {
-            Refusal::Outage(why) => {
+            ListRefusal::Outage(why) => {
                 let offline = || self.answer_offline(cache, &why);
                 let stale = page::answer_in_turn(self.scope.registry, offline);
                 stale.unwrap_or_else(|| match refused.status {
@@ -119,26 +119,26 @@ impl<'a> ReferrersRequest<'a> {
                     _ => self.pass_on(refused),
                 })
             }
-            Refusal::NoApi => {
+            ListRefusal::NoApi => {
                 self.note_api(cache, false);
                 refuse(&no_api())
             }
-            Refusal::OfTheList => self.pass_on(refused),
+            ListRefusal::OfTheList => self.pass_on(refused),
         }
     }
 
     /// Finds what a refusal says. Many registries without the API answer an unknown path in plain
     /// text, as a load balancer without backends does; whoever is a registry shows it at `/v2/`.
-    fn judge(&self, refused: &Buffered) -> Refusal {
+    fn judge(&self, refused: &Buffered) -> ListRefusal {
         let excuse = page::excuse(self.scope.registry, refused);
         match (is_no_api(refused), excuse) {
             (true, Some(why)) if refused.status == 404 && !self.is_a_registrys(refused) => {
-                Refusal::Outage(why)
+                ListRefusal::Outage(why)
             }
-            (true, _) if refused.status != 501 => Refusal::NoApi,
-            (_, Some(why)) => Refusal::Outage(why),
-            (true, None) => Refusal::NoApi,
-            (false, None) => Refusal::OfTheList,
+            (true, _) if refused.status != 501 => ListRefusal::NoApi,
+            (_, Some(why)) => ListRefusal::Outage(why),
+            (true, None) => ListRefusal::NoApi,
+            (false, None) => ListRefusal::OfTheList,
         }
     }
 
@@ -339,7 +339,7 @@ impl<'a> ReferrersRequest<'a> {
 }
 
 /// What a refusal says.
-enum Refusal {
+enum ListRefusal {
     /// Nothing: whoever answered is out of order, or is not the registry.
     Outage(UpstreamError),
     /// The registry has no referrers API.

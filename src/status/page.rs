@@ -16,14 +16,14 @@ const SCRIPT: &str = include_str!("page.js");
 const STYLE_PLACE: &str = "/*style*/";
 const SCRIPT_PLACE: &str = "/*script*/";
 
-struct Page {
+struct StatusPage {
     bytes: SharedBytes,
     etag: String,
     policy: String,
 }
 
-fn page() -> &'static Page {
-    static PAGE: OnceLock<Page> = OnceLock::new();
+fn page() -> &'static StatusPage {
+    static PAGE: OnceLock<StatusPage> = OnceLock::new();
     PAGE.get_or_init(|| {
         let text = HTML
             .replacen(STYLE_PLACE, STYLE, 1)
@@ -37,7 +37,7 @@ fn page() -> &'static Page {
             hash(SCRIPT),
             hash(STYLE)
         );
-        Page {
+        StatusPage {
             etag: format!("\"{}\"", hash(&text)),
             bytes: text.into_bytes().into(),
             policy,

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::sources::Sources;
 use super::verdict::{Facts, judge};
-use crate::aws::token::Status as TokenStatus;
+use crate::aws::token::TokenStatus;
 use crate::cache::Cache;
 use crate::cache::images::{Image, ImagePage};
 use crate::calendar::format_rfc3339;
@@ -16,7 +16,7 @@ use crate::config::{COMMIT, VERSION};
 use crate::history::{self, Bytes, FAILURES, Failure, HISTORY, Minute, Outcome};
 use crate::metrics;
 use crate::oci::Registry;
-use crate::transfers::{Kind, TRANSFERS, Transfer};
+use crate::transfers::{TRANSFERS, Transfer, TransferKind};
 
 /// Transfers in one document, the oldest ones: those are the ones in question.
 const TRANSFERS_SHOWN: usize = 200;
@@ -119,7 +119,7 @@ fn transfers() -> Value {
     let (running, unlisted) = TRANSFERS.running();
     let pushes = running
         .iter()
-        .filter(|transfer| transfer.kind == Kind::Push)
+        .filter(|transfer| transfer.kind == TransferKind::Push)
         .count();
     let shown = running.iter().take(TRANSFERS_SHOWN);
     json!({
@@ -148,7 +148,7 @@ fn describe_transfer(transfer: &Transfer) -> Value {
         "left_s": left.and_then(|left| left.checked_div(rate)),
         "age_s": transfer.age().as_secs(),
         "idle_s": transfer.idle().as_secs(),
-        "clients": if transfer.kind == Kind::Fill { transfer.clients() } else { 1 },
+        "clients": if transfer.kind == TransferKind::Fill { transfer.clients() } else { 1 },
     })
 }
 

@@ -3,7 +3,7 @@
 
 /// What the proxy can do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum ProxyState {
     /// Pulls and pushes.
     Ready,
     /// Pulls of what is in the cache.
@@ -12,7 +12,7 @@ pub(super) enum State {
     NotReady,
 }
 
-impl State {
+impl ProxyState {
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Ready => "ready",
@@ -39,9 +39,9 @@ pub(super) struct Facts {
 }
 
 /// The state, and why.
-pub(super) fn judge(facts: &Facts) -> (State, String) {
+pub(super) fn judge(facts: &Facts) -> (ProxyState, String) {
     if facts.draining {
-        return (State::NotReady, "Not ready: shutting down.".to_owned());
+        return (ProxyState::NotReady, "Not ready: shutting down.".to_owned());
     }
     let why = match (&facts.no_token, facts.unreachable) {
         (Some(why), _) => format!("no ECR token ({why})"),
@@ -55,18 +55,18 @@ pub(super) fn judge(facts: &Facts) -> (State, String) {
                 .as_deref()
                 .unwrap_or("the registry of the identity");
             return (
-                State::Ready,
+                ProxyState::Ready,
                 format!("Ready: pulls and pushes go to {registry}."),
             );
         }
     };
     if facts.has_content {
         return (
-            State::CacheOnly,
+            ProxyState::CacheOnly,
             format!("Serving from the cache alone: {why}."),
         );
     }
-    (State::NotReady, format!("Not ready: {why}."))
+    (ProxyState::NotReady, format!("Not ready: {why}."))
 }
 
 #[cfg(test)]
@@ -82,19 +82,22 @@ mod tests {
         let (state, sentence) = judge(&ready);
         assert_eq!(
             (state, sentence.as_str()),
-            (State::Ready, "Ready: pulls and pushes go to r.example.")
+            (
+                ProxyState::Ready,
+                "Ready: pulls and pushes go to r.example."
+            )
         );
         let cut_off = Facts {
             unreachable: true,
             last_error: Some("connect failed".into()),
             ..ready.clone()
         };
-        assert_eq!(judge(&cut_off).0, State::NotReady);
+        assert_eq!(judge(&cut_off).0, ProxyState::NotReady);
         let (state, sentence) = judge(&Facts {
             has_content: true,
             ..cut_off
         });
-        assert_eq!(state, State::CacheOnly);
+        assert_eq!(state, ProxyState::CacheOnly);
         assert!(
             sentence.ends_with("out of reach (connect failed)."),
             "{sentence}"
@@ -108,14 +111,14 @@ mod tests {
             has_content: true,
             ..tokenless
         });
-        assert_eq!(state, State::CacheOnly);
+        assert_eq!(state, ProxyState::CacheOnly);
         let (state, sentence) = judge(&Facts {
             draining: true,
             ..ready
         });
         assert_eq!(
             (state, sentence.as_str()),
-            (State::NotReady, "Not ready: shutting down.")
+            (ProxyState::NotReady, "Not ready: shutting down.")
         );
     }
 }

@@ -51,7 +51,7 @@ pub struct TokenConfig {
 
 /// The state of the default region, for `/readyz` and the status page.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Status {
+pub struct TokenStatus {
     /// True when a token is at hand.
     pub has_token: bool,
     /// When it ends, by this machine's clock.
@@ -144,7 +144,7 @@ impl Tokens {
     }
 
     /// The state of the default region; without one, that of any.
-    pub fn status(&self) -> Status {
+    pub fn status(&self) -> TokenStatus {
         let now = self.clock.monotonic();
         let shared = self.lock();
         let default_realm = self.default_realm(&shared);
@@ -157,7 +157,7 @@ impl Tokens {
         };
         let token = state.and_then(|state| state.usable(now));
         let left = token.map(|token| token.good_until.saturating_duration_since(now));
-        Status {
+        TokenStatus {
             has_token: token.is_some(),
             expires: left.and_then(|left| self.clock.now().checked_add(left)),
             last_error: match state {

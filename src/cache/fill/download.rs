@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{COPY_BYTES, Growing, Outcome};
+use super::{COPY_BYTES, FillEnd, Growing};
 use crate::cache::disk::Disk;
 use crate::cache::sweep::Reservation;
 use crate::hash::Hasher;
@@ -46,7 +46,7 @@ enum Try {
     /// The body came to its end.
     Complete,
     /// For good.
-    End(Outcome),
+    End(FillEnd),
     /// May be tried again.
     Broken(UpstreamError),
     /// To be tried again from the first byte: upstream does not go on where we are.
@@ -81,7 +81,7 @@ impl<'a> Fill<'a> {
         })
     }
 
-    pub(super) fn run(mut self) -> Outcome {
+    pub(super) fn run(mut self) -> FillEnd {
         let mut restarted = false;
         let (mut failures, mut furthest) = (0, 0);
         let outcome = loop {
@@ -93,7 +93,7 @@ impl<'a> Fill<'a> {
                     continue;
                 }
                 Try::Restarted => {
-                    break Outcome::Failed(self.broken("upstream answers no range".to_owned()));
+                    break FillEnd::Failed(self.broken("upstream answers no range".to_owned()));
                 }
                 Try::Broken(error) => error,
             };
@@ -104,7 +104,7 @@ impl<'a> Fill<'a> {
             };
             furthest = furthest.max(self.have);
             if failures >= FAILURES_MAX || !self.growing.lock().begun {
-                break Outcome::Failed(error);
+                break FillEnd::Failed(error);
             }
             let digest = &self.growing.wanted.digest;
             let message = "download broke off; resuming";
@@ -114,7 +114,7 @@ impl<'a> Fill<'a> {
         };
         // What came so far is kept, and the next download goes on from there. Empty files would
         // pile up, one for each digest that is asked for while upstream is down.
-        if self.have == 0 || matches!(outcome, Outcome::Bypass) {
+        if self.have == 0 || matches!(outcome, FillEnd::Bypass) {
             self.discard();
         }
         outcome
@@ -161,7 +161,7 @@ impl<'a> Fill<'a> {
             _ => return self.refused(fetched),
         };
         if let Err(outcome) = self.begin(total) {
-            if matches!(outcome, Outcome::Bypass) && self.have == 0 {
+            if matches!(outcome, FillEnd::Bypass) && self.have == 0 {
                 self.growing.change(|state| state.handover = Some(fetched));
             }
             return Try::End(outcome);
@@ -182,15 +182,15 @@ impl<'a> Fill<'a> {
     }
 
     /// Tells readers that bytes are coming, once there is room for them.
-    fn begin(&mut self, total: Option<u64>) -> Result<(), Outcome> {
+    fn begin(&mut self, total: Option<u64>) -> Result<(), FillEnd> {
         let Some(total) = total else {
             log_not_cached("its length is unknown", 0);
-            return Err(Outcome::Bypass);
+            return Err(FillEnd::Bypass);
         };
         if let Some(known) = self.growing.begun_with() {
             if known != total {
                 let why = format!("length changed from {known} to {total} bytes");
-                return Err(Outcome::Failed(self.broken(why)));
+                return Err(FillEnd::Failed(self.broken(why)));
             }
             return Ok(());
         }
@@ -198,7 +198,7 @@ impl<'a> Fill<'a> {
         let free = self.disk.store.free_bytes().unwrap_or(u64::MAX);
         if free.saturating_sub(FREE_BYTES_MIN) < missing {
             log_not_cached("it is larger than the free space", missing);
-            return Err(Outcome::Bypass);
+            return Err(FillEnd::Bypass);
         }
         self.reserved = self
             .disk
@@ -206,7 +206,7 @@ impl<'a> Fill<'a> {
             .make_room(missing, Instant::now() + ROOM_TIMEOUT);
         if self.reserved.is_none() {
             log_not_cached("there is no room in CACHE_MAX_SIZE", missing);
-            return Err(Outcome::Bypass);
+            return Err(FillEnd::Bypass);
         }
         self.growing.change(|state| {
             state.begun = true;
@@ -236,7 +236,7 @@ impl<'a> Fill<'a> {
             if self.have + count as u64 > total {
                 self.discard();
                 let why = "body is longer than its length".to_owned();
-                return Try::End(Outcome::Failed(self.broken(why)));
+                return Try::End(FillEnd::Failed(self.broken(why)));
             }
             if let Err(error) = self.file.write_all_at(piece, self.have) {
                 return self.disk_failed("partial file", &error);
@@ -277,22 +277,22 @@ impl<'a> Fill<'a> {
         Ok(())
     }
 
-    fn finish(&mut self) -> Outcome {
+    fn finish(&mut self) -> FillEnd {
         let wanted = &self.growing.wanted;
         let found = std::mem::replace(&mut self.hasher, Hasher::new(&wanted.digest)).finish();
         if found != wanted.digest.as_str() {
             metrics::DIGEST_FAILURES.inc();
             self.discard();
-            return Outcome::Failed(self.broken(format!("blob has the digest {found}")));
+            return FillEnd::Failed(self.broken(format!("blob has the digest {found}")));
         }
         let same = self.was_shown_right();
         if same {
             self.growing.change(|state| state.verified = true);
         }
         let outcome = match same {
-            true => Outcome::Done,
+            true => FillEnd::Done,
             // The blob is good, and what readers got of it before the restart is not.
-            false => Outcome::Failed(self.broken("the bytes of before a restart are wrong".into())),
+            false => FillEnd::Failed(self.broken("the bytes of before a restart are wrong".into())),
         };
         // The link first: a blob that is there without one would cost whoever asks now a HEAD.
         wanted.link(self.disk, Some(self.growing.total()));
@@ -347,7 +347,7 @@ impl<'a> Fill<'a> {
             return Try::Broken(self.broken(error.to_string()));
         }
         let (status, headers) = (fetched.reply.status, fetched.reply.headers);
-        Try::End(Outcome::Refused(Buffered {
+        Try::End(FillEnd::Refused(Buffered {
             status,
             headers,
             body: body.into(),
@@ -356,7 +356,7 @@ impl<'a> Fill<'a> {
 
     fn disk_failed(&self, what: &str, error: &io::Error) -> Try {
         self.disk.faults.report(what, error);
-        Try::End(Outcome::Bypass)
+        Try::End(FillEnd::Bypass)
     }
 
     fn discard(&self) {

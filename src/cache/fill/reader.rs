@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{COPY_BYTES, Growing, Outcome};
+use super::{COPY_BYTES, FillEnd, Growing};
 use crate::message::{Headers, Piece, Pieces};
 use crate::range::ContentRange;
 use crate::transfers::JoinedClient;
@@ -27,7 +27,7 @@ pub(super) struct Reader {
 }
 
 /// What a reader finds.
-enum Found {
+enum NextBytes {
     Bytes(Arc<File>, u64),
     End,
     OnOwn,
@@ -40,7 +40,7 @@ impl Pieces for Reader {
         }
         if self.own.is_none() {
             match self.find()? {
-                Found::Bytes(file, length) => {
+                NextBytes::Bytes(file, length) => {
                     let offset = self.position;
                     self.position += length;
                     let file = self.file.insert(file);
@@ -50,8 +50,8 @@ impl Pieces for Reader {
                         length,
                     });
                 }
-                Found::End => return Ok(Piece::End),
-                Found::OnOwn => self.own = Some(self.download_rest()?),
+                NextBytes::End => return Ok(Piece::End),
+                NextBytes::OnOwn => self.own = Some(self.download_rest()?),
             }
         }
         self.next_of_own()
@@ -73,19 +73,19 @@ impl Reader {
     }
 
     /// Waits for bytes at our position.
-    fn find(&self) -> io::Result<Found> {
+    fn find(&self) -> io::Result<NextBytes> {
         let deadline = Instant::now() + READER_TIMEOUT;
         let mut state = self.growing.lock();
         loop {
             let until = self.end.min(state.readable());
             if let (Some((file, _)), true) = (&state.file, until > self.position) {
-                return Ok(Found::Bytes(Arc::clone(file), until - self.position));
+                return Ok(NextBytes::Bytes(Arc::clone(file), until - self.position));
             }
             match &state.outcome {
-                Some(Outcome::Bypass) => return Ok(Found::OnOwn),
-                Some(Outcome::Done) => return Ok(Found::End),
-                Some(Outcome::Failed(error)) => return Err(io::Error::other(error.clone())),
-                Some(Outcome::Refused(refused)) => {
+                Some(FillEnd::Bypass) => return Ok(NextBytes::OnOwn),
+                Some(FillEnd::Done) => return Ok(NextBytes::End),
+                Some(FillEnd::Failed(error)) => return Err(io::Error::other(error.clone())),
+                Some(FillEnd::Refused(refused)) => {
                     let why = format!("upstream answered {}", refused.status);
                     return Err(io::Error::other(why));
                 }

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use super::survey::{Id, Image, MANIFEST_BYTES_MAX, Survey};
+use super::survey::{EvictionUnit, Id, MANIFEST_BYTES_MAX, Survey};
 use crate::cache::manifest::named_by;
 use crate::cache::names::Names;
 use crate::cache::store::Store;
@@ -123,7 +123,7 @@ impl Eviction<'_> {
         }
     }
 
-    fn remove_unless_used(&mut self, image: &Image) -> bool {
+    fn remove_unless_used(&mut self, image: &EvictionUnit) -> bool {
         if let Some(pages) = &image.pages {
             self.names.remove_pages(pages);
             return true;

@@ -48,7 +48,7 @@ pub(super) struct Need {
 
 /// A repository.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct RepositorySurvey {
     registry: Registry,
     repository: Repository,
     /// Links: when each was used, and whether it is a manifest's.
@@ -57,7 +57,7 @@ pub(super) struct Place {
     pub(super) needs: HashMap<Id, Need>,
 }
 
-impl Place {
+impl RepositorySurvey {
     pub(super) fn scope(&self) -> Scope<'_> {
         Scope {
             registry: &self.registry,
@@ -73,7 +73,7 @@ impl Place {
 
 /// What goes as a whole.
 #[derive(Debug)]
-pub(super) struct Image {
+pub(super) struct EvictionUnit {
     pub(super) accessed: SystemTime,
     /// Its repository; none for a blob that no manifest names, and for pages.
     pub(super) place: Option<usize>,
@@ -87,8 +87,8 @@ pub(super) struct Image {
 #[derive(Debug, Default)]
 pub(super) struct Survey {
     pub(super) nodes: Vec<Node>,
-    pub(super) places: Vec<Place>,
-    pub(super) images: Vec<Image>,
+    pub(super) places: Vec<RepositorySurvey>,
+    pub(super) images: Vec<EvictionUnit>,
     ids: HashMap<Digest, Id>,
     /// What each manifest names, and whether that is a manifest too; read once.
     named: HashMap<Id, Rc<[(Id, bool)]>>,
@@ -114,13 +114,15 @@ impl Survey {
         }
         survey.add_unnamed();
         let pages = names.page_folders().into_iter();
-        survey.images.extend(pages.map(|(folder, accessed)| Image {
-            accessed,
-            place: None,
-            tag: None,
-            roots: Vec::new(),
-            pages: Some(folder),
-        }));
+        survey
+            .images
+            .extend(pages.map(|(folder, accessed)| EvictionUnit {
+                accessed,
+                place: None,
+                tag: None,
+                roots: Vec::new(),
+                pages: Some(folder),
+            }));
         survey.images.sort_by_key(|image| image.accessed);
         Ok(survey)
     }
@@ -144,7 +146,11 @@ impl Survey {
     }
 
     /// The digests that a repository no longer needs once the image is gone.
-    pub(super) fn needed_by_it_alone(&self, place: &Place, image: &Image) -> Vec<Id> {
+    pub(super) fn needed_by_it_alone(
+        &self,
+        place: &RepositorySurvey,
+        image: &EvictionUnit,
+    ) -> Vec<Id> {
         let mut released: HashMap<Id, u32> = HashMap::new();
         let (mut open, mut alone) = (image.roots.clone(), Vec::new());
         while let Some(id) = open.pop() {
@@ -165,7 +171,7 @@ impl Survey {
     }
 
     /// Takes the image out: the counts are those of a repository without it.
-    pub(super) fn release(&mut self, place: usize, image: &Image) {
+    pub(super) fn release(&mut self, place: usize, image: &EvictionUnit) {
         let mut open = image.roots.clone();
         while let Some(id) = open.pop() {
             let Some(needs) = self.places.get_mut(place).map(|place| &mut place.needs) else {
@@ -211,7 +217,7 @@ impl Survey {
         registry: &Registry,
         repository: Repository,
     ) {
-        let mut place = Place {
+        let mut place = RepositorySurvey {
             registry: registry.clone(),
             repository,
             links: HashMap::new(),
@@ -253,7 +259,7 @@ impl Survey {
     }
 
     /// A tag or a manifest holds a digest, and a manifest holds what it names.
-    fn hold(&mut self, store: &Store, place: &mut Place, digest: (Id, bool)) {
+    fn hold(&mut self, store: &Store, place: &mut RepositorySurvey, digest: (Id, bool)) {
         let mut open = vec![digest];
         while let Some((id, is_manifest)) = open.pop() {
             let need = place.needs.entry(id).or_default();
@@ -270,7 +276,7 @@ impl Survey {
     }
 
     /// What a manifest names, the first time that it is met in a repository; then nothing.
-    fn expand(&mut self, store: &Store, place: &mut Place, id: Id) -> Rc<[(Id, bool)]> {
+    fn expand(&mut self, store: &Store, place: &mut RepositorySurvey, id: Id) -> Rc<[(Id, bool)]> {
         let need = place.needs.entry(id).or_default();
         if std::mem::replace(&mut need.is_manifest, true) {
             return Rc::default();
@@ -279,7 +285,7 @@ impl Survey {
     }
 
     /// Holds the manifests that no tag leads to. Those that no other manifest names are images.
-    fn hold_untagged(&mut self, store: &Store, place: &mut Place) -> Vec<Id> {
+    fn hold_untagged(&mut self, store: &Store, place: &mut RepositorySurvey) -> Vec<Id> {
         let untagged = place.links.iter().filter(|(_, (_, manifest))| *manifest);
         let untagged = untagged.map(|(id, _)| *id);
         let untagged: Vec<Id> = untagged
@@ -300,7 +306,7 @@ impl Survey {
 
     fn add_images(
         &mut self,
-        place: &Place,
+        place: &RepositorySurvey,
         tags: HashMap<Tag, (SystemTime, Vec<Id>)>,
         untagged: Vec<Id>,
     ) {
@@ -315,9 +321,9 @@ impl Survey {
         let untagged = untagged
             .into_iter()
             .map(|root| (None, SystemTime::UNIX_EPOCH, vec![root]));
-        let images: Vec<Image> = tagged
+        let images: Vec<EvictionUnit> = tagged
             .chain(untagged)
-            .map(|(tag, accessed, roots)| Image {
+            .map(|(tag, accessed, roots)| EvictionUnit {
                 accessed: roots
                     .iter()
                     .map(|root| used.of(*root))
@@ -342,7 +348,7 @@ impl Survey {
             let places = node.linked_in.iter();
             let links = places.filter_map(|place| self.places.get(*place as usize)?.links.get(&id));
             let accessed = links.map(|(accessed, _)| *accessed).max();
-            self.images.push(Image {
+            self.images.push(EvictionUnit {
                 accessed: accessed.unwrap_or(node.modified),
                 place: None,
                 tag: None,
@@ -372,7 +378,7 @@ impl Survey {
 /// was.
 struct LastUse<'a> {
     survey: &'a Survey,
-    place: &'a Place,
+    place: &'a RepositorySurvey,
     known: HashMap<Id, SystemTime>,
 }
 

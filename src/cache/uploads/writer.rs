@@ -32,12 +32,12 @@ const STACK_BYTES: usize = 256 * 1024;
 
 /// What the connection hands to the thread.
 pub(super) struct Queue {
-    state: Mutex<State>,
+    state: Mutex<CopyQueue>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct CopyQueue {
     items: VecDeque<Item>,
     bytes: usize,
     /// The connection is done with it.
@@ -149,7 +149,7 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, CopyQueue> {
         // Every change is a few assignments, so a poisoned state is still whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::Verdict;
+use super::outcome::StepOutcome;
 use crate::app;
 use crate::aws::token::{FoundCredentials, FoundToken, Tokens};
 use crate::cache::probe;
@@ -29,9 +29,9 @@ const CLOCK_OFF_S: u64 = 240;
 /// Addresses shown of a name.
 const ADDRESSES_SHOWN: usize = 4;
 
-pub(super) fn probe_cache(settings: &Settings) -> Verdict {
+pub(super) fn probe_cache(settings: &Settings) -> StepOutcome {
     let Some(directory) = app::cache_directory(settings) else {
-        return Verdict::Skipped("off: set CACHE_DIR for a cache".into());
+        return StepOutcome::Skipped("off: set CACHE_DIR for a cache".into());
     };
     match probe::probe(&directory) {
         Ok(found) => {
@@ -40,21 +40,21 @@ pub(super) fn probe_cache(settings: &Settings) -> Verdict {
             } else {
                 "can be made"
             };
-            Verdict::Ok(format!(
+            StepOutcome::Ok(format!(
                 "{} {state}, {} free, quota {}",
                 found.root.display(),
                 gib(found.free_bytes),
                 gib(settings.cache_max_size)
             ))
         }
-        Err(error) => Verdict::Failed(error.to_string()),
+        Err(error) => StepOutcome::Failed(error.to_string()),
     }
 }
 
-pub(super) fn load_tls(settings: &Settings) -> Verdict {
+pub(super) fn load_tls(settings: &Settings) -> StepOutcome {
     let set = &settings.tls;
     let (true, Some(certificate), Some(key)) = (set.enabled, &set.certificate, &set.key) else {
-        return Verdict::Skipped("off: ENABLE_SSL is not true".into());
+        return StepOutcome::Skipped("off: ENABLE_SSL is not true".into());
     };
     let files = TlsFiles {
         certificate: certificate.clone(),
@@ -68,37 +68,37 @@ pub(super) fn load_tls(settings: &Settings) -> Verdict {
             if tls.good_until().is_some_and(|end| end <= SystemTime::now()) {
                 let name = certificate.display();
                 let why = format!("SSL_CERTIFICATE={name} ended {until}: renew it");
-                return Verdict::Failed(why);
+                return StepOutcome::Failed(why);
             }
-            Verdict::Ok(format!("{}, good until {until}", certificate.display()))
+            StepOutcome::Ok(format!("{}, good until {until}", certificate.display()))
         }
-        Err(faults) => Verdict::Failed(faults.join("; ")),
+        Err(faults) => StepOutcome::Failed(faults.join("; ")),
     }
 }
 
-pub(super) fn load_logins(settings: &Settings) -> Verdict {
+pub(super) fn load_logins(settings: &Settings) -> StepOutcome {
     let Some(path) = &settings.access.auth_file else {
-        return Verdict::Skipped("clients need none: AUTH_FILE is not set".into());
+        return StepOutcome::Skipped("clients need none: AUTH_FILE is not set".into());
     };
     match Logins::open(path, Arc::new(SystemClock)) {
-        Ok(logins) => Verdict::Ok(format!("{} users in {}", logins.count(), path.display())),
-        Err(why) => Verdict::Failed(format!("AUTH_FILE={why}")),
+        Ok(logins) => StepOutcome::Ok(format!("{} users in {}", logins.count(), path.display())),
+        Err(why) => StepOutcome::Failed(format!("AUTH_FILE={why}")),
     }
 }
 
 /// Finds the identity, its source and the end of its credentials. The flag is true when there are
 /// credentials at all.
-pub(super) fn find_identity(tokens: &Tokens) -> (Verdict, bool) {
+pub(super) fn find_identity(tokens: &Tokens) -> (StepOutcome, bool) {
     let credentials = match tokens.find_credentials() {
         Ok(credentials) => credentials,
-        Err(why) => return (Verdict::Failed(why), false),
+        Err(why) => return (StepOutcome::Failed(why), false),
     };
     let whose = describe(&credentials);
     let verdict = match tokens.find_identity() {
-        Ok(identity) => Verdict::Ok(format!("{} via {whose}", identity.arn)),
-        Err(fault) if fault.refused => Verdict::Failed(fault.text),
+        Ok(identity) => StepOutcome::Ok(format!("{} via {whose}", identity.arn)),
+        Err(fault) if fault.refused => StepOutcome::Failed(fault.text),
         // Pulls do not need STS once there are credentials.
-        Err(fault) => Verdict::Skipped(format!("not told, {whose}: {}", fault.text)),
+        Err(fault) => StepOutcome::Skipped(format!("not told, {whose}: {}", fault.text)),
     };
     (verdict, true)
 }
@@ -115,10 +115,10 @@ fn describe(credentials: &FoundCredentials) -> String {
 pub(super) fn fetch_token(
     tokens: &Tokens,
     registry: Option<&Registry>,
-) -> (Verdict, Option<FoundToken>) {
+) -> (StepOutcome, Option<FoundToken>) {
     let token = match tokens.find_token(registry) {
         Ok(token) => token,
-        Err(why) => return (Verdict::Failed(why), None),
+        Err(why) => return (StepOutcome::Failed(why), None),
     };
     let until = token
         .expires
@@ -134,21 +134,21 @@ pub(super) fn fetch_token(
         let note = format!("; this machine's clock is {off} s {way} AWS's, which is corrected");
         detail.push_str(&note);
     }
-    (Verdict::Ok(detail), Some(token))
+    (StepOutcome::Ok(detail), Some(token))
 }
 
-pub(super) fn look_up(client: &Client, registry: &Registry, limit: Duration) -> Verdict {
+pub(super) fn look_up(client: &Client, registry: &Registry, limit: Duration) -> StepOutcome {
     let host = registry.host();
     if let Some(proxy) = client.outbound_proxy(&registry.url()) {
-        return Verdict::Skipped(format!("{host} is looked up by {proxy}"));
+        return StepOutcome::Skipped(format!("{host} is looked up by {proxy}"));
     }
     match client.addresses(host, Instant::now() + limit) {
         Ok(found) => {
             let shown = found.iter().take(ADDRESSES_SHOWN);
             let shown: Vec<String> = shown.map(ToString::to_string).collect();
-            Verdict::Ok(format!("{host} is {}", shown.join(", ")))
+            StepOutcome::Ok(format!("{host} is {}", shown.join(", ")))
         }
-        Err(fault) => Verdict::Failed(format!(
+        Err(fault) => StepOutcome::Failed(format!(
             "{fault}; check the name in ECR, and RESOLVER or /etc/resolv.conf"
         )),
     }
@@ -161,7 +161,7 @@ pub(super) fn ask_registry(
     token: Option<&Secret<String>>,
     auth: UpstreamAuth,
     limit: Duration,
-) -> Verdict {
+) -> StepOutcome {
     let url = format!("{}/v2/", registry.url());
     let mut headers = Headers::new();
     if let Some(token) = token {
@@ -179,7 +179,7 @@ pub(super) fn ask_registry(
     let reply = match client.send(outgoing) {
         Ok(reply) => reply,
         Err(fault) => {
-            return Verdict::Failed(format!(
+            return StepOutcome::Failed(format!(
                 "GET {url}: {fault}; check network, firewall, HTTPS_PROXY and AWS_CA_BUNDLE"
             ));
         }
@@ -187,9 +187,9 @@ pub(super) fn ask_registry(
     let (status, took) = (reply.status, asked.elapsed().as_millis());
     let seen = format!("GET {url} {status} in {took} ms");
     let remedy = match (status, token, auth) {
-        (200, ..) => return Verdict::Ok(seen),
+        (200, ..) => return StepOutcome::Ok(seen),
         (401, None, UpstreamAuth::Ecr) => {
-            return Verdict::Ok(format!("{seen}: within reach, asked without a token"));
+            return StepOutcome::Ok(format!("{seen}: within reach, asked without a token"));
         }
         (401, _, UpstreamAuth::None) => {
             "it asks for a login, and UPSTREAM_AUTH is none: set UPSTREAM_AUTH=ecr for ECR itself"
@@ -202,7 +202,7 @@ pub(super) fn ask_registry(
         (500.., ..) => "it fails: try again later",
         _ => "is it a registry? check ECR",
     };
-    Verdict::Failed(format!("{seen}{}; {remedy}", quote(reply, token)))
+    StepOutcome::Failed(format!("{seen}{}; {remedy}", quote(reply, token)))
 }
 
 /// The text of a refusal, without our token; empty when it has none or is HTML.

@@ -20,8 +20,8 @@ fn checked(total: Duration, steps: impl FnOnce(&mut Check<'_>)) -> (u8, String) 
 #[test]
 fn each_step_is_one_line_and_one_failure_fails_all() {
     let (code, out) = checked(TOTAL, |check| {
-        check.run_step("cache", DISK_LIMIT, || Verdict::Skipped("off".into()));
-        check.run_step("identity", DISK_LIMIT, || Verdict::Ok("arn".into()));
+        check.run_step("cache", DISK_LIMIT, || StepOutcome::Skipped("off".into()));
+        check.run_step("identity", DISK_LIMIT, || StepOutcome::Ok("arn".into()));
     });
     assert_eq!(
         (code, out.as_str()),
@@ -29,9 +29,9 @@ fn each_step_is_one_line_and_one_failure_fails_all() {
     );
     let (code, out) = checked(TOTAL, |check| {
         check.run_step("token", DISK_LIMIT, || {
-            Verdict::Failed("no\r\nok    forged".into())
+            StepOutcome::Failed("no\r\nok    forged".into())
         });
-        check.run_step("dns", DISK_LIMIT, || Verdict::Ok("fine".into()));
+        check.run_step("dns", DISK_LIMIT, || StepOutcome::Ok("fine".into()));
     });
     let expected = "FAIL  token     no  ok    forged\nok    dns       fine\n";
     assert_eq!((code, out.as_str()), (EXIT_FAILED, expected));
@@ -45,9 +45,9 @@ fn a_step_that_hangs_is_left_behind() {
         check.run_step("cache", SHORT, move || {
             // Ends with the test.
             let _ = hold.recv();
-            Verdict::Ok(String::new())
+            StepOutcome::Ok(String::new())
         });
-        check.run_step("dns", DISK_LIMIT, || Verdict::Ok("fine".into()));
+        check.run_step("dns", DISK_LIMIT, || StepOutcome::Ok("fine".into()));
     });
     assert!(begun.elapsed() < DISK_LIMIT);
     assert_eq!(code, EXIT_FAILED);

@@ -15,7 +15,7 @@ use crate::oci::{Digest, Repository};
 use crate::proxy::exchange::Exchange;
 use crate::proxy::headers::DIGEST_FIELD;
 use crate::range;
-use crate::transfers::{Kind, Running, TRANSFERS, Transfer};
+use crate::transfers::{Running, TRANSFERS, Transfer, TransferKind};
 use crate::upstream::UpstreamError;
 
 /// The part of a path before the name of an upload.
@@ -160,7 +160,7 @@ fn forward(
     }
     let digest = parameter(exchange, "digest");
     let subject = exchange.subject(repository, digest.as_ref());
-    let transfer = TRANSFERS.list(Transfer::new(Kind::Push, false, subject, length));
+    let transfer = TRANSFERS.list(Transfer::new(TransferKind::Push, false, subject, length));
     let keep = cache(exchange).zip(upload).map(|(cache, upload)| {
         cache.uploads.expect(upload, length.unwrap_or_default());
         (&cache.uploads, upload)
