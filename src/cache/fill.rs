@@ -10,85 +10,32 @@
 //! memory, never across I/O.
 
 mod download;
+mod growing;
 mod reader;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::changes::{Fact, Moment};
+use super::changes::Fact;
 use super::disk::Disk;
-use super::names::Scope;
-use super::store::Reading;
 use crate::log::{self, Level, RequestScope};
-use crate::message::{Body, Buffered, Headers};
 use crate::metrics;
-use crate::oci::{Digest, Registry, Repository};
+use crate::oci::Digest;
 use crate::permits::Permits;
-use crate::transfers::{Subject, TRANSFERS, Transfer, TransferKind};
-use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT, Upstream};
-use crate::upstream::{Stage, UpstreamError};
+use crate::transfers::{TRANSFERS, Transfer, TransferKind};
+use crate::upstream::Stage;
+use crate::upstream::exchange::{HEAD_TIMEOUT, Upstream};
 use download::Fill;
-use reader::Reader;
+use growing::FillEnd;
+pub use growing::{BlobRequest, Growing, Joined};
 
 /// Longest wait for one of the fills' threads; then the blob is streamed uncached.
 const SLOT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes copied at a time.
-const COPY_BYTES: usize = 64 * 1024;
 /// Stack of a fill's thread: TLS and hashing.
 const STACK_BYTES: usize = 256 * 1024;
-
-/// What a blob is asked for under, kept for as long as the download lasts.
-#[derive(Debug, Clone)]
-pub struct BlobRequest {
-    /// The registry.
-    pub registry: Registry,
-    /// The repository.
-    pub repository: Repository,
-    /// The blob.
-    pub digest: Digest,
-    /// The moment before upstream was asked for it, or given it.
-    pub asked_at: Moment,
-}
-
-impl BlobRequest {
-    /// Where its names are kept.
-    pub const fn scope(&self) -> Scope<'_> {
-        Scope {
-            registry: &self.registry,
-            repository: &self.repository,
-        }
-    }
-
-    /// What others see of its transfer.
-    pub fn subject(&self) -> Subject {
-        Subject {
-            registry: self.registry.to_string(),
-            repository: self.repository.to_string(),
-            digest: Some(self.digest.to_string()),
-            ..Subject::default()
-        }
-    }
-
-    /// Notes that the blob belongs to the repository. `size`: its bytes were hashed.
-    pub(super) fn link(&self, disk: &Disk, size: Option<u64>) {
-        let (scope, digest, asked_at) = (self.scope(), &self.digest, self.asked_at);
-        let linked = match size {
-            Some(size) => disk.names.link_verified_blob(scope, digest, size, asked_at),
-            None => disk.names.link_blob(scope, digest, None, asked_at),
-        };
-        if let Err(error) = linked {
-            disk.faults.report("link", &error);
-        }
-    }
-
-    fn target(&self) -> String {
-        format!("/v2/{}/blobs/{}", self.repository, self.digest)
-    }
-}
 
 /// All downloads.
 pub struct Fills {
@@ -97,51 +44,6 @@ pub struct Fills {
     slots: Arc<Permits>,
     running: Mutex<HashMap<Digest, Arc<Growing>>>,
     count: AtomicUsize,
-}
-
-/// What joining a download came to.
-pub enum Joined {
-    /// It is not to be cached: stream it. The first to take it gets the reply that is there.
-    Bypass(Option<Fetched>),
-    /// The download failed before it began.
-    Failed(UpstreamError),
-    /// Bytes are coming, or are all there: upstream has shown the blob in this repository.
-    Growing(Arc<Growing>),
-    /// The same, but upstream has shown it in another repository, or before it was deleted here.
-    Unproven(Arc<Growing>),
-    /// Upstream answered something else than the blob.
-    Refused(Buffered),
-}
-
-/// One download and the file it grows in.
-pub struct Growing {
-    wanted: BlobRequest,
-    upstream: Arc<Upstream>,
-    state: Mutex<FillState>,
-    changed: Condvar,
-    transfer: Arc<Transfer>,
-    _reading: Reading,
-}
-
-#[derive(Default)]
-struct FillState {
-    /// Upstream has answered with the blob.
-    begun: bool,
-    total: u64,
-    /// What readers read, and how far it is good.
-    file: Option<(Arc<File>, u64)>,
-    verified: bool,
-    outcome: Option<FillEnd>,
-    handover: Option<Fetched>,
-}
-
-#[derive(Clone)]
-enum FillEnd {
-    /// Not to be cached, or not any more: each reader goes on by itself.
-    Bypass,
-    Done,
-    Failed(UpstreamError),
-    Refused(Buffered),
 }
 
 impl Fills {
@@ -263,107 +165,5 @@ impl Fills {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Growing>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Growing {
-    /// Bytes in all; 0 until upstream has answered.
-    pub fn total(&self) -> u64 {
-        self.lock().total
-    }
-
-    /// Bytes in all, once readers were told that bytes are coming.
-    fn begun_with(&self) -> Option<u64> {
-        let state = self.lock();
-        state.begun.then_some(state.total)
-    }
-
-    /// Its progress, as others see it.
-    pub const fn transfer(&self) -> &Arc<Transfer> {
-        &self.transfer
-    }
-
-    /// How far it has come.
-    pub fn written(&self) -> u64 {
-        self.lock()
-            .file
-            .as_ref()
-            .map_or(0, |(_, readable)| *readable)
-    }
-
-    /// A body of the bytes `start..end`.
-    pub fn body(self: &Arc<Self>, start: u64, end: u64) -> Body {
-        let length = Some(end.saturating_sub(start));
-        let pieces = Box::new(Reader::new(Arc::clone(self), start, end));
-        Body::Pieces { pieces, length }
-    }
-
-    fn wait_until_begun(self: Arc<Self>, deadline: Instant) -> Joined {
-        let mut state = self.lock();
-        loop {
-            match (&state.outcome, state.begun) {
-                (Some(FillEnd::Refused(refused)), _) => return Joined::Refused(refused.clone()),
-                (Some(FillEnd::Failed(error)), false) => return Joined::Failed(error.clone()),
-                (Some(FillEnd::Bypass), false) => return Joined::Bypass(state.handover.take()),
-                (_, true) => {
-                    drop(state);
-                    return Joined::Growing(self);
-                }
-                (Some(FillEnd::Done), false) => {
-                    let why = "the download ended before it began".to_owned();
-                    return Joined::Failed(self.fault(Stage::Transfer, why));
-                }
-                (None, false) => {}
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let why = "no answer came in time".to_owned();
-                return Joined::Failed(self.fault(Stage::Timeout, why));
-            }
-            let waited = self.changed.wait_timeout(state, left);
-            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Asks upstream for the blob, under `headers`. Blocks until its head is there.
-    fn ask(&self, headers: &Headers) -> Result<Fetched, UpstreamError> {
-        self.upstream.fetch_bodiless(Call {
-            registry: &self.wanted.registry,
-            method: "GET",
-            target: &self.wanted.target(),
-            headers,
-            patience: HEAD_TIMEOUT,
-            whole: false,
-        })
-    }
-
-    fn fault(&self, stage: Stage, reason: String) -> UpstreamError {
-        UpstreamError {
-            stage,
-            to: self.wanted.registry.url(),
-            reason,
-        }
-    }
-
-    fn change(&self, change: impl FnOnce(&mut FillState)) {
-        change(&mut self.lock());
-        self.changed.notify_all();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, FillState> {
-        // Every change is a few assignments, so a poisoned state is still whole.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl FillState {
-    /// All but the last byte may be read until the blob is verified.
-    fn readable(&self) -> u64 {
-        let readable = self.file.as_ref().map_or(0, |(_, readable)| *readable);
-        if self.verified {
-            readable
-        } else {
-            readable.min(self.total.saturating_sub(1))
-        }
     }
 }

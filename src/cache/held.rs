@@ -4,11 +4,11 @@
 
 use std::time::{Instant, SystemTime};
 
-use super::Cache;
 use super::changes::{Fact, Moment};
 use super::manifest::named_by;
 use super::names::{Scope, TagEntry};
 use super::pages::{List, Page};
+use super::whole::Cache;
 use crate::budget::{self, BODIES, SHARE_TIMEOUT, UNCOUNTED_BYTES_MAX};
 use crate::message::{Buffered, Headers, SharedBytes, WholeBody};
 use crate::oci::{Digest, Tag};

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{COPY_BYTES, FillEnd, Growing};
+use super::growing::{COPY_BYTES, FillEnd, Growing};
 use crate::cache::disk::Disk;
 use crate::cache::sweep::Reservation;
 use crate::hash::Hasher;

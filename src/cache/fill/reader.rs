@@ -6,8 +6,8 @@ use std::io::{self, Read};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{COPY_BYTES, FillEnd, Growing};
-use crate::message::{Headers, Piece, Pieces};
+use super::growing::{COPY_BYTES, FillEnd, Growing};
+use crate::message::{Body, Headers, Piece, Pieces};
 use crate::range::ContentRange;
 use crate::transfers::JoinedClient;
 
@@ -31,6 +31,15 @@ enum NextBytes {
     Bytes(Arc<File>, u64),
     End,
     OnOwn,
+}
+
+impl Growing {
+    /// A body of the bytes `start..end`.
+    pub fn body(self: &Arc<Self>, start: u64, end: u64) -> Body {
+        let length = Some(end.saturating_sub(start));
+        let pieces = Box::new(Reader::new(Arc::clone(self), start, end));
+        Body::Pieces { pieces, length }
+    }
 }
 
 impl Pieces for Reader {

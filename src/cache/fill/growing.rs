@@ -1,0 +1,210 @@
+//! A file that is still growing. Owns: how far a download has come, and waiting for it. Must not:
+//! download, or read the file.
+//!
+//! Lock: the state, held for a few reads and writes of memory, never across I/O.
+
+use std::fs::File;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::cache::changes::Moment;
+use crate::cache::disk::Disk;
+use crate::cache::names::Scope;
+use crate::cache::store::Reading;
+use crate::message::{Buffered, Headers};
+use crate::oci::{Digest, Registry, Repository};
+use crate::transfers::{Subject, Transfer};
+use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT, Upstream};
+use crate::upstream::{Stage, UpstreamError};
+
+/// Bytes copied at a time.
+pub(super) const COPY_BYTES: usize = 64 * 1024;
+
+/// What a blob is asked for under, kept for as long as the download lasts.
+#[derive(Debug, Clone)]
+pub struct BlobRequest {
+    /// The registry.
+    pub registry: Registry,
+    /// The repository.
+    pub repository: Repository,
+    /// The blob.
+    pub digest: Digest,
+    /// The moment before upstream was asked for it, or given it.
+    pub asked_at: Moment,
+}
+
+impl BlobRequest {
+    /// Where its names are kept.
+    pub const fn scope(&self) -> Scope<'_> {
+        Scope {
+            registry: &self.registry,
+            repository: &self.repository,
+        }
+    }
+
+    /// What others see of its transfer.
+    pub fn subject(&self) -> Subject {
+        Subject {
+            registry: self.registry.to_string(),
+            repository: self.repository.to_string(),
+            digest: Some(self.digest.to_string()),
+            ..Subject::default()
+        }
+    }
+
+    /// Notes that the blob belongs to the repository. `size`: its bytes were hashed.
+    pub(in crate::cache) fn link(&self, disk: &Disk, size: Option<u64>) {
+        let (scope, digest, asked_at) = (self.scope(), &self.digest, self.asked_at);
+        let linked = match size {
+            Some(size) => disk.names.link_verified_blob(scope, digest, size, asked_at),
+            None => disk.names.link_blob(scope, digest, None, asked_at),
+        };
+        if let Err(error) = linked {
+            disk.faults.report("link", &error);
+        }
+    }
+
+    pub(super) fn target(&self) -> String {
+        format!("/v2/{}/blobs/{}", self.repository, self.digest)
+    }
+}
+
+/// What joining a download came to.
+pub enum Joined {
+    /// It is not to be cached: stream it. The first to take it gets the reply that is there.
+    Bypass(Option<Fetched>),
+    /// The download failed before it began.
+    Failed(UpstreamError),
+    /// Bytes are coming, or are all there: upstream has shown the blob in this repository.
+    Growing(Arc<Growing>),
+    /// The same, but upstream has shown it in another repository, or before it was deleted here.
+    Unproven(Arc<Growing>),
+    /// Upstream answered something else than the blob.
+    Refused(Buffered),
+}
+
+/// One download and the file it grows in.
+pub struct Growing {
+    pub(super) wanted: BlobRequest,
+    pub(super) upstream: Arc<Upstream>,
+    pub(super) state: Mutex<FillState>,
+    pub(super) changed: Condvar,
+    pub(super) transfer: Arc<Transfer>,
+    pub(super) _reading: Reading,
+}
+
+#[derive(Default)]
+pub(super) struct FillState {
+    /// Upstream has answered with the blob.
+    pub(super) begun: bool,
+    pub(super) total: u64,
+    /// What readers read, and how far it is good.
+    pub(super) file: Option<(Arc<File>, u64)>,
+    pub(super) verified: bool,
+    pub(super) outcome: Option<FillEnd>,
+    pub(super) handover: Option<Fetched>,
+}
+
+#[derive(Clone)]
+pub(super) enum FillEnd {
+    /// Not to be cached, or not any more: each reader goes on by itself.
+    Bypass,
+    Done,
+    Failed(UpstreamError),
+    Refused(Buffered),
+}
+
+impl Growing {
+    /// Bytes in all; 0 until upstream has answered.
+    pub fn total(&self) -> u64 {
+        self.lock().total
+    }
+
+    /// Bytes in all, once readers were told that bytes are coming.
+    pub(super) fn begun_with(&self) -> Option<u64> {
+        let state = self.lock();
+        state.begun.then_some(state.total)
+    }
+
+    /// Its progress, as others see it.
+    pub const fn transfer(&self) -> &Arc<Transfer> {
+        &self.transfer
+    }
+
+    /// How far it has come.
+    pub fn written(&self) -> u64 {
+        self.lock()
+            .file
+            .as_ref()
+            .map_or(0, |(_, readable)| *readable)
+    }
+
+    pub(super) fn wait_until_begun(self: Arc<Self>, deadline: Instant) -> Joined {
+        let mut state = self.lock();
+        loop {
+            match (&state.outcome, state.begun) {
+                (Some(FillEnd::Refused(refused)), _) => return Joined::Refused(refused.clone()),
+                (Some(FillEnd::Failed(error)), false) => return Joined::Failed(error.clone()),
+                (Some(FillEnd::Bypass), false) => return Joined::Bypass(state.handover.take()),
+                (_, true) => {
+                    drop(state);
+                    return Joined::Growing(self);
+                }
+                (Some(FillEnd::Done), false) => {
+                    let why = "the download ended before it began".to_owned();
+                    return Joined::Failed(self.fault(Stage::Transfer, why));
+                }
+                (None, false) => {}
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let why = "no answer came in time".to_owned();
+                return Joined::Failed(self.fault(Stage::Timeout, why));
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Asks upstream for the blob, under `headers`. Blocks until its head is there.
+    pub(super) fn ask(&self, headers: &Headers) -> Result<Fetched, UpstreamError> {
+        self.upstream.fetch_bodiless(Call {
+            registry: &self.wanted.registry,
+            method: "GET",
+            target: &self.wanted.target(),
+            headers,
+            patience: HEAD_TIMEOUT,
+            whole: false,
+        })
+    }
+
+    pub(super) fn fault(&self, stage: Stage, reason: String) -> UpstreamError {
+        UpstreamError {
+            stage,
+            to: self.wanted.registry.url(),
+            reason,
+        }
+    }
+
+    pub(super) fn change(&self, change: impl FnOnce(&mut FillState)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, FillState> {
+        // Every change is a few assignments, so a poisoned state is still whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl FillState {
+    /// All but the last byte may be read until the blob is verified.
+    pub(super) fn readable(&self) -> u64 {
+        let readable = self.file.as_ref().map_or(0, |(_, readable)| *readable);
+        if self.verified {
+            readable
+        } else {
+            readable.min(self.total.saturating_sub(1))
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The cache as a whole. Owns: its parts, and its rules about time. Must not: know how a part keeps
+//! what it has.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use super::changes::Moment;
+use super::disk::{Disk, DiskFaults};
+use super::{fill, names, negative, store, sweep, uploads, verify};
+use crate::config::TagTtl;
+use crate::log;
+use crate::oci::{Digest, Registry};
+use crate::upstream::exchange::Upstream;
+
+/// How a cache is to be kept.
+#[derive(Debug, Clone)]
+pub struct CacheSettings {
+    /// Bytes on disk at the most.
+    pub quota: u64,
+    /// How long a tag is served without asking upstream.
+    pub tag_ttl: TagTtl,
+    /// Downloads at a time.
+    pub max_fills: usize,
+    /// The registry to remember for a start without network; none: whichever is used.
+    pub default_registry: Option<Registry>,
+}
+
+/// The cache: its parts and its rules about time.
+pub struct Cache {
+    /// Files.
+    pub store: Arc<store::Store>,
+    /// Names of what is in them.
+    pub names: Arc<names::Names>,
+    /// Quota and index.
+    pub sweeper: Arc<sweep::Sweeper>,
+    /// Where a fault of the disk is reported.
+    pub disk_faults: Arc<DiskFaults>,
+    /// Opens blobs, and hashes those that may be damaged.
+    pub verifier: Arc<verify::Verifier>,
+    /// Downloads.
+    pub fills: Arc<fill::Fills>,
+    /// What is pushed through us.
+    pub uploads: Arc<uploads::Uploads>,
+    /// What lately was not there.
+    pub negative: negative::Negative,
+    settings: CacheSettings,
+    remembered: Mutex<Option<Registry>>,
+    has_content: AtomicBool,
+}
+
+impl Cache {
+    /// Opens the cache in `directory`, or makes it.
+    ///
+    /// # Errors
+    /// Why it cannot be used, and what to do.
+    pub fn open(
+        directory: &Path,
+        settings: CacheSettings,
+        upstream: Arc<Upstream>,
+    ) -> Result<Self, store::OpenError> {
+        let disk = Disk::new(store::Store::open(directory)?, settings.quota);
+        let remembered = disk.names.remembered_registry();
+        let has_content = remembered.is_some() || disk.names.has_repositories();
+        let fills = fill::Fills::new(disk.clone(), upstream, settings.max_fills);
+        Ok(Self {
+            fills: Arc::new(fills),
+            uploads: Arc::new(uploads::Uploads::new(disk.clone())),
+            verifier: Arc::new(verify::Verifier::new(Arc::clone(&disk.store))),
+            store: disk.store,
+            names: disk.names,
+            sweeper: disk.sweeper,
+            disk_faults: disk.faults,
+            negative: negative::Negative::default(),
+            settings,
+            has_content: AtomicBool::new(has_content),
+            remembered: Mutex::new(remembered),
+        })
+    }
+
+    /// True when something was ever kept here, so that some pulls can be answered without upstream.
+    pub fn has_content(&self) -> bool {
+        self.has_content.load(Ordering::Relaxed)
+    }
+
+    /// True while a tag confirmed at `confirmed` needs no upstream call.
+    pub fn is_fresh(&self, confirmed: SystemTime) -> bool {
+        match self.settings.tag_ttl {
+            TagTtl::Forever => true,
+            // A time in the future is that of a clock that was set back: no word to go by.
+            TagTtl::For(ttl) => SystemTime::now()
+                .duration_since(confirmed)
+                .is_ok_and(|age| age < ttl),
+        }
+    }
+
+    /// The moment to note before upstream or the cache is asked.
+    pub fn now(&self) -> Moment {
+        self.names.changes.now()
+    }
+
+    /// Notes the length of a blob that was hashed, for a repository that it belonged to at
+    /// `asked_at`.
+    pub fn note_size(&self, scope: names::Scope<'_>, digest: &Digest, size: u64, asked_at: Moment) {
+        let linked = self.names.link_verified_blob(scope, digest, size, asked_at);
+        if let Err(error) = linked {
+            self.disk_faults.report("link", &error);
+        }
+    }
+
+    /// The registry that was the default one when something was last kept; from memory.
+    pub fn remembered(&self) -> Option<Registry> {
+        let remembered = self.remembered.lock();
+        remembered.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Something of `registry` was kept: without a network it is known from now on, if it is the
+    /// default one.
+    pub fn remember(&self, registry: &Registry) {
+        self.has_content.store(true, Ordering::Relaxed);
+        let default = &self.settings.default_registry;
+        if default.as_ref().is_some_and(|default| default != registry) {
+            return;
+        }
+        {
+            let mut remembered = self
+                .remembered
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if remembered.as_ref() == Some(registry) {
+                return;
+            }
+            *remembered = Some(registry.clone());
+        }
+        if let Err(error) = self.names.remember_registry(registry) {
+            log::warn("cannot remember the registry", &[("error", &error)]);
+        }
+    }
+}
