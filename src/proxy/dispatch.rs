@@ -25,24 +25,24 @@ pub(super) struct Accepted {
 pub(super) fn run(parts: &Arc<Parts>, accepted: Accepted, body: &mut RequestBody<'_>) -> Reply {
     let Accepted {
         request,
-        resolved,
+        mut resolved,
         depth,
         deadline,
     } = accepted;
-    let target = match &resolved.route {
+    match &resolved.route {
         Route::Catalog | Route::Tags(_) => {
             match listing::target(&resolved.route, &resolved.target, parts.is_ecr) {
-                Ok(target) => target,
+                Ok(target) => resolved.target = target,
                 Err(error) => return refuse(&error),
             }
         }
         Route::Uploads(_) => {
             let mount_is_open = parts.access.mount_is_open(&resolved.query);
-            push::target(resolved.target, &resolved.route, mount_is_open)
+            resolved.target = push::target(resolved.target, &resolved.route, mount_is_open);
         }
-        _ => resolved.target,
-    };
-    let registry = match resolve_registry(parts, resolved.choice, deadline) {
+        _ => {}
+    }
+    let registry = match resolve_registry(parts, &resolved.choice, deadline) {
         Ok(registry) => registry,
         Err(reply) => return *reply,
     };
@@ -50,25 +50,19 @@ pub(super) fn run(parts: &Arc<Parts>, accepted: Accepted, body: &mut RequestBody
         parts: Arc::clone(parts),
         registry,
         request,
-        route: resolved.route,
-        path: resolved.path,
-        target,
-        query: resolved.query,
-        prefix: resolved.prefix,
-        added: resolved.added,
-        parameter: resolved.parameter,
+        resolved,
         depth,
         deadline,
     };
     let mut reply = answer(&exchange, body);
-    note_target(&mut reply, &exchange.route);
+    note_target(&mut reply, &exchange.resolved.route);
     reply.outcome.registry = Some(exchange.registry.to_string());
     reply
 }
 
 fn answer(exchange: &Exchange, body: &mut RequestBody<'_>) -> Reply {
     let reads = matches!(exchange.request.method.as_str(), "GET" | "HEAD");
-    match &exchange.route {
+    match &exchange.resolved.route {
         Route::Blob(repository, digest) if reads => blob::get(exchange, repository, digest),
         Route::Manifest(repository, reference) if reads => {
             manifest::get(exchange, repository, reference)
@@ -87,11 +81,11 @@ fn answer(exchange: &Exchange, body: &mut RequestBody<'_>) -> Reply {
 /// before there is an identity, the one that the cache was filled from. The error is the answer.
 fn resolve_registry(
     parts: &Parts,
-    choice: Choice,
+    choice: &Choice,
     deadline: Instant,
 ) -> Result<Registry, Box<Reply>> {
     if let Choice::Known(registry) = choice {
-        return Ok(registry);
+        return Ok(registry.clone());
     }
     let known = parts.registries.default().cloned();
     let registry = match known.or_else(|| parts.own_registry()) {
@@ -102,8 +96,8 @@ fn resolve_registry(
             .map_err(|error| Box::new(fail(&error)))?,
     };
     match choice {
-        Choice::IfCalled(name) if !registries::is_named(&registry, &name) => {
-            Err(Box::new(refuse(&registries::unknown_registry(&name))))
+        Choice::IfCalled(name) if !registries::is_named(&registry, name) => {
+            Err(Box::new(refuse(&registries::unknown_registry(name))))
         }
         _ => Ok(registry),
     }

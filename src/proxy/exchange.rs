@@ -10,9 +10,8 @@ use super::access::Access;
 use super::answer::API_VERSION;
 use super::links::{self, ClientAddress};
 use super::lookup::{ManifestLookup, PageLookup};
-use super::query::Query;
 use super::referrer_queue::ReferrerQueue;
-use super::registries::Registries;
+use super::registries::{Registries, ResolvedRequest};
 use super::{headers, refusal};
 use crate::address::network_of;
 use crate::cache::Cache;
@@ -61,19 +60,8 @@ pub(super) struct Exchange {
     pub(super) registry: Registry,
     /// The request as the client sent it.
     pub(super) request: Request,
-    pub(super) route: Route,
-    /// The path without a registry's host in it.
-    pub(super) path: String,
-    /// Path and query as upstream gets them.
-    pub(super) target: String,
-    /// The parameters in it that decide.
-    pub(super) query: Query,
-    /// The registry's host in the client's path, with its slash; or nothing.
-    pub(super) prefix: String,
-    /// The prefix of the origin that the client names (`NAMESPACES`), with its slash; or nothing.
-    pub(super) added: String,
-    /// The client's parameter `ns`, as it wrote it.
-    pub(super) parameter: Option<String>,
+    /// The request with its registry resolved. Its target is the one that upstream gets.
+    pub(super) resolved: ResolvedRequest,
     /// 0 for a client's request; else the number of steps from a client's image to its referrer.
     pub(super) depth: u8,
     /// The head of the answer is due by then, whatever part of the time goes into waiting for
@@ -91,7 +79,7 @@ impl Exchange {
     pub(super) fn passes_redirect(&self) -> bool {
         self.parts.blob_redirect == BlobRedirect::Pass
             && self.request.method == "GET"
-            && matches!(self.route, Route::Blob(..))
+            && matches!(self.resolved.route, Route::Blob(..))
     }
 
     /// A blob of this request on its way, as others see it.
@@ -122,9 +110,9 @@ impl Exchange {
     pub(super) fn client_address(&self) -> ClientAddress {
         ClientAddress {
             origin: links::own_origin(&self.request, self.parts.trust_proxy_headers),
-            prefix: self.prefix.clone(),
-            added: self.added.clone(),
-            parameter: self.parameter.clone(),
+            prefix: self.resolved.prefix.clone(),
+            added: self.resolved.added.clone(),
+            parameter: self.resolved.parameter.clone(),
         }
     }
 
@@ -196,7 +184,11 @@ impl Exchange {
 
     /// The client's fields as upstream gets them.
     pub(super) fn upstream_headers(&self) -> Headers {
-        headers::for_upstream(&self.request.headers, &self.route, &self.request.method)
+        headers::for_upstream(
+            &self.request.headers,
+            &self.resolved.route,
+            &self.request.method,
+        )
     }
 
     /// Takes the client's share of uploads for as long as its body may last. A request without a
@@ -221,14 +213,14 @@ impl Exchange {
         Ok(Call {
             registry: &self.registry,
             method: &self.request.method,
-            target: &self.target,
+            target: &self.resolved.target,
             headers,
             patience: self.time_left()?,
             // The head of a manifest names its digest, and a catalogue may have to be filtered, so
             // their bodies are read first.
-            whole: match self.route {
+            whole: match self.resolved.route {
                 Route::Catalog => !self.parts.access.shows_everything(),
-                _ => matches!(self.route, Route::Manifest(..)),
+                _ => matches!(self.resolved.route, Route::Manifest(..)),
             },
         })
     }
@@ -249,10 +241,10 @@ impl Exchange {
         reply.outcome.upstream_status = Some(reply.status);
         reply.headers = headers::for_client(reply.headers, &self.client_address());
         reply.headers.set(API_VERSION.0, API_VERSION.1);
-        let allowed = self.parts.access.methods(&self.route);
+        let allowed = self.parts.access.methods(&self.resolved.route);
         Ok(refusal::as_error_document(
             reply,
-            &self.route,
+            &self.resolved.route,
             method,
             &allowed,
         ))
@@ -267,7 +259,7 @@ impl Exchange {
         reply: &Reply,
     ) -> Result<(), UpstreamError> {
         let status = reply.status;
-        let is_upload = matches!(self.route, Route::Upload(_) | Route::Uploads(_));
+        let is_upload = matches!(self.resolved.route, Route::Upload(_) | Route::Uploads(_));
         let is_write = !matches!(method, "GET" | "HEAD");
         let is_answer = match status {
             // A portal or a load balancer answers with a page, and has done nothing.

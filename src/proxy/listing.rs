@@ -253,7 +253,7 @@ impl<'a> ListRequest<'a> {
         body: &[u8],
         asked_at: Moment,
     ) -> Option<WholeBody> {
-        let query = uri::query_of(&self.exchange.target);
+        let query = uri::query_of(&self.exchange.resolved.target);
         let list = self.list_key();
         let page = cache.keep_page(list, query, headers, body, asked_at)?;
         (!self.is_filtered()).then(|| page.body())
@@ -312,7 +312,7 @@ impl<'a> ListRequest<'a> {
     /// Answers from what is known. None when nothing is known of the list, or of the page that the
     /// client asks for. Lists are read one after another, and only one page of names is kept.
     fn answer_offline(&self, cache: &Cache, why: &UpstreamError) -> Option<Reply> {
-        let query = uri::query_of(&self.exchange.target);
+        let query = uri::query_of(&self.exchange.resolved.target);
         let pages = cache.names.pages(self.list_key());
         let firsts = pages.iter().filter(|page| is_first(&page.query));
         let chain = page::chain(&pages, firsts.max_by_key(|page| page.confirmed));
@@ -355,7 +355,7 @@ impl<'a> ListRequest<'a> {
         let mut reply = Reply::new(200, "application/json", document.to_string())
             .with(API_VERSION.0, API_VERSION.1);
         if let (true, Some(last)) = (more, page.last()) {
-            let path = &self.exchange.path;
+            let path = &self.exchange.resolved.path;
             let next = format!("<{path}?n={}&last={last}>; rel=\"next\"", page.len());
             let link = links::rewrite_link(&next, &self.exchange.client_address());
             reply.headers.set("Link", link);

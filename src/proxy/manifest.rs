@@ -102,8 +102,11 @@ impl ManifestPull<'_> {
 
     fn get_by_tag(&self, tag: &Tag) -> Reply {
         let exchange = self.exchange;
-        let partition =
-            cache_key::partition(&exchange.parts.cache_key, &exchange.request, &exchange.path);
+        let partition = cache_key::partition(
+            &exchange.parts.cache_key,
+            &exchange.request,
+            &exchange.resolved.path,
+        );
         let accepts = |held: &TaggedManifest| {
             conditional::accepts(&exchange.request.headers, &held.manifest.media_type)
         };

@@ -52,7 +52,10 @@ pub(super) fn ask(
     // A client that has pushed since must not get an answer to a question from before.
     let changed = last_change(exchange);
     let registry = &exchange.registry;
-    let key = format!("{registry}{} {changed:?} {in_hand}", exchange.target);
+    let key = format!(
+        "{registry}{} {changed:?} {in_hand}",
+        exchange.resolved.target
+    );
     let lookup = exchange.parts.pages.run(&key, exchange.deadline, || {
         let fetched = fetch(exchange, patience, is_list, keep);
         fetched.unwrap_or_else(PageLookup::Failed)
@@ -66,7 +69,7 @@ pub(super) fn ask(
 /// When what is listed was last changed through us.
 fn last_change(exchange: &Exchange) -> Option<Moment> {
     let (cache, registry) = (exchange.parts.cache.as_ref()?, &exchange.registry);
-    Some(match &exchange.route {
+    Some(match &exchange.resolved.route {
         Route::Tags(repository) | Route::Referrers(repository, _) => {
             let scope = Scope {
                 registry,
@@ -91,7 +94,7 @@ fn fetch(
         registry,
         // The answer to HEAD is made of it: not every registry knows HEAD of a list.
         method: "GET",
-        target: &exchange.target,
+        target: &exchange.resolved.target,
         headers: &headers,
         patience: patience.min(exchange.time_left()?),
         whole: true,

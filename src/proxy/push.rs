@@ -36,7 +36,7 @@ pub(super) fn target(target: String, route: &Route, mount_is_open: bool) -> Stri
 
 /// Passes a push on.
 pub(super) fn run(exchange: &Exchange, body: &mut RequestBody<'_>) -> Reply {
-    or_fail(match &exchange.route {
+    or_fail(match &exchange.resolved.route {
         Route::Uploads(repository) => upload::begin(exchange, repository, body),
         Route::Upload(repository) => upload::go_on(exchange, repository, body),
         Route::Manifest(repository, reference) => {

@@ -41,7 +41,7 @@ pub(super) fn get(exchange: &Exchange, repository: &Repository, digest: &Digest)
             repository,
         },
         digest,
-        query: uri::query_of(&exchange.target),
+        query: uri::query_of(&exchange.resolved.target),
     };
     let reply = match exchange.parts.cache.as_deref() {
         Some(cache) => request.through_cache(cache),

@@ -161,7 +161,7 @@ impl<'a> ManifestPush<'a> {
     /// A manifest that is pushed by its digest may be given tags along with it: `?tag=…`, and the
     /// registry names in `OCI-Tag` each that it took.
     fn given_tags(&self, reply: &Reply) -> Vec<Tag> {
-        let asked = self.exchange.query.all("tag");
+        let asked = self.exchange.resolved.query.all("tag");
         let taken = reply.headers.all("OCI-Tag");
         let taken = taken.flat_map(|tags| tags.split(',')).map(str::trim);
         let tags = asked.chain(taken);
@@ -189,7 +189,7 @@ impl<'a> ManifestPush<'a> {
         let kept = cache.keep_manifest(self.scope, &mut manifest, begun_at);
         if let (true, Some(tag), Some(tagged_at)) = (kept, self.tag(), tagged_at) {
             let (key, request) = (&self.exchange.parts.cache_key, &self.exchange.request);
-            let partition = cache_key::partition(key, request, &self.exchange.path);
+            let partition = cache_key::partition(key, request, &self.exchange.resolved.path);
             cache.keep_tag(self.scope, &partition, tag, &manifest, tagged_at);
         }
     }

@@ -64,7 +64,12 @@ pub(super) fn go_on(
     repository: &Repository,
     body: &mut RequestBody<'_>,
 ) -> Result<Reply, UpstreamError> {
-    let path = exchange.target.split('?').next().unwrap_or_default();
+    let path = exchange
+        .resolved
+        .target
+        .split('?')
+        .next()
+        .unwrap_or_default();
     let name = session(path).map(|session| name(exchange, repository, session));
     let name = name.unwrap_or_default();
     match exchange.request.method.as_str() {
@@ -276,7 +281,7 @@ fn name(exchange: &Exchange, repository: &Repository, session: &str) -> String {
 
 /// A digest in the query.
 fn parameter(exchange: &Exchange, name: &str) -> Option<Digest> {
-    exchange.query.get(name)?.parse().ok()
+    exchange.resolved.query.get(name)?.parse().ok()
 }
 
 fn chunk_range(exchange: &Exchange) -> Option<(u64, u64)> {
