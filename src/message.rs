@@ -74,7 +74,7 @@ impl Headers {
     }
 
     /// All values of that name as one list (RFC 9110 §5.3), or none.
-    pub fn joined(&self, name: &str) -> Option<String> {
+    pub fn join_values(&self, name: &str) -> Option<String> {
         let values: Vec<&str> = self.all(name).collect();
         (!values.is_empty()).then(|| values.join(", "))
     }
@@ -343,7 +343,7 @@ impl SharedBytes {
     }
 
     /// Bytes that count against a budget for as long as anybody holds them.
-    pub fn counted(bytes: Vec<u8>, share: Share) -> Self {
+    pub fn with_share(bytes: Vec<u8>, share: Share) -> Self {
         let counted = Self::from(bytes);
         counted.count(share);
         counted
@@ -559,11 +559,11 @@ mod tests {
     #[test]
     fn headers_ignore_case_and_keep_order() {
         let mut headers = Headers::from_iter([("Accept", "a"), ("X", "1"), ("accept", "b")]);
-        assert_eq!(headers.joined("ACCEPT").as_deref(), Some("a, b"));
+        assert_eq!(headers.join_values("ACCEPT").as_deref(), Some("a, b"));
         assert_eq!(headers.first("x"), Some("1"));
         headers.set("ACCEPT", "c");
-        assert_eq!(headers.joined("accept").as_deref(), Some("c"));
-        assert_eq!(headers.joined("absent"), None);
+        assert_eq!(headers.join_values("accept").as_deref(), Some("c"));
+        assert_eq!(headers.join_values("absent"), None);
         assert_eq!(headers.len(), 2);
     }
 

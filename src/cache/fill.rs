@@ -152,7 +152,7 @@ impl Fills {
             let digest = &growing.wanted.digest;
             let fields: [log::Field<'_>; 1] = [("digest", digest)];
             // Before it began, the lines of its clients say so.
-            let level = match growing.begun_with() {
+            let level = match growing.total_if_begun() {
                 Some(_) => Level::Warn,
                 None => Level::Info,
             };

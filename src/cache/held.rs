@@ -5,7 +5,7 @@
 use std::time::{Instant, SystemTime};
 
 use super::changes::{Fact, Moment};
-use super::manifest::named_by;
+use super::manifest::list_named;
 use super::names::{Scope, TagEntry};
 use super::pages::{List, Page};
 use super::whole::Cache;
@@ -75,7 +75,7 @@ impl Cache {
         let size = self.store.size(digest)?;
         let share = BODIES.take(budget::count_bytes(size), Instant::now() + SHARE_TIMEOUT)?;
         match self.store.read(digest, MANIFEST_BYTES_MAX) {
-            Ok(bytes) => bytes.map(|bytes| SharedBytes::counted(bytes, share)),
+            Ok(bytes) => bytes.map(|bytes| SharedBytes::with_share(bytes, share)),
             Err(error) => {
                 self.disk_faults.report("manifest", &error);
                 None
@@ -85,7 +85,7 @@ impl Cache {
 
     /// What a tag means: newest confirmation first, one manifest a media type. Each is read, and
     /// counts as used, when the iterator comes to it.
-    pub fn tagged(
+    pub fn find_tagged(
         &self,
         scope: Scope<'_>,
         partition: &str,
@@ -147,7 +147,7 @@ impl Cache {
         let names = &self.names;
         let linked = names.link_manifest(scope, digest, media_type, asked_at);
         let linked = linked.and_then(|is_kept| {
-            let named = named_by(bytes).into_iter().filter(|_| is_kept);
+            let named = list_named(bytes).into_iter().filter(|_| is_kept);
             for named in named {
                 names.link_blob(scope, &named.digest, named.size, asked_at)?;
             }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
-use super::manifest::named_by;
+use super::manifest::list_named;
 use super::names::{Names, Scope};
 use super::paths::{file_names, modified};
 use super::store::Store;
@@ -265,7 +265,7 @@ impl Contents<'_> {
 
     /// Adds all that a manifest names; says whether it is all here.
     fn add_named(&mut self, manifest: &[u8]) -> bool {
-        let named = named_by(manifest);
+        let named = list_named(manifest);
         let here = named.iter().filter(|named| self.add(&named.digest));
         here.count() == named.len()
     }

@@ -64,7 +64,7 @@ pub struct Named {
 /// A `subject` is not among them: a registry takes a manifest whose subject it does not have
 /// (distribution-spec "Pushing Manifests with Subject"), so it vouches for nothing. Neither are
 /// foreign layers, whose bytes are elsewhere: no registry looks whether it has them.
-pub fn named_by(manifest: &[u8]) -> Vec<Named> {
+pub fn list_named(manifest: &[u8]) -> Vec<Named> {
     let document = read(manifest);
     let mut named = Vec::new();
     if !document.is_of_one_kind() {
@@ -374,7 +374,7 @@ mod tests {
     }
 
     fn named(document: &Value) -> Vec<(String, Option<String>)> {
-        named_by(document.to_string().as_bytes())
+        list_named(document.to_string().as_bytes())
             .into_iter()
             .map(|named| (named.digest.as_str().to_owned(), named.media_type))
             .collect()
@@ -422,7 +422,7 @@ mod tests {
                     "layers":[{{"digest":"{one}"}}]}}"#
             ),
         ] {
-            assert_eq!(named_by(text.as_bytes()), [], "{text}");
+            assert_eq!(list_named(text.as_bytes()), [], "{text}");
         }
     }
 
@@ -477,7 +477,7 @@ mod tests {
     fn the_length_is_the_descriptors() {
         let image = json!({"config": {"digest": digest(1), "size": 7},
             "layers": [{"digest": digest(2), "size": "8"}, {"digest": digest(3)}]});
-        let sizes = named_by(image.to_string().as_bytes());
+        let sizes = list_named(image.to_string().as_bytes());
         let sizes: Vec<_> = sizes.iter().map(|named| named.size).collect();
         assert_eq!(sizes, [Some(7), None, None]);
     }
@@ -488,7 +488,7 @@ mod tests {
             .map(|n| json!({"digest": format!("sha256:{n:064x}"), "size": n, "mediaType": "a/b"}))
             .collect();
         let image = json!({"layers": layers}).to_string();
-        assert_eq!(named_by(image.as_bytes()).len(), DESCRIPTORS_MAX);
+        assert_eq!(list_named(image.as_bytes()).len(), DESCRIPTORS_MAX);
     }
 
     /// Values kept, also those inside others.
@@ -529,27 +529,27 @@ mod tests {
     fn a_field_that_readers_take_differently_is_refused() {
         let first = format!(r#""layers":[{{"digest":"{}"}}]"#, digest(1));
         let other = first.replace("layers", "Layers");
-        assert_eq!(named_by(format!("{{{first}}}").as_bytes()).len(), 1);
+        assert_eq!(list_named(format!("{{{first}}}").as_bytes()).len(), 1);
         for text in [
             format!("{{{first},{first}}}"),
             format!("{{{first},{other}}}"),
         ] {
-            assert_eq!(named_by(text.as_bytes()), [], "{text}");
+            assert_eq!(list_named(text.as_bytes()), [], "{text}");
         }
         // Names that are not read may be there as they like.
         let unread = format!(r#"{{"a":1,"A":2,"a":3,{first}}}"#);
-        assert_eq!(named_by(unread.as_bytes()).len(), 1);
+        assert_eq!(list_named(unread.as_bytes()).len(), 1);
     }
 
     #[test]
     fn what_is_no_manifest_names_nothing() {
         for text in ["", "{", "[]", "null", "7", r#"{"layers":{"digest":1}}"#] {
-            assert_eq!(named_by(text.as_bytes()), [], "{text}");
+            assert_eq!(list_named(text.as_bytes()), [], "{text}");
         }
         let hostile = serde_json::json!({"config": "x", "layers": [1, {"digest": "sha256:../.."},
             {"digest": 5}, {}], "manifests": [{"digest": "md5:00"}]});
         assert_eq!(named(&hostile), []);
         let deep = "[".repeat(100_000);
-        assert_eq!(named_by(deep.as_bytes()), []);
+        assert_eq!(list_named(deep.as_bytes()), []);
     }
 }

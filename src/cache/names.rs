@@ -439,7 +439,7 @@ impl Names {
     }
 
     /// When a tag (in any partition) or one of the digests was used last.
-    pub(super) fn accessed<'a>(
+    pub(super) fn last_use<'a>(
         &self,
         scope: Scope<'_>,
         tag: Option<&Tag>,

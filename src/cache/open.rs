@@ -98,7 +98,7 @@ pub(super) fn prepare(dir: &Path) -> Result<(PathBuf, File), OpenError> {
         root = dir.join(SUBDIRECTORY);
         fs::create_dir_all(&root).map_err(|error| OpenError::io(&root, error))?;
         if is_foreign(&root).map_err(|error| OpenError::io(&root, error))? {
-            return Err(OpenError::io(&root, something_else()));
+            return Err(OpenError::io(&root, foreign_fault()));
         }
     }
     let marker = claim(&root)?;
@@ -107,7 +107,7 @@ pub(super) fn prepare(dir: &Path) -> Result<(PathBuf, File), OpenError> {
 }
 
 /// Why there can be no cache in a directory.
-pub(super) fn something_else() -> io::Error {
+pub(super) fn foreign_fault() -> io::Error {
     io::Error::new(io::ErrorKind::AlreadyExists, "it holds something else")
 }
 

@@ -83,7 +83,7 @@ impl Page {
         )?;
         let mut bytes = vec![0; usize::try_from(self.length).ok()?];
         self.file.read_exact_at(&mut bytes, self.offset).ok()?;
-        Some(SharedBytes::counted(bytes, share))
+        Some(SharedBytes::with_share(bytes, share))
     }
 
     /// Opens a page. One that cannot be read, is damaged, or is of another key, is none.

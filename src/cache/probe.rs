@@ -40,7 +40,7 @@ pub fn probe(dir: &Path) -> Result<Found, OpenError> {
         root = dir.join(SUBDIRECTORY);
         match open::is_foreign(&root) {
             Ok(false) => {}
-            Ok(true) => return Err(OpenError::io(&root, open::something_else())),
+            Ok(true) => return Err(OpenError::io(&root, open::foreign_fault())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return missing(&root),
             Err(error) => return Err(OpenError::io(&root, error)),
         }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::changes::Moment;
-use super::manifest::named_by;
+use super::manifest::list_named;
 use super::names::{Names, Scope, TagEntry};
 use super::store::Store;
 use crate::hash::sha256_hex;
@@ -157,7 +157,7 @@ impl Cache {
         let kept = self.store.read(manifest, u64::MAX).unwrap();
         let whole = kept.is_some();
         assert_eq!(whole, link.is_some());
-        for named in named_by(&kept.unwrap_or_default()) {
+        for named in list_named(&kept.unwrap_or_default()) {
             assert!(self.store.has(&named.digest));
         }
         for bytes in bytes {

@@ -229,14 +229,14 @@ impl Store {
         if self.has(digest) {
             return Ok(());
         }
-        self.arriving(digest);
+        self.expect_arrival(digest);
         let path = self.blob_path(digest);
         let stored = files::replace(&self.partial_root(), &path, bytes);
         if stored.is_err() && !self.has(digest) {
-            self.departed(digest, 0);
+            self.record_departure(digest, 0);
             return stored;
         }
-        self.arrived(digest, files::tree_on_disk(&path), 0);
+        self.record_arrival(digest, files::tree_on_disk(&path), 0);
         stored
     }
 
@@ -303,7 +303,7 @@ impl Store {
     ///
     /// # Errors
     /// The disk's own.
-    pub fn unnamed(&self) -> io::Result<(PathBuf, File)> {
+    pub fn create_unnamed(&self) -> io::Result<(PathBuf, File)> {
         let path = self.partial_root().join(files::temp_name());
         let file = File::options().write(true).create_new(true).open(&path)?;
         Ok((path, file))
@@ -323,12 +323,12 @@ impl Store {
     fn move_in(&self, digest: &Digest, from: &Path, size: u64) -> io::Result<()> {
         let to = self.blob_path(digest);
         let before = files::tree_on_disk(&to);
-        self.arriving(digest);
+        self.expect_arrival(digest);
         if let Err(error) = fs::rename(from, &to) {
-            self.departed(digest, 0);
+            self.record_departure(digest, 0);
             return Err(error);
         }
-        self.arrived(digest, size, before);
+        self.record_arrival(digest, size, before);
         Ok(())
     }
 
@@ -355,7 +355,7 @@ impl Store {
         match fs::remove_file(&path) {
             Ok(()) => {
                 self.verified.remove(digest);
-                self.departed(digest, size);
+                self.record_departure(digest, size);
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -449,7 +449,7 @@ impl Store {
     }
 
     /// Must come before the rename, so that a running count sees the blob here or not at all.
-    fn arriving(&self, digest: &Digest) {
+    fn expect_arrival(&self, digest: &Digest) {
         let mut account = locked(&self.account);
         if let Some(arrived) = &mut account.arrived {
             arrived.insert(digest.clone(), 0);
@@ -457,7 +457,7 @@ impl Store {
     }
 
     /// Must come after the rename, so that whoever is told of the blob can read it.
-    fn arrived(&self, digest: &Digest, grown: u64, shrunk: u64) {
+    fn record_arrival(&self, digest: &Digest, grown: u64, shrunk: u64) {
         let mut account = locked(&self.account);
         account.blobs = account.blobs.saturating_add(grown).saturating_sub(shrunk);
         // A count that ended meanwhile has left it out: then the line above was all.
@@ -469,7 +469,7 @@ impl Store {
         }
     }
 
-    fn departed(&self, digest: &Digest, size: u64) {
+    fn record_departure(&self, digest: &Digest, size: u64) {
         let mut account = locked(&self.account);
         account.blobs = account.blobs.saturating_sub(size);
         if let Some(arrived) = &mut account.arrived {

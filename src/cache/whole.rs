@@ -110,7 +110,7 @@ impl Cache {
     }
 
     /// The registry that was the default one when something was last kept; from memory.
-    pub fn remembered(&self) -> Option<Registry> {
+    pub fn recall_registry(&self) -> Option<Registry> {
         let remembered = self.remembered.lock();
         remembered.unwrap_or_else(PoisonError::into_inner).clone()
     }

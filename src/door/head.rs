@@ -144,7 +144,7 @@ fn check_fields(line: RequestLine, mut headers: Headers) -> Result<Head, OciErro
     let (authority, target) = split_target(line.target)?;
     let host = read_host(&headers, line.http11)?;
     let framing = read_framing(&headers, line.http11)?;
-    let expects_continue = match headers.joined("Expect") {
+    let expects_continue = match headers.join_values("Expect") {
         None => false,
         Some(value) if value.eq_ignore_ascii_case("100-continue") => line.http11,
         Some(value) => return Err(bad_request(format!("expectation {value:?}")).with_status(417)),
@@ -368,7 +368,7 @@ mod tests {
             (head.method.as_str(), head.target.as_str()),
             ("GET", "/v2/")
         );
-        assert_eq!(head.headers.joined("Accept").as_deref(), Some("x, y"));
+        assert_eq!(head.headers.join_values("Accept").as_deref(), Some("x, y"));
         assert!(head.http11 && head.keep_alive && !head.expects_continue);
         assert_eq!(head.framing, BodyFraming::Length(0));
     }

@@ -40,7 +40,7 @@ impl Access {
     ) -> Result<(), Box<Reply>> {
         let methods = self.methods(route);
         if !methods.contains(&request.method.as_str()) {
-            let refusal = refuse(&self.unsupported(request));
+            let refusal = refuse(&self.refuse_method(request));
             return Err(Box::new(refusal.with("Allow", methods.join(", "))));
         }
         let checked = self.check(query, route);
@@ -58,7 +58,7 @@ impl Access {
     }
 
     /// Says why a client cannot use this method.
-    fn unsupported(&self, request: &Request) -> OciError {
+    fn refuse_method(&self, request: &Request) -> OciError {
         let method = &request.method;
         let read_only = self.read_only && !matches!(method.as_str(), "GET" | "HEAD");
         let why = if read_only {
@@ -79,14 +79,14 @@ impl Access {
             return Ok(());
         };
         if !self.allows(repository) {
-            return Err(denied(repository.as_str()));
+            return Err(refuse_repository(repository.as_str()));
         }
         if !matches!(route, Route::Upload(_) | Route::Uploads(_)) {
             return Ok(());
         }
         match query.get("from") {
             Some(from) if !from.parse().is_ok_and(|source| self.allows(&source)) => {
-                Err(denied(from))
+                Err(refuse_repository(from))
             }
             _ => Ok(()),
         }
@@ -114,7 +114,7 @@ impl Access {
     }
 }
 
-fn denied(name: &str) -> OciError {
+fn refuse_repository(name: &str) -> OciError {
     let why = format!("repository {name:?} is not open to clients of this proxy");
     OciError::new(ErrorCode::Denied, why)
 }
@@ -242,7 +242,7 @@ mod tests {
             assert_eq!(writes.methods(&route).join(", "), of_both);
             assert_eq!(reads.methods(&route).join(", "), of_reading);
         }
-        let why = reads.unsupported(&request("/v2/a/manifests/1")).message;
+        let why = reads.refuse_method(&request("/v2/a/manifests/1")).message;
         assert!(why.ends_with("read-only"), "{why}");
     }
 

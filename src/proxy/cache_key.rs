@@ -33,7 +33,7 @@ fn render(key: &CacheKey, request: &Request, path: &str) -> String {
         match part {
             KeyPart::Args => text.push_str(request.query().unwrap_or_default()),
             KeyPart::Field(name) => {
-                text.push_str(&request.headers.joined(name).unwrap_or_default());
+                text.push_str(&request.headers.join_values(name).unwrap_or_default());
             }
             KeyPart::Host => {
                 let host = request.headers.first("Host").unwrap_or_default();

@@ -254,7 +254,7 @@ pub(super) fn read_whole(
         let mut next = [0];
         let is_whole = (bytes.len() as u64) < room || room > limit;
         if is_whole || reader.read(&mut next).map_err(broken)? == 0 {
-            return Ok(SharedBytes::counted(bytes, share));
+            return Ok(SharedBytes::with_share(bytes, share));
         }
         room = (2 * room).min(limit + 1);
         let more = take(budget::count_bytes(room) - share.bytes()).ok_or_else(no_room)?;

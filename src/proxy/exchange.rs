@@ -50,7 +50,9 @@ impl Parts {
     /// The identity's registry, as far as it is known now. Touches memory only.
     pub(super) fn own_registry(&self) -> Option<Registry> {
         let known = self.upstream.default_registry(Instant::now());
-        known.ok().or_else(|| self.cache.as_ref()?.remembered())
+        known
+            .ok()
+            .or_else(|| self.cache.as_ref()?.recall_registry())
     }
 }
 

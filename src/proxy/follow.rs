@@ -17,7 +17,7 @@ use super::page;
 use super::query::Query;
 use super::referrer_queue::QueuedImage;
 use super::registries::{Choice, ResolvedRequest};
-use crate::cache::manifest::{Named, named_by};
+use crate::cache::manifest::{Named, list_named};
 use crate::log::{self, Level};
 use crate::message::{Body, Piece, Pieces, Reply, Request, RequestBody};
 use crate::metrics;
@@ -220,13 +220,13 @@ impl<'a> ReferrerFill<'a> {
 /// are.
 fn read_named(body: Body) -> Vec<Named> {
     match body {
-        Body::Bytes(bytes) => named_by(&bytes),
+        Body::Bytes(bytes) => list_named(&bytes),
         Body::Pieces {
             mut pieces,
             length: Some(length),
         } if length <= NAMES_BYTES_MAX => {
             let bytes = read_pieces(&mut *pieces);
-            bytes.map_or_else(|_| Vec::new(), |bytes| named_by(&bytes))
+            bytes.map_or_else(|_| Vec::new(), |bytes| list_named(&bytes))
         }
         _ => Vec::new(),
     }

@@ -69,7 +69,7 @@ pub(super) fn for_upstream(client: &Headers, route: &Route, method: &str) -> Hea
                 .iter()
                 .any(|field| field.eq_ignore_ascii_case(name))
     });
-    if let Some(accept) = client.joined("Accept") {
+    if let Some(accept) = client.join_values("Accept") {
         headers.set("Accept", accept);
     }
     if headers.first("User-Agent").is_none_or(str::is_empty) {
@@ -87,7 +87,7 @@ pub(super) fn for_upstream(client: &Headers, route: &Route, method: &str) -> Hea
 /// make the answer less than the whole.
 pub(super) fn for_cache(client: &Headers) -> Headers {
     let mut headers = Headers::from_iter([("Accept-Encoding", "identity")]);
-    if let Some(accept) = client.joined("Accept") {
+    if let Some(accept) = client.join_values("Accept") {
         headers.add("Accept", accept);
     }
     let agent = client.first("User-Agent").filter(|agent| !agent.is_empty());
@@ -186,9 +186,12 @@ mod tests {
             ("é", "an odd name is no panic"),
         ]);
         let sent = for_upstream(&client, &Route::Catalog, "GET");
-        assert_eq!(sent.joined("Accept").as_deref(), Some("a, b"));
+        assert_eq!(sent.join_values("Accept").as_deref(), Some("a, b"));
         assert_eq!(sent.all("Accept").count(), 1);
-        assert_eq!(sent.joined("Accept-Encoding").as_deref(), Some("identity"));
+        assert_eq!(
+            sent.join_values("Accept-Encoding").as_deref(),
+            Some("identity")
+        );
         assert_eq!(sent.first("OCI-Subject"), Some("kept"));
         assert_eq!(sent.first("Content-Digest"), Some("kept"));
         assert!(

@@ -110,7 +110,10 @@ impl ManifestPull<'_> {
         let accepts = |held: &TaggedManifest| {
             conditional::accepts(&exchange.request.headers, &held.manifest.media_type)
         };
-        let held = self.cache.tagged(self.scope, &partition, tag).find(accepts);
+        let held = self
+            .cache
+            .find_tagged(self.scope, &partition, tag)
+            .find(accepts);
         if let Some(held) = held.as_ref().filter(|held| held.is_fresh) {
             explain("the tag was confirmed within CACHE_TAG_TTL");
             let age = age(held.confirmed).to_string();
@@ -150,7 +153,7 @@ impl ManifestPull<'_> {
 
     /// Names the manifest, and what the client accepts: another type may be another manifest.
     fn key(&self, name: &str) -> String {
-        let accept = self.exchange.request.headers.joined("Accept");
+        let accept = self.exchange.request.headers.join_values("Accept");
         let accept = accept.unwrap_or_default();
         format!("{} manifests/{name} accept={accept}", self.scope)
     }
@@ -453,7 +456,7 @@ fn is_missing(refused: &Buffered) -> bool {
 /// types) answer 404 to a client that accepts anything but does not name the type. One curl would
 /// then take the image from everybody.
 fn accept_also(mut headers: Headers, media_type: &str) -> Headers {
-    match headers.joined("Accept") {
+    match headers.join_values("Accept") {
         Some(accept) if accept.contains(media_type) => {}
         Some(accept) => headers.set("Accept", format!("{media_type}, {accept}")),
         None => headers.set("Accept", format!("{media_type}, */*")),

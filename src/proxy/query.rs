@@ -45,11 +45,11 @@ impl Query {
         for parameter in query.split('&') {
             let mut parts = parameter.split(';');
             let pair = parts.next().unwrap_or_default();
-            if let Some(hidden) = parts.find_map(|part| deciding(name_of(part))) {
+            if let Some(hidden) = parts.find_map(|part| find_deciding(name_of(part))) {
                 let why = "after a semicolon: expected & between parameters";
                 return Err(refuse(hidden.0, why));
             }
-            let Some((name, repeat)) = deciding(name_of(pair)) else {
+            let Some((name, repeat)) = find_deciding(name_of(pair)) else {
                 continue;
             };
             if name_of(pair) != name {
@@ -86,7 +86,7 @@ fn name_of(parameter: &str) -> &str {
 }
 
 /// The deciding parameter that some registry could read `name` as.
-fn deciding(name: &str) -> Option<(&'static str, Repeat)> {
+fn find_deciding(name: &str) -> Option<(&'static str, Repeat)> {
     let mut plain = name.to_owned();
     for _ in 0..DECODINGS_MAX {
         plain = decode_leniently(&plain);

@@ -54,7 +54,7 @@ fn known_registries(sources: &Sources) -> Vec<Registry> {
         return sources.registries.clone();
     }
     let own = sources.upstream.default_registry(Instant::now()).ok();
-    let own = own.or_else(|| sources.cache.as_ref()?.remembered());
+    let own = own.or_else(|| sources.cache.as_ref()?.recall_registry());
     own.into_iter().collect()
 }
 

@@ -374,7 +374,7 @@ mod tests {
         };
         assert_eq!(
             authorize(&headers, &grant)
-                .joined("Authorization")
+                .join_values("Authorization")
                 .as_deref(),
             Some("Basic ours")
         );
@@ -382,6 +382,9 @@ mod tests {
             value: None,
             generation: 0,
         };
-        assert_eq!(authorize(&headers, &none).joined("Authorization"), None);
+        assert_eq!(
+            authorize(&headers, &none).join_values("Authorization"),
+            None
+        );
     }
 }

@@ -93,7 +93,7 @@ impl<'a> Fill<'a> {
                     continue;
                 }
                 Try::Restarted => {
-                    break FillEnd::Failed(self.broken("upstream answers no range".to_owned()));
+                    break FillEnd::Failed(self.new_fault("upstream answers no range".to_owned()));
                 }
                 Try::Broken(error) => error,
             };
@@ -187,10 +187,10 @@ impl<'a> Fill<'a> {
             log_not_cached("its length is unknown", 0);
             return Err(FillEnd::Bypass);
         };
-        if let Some(known) = self.growing.begun_with() {
+        if let Some(known) = self.growing.total_if_begun() {
             if known != total {
                 let why = format!("length changed from {known} to {total} bytes");
-                return Err(FillEnd::Failed(self.broken(why)));
+                return Err(FillEnd::Failed(self.new_fault(why)));
             }
             return Ok(());
         }
@@ -224,19 +224,19 @@ impl<'a> Fill<'a> {
             let count = match body.read(&mut buffer) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Try::Broken(self.broken(error.to_string())),
+                Err(error) => return Try::Broken(self.new_fault(error.to_string())),
             };
             if count == 0 && self.have == total {
                 return Try::Complete;
             }
             if count == 0 {
-                return Try::Broken(self.broken(format!("body ended at byte {}", self.have)));
+                return Try::Broken(self.new_fault(format!("body ended at byte {}", self.have)));
             }
             let piece = buffer.get(..count).unwrap_or_default();
             if self.have + count as u64 > total {
                 self.discard();
                 let why = "body is longer than its length".to_owned();
-                return Try::End(FillEnd::Failed(self.broken(why)));
+                return Try::End(FillEnd::Failed(self.new_fault(why)));
             }
             if let Err(error) = self.file.write_all_at(piece, self.have) {
                 return self.disk_failed("partial file", &error);
@@ -283,7 +283,7 @@ impl<'a> Fill<'a> {
         if found != wanted.digest.as_str() {
             metrics::DIGEST_FAILURES.inc();
             self.discard();
-            return FillEnd::Failed(self.broken(format!("blob has the digest {found}")));
+            return FillEnd::Failed(self.new_fault(format!("blob has the digest {found}")));
         }
         let same = self.was_shown_right();
         if same {
@@ -292,7 +292,9 @@ impl<'a> Fill<'a> {
         let outcome = match same {
             true => FillEnd::Done,
             // The blob is good, and what readers got of it before the restart is not.
-            false => FillEnd::Failed(self.broken("the bytes of before a restart are wrong".into())),
+            false => {
+                FillEnd::Failed(self.new_fault("the bytes of before a restart are wrong".into()))
+            }
         };
         // The link first: a blob that is there without one would cost whoever asks now a HEAD.
         wanted.link(self.disk, Some(self.growing.total()));
@@ -335,7 +337,7 @@ impl<'a> Fill<'a> {
 
     fn refused(&self, fetched: Fetched) -> Try {
         if self.growing.lock().begun {
-            return Try::Broken(self.broken(format!("answered {}", fetched.reply.status)));
+            return Try::Broken(self.new_fault(format!("answered {}", fetched.reply.status)));
         }
         let mut body = Vec::new();
         let read = fetched
@@ -344,7 +346,7 @@ impl<'a> Fill<'a> {
             .take(ERROR_DOCUMENT_BYTES_MAX)
             .read_to_end(&mut body);
         if let Err(error) = read {
-            return Try::Broken(self.broken(error.to_string()));
+            return Try::Broken(self.new_fault(error.to_string()));
         }
         let (status, headers) = (fetched.reply.status, fetched.reply.headers);
         Try::End(FillEnd::Refused(Buffered {
@@ -363,7 +365,7 @@ impl<'a> Fill<'a> {
         self.disk.store.discard_partial(&self.growing.wanted.digest);
     }
 
-    fn broken(&self, reason: String) -> UpstreamError {
+    fn new_fault(&self, reason: String) -> UpstreamError {
         self.growing.fault(Stage::Transfer, reason)
     }
 }

@@ -121,7 +121,7 @@ impl Growing {
     }
 
     /// Bytes in all, once readers were told that bytes are coming.
-    pub(super) fn begun_with(&self) -> Option<u64> {
+    pub(super) fn total_if_begun(&self) -> Option<u64> {
         let state = self.lock();
         state.begun.then_some(state.total)
     }

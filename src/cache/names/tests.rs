@@ -267,7 +267,7 @@ fn use_is_remembered_to_the_millisecond() {
         later + Duration::from_millis(1)
     );
     let all = [digest(1), digest(2)];
-    let accessed = names.accessed(scope, Some(&latest), all.iter());
+    let accessed = names.last_use(scope, Some(&latest), all.iter());
     assert_eq!(accessed, later + Duration::from_millis(1));
     // Nothing comes of touching what is not there.
     assert_eq!(names.link(scope, &digest(2)), None);

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use super::survey::{EvictionUnit, Id, MANIFEST_BYTES_MAX, Survey};
-use crate::cache::manifest::named_by;
+use crate::cache::manifest::list_named;
 use crate::cache::names::Names;
 use crate::cache::store::Store;
 use crate::history::{self, Bytes, HISTORY};
@@ -112,7 +112,7 @@ impl Eviction<'_> {
     fn hold_arrivals(&mut self) {
         for digest in self.store.arrivals() {
             let bytes = self.store.read(&digest, MANIFEST_BYTES_MAX).ok().flatten();
-            let named = bytes.map_or_else(Vec::new, |bytes| named_by(&bytes));
+            let named = bytes.map_or_else(Vec::new, |bytes| list_named(&bytes));
             let named = named.into_iter().map(|named| named.digest);
             for digest in named.chain([digest]) {
                 let id = self.survey.find(&digest);
@@ -141,7 +141,7 @@ impl Eviction<'_> {
         let manifests = alone.iter().filter(|id| place.is_manifest(**id));
         let manifests = manifests.filter_map(|id| Some(&self.survey.node(*id)?.digest));
         let tag = image.tag.as_ref();
-        if self.names.accessed(place.scope(), tag, manifests) > image.accessed {
+        if self.names.last_use(place.scope(), tag, manifests) > image.accessed {
             return false;
         }
         // Names first: what a crash leaves then is blobs without a name, which the next pass takes.

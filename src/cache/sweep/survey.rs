@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::time::SystemTime;
 
 use crate::cache::links::LinkUse;
-use crate::cache::manifest::named_by;
+use crate::cache::manifest::list_named;
 use crate::cache::names::{Names, Scope};
 use crate::cache::store::Store;
 use crate::oci::{Digest, Registry, Repository, Tag};
@@ -141,7 +141,7 @@ impl Survey {
     }
 
     /// What a manifest that was read by the survey names.
-    pub(super) fn named(&self, id: Id) -> &[(Id, bool)] {
+    pub(super) fn names_in(&self, id: Id) -> &[(Id, bool)] {
         self.named.get(&id).map_or(&[], |named| named)
     }
 
@@ -164,7 +164,7 @@ impl Survey {
             }
             alone.push(id);
             if need.is_manifest {
-                open.extend(self.named(id).iter().map(|(child, _)| *child));
+                open.extend(self.names_in(id).iter().map(|(child, _)| *child));
             }
         }
         alone
@@ -185,7 +185,7 @@ impl Survey {
                 continue;
             }
             if needs.remove(&id).is_some_and(|need| need.is_manifest) {
-                open.extend(self.named(id).iter().map(|(child, _)| *child));
+                open.extend(self.names_in(id).iter().map(|(child, _)| *child));
             }
             if let Some(node) = self.node_mut(id) {
                 node.uses = node.uses.saturating_sub(1);
@@ -364,7 +364,7 @@ impl Survey {
         }
         let node = self.node(id).filter(|node| node.here);
         let bytes = node.and_then(|node| store.read(&node.digest, MANIFEST_BYTES_MAX).ok()?);
-        let found = bytes.map_or_else(Vec::new, |bytes| named_by(&bytes));
+        let found = bytes.map_or_else(Vec::new, |bytes| list_named(&bytes));
         let named: Rc<[(Id, bool)]> = found
             .iter()
             .map(|named| (self.id(&named.digest), named.media_type.is_some()))
@@ -413,7 +413,7 @@ impl LastUse<'_> {
         let needs = &self.place.needs;
         let is_manifest = |id: &Id| needs.get(id).is_some_and(|need| need.is_manifest);
         let named = match is_manifest(&id) {
-            true => self.survey.named(id),
+            true => self.survey.names_in(id),
             false => &[],
         };
         named.iter().map(|(child, _)| *child).filter(is_manifest)

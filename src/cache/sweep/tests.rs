@@ -5,7 +5,7 @@ use std::thread;
 
 use super::*;
 use crate::cache::changes::Moment;
-use crate::cache::manifest::named_by;
+use crate::cache::manifest::list_named;
 use crate::cache::pages::List;
 use crate::cache::scratch::{Cache, at, digest_of};
 use crate::message::Headers;
@@ -253,7 +253,7 @@ fn a_manifest_that_comes_meanwhile_holds_what_it_names() {
         if came.get().is_none() {
             let new = cache.image("b:new", &[&layer(1)], 20);
             came.set(Some(
-                named_by(&cache.store.read(&new, 9999).unwrap().unwrap()).len(),
+                list_named(&cache.store.read(&new, 9999).unwrap().unwrap()).len(),
             ));
         }
         false

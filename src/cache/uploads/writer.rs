@@ -223,7 +223,7 @@ impl Drop for Unnamed {
 
 impl<'a> Writing<'a> {
     fn open(disk: &'a Disk) -> io::Result<Self> {
-        let (path, file) = disk.store.unnamed()?;
+        let (path, file) = disk.store.create_unnamed()?;
         Ok(Self {
             disk,
             file,

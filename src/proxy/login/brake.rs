@@ -80,7 +80,7 @@ impl Brake {
     /// How long a refusal of `name` at `peer` is held back, at most [`DELAY_MAX`].
     pub(super) fn delay(&self, peer: Option<IpAddr>, name: &str, now: Instant) -> Duration {
         let record = self.find(&self.key(peer, Some(name)), now);
-        let failures = record.map_or(0, |record| record.owed(&NAME_DEBT, now));
+        let failures = record.map_or(0, |record| record.count_owed(&NAME_DEBT, now));
         let Some(doublings) = failures.checked_sub(NAME_FREE + 1) else {
             return Duration::ZERO;
         };
@@ -149,7 +149,7 @@ impl FailureRecord {
     }
 
     /// Failures that are not paid off; one that is paid in part counts whole.
-    fn owed(&self, debt: &Debt, now: Instant) -> u32 {
+    fn count_owed(&self, debt: &Debt, now: Instant) -> u32 {
         let left = self.paid_off.saturating_duration_since(now).as_millis();
         u32::try_from(left.div_ceil(debt.failure.as_millis())).unwrap_or(u32::MAX)
     }

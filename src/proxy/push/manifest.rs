@@ -249,7 +249,7 @@ impl<'a, 'b> Collected<'a, 'b> {
     /// The bytes, if they were kept, and their digest.
     fn finish(self) -> (Option<SharedBytes>, String) {
         let kept = self.kept.map(|bytes| match self.share {
-            Some(share) => SharedBytes::counted(bytes, share),
+            Some(share) => SharedBytes::with_share(bytes, share),
             None => bytes.into(),
         });
         (kept, self.hasher.finish())
