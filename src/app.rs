@@ -7,6 +7,7 @@
 
 mod capacity;
 mod listen;
+mod operator;
 pub(crate) mod plain_token;
 mod progress;
 mod reload;
@@ -28,16 +29,17 @@ use crate::cache::{self, Cache};
 use crate::calendar;
 use crate::clock::SystemClock;
 use crate::config::{self, CacheDir, Settings, UpstreamAuth};
-use crate::door::{Door, DoorLimits, Drained, Lanes, MinRate, ServerTls, TlsFiles};
+use crate::door::{Door, DoorLimits, Drained, Lanes, MinRate, ServerTls, TlsFiles, Workers};
 use crate::log;
-use crate::message::{Answer, Desk, Request};
+use crate::message::{Answer, Desk, Entrance, Request};
+use crate::metrics::repositories;
 use crate::oci::Registry;
 use crate::pages::{self, Pages, Readiness};
 use crate::pool::{Decide, Pool};
 use crate::proxy::Proxy;
 use crate::proxy::access::Access;
 use crate::proxy::login::Logins;
-use crate::status::{Sources, Status};
+use crate::status::Sources;
 use crate::upstream::client::{Client, POOL_MAX};
 use crate::upstream::dns::Dns;
 use crate::upstream::exchange::Upstream;
@@ -46,6 +48,7 @@ use crate::upstream::redirect::Redirects;
 use crate::upstream::resolver::Resolver;
 use crate::upstream::{Anonymous, Authorizer};
 use listen::Address;
+use operator::{OperatorPages, OwnDoor, OwnSocket};
 use reload::{FileStamps, Reloader, WatchedFiles};
 use threads::OnLost;
 
@@ -61,6 +64,9 @@ const REFERRERS_STACK_BYTES: usize = 512 * 1024;
 const DEFAULT_CACHE_DIR: &str = "/cache";
 /// Stack of the threads that only wait and pass on.
 const SMALL_STACK_BYTES: usize = 128 * 1024;
+
+/// Time that answers at `METRICS_LISTEN` get to end: scrapers come again.
+const OPERATORS_GRACE: Duration = Duration::from_secs(1);
 
 /// Something that ends the process, or may end it.
 enum Event {
@@ -110,6 +116,8 @@ impl From<String> for StartError {
 
 struct RunningProxy {
     door: Arc<Door>,
+    /// At `METRICS_LISTEN`.
+    operators: Option<Arc<OwnDoor>>,
     tokens: Option<Arc<Tokens>>,
     cache: Option<Arc<Cache>>,
     draining: Arc<AtomicBool>,
@@ -138,6 +146,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
     let logins =
         open_logins(settings, &mut watched).map_err(|why| StartError::Settings(vec![why]))?;
     let bound = listen::open(settings)?;
+    let operators_socket = operator::bind(&settings.metrics)?;
     watch_signals(events)?;
     let cache_directory = cache_directory(settings);
     let listeners = bound.listeners.len();
@@ -165,7 +174,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
         upstream,
         tokens.clone(),
         cache.clone(),
-        Arc::clone(&draining),
+        (connections, Arc::clone(&draining)),
     )?;
     let desk = Arc::new(Desk::default());
     let workers = |error| format!("workers: {error}");
@@ -177,11 +186,17 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
     pool.seal().map_err(workers)?;
     let limits = door_limits(settings, connections);
     let reloader = Reloader::start(watched, &on_lost)?;
-    let door = Door::open(bound.listeners, lanes, desk, limits, tls, on_lost)
+    let lanes = Arc::new(lanes);
+    let workers = Workers { lanes, desk };
+    let own_door = |socket: OwnSocket| socket.open(workers.clone(), Arc::clone(&on_lost));
+    let operators = operators_socket.map(own_door).transpose()?.map(Arc::new);
+    let (sockets, main) = (bound.listeners, Entrance::Main);
+    let door = Door::open(sockets, workers, limits, tls, main, on_lost)
         .map_err(|error| format!("thread accept: {error}"))?;
     announce(settings, &bound.addresses, connections);
     Ok(RunningProxy {
         door: Arc::new(door),
+        operators,
         tokens,
         cache,
         draining,
@@ -417,20 +432,24 @@ fn build_decide(
     upstream: Arc<Upstream>,
     tokens: Option<Arc<Tokens>>,
     cache: Option<Arc<Cache>>,
-    draining: Arc<AtomicBool>,
+    (connections, draining): (usize, Arc<AtomicBool>),
 ) -> Result<Arc<Decide>, String> {
-    let logins = access.logins.clone();
-    let status = settings.status_page.then(|| {
-        Arc::new(Status::new(Sources {
-            registries: settings.registries.clone(),
-            tokens: tokens.clone(),
-            upstream: Arc::clone(&upstream),
-            cache: cache.clone(),
-            allowed: settings.access.repositories.clone(),
-            draining: Arc::clone(&draining),
-            started: (Instant::now(), SystemTime::now()),
-        }))
+    let sources = Arc::new(Sources {
+        registries: settings.registries.clone(),
+        tokens: tokens.clone(),
+        upstream: Arc::clone(&upstream),
+        cache: cache.clone(),
+        allowed: settings.access.repositories.clone(),
+        draining: Arc::clone(&draining),
+        started: (Instant::now(), SystemTime::now()),
+        workers: settings.workers,
+        connections_max: connections,
     });
+    let (logins, metrics) = (access.logins.clone(), &settings.metrics);
+    if metrics.repositories {
+        repositories::enable();
+    }
+    let operators = OperatorPages::new(sources, settings.status_page, logins, metrics);
     let proxy = Proxy::new(access, upstream, cache.clone(), settings);
     if settings.fill_referrers && cache.is_some() {
         threads::start("referrers", REFERRERS_STACK_BYTES, proxy.referrers())?;
@@ -443,29 +462,18 @@ fn build_decide(
     let readiness = build_readiness(tokens, cache, list_registries(&settings.registries));
     let pages = Pages::new(readiness, draining, version.to_string());
     Ok(Arc::new(move |request: &Request| {
-        if let Some(refusal) = pages::refusal_without_certificate(request) {
+        let refusal = pages::refusal_without_certificate(request);
+        if let Some(refusal) = refusal.filter(|_| !operators.is_open(request)) {
             return Answer::Now(refusal);
         }
         let path = request.path();
-        match &status {
-            _ if path == "/v2" || path.starts_with("/v2/") => proxy.decide(request),
-            Some(status) if Status::owns(path) => answer_operator(status, request, logins.as_ref()),
-            _ => Answer::Now(pages.answer(request)),
+        let is_registry = path == "/v2" || path.starts_with("/v2/");
+        if is_registry && request.peer.entrance == Entrance::Main {
+            return proxy.decide(request);
         }
+        let answer = operators.answer(request);
+        answer.unwrap_or_else(|| Answer::Now(pages.answer(request)))
     }))
-}
-
-/// Answers a page that is for the operator: it asks for the same login as the registry.
-fn answer_operator(
-    status: &Arc<Status>,
-    request: &Request,
-    logins: Option<&Arc<Logins>>,
-) -> Answer {
-    let Some(logins) = logins else {
-        return status.answer(request);
-    };
-    let (status, asked) = (Arc::clone(status), request.clone());
-    logins.admit(request, move || status.answer(&asked))
 }
 
 fn build_readiness(
@@ -557,8 +565,15 @@ impl RunningProxy {
     }
 
     fn drain(&self, events: Sender<Event>, grace: Duration) -> Result<(), String> {
-        let door = Arc::clone(&self.door);
-        let drain = move || drop(events.send(Event::Drained(door.drain(grace))));
+        let (door, operators) = (Arc::clone(&self.door), self.operators.clone());
+        let drain = move || {
+            let drained = door.drain(grace);
+            // They can be asked until the end.
+            if let Some(operators) = operators {
+                operators.door.drain(OPERATORS_GRACE);
+            }
+            drop(events.send(Event::Drained(drained)));
+        };
         threads::start("drain", SMALL_STACK_BYTES, drain)
     }
 }

@@ -43,7 +43,7 @@ pub use document::{help, markdown_page, markdown_tables};
 pub use fault::Fault;
 pub use given::Origin;
 pub use globs::Globs;
-pub use listen::{Activation, ListenHost};
+pub use listen::{Activation, ListenHost, MetricsListen, MetricsSettings};
 pub use metadata::{
     ContainerSettings, InstanceSettings, container_uri, is_container_address, is_field_value,
 };

@@ -5,12 +5,12 @@
 //! Locks: [`Desk`]'s one mutex, held for a map operation only.
 
 mod note;
+mod peer;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -18,6 +18,7 @@ use crate::budget::Share;
 use crate::locked::Locked as _;
 use crate::log::RequestScope;
 pub use note::LogNote;
+pub use peer::{Certificate, Entrance, Peer};
 
 /// The field that names the waiting request on its way through tiny_http. The door removes such a
 /// field when a client sends one.
@@ -105,52 +106,6 @@ impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Headers {
                 .map(|(name, value)| (name.into(), value.into()))
                 .collect(),
         )
-    }
-}
-
-/// The client at the other end of a connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Peer {
-    /// The address the connection comes from; none on a unix socket.
-    pub address: Option<IpAddr>,
-    /// The port it comes from; 0 on a unix socket.
-    pub port: u16,
-    /// True when the connection is TLS.
-    pub tls: bool,
-    /// Whether the client showed a certificate.
-    pub certificate: Certificate,
-}
-
-impl Peer {
-    /// A client on a unix socket, without TLS.
-    pub const fn on_unix_socket() -> Self {
-        Self {
-            address: None,
-            port: 0,
-            tls: false,
-            certificate: Certificate::NotAsked,
-        }
-    }
-}
-
-/// The client's certificate on a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Certificate {
-    /// The client was asked for one and has none. It may only use the probes.
-    Absent,
-    /// The client was not asked for one (no `SSL_CLIENT_CA`).
-    NotAsked,
-    /// Shown and verified.
-    Verified,
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.address {
-            Some(IpAddr::V6(address)) => write!(f, "[{address}]:{}", self.port),
-            Some(address) => write!(f, "{address}:{}", self.port),
-            None => f.write_str("unix"),
-        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::operator::CONNECTIONS_MAX as OPERATORS_CONNECTIONS_MAX;
 use crate::cache::uploads::WRITERS_MAX;
 use crate::config::Settings;
 use crate::log;
@@ -45,9 +46,18 @@ pub(super) fn fit_connections(
         (0, 0)
     };
     let listeners = listeners as u64;
-    let threads =
-        THREADS_RESERVED + settings.workers as u64 + lanes + fills + kept_uploads + listeners;
+    // Those of metrics have a listener and connections of their own.
+    let operators = settings.metrics.listen.as_ref();
+    let operators = operators.map_or(0, |_| OPERATORS_CONNECTIONS_MAX as u64 + 1);
+    let threads = THREADS_RESERVED
+        + settings.workers as u64
+        + lanes
+        + fills
+        + kept_uploads
+        + listeners
+        + operators;
     let fixed = DESCRIPTORS_RESERVED
+        + DESCRIPTORS_PER_LISTENER * operators
         + DESCRIPTORS_PER_LANE * lanes
         + DESCRIPTORS_PER_FILL * fills
         + DESCRIPTORS_PER_KEPT_UPLOAD * kept_uploads

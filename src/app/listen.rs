@@ -73,24 +73,29 @@ pub(super) fn open(settings: &Settings) -> Result<Bound, String> {
         ),
         Activation::None => {}
     }
-    let port = settings.listen_port;
-    match &settings.listen_host {
-        ListenHost::Unix(path) => open_unix(path),
-        ListenHost::Address(host) => bind_all(&[SocketAddr::new(*host, port)]),
+    let names = "LISTEN_HOST or LISTEN_PORT";
+    open_at(&settings.listen_host, settings.listen_port, names)
+}
+
+/// Opens the sockets of an address; `names`: the settings that give it.
+pub(super) fn open_at(host: &ListenHost, port: u16, names: &str) -> Result<Bound, String> {
+    match host {
+        ListenHost::Unix(path) => open_unix(path, names),
+        ListenHost::Address(host) => bind_all(&[SocketAddr::new(*host, port)], names),
         ListenHost::Name(name) => {
             let addresses = (name.as_str(), port).to_socket_addrs();
-            let addresses =
-                addresses.map_err(|error| format!("cannot look up LISTEN_HOST={name}: {error}"))?;
+            let addresses = addresses
+                .map_err(|error| format!("cannot look up {name}: {error}; set {names}"))?;
             let mut addresses: Vec<SocketAddr> = addresses.take(NAME_ADDRESSES_MAX).collect();
             addresses.dedup();
-            bind_all(&addresses)
+            bind_all(&addresses, names)
         }
     }
 }
 
 /// Binds every address, and leaves out those that this machine does not have as long as it has one:
 /// `localhost` is `::1` too where IPv6 is switched off.
-fn bind_all(addresses: &[SocketAddr]) -> Result<Bound, String> {
+fn bind_all(addresses: &[SocketAddr], names: &str) -> Result<Bound, String> {
     let mut bound = Bound::default();
     let mut left_out = "it has no address".to_owned();
     for address in addresses {
@@ -108,14 +113,14 @@ fn bind_all(addresses: &[SocketAddr]) -> Result<Bound, String> {
             Err(error) => {
                 let why = format!("cannot listen on {address}: {error}");
                 if addresses.len() == 1 || error.kind() != io::ErrorKind::AddrNotAvailable {
-                    return Err(format!("{why}; set LISTEN_HOST or LISTEN_PORT"));
+                    return Err(format!("{why}; set {names}"));
                 }
                 left_out = why;
             }
         }
     }
     if bound.listeners.is_empty() {
-        return Err(format!("{left_out}; set LISTEN_HOST"));
+        return Err(format!("{left_out}; set {names}"));
     }
     Ok(bound)
 }
@@ -172,10 +177,10 @@ fn take_socket(
     Ok((listener.into(), Address::Unix(path)))
 }
 
-fn open_unix(path: &Path) -> Result<Bound, String> {
+fn open_unix(path: &Path, names: &str) -> Result<Bound, String> {
     let shown = path.display();
     let failed =
-        |why: &dyn fmt::Display| format!("cannot listen on unix:{shown}: {why}; set LISTEN_HOST");
+        |why: &dyn fmt::Display| format!("cannot listen on unix:{shown}: {why}; set {names}");
     remove_stale(path).map_err(|why| failed(&why))?;
     let (listener, file) = bind_unix(path).map_err(|error| failed(&error))?;
     Ok(Bound {
@@ -273,7 +278,9 @@ mod tests {
     #[test]
     fn a_unix_socket_is_for_its_user_and_group_and_goes_at_the_end() {
         let folder = Folder::new();
-        let bound = open_unix(&folder.socket()).map_err(drop).unwrap();
+        let bound = open_unix(&folder.socket(), "LISTEN_HOST")
+            .map_err(drop)
+            .unwrap();
         let mode = fs::metadata(folder.socket()).unwrap().mode();
         assert_eq!(mode & 0o777, UNIX_MODE);
         let address = Address::Unix(Some(folder.socket()));
@@ -292,8 +299,12 @@ mod tests {
         let folder = Folder::new();
         drop(UnixListener::bind(folder.socket()).unwrap());
         assert!(folder.socket().exists());
-        let bound = open_unix(&folder.socket()).map_err(drop).unwrap();
-        let why = open_unix(&folder.socket()).map(drop).unwrap_err();
+        let bound = open_unix(&folder.socket(), "LISTEN_HOST")
+            .map_err(drop)
+            .unwrap();
+        let why = open_unix(&folder.socket(), "LISTEN_HOST")
+            .map(drop)
+            .unwrap_err();
         assert!(why.contains("another process listens there"), "{why}");
         UnixStream::connect(folder.socket()).unwrap();
         drop(bound);
@@ -303,11 +314,13 @@ mod tests {
     fn what_is_no_socket_is_left_alone() {
         let folder = Folder::new();
         fs::write(folder.socket(), "precious").unwrap();
-        let why = open_unix(&folder.socket()).map(drop).unwrap_err();
+        let why = open_unix(&folder.socket(), "LISTEN_HOST")
+            .map(drop)
+            .unwrap_err();
         assert!(why.contains("no socket is there already"), "{why}");
         assert_eq!(fs::read(folder.socket()).unwrap(), b"precious");
         let nowhere = folder.0.join("none").join("socket");
-        let why = open_unix(&nowhere).map(drop).unwrap_err();
+        let why = open_unix(&nowhere, "LISTEN_HOST").map(drop).unwrap_err();
         assert!(
             why.contains("No such file") && why.contains("LISTEN_HOST"),
             "{why}"
@@ -334,7 +347,9 @@ mod tests {
     #[test]
     fn the_socket_of_a_successor_is_left_alone() {
         let folder = Folder::new();
-        let bound = open_unix(&folder.socket()).map_err(drop).unwrap();
+        let bound = open_unix(&folder.socket(), "LISTEN_HOST")
+            .map_err(drop)
+            .unwrap();
         fs::rename(folder.socket(), folder.0.join("moved")).unwrap();
         let _successor = UnixListener::bind(folder.socket()).unwrap();
         drop(bound);

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use super::changes::Fact;
 use super::disk::Disk;
 use crate::log::{self, Level, RequestScope};
-use crate::metrics;
+use crate::metrics::{self, DownloadEnd};
 use crate::oci::Digest;
 use crate::permits::Permits;
 use crate::transfers::{TRANSFERS, Transfer, TransferKind};
@@ -70,6 +70,9 @@ impl Fills {
         let _client = growing.transfer.join();
         if first {
             self.begin(&growing);
+        }
+        if !first {
+            metrics::DOWNLOADS_JOINED.inc();
         }
         let (asked, names) = (growing.wanted.clone(), &self.disk.names);
         let joined = growing.wait_until_begun(deadline);
@@ -148,6 +151,12 @@ impl Fills {
     }
 
     fn end(&self, growing: &Growing, outcome: FillEnd) {
+        match &outcome {
+            FillEnd::Bypass => DownloadEnd::Uncached.count(),
+            FillEnd::Done => DownloadEnd::Done.count(),
+            FillEnd::Failed(_) => DownloadEnd::Failed.count(),
+            FillEnd::Refused(_) => DownloadEnd::Refused.count(),
+        }
         if let FillEnd::Failed(error) = &outcome {
             let digest = &growing.wanted.digest;
             let fields: [log::Field<'_>; 1] = [("digest", digest)];

@@ -12,11 +12,12 @@ use super::store::Store;
 use crate::oci::{Repository, Tag};
 
 /// Writes the index anew if anything in it has changed: one descriptor for every cached tag whose
-/// manifest is here, named `host/repository:tag` (image-spec `annotations.md`).
+/// manifest is here, named `host/repository:tag` (image-spec `annotations.md`). Says how many there
+/// are.
 ///
 /// # Errors
 /// The disk's own.
-pub fn write_index(store: &Store, names: &Names) -> io::Result<()> {
+pub fn write_index(store: &Store, names: &Names) -> io::Result<usize> {
     let mut manifests = Vec::new();
     for registry in names.registries() {
         for name in names.repositories(&registry) {
@@ -32,6 +33,7 @@ pub fn write_index(store: &Store, names: &Names) -> io::Result<()> {
             }
         }
     }
+    let count = manifests.len();
     let index = json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.index.v1+json",
@@ -40,9 +42,10 @@ pub fn write_index(store: &Store, names: &Names) -> io::Result<()> {
     let text = index.to_string();
     let path = store.root().join("index.json");
     if fs::read(&path).is_ok_and(|old| old == text.as_bytes()) {
-        return Ok(());
+        return Ok(count);
     }
-    files::replace(&store.partial_root(), &path, text.as_bytes())
+    files::replace(&store.partial_root(), &path, text.as_bytes())?;
+    Ok(count)
 }
 
 fn descriptor(store: &Store, names: &Names, scope: Scope<'_>, tag: &str) -> Option<Value> {

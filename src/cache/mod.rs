@@ -5,6 +5,7 @@
 //! The file system is the truth: a look-up is an `open` or a `stat`, and nothing keeps an index of
 //! blobs in memory, so that starting with a full cache costs nothing.
 
+mod account;
 pub mod changes;
 pub mod description;
 pub mod disk;

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
+use super::account::Account;
 use super::files;
 pub use super::open::{FORMAT, OpenError};
 use super::verified::{Stamp, Verified};
@@ -33,21 +34,6 @@ pub struct Store {
     verified: Verified,
     /// Keeps the lock on the directory.
     _marker: File,
-}
-
-/// Bytes on disk.
-#[derive(Debug, Default)]
-struct Account {
-    /// Bytes of blobs, in whole blocks.
-    blobs: u64,
-    /// Bytes of downloads, by length: they grow byte by byte.
-    partial: u64,
-    /// Grows with every change of `partial`: shows a count that it was overtaken.
-    partial_changes: u64,
-    /// Blobs that came while a count runs, with their sizes; the count leaves them out.
-    arrived: Option<HashMap<Digest, u64>>,
-    /// Blobs that came while an eviction runs.
-    watched: Option<Vec<Digest>>,
 }
 
 /// A complete blob, open for reading.
@@ -387,6 +373,12 @@ impl Store {
         account.blobs.saturating_add(account.partial)
     }
 
+    /// How many blobs there are. Until the first count has ended, those of earlier runs are
+    /// missing.
+    pub fn blob_count(&self) -> u64 {
+        locked(&self.account).count
+    }
+
     /// Adds what a download grew (or, negative, was cut by).
     pub fn add_used(&self, bytes: i64) {
         let mut account = locked(&self.account);
@@ -460,6 +452,7 @@ impl Store {
     fn record_arrival(&self, digest: &Digest, grown: u64, shrunk: u64) {
         let mut account = locked(&self.account);
         account.blobs = account.blobs.saturating_add(grown).saturating_sub(shrunk);
+        account.count += u64::from(shrunk == 0);
         // A count that ended meanwhile has left it out: then the line above was all.
         if let Some(arrived) = &mut account.arrived {
             arrived.insert(digest.clone(), grown);
@@ -472,6 +465,7 @@ impl Store {
     fn record_departure(&self, digest: &Digest, size: u64) {
         let mut account = locked(&self.account);
         account.blobs = account.blobs.saturating_sub(size);
+        account.count = account.count.saturating_sub(1);
         if let Some(arrived) = &mut account.arrived {
             arrived.remove(digest);
         }
@@ -490,11 +484,12 @@ impl Store {
     /// is counted once; what is removed meanwhile may be counted until the next time.
     pub(super) fn count(&self, visit: &mut dyn FnMut(Entry)) -> io::Result<()> {
         locked(&self.account).arrived.get_or_insert_default();
-        let mut seen = 0_u64;
+        let (mut seen, mut count) = (0_u64, 0_u64);
         let counted = self.each("blobs", &mut |entry| {
             let arrived = |arrived: &HashMap<_, _>| arrived.contains_key(&entry.digest);
             if !locked(&self.account).arrived.as_ref().is_some_and(arrived) {
                 seen = seen.saturating_add(entry.size);
+                count += 1;
             }
             visit(entry);
         });
@@ -503,6 +498,7 @@ impl Store {
             let arrived = account.arrived.take().unwrap_or_default();
             if counted.is_ok() {
                 account.blobs = arrived.values().fold(seen, |sum, size| sum + size);
+                account.count = count + arrived.values().filter(|size| **size > 0).count() as u64;
             }
         }
         counted?;

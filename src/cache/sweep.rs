@@ -12,6 +12,7 @@ mod evict;
 mod survey;
 
 use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,8 @@ pub struct Sweeper {
     store: Arc<Store>,
     names: Arc<Names>,
     quota: u64,
+    /// Tagged images, as of the last writing of the index.
+    images: AtomicU64,
     state: Mutex<SweepState>,
     /// For the thread: there is work.
     work: Condvar,
@@ -103,6 +106,7 @@ impl Sweeper {
             store,
             names,
             quota,
+            images: AtomicU64::new(0),
             state: Mutex::default(),
             work: Condvar::new(),
             room: Condvar::new(),
@@ -183,8 +187,9 @@ impl Sweeper {
     /// Writes the index at once; for shutdown.
     pub fn write_index_now(&self) {
         self.locked().dirty = false;
-        if let Err(error) = layout::write_index(&self.store, &self.names) {
-            log::warn("index.json was not written", &[("error", &error)]);
+        match layout::write_index(&self.store, &self.names) {
+            Ok(images) => self.images.store(images as u64, Relaxed),
+            Err(error) => log::warn("index.json was not written", &[("error", &error)]),
         }
     }
 
@@ -207,7 +212,20 @@ impl Sweeper {
             ),
             Err(error) => log::warn("cache was not counted", &[("error", &error)]),
         }
-        self.locked().counted = true;
+        let mut state = self.locked();
+        state.counted = true;
+        // A crash may have left an old index.
+        state.dirty = true;
+    }
+
+    /// Tagged images in the cache, as they were a few seconds ago.
+    pub fn image_count(&self) -> u64 {
+        self.images.load(Relaxed)
+    }
+
+    /// Bytes that the cache may have.
+    pub const fn quota(&self) -> u64 {
+        self.quota
     }
 
     /// Waits for work; none after [`Self::stop`].
@@ -274,11 +292,6 @@ impl Sweeper {
     fn fits(&self, state: &SweepState, bytes: u64) -> bool {
         let claimed = state.reserved.saturating_add(bytes);
         self.used_bytes().saturating_add(claimed) <= self.quota
-    }
-
-    /// Bytes at the most.
-    pub const fn quota(&self) -> u64 {
-        self.quota
     }
 
     /// Bytes on disk of all that is kept. Until the first count has ended, earlier runs' are

@@ -40,19 +40,35 @@ impl ProxyAddress {
     /// # Errors
     /// When the settings do not tell.
     pub(super) fn of(settings: &Settings) -> Result<Self, String> {
-        let port = settings.listen_port;
-        let address = match &settings.listen_host {
+        Self::find(&settings.listen_host, settings.listen_port, "LISTEN_PORT=0")
+    }
+
+    /// Where its status is.
+    ///
+    /// # Errors
+    /// When the settings do not tell.
+    pub(super) fn of_status(settings: &Settings) -> Result<Self, String> {
+        match &settings.metrics.listen {
+            None => Self::of(settings),
+            Some(listen) => Self::find(&listen.host, listen.port, "METRICS_LISTEN with port 0"),
+        }
+    }
+
+    /// `setting`: the one that has the port.
+    fn find(host: &ListenHost, port: u16, setting: &str) -> Result<Self, String> {
+        let address = match host {
             ListenHost::Unix(path) => return Ok(Self::Unix(path.clone())),
             ListenHost::Address(_) | ListenHost::Name(_) if port == 0 => {
-                let why = "LISTEN_PORT=0: expected the port that the running proxy listens on";
-                return Err(why.to_owned());
+                return Err(format!(
+                    "{setting}: expected the port that the running proxy listens on"
+                ));
             }
             ListenHost::Address(host) => SocketAddr::new(reachable(*host), port),
             ListenHost::Name(name) => {
                 let found = (name.as_str(), port).to_socket_addrs();
-                let found = found.map_err(|error| format!("LISTEN_HOST={name}: {error}"))?;
+                let found = found.map_err(|error| format!("{name}: {error}"))?;
                 let first = { found }.next();
-                first.ok_or_else(|| format!("LISTEN_HOST={name}: no address"))?
+                first.ok_or_else(|| format!("{name}: no address"))?
             }
         };
         Ok(Self::Tcp(address))

@@ -39,13 +39,15 @@ pub(super) struct Form {
 
 /// Shows the status of the proxy that runs with the same settings.
 pub(super) fn run(settings: &Settings, form: Form, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
-    let place = match ProxyAddress::of(settings) {
+    let place = match ProxyAddress::of_status(settings) {
         Ok(place) => place,
         Err(why) => return complain(err, Format::Text, &[why]),
     };
     let clears = form.watch && !form.json && std::io::stdout().is_terminal();
     loop {
-        let text = match ask(&place, settings.tls.enabled) {
+        // At an address of its own it is plain HTTP.
+        let tls = settings.tls.enabled && settings.metrics.listen.is_none();
+        let text = match ask(&place, tls) {
             Ok(text) => text,
             Err(why) => return fail(out, err, &format!("{why}\n")),
         };

@@ -94,8 +94,8 @@ Each setting is an environment variable and, in the same words, a flag: `LISTEN_
   and `kib mib gib tib`, in any case. All of them are powers of 1024.
 * An unknown flag is an error. An unknown variable is ignored, unless its name is close to a
   setting's: then it is a warning at the start, and `check` fails. If that setting keeps clients out
-  (`AUTH_FILE`, `READ_ONLY`, `ALLOW_REPOSITORIES`, `ENABLE_SSL`, `SSL_*`, `LISTEN_HOST`) and is not
-  set, the start ends with 64.
+  (`AUTH_FILE`, `READ_ONLY`, `ALLOW_REPOSITORIES`, `ENABLE_SSL`, `SSL_*`, `LISTEN_HOST`,
+  `METRICS_LISTEN`) and is not set, the start ends with 64.
 * All faults are reported at once, one line each, and the exit code is 64.
 * `aws-ecr-proxy settings` shows every value that holds and where it comes from, secrets hidden.
 ";

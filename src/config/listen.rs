@@ -32,6 +32,26 @@ impl Default for ListenHost {
     }
 }
 
+/// Where metrics and the status page are, and who may see them.
+#[derive(Debug, Clone, Default)]
+pub struct MetricsSettings {
+    /// `METRICS_LISTEN`; none: on the main address.
+    pub listen: Option<MetricsListen>,
+    /// `METRICS_ANONYMOUS`
+    pub anonymous: bool,
+    /// `METRICS_REPOSITORIES`
+    pub repositories: bool,
+}
+
+/// `METRICS_LISTEN`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetricsListen {
+    /// The address or the unix socket.
+    pub host: ListenHost,
+    /// The port; 0 picks one. A unix socket has none.
+    pub port: u16,
+}
+
 /// Sockets that systemd hands in (`sd_listen_fds(3)`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Activation {
@@ -111,6 +131,27 @@ fn is_name(text: &str) -> bool {
         && last.bytes().any(|b| b.is_ascii_alphabetic())
 }
 
+/// `METRICS_LISTEN`: an address with a port, a port alone after a colon, or `unix:` and a path.
+pub(super) fn metrics_listen(text: &str) -> Result<MetricsListen, String> {
+    if text.starts_with("unix:") {
+        let (host, port) = (host(text)?, 0);
+        return Ok(MetricsListen { host, port });
+    }
+    let (address, port) = text.rsplit_once(':').ok_or("this has no port")?;
+    let is_number = port.bytes().all(|byte| byte.is_ascii_digit());
+    let port = port.parse().ok().filter(|_| is_number);
+    let host = match address {
+        "" => ListenHost::default(),
+        _ => host(address)?,
+    };
+    // Without brackets nobody knows where an IPv6 address ends.
+    let is_bare_v6 = address.contains(':') && !address.starts_with('[');
+    match port.filter(|_| !is_bare_v6) {
+        Some(port) => Ok(MetricsListen { host, port }),
+        None => Err(String::new()),
+    }
+}
+
 fn unix_path(path: &str) -> Result<PathBuf, String> {
     if path.starts_with('@') {
         return Err("abstract sockets have no file whose rights could be set".to_owned());
@@ -181,6 +222,32 @@ mod tests {
     }
 
     #[test]
+    fn metrics_listen_on_an_address_and_a_port() {
+        let listen = |text: &str| metrics_listen(text).map(|listen| (listen.host, listen.port));
+        for (text, address, port) in [
+            (":9090", "0.0.0.0", 9090),
+            ("127.0.0.1:0", "127.0.0.1", 0),
+            ("[::1]:65535", "::1", 65535),
+        ] {
+            let address = ListenHost::Address(address.parse().unwrap());
+            assert_eq!(listen(text), Ok((address, port)), "{text}");
+        }
+        let socket = ListenHost::Unix("/run/m.sock".into());
+        assert_eq!(listen("unix:/run/m.sock"), Ok((socket, 0)));
+        for bad in [
+            "9090",
+            "::1",
+            "::1:9090",
+            "127.0.0.1:",
+            "a b:1",
+            "127.0.0.1:65536",
+            ":+1",
+        ] {
+            assert!(listen(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn a_host_is_an_address_or_a_path() {
         assert_eq!(
             host("unix:/run/p.sock"),
@@ -207,6 +274,9 @@ mod tests {
         }
         let longest = format!("unix:/{}", "x".repeat(UNIX_PATH_BYTES_MAX - 1));
         host(&longest).unwrap();
+        assert!(
+            metrics_listen(&longest).is_ok() && metrics_listen(&format!("{longest}x")).is_err()
+        );
         for (bad, why) in [
             (format!("{longest}x"), "has 108 bytes"),
             ("unix:".to_owned(), "does not begin with /"),

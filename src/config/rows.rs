@@ -392,6 +392,21 @@ static ROWS: &[Setting] = rows! {
             Value "INFO", "`DEBUG`, `INFO`, `WARN` (or `WARNING`) or `ERROR`, in any case.";
         LOG_FORMAT: word(log_format, "text or json", parse::LOG_FORMATS),
             Value "text", "`text` (key=value) or `json`; one line per request.";
+        #[keeps_out] METRICS_LISTEN:
+            read(metrics.listen, Address, "an IP address or a name with a port, :PORT, or unix: \
+                and a path", listen::metrics_listen),
+            Unset "on the main address",
+            "Address of their own for `/metrics` and the status page, such as `127.0.0.1:9090` or \
+             `:9090`: plain HTTP, without login. They are then absent from the main address, and \
+             the registry is absent from this one.";
+        METRICS_ANONYMOUS: switch(metrics.anonymous),
+            Value "false",
+            "`/metrics` on the main address needs neither login (`AUTH_FILE`) nor client \
+             certificate (`SSL_CLIENT_CA`). The status page always needs what the registry needs.";
+        METRICS_REPOSITORIES: switch(metrics.repositories),
+            Value "false",
+            "Count requests and bytes by repository, too: the first 1000 by name, all others \
+             together. Whoever sees the metrics then sees the names.";
     }
 };
 

@@ -7,7 +7,7 @@ use super::access::AccessSettings;
 use super::aws::AwsSettings;
 use super::cache::{CacheDir, CacheKey, TagTtl};
 use super::clients::TlsSettings;
-use super::listen::{Activation, ListenHost};
+use super::listen::{Activation, ListenHost, MetricsSettings};
 use super::outbound::OutboundSettings;
 use super::registry::{ImageOrigin, UpstreamAuth};
 use crate::log::{Format, Level};
@@ -33,6 +33,8 @@ pub struct Settings {
     pub outbound: OutboundSettings,
     /// TLS towards clients.
     pub tls: TlsSettings,
+    /// Metrics and the status page.
+    pub metrics: MetricsSettings,
     /// `RENEW_INTERVAL_HOURS`
     pub renew_interval: Duration,
     /// `LISTEN_HOST`

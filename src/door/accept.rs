@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use super::connection;
 use super::connections::{Connection, DoorState};
-use super::lanes::Lanes;
+use super::lanes::Workers;
 use super::limits::{CONNECTION_STACK_BYTES, DoorLimits};
 use super::stream::{ClientStream, Listener};
 use super::tls::{NO_ROOM_ALERT, ServerTls};
 use crate::log::{self, Level};
-use crate::message::{Desk, Peer};
+use crate::message::{Entrance, Peer};
 use crate::metrics;
 
 /// First pause after accept failed for want of descriptors or memory; doubles up to the next.
@@ -29,7 +29,7 @@ const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: appli
 Content-Length: 85\r\nRetry-After: 2\r\nConnection: close\r\n\r\n\
 {\"errors\":[{\"code\":\"UNAVAILABLE\",\"message\":\"too many connections; try again soon\"}]}\n";
 
-/// The listening side of the proxy.
+/// A listening side of the proxy.
 pub struct Door {
     shared: Arc<DoorState>,
     listeners: Vec<Listener>,
@@ -50,13 +50,13 @@ impl Door {
     /// When a thread or a descriptor is refused.
     pub fn open(
         listeners: Vec<Listener>,
-        lanes: Lanes,
-        desk: Arc<Desk>,
+        workers: Workers,
         limits: DoorLimits,
         tls: Option<Arc<ServerTls>>,
+        entrance: Entrance,
         on_lost: Arc<dyn Fn(&str) + Send + Sync>,
     ) -> io::Result<Self> {
-        let shared = Arc::new(DoorState::new(limits, lanes, desk, tls)?);
+        let shared = Arc::new(DoorState::new(limits, workers, tls, entrance)?);
         for listener in &listeners {
             listener.set_nonblocking()?;
             let (listener, shared) = (listener.try_clone()?, Arc::clone(&shared));
@@ -161,6 +161,7 @@ fn admit(shared: &Arc<DoorState>, stream: ClientStream, address: Option<SocketAd
     let peer = Peer {
         address: ip,
         port: address.map_or(0, |address| address.port()),
+        entrance: shared.entrance,
         ..Peer::on_unix_socket()
     };
     let thread = std::thread::Builder::new().name(format!("conn-{}", connection.number()));

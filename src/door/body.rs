@@ -8,6 +8,7 @@ use super::head::BodyFraming;
 use super::limits::DoorLimits;
 use super::rate::Rate;
 use super::socket::{ClientSocket, is_timeout};
+use crate::metrics;
 
 /// A chunk-size line with its extensions; nobody sends extensions of more than a few bytes.
 const CHUNK_LINE_BYTES_MAX: usize = 256;
@@ -144,7 +145,9 @@ impl<'a> BodyReader<'a> {
     fn read_piece(&mut self, into: &mut [u8], left: u64) -> Result<usize, BodyFault> {
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(into.len());
         let into = into.get_mut(..most).unwrap_or_default();
-        self.read_timed(|socket, deadline| socket.read(into, deadline))
+        let count = self.read_timed(|socket, deadline| socket.read(into, deadline))?;
+        metrics::RECEIVED_BYTES.add(count as u64);
+        Ok(count)
     }
 
     /// Runs one read of the socket within the idle limit. What counts against the client is the

@@ -18,7 +18,7 @@ use super::tls::HandshakeFault;
 use crate::log::{self, Level, RequestScope};
 use crate::message::{Answer, Headers, LogNote, Peer, Reply, RequestBody};
 use crate::metrics::requests::{self, RequestKind};
-use crate::metrics::{self, Finished, Method, Route};
+use crate::metrics::{self, Finished, Method, Route, repositories};
 use crate::oci::{ErrorCode, OciError};
 
 /// Longest wait for more while a closing connection is read from.
@@ -241,11 +241,12 @@ fn get_reply(
 ) -> (Reply, bool) {
     // The client may have chosen its id, and another the same.
     let slot = request_id::made();
-    shared.desk.open(&slot, peer.clone(), scope.clone());
+    let desk = &shared.workers.desk;
+    desk.open(&slot, peer.clone(), scope.clone());
     let waiting = metrics::DECISIONS_WAITING.hold();
-    let asked = shared.lanes.ask(&head.for_lane(&slot));
+    let asked = shared.workers.lanes.ask(&head.for_lane(&slot));
     drop(waiting);
-    let answer = shared.desk.close(&slot);
+    let answer = desk.close(&slot);
     let exchange = match (asked, answer) {
         (Ok(()), Some(Answer::Now(reply))) => {
             return (reply, head.framing == BodyFraming::Length(0));
@@ -336,6 +337,11 @@ fn write_and_log(
     let (status, outcome) = (reply.status, reply.outcome.clone());
     let first_byte = line.started.elapsed();
     let written = reply::write(socket, reply, context);
+    if let (Some(registry), Some(repository), ..400) =
+        (&outcome.registry, &outcome.repository, status)
+    {
+        repositories::count(registry, repository, written.bytes);
+    }
     let path = line.target.split('?').next().unwrap_or_default();
     let finished = Finished {
         kind: RequestKind {

@@ -19,13 +19,13 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::lanes::Lanes;
+use super::lanes::Workers;
 use super::limits::DoorLimits;
 use super::peers::{Network, NetworkCounts};
 use super::stream::ClientStream;
 use super::tls::ServerTls;
 use crate::locked::Locked as _;
-use crate::message::Desk;
+use crate::message::Entrance;
 use crate::metrics::{CONNECTIONS, Held};
 
 /// Longest wait for a connection that was told to close to make room.
@@ -38,8 +38,8 @@ const CLOSING: u8 = 2;
 /// The state that all connections share.
 pub(super) struct DoorState {
     pub(super) limits: DoorLimits,
-    pub(super) lanes: Lanes,
-    pub(super) desk: Arc<Desk>,
+    pub(super) workers: Workers,
+    pub(super) entrance: Entrance,
     /// None: plain HTTP.
     pub(super) tls: Option<Arc<ServerTls>>,
     started: Instant,
@@ -69,14 +69,14 @@ impl DoorState {
     /// When a descriptor is refused.
     pub(super) fn new(
         limits: DoorLimits,
-        lanes: Lanes,
-        desk: Arc<Desk>,
+        workers: Workers,
         tls: Option<Arc<ServerTls>>,
+        entrance: Entrance,
     ) -> io::Result<Self> {
         Ok(Self {
             limits,
-            lanes,
-            desk,
+            workers,
+            entrance,
             tls,
             started: Instant::now(),
             draining: AtomicBool::new(false),

@@ -7,11 +7,11 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::locked::Locked as _;
-use crate::message::{ANSWERED, DOOR_FIELD, PANICKED};
+use crate::message::{ANSWERED, DOOR_FIELD, Desk, PANICKED};
 use crate::{log, metrics};
 
 /// Longest wait for a worker's decision, which touches memory only: far above any, so that only a
@@ -29,6 +29,15 @@ pub(super) enum LaneFault {
     Lost,
     /// The worker panicked; the lane is good.
     Panicked,
+}
+
+/// The way to the workers, which several doors may share.
+#[derive(Clone)]
+pub struct Workers {
+    /// How heads get there.
+    pub lanes: Arc<Lanes>,
+    /// Where the answers wait.
+    pub desk: Arc<Desk>,
 }
 
 /// The lanes.
@@ -144,7 +153,6 @@ mod tests {
     use super::*;
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::UnixListener;
-    use std::sync::Arc;
 
     /// A stand-in for tiny_http that answers each request on its lanes with the next byte of
     /// `answers`, and then closes.

@@ -29,7 +29,7 @@ mod tls;
 
 pub use accept::{Door, Drained};
 pub use head::{Head, HeadParser};
-pub use lanes::Lanes;
+pub use lanes::{Lanes, Workers};
 pub use limits::{CONNECTION_STACK_BYTES, DoorLimits, HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
 pub use rate::MinRate;
 pub use stream::Listener;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::message::{Certificate, Reply, Request};
+use crate::message::{Certificate, Entrance, Reply, Request};
 use crate::oci::{ErrorCode, OciError};
 
 /// Tells whether pulls can be answered: from what (Ok), or why not (Err).
@@ -47,7 +47,11 @@ impl Pages {
             "/readyz" => self.readiness_page(),
             "/version" => Reply::new(200, "application/json", self.version.as_str()),
             path => {
-                let why = format!("there is no page {path}; the registry is under /v2/");
+                let registry = match request.peer.entrance {
+                    Entrance::Main => "under /v2/",
+                    Entrance::Metrics => "at another address",
+                };
+                let why = format!("there is no page {path}; the registry is {registry}");
                 return document(&OciError::new(ErrorCode::NotFound, why));
             }
         };
@@ -92,6 +96,7 @@ mod tests {
                 port: 0,
                 tls: certificate != Certificate::NotAsked,
                 certificate,
+                entrance: Entrance::Main,
             },
             id: "1".into(),
         }

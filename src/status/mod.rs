@@ -4,6 +4,7 @@
 //! `docs/status.md` lists the fields of `/status.json`; a test holds it to them. Nothing here is
 //! kept: each answer is made of what other parts know, on the connection's own thread.
 
+mod metrics;
 mod page;
 mod snapshot;
 mod sources;
@@ -28,13 +29,13 @@ const SEARCH_BYTES_MAX: usize = 256;
 
 /// The status page and its data.
 pub struct Status {
-    sources: Sources,
+    sources: Arc<Sources>,
     listing: Permits,
 }
 
 impl Status {
     /// Nothing is looked at before it is asked for.
-    pub const fn new(sources: Sources) -> Self {
+    pub const fn new(sources: Arc<Sources>) -> Self {
         let listing = Permits::new(1);
         Self { sources, listing }
     }
@@ -46,10 +47,8 @@ impl Status {
 
     /// Answers a request for one of these paths. Never blocks; the exchange may, for a moment.
     pub fn answer(self: &Arc<Self>, request: &Request) -> Answer {
-        if !matches!(request.method.as_str(), "GET" | "HEAD") {
-            let why = format!("{} is not allowed here; use GET or HEAD", request.method);
-            let refusal = refuse(&OciError::new(ErrorCode::Unsupported, why));
-            return Answer::Now(refusal.with("Allow", "GET, HEAD"));
+        if let Some(refusal) = refuse_other_methods(request) {
+            return Answer::Now(refusal);
         }
         if request.path() == "/" {
             return Answer::Now(page::answer(request.headers.first("If-None-Match")));
@@ -96,6 +95,25 @@ impl Status {
             .with("Cache-Control", "no-store")
             .with("X-Content-Type-Options", "nosniff")
     }
+}
+
+/// Answers a request for `/metrics`. Never blocks.
+pub fn answer_metrics(sources: &Arc<Sources>, request: &Request) -> Answer {
+    let answer = || match metrics::answer(sources) {
+        Ok(reply) => reply,
+        Err(why) => refuse(&OciError::new(ErrorCode::Unavailable, why))
+            .with("Retry-After", LISTING_RETRY_SECONDS),
+    };
+    Answer::Now(refuse_other_methods(request).unwrap_or_else(answer))
+}
+
+fn refuse_other_methods(request: &Request) -> Option<Reply> {
+    if matches!(request.method.as_str(), "GET" | "HEAD") {
+        return None;
+    }
+    let why = format!("{} is not allowed here; use GET or HEAD", request.method);
+    let refusal = refuse(&OciError::new(ErrorCode::Unsupported, why));
+    Some(refusal.with("Allow", "GET, HEAD"))
 }
 
 fn refuse(error: &OciError) -> Reply {

@@ -49,7 +49,7 @@ pub(super) fn document(sources: &Sources) -> Map<String, Value> {
 }
 
 /// Those of the settings, else the identity's own, as far as it is known.
-fn known_registries(sources: &Sources) -> Vec<Registry> {
+pub(super) fn known_registries(sources: &Sources) -> Vec<Registry> {
     if !sources.registries.is_empty() {
         return sources.registries.clone();
     }

@@ -1,7 +1,8 @@
-//! The parts that know what the status shows. Owns: the list of them. Must not: hold code.
+//! The parts that know what the status and the metrics show. Owns: the list of them, and whether
+//! they can answer pulls. Must not: ask upstream or AWS.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime};
 
 use crate::aws::token::Tokens;
@@ -26,4 +27,19 @@ pub struct Sources {
     pub draining: Arc<AtomicBool>,
     /// When the process started, by both clocks.
     pub started: (Instant, SystemTime),
+    /// `WORKERS`
+    pub workers: usize,
+    /// Connections of clients at the most.
+    pub connections_max: usize,
+}
+
+impl Sources {
+    /// True while pulls can be answered, as `/readyz` has it.
+    pub(super) fn is_ready(&self) -> bool {
+        let has_token = |tokens: &Arc<Tokens>| tokens.status().has_token;
+        let has_content = |cache: &Arc<Cache>| cache.has_content();
+        let can_answer = self.tokens.as_ref().is_none_or(has_token)
+            || self.cache.as_ref().is_some_and(has_content);
+        can_answer && !self.draining.load(Ordering::SeqCst)
+    }
 }

@@ -89,8 +89,8 @@ impl Breaker {
         }
     }
 
-    /// `to` was out of reach at `now`, or for this patience.
-    pub fn note_failure(&self, to: &str, patience: Patience, now: Instant) {
+    /// `to` was out of reach at `now`, or for this patience. Says whether the circuit is open.
+    pub fn note_failure(&self, to: &str, patience: Patience, now: Instant) -> bool {
         let mut circuits = self.circuits.locked();
         let key = key(to, patience);
         if circuits.len() >= CIRCUITS_MAX && !circuits.contains_key(&key) {
@@ -102,6 +102,7 @@ impl Breaker {
             circuit.pause = (circuit.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
             circuit.open_until = Some(now + circuit.pause);
         }
+        circuit.open_until.is_some()
     }
 
     /// How long until `to` is tried again; none while it may be asked. Changes nothing.

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use crate::metrics::registries::STAGES_MAX;
 use crate::oci::Registry;
 
 /// Why no reply came.
@@ -58,6 +59,20 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// Every stage, in order.
+    pub const ALL: [Self; 10] = [
+        Self::Authorize,
+        Self::ClientBody,
+        Self::Connect,
+        Self::Redirect,
+        Self::Refused,
+        Self::Resolve,
+        Self::Transfer,
+        Self::Timeout,
+        Self::Tls,
+        Self::Queue,
+    ];
+
     /// True when the registry could not be reached at all, so that others need not try at once.
     pub const fn is_out_of_reach(self) -> bool {
         matches!(
@@ -96,3 +111,18 @@ impl fmt::Display for UpstreamError {
 }
 
 impl std::error::Error for UpstreamError {}
+
+// Each is counted.
+const _: () = assert!(Stage::ALL.len() <= STAGES_MAX);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_are_counted_by_their_place_in_the_list() {
+        for (place, stage) in Stage::ALL.into_iter().enumerate() {
+            assert_eq!(stage as usize, place, "{stage:?}");
+        }
+    }
+}

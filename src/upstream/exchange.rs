@@ -17,6 +17,7 @@ use super::part;
 use super::redirect::Redirects;
 use crate::locked::Locked as _;
 use crate::message::RequestBody;
+use crate::metrics::registries;
 use crate::oci::Registry;
 use crate::permits::{OwnedPermit, Permits};
 
@@ -164,22 +165,32 @@ impl Upstream {
         follow: Follow,
     ) -> Result<Fetched, UpstreamError> {
         let started = Instant::now();
+        let counters = registries::counters_of(call.registry.name());
         let deadline = started + call.patience.min(HEAD_TIMEOUT);
         let (circuit, patience) = (call.registry.url(), call.patience_kind());
         let allowed = self.breaker.allow(&circuit, patience, started);
         allowed.map_err(|left| {
+            counters.count_error(Stage::Connect as usize);
             let left_ms = left.as_millis();
             let why = format!("out of reach lately; next try in {left_ms} ms");
             call.fault(Stage::Connect, why)
         })?;
         let fetched = self.fetch_within_permit(call, body, follow, deadline);
-        match &fetched {
+        let is_open = match &fetched {
             // A refused connection costs nobody any time, and its end is noticed at once.
             Err(error) if error.stage.is_out_of_reach() && started.elapsed() >= SLOW_FAILURE => {
                 self.breaker
-                    .note_failure(&circuit, patience, Instant::now());
+                    .note_failure(&circuit, patience, Instant::now())
             }
-            _ => self.breaker.note_success(&circuit, patience),
+            _ => {
+                self.breaker.note_success(&circuit, patience);
+                false
+            }
+        };
+        counters.set_circuit(is_open);
+        match &fetched {
+            Err(error) => counters.count_error(error.stage as usize),
+            Ok(fetched) => counters.count_reply(fetched.reply.status),
         }
         if let Err(error) = &fetched
             && error.stage != Stage::ClientBody
@@ -215,6 +226,7 @@ impl Upstream {
         };
         let _permit = permits.take(call.registry, deadline)?;
         let grant = self.grant(call, deadline)?;
+        let sent = Instant::now();
         let mut attempt = Attempt {
             client: &self.client,
             authorizer: &*self.authorizer,
@@ -233,6 +245,10 @@ impl Upstream {
             }
             attempt.send_with_renewal()
         };
+        if fetched.is_ok() && !has_body {
+            let counters = registries::counters_of(call.registry.name());
+            counters.head_times.observe(sent.elapsed());
+        }
         fetched.map_err(|mut error| {
             if let Some(secrets) = attempt.secrets() {
                 secrets.mask_text(&mut error.reason);

@@ -35,6 +35,7 @@ mod listings;
 mod log_lines;
 mod login;
 mod memory;
+mod metrics;
 mod pages;
 mod pool;
 mod protocol;

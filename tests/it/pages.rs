@@ -77,7 +77,7 @@ fn paths_that_are_no_endpoint_are_404() {
         "/v1/",
         "/v2x",
         "/v3/",
-        "/metrics",
+        "/metrics/",
         "/status",
         "/status.json/",
         "/healthz/",

@@ -5,7 +5,7 @@
 mod kept;
 
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use self::kept::{LastingCredentials, Standing};
 use super::super::call::Caller;
@@ -150,6 +150,11 @@ impl Chain {
         let now = self.caller.monotonic();
         let kept = self.kept.locked();
         kept.as_ref()?.due(self.caller.aws_now(), now)
+    }
+
+    /// When those in use end, by AWS's clock.
+    pub(in crate::aws) fn expires(&self) -> Option<SystemTime> {
+        self.kept.locked().as_ref().map(|kept| kept.expires)
     }
 }
 

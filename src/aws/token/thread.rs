@@ -12,6 +12,7 @@ use super::state::{LIFE_FLOOR, NewToken};
 use super::tokens::{TokenTable, Tokens};
 use crate::calendar;
 use crate::log;
+use crate::metrics;
 use crate::random::unguessable;
 
 /// The thread looks up at least this often, so that no error in reckoning can make it sleep for
@@ -153,6 +154,7 @@ impl Tokens {
     }
 
     fn settle_token(&self, realm: &Realm, token: AuthorizationToken) {
+        metrics::TOKENS_OBTAINED.inc();
         // By AWS's clock, since the expiry is by theirs.
         let aws_now = self.caller.aws_now();
         let remaining = token
@@ -204,6 +206,7 @@ impl Tokens {
     }
 
     fn settle_failure(&self, realm: &Realm, fault: &AwsFault) {
+        metrics::TOKENS_FAILED.inc();
         let now = self.clock.monotonic();
         let mut shared = self.lock();
         let Some(state) = shared.regions.get_mut(realm) else {

@@ -169,6 +169,23 @@ impl Tokens {
         }
     }
 
+    /// When the temporary credentials in use end, by this machine's clock; none when there are
+    /// none, or they have no end.
+    pub fn credentials_expire(&self) -> Option<SystemTime> {
+        let expires = self.chain.expires()?;
+        let ahead = self.clock_skew_seconds();
+        let by = Duration::from_secs(ahead.unsigned_abs());
+        match ahead > 0 {
+            true => expires.checked_sub(by),
+            false => expires.checked_add(by),
+        }
+    }
+
+    /// Seconds by which AWS's clock is ahead of ours.
+    pub fn clock_skew_seconds(&self) -> i64 {
+        self.caller.skew.seconds()
+    }
+
     /// The realm that is fetched without being asked, or why there is none (yet).
     pub(super) fn default_realm(&self, shared: &TokenTable) -> Result<Realm, String> {
         let default = self.default_realm.clone();

@@ -149,7 +149,10 @@ impl<'a> Fill<'a> {
                 Err(error) => return self.disk_failed("partial file", &error),
             },
             (200, _) => fetched.reply.length,
-            (206, Some(total)) if starts_here => Some(total),
+            (206, Some(total)) if starts_here => {
+                metrics::DOWNLOADS_RESUMED.inc();
+                Some(total)
+            }
             // Upstream has the blob here, and no byte of it that we have not.
             (416, _) if self.is_whole() => return self.publish_whole(),
             (206 | 416, _) if self.have > 0 => {
@@ -243,6 +246,7 @@ impl<'a> Fill<'a> {
             }
             self.hasher.update(piece);
             self.have += count as u64;
+            metrics::DOWNLOADED_BYTES.add(count as u64);
             self.disk.store.add_used(i64::try_from(count).unwrap_or(0));
             if let Some(reserved) = &mut self.reserved {
                 reserved.spend(count as u64);

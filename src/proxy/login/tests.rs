@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::clock::ManualClock;
-use crate::message::{Body, Certificate, Headers, Peer, RequestBody};
+use crate::message::{Body, Certificate, Entrance, Headers, Peer, RequestBody};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -94,6 +94,7 @@ fn bare(peer: &str) -> Request {
             port: 1,
             tls: false,
             certificate: Certificate::NotAsked,
+            entrance: Entrance::Main,
         },
         id: "1".into(),
     }

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use aws_ecr_proxy::door::{Door, DoorLimits, Lanes, Listener, ServerTls};
+use aws_ecr_proxy::door::{Door, DoorLimits, Lanes, Listener, ServerTls, Workers};
 use aws_ecr_proxy::log::{Format, Level};
-use aws_ecr_proxy::message::{Answer, Desk, Reply, Request};
+use aws_ecr_proxy::message::{Answer, Desk, Entrance, Reply, Request};
 use aws_ecr_proxy::metrics::LANES_LOST;
 use aws_ecr_proxy::pool::{Decide, Pool};
 
@@ -62,7 +62,10 @@ impl Server {
         pool.seal().expect("a sealed socket");
         let mut listeners = others;
         listeners.push(listener.into());
-        let door = Door::open(listeners, lanes, desk, limits, tls, on_lost).expect("a door");
+        let lanes = Arc::new(lanes);
+        let workers = Workers { lanes, desk };
+        let door = Door::open(listeners, workers, limits, tls, Entrance::Main, on_lost);
+        let door = door.expect("a door");
         Self {
             door,
             address,
