@@ -74,7 +74,7 @@ impl LogLine<'_> {
         let [host, user_agent] = ["Host", "User-Agent"].map(|name| self.field(name));
         let cache = outcome.cache.map(CacheOutcome::name);
         let (forwarded, upstream_id) = (self.forwarded_for(), self.scope.upstream_id());
-        let notes = [
+        let notes: [Option<log::Field<'_>>; 14] = [
             note("login", &outcome.login),
             note("forwarded_for", &forwarded),
             note("host", &host),
