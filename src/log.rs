@@ -18,10 +18,11 @@ mod text;
 use std::fmt::{Display, Write as _};
 use std::io::Write as _;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::calendar::format_rfc3339;
+use crate::locked::Locked as _;
 use crate::metrics;
 pub use fields::{FIELDS, FieldType};
 pub use level::{Format, Level};
@@ -153,7 +154,7 @@ pub fn cause(
 }
 
 fn repeats() -> MutexGuard<'static, Repeats> {
-    REPEATS.lock().unwrap_or_else(PoisonError::into_inner)
+    REPEATS.locked()
 }
 
 /// A request target fit for a log: the path, and those query parameters that carry no secret.

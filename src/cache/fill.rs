@@ -16,11 +16,12 @@ mod reader;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use super::changes::Fact;
 use super::disk::Disk;
+use crate::locked::Locked as _;
 use crate::log::{self, Level, RequestScope};
 use crate::metrics::{self, DownloadEnd};
 use crate::oci::Digest;
@@ -89,7 +90,7 @@ impl Fills {
     }
 
     fn enter(&self, wanted: &BlobRequest) -> (Arc<Growing>, bool) {
-        let mut running = self.lock();
+        let mut running = self.running.locked();
         if let Some(growing) = running.get(&wanted.digest) {
             return (Arc::clone(growing), false);
         }
@@ -168,11 +169,7 @@ impl Fills {
             log::cause(level, "download failed", ("error", error), &fields);
         }
         // Out of the map first: whoever comes now finds the blob in the store, or begins anew.
-        self.lock().remove(&growing.wanted.digest);
+        self.running.locked().remove(&growing.wanted.digest);
         growing.change(|state| state.outcome = Some(outcome));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Growing>>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

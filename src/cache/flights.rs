@@ -7,8 +7,10 @@
 //! Locks: the map of flights and each flight's result, held for memory operations only.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
+
+use crate::locked::Locked as _;
 
 /// Flights by key.
 pub struct Flights<T> {
@@ -57,7 +59,7 @@ impl<T: Clone> Flights<T> {
     }
 
     fn enter(&self, key: &str) -> (Arc<Flight<T>>, bool) {
-        let mut running = self.lock();
+        let mut running = self.running.locked();
         if let Some(flight) = running.get(key) {
             return (Arc::clone(flight), false);
         }
@@ -68,16 +70,12 @@ impl<T: Clone> Flights<T> {
         running.insert(key.to_owned(), Arc::clone(&flight));
         (flight, true)
     }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Flight<T>>>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl<T: Clone> Flight<T> {
     fn wait(&self, deadline: Instant) -> Option<T> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let result = self.result.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = self.result.locked();
         let flying = |landing: &mut Landing<T>| matches!(landing, Landing::Flying);
         let waited = self.landed.wait_timeout_while(result, left, flying);
         let (result, _) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -98,16 +96,8 @@ struct Land<'a, T> {
 impl<T> Drop for Land<'_, T> {
     fn drop(&mut self) {
         let landing = self.result.take().map_or(Landing::Lost, Landing::With);
-        self.flights
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(self.key);
-        *self
-            .flight
-            .result
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = landing;
+        self.flights.running.locked().remove(self.key);
+        *self.flight.result.locked() = landing;
         self.flight.landed.notify_all();
     }
 }
@@ -155,7 +145,7 @@ mod tests {
                 assert!(matches!(follower.join().unwrap(), Some(1 | 7..)));
             }
         });
-        assert!(flights.lock().is_empty());
+        assert!(flights.running.locked().is_empty());
     }
 
     #[test]

@@ -7,13 +7,14 @@
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use serde_core::de::{
     DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
 use serde_json::{Map, Value, json};
 
+use crate::locked::Locked as _;
 use crate::oci::Digest;
 
 /// Digests that are read from one manifest; it may name more, which are then looked up one by one
@@ -122,8 +123,7 @@ pub fn referrer(
 
 fn read(manifest: &[u8]) -> Kept {
     static LARGE: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = (manifest.len() > LARGE_BYTES)
-        .then(|| LARGE.lock().unwrap_or_else(PoisonError::into_inner));
+    let _one_at_a_time = (manifest.len() > LARGE_BYTES).then(|| LARGE.locked());
     let left = Cell::new(VALUES_MAX);
     let mut json = serde_json::Deserializer::from_slice(manifest);
     let kept = Keep {

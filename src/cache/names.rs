@@ -27,6 +27,7 @@ use super::paths::{
 };
 pub use super::tagfile::TagEntry;
 use super::tagfile::{TAG_FILE_BYTES_MAX, TagFile};
+use crate::locked::Locked as _;
 use crate::oci::{Digest, Registry, Repository, Tag};
 
 /// Partitions kept of a repository, that of no `CACHE_KEY` among them. Clients choose them, and
@@ -397,7 +398,7 @@ impl Names {
     /// Until the lock is dropped, nobody else rewrites the file: two changes of one tag do not undo
     /// each other.
     pub(super) fn lock_file<'a>(&'a self, path: &'a Path) -> FileLock<'a> {
-        let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writing = self.writing.locked();
         while !writing.insert(path.to_owned()) {
             writing = self
                 .written

@@ -4,9 +4,10 @@
 //! Locks: the map, held for map operations.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use crate::locked::Locked as _;
 use crate::message::Buffered;
 
 /// How long a 404 is remembered: long enough for the retries of one pull, short enough that nobody
@@ -27,7 +28,7 @@ pub struct Negative {
 impl Negative {
     /// The answer remembered under `key`, if it is young enough at `now`.
     pub fn get(&self, key: &str, now: Instant) -> Option<Buffered> {
-        let mut entries = self.lock();
+        let mut entries = self.entries.locked();
         let (until, refused) = entries.get(key)?;
         if now < *until {
             return Some(refused.clone());
@@ -50,7 +51,7 @@ impl Negative {
         if key.len() + bytes + refused.body.len() > ENTRY_BYTES_MAX {
             return;
         }
-        let mut entries = self.lock();
+        let mut entries = self.entries.locked();
         // Under the lock: a push is noted first, and takes the answers away then.
         if !is_current() {
             return;
@@ -66,11 +67,9 @@ impl Negative {
 
     /// Forgets every answer whose key begins with `prefix`: something was pushed there.
     pub fn forget(&self, prefix: &str) {
-        self.lock().retain(|key, _| !key.starts_with(prefix));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, (Instant, Buffered)>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries
+            .locked()
+            .retain(|key, _| !key.starts_with(prefix));
     }
 }
 
@@ -127,6 +126,6 @@ mod tests {
         for number in 0..ENTRIES_MAX * 2 {
             negative.put(&number.to_string(), refused(), now, || true);
         }
-        assert!(negative.lock().len() <= ENTRIES_MAX);
+        assert!(negative.entries.locked().len() <= ENTRIES_MAX);
     }
 }

@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime};
 
 use super::account::Account;
@@ -19,6 +19,7 @@ use super::files;
 pub use super::open::{FORMAT, OpenError};
 use super::verified::{Stamp, Verified};
 use crate::hash::{ALGORITHMS, Hasher, matches};
+use crate::locked::Locked as _;
 use crate::oci::Digest;
 use crate::{log, metrics};
 
@@ -70,7 +71,7 @@ pub struct Reading {
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        let mut readers = locked(&self.store.readers);
+        let mut readers = self.store.readers.locked();
         if let Some(count) = readers.get_mut(&self.digest) {
             *count -= 1;
             if *count == 0 {
@@ -112,7 +113,7 @@ impl Store {
         store
             .each_partial(&mut |entry| partial += entry.size)
             .map_err(|error| OpenError::io(&store.root, error))?;
-        locked(&store.account).partial = partial;
+        store.account.locked().partial = partial;
         Ok(store)
     }
 
@@ -369,19 +370,19 @@ impl Store {
     /// Bytes of all blobs and downloads. Until the first count has ended, those of earlier runs'
     /// blobs are missing.
     pub fn used_bytes(&self) -> u64 {
-        let account = locked(&self.account);
+        let account = self.account.locked();
         account.blobs.saturating_add(account.partial)
     }
 
     /// How many blobs there are. Until the first count has ended, those of earlier runs are
     /// missing.
     pub fn blob_count(&self) -> u64 {
-        locked(&self.account).count
+        self.account.locked().count
     }
 
     /// Adds what a download grew (or, negative, was cut by).
     pub fn add_used(&self, bytes: i64) {
-        let mut account = locked(&self.account);
+        let mut account = self.account.locked();
         account.partial = account.partial.saturating_add_signed(bytes);
         account.partial_changes += 1;
     }
@@ -396,7 +397,7 @@ impl Store {
 
     /// Keeps eviction from a digest.
     pub fn reading(self: &Arc<Self>, digest: &Digest) -> Reading {
-        *locked(&self.readers).entry(digest.clone()).or_insert(0) += 1;
+        *self.readers.locked().entry(digest.clone()).or_insert(0) += 1;
         Reading {
             store: Arc::clone(self),
             digest: digest.clone(),
@@ -405,7 +406,7 @@ impl Store {
 
     /// True while a [`Reading`] of the digest lives.
     pub fn is_read(&self, digest: &Digest) -> bool {
-        locked(&self.readers).contains_key(digest)
+        self.readers.locked().contains_key(digest)
     }
 
     /// Notes that the file with this stamp has the digest.
@@ -442,7 +443,7 @@ impl Store {
 
     /// Must come before the rename, so that a running count sees the blob here or not at all.
     fn expect_arrival(&self, digest: &Digest) {
-        let mut account = locked(&self.account);
+        let mut account = self.account.locked();
         if let Some(arrived) = &mut account.arrived {
             arrived.insert(digest.clone(), 0);
         }
@@ -450,7 +451,7 @@ impl Store {
 
     /// Must come after the rename, so that whoever is told of the blob can read it.
     fn record_arrival(&self, digest: &Digest, grown: u64, shrunk: u64) {
-        let mut account = locked(&self.account);
+        let mut account = self.account.locked();
         account.blobs = account.blobs.saturating_add(grown).saturating_sub(shrunk);
         account.count += u64::from(shrunk == 0);
         // A count that ended meanwhile has left it out: then the line above was all.
@@ -463,7 +464,7 @@ impl Store {
     }
 
     fn record_departure(&self, digest: &Digest, size: u64) {
-        let mut account = locked(&self.account);
+        let mut account = self.account.locked();
         account.blobs = account.blobs.saturating_sub(size);
         account.count = account.count.saturating_sub(1);
         if let Some(arrived) = &mut account.arrived {
@@ -472,7 +473,7 @@ impl Store {
     }
 
     fn partial_shrunk(&self, bytes: u64) {
-        let mut account = locked(&self.account);
+        let mut account = self.account.locked();
         account.partial = account.partial.saturating_sub(bytes);
         account.partial_changes += 1;
     }
@@ -483,18 +484,18 @@ impl Store {
     /// Calls `visit` for every blob, and sets the account to what was found. What arrives meanwhile
     /// is counted once; what is removed meanwhile may be counted until the next time.
     pub(super) fn count(&self, visit: &mut dyn FnMut(Entry)) -> io::Result<()> {
-        locked(&self.account).arrived.get_or_insert_default();
+        self.account.locked().arrived.get_or_insert_default();
         let (mut seen, mut count) = (0_u64, 0_u64);
         let counted = self.each("blobs", &mut |entry| {
             let arrived = |arrived: &HashMap<_, _>| arrived.contains_key(&entry.digest);
-            if !locked(&self.account).arrived.as_ref().is_some_and(arrived) {
+            if !self.account.locked().arrived.as_ref().is_some_and(arrived) {
                 seen = seen.saturating_add(entry.size);
                 count += 1;
             }
             visit(entry);
         });
         {
-            let mut account = locked(&self.account);
+            let mut account = self.account.locked();
             let arrived = account.arrived.take().unwrap_or_default();
             if counted.is_ok() {
                 account.blobs = arrived.values().fold(seen, |sum, size| sum + size);
@@ -507,10 +508,10 @@ impl Store {
 
     /// Takes the measured size of all downloads for true, if none changed meanwhile.
     fn count_partial(&self) -> io::Result<()> {
-        let before = locked(&self.account).partial_changes;
+        let before = self.account.locked().partial_changes;
         let mut partial = 0_u64;
         self.each_partial(&mut |entry| partial = partial.saturating_add(entry.size))?;
-        let mut account = locked(&self.account);
+        let mut account = self.account.locked();
         if account.partial_changes == before {
             account.partial = partial;
         }
@@ -565,22 +566,18 @@ impl Store {
 
     /// From now on arrivals are remembered for [`Self::arrivals`].
     pub(super) fn watch(&self, on: bool) {
-        locked(&self.account).watched = on.then(Vec::new);
+        self.account.locked().watched = on.then(Vec::new);
     }
 
     /// What arrived since the last call.
     pub(super) fn arrivals(&self) -> Vec<Digest> {
-        let mut account = locked(&self.account);
+        let mut account = self.account.locked();
         account
             .watched
             .as_mut()
             .map(std::mem::take)
             .unwrap_or_default()
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Fails when the blob has more than `limit` bytes.

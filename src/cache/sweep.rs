@@ -13,12 +13,13 @@ mod survey;
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::layout;
 use super::names::Names;
 use super::store::Store;
+use crate::locked::Locked as _;
 use crate::log;
 
 /// Least time between two writings of `index.json` (architecture.md: every few seconds at most),
@@ -82,7 +83,7 @@ impl Reservation {
     pub fn spend(&mut self, bytes: u64) {
         let spent = bytes.min(self.left);
         self.left -= spent;
-        let mut state = self.sweeper.locked();
+        let mut state = self.sweeper.state.locked();
         state.reserved = state.reserved.saturating_sub(spent);
     }
 
@@ -132,14 +133,14 @@ impl Sweeper {
 
     /// Ends [`Self::run`] and every wait for room.
     pub fn stop(&self) {
-        self.locked().stopped = true;
+        self.state.locked().stopped = true;
         self.work.notify_all();
         self.room.notify_all();
     }
 
     /// A tag changed: the index is to be written.
     pub fn mark_dirty(&self) {
-        self.locked().dirty = true;
+        self.state.locked().dirty = true;
         self.work.notify_all();
     }
 
@@ -152,7 +153,7 @@ impl Sweeper {
         if bytes > self.quota {
             return None;
         }
-        let mut state = self.locked();
+        let mut state = self.state.locked();
         let begun = state.begun;
         while state.counted && !self.fits(&state, bytes) {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -171,7 +172,7 @@ impl Sweeper {
                 Some(pass) => {
                     drop(state);
                     self.evict_for_those_who_wait(pass, Some(deadline));
-                    self.locked()
+                    self.state.locked()
                 }
             };
             state.wanted = state.wanted.saturating_sub(bytes);
@@ -186,7 +187,7 @@ impl Sweeper {
 
     /// Writes the index at once; for shutdown.
     pub fn write_index_now(&self) {
-        self.locked().dirty = false;
+        self.state.locked().dirty = false;
         match layout::write_index(&self.store, &self.names) {
             Ok(images) => self.images.store(images as u64, Relaxed),
             Err(error) => log::warn("index.json was not written", &[("error", &error)]),
@@ -212,7 +213,7 @@ impl Sweeper {
             ),
             Err(error) => log::warn("cache was not counted", &[("error", &error)]),
         }
-        let mut state = self.locked();
+        let mut state = self.state.locked();
         state.counted = true;
         // A crash may have left an old index.
         state.dirty = true;
@@ -230,7 +231,7 @@ impl Sweeper {
 
     /// Waits for work; none after [`Self::stop`].
     fn next(self: &Arc<Self>, index_due: Instant, pass_due: Instant) -> Option<Work> {
-        let mut state = self.locked();
+        let mut state = self.state.locked();
         loop {
             if state.stopped {
                 return None;
@@ -267,7 +268,7 @@ impl Sweeper {
     /// One eviction, for those who wait and for the quota itself; ends at `deadline`.
     fn evict_for_those_who_wait(&self, pass: Pass, deadline: Option<Instant>) {
         let claimed = {
-            let state = self.locked();
+            let state = self.state.locked();
             state.reserved.saturating_add(state.wanted)
         };
         let target = self
@@ -281,11 +282,11 @@ impl Sweeper {
                 return false;
             }
             self.room.notify_all();
-            self.locked().stopped || is_late()
+            self.state.locked().stopped || is_late()
         };
         evict::evict(&self.store, &self.names, target, &stop);
         let exhausted = self.used_bytes() > target && !is_late();
-        self.locked().exhausted = exhausted;
+        self.state.locked().exhausted = exhausted;
         drop(pass);
     }
 
@@ -299,10 +300,6 @@ impl Sweeper {
     pub fn used_bytes(&self) -> u64 {
         self.store.used_bytes() + self.names.used_bytes()
     }
-
-    fn locked(&self) -> MutexGuard<'_, SweepState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// The right to evict, given back when dropped.
@@ -311,7 +308,7 @@ struct Pass(Arc<Sweeper>);
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        let mut state = self.0.locked();
+        let mut state = self.0.state.locked();
         state.evicting = false;
         state.ended += 1;
         drop(state);

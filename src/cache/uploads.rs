@@ -12,12 +12,13 @@
 mod writer;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::disk::Disk;
 use super::fill::BlobRequest;
 use crate::hash::matches;
+use crate::locked::Locked as _;
 use crate::permits::Permits;
 use writer::{IDLE_MAX, Queue};
 
@@ -110,7 +111,7 @@ impl Uploads {
     /// Takes up an upload that goes on at `start`, if that is where it stands and its beginning
     /// came through us. Until it is [kept](Self::keep) again, nobody else can take it up.
     pub fn take(&self, name: &str, start: Option<u64>) -> Option<Upload> {
-        let mut sessions = self.lock();
+        let mut sessions = self.sessions.locked();
         let length = sessions.get(name)?.upload.length;
         if start.is_some_and(|start| start != length) {
             return None;
@@ -124,7 +125,7 @@ impl Uploads {
             return;
         }
         let touched = Instant::now();
-        let mut sessions = self.lock();
+        let mut sessions = self.sessions.locked();
         if sessions.len() >= SESSIONS_MAX {
             sessions.retain(|_, old| touched - old.touched < IDLE_MAX);
         }
@@ -138,7 +139,7 @@ impl Uploads {
 
     /// The upload has ended, or went on in a way that was not seen here.
     pub fn forget(&self, name: &str) {
-        let forgotten = self.lock().remove(name);
+        let forgotten = self.sessions.locked().remove(name);
         drop(forgotten);
     }
 
@@ -200,10 +201,6 @@ impl Uploads {
             Err(error) => self.disk.faults.report("blob", error),
         }
         put.is_ok()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Session>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -6,9 +6,10 @@
 use std::collections::HashMap;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use crate::locked::Locked as _;
 use crate::oci::Digest;
 
 /// Blobs remembered. When they are more, all are forgotten, which costs hashing and no more: 4 MB.
@@ -55,7 +56,7 @@ pub(super) struct Verified {
 impl Verified {
     /// The file with this stamp has the digest.
     pub(super) fn insert(&self, digest: &Digest, stamp: Stamp, now: Instant) {
-        let mut blobs = self.lock();
+        let mut blobs = self.blobs.locked();
         if blobs.len() >= BLOBS_MAX {
             blobs.clear();
         }
@@ -64,18 +65,14 @@ impl Verified {
 
     /// True when the file was hashed not long before `now`, and was not changed since.
     pub(super) fn has(&self, digest: &Digest, stamp: Stamp, now: Instant) -> bool {
-        self.lock().get(digest).is_some_and(|(known, at)| {
+        self.blobs.locked().get(digest).is_some_and(|(known, at)| {
             *known == stamp && now.saturating_duration_since(*at) < VERIFIED_FOR
         })
     }
 
     /// The blob is gone.
     pub(super) fn remove(&self, digest: &Digest) {
-        self.lock().remove(digest);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, (Stamp, Instant)>> {
-        self.blobs.lock().unwrap_or_else(PoisonError::into_inner)
+        self.blobs.locked().remove(digest);
     }
 }
 
@@ -129,7 +126,7 @@ mod tests {
         for number in 0..BLOBS_MAX + 10 {
             verified.insert(&digest(number), STAMP, now);
         }
-        assert!(verified.lock().len() <= BLOBS_MAX);
+        assert!(verified.blobs.locked().len() <= BLOBS_MAX);
         assert!(verified.has(&digest(BLOBS_MAX + 9), STAMP, now));
     }
 }

@@ -11,12 +11,13 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::store::{Blob, Reading, Store};
 use super::verified::Stamp;
 use crate::hash::Hasher;
+use crate::locked::Locked as _;
 use crate::message::{Body, Piece, Pieces};
 use crate::oci::Digest;
 
@@ -94,14 +95,14 @@ struct Pending {
 
 impl Pending {
     fn tell(&self, verdict: HashVerdict) {
-        *self.verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some(verdict);
+        *self.verdict.locked() = Some(verdict);
         self.told.notify_all();
     }
 
     /// Waits until `deadline` at the longest.
     fn wait(&self, deadline: Instant) -> HashVerdict {
         let left = deadline.saturating_duration_since(Instant::now());
-        let verdict = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
+        let verdict = self.verdict.locked();
         let waited = self.told.wait_timeout_while(verdict, left, |v| v.is_none());
         let (verdict, _) = waited.unwrap_or_else(PoisonError::into_inner);
         verdict.unwrap_or(HashVerdict::Unknown)
@@ -194,7 +195,7 @@ impl Verifier {
             match self.hash_slice(&mut job) {
                 Some(verdict) => self.end(&job, verdict),
                 None => {
-                    let mut state = self.lock();
+                    let mut state = self.state.locked();
                     state.running = None;
                     state.jobs.push(job);
                     drop(state);
@@ -206,7 +207,7 @@ impl Verifier {
 
     /// Ends [`Self::run`].
     pub fn stop(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.locked();
         state.stopped = true;
         for job in state.jobs.drain(..) {
             job.result.tell(HashVerdict::Unknown);
@@ -217,7 +218,7 @@ impl Verifier {
 
     /// Queues a blob, unless it is queued already; none when too many are.
     fn begin(&self, digest: &Digest, blob: &Blob) -> Option<Arc<Pending>> {
-        let mut state = self.lock();
+        let mut state = self.state.locked();
         if let Some(result) = state.find(digest, blob.stamp) {
             return Some(result);
         }
@@ -242,7 +243,7 @@ impl Verifier {
 
     /// Waits for a job, and takes the one with the least to do; none after [`Self::stop`].
     fn next(&self) -> Option<Job> {
-        let mut state = self.lock();
+        let mut state = self.state.locked();
         loop {
             if state.stopped {
                 return None;
@@ -302,12 +303,8 @@ impl Verifier {
     }
 
     fn end(&self, job: &Job, verdict: HashVerdict) {
-        self.lock().running = None;
+        self.state.locked().running = None;
         job.result.tell(verdict);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashQueue> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

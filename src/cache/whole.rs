@@ -10,6 +10,7 @@ use super::changes::Moment;
 use super::disk::{Disk, DiskFaults};
 use super::{fill, names, negative, store, sweep, uploads, verify};
 use crate::config::TagTtl;
+use crate::locked::Locked as _;
 use crate::log;
 use crate::oci::{Digest, Registry};
 use crate::upstream::exchange::Upstream;
@@ -124,10 +125,7 @@ impl Cache {
             return;
         }
         {
-            let mut remembered = self
-                .remembered
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut remembered = self.remembered.locked();
             if remembered.as_ref() == Some(registry) {
                 return;
             }

@@ -3,9 +3,10 @@
 //! Locks: the queue, held for its own operations.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::locked::Locked as _;
 use crate::log::{self, Level};
 use crate::message::Request;
 use crate::oci::{Digest, Reference, Registry, Repository};
@@ -72,7 +73,7 @@ impl ReferrerQueue {
 
     /// Waits for the next attempt that is due.
     pub(super) fn next(&self) -> QueuedAttempt {
-        let mut waiting = self.lock();
+        let mut waiting = self.waiting.locked();
         loop {
             let now = Instant::now();
             let due = waiting.iter().position(|attempt| attempt.due <= now);
@@ -87,7 +88,7 @@ impl ReferrerQueue {
     }
 
     fn push(&self, attempt: QueuedAttempt) {
-        let mut waiting = self.lock();
+        let mut waiting = self.waiting.locked();
         if waiting.len() >= QUEUE_MAX {
             drop(waiting);
             let image = attempt.image;
@@ -102,11 +103,6 @@ impl ReferrerQueue {
         waiting.push_back(attempt);
         drop(waiting);
         self.added.notify_one();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<QueuedAttempt>> {
-        // No operation leaves an attempt half done.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -152,11 +148,11 @@ mod tests {
         for n in 1..QUEUE_MAX + 5 {
             queue.push(attempt(n, now));
         }
-        assert_eq!(queue.lock().len(), QUEUE_MAX);
+        assert_eq!(queue.waiting.locked().len(), QUEUE_MAX);
         for n in 1..QUEUE_MAX {
             assert_eq!(queue.next().image.digest.hex(), format!("{n:064x}"));
         }
-        assert_eq!(queue.lock().len(), 1, "what is due later waits");
+        assert_eq!(queue.waiting.locked().len(), 1, "what is due later waits");
     }
 
     #[test]
@@ -175,10 +171,10 @@ mod tests {
         let mut failed = attempt(0, Instant::now());
         for number in 2..=ATTEMPTS_MAX {
             queue.retry(failed);
-            failed = queue.lock().pop_front().expect("another attempt");
+            failed = queue.waiting.locked().pop_front().expect("another attempt");
             assert_eq!(failed.number, number);
         }
         queue.retry(failed);
-        assert!(queue.lock().is_empty());
+        assert!(queue.waiting.locked().is_empty());
     }
 }

@@ -11,6 +11,7 @@ use super::growing::{COPY_BYTES, FillEnd, Growing};
 use crate::cache::disk::Disk;
 use crate::cache::sweep::Reservation;
 use crate::hash::Hasher;
+use crate::locked::Locked as _;
 use crate::log::{self, Level};
 use crate::message::{Buffered, Headers};
 use crate::metrics;
@@ -103,7 +104,7 @@ impl<'a> Fill<'a> {
                 false => failures + 1,
             };
             furthest = furthest.max(self.have);
-            if failures >= FAILURES_MAX || !self.growing.lock().begun {
+            if failures >= FAILURES_MAX || !self.growing.state.locked().begun {
                 break FillEnd::Failed(error);
             }
             let digest = &self.growing.wanted.digest;
@@ -274,7 +275,7 @@ impl<'a> Fill<'a> {
     /// A new file, for what upstream sends from its first byte on again.
     fn start_again(&mut self) -> io::Result<()> {
         let digest = &self.growing.wanted.digest;
-        self.shown.extend(self.growing.lock().file.clone());
+        self.shown.extend(self.growing.state.locked().file.clone());
         self.file = Arc::new(self.disk.store.fresh_partial(digest)?);
         self.hasher = Hasher::new(digest);
         self.have = 0;
@@ -340,7 +341,7 @@ impl<'a> Fill<'a> {
     }
 
     fn refused(&self, fetched: Fetched) -> Try {
-        if self.growing.lock().begun {
+        if self.growing.state.locked().begun {
             return Try::Broken(self.new_fault(format!("answered {}", fetched.reply.status)));
         }
         let mut body = Vec::new();

@@ -4,13 +4,14 @@
 //! Lock: the state, held for a few reads and writes of memory, never across I/O.
 
 use std::fs::File;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::cache::changes::Moment;
 use crate::cache::disk::Disk;
 use crate::cache::names::Scope;
 use crate::cache::store::Reading;
+use crate::locked::Locked as _;
 use crate::message::{Buffered, Headers};
 use crate::oci::{Digest, Registry, Repository};
 use crate::transfers::{Subject, Transfer};
@@ -117,12 +118,12 @@ pub(super) enum FillEnd {
 impl Growing {
     /// Bytes in all; 0 until upstream has answered.
     pub fn total(&self) -> u64 {
-        self.lock().total
+        self.state.locked().total
     }
 
     /// Bytes in all, once readers were told that bytes are coming.
     pub(super) fn total_if_begun(&self) -> Option<u64> {
-        let state = self.lock();
+        let state = self.state.locked();
         state.begun.then_some(state.total)
     }
 
@@ -133,14 +134,15 @@ impl Growing {
 
     /// How far it has come.
     pub fn written(&self) -> u64 {
-        self.lock()
+        self.state
+            .locked()
             .file
             .as_ref()
             .map_or(0, |(_, readable)| *readable)
     }
 
     pub(super) fn wait_until_begun(self: Arc<Self>, deadline: Instant) -> Joined {
-        let mut state = self.lock();
+        let mut state = self.state.locked();
         loop {
             match (&state.outcome, state.begun) {
                 (Some(FillEnd::Refused(refused)), _) => return Joined::Refused(refused.clone()),
@@ -187,13 +189,8 @@ impl Growing {
     }
 
     pub(super) fn change(&self, change: impl FnOnce(&mut FillState)) {
-        change(&mut self.lock());
+        change(&mut self.state.locked());
         self.changed.notify_all();
-    }
-
-    pub(super) fn lock(&self) -> MutexGuard<'_, FillState> {
-        // Every change is a few assignments, so a poisoned state is still whole.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::growing::{COPY_BYTES, FillEnd, Growing};
+use crate::locked::Locked as _;
 use crate::message::{Body, Headers, Piece, Pieces};
 use crate::range::ContentRange;
 use crate::transfers::JoinedClient;
@@ -84,7 +85,7 @@ impl Reader {
     /// Waits for bytes at our position.
     fn find(&self) -> io::Result<NextBytes> {
         let deadline = Instant::now() + READER_TIMEOUT;
-        let mut state = self.growing.lock();
+        let mut state = self.growing.state.locked();
         loop {
             let until = self.end.min(state.readable());
             if let (Some((file, _)), true) = (&state.file, until > self.position) {

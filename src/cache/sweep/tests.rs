@@ -48,7 +48,7 @@ impl Running {
     fn new(sweeper: &Arc<Sweeper>) -> Self {
         let own = Arc::clone(sweeper);
         let running = thread::Builder::new().spawn(move || own.run()).unwrap();
-        while !sweeper.locked().counted {
+        while !sweeper.state.locked().counted {
             thread::yield_now();
         }
         Self(Arc::clone(sweeper), Some(running))
@@ -319,10 +319,10 @@ fn room_is_made_reserved_and_given_back() {
     let other = sweeper.make_room(25_000, soon()).unwrap();
     assert!(!cache.store.has(&new));
     // In whole blocks.
-    assert_eq!(sweeper.locked().reserved, 2 * 7 * 4096);
+    assert_eq!(sweeper.state.locked().reserved, 2 * 7 * 4096);
     drop((room, other));
-    assert_eq!(sweeper.locked().reserved, 0);
-    assert_eq!(sweeper.locked().wanted, 0);
+    assert_eq!(sweeper.state.locked().reserved, 0);
+    assert_eq!(sweeper.state.locked().wanted, 0);
 }
 
 #[test]
@@ -348,11 +348,14 @@ fn spent_room_counts_once() {
     let mut room = sweeper.make_room(16_384, soon()).unwrap();
     cache.store.add_used(10_000);
     room.spend(10_000);
-    assert_eq!((room.left(), sweeper.locked().reserved), (6_384, 6_384));
-    assert!(sweeper.fits(&sweeper.locked(), 4_096));
-    assert!(!sweeper.fits(&sweeper.locked(), 4_097));
+    assert_eq!(
+        (room.left(), sweeper.state.locked().reserved),
+        (6_384, 6_384)
+    );
+    assert!(sweeper.fits(&sweeper.state.locked(), 4_096));
+    assert!(!sweeper.fits(&sweeper.state.locked(), 4_097));
     room.spend(99_000);
-    assert_eq!((room.left(), sweeper.locked().reserved), (0, 0));
+    assert_eq!((room.left(), sweeper.state.locked().reserved), (0, 0));
 }
 
 #[test]
@@ -384,7 +387,7 @@ fn a_smaller_quota_holds_after_a_start() {
     let sweeper = sweeper(&cache, used(&cache) - 1);
     let running = Running::new(&sweeper);
     let deadline = soon();
-    while sweeper.locked().ended == 0 && Instant::now() < deadline {
+    while sweeper.state.locked().ended == 0 && Instant::now() < deadline {
         thread::yield_now();
     }
     drop(running);
@@ -499,7 +502,7 @@ fn room_is_made_without_the_thread() {
     sweeper.first_count();
     assert!(sweeper.make_room(20_000, soon()).is_some());
     assert!(!cache.store.has(&old));
-    assert!(!sweeper.locked().evicting);
+    assert!(!sweeper.state.locked().evicting);
 }
 
 #[test]

@@ -219,7 +219,7 @@ fn the_number_of_uploads_known_is_limited() {
     for number in 0..SESSIONS_MAX * 2 {
         bench.uploads.begin(&number.to_string());
     }
-    assert_eq!(bench.uploads.lock().len(), SESSIONS_MAX);
+    assert_eq!(bench.uploads.sessions.locked().len(), SESSIONS_MAX);
     let newest = (SESSIONS_MAX * 2 - 1).to_string();
     assert!(bench.uploads.take(&newest, None).is_some());
     assert!(bench.uploads.take("0", None).is_none());

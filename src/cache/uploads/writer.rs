@@ -6,13 +6,14 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::cache::disk::Disk;
 use crate::cache::fill::BlobRequest;
 use crate::cache::sweep::Reservation;
 use crate::hash::Hasher;
+use crate::locked::Locked as _;
 use crate::log::{self, Level};
 use crate::metrics;
 use crate::permits::Permits;
@@ -64,7 +65,7 @@ impl Queue {
     /// the thread has given up.
     pub(super) fn push(&self, bytes: &[u8], patience: Duration) -> Option<Duration> {
         let begun = Instant::now();
-        let mut state = self.lock();
+        let mut state = self.state.locked();
         while state.ended.is_none() && state.bytes > QUEUE_BYTES_MAX {
             let left = patience.saturating_sub(begun.elapsed());
             if left.is_zero() {
@@ -84,14 +85,14 @@ impl Queue {
     }
 
     pub(super) fn expect(&self, bytes: u64) {
-        self.lock().items.push_back(Item::Expect(bytes));
+        self.state.locked().items.push_back(Item::Expect(bytes));
         self.changed.notify_all();
     }
 
     /// Lets the thread make it a blob, and waits until it has, or for `patience`.
     pub(super) fn commit(&self, wanted: &BlobRequest, patience: Duration) -> bool {
         let until = Instant::now() + patience;
-        let mut state = self.lock();
+        let mut state = self.state.locked();
         state.items.push_back(Item::Commit(wanted.clone()));
         self.changed.notify_all();
         loop {
@@ -109,7 +110,7 @@ impl Queue {
 
     /// What came so far is not wanted any more.
     pub(super) fn close(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.locked();
         state.closed = true;
         state.items.clear();
         drop(state);
@@ -119,7 +120,7 @@ impl Queue {
     /// The next item; none when there will be none, or none comes for [`IDLE_MAX`].
     fn next(&self) -> Option<Item> {
         let until = Instant::now() + IDLE_MAX;
-        let mut state = self.lock();
+        let mut state = self.state.locked();
         loop {
             if state.closed {
                 return None;
@@ -142,16 +143,11 @@ impl Queue {
     }
 
     fn end(&self, kept: bool) {
-        let mut state = self.lock();
+        let mut state = self.state.locked();
         state.ended = Some(kept);
         state.items.clear();
         drop(state);
         self.changed.notify_all();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, CopyQueue> {
-        // Every change is a few assignments, so a poisoned state is still whole.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::io::Read as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ring::{hmac, rand};
@@ -27,6 +27,7 @@ pub use self::credentials::BasicCredentials;
 use self::htpasswd::Users;
 use super::answer::refuse;
 use crate::clock::Clock;
+use crate::locked::Locked as _;
 use crate::message::{Answer, Reply, Request};
 use crate::metrics;
 use crate::oci::{ErrorCode, OciError};
@@ -138,7 +139,7 @@ impl Logins {
 
     /// How many users there are.
     pub fn count(&self) -> usize {
-        self.lock().users.count()
+        self.state.locked().users.count()
     }
 
     /// Reads the file again. Logins that were proved against other users are forgotten; when the
@@ -148,7 +149,7 @@ impl Logins {
     /// The file and what is wrong with it.
     pub fn reload(&self) -> Result<(), String> {
         let users = read_users(&self.path)?;
-        let mut state = self.lock();
+        let mut state = self.state.locked();
         if *state.users != users {
             state.users = Arc::new(users);
             state.generation += 1;
@@ -230,20 +231,22 @@ impl Logins {
             return Err(LoginRefusal::TooMany(wait));
         }
         let (users, generation) = {
-            let state = self.lock();
+            let state = self.state.locked();
             (Arc::clone(&state.users), state.generation)
         };
         metrics::PASSWORD_CHECKS.inc();
         let name = attempt.credentials.name();
         let is_right = users.check(name, attempt.credentials.password(), &self.key);
         let (peer, now) = (attempt.peer, self.clock.monotonic());
-        self.lock().remember(attempt.tag, generation, is_right, now);
+        self.state
+            .locked()
+            .remember(attempt.tag, generation, is_right, now);
         if is_right {
-            self.brake().record_success(peer, name, now);
+            self.brake.locked().record_success(peer, name, now);
             return Ok(());
         }
         metrics::LOGINS_FAILED.inc();
-        let mut brake = self.brake();
+        let mut brake = self.brake.locked();
         brake.record_failure(peer, name, now);
         let delay = brake.delay(peer, name, now);
         // A name that nobody has may be a password in the wrong place.
@@ -257,7 +260,7 @@ impl Logins {
     /// What is remembered of the login, if anything is.
     fn recall(&self, attempt: &LoginAttempt) -> Option<Result<(), LoginRefusal>> {
         let now = self.clock.monotonic();
-        let mut table = self.lock();
+        let mut table = self.state.locked();
         if table.right.recall(&attempt.tag, now) {
             return Some(Ok(()));
         }
@@ -272,7 +275,7 @@ impl Logins {
 
     fn check_rate(&self, attempt: &LoginAttempt) -> Option<Duration> {
         let (name, now) = (attempt.credentials.name(), self.clock.monotonic());
-        let wait = self.brake().wait(attempt.peer, name, now)?;
+        let wait = self.brake.locked().wait(attempt.peer, name, now)?;
         metrics::LOGINS_SLOWED.inc();
         Some(wait)
     }
@@ -284,14 +287,6 @@ impl Logins {
             *to = *from;
         }
         tag
-    }
-
-    fn lock(&self) -> MutexGuard<'_, LoginTable> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn brake(&self) -> MutexGuard<'_, Brake> {
-        self.brake.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -215,7 +215,8 @@ fn a_crowd_with_one_login_makes_one_check() {
     // A second check would be refused by now.
     for _ in 0..100 {
         rig.logins
-            .brake()
+            .brake
+            .locked()
             .record_failure(two.peer, "alice", rig.clock.monotonic());
     }
     assert!(rig.logins.prove(&two, now).is_ok());
@@ -307,7 +308,7 @@ fn what_is_not_used_is_forgotten() {
 #[test]
 fn what_is_remembered_is_bounded() {
     let rig = Rig::new(ALICE);
-    let table = &mut *rig.logins.lock();
+    let table = &mut *rig.logins.state.locked();
     let start = Instant::now();
     let tag = |number: usize| {
         let mut tag = CredentialTag::default();
@@ -341,7 +342,7 @@ fn a_reload_ends_what_was_proved_before() {
     assert_eq!(rig.log_in(RIGHT_TOO), 200);
     // A check that began before the reload is not remembered after it.
     let now = rig.clock.monotonic();
-    let mut table = rig.logins.lock();
+    let mut table = rig.logins.state.locked();
     table.remember(CredentialTag::default(), 0, true, now);
     assert!(!table.right.recall(&CredentialTag::default(), now));
 }
