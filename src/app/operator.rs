@@ -29,7 +29,7 @@ pub(super) struct OperatorPages {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Page {
+enum OperatorPage {
     Metrics,
     Status,
 }
@@ -53,7 +53,7 @@ impl OperatorPages {
 
     /// True for a page that needs neither login nor client certificate.
     pub(super) fn is_open(&self, request: &Request) -> bool {
-        self.metrics_anonymous && self.find(request) == Some(Page::Metrics)
+        self.metrics_anonymous && self.find(request) == Some(OperatorPage::Metrics)
     }
 
     /// The answer of one of these pages, as far as the client may see it; none for all else.
@@ -69,8 +69,10 @@ impl OperatorPages {
             request.clone(),
         );
         let answer = move || match (page, status) {
-            (Page::Status, Some(status)) => status.answer(&asked),
-            (Page::Metrics | Page::Status, _) => status::answer_metrics(&sources, &asked),
+            (OperatorPage::Status, Some(status)) => status.answer(&asked),
+            (OperatorPage::Metrics | OperatorPage::Status, _) => {
+                status::answer_metrics(&sources, &asked)
+            }
         };
         Some(match logins {
             None => answer(),
@@ -79,13 +81,13 @@ impl OperatorPages {
     }
 
     /// The page that a request means; none where there is none at this address.
-    fn find(&self, request: &Request) -> Option<Page> {
+    fn find(&self, request: &Request) -> Option<OperatorPage> {
         if self.has_own_address && request.peer.entrance == Entrance::Main {
             return None;
         }
         match request.path() {
-            "/metrics" => Some(Page::Metrics),
-            path if Status::owns(path) && self.status.is_some() => Some(Page::Status),
+            "/metrics" => Some(OperatorPage::Metrics),
+            path if Status::owns(path) && self.status.is_some() => Some(OperatorPage::Status),
             _ => None,
         }
     }

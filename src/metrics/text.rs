@@ -15,7 +15,7 @@ pub const PREFIX: &str = "aws_ecr_proxy_";
 
 /// What a family's numbers are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     /// They only grow.
     Counter,
     /// They rise and fall.
@@ -24,7 +24,7 @@ pub enum Kind {
     Histogram,
 }
 
-impl Kind {
+impl MetricKind {
     /// As `# TYPE` has it.
     pub const fn name(self) -> &'static str {
         match self {
@@ -44,12 +44,12 @@ pub struct Samples<'a> {
     text: &'a mut String,
     name: &'a str,
     /// `# HELP` and `# TYPE`, until there is a number.
-    head: Option<(&'a str, Kind)>,
+    head: Option<(&'a str, MetricKind)>,
 }
 
 impl<'a> Samples<'a> {
     /// Begins a family at the end of `text`. `help`: one sentence.
-    pub fn new(text: &'a mut String, name: &'a str, kind: Kind, help: &'a str) -> Self {
+    pub fn new(text: &'a mut String, name: &'a str, kind: MetricKind, help: &'a str) -> Self {
         let head = Some((help, kind));
         Self { text, name, head }
     }
@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn a_family_has_one_head_and_a_line_for_each_number() {
         let mut text = String::new();
-        let mut samples = Samples::new(&mut text, "x_total", Kind::Counter, "Things.");
+        let mut samples = Samples::new(&mut text, "x_total", MetricKind::Counter, "Things.");
         samples.with(&[("a", "1"), ("b", "2")], 3);
         samples.plain(4);
         let expected = "# HELP aws_ecr_proxy_x_total Things.\n\
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn a_hostile_value_stays_one_value() {
         let mut text = String::new();
-        let mut samples = Samples::new(&mut text, "x", Kind::Gauge, "Things.");
+        let mut samples = Samples::new(&mut text, "x", MetricKind::Gauge, "Things.");
         samples.with(&[("a", "\\\"} 1\nforged 2\u{e9}")], 0);
         let last = text.lines().last().unwrap();
         let expected = "aws_ecr_proxy_x{a=\"\\\\\\\"} 1\\nforged 2\u{e9}\"} 0";
@@ -146,13 +146,13 @@ mod tests {
     #[test]
     fn what_nobody_has_is_left_out() {
         let mut text = String::new();
-        let mut samples = Samples::new(&mut text, "x_seconds", Kind::Histogram, "Times.");
+        let mut samples = Samples::new(&mut text, "x_seconds", MetricKind::Histogram, "Times.");
         let histogram = Histogram::new();
         samples.histogram(("a", "1"), &histogram);
         samples.time(&[], None);
         assert_eq!(text, "");
         histogram.observe(Duration::from_millis(1500));
-        Samples::new(&mut text, "x_seconds", Kind::Histogram, "Times.")
+        Samples::new(&mut text, "x_seconds", MetricKind::Histogram, "Times.")
             .histogram(("a", "1"), &histogram);
         for line in [
             "aws_ecr_proxy_x_seconds_bucket{a=\"1\",le=\"1\"} 0",

@@ -16,7 +16,7 @@ use crate::cache::Cache;
 use crate::config::{COMMIT, VERSION};
 use crate::message::{Body, Headers, LogNote, Piece, Pieces, Reply};
 use crate::metrics::registries::RegistryCounters;
-use crate::metrics::text::{CONTENT_TYPE, Kind, Samples};
+use crate::metrics::text::{CONTENT_TYPE, MetricKind, Samples};
 use crate::metrics::{self, CacheOutcome, Counter, DownloadEnd, Gauge};
 use crate::metrics::{registries, repositories, requests};
 use crate::permits::{Permit, Permits};
@@ -239,11 +239,11 @@ impl Family {
         }
     }
 
-    const fn kind(&self) -> Kind {
+    const fn kind(&self) -> MetricKind {
         match self.read {
-            Count(_) | Counts(_) => Kind::Counter,
-            Gauges(_) | Now(_) => Kind::Gauge,
-            Times(_) => Kind::Histogram,
+            Count(_) | Counts(_) => MetricKind::Counter,
+            Gauges(_) | Now(_) => MetricKind::Gauge,
+            Times(_) => MetricKind::Histogram,
         }
     }
 }

@@ -403,8 +403,9 @@ def own_ip(number):
 
 
 def random_bytes(count):
-    """Bytes that follow from SEED."""
-    return CHANCE.randbytes(count)
+    """Bytes that follow from SEED. Python makes fewer than 256 MiB at a time."""
+    piece = 64 * 1024 * 1024
+    return b"".join(CHANCE.randbytes(min(piece, count - at)) for at in range(0, count, piece))
 
 
 def wait_until(process, what, done, seconds=START_SECONDS):

@@ -50,11 +50,11 @@ fn names_end_in_their_unit() {
             "{name}"
         );
         assert_eq!(
-            family.kind() == Kind::Counter,
+            family.kind() == MetricKind::Counter,
             name.ends_with("_total"),
             "{name}"
         );
-        if family.kind() == Kind::Histogram {
+        if family.kind() == MetricKind::Histogram {
             assert!(name.ends_with("_seconds"), "{name}");
         }
         let help = family.help;
@@ -92,7 +92,7 @@ fn named_in(text: &str) -> BTreeSet<String> {
         let of_histogram = |base: &&str| {
             FAMILIES
                 .iter()
-                .any(|f| f.kind() == Kind::Histogram && f.name == *base)
+                .any(|f| f.kind() == MetricKind::Histogram && f.name == *base)
         };
         let found = ends
             .iter()
