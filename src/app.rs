@@ -6,9 +6,11 @@
 //! shows in `/readyz`.
 
 mod capacity;
-mod listen;
+mod files;
+pub mod listen;
 mod operator;
 pub(crate) mod plain_token;
+mod port_owner;
 mod progress;
 mod reload;
 mod threads;
@@ -22,6 +24,7 @@ use std::time::{Duration, Instant, SystemTime};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
+pub use self::files::file_faults;
 use self::progress::Progress;
 use crate::aws::token::{TokenConfig, Tokens};
 use crate::cache::store::OpenError;
@@ -126,7 +129,7 @@ struct RunningProxy {
 }
 
 /// The hosts that blobs may come from, and the hosts that the operator gave.
-fn redirects(settings: &Settings) -> Redirects {
+pub fn redirects(settings: &Settings) -> Redirects {
     let aws = &settings.aws;
     let endpoints = [
         &aws.endpoint_url_ecr,
@@ -142,9 +145,16 @@ fn redirects(settings: &Settings) -> Redirects {
 fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, StartError> {
     let on_lost = report_lost_to(events);
     let mut watched = Vec::new();
-    let tls = load_tls(settings, &mut watched).map_err(StartError::Settings)?;
-    let logins =
-        open_logins(settings, &mut watched).map_err(|why| StartError::Settings(vec![why]))?;
+    let tls = load_tls(settings, &mut watched);
+    let logins = open_logins(settings, &mut watched);
+    let (tls, logins) = match (tls, logins) {
+        (Ok(tls), Ok(logins)) => (tls, logins),
+        (tls, logins) => {
+            let mut faults = tls.err().unwrap_or_default();
+            faults.extend(logins.err());
+            return Err(StartError::Settings(faults));
+        }
+    };
     let bound = listen::open(settings)?;
     let operators_socket = operator::bind(&settings.metrics)?;
     watch_signals(events)?;

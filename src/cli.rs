@@ -1,106 +1,29 @@
-//! The commands. Owns: which there are, what they print, the exit code. Must not: read the
-//! environment (`config` does), or build the proxy (`app` does).
+//! Running a command. Owns: what each prints, and the exit code. Must not: read the environment
+//! (`config` does), or build the proxy (`app` does).
 
 mod check;
+mod client;
+mod command;
 mod health;
 mod output;
 mod running;
+mod shell;
 mod status;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use self::command::{Action, CommandFault, Wanted};
 use self::output::{complain, print};
 use crate::app;
 use crate::config::{
-    self, Arguments, COMMIT, EXIT_OK, Effective, Fault, Preset, Resolution, Settings, VERSION,
+    self, Arguments, COMMIT, Effective, Fault, Preset, Resolution, Settings, VERSION,
 };
 use crate::log::Format;
 
 /// Widest column of `settings`; a longer value moves only its own line.
 const COLUMN_WIDTH_MAX: usize = 40;
-
-/// A command: its name, what it does, and how, if it is built.
-struct Command {
-    name: &'static str,
-    about: &'static str,
-    action: Option<Action>,
-}
-
-#[derive(Clone, Copy)]
-enum Action {
-    Check,
-    Health,
-    Help,
-    Serve,
-    Settings,
-    Status,
-    Version,
-}
-
-impl Action {
-    /// The flags that it takes beside the settings.
-    const fn flags(self) -> &'static [&'static str] {
-        match self {
-            Self::Status => &["--json", "--watch"],
-            _ => &[],
-        }
-    }
-}
-
-const fn built(name: &'static str, about: &'static str, action: Action) -> Command {
-    Command {
-        name,
-        about,
-        action: Some(action),
-    }
-}
-
-const fn later(name: &'static str, about: &'static str) -> Command {
-    Command {
-        name,
-        about,
-        action: None,
-    }
-}
-
-static COMMANDS: &[Command] = &[
-    built(
-        "serve",
-        "run the proxy; also without a command",
-        Action::Serve,
-    ),
-    built(
-        "health",
-        "ask the running proxy whether it is ready",
-        Action::Health,
-    ),
-    built(
-        "check",
-        "test settings, identity, token, registry, cache and files",
-        Action::Check,
-    ),
-    built(
-        "settings",
-        "show the effective settings and their origin",
-        Action::Settings,
-    ),
-    built(
-        "status",
-        "show what the running proxy does; --json, --watch",
-        Action::Status,
-    ),
-    built("help", "show this; also --help and -h", Action::Help),
-    later(
-        "client",
-        "print a client's own configuration for this proxy",
-    ),
-    later("export", "write cached images as an OCI layout"),
-    later("import", "read an OCI layout into the cache"),
-    later("pull", "fetch images into the cache"),
-    later("verify", "tell whether images are complete in the cache"),
-];
 
 /// Runs the command that this process was started with.
 pub fn main() -> ExitCode {
@@ -121,132 +44,128 @@ pub fn run(
     serve: impl FnOnce(Settings) -> u8,
 ) -> u8 {
     let arguments = Arguments::parse(arguments);
-    let action = match find_action(&arguments) {
-        Ok(action) => action,
+    let wanted = match command::find(&arguments) {
+        Ok(wanted) => wanted,
         // The command's own flags are not built either: to call them unknown would mislead.
         Err(CommandFault::NotBuilt(fault)) => return complain(err, Format::Text, &[fault]),
         Err(CommandFault::Unknown(fault)) => {
-            let found = resolve(&arguments, environment);
-            let format = log_format(&found.effective);
+            let (settings, effective) = resolve(&arguments, environment);
+            let format = log_format(&effective);
             complain(err, format, &[fault]);
-            return complain(err, format, &found.settings.err().unwrap_or_default());
+            return complain(err, format, &settings.err().unwrap_or_default());
         }
+    };
+    let word = wanted.word.as_deref();
+    let text = match wanted.action {
+        Action::Completions => shell::completions(word.unwrap_or_default()),
+        Action::Help => command::help(word).map_err(|fault| match fault {
+            CommandFault::NotBuilt(why) | CommandFault::Unknown(why) => why,
+        }),
+        Action::Man => Ok(shell::manual_page()),
+        Action::Version => Ok(version()),
+        _ => return run_with_settings(&wanted, &arguments, environment, (out, err), serve),
+    };
+    match text {
+        Ok(text) => print(out, err, &text),
+        Err(why) => complain(err, Format::Text, &[why]),
+    }
+}
+
+/// Runs a command that needs the settings.
+fn run_with_settings(
+    wanted: &Wanted,
+    arguments: &Arguments,
+    environment: &[(OsString, OsString)],
+    (out, err): (&mut dyn Write, &mut dyn Write),
+    serve: impl FnOnce(Settings) -> u8,
+) -> u8 {
+    let (action, word) = (wanted.action, wanted.word.as_deref());
+    let json = arguments.flags.contains(&"--json");
+    let (settings, effective) = resolve(arguments, environment);
+    let settings = match (settings, action) {
+        (Ok(settings), _) => settings,
+        (Err(faults), Action::Check) => return check::print_faults(&faults, json, out, err),
+        (Err(faults), Action::Serve) => return complain(err, log_format(&effective), &faults),
+        (Err(faults), Action::Settings) => {
+            print_settings(&effective, json, out, err);
+            return complain(err, Format::Text, &faults);
+        }
+        (Err(faults), _) => return complain(err, Format::Text, &faults),
     };
     match action {
-        Action::Help => print(out, err, &help()),
-        Action::Version => print(out, err, &version()),
-        Action::Check | Action::Health | Action::Serve | Action::Settings | Action::Status => {
-            let Resolution {
-                settings,
-                effective,
-            } = resolve(&arguments, environment);
-            let shown = match action {
-                Action::Settings => print(out, err, &write_table(&effective)),
-                _ => EXIT_OK,
-            };
-            match (settings, action) {
-                (Err(faults), Action::Check) => check::print_faults(&faults, out, err),
-                (Err(faults), Action::Serve) => complain(err, log_format(&effective), &faults),
-                (Err(faults), _) => complain(err, Format::Text, &faults),
-                (Ok(settings), Action::Check) => check::run(&settings, &effective, out, err),
-                (Ok(settings), Action::Health) => health::run(&settings, out, err),
-                (Ok(settings), Action::Serve) => serve(settings),
-                (Ok(settings), Action::Status) => {
-                    let has = |flag| arguments.flags.contains(&flag);
-                    let form = status::Form {
-                        json: has("--json"),
-                        watch: has("--watch"),
-                    };
-                    status::run(&settings, form, out, err)
-                }
-                (Ok(settings), _) => {
-                    complain(err, Format::Text, &settings.warnings);
-                    shown
-                }
+        Action::Check => {
+            let wish = check::Wish { image: word, json };
+            check::run(&settings, &effective, wish, out, err)
+        }
+        Action::Client => {
+            let client = word.unwrap_or_default();
+            match client::write(client, arguments.host.as_deref(), &settings) {
+                Ok(text) => print(out, err, &text),
+                Err(why) => complain(err, Format::Text, &[why]),
             }
         }
-    }
-}
-
-/// Reads the settings; the rules about registries' names are `app`'s.
-fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> Resolution {
-    let mut resolution = config::resolve(arguments, environment);
-    if let Ok(settings) = &resolution.settings {
-        let faults = app::plain_token::faults(settings);
-        if !faults.is_empty() {
-            resolution.settings = Err(faults.into_iter().map(Fault::new).collect());
+        Action::Health => health::run(&settings, out, err),
+        Action::Serve => serve(settings),
+        Action::Status => {
+            let watch = arguments.flags.contains(&"--watch");
+            status::run(&settings, status::Form { json, watch }, out, err)
         }
-    }
-    resolution
-}
-
-/// Why no command can run.
-enum CommandFault {
-    NotBuilt(String),
-    Unknown(String),
-}
-
-/// Finds the command that the arguments name.
-fn find_action(arguments: &Arguments) -> Result<Action, CommandFault> {
-    if arguments.help {
-        return Ok(Action::Help);
-    }
-    if arguments.version {
-        return Ok(Action::Version);
-    }
-    let mut words = arguments.words.iter();
-    let serve = "serve".to_owned();
-    let word = words.next().unwrap_or(&serve);
-    let Some(command) = COMMANDS.iter().find(|command| command.name == word) else {
-        let names: Vec<&str> = COMMANDS.iter().map(|command| command.name).collect();
-        let names = names.join(" ");
-        let fault = format!("{word:?}: unknown command, expected one of {names}");
-        return Err(CommandFault::Unknown(fault));
-    };
-    let Some(action) = command.action else {
-        let fault = format!("{word}: not built yet in this version");
-        return Err(CommandFault::NotBuilt(fault));
-    };
-    if let Some(odd) = arguments
-        .flags
-        .iter()
-        .find(|flag| !action.flags().contains(flag))
-    {
-        let fault = format!("{odd}: {word} does not take it");
-        return Err(CommandFault::Unknown(fault));
-    }
-    match words.next() {
-        None => Ok(action),
-        Some(odd) => {
-            let fault = format!("{odd:?}: unexpected after {word}, which takes flags only");
-            Err(CommandFault::Unknown(fault))
+        _ => {
+            let shown = print_settings(&effective, json, out, err);
+            complain(err, Format::Text, &settings.warnings);
+            shown
         }
     }
 }
 
-fn help() -> String {
-    let mut text = format!(
-        "aws-ecr-proxy {VERSION}: lets any OCI client use AWS ECR without AWS credentials\n\n\
-         Usage: aws-ecr-proxy [COMMAND] [--SETTING VALUE | --SETTING=VALUE]...\n\nCommands\n"
-    );
-    for command in COMMANDS {
-        let note = if command.action.is_none() {
-            " (not built yet in this version)"
-        } else {
-            ""
-        };
-        text.push_str(&format!("  {:<9} {}{note}\n", command.name, command.about));
+fn print_settings(
+    effective: &[Effective],
+    json: bool,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> u8 {
+    match json {
+        true => print(out, err, &write_json(effective)),
+        false => print(out, err, &write_table(effective)),
     }
-    text.push_str(
-        "\nExit codes: 0 ok, 1 failed, 64 bad settings, 70 a thread was lost\n\nSettings\n",
-    );
-    text.push_str(&config::help());
-    text
+}
+
+/// Reads the settings; the rules about registries' names are `app`'s. With a fault among them, the
+/// files that they name are looked at too, so that all is told at once.
+fn resolve(
+    arguments: &Arguments,
+    environment: &[(OsString, OsString)],
+) -> (Result<Settings, Vec<Fault>>, Vec<Effective>) {
+    let Resolution {
+        settings,
+        as_read,
+        effective,
+    } = config::resolve(arguments, environment);
+    let mut faults = settings.as_ref().err().cloned().unwrap_or_default();
+    let plain = app::plain_token::faults(&as_read);
+    faults.extend(plain.into_iter().map(Fault::new));
+    if !faults.is_empty() {
+        let files = app::file_faults(&as_read);
+        faults.extend(files.into_iter().map(Fault::new));
+        return (Err(faults), effective);
+    }
+    (settings, effective)
 }
 
 fn version() -> String {
     let date = config::build_date();
     format!("aws-ecr-proxy {VERSION} (commit {COMMIT}, built {date})\n")
+}
+
+/// The effective settings as one document; a setting that has no value is `null`.
+fn write_json(effective: &[Effective]) -> String {
+    let rows = effective.iter().map(|row| {
+        let origin = row.origin.to_string().replace('`', "");
+        let value = row.value.as_deref();
+        serde_json::json!({ "name": row.setting.name, "value": value, "origin": origin })
+    });
+    let rows: Vec<serde_json::Value> = rows.collect();
+    format!("{:#}\n", serde_json::json!({ "settings": rows }))
 }
 
 /// The effective settings, in columns.
@@ -286,8 +205,9 @@ fn log_format(effective: &[Effective]) -> Format {
 
 #[cfg(test)]
 mod tests {
+    use super::command::COMMANDS;
     use super::*;
-    use crate::config::{EXIT_FAILED, EXIT_SETTINGS};
+    use crate::config::{EXIT_FAILED, EXIT_OK, EXIT_SETTINGS};
 
     pub(super) struct Outcome {
         pub(super) code: u8,
@@ -353,18 +273,15 @@ mod tests {
             assert_eq!(outcome.err, expected);
             assert!(outcome.served.is_none());
         }
-        assert_eq!(COMMANDS.iter().filter(|c| c.action.is_none()).count(), 5);
+        assert_eq!(COMMANDS.iter().filter(|c| c.action.is_none()).count(), 4);
     }
 
     #[test]
     fn unknown_commands_and_odd_words_are_faults_among_others() {
-        let outcome = try_run(&["sevre", "--workers=0"], &[]);
+        let outcome = try_run(&["frobnicate", "--workers=0"], &[]);
         assert_eq!(outcome.code, EXIT_SETTINGS);
-        assert!(
-            outcome
-                .err
-                .contains("\"sevre\": unknown command, expected one of serve health")
-        );
+        let all = "\"frobnicate\": unknown command, expected one of serve health";
+        assert!(outcome.err.contains(all), "{}", outcome.err);
         assert!(outcome.err.contains("--workers=0: expected"));
         let outcome = try_run(&["serve", "8080"], &[]);
         assert_eq!(outcome.code, EXIT_SETTINGS);
@@ -378,7 +295,8 @@ mod tests {
             &["help"][..],
             &["--help"],
             &["-h", "--nope"],
-            &["pull", "-h"],
+            &["help", "--help"],
+            &["frobnicate", "-h"],
         ] {
             let outcome = try_run(arguments, &[("WORKERS", "0")]);
             assert_eq!(outcome.code, EXIT_OK);
@@ -393,7 +311,7 @@ mod tests {
 
     #[test]
     fn version_names_commit_and_date() {
-        for flag in ["--version", "-V"] {
+        for flag in ["--version", "-V", "version"] {
             let outcome = try_run(&[flag], &[]);
             assert_eq!(outcome.code, EXIT_OK);
             let start = format!("aws-ecr-proxy {VERSION} (commit {COMMIT}, built 20");
@@ -402,8 +320,98 @@ mod tests {
     }
 
     #[test]
+    fn each_command_has_its_own_help() {
+        for command in COMMANDS.iter().filter(|command| command.name != "help") {
+            let asked = try_run(&["help", command.name], &[("WORKERS", "0")]);
+            let flag = try_run(&[command.name, "--help", "--nope"], &[]);
+            assert_eq!((asked.code, flag.code), (EXIT_OK, EXIT_OK));
+            assert_eq!(asked.out, flag.out);
+            let usage = format!("Usage: aws-ecr-proxy {}", command.name);
+            assert!(asked.out.starts_with(&usage) && asked.out.contains(command.about));
+            for (flag, about) in command.flags {
+                assert!(asked.out.contains(flag) && asked.out.contains(about));
+            }
+            assert!(
+                asked.out.lines().all(|line| line.len() <= 80),
+                "{}",
+                asked.out
+            );
+            assert!(!asked.out.contains("--listen-port"));
+        }
+        let odd = try_run(&["help", "chekc"], &[]);
+        assert_eq!((odd.code, odd.out.as_str()), (EXIT_SETTINGS, ""));
+        assert!(odd.err.contains("did you mean check?"), "{}", odd.err);
+    }
+
+    #[test]
+    fn the_readme_has_every_command() {
+        let readme = std::fs::read_to_string("README.md").unwrap();
+        let (_, commands) = readme.split_once("\n## Commands\n").unwrap();
+        let rows = commands
+            .lines()
+            .skip(1)
+            .take_while(|line| !line.starts_with("Exit codes"));
+        let named = rows.filter_map(|row| row.strip_prefix("| `")?.split(['`', ' ']).next());
+        let named: std::collections::BTreeSet<&str> = named.collect();
+        let built = COMMANDS.iter().filter(|command| command.action.is_some());
+        assert_eq!(named, built.map(|command| command.name).collect());
+    }
+
+    #[test]
+    fn a_misspelt_command_is_corrected() {
+        for (word, meant) in [
+            ("sevre", "serve"),
+            ("chek", "check"),
+            ("setings", "settings"),
+        ] {
+            let outcome = try_run(&[word], &[]);
+            assert_eq!(outcome.code, EXIT_SETTINGS);
+            let said = format!("{word:?}: unknown command, did you mean {meant}?");
+            assert!(outcome.err.contains(&said), "{}", outcome.err);
+        }
+    }
+
+    #[test]
+    fn flags_belong_to_their_commands() {
+        for (arguments, said) in [
+            (&["serve", "--json"][..], "--json: serve does not take it"),
+            (&["check", "--host=a"], "--host: check does not take it"),
+            (
+                &["client", "docker", "--host"],
+                "--host: expected the proxy's address",
+            ),
+            (&["check", "a", "b"], "\"b\": unexpected after check"),
+            (&["settings", "--jsno"], "did you mean --json?"),
+        ] {
+            let outcome = try_run(arguments, &[]);
+            assert_eq!(outcome.code, EXIT_SETTINGS, "{arguments:?}");
+            assert!(outcome.err.contains(said), "{arguments:?}: {}", outcome.err);
+        }
+    }
+
+    #[test]
+    fn settings_as_json_have_value_and_origin_and_no_secret() {
+        let environment = [
+            ("PORT", "9000"),
+            ("AWS_ACCESS_KEY_ID", "AKIA"),
+            ("AWS_SECRET_ACCESS_KEY", "hunter2"),
+        ];
+        let outcome = try_run(&["settings", "--json"], &environment);
+        assert_eq!((outcome.code, outcome.err.as_str()), (EXIT_OK, ""));
+        assert!(!outcome.out.contains("hunter2"));
+        let document: serde_json::Value = serde_json::from_str(&outcome.out).unwrap();
+        let rows = document["settings"].as_array().unwrap();
+        let row = |name: &str| rows.iter().find(|row| row["name"] == name).unwrap();
+        assert_eq!(row("LISTEN_PORT")["value"], "9000");
+        assert_eq!(row("LISTEN_PORT")["origin"], "environment PORT");
+        assert_eq!(row("AWS_SECRET_ACCESS_KEY")["value"], "***");
+        assert!(row("ECR")["value"].is_null());
+    }
+
+    #[test]
     fn settings_shows_values_and_origins_but_no_secret() {
         let environment = [
+            ("AWS_ACCESS_KEY_ID", "AKIA"),
             ("AWS_SECRET_ACCESS_KEY", "hunter2secret"),
             ("PORT", "9000"),
             ("READ_ONLY", "false"),

@@ -33,13 +33,13 @@ use crate::calendar;
 use crate::secret::Secret;
 
 pub use access::AccessSettings;
-pub use arguments::Arguments;
+pub use arguments::{Arguments, nearest};
 pub use aws::{
     AwsSettings, ProfileEndpoints, REGION_LENGTH_MAX, StsEndpoints, is_role_arn, is_session_name,
 };
 pub use cache::{CacheDir, CacheKey, KeyPart, TagTtl};
 pub use clients::TlsSettings;
-pub use document::{help, markdown_page, markdown_tables};
+pub use document::{help, markdown_page, markdown_tables, wrapped};
 pub use fault::Fault;
 pub use given::Origin;
 pub use globs::Globs;
@@ -90,6 +90,8 @@ pub struct Effective {
 pub struct Resolution {
     /// The settings, or all their faults.
     pub settings: Result<Settings, Vec<Fault>>,
+    /// The settings as far as they could be read, for finding further faults.
+    pub as_read: Settings,
     /// Every built setting, and what else was given, in the table's order.
     pub effective: Vec<Effective>,
 }
@@ -143,6 +145,10 @@ pub fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> R
     let unknown = registry::unknown_registry(&settings.namespaces, &settings.registries);
     faults.extend(unknown.map(Fault::new));
     let is_missing = |name: &str| is_default(&effective, name);
+    if settings.upstream_auth == UpstreamAuth::Ecr {
+        faults.extend(aws::half_key_fault(is_missing).map(Fault::new));
+        settings.warnings.extend(settings.aws.warning());
+    }
     faults.extend(settings.tls.faults(is_missing));
     for miss in near::find(environment) {
         if miss.setting.keeps_out && is_missing(miss.setting.name) {
@@ -152,6 +158,7 @@ pub fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> R
         }
     }
     Resolution {
+        as_read: settings.clone(),
         settings: if faults.is_empty() {
             Ok(settings)
         } else {

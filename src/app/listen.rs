@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use super::port_owner;
 use crate::config::{Activation, ListenHost, Settings};
 use crate::door::Listener;
 use crate::log;
@@ -111,11 +112,10 @@ fn bind_all(addresses: &[SocketAddr], names: &str) -> Result<Bound, String> {
                 bound.addresses.push(Address::Tcp(address));
             }
             Err(error) => {
-                let why = format!("cannot listen on {address}: {error}");
                 if addresses.len() == 1 || error.kind() != io::ErrorKind::AddrNotAvailable {
-                    return Err(format!("{why}; set {names}"));
+                    return Err(explain(address, &error, names));
                 }
-                left_out = why;
+                left_out = format!("cannot listen on {address}: {error}");
             }
         }
     }
@@ -123,6 +123,50 @@ fn bind_all(addresses: &[SocketAddr], names: &str) -> Result<Bound, String> {
         return Err(format!("{left_out}; set {names}"));
     }
     Ok(bound)
+}
+
+/// Why an address cannot be bound, and what to do; `names`: the settings that give it.
+fn explain(address: SocketAddr, error: &io::Error, names: &str) -> String {
+    let remedy = match error.kind() {
+        io::ErrorKind::AddrInUse => match port_owner::find(address.port()) {
+            Some(owner) => format!("the port is taken by {owner}; stop that, or set {names}"),
+            None => format!("the port is taken; set {names}"),
+        },
+        io::ErrorKind::PermissionDenied => "a low port needs CAP_NET_BIND_SERVICE: set \
+            LISTEN_PORT=8080, give the process that capability (AmbientCapabilities= of systemd, \
+            --cap-add of a container), or let systemd bind the port (aws-ecr-proxy.socket)"
+            .to_owned(),
+        _ => format!("set {names}"),
+    };
+    format!("cannot listen on {address}: {error}; {remedy}")
+}
+
+/// Tries what [`open`] does, and lets go of it. A proxy that runs already may have the port.
+///
+/// # Errors
+/// Why the proxy could not listen there.
+pub fn try_out(settings: &Settings) -> Result<String, String> {
+    let taken_by_us = port_owner::find(settings.listen_port)
+        .filter(|owner| settings.listen_port != 0 && owner.is_this_program());
+    match (&settings.activation, &settings.listen_host) {
+        (Activation::Handed(names), _) => Ok(format!("systemd hands in {} sockets", names.len())),
+        (_, ListenHost::Unix(path)) if UnixStream::connect(path).is_ok() => {
+            Ok(format!("unix:{} is served already", path.display()))
+        }
+        (_, ListenHost::Address(_) | ListenHost::Name(_)) if taken_by_us.is_some() => {
+            let owner = taken_by_us.map(|owner| owner.to_string());
+            let port = settings.listen_port;
+            Ok(format!(
+                "{port} is served already, by {}",
+                owner.unwrap_or_default()
+            ))
+        }
+        _ => {
+            let bound = open(settings)?;
+            let shown: Vec<String> = bound.addresses.iter().map(ToString::to_string).collect();
+            Ok(format!("{} can be bound", shown.join(", ")))
+        }
+    }
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {

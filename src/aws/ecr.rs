@@ -124,6 +124,31 @@ impl fmt::Display for Realm {
     }
 }
 
+/// The host of the bucket that a private registry keeps its layers in (AWS: "Amazon ECR interface
+/// VPC endpoints", "Minimum Amazon S3 bucket permissions"). None for any other registry.
+pub fn layer_host(registry: &Registry) -> Option<String> {
+    let host = EcrHost::parse(registry.authority())?;
+    let EcrHost::Private {
+        region, dual_stack, ..
+    } = host
+    else {
+        return None;
+    };
+    let suffix = endpoint::partition(&region).suffix;
+    let stack = if dual_stack { "dualstack." } else { "" };
+    Some(format!(
+        "prod-{region}-starport-layer-bucket.s3.{stack}{region}.{suffix}"
+    ))
+}
+
+/// The region in the name of a private registry.
+pub fn region_of(registry: &Registry) -> Option<String> {
+    match EcrHost::parse(registry.authority())? {
+        EcrHost::Private { region, .. } => Some(region),
+        EcrHost::Public => None,
+    }
+}
+
 /// The realm of `registry`. Its own region wins over the setting: a token is good in its region
 /// only.
 ///

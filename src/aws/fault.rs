@@ -162,6 +162,12 @@ impl CallFault<'_> {
                           token (AWS_SESSION_TOKEN, aws_session_token), too";
             return Some(remedy.into());
         }
+        // AWS: "Credential should be scoped to a valid region."
+        if self.refusal.message.contains("should be scoped to") {
+            return Some(
+                "check AWS_REGION: another region was called than the one signed for".into(),
+            );
+        }
         code_remedy(code)
             .or_else(|| self.remedy_by_kind())
             .map(Into::into)

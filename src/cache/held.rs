@@ -10,6 +10,7 @@ use super::names::{Scope, TagEntry};
 use super::pages::{List, Page};
 use super::whole::Cache;
 use crate::budget::{self, BODIES, SHARE_TIMEOUT, UNCOUNTED_BYTES_MAX};
+use crate::log::{self, Level};
 use crate::message::{Buffered, Headers, SharedBytes, WholeBody};
 use crate::oci::{Digest, Tag};
 
@@ -122,6 +123,7 @@ impl Cache {
             self.disk_faults.report("manifest", &error);
             return false;
         }
+        self.report_too_large(scope, &manifest.digest, bytes);
         let (digest, media_type) = (&manifest.digest, &manifest.media_type);
         if !self.link_manifest(scope, digest, media_type, bytes, asked_at) {
             return false;
@@ -132,6 +134,20 @@ impl Cache {
             manifest.body = file;
         }
         true
+    }
+
+    /// Says so when the blobs of an image cannot all be kept: each pull then fetches some anew.
+    fn report_too_large(&self, scope: Scope<'_>, digest: &Digest, manifest: &[u8]) {
+        let named = list_named(manifest);
+        let blobs = named.iter().filter(|named| named.media_type.is_none());
+        let sizes = blobs.filter_map(|blob| blob.size);
+        let (size, quota) = (sizes.fold(0, u64::saturating_add), self.sweeper.quota());
+        if size > quota {
+            let image = format!("{scope}@{digest}");
+            let fields: [log::Field<'_>; 2] = [("bytes", &size), ("quota_bytes", &quota)];
+            let message = "image is larger than CACHE_MAX_SIZE";
+            log::cause(Level::Warn, message, ("image", &image), &fields);
+        }
     }
 
     /// A manifest that upstream has shown or taken in a repository proves that every digest in it

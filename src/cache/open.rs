@@ -77,6 +77,12 @@ impl fmt::Display for OpenError {
                  CACHE_DIR",
                 path.display()
             ),
+            Self::Io { path, error } if error.kind() == io::ErrorKind::StorageFull => write!(
+                f,
+                "cache directory {} is on a full disk: {error}; free some space there, or set \
+                 CACHE_DIR to another one",
+                path.display()
+            ),
             Self::Io { path, error } => write!(
                 f,
                 "cache directory {} cannot be used by uid {uid}: {error}; make it a directory that \

@@ -5,8 +5,6 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Access;
-
 use super::open::{self, CHECK, OpenError, SUBDIRECTORY};
 
 /// What is written: a full disk takes the name of a file, but no content.
@@ -21,6 +19,8 @@ pub struct Found {
     pub is_there: bool,
     /// Bytes that may still be written to its file system.
     pub free_bytes: u64,
+    /// Bytes that the cache has now.
+    pub used_bytes: u64,
 }
 
 /// Looks at `dir`: can the cache in it be used, or made? Blocks for as long as the disk takes.
@@ -51,28 +51,42 @@ pub fn probe(dir: &Path) -> Result<Found, OpenError> {
     write(folder).map_err(|error| OpenError::io(&root, error))?;
     let free_bytes = free_bytes(&root).map_err(|error| OpenError::io(&root, error))?;
     Ok(Found {
+        used_bytes: used_bytes(&root),
         root,
         is_there,
         free_bytes,
     })
 }
 
-/// A directory that the first start is to make: nothing is made here.
+/// A directory that the first start is to make. It is made, written and removed again: what the
+/// rights of the folder above promise, a read-only file system or a quota may not keep.
 fn missing(dir: &Path) -> Result<Found, OpenError> {
     let fault = |error: io::Error| OpenError::io(dir, error);
-    let mut above = dir.ancestors().skip(1);
-    let nearest = above.find(|above| above.is_dir() || above.as_os_str().is_empty());
-    let nearest = match nearest {
-        Some(nearest) if !nearest.as_os_str().is_empty() => nearest,
-        _ => Path::new("."),
-    };
-    rustix::fs::access(nearest, Access::WRITE_OK | Access::EXEC_OK)
-        .map_err(|error| fault(error.into()))?;
+    let made: Vec<&Path> = dir
+        .ancestors()
+        .take_while(|above| !above.as_os_str().is_empty() && !above.exists())
+        .collect();
+    let tried = fs::create_dir_all(dir)
+        .and_then(|()| write(dir))
+        .and_then(|()| free_bytes(dir));
+    for made in made {
+        // Whoever has put something there meanwhile keeps it.
+        let _ = fs::remove_dir(made);
+    }
     Ok(Found {
         root: dir.to_owned(),
         is_there: false,
-        free_bytes: free_bytes(nearest).map_err(fault)?,
+        free_bytes: tried.map_err(fault)?,
+        used_bytes: 0,
     })
+}
+
+/// Bytes of the blobs and downloads in a layout, as far as they can be counted.
+fn used_bytes(root: &Path) -> u64 {
+    let folders = ["blobs/sha256", "partial/sha256"].map(|folder| fs::read_dir(root.join(folder)));
+    let files = folders.into_iter().flatten().flatten().flatten();
+    let lengths = files.filter_map(|file| Some(file.metadata().ok()?.len()));
+    lengths.sum()
 }
 
 fn write(folder: &Path) -> io::Result<()> {

@@ -17,7 +17,7 @@ const SLIP_EDITS_MAX: usize = 2;
 const SLIP_LENGTH_MAX: usize = 64;
 
 /// Flags that are no settings; the commands say which of them they take.
-pub(super) const COMMAND_FLAGS: [&str; 2] = ["--json", "--watch"];
+pub(super) const COMMAND_FLAGS: [&str; 3] = ["--host", "--json", "--watch"];
 
 /// The command line, taken apart.
 #[derive(Debug, Default)]
@@ -30,6 +30,8 @@ pub struct Arguments {
     pub version: bool,
     /// Flags that only some commands take.
     pub flags: Vec<&'static str>,
+    /// The value of `--host`.
+    pub host: Option<String>,
     pub(super) given: Vec<Given>,
     pub(super) faults: Vec<Fault>,
 }
@@ -44,7 +46,9 @@ impl Arguments {
             match word.text.as_str() {
                 "--help" | "-h" => parsed.help = true,
                 "--version" | "-V" => parsed.version = true,
-                text if command_flag(text).is_some() => parsed.flags.extend(command_flag(text)),
+                text if command_flag(text).is_some() => {
+                    parsed.read_command_flag(text, &mut words);
+                }
                 text if text.starts_with('-') => match text.split_once('=') {
                     None => parsed.read_flag(text, None, &mut words),
                     Some((flag, value)) => {
@@ -59,6 +63,24 @@ impl Arguments {
             }
         }
         parsed
+    }
+
+    fn read_command_flag(
+        &mut self,
+        text: &str,
+        rest: &mut Peekable<impl Iterator<Item = ArgumentText>>,
+    ) {
+        self.flags.extend(command_flag(text));
+        if command_flag(text) != Some("--host") {
+            return;
+        }
+        let value = text.split_once('=').map(|(_, value)| value.to_owned());
+        let next = || Some(rest.next_if(|next| !next.text.starts_with('-'))?.text);
+        self.host = value.or_else(next).filter(|host| !host.trim().is_empty());
+        if self.host.is_none() {
+            let why = "--host: expected the proxy's address, as in --host=proxy.example.com:8080";
+            self.faults.push(Fault::new(why.to_owned()));
+        }
     }
 
     fn read_flag(
@@ -97,8 +119,10 @@ impl Arguments {
     }
 }
 
+/// The flag that a word is; `--host` may have its value behind an equals sign.
 fn command_flag(text: &str) -> Option<&'static str> {
-    COMMAND_FLAGS.into_iter().find(|flag| *flag == text)
+    let is = |flag: &&str| text == *flag || (*flag == "--host" && text.starts_with("--host="));
+    COMMAND_FLAGS.into_iter().find(is)
 }
 
 /// A word of the command line.
@@ -127,19 +151,26 @@ fn find_setting(flag: &str) -> Option<(&'static Setting, &'static str)> {
     })
 }
 
+/// The word that was probably meant.
+pub fn nearest(word: &str, known: impl Iterator<Item = String>) -> Option<String> {
+    let short = Some(word).filter(|word| word.len() <= SLIP_LENGTH_MAX)?;
+    known
+        .map(|known| (near::edits(short, &known), known))
+        .filter(|(distance, _)| *distance <= SLIP_EDITS_MAX)
+        .min()
+        .map(|(_, known)| known)
+}
+
 fn unknown_flag(flag: &str) -> Fault {
     let shown = mask(flag);
+    let own = ["--help", "--version"].into_iter().chain(COMMAND_FLAGS);
     let flags = table_rows()
         .flat_map(Setting::names)
         .map(flag_of)
-        .chain(["--help".to_owned(), "--version".to_owned()]);
-    let short = Some(flag).filter(|flag| flag.len() <= SLIP_LENGTH_MAX);
-    let nearest = flags
-        .filter_map(|known| Some((near::edits(short?, &known), known)))
-        .filter(|(distance, _)| *distance <= SLIP_EDITS_MAX)
-        .min();
+        .chain(own.map(str::to_owned));
+    let nearest = nearest(flag, flags);
     Fault::new(match nearest {
-        Some((_, known)) => format!("{shown}: unknown flag; did you mean {known}?"),
+        Some(known) => format!("{shown}: unknown flag; did you mean {known}?"),
         None => format!("{shown}: unknown flag; --help lists all"),
     })
 }

@@ -67,6 +67,57 @@ pub struct AwsSettings {
     pub profile_endpoints: ProfileEndpoints,
 }
 
+/// The fault of a key without its other half: no call of AWS can be signed with it.
+pub(super) fn half_key_fault(is_missing: impl Fn(&str) -> bool) -> Option<String> {
+    let (id, secret) = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY");
+    let (given, missing) = match (is_missing(id), is_missing(secret)) {
+        (false, true) => (id, secret),
+        (true, false) => (secret, id),
+        _ => return None,
+    };
+    Some(format!("{given}: expected {missing} to be set too"))
+}
+
+impl AwsSettings {
+    /// What AWS will refuse, and takes a while to say.
+    pub(super) fn warning(&self) -> Option<String> {
+        let key = self.access_key_id.as_deref()?.trim();
+        let token = self.session_token.as_ref();
+        let has_token = token.is_some_and(|token| !token.expose().trim().is_empty());
+        (key.starts_with("ASIA") && !has_token).then(|| {
+            "AWS_ACCESS_KEY_ID begins with ASIA, so it is temporary: set AWS_SESSION_TOKEN, too"
+                .to_owned()
+        })
+    }
+
+    /// The settings that an identity may come from and that are given, by name.
+    pub fn given_sources(&self) -> Vec<&'static str> {
+        let container = &self.container;
+        let all = [
+            ("AWS_SESSION_TOKEN", self.session_token.is_some()),
+            ("AWS_PROFILE", self.profile.is_some()),
+            (
+                "AWS_SHARED_CREDENTIALS_FILE",
+                self.credentials_file.is_some(),
+            ),
+            ("AWS_CONFIG_FILE", self.config_file.is_some()),
+            ("AWS_ROLE_ARN", self.role_arn.is_some()),
+            (
+                "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+                container.relative_uri.is_some(),
+            ),
+            (
+                "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+                container.full_uri.is_some(),
+            ),
+            ("AWS_REGION", self.region.is_some()),
+            ("HOME", self.home.is_some()),
+        ];
+        let given = all.into_iter().filter(|(_, given)| *given);
+        given.map(|(name, _)| name).collect()
+    }
+}
+
 /// Endpoints in the shared config file, as written there. They rank below the variables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProfileEndpoints {

@@ -51,6 +51,13 @@ fn help_entry(setting: &Setting) -> String {
     entry
 }
 
+/// A text in lines that a plain terminal shows whole.
+pub fn wrapped(words: &str) -> String {
+    let mut text = String::new();
+    wrap(&mut text, words, 0);
+    text.trim_end().to_owned()
+}
+
 /// Adds `words` to `text`, in lines of at most [`HELP_COLUMNS`].
 fn wrap(text: &mut String, words: &str, indent: usize) {
     let mut column = 0;

@@ -206,6 +206,7 @@ fn values_must_be_utf_8_where_the_name_is_known() {
 fn no_secret_is_shown() {
     let secret = "hunter2 spaced";
     let environment = [
+        ("AWS_ACCESS_KEY_ID", "AKIA"),
         ("AWS_SECRET_ACCESS_KEY", secret),
         ("AWS_SESSION_TOKEN", secret),
         ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "hunter2 \t spaced"),
@@ -230,6 +231,7 @@ fn no_secret_is_shown() {
         "{shown}"
     );
     let good = [
+        ("AWS_ACCESS_KEY_ID", "AKIA"),
         ("AWS_SECRET_ACCESS_KEY", "hunter2"),
         ("HTTPS_PROXY", "http://user:hunter2@proxy:3128"),
         ("http_proxy", "user:p?hunter2@proxy:3128"),

@@ -26,6 +26,11 @@ const LINGER_PIECE: Duration = Duration::from_secs(2);
 /// Said in `Retry-After` when the proxy itself is at a limit.
 const RETRY_AFTER_SECONDS: &str = "2";
 
+/// The first byte of a ClientHello's record (RFC 8446 §5.1).
+const TLS_HANDSHAKE: u8 = 0x16;
+/// A record with a fatal alert, `handshake_failure` (RFC 8446 §6).
+const TLS_REFUSAL: [u8; 7] = [0x15, 0x03, 0x01, 0x00, 0x02, 0x02, 0x28];
+
 /// Serves the connection until it ends.
 pub(super) fn serve(shared: &DoorState, connection: &Arc<Connection>, peer: &Peer) {
     let Ok(mut socket) = ClientSocket::new(connection.stream(), &shared.limits) else {
@@ -98,6 +103,15 @@ fn log_handshake_fault(fault: &HandshakeFault, peer: &Peer, limit: Duration) {
     }
 }
 
+/// Answers a client that speaks TLS to a port without it, in its own language.
+fn refuse_tls(peer: &Peer, socket: &mut ClientSocket) {
+    let why = "this port speaks plain http, and TLS came; use http://, or set ENABLE_SSL";
+    let message = "TLS at a port without it";
+    log::cause(Level::Debug, message, ("reason", &why), &[("peer", peer)]);
+    // A client that has gone needs no alert.
+    let _ = socket.write_all(&TLS_REFUSAL);
+}
+
 /// Answers what cannot be understood as a request.
 fn refuse_unread(peer: &Peer, socket: &mut ClientSocket, error: &OciError) {
     let id = request_id::made();
@@ -142,7 +156,10 @@ fn serve_one(
         Ok(head) => head,
         Err(NoHead::Silent) => return Next::Close,
         Err(NoHead::Refused(refusal)) => {
-            refuse_unread(peer, socket, &refusal);
+            match !peer.tls && socket.buffered().first() == Some(&TLS_HANDSHAKE) {
+                true => refuse_tls(peer, socket),
+                false => refuse_unread(peer, socket, &refusal),
+            }
             // From here on it may have to make room: a client that only stays is not busy.
             connection.set_idle();
             linger(shared, socket);

@@ -29,7 +29,7 @@ use crate::calendar;
 use crate::locked::Locked as _;
 use crate::log;
 use crate::message::Certificate;
-use validity::{Validity, validity};
+use validity::{Validity, is_version_1, names, validity};
 
 /// Largest PEM file: a chain or a key is a few kB, a bundle of all public authorities 250 kB.
 const PEM_BYTES_MAX: u64 = 1 << 20;
@@ -79,6 +79,8 @@ struct LoadedTls {
     clients: Option<Arc<dyn ClientCertVerifier>>,
     /// The end of the certificate, where that can be read.
     until: Option<SystemTime>,
+    /// The names and addresses that it is good for.
+    names: Vec<String>,
 }
 
 impl ServerTls {
@@ -105,6 +107,11 @@ impl ServerTls {
     pub fn good_until(&self) -> Option<SystemTime> {
         let loaded = self.loaded.locked();
         loaded.until
+    }
+
+    /// The names and addresses that the certificate is good for.
+    pub fn names(&self) -> Vec<String> {
+        self.loaded.locked().names.clone()
     }
 
     /// For one new connection.
@@ -134,6 +141,10 @@ impl LoadedTls {
         match (chain, key, clients) {
             (Ok(chain), Ok(key), Ok(clients)) => {
                 let valid = chain.first().and_then(|leaf| validity(leaf));
+                let names = chain.first().map(|leaf| names(leaf)).unwrap_or_default();
+                if chain.first().is_some_and(|leaf| is_version_1(leaf)) {
+                    return Err(vec![explain_version_1(files)]);
+                }
                 let own = CertifiedKey::from_der(chain, key, &provider);
                 let own = own.map_err(|error| vec![explain_unusable(files, &error)])?;
                 let config = build_config(&provider, own, clients.as_ref());
@@ -142,6 +153,7 @@ impl LoadedTls {
                     config: Arc::new(config.map_err(unusable)?),
                     clients,
                     until: valid.map(|valid| valid.until),
+                    names,
                 };
                 log_validity(&files.certificate, valid);
                 Ok(loaded)
@@ -152,6 +164,15 @@ impl LoadedTls {
             }
         }
     }
+}
+
+fn explain_version_1(files: &TlsFiles) -> String {
+    let own = files.certificate.display();
+    format!(
+        "SSL_CERTIFICATE={own}: an X.509 certificate of version 1, which no client takes; make one \
+         of version 3 with the names of this host (openssl req -x509 … -addext \
+         subjectAltName=DNS:NAME)"
+    )
 }
 
 /// Why the certificate and the key cannot be used together.

@@ -71,6 +71,7 @@ pub const FIELDS: &[(&str, FieldType, &str)] = &[
     ("grace_s", Number, "`SHUTDOWN_GRACE`"),
     ("host", Text, "`Host` of the request"),
     ("idle_s", Number, "time since the last byte"),
+    ("image", Text, "registry, repository and digest"),
     ("images", Number, "images evicted"),
     ("kind", Text, "`fill` into the cache, `pull` or `push`"),
     ("left", Number, "lanes left"),

@@ -3,17 +3,18 @@
 
 use std::time::SystemTime;
 
-use super::headers::DIGEST_FIELD;
 use crate::log::{self, Level};
 use crate::message::Reply;
 pub(super) use crate::metrics::CacheOutcome;
-use crate::oci::{Digest, ErrorCode, OciError, Reference, Route};
+use crate::oci::{ErrorCode, OciError};
 use crate::upstream::{Stage, UpstreamError};
 
 /// Value of `Retry-After` when the proxy or its way out is at a limit.
 pub(super) const RETRY_AFTER_SECONDS: &str = "5";
 /// Every answer under `/v2` has this field; docker takes it for the sign of a registry.
 pub(super) const API_VERSION: (&str, &str) = ("Docker-Distribution-Api-Version", "registry/2.0");
+/// The beginning of what `aws` says when nothing is configured; what could be follows.
+const UNCONFIGURED: &str = "no AWS credentials configured";
 /// Longest text of a `Warning`; clients take 4096 bytes.
 const WARNING_BYTES_MAX: usize = 512;
 
@@ -53,6 +54,31 @@ pub(super) fn age(confirmed: SystemTime) -> u64 {
 /// Turns a failure of upstream into an answer; nothing else does. Out of reach is 504, out of order
 /// 502. What passes by itself, or by a change of our own settings, is 503.
 pub(super) fn fail(error: &UpstreamError) -> Reply {
+    fail_saying(error, error.to_string())
+}
+
+/// The same for a client that asks for what the cache does not have. When there is no way out at
+/// all, it is told that, and not how this host might get credentials; the log has it all.
+pub(super) fn fail_miss(error: &UpstreamError) -> Reply {
+    let told = error.to_string();
+    let is_cut_off = match error.stage {
+        // `aws` says so of a call that reached nobody.
+        Stage::Authorize => told.contains(UNCONFIGURED) || told.contains("; check network"),
+        stage => stage.is_out_of_reach(),
+    };
+    if !is_cut_off {
+        return mark(fail(error), CacheOutcome::Miss);
+    }
+    let why = match told.split_once(UNCONFIGURED) {
+        Some((before, _)) => format!("{before}{UNCONFIGURED}"),
+        None => told,
+    };
+    let text = format!("not in the cache, and upstream is out of reach: {why}");
+    mark(fail_saying(error, text), CacheOutcome::Miss)
+}
+
+/// `text`: what the client is told.
+fn fail_saying(error: &UpstreamError, text: String) -> Reply {
     let status = match error.stage {
         Stage::ClientBody => 400,
         Stage::Connect | Stage::Resolve | Stage::Timeout => 504,
@@ -62,38 +88,14 @@ pub(super) fn fail(error: &UpstreamError) -> Reply {
     // The request's own line is the warning.
     let fields: [log::Field<'_>; 1] = [("status", &status)];
     log::cause(Level::Info, "upstream failed", ("error", error), &fields);
-    let refusal = OciError::new(ErrorCode::Unavailable, error.to_string()).with_status(status);
+    let refusal = OciError::new(ErrorCode::Unavailable, text).with_status(status);
     let mut reply = refuse(&refusal);
+    reply.outcome.error = Some(error.to_string());
     reply.outcome.upstream_fault = Some(error.stage.name());
     if status == 503 {
         reply.headers.set("Retry-After", RETRY_AFTER_SECONDS);
     }
     reply
-}
-
-/// Notes what a route names. A tag's digest is the one that the reply names.
-pub(super) fn note_target(reply: &mut Reply, route: &Route) {
-    let (repository, reference, digest) = match route {
-        Route::Base | Route::Catalog => return,
-        Route::Blob(repository, digest) | Route::Referrers(repository, digest) => {
-            (repository, None, Some(digest.to_string()))
-        }
-        Route::Manifest(repository, reference) => {
-            let named = reply.headers.first(DIGEST_FIELD);
-            let named = named.and_then(|named| named.parse::<Digest>().ok());
-            let digest = match reference {
-                Reference::Digest(digest) => Some(digest.to_string()),
-                Reference::Tag(_) => named.map(|named| named.to_string()),
-            };
-            (repository, Some(reference.as_str().to_owned()), digest)
-        }
-        Route::Tags(repository) | Route::Upload(repository) | Route::Uploads(repository) => {
-            (repository, None, None)
-        }
-    };
-    reply.outcome.repository = Some(repository.to_string());
-    reply.outcome.reference = reference;
-    reply.outcome.digest = digest;
 }
 
 /// Says at DEBUG why the cache answered as it did.
@@ -117,6 +119,36 @@ pub(super) fn refuse(error: &OciError) -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Body;
+
+    #[test]
+    fn a_miss_without_a_way_out_is_no_lecture_on_credentials() {
+        let told = |stage, reason: &str| {
+            let (to, reason) = ("https://r".to_owned(), reason.to_owned());
+            let reply = fail_miss(&UpstreamError { stage, to, reason });
+            let Body::Bytes(body) = reply.body else {
+                panic!("no document");
+            };
+            (
+                String::from_utf8(body.to_vec()).unwrap(),
+                reply.outcome.error.unwrap(),
+            )
+        };
+        let out_of_reach = "not in the cache, and upstream is out of reach";
+        let lecture = "no AWS credentials configured: set AWS_ACCESS_KEY_ID and so on";
+        let (document, logged) = told(Stage::Authorize, lecture);
+        assert!(
+            document.contains(out_of_reach) && !document.contains("AWS_ACCESS"),
+            "{document}"
+        );
+        assert!(logged.contains("set AWS_ACCESS_KEY_ID"), "{logged}");
+        assert!(told(Stage::Connect, "refused").0.contains(out_of_reach));
+        let (document, _) = told(Stage::Authorize, "AccessDenied; grant it");
+        assert!(
+            !document.contains(out_of_reach) && document.contains("grant it"),
+            "{document}"
+        );
+    }
 
     #[test]
     fn failures_have_their_status() {

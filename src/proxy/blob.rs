@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::answer::{API_VERSION, CacheOutcome, explain, fail, mark, or_fail, refuse};
+use super::answer::{API_VERSION, CacheOutcome, explain, fail_miss, mark, or_fail, refuse};
 use super::conditional::{self, RangeSpec, Selected};
 use super::content::{self, BLOB_CACHE_CONTROL};
 use super::exchange::Exchange;
@@ -152,7 +152,7 @@ impl BlobPull<'_> {
         match self.cache.fills.join(&wanted) {
             Joined::Growing(growing) => self.serve_growing(&growing),
             Joined::Unproven(growing) => self.if_belonging(|| self.serve_growing(&growing)),
-            Joined::Failed(error) => mark(fail(&error), CacheOutcome::Miss),
+            Joined::Failed(error) => fail_miss(&error),
             Joined::Refused(refused) => {
                 // A 404 of anything but the registry may be gone in a moment.
                 if refused.status == 404 && refusal::is_error_document(&refused.body) {
@@ -185,7 +185,7 @@ impl BlobPull<'_> {
             }
             // Asked again as the client asked it, so that it gets upstream's own words.
             Ok(_) => self.bypass(),
-            Err(error) => mark(fail(&error), CacheOutcome::Miss),
+            Err(error) => fail_miss(&error),
         }
     }
 

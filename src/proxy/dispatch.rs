@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::answer::{fail, note_target, or_fail, refuse};
+use super::answer::{fail, or_fail, refuse};
 use super::exchange::{Exchange, Parts};
 use super::registries::{self, Choice, ResolvedRequest};
+use super::target::note_target;
 use super::{blob, listing, manifest, push, referrers};
 use crate::message::{Reply, Request, RequestBody};
 use crate::oci::{Registry, Route};

@@ -8,7 +8,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::answer::{API_VERSION, CacheOutcome, age, explain, fail, mark, mark_stale, or_fail};
+use super::answer::{
+    API_VERSION, CacheOutcome, age, explain, fail_miss, mark, mark_stale, or_fail,
+};
 use super::content::{self, media_type};
 use super::exchange::Exchange;
 use super::headers::DIGEST_FIELD;
@@ -290,7 +292,7 @@ impl ManifestPull<'_> {
 
     fn answer(&self, key: &str, lookup: ManifestLookup) -> Reply {
         match lookup {
-            ManifestLookup::Failed(error) => mark(fail(&error), CacheOutcome::Miss),
+            ManifestLookup::Failed(error) => fail_miss(&error),
             ManifestLookup::Found(manifest, Freshness::Fetched) => {
                 self.serve(&manifest, CacheOutcome::Miss)
             }

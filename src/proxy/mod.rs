@@ -34,16 +34,18 @@ mod referrer_queue;
 mod referrers;
 mod refusal;
 mod registries;
+mod target;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use self::access::Access;
-use self::answer::{API_VERSION, note_target, refuse};
+use self::answer::{API_VERSION, refuse};
 use self::dispatch::Accepted;
 use self::exchange::Parts;
 use self::referrer_queue::ReferrerQueue;
 use self::registries::Registries;
+use self::target::note_target;
 use crate::cache::Cache;
 use crate::cache::flights::Flights;
 use crate::config::{Settings, UpstreamAuth};

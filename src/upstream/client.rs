@@ -171,7 +171,12 @@ impl Client {
         self.look_up(outgoing, &to)?;
         let begun = Instant::now();
         let sent = self.send_once(&to, outgoing, POOL_AGE_MAX);
-        log_answer(&to, outgoing.method, begun, sent.as_ref());
+        log_answer(
+            &to,
+            outgoing.method,
+            begun,
+            sent.as_ref().map(Incoming::seen),
+        );
         let broken = sent
             .as_ref()
             .is_err_and(|error| error.stage == Stage::Transfer);
@@ -180,7 +185,12 @@ impl Client {
             // origin, as after a load balancer's failover. So they are dropped.
             let begun = Instant::now();
             let again = self.send_once(&to, outgoing, Duration::ZERO);
-            log_answer(&to, outgoing.method, begun, again.as_ref());
+            log_answer(
+                &to,
+                outgoing.method,
+                begun,
+                again.as_ref().map(Incoming::seen),
+            );
             return again;
         }
         sent
@@ -237,7 +247,12 @@ impl Client {
     ) -> Result<Incoming, UpstreamError> {
         let (to, begun) = (origin(outgoing.url), Instant::now());
         let sent = self.send_body_to(&to, outgoing, body, head_timeout);
-        log_answer(&to, outgoing.method, begun, sent.as_ref());
+        log_answer(
+            &to,
+            outgoing.method,
+            begun,
+            sent.as_ref().map(Incoming::seen),
+        );
         sent
     }
 
@@ -289,6 +304,15 @@ impl Client {
         let uri = url.parse().ok()?;
         let proxy = proxy_of(&self.names.proxies, &uri)?;
         Some(format!("{} ({})", proxy.shown, proxy.setting))
+    }
+
+    /// Host, port and description of the outbound proxy that leads to `url`; none when it is
+    /// reached directly.
+    pub fn outbound_proxy_address(&self, url: &str) -> Option<(String, u16, String)> {
+        let uri = url.parse().ok()?;
+        let proxy = proxy_of(&self.names.proxies, &uri)?;
+        let host = proxy.host.trim_matches(['[', ']']).to_owned();
+        Some((host, proxy.port, self.outbound_proxy(url)?))
     }
 
     /// Looks the name up before ureq does, so that the time it takes counts for the deadline.
@@ -432,7 +456,7 @@ impl Api for Client {
         let (sent, begun) = (SystemTime::now(), Instant::now());
         let reply = agent.run(request).map(convert_reply);
         let reply = reply.map_err(|fault| classify(&fault, to.clone()));
-        log_answer(&to, call.method, begun, reply.as_ref());
+        log_answer(&to, call.method, begun, reply.as_ref().map(Incoming::seen));
         let mut reply = reply?;
         if call.through_proxy {
             reply = self.refuse_proxy_407(&call.url, reply)?;

@@ -19,6 +19,12 @@ pub struct Incoming {
 }
 
 impl Incoming {
+    /// Status and AWS's id of it, for the log.
+    pub(super) fn seen(&self) -> (u16, &str) {
+        let id = self.headers.first("x-amzn-requestid");
+        (self.status, id.unwrap_or_default())
+    }
+
     /// The body, up to `bytes_max` bytes. Blocks until `deadline` at the longest.
     ///
     /// # Errors

@@ -4,23 +4,21 @@
 use std::time::Instant;
 
 use super::error::UpstreamError;
-use super::incoming::Incoming;
 use crate::log;
 
-/// Says at DEBUG what came of one try.
+/// Says at DEBUG what came of one try: status and upstream's own id of it, or why none came.
 pub(super) fn log_answer(
     to: &str,
     method: &str,
     begun: Instant,
-    sent: Result<&Incoming, &UpstreamError>,
+    sent: Result<(u16, &str), &UpstreamError>,
 ) {
     let took = begun.elapsed().as_millis();
     let fields: [log::Field<'_>; 2] = [("to", &to), ("method", &method)];
     match sent {
-        Ok(reply) => {
-            let id = reply.headers.first("x-amzn-requestid").unwrap_or_default();
+        Ok((status, id)) => {
             let answer: [log::Field<'_>; 3] = [
-                ("upstream_status", &reply.status),
+                ("upstream_status", &status),
                 ("first_byte_ms", &took),
                 ("upstream_request_id", &id),
             ];

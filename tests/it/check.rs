@@ -6,10 +6,10 @@ use standin::{Dns, Fault, Match, Options, Role, Server, Standin};
 use crate::support::{Cached, Front, Pki, Proxy, Scratch};
 use crate::upstream_hostile::{Scripted, forms_of, reply};
 
-struct Run {
-    code: Option<i32>,
-    out: String,
-    err: String,
+pub(crate) struct Run {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl Run {
@@ -25,7 +25,7 @@ impl Run {
             .unwrap_or_else(|| panic!("no {what} in:\n{}", self.out))
     }
 
-    fn is(&self, what: &str, word: &str, parts: &[&str]) {
+    pub(crate) fn is(&self, what: &str, word: &str, parts: &[&str]) {
         let (found, detail) = self.line(what);
         assert_eq!(found, word, "{what} in:\n{}", self.out);
         for part in parts {
@@ -35,11 +35,11 @@ impl Run {
 }
 
 /// Runs `check` in front of a stand-in; an empty value leaves a setting out.
-fn check(standin: &Standin, settings: &[(&str, &str)]) -> Run {
+pub(crate) fn check(standin: &Standin, settings: &[(&str, &str)]) -> Run {
     check_with(standin, &[], settings)
 }
 
-fn check_with(standin: &Standin, arguments: &[&str], settings: &[(&str, &str)]) -> Run {
+pub(crate) fn check_with(standin: &Standin, arguments: &[&str], settings: &[(&str, &str)]) -> Run {
     let mut command = Proxy::command();
     command.arg("check").args(arguments).env("CACHE_DIR", "off");
     command
@@ -59,7 +59,7 @@ fn check_with(standin: &Standin, arguments: &[&str], settings: &[(&str, &str)]) 
     run
 }
 
-fn standin() -> Standin {
+pub(crate) fn standin() -> Standin {
     Standin::start(Options::default())
 }
 
@@ -81,9 +81,14 @@ fn when_all_is_well_each_step_is_told_in_one_line() {
     run.is("token", "ok", &["of eu-west-1, until 20"]);
     run.is("dns", "ok", &["127.0.0.1 is 127.0.0.1"]);
     run.is("registry", "ok", &["/v2/ 200 in ", &standin.registry_url()]);
-    assert_eq!(run.out.lines().count(), 8, "{}", run.out);
-    // One call of each kind.
-    assert_eq!(standin.requests().len(), 3);
+    run.is("port", "ok", &["127.0.0.1:", "can be bound"]);
+    run.is("clock", "ok", &["s off AWS's"]);
+    run.is("proxy", "skip", &["none leads to"]);
+    run.is("storage", "ok", &[&standin.blob_host(), "answers ("]);
+    run.is("image", "skip", &["check IMAGE"]);
+    assert_eq!(run.out.lines().count(), 14, "{}", run.out);
+    // One call of each kind, and a look at the storage.
+    assert_eq!(standin.requests().len(), 4);
 }
 
 #[test]
@@ -196,11 +201,12 @@ fn a_clock_that_is_off_is_told() {
         ..Options::default()
     });
     let run = check(&standin, &[]);
-    assert_eq!(run.code, Some(0), "{}", run.out);
+    assert_eq!(run.code, Some(1), "{}", run.out);
+    run.is("token", "ok", &[]);
     run.is(
-        "token",
-        "ok",
-        &["clock is 86", " s behind AWS's, which is corrected"],
+        "clock",
+        "FAIL",
+        &["clock is 86", " s behind AWS's", "set-ntp"],
     );
 }
 

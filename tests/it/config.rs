@@ -29,7 +29,7 @@ fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Run {
 
 #[test]
 fn help_lists_every_setting_and_command() {
-    for arguments in [&["--help"][..], &["-h"], &["help"], &["serve", "--help"]] {
+    for arguments in [&["--help"][..], &["-h"], &["help"]] {
         let help = run(arguments, &[]);
         assert_eq!(
             (help.code, help.err.as_str()),
@@ -62,9 +62,11 @@ fn all_faults_are_told_at_once() {
         ("CACHE_MAX_SIZE", "1"),
         ("AWS_SECRET_ACCESS_KEY", "not a \u{1} secret"),
     ];
+    // The other half of the key is in order.
+    let all = [&variables[..], &[("AWS_ACCESS_KEY_ID", "AKIA")]].concat();
     let refused = run(
         &["--workers=0", "--no-such-flag", "--shutdown-grace=30"],
-        &variables,
+        &all,
     );
     assert_eq!((refused.code, refused.out.as_str()), (Some(64), ""));
     let told = ["--workers", "--no-such-flag", "--shutdown-grace"];

@@ -279,3 +279,27 @@ fn replies_without_a_token_are_faults_that_do_not_show_them() {
         assert!(!fault.contains("hunter2"));
     }
 }
+
+#[test]
+fn layers_are_in_a_bucket_of_the_region() {
+    for (host, bucket) in [
+        (
+            "1.dkr.ecr.eu-west-1.amazonaws.com",
+            "prod-eu-west-1-starport-layer-bucket.s3.eu-west-1.amazonaws.com",
+        ),
+        (
+            "1.dkr.ecr.cn-north-1.amazonaws.com.cn",
+            "prod-cn-north-1-starport-layer-bucket.s3.cn-north-1.amazonaws.com.cn",
+        ),
+        (
+            "1.dkr-ecr.us-east-1.on.aws",
+            "prod-us-east-1-starport-layer-bucket.s3.dualstack.us-east-1.amazonaws.com",
+        ),
+    ] {
+        let host = host.replacen('1', "123456789012", 1);
+        assert_eq!(layer_host(&host.parse().unwrap()).as_deref(), Some(bucket));
+    }
+    for other in ["public.ecr.aws", "registry.test"] {
+        assert_eq!(layer_host(&other.parse().unwrap()), None);
+    }
+}

@@ -30,6 +30,8 @@ pub(in crate::aws) struct Chain {
     sources: Vec<Arc<dyn Source>>,
     caller: Arc<Caller>,
     sts: Arc<Sts>,
+    /// The settings of sources that are given.
+    given: Vec<&'static str>,
     /// Temporary credentials in use.
     kept: Mutex<Option<LastingCredentials>>,
 }
@@ -64,7 +66,10 @@ impl Chain {
             // Last: without a setting of its own it is asked whenever nothing else is configured.
             instance,
         ];
-        Self::of(sources, caller, sts)
+        Self {
+            given: settings.given_sources(),
+            ..Self::of(sources, caller, sts)
+        }
     }
 
     fn of(sources: Vec<Arc<dyn Source>>, caller: &Arc<Caller>, sts: Arc<Sts>) -> Self {
@@ -73,6 +78,7 @@ impl Chain {
             caller: Arc::clone(caller),
             sts,
             kept: Mutex::new(None),
+            given: Vec::new(),
         }
     }
 
@@ -127,7 +133,11 @@ impl Chain {
                 return Ok(credentials);
             }
         }
-        let mut text = NOT_CONFIGURED.to_owned();
+        let given = match self.given.as_slice() {
+            [] => "none of them is set".to_owned(),
+            given => format!("set are only {}", given.join(", ")),
+        };
+        let mut text = format!("{NOT_CONFIGURED}; {given}");
         for vain in self
             .sources
             .iter()

@@ -29,8 +29,6 @@ pub struct FoundToken {
     pub registry: Option<Registry>,
     /// The value of `Authorization`.
     pub value: Secret<String>,
-    /// Seconds by which AWS's clock is ahead of ours.
-    pub clock_behind_s: i64,
 }
 
 /// Why our identity is not known.
@@ -94,8 +92,12 @@ impl Tokens {
             expires: token.expires,
             registry: token.registry.ok(),
             value: token.value,
-            clock_behind_s: self.caller.skew.seconds(),
         })
+    }
+
+    /// Seconds by which AWS's clock is ahead of ours, by the last answer of AWS that showed it.
+    pub fn clock_behind_s(&self) -> i64 {
+        self.caller.skew.seconds()
     }
 
     /// The realm of `registry`, else the default one. Asks the instance metadata for the region

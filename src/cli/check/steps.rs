@@ -2,11 +2,12 @@
 //! how long it may take as a whole.
 
 use std::io::Read as _;
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::outcome::StepOutcome;
-use crate::app;
+use crate::app::{self, listen};
 use crate::aws::token::{FoundCredentials, FoundToken, Tokens};
 use crate::cache::probe;
 use crate::calendar;
@@ -26,6 +27,8 @@ use crate::upstream::{AddressRule, Api as _};
 const QUOTED_BYTES_MAX: u64 = 300;
 /// AWS refuses signatures that are older; ours are corrected, other programs' are not.
 const CLOCK_OFF_S: u64 = 240;
+/// Addresses that share the time for connecting.
+const ATTEMPTS: u32 = 2;
 /// Addresses shown of a name.
 const ADDRESSES_SHOWN: usize = 4;
 
@@ -51,6 +54,33 @@ pub(super) fn probe_cache(settings: &Settings) -> StepOutcome {
     }
 }
 
+/// Compares the quota with what the disk can hold.
+pub(super) fn judge_quota(settings: &Settings) -> StepOutcome {
+    let found = app::cache_directory(settings).map(|directory| probe::probe(&directory));
+    let Some(Ok(found)) = found else {
+        return StepOutcome::Skipped("there is no cache to judge".into());
+    };
+    let (room, quota) = (
+        found.free_bytes.saturating_add(found.used_bytes),
+        settings.cache_max_size,
+    );
+    let (shown, all) = (gib(quota), gib(room));
+    if room >= quota {
+        return StepOutcome::Ok(format!("{shown}, and the disk has room for {all}"));
+    }
+    StepOutcome::Noted(format!(
+        "{shown}, and the disk has room for {all}: it is full before the quota is; set \
+         CACHE_MAX_SIZE below {all}"
+    ))
+}
+
+pub(super) fn try_port(settings: &Settings) -> StepOutcome {
+    match listen::try_out(settings) {
+        Ok(seen) => StepOutcome::Ok(seen),
+        Err(why) => StepOutcome::Failed(why),
+    }
+}
+
 pub(super) fn load_tls(settings: &Settings) -> StepOutcome {
     let set = &settings.tls;
     let (true, Some(certificate), Some(key)) = (set.enabled, &set.certificate, &set.key) else {
@@ -70,7 +100,16 @@ pub(super) fn load_tls(settings: &Settings) -> StepOutcome {
                 let why = format!("SSL_CERTIFICATE={name} ended {until}: renew it");
                 return StepOutcome::Failed(why);
             }
-            StepOutcome::Ok(format!("{}, good until {until}", certificate.display()))
+            let names = tls.names().join(", ");
+            if names.is_empty() {
+                return StepOutcome::Failed(format!(
+                    "SSL_CERTIFICATE={}: it has no subjectAltName, and clients look at no other \
+                     name; make one with the names of this host",
+                    certificate.display()
+                ));
+            }
+            let own = certificate.display();
+            StepOutcome::Ok(format!("{own}, for {names}, good until {until}"))
         }
         Err(faults) => StepOutcome::Failed(faults.join("; ")),
     }
@@ -123,18 +162,46 @@ pub(super) fn fetch_token(
     let until = token
         .expires
         .map_or_else(|| "unknown".to_owned(), calendar::format_rfc3339);
-    let mut detail = format!("of {}, until {until}", token.region);
-    let off = token.clock_behind_s.unsigned_abs();
-    if off > CLOCK_OFF_S {
-        let way = if token.clock_behind_s > 0 {
-            "behind"
-        } else {
-            "ahead of"
-        };
-        let note = format!("; this machine's clock is {off} s {way} AWS's, which is corrected");
-        detail.push_str(&note);
-    }
+    let detail = format!("of {}, until {until}", token.region);
     (StepOutcome::Ok(detail), Some(token))
+}
+
+/// Compares the clocks, after AWS has answered.
+pub(super) fn compare_clocks(tokens: &Tokens) -> StepOutcome {
+    let behind = tokens.clock_behind_s();
+    let off = behind.unsigned_abs();
+    if off <= CLOCK_OFF_S {
+        return StepOutcome::Ok(format!("{off} s off AWS's, as far as AWS has answered"));
+    }
+    let way = if behind > 0 { "behind" } else { "ahead of" };
+    StepOutcome::Failed(format!(
+        "this machine's clock is {off} s {way} AWS's: signatures are corrected, but certificates \
+         are judged by it; set it (timedatectl set-ntp true, chronyc makestep)"
+    ))
+}
+
+/// What follows from the settings alone for the way out.
+pub(super) fn try_outbound_proxy(client: &Client, url: &str, limit: Duration) -> StepOutcome {
+    let Some((host, port, shown)) = client.outbound_proxy_address(url) else {
+        return StepOutcome::Skipped(format!("none leads to {url}"));
+    };
+    let connected = client
+        .addresses(&host, Instant::now() + limit)
+        .map_err(|fault| fault.to_string())
+        .and_then(|found| {
+            let mut tries = found.into_iter().map(|address| {
+                TcpStream::connect_timeout(&(address, port).into(), limit / ATTEMPTS)
+                    .map_err(|error| format!("{address}:{port}: {error}"))
+            });
+            let first = tries.next().unwrap_or_else(|| Err("no address".to_owned()));
+            first.or_else(|why| tries.find_map(Result::ok).ok_or(why))
+        });
+    match connected {
+        Ok(_) => StepOutcome::Ok(format!("{shown} leads to {url}")),
+        Err(why) => StepOutcome::Failed(format!(
+            "{shown} is to lead to {url}, and is out of reach: {why}; mend it, or set NO_PROXY"
+        )),
+    }
 }
 
 pub(super) fn look_up(client: &Client, registry: &Registry, limit: Duration) -> StepOutcome {
@@ -187,6 +254,10 @@ pub(super) fn ask_registry(
     let (status, took) = (reply.status, asked.elapsed().as_millis());
     let seen = format!("GET {url} {status} in {took} ms");
     let remedy = match (status, token, auth) {
+        (200, ..) if !is_registry(&reply) => {
+            "it is a web site and no registry: a private registry is \
+             ACCOUNT.dkr.ecr.REGION.amazonaws.com, ECR Public is public.ecr.aws; check ECR"
+        }
         (200, ..) => return StepOutcome::Ok(seen),
         (401, None, UpstreamAuth::Ecr) => {
             return StepOutcome::Ok(format!("{seen}: within reach, asked without a token"));
@@ -203,6 +274,14 @@ pub(super) fn ask_registry(
         _ => "is it a registry? check ECR",
     };
     StepOutcome::Failed(format!("{seen}{}; {remedy}", quote(reply, token)))
+}
+
+/// True for an answer that says that it is a registry's (distribution-spec, "Determining Support"),
+/// or at least is no page for people.
+fn is_registry(reply: &Incoming) -> bool {
+    let media_type = reply.headers.first("Content-Type").unwrap_or_default();
+    let version = reply.headers.first("Docker-Distribution-Api-Version");
+    version.is_some() || media_type.trim_start().starts_with("application/json")
 }
 
 /// The text of a refusal, without our token; empty when it has none or is HTML.

@@ -1,6 +1,7 @@
-//! From when until when a certificate is good. Owns: as much DER as it takes to find that out.
-//! Must not: judge anything else of a certificate; rustls does.
+//! From when until when a certificate is good, and for which names. Owns: as much DER as it takes
+//! to find that out. Must not: judge anything else of a certificate; rustls does.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::SystemTime;
 
 use crate::calendar;
@@ -11,6 +12,14 @@ const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 /// `[0] EXPLICIT Version`, which certificates of version 1 leave out.
 const VERSION: u8 = 0xa0;
+
+const BOOLEAN: u8 = 0x01;
+const OCTET_STRING: u8 = 0x04;
+/// `id-ce-subjectAltName`, 2.5.29.17, as an OBJECT IDENTIFIER.
+const SUBJECT_ALT_NAME: [u8; 5] = [0x06, 0x03, 0x55, 0x1d, 0x11];
+/// `[2] dNSName` and `[7] iPAddress` of a GeneralName.
+const DNS_NAME: u8 = 0x82;
+const IP_ADDRESS: u8 = 0x87;
 
 /// The time in which a certificate is good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +45,43 @@ pub(super) fn validity(certificate: &[u8]) -> Option<Validity> {
     let (tag, until, _) = element(rest)?;
     let until = time(tag, until)?;
     Some(Validity { from, until })
+}
+
+/// True when a certificate is of version 1, which has no extensions and so no names that count.
+pub(super) fn is_version_1(certificate: &[u8]) -> bool {
+    let inner = expect(certificate, SEQUENCE).and_then(|(inner, _)| expect(inner, SEQUENCE));
+    inner.is_some_and(|(inner, _)| inner.first() != Some(&VERSION))
+}
+
+/// The names and addresses in `subjectAltName` (RFC 5280 §4.2.1.6); none without the extension.
+pub(super) fn names(certificate: &[u8]) -> Vec<String> {
+    // The extension's value follows its identifier, as an OCTET STRING that holds a SEQUENCE.
+    let found = certificate
+        .windows(SUBJECT_ALT_NAME.len())
+        .position(|bytes| bytes == SUBJECT_ALT_NAME);
+    let value = found.and_then(|at| certificate.get(at + SUBJECT_ALT_NAME.len()..));
+    let value = value.and_then(|value| {
+        let value = match element(value)? {
+            // `critical`
+            (BOOLEAN, _, rest) => rest,
+            _ => value,
+        };
+        let (value, _) = expect(value, OCTET_STRING)?;
+        Some(expect(value, SEQUENCE)?.0)
+    });
+    let mut rest = value.unwrap_or_default();
+    let mut names = Vec::new();
+    while let Some((tag, content, after)) = element(rest) {
+        rest = after;
+        let v6 = <[u8; 16]>::try_from(content).map(Ipv6Addr::from);
+        match (tag, <[u8; 4]>::try_from(content)) {
+            (DNS_NAME, _) => names.push(String::from_utf8_lossy(content).into_owned()),
+            (IP_ADDRESS, Ok(v4)) => names.push(Ipv4Addr::from(v4).to_string()),
+            (IP_ADDRESS, Err(_)) => names.extend(v6.map(|v6| v6.to_string())),
+            _ => {}
+        }
+    }
+    names
 }
 
 /// The first element's content and what follows it, when it has that tag.
@@ -96,6 +142,25 @@ mod tests {
     fn seconds(tag: u8, text: &str) -> Option<u64> {
         let time = time(tag, text.as_bytes())?;
         Some(time.duration_since(UNIX_EPOCH).unwrap().as_secs())
+    }
+
+    #[test]
+    fn names_and_version_are_read() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let wanted = ["a.example", "*.b.example", "192.0.2.1", "2001:db8::1"];
+        let wanted = wanted.map(str::to_owned).to_vec();
+        let own = rcgen::CertificateParams::new(wanted.clone()).unwrap();
+        let own = own.self_signed(&key).unwrap();
+        assert_eq!(names(own.der()), wanted);
+        assert!(!is_version_1(own.der()));
+        let bare = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        let bare = bare.self_signed(&key).unwrap();
+        assert_eq!(names(bare.der()), [""; 0]);
+        for length in 0..own.der().len() {
+            // Whatever is cut off, nothing panics.
+            let cut = &own.der()[..length];
+            assert!(names(cut).len() <= wanted.len() && !is_version_1(cut));
+        }
     }
 
     #[test]

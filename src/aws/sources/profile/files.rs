@@ -164,9 +164,11 @@ impl FilePlace {
             file::read_bytes(&self.path, FILE_BYTES_MAX).map_err(|why| fault(&why))?
         else {
             if self.setting.is_some() {
-                *absent = Some(fault(
-                    "there is no such file; mount it or unset the setting",
-                ));
+                let why = fault("there is no such file; mount it or unset the setting");
+                *absent = Some(match absent.take() {
+                    Some(other) => format!("{other}; {why}"),
+                    None => why,
+                });
             }
             return Ok(Sections::default());
         };

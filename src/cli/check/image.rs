@@ -1,0 +1,283 @@
+//! The steps `manifest` and `layer` of `check IMAGE`: the rights on one repository. Owns: reading
+//! the name, and naming the action that is missing. Must not: download more than a manifest and a
+//! byte.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::outcome::StepOutcome;
+use super::storage;
+use crate::aws::ecr::EcrHost;
+use crate::message::{Headers, RequestBody};
+use crate::oci::{Digest, Reference, Registry, Repository};
+use crate::secret::Secret;
+use crate::upstream::client::Client;
+use crate::upstream::exchange::{Call, Upstream};
+use crate::upstream::redirect::Redirects;
+use crate::upstream::{AuthFault, Authorizer, Grant, Stage};
+
+/// Largest manifest that is read, as the proxy itself has it.
+const MANIFEST_BYTES_MAX: u64 = 4 << 20;
+/// A refusal is quoted up to so many characters.
+const QUOTED_CHARACTERS_MAX: usize = 300;
+/// An index leads to a manifest, and no further.
+const STEPS_MAX: usize = 2;
+const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
+    application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, \
+    application/vnd.docker.distribution.manifest.v2+json";
+
+/// An image as it was named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ImageName {
+    /// None: the first registry.
+    host: Option<String>,
+    repository: Repository,
+    reference: Reference,
+}
+
+impl ImageName {
+    /// Reads `[HOST/]REPOSITORY[:TAG|@DIGEST]`.
+    ///
+    /// # Errors
+    /// What was expected.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let expected = |why: &str| {
+            format!("{text:?}: {why}; expected an image as in [HOST/]REPOSITORY[:TAG|@DIGEST]")
+        };
+        let is_host = |part: &str| part.contains(['.', ':']) || part == "localhost";
+        let (host, rest) = match text.split_once('/') {
+            Some((host, rest)) if is_host(host) => (Some(host.to_ascii_lowercase()), rest),
+            _ => (None, text),
+        };
+        let (name, reference) = rest
+            .split_once('@')
+            .or_else(|| rest.rsplit_once(':'))
+            .unwrap_or((rest, "latest"));
+        let repository = name.parse().map_err(|_| expected("no repository"))?;
+        let reference = reference
+            .parse()
+            .map_err(|_| expected("no tag or digest"))?;
+        Ok(Self {
+            host,
+            repository,
+            reference,
+        })
+    }
+
+    /// True when it is in this registry; `first`: the one without a name is, too.
+    pub(super) fn is_in(&self, registry: &Registry, first: bool) -> bool {
+        match &self.host {
+            None => first,
+            Some(host) => host == registry.authority() || host == registry.name(),
+        }
+    }
+}
+
+/// Gives the one token that `check` has fetched.
+struct FetchedToken(Option<Secret<String>>);
+
+impl Authorizer for FetchedToken {
+    fn header(&self, _: &Registry, _: Instant) -> Result<Grant, AuthFault> {
+        let value = self.0.clone();
+        Ok(Grant {
+            value,
+            generation: 0,
+        })
+    }
+
+    fn renew(&self, _: &Registry, _: u64, _: Instant) -> Result<Grant, AuthFault> {
+        Err(AuthFault("it is fresh".to_owned()))
+    }
+
+    fn default_registry(&self, _: Instant) -> Result<Registry, AuthFault> {
+        Err(AuthFault("set ECR".to_owned()))
+    }
+}
+
+/// A repository that is asked, and how.
+pub(super) struct Rights {
+    upstream: Upstream,
+    registry: Registry,
+    image: ImageName,
+    limit: Duration,
+}
+
+impl Rights {
+    pub(super) fn new(
+        client: &Arc<Client>,
+        redirects: Redirects,
+        (registry, token): (Registry, Option<Secret<String>>),
+        image: ImageName,
+        limit: Duration,
+    ) -> Self {
+        let token = Arc::new(FetchedToken(token));
+        Self {
+            upstream: Upstream::new(Arc::clone(client), token, redirects, 1, 1),
+            registry,
+            image,
+            limit,
+        }
+    }
+
+    /// Fetches the manifest; returns the digest of a layer, too, when there is one.
+    pub(super) fn read_manifest(&self) -> (StepOutcome, Option<Digest>) {
+        let mut reference = self.image.reference.as_str().to_owned();
+        for _ in 0..STEPS_MAX {
+            let headers = Headers::from_iter([("Accept", ACCEPT)]);
+            let target = format!("/v2/{}/manifests/{reference}", self.image.repository);
+            let body = match self.get(&target, &headers, MANIFEST_BYTES_MAX, "ecr:BatchGetImage") {
+                Ok((body, _)) => body,
+                Err(why) => return (StepOutcome::Failed(why), None),
+            };
+            let document: Value = serde_json::from_slice(&body).unwrap_or_default();
+            let digest_at = |path: &str| document.pointer(path)?.as_str().map(str::to_owned);
+            if let Some(digest) = digest_at("/manifests/0/digest") {
+                reference = digest;
+                continue;
+            }
+            let layer = digest_at("/layers/0/digest").or_else(|| digest_at("/fsLayers/0/blobSum"));
+            let layer = layer.and_then(|layer| layer.parse().ok());
+            let size = body.len();
+            let detail = format!("GET {}{target}: {size} bytes", self.registry.url());
+            return (StepOutcome::Ok(detail), layer);
+        }
+        let why = "its index leads to an index, and to no manifest";
+        (StepOutcome::Failed(why.to_owned()), None)
+    }
+
+    /// Fetches the first byte of a layer, from wherever the registry sends us.
+    pub(super) fn read_layer(&self, digest: &Digest) -> StepOutcome {
+        let headers = Headers::from_iter([("Range", "bytes=0-0")]);
+        let target = format!("/v2/{}/blobs/{digest}", self.image.repository);
+        match self.get(&target, &headers, 1, "ecr:GetDownloadUrlForLayer") {
+            Ok((_, redirected)) => {
+                let way = match redirected {
+                    true => "by the host that the registry named",
+                    false => "by the registry itself",
+                };
+                StepOutcome::Ok(format!("the first byte of {digest} was sent {way}"))
+            }
+            Err(why) => StepOutcome::Failed(why),
+        }
+    }
+
+    /// The beginning of the body, and whether another host than the registry sent it.
+    fn get(
+        &self,
+        target: &str,
+        headers: &Headers,
+        bytes_max: u64,
+        action: &str,
+    ) -> Result<(Vec<u8>, bool), String> {
+        let deadline = Instant::now() + self.limit;
+        let call = Call {
+            registry: &self.registry,
+            method: "GET",
+            target,
+            headers,
+            patience: self.limit,
+            whole: false,
+        };
+        let mut nothing = std::io::empty();
+        let mut body = RequestBody::new(&mut nothing, Some(0));
+        let fetched = self.upstream.fetch(call, &mut body);
+        let mut fetched = fetched.map_err(|fault| {
+            let is_storage = fault.stage == Stage::Redirect || fault.to != self.registry.url();
+            match is_storage {
+                true => format!("{fault}; {}", storage::remedy(fault.stage)),
+                false => format!("GET {target}: {fault}"),
+            }
+        })?;
+        let body = fetched.reply.read_body(bytes_max, deadline);
+        let body = body.map_err(|error| format!("GET {target} broke off: {error}"))?;
+        match fetched.reply.status {
+            200 | 206 => Ok((body, fetched.redirected)),
+            status => Err(self.explain(status, target, &body, action)),
+        }
+    }
+
+    /// Words for a refusal; a 403 names the action that the identity lacks.
+    fn explain(&self, status: u16, target: &str, body: &[u8], action: &str) -> String {
+        let said: String = String::from_utf8_lossy(body)
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(QUOTED_CHARACTERS_MAX)
+            .collect();
+        let remedy = match status {
+            401 | 403 => {
+                let action = named_action(&said).unwrap_or(action);
+                let repository = &self.image.repository;
+                format!("grant {action} on {}", arn(&self.registry, repository))
+            }
+            404 => "there is no such image: check its name and tag, and the registry".to_owned(),
+            _ => "try again later".to_owned(),
+        };
+        format!("GET {target} {status}: {said}; {remedy}")
+    }
+}
+
+/// The action in `… is not authorized to perform: ecr:BatchGetImage on resource: …`.
+fn named_action(said: &str) -> Option<&str> {
+    let (_, rest) = said.split_once("to perform: ")?;
+    let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != ':' && c != '-');
+    rest.get(..end.unwrap_or(rest.len()))
+        .filter(|action| action.starts_with("ecr"))
+}
+
+fn arn(registry: &Registry, repository: &Repository) -> String {
+    match EcrHost::parse(registry.authority()) {
+        Some(EcrHost::Private {
+            account, region, ..
+        }) => {
+            let partition = match region.split('-').next() {
+                Some("cn") => "aws-cn",
+                Some("us") if region.starts_with("us-gov-") => "aws-us-gov",
+                _ => "aws",
+            };
+            format!("arn:{partition}:ecr:{region}:{account}:repository/{repository}")
+        }
+        _ => format!("the repository {repository}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_images() {
+        let parse = |text: &str| ImageName::parse(text).map(|name| (name.host, name.reference));
+        let digest = format!("sha256:{}", "a".repeat(64));
+        for (text, host, reference) in [
+            ("app", None, "latest"),
+            ("team/app:7", None, "7"),
+            ("r.test:5000/team/app:7", Some("r.test:5000"), "7"),
+            ("R.test/app", Some("r.test"), "latest"),
+            (&format!("app@{digest}"), None, digest.as_str()),
+        ] {
+            let (found, named) = parse(text).unwrap();
+            assert_eq!(
+                (found.as_deref(), named.as_str()),
+                (host, reference),
+                "{text}"
+            );
+        }
+        for bad in ["", "A", "app:", "app@sha256:1", "r.test/", "app:a b"] {
+            let why = parse(bad).unwrap_err();
+            assert!(why.contains("expected an image as in"), "{bad}: {why}");
+        }
+    }
+
+    #[test]
+    fn the_action_that_is_missing_is_read_out_of_the_refusal() {
+        let said =
+            "denied: User: arn:x is not authorized to perform: ecr:BatchGetImage on resource";
+        assert_eq!(named_action(said), Some("ecr:BatchGetImage"));
+        for other in ["denied", "to perform: s3:GetObject on", "to perform: "] {
+            assert_eq!(named_action(other), None);
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! `client`: the configuration of a client, ready to be written to its file. Owns: the files and
+//! what is filled in. Must not: ask the proxy that runs; it may be on another host.
+//!
+//! `docs/clients.md` shows the same files.
+
+use crate::config::{ListenHost, Settings};
+use crate::oci::Registry;
+
+/// A client: its name, where its file belongs, the character that begins a comment, the file.
+struct ClientFile {
+    name: &'static str,
+    place: &'static str,
+    comment: Option<&'static str>,
+    text: &'static str,
+}
+
+/// The proxy's address in the files.
+const HOST: &str = "proxy.example.com:8080";
+/// The registry in the files.
+const REGISTRY: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+
+const FILES: [ClientFile; 5] = [
+    ClientFile {
+        name: "docker",
+        place: "/etc/docker/daemon.json",
+        // JSON has no comments.
+        comment: None,
+        text: include_str!("client/docker.json"),
+    },
+    ClientFile {
+        name: "containerd",
+        place: "/etc/containerd/certs.d/123456789012.dkr.ecr.eu-west-1.amazonaws.com/hosts.toml",
+        comment: Some("#"),
+        text: include_str!("client/containerd.toml"),
+    },
+    ClientFile {
+        name: "podman",
+        place: "/etc/containers/registries.conf.d/ecr.conf",
+        comment: Some("#"),
+        text: include_str!("client/podman.toml"),
+    },
+    ClientFile {
+        name: "flux",
+        place: "the repository that Flux reads, or kubectl apply -f -",
+        comment: Some("#"),
+        text: include_str!("client/flux.yaml"),
+    },
+    ClientFile {
+        name: "kubernetes",
+        place: "kubectl apply -f -, with the nodes' runtime set up as for containerd or CRI-O",
+        comment: Some("#"),
+        text: include_str!("client/kubernetes.yaml"),
+    },
+];
+
+/// The clients' names.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    FILES.iter().map(|file| file.name)
+}
+
+/// The file of a client, for the proxy at `host`, else where the settings say that it listens.
+///
+/// # Errors
+/// There is no such client.
+pub(super) fn write(
+    client: &str,
+    host: Option<&str>,
+    settings: &Settings,
+) -> Result<String, String> {
+    let mut files = FILES.iter();
+    let file = files.find(|file| file.name == client).ok_or_else(|| {
+        let names: Vec<&str> = names().collect();
+        format!(
+            "{client:?}: unknown client, expected one of {}",
+            names.join(" ")
+        )
+    })?;
+    let host = host.map_or_else(|| own_address(settings), str::to_owned);
+    let is_plain = !settings.tls.enabled;
+    let registry = settings.registries.first().map(Registry::name);
+    let fill = |text: &str| {
+        let text = match is_plain {
+            true => text.to_owned(),
+            // With a certificate that clients trust, nothing has to be allowed.
+            false => text
+                .replace(&format!("http://{HOST}"), &format!("https://{HOST}"))
+                .replace("insecure: true", "insecure: false")
+                .replace("insecure = true", "insecure = false")
+                .replace(&format!("[\"{HOST}\"]"), "[]"),
+        };
+        text.replace(HOST, &host)
+            .replace(REGISTRY, registry.unwrap_or(REGISTRY))
+    };
+    let place = fill(file.place);
+    let head = file.comment.map(|comment| format!("{comment} {place}\n"));
+    Ok(head.unwrap_or_default() + &fill(file.text))
+}
+
+/// The address under which this host's own clients reach the proxy.
+fn own_address(settings: &Settings) -> String {
+    let port = settings.listen_port;
+    match &settings.listen_host {
+        ListenHost::Address(address) if !address.is_unspecified() => match address.is_ipv6() {
+            true => format!("[{address}]:{port}"),
+            false => format!("{address}:{port}"),
+        },
+        ListenHost::Name(name) => format!("{name}:{port}"),
+        ListenHost::Address(_) | ListenHost::Unix(_) => format!("localhost:{port}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::try_run;
+
+    #[test]
+    fn the_document_shows_the_same_files() {
+        let document = std::fs::read_to_string("docs/clients.md").unwrap();
+        for file in super::FILES {
+            let block = format!("\n{}```\n", file.text);
+            assert!(
+                document.contains(&block),
+                "{} is not in docs/clients.md",
+                file.name
+            );
+            let place = file.place.split(',').next().unwrap();
+            assert!(
+                document.contains(place),
+                "{place} is not in docs/clients.md"
+            );
+        }
+    }
+
+    #[test]
+    fn files_are_filled_in() {
+        let ecr = ("ECR", "999999999999.dkr.ecr.eu-north-1.amazonaws.com");
+        for client in super::names() {
+            let host = ["client", client, "--host=cache.lan:5000"];
+            let outcome = try_run(&host, &[ecr]);
+            assert_eq!((outcome.code, outcome.err.as_str()), (0, ""), "{client}");
+            assert!(outcome.out.contains("cache.lan:5000"), "{}", outcome.out);
+            for sample in [super::HOST, super::REGISTRY] {
+                assert!(!outcome.out.contains(sample), "{}", outcome.out);
+            }
+            let own = try_run(&["client", client], &[("LISTEN_PORT", "9000")]);
+            assert!(own.out.contains("localhost:9000"), "{}", own.out);
+        }
+        let docker = try_run(&["client", "docker", "--host", "a:1"], &[]).out;
+        let parsed: serde_json::Value = serde_json::from_str(&docker).unwrap();
+        assert_eq!(parsed["insecure-registries"][0], "a:1");
+        let odd = try_run(&["client", "crane"], &[]);
+        assert_eq!(odd.code, 64);
+        assert!(
+            odd.err.contains("expected one of docker containerd"),
+            "{}",
+            odd.err
+        );
+        assert!(try_run(&["client"], &[]).err.contains("docker|containerd"));
+    }
+}

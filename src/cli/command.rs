@@ -1,0 +1,273 @@
+//! The commands. Owns: the one table of them, their help, and finding the one that was meant. Must
+//! not: run one.
+
+use crate::config::{self, Arguments, VERSION};
+
+/// A command, and how it is called.
+pub(super) struct Command {
+    pub(super) name: &'static str,
+    /// What follows its name, beside settings.
+    pub(super) usage: &'static str,
+    pub(super) about: &'static str,
+    /// What its own help says beyond that.
+    pub(super) details: &'static str,
+    /// Its own flags, and what each does.
+    pub(super) flags: &'static [(&'static str, &'static str)],
+    /// None when it is not built yet.
+    pub(super) action: Option<Action>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    Check,
+    Client,
+    Completions,
+    Health,
+    Help,
+    Man,
+    Serve,
+    Settings,
+    Status,
+    Version,
+}
+
+const fn built(name: &'static str, about: &'static str, action: Action) -> Command {
+    Command {
+        name,
+        usage: "",
+        about,
+        details: "",
+        flags: &[],
+        action: Some(action),
+    }
+}
+
+const fn later(name: &'static str, about: &'static str) -> Command {
+    Command {
+        action: None,
+        ..built(name, about, Action::Help)
+    }
+}
+
+/// Every command.
+pub(super) static COMMANDS: &[Command] = &[
+    Command {
+        details: "It runs until SIGTERM or SIGINT, which let running transfers end. SIGHUP reads \
+                  certificates and logins again.",
+        ..built(
+            "serve",
+            "run the proxy; also without a command",
+            Action::Serve,
+        )
+    },
+    Command {
+        details: "It asks /readyz over loopback and ends with 0 or 1: a health check for an image \
+                  without a shell.",
+        ..built(
+            "health",
+            "ask the running proxy whether it is ready",
+            Action::Health,
+        )
+    },
+    Command {
+        usage: "[IMAGE]",
+        details: "It tries everything that a pull needs, and says what to mend. With IMAGE it \
+                  fetches a manifest and one byte of a layer, and so tries the rights on the \
+                  repository. It ends with 0 when nothing failed, 1 when something did, 64 when a \
+                  setting is at fault.",
+        flags: &[("--json", "one JSON document instead of a table")],
+        ..built(
+            "check",
+            "try settings, files, identity, token, registry, storage",
+            Action::Check,
+        )
+    },
+    Command {
+        details: "Secrets are hidden.",
+        flags: &[("--json", "one JSON document instead of a table")],
+        ..built(
+            "settings",
+            "show the effective settings and their origin",
+            Action::Settings,
+        )
+    },
+    Command {
+        details: "It asks the proxy that these settings describe.",
+        flags: &[
+            ("--json", "the document of /status.json"),
+            ("--watch", "again each two seconds, until a key stops it"),
+        ],
+        ..built("status", "show what the running proxy does", Action::Status)
+    },
+    Command {
+        usage: "docker|containerd|podman|flux|kubernetes",
+        details: "The address is where the settings say that the proxy listens; --host gives \
+                  another.",
+        flags: &[("--host", "HOST:PORT of the proxy, as the client reaches it")],
+        ..built(
+            "client",
+            "print a client's own configuration for this proxy",
+            Action::Client,
+        )
+    },
+    Command {
+        usage: "bash|zsh|fish",
+        details: "For bash: aws-ecr-proxy completions bash > \
+                  /usr/share/bash-completion/completions/aws-ecr-proxy",
+        ..built(
+            "completions",
+            "print the completions of a shell",
+            Action::Completions,
+        )
+    },
+    Command {
+        details: "aws-ecr-proxy man | man -l -",
+        ..built("man", "print the manual page", Action::Man)
+    },
+    Command {
+        usage: "[COMMAND]",
+        ..built(
+            "help",
+            "show this, or the help of a command; also --help and -h",
+            Action::Help,
+        )
+    },
+    built(
+        "version",
+        "show version, commit and build date",
+        Action::Version,
+    ),
+    later("export", "write cached images as an OCI layout"),
+    later("import", "read an OCI layout into the cache"),
+    later("pull", "fetch images into the cache"),
+    later("verify", "tell whether images are complete in the cache"),
+];
+
+/// What the command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) action: Action,
+    /// The word behind the command, for those that take one.
+    pub(super) word: Option<String>,
+}
+
+/// Why no command can run.
+#[derive(Debug)]
+pub(super) enum CommandFault {
+    NotBuilt(String),
+    Unknown(String),
+}
+
+impl Command {
+    fn named(name: &str) -> Result<&'static Self, CommandFault> {
+        let found = COMMANDS.iter().find(|command| command.name == name);
+        found.ok_or_else(|| {
+            let names = COMMANDS.iter().map(|command| command.name);
+            let meant = match config::nearest(name, names.clone().map(str::to_owned)) {
+                Some(known) => format!("did you mean {known}?"),
+                None => format!("expected one of {}", names.collect::<Vec<_>>().join(" ")),
+            };
+            CommandFault::Unknown(format!("{name:?}: unknown command, {meant}"))
+        })
+    }
+
+    fn checked(&self, arguments: &Arguments) -> Result<Wanted, CommandFault> {
+        let name = self.name;
+        let Some(action) = self.action else {
+            let fault = format!("{name}: not built yet in this version");
+            return Err(CommandFault::NotBuilt(fault));
+        };
+        let takes = |flag: &str| self.flags.iter().any(|(own, _)| *own == flag);
+        if let Some(odd) = arguments.flags.iter().find(|flag| !takes(flag)) {
+            let fault = format!("{odd}: {name} does not take it");
+            return Err(CommandFault::Unknown(fault));
+        }
+        let mut words = arguments.words.iter().skip(1);
+        let word = match self.usage {
+            "" => None,
+            _ => words.next().cloned(),
+        };
+        if let Some(odd) = words.next() {
+            let most = match self.usage {
+                "" => "flags only".to_owned(),
+                usage => format!("{usage} and flags"),
+            };
+            let fault = format!("{odd:?}: unexpected after {name}, which takes {most}");
+            return Err(CommandFault::Unknown(fault));
+        }
+        if word.is_none() && !self.usage.is_empty() && !self.usage.starts_with('[') {
+            let fault = format!("{name}: expected {}", self.usage);
+            return Err(CommandFault::Unknown(fault));
+        }
+        Ok(Wanted { action, word })
+    }
+
+    fn help(&self) -> String {
+        let usage = match self.usage {
+            "" => String::new(),
+            usage => format!(" {usage}"),
+        };
+        let mut text = format!("Usage: aws-ecr-proxy {}{usage} [FLAGS]\n\n", self.name);
+        text.push_str(&format!("{}{}\n", self.about, self.note()));
+        if !self.details.is_empty() {
+            text.push_str(&format!("\n{}\n", config::wrapped(self.details)));
+        }
+        text.push_str("\nFlags\n");
+        for (flag, about) in self.flags {
+            text.push_str(&format!("  {flag:<17} {about}\n"));
+        }
+        text.push_str("  --SETTING VALUE   a setting; `aws-ecr-proxy help` lists them\n");
+        text
+    }
+
+    pub(super) const fn note(&self) -> &'static str {
+        match self.action {
+            Some(_) => "",
+            None => " (not built yet in this version)",
+        }
+    }
+}
+
+/// Finds the command that the arguments name. `--help` with a command is the help of that command.
+pub(super) fn find(arguments: &Arguments) -> Result<Wanted, CommandFault> {
+    let word = arguments.words.first().cloned();
+    if arguments.help {
+        // Whatever else is wrong, help is given.
+        let known = word.filter(|word| word != "help" && Command::named(word).is_ok());
+        return Ok(Wanted {
+            action: Action::Help,
+            word: known,
+        });
+    }
+    if arguments.version {
+        return Ok(Wanted {
+            action: Action::Version,
+            word: None,
+        });
+    }
+    Command::named(word.as_deref().unwrap_or("serve"))?.checked(arguments)
+}
+
+/// The help of a command, or of all.
+///
+/// # Errors
+/// There is no such command.
+pub(super) fn help(name: Option<&str>) -> Result<String, CommandFault> {
+    if let Some(name) = name {
+        return Ok(Command::named(name)?.help());
+    }
+    let mut text = format!(
+        "aws-ecr-proxy {VERSION}: lets any OCI client use AWS ECR without AWS credentials\n\n\
+         Usage: aws-ecr-proxy [COMMAND] [--SETTING VALUE | --SETTING=VALUE]...\n\nCommands\n"
+    );
+    for command in COMMANDS {
+        let (name, about, note) = (command.name, command.about, command.note());
+        text.push_str(&format!("  {name:<11} {about}{note}\n"));
+    }
+    text.push_str(
+        "\n`aws-ecr-proxy help COMMAND` shows a command's own flags.\n\
+         \nExit codes: 0 ok, 1 failed, 64 bad settings, 70 a thread was lost\n\nSettings\n",
+    );
+    text.push_str(&config::help());
+    Ok(text)
+}

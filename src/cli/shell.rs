@@ -1,0 +1,244 @@
+//! Completions and the manual page. Owns: their syntax. Must not: know a command or a setting by
+//! name; both come from their tables.
+
+use std::fmt::Write as _;
+
+use super::client;
+use super::command::{COMMANDS, Command};
+use crate::config::{self, Setting, VERSION, flag_of};
+
+/// The completions of a shell.
+///
+/// # Errors
+/// The shell is not known.
+pub(super) fn completions(shell: &str) -> Result<String, String> {
+    match shell {
+        "bash" => Ok(bash()),
+        "fish" => Ok(fish()),
+        "zsh" => Ok(zsh()),
+        _ => Err(format!(
+            "{shell:?}: unknown shell, expected one of bash zsh fish"
+        )),
+    }
+}
+
+/// The settings that are built.
+fn settings() -> impl Iterator<Item = &'static Setting> {
+    config::table_rows().filter(|setting| setting.is_built())
+}
+
+/// All flags, each once: those of settings, then those of commands.
+fn flags() -> Vec<String> {
+    let mut flags: Vec<String> = settings().map(|setting| flag_of(setting.name)).collect();
+    for (flag, _) in COMMANDS.iter().flat_map(|command| command.flags) {
+        if !flags.iter().any(|known| known == flag) {
+            flags.push((*flag).to_owned());
+        }
+    }
+    flags.push("--help".to_owned());
+    flags
+}
+
+fn built() -> impl Iterator<Item = &'static Command> {
+    COMMANDS.iter().filter(|command| command.action.is_some())
+}
+
+fn command_names() -> String {
+    let names: Vec<&str> = built().map(|command| command.name).collect();
+    names.join(" ")
+}
+
+fn clients() -> String {
+    client::names().collect::<Vec<_>>().join(" ")
+}
+
+fn bash() -> String {
+    let (commands, flags, clients) = (command_names(), flags().join(" "), clients());
+    format!(
+        "_aws_ecr_proxy() {{
+    local word=${{COMP_WORDS[COMP_CWORD]}} words
+    case \"${{COMP_WORDS[1]}}:$COMP_CWORD:$word\" in
+        *:-*) words='{flags}' ;;
+        *:1:*) words='{commands}' ;;
+        client:2:*) words='{clients}' ;;
+        completions:2:*) words='bash zsh fish' ;;
+        help:2:*) words='{commands}' ;;
+        *) COMPREPLY=($(compgen -f -- \"$word\")); return ;;
+    esac
+    COMPREPLY=($(compgen -W \"$words\" -- \"$word\"))
+}}
+complete -F _aws_ecr_proxy aws-ecr-proxy
+"
+    )
+}
+
+fn zsh() -> String {
+    let mut text = String::from("#compdef aws-ecr-proxy\n_arguments \\\n");
+    for flag in flags() {
+        let _ = writeln!(text, "  '{flag}=[see aws-ecr-proxy help]:value:_files' \\");
+    }
+    let commands = built().map(|command| {
+        let about = command.about.replace('\'', "'\\''").replace(':', "\\:");
+        format!("{}\\:\"{about}\"", command.name)
+    });
+    let commands: Vec<String> = commands.collect();
+    let _ = writeln!(text, "  '1:command:(({}))' \\", commands.join(" "));
+    let _ = writeln!(text, "  '2:argument:({} bash zsh fish)'", clients());
+    text
+}
+
+fn fish() -> String {
+    let quoted = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"));
+    let mut text = String::new();
+    let to = "complete -c aws-ecr-proxy";
+    for command in built() {
+        let (name, about) = (command.name, quoted(command.about));
+        let _ = writeln!(
+            text,
+            "{to} -f -n __fish_use_subcommand -a {name} -d {about}"
+        );
+    }
+    for setting in settings() {
+        let (flag, about) = (flag_of(setting.name), quoted(setting.meaning));
+        let _ = writeln!(
+            text,
+            "{to} -r -l {} -d {about}",
+            flag.trim_start_matches('-')
+        );
+    }
+    for command in built() {
+        for (flag, about) in command.flags {
+            let (name, flag) = (command.name, flag.trim_start_matches('-'));
+            let about = quoted(about);
+            let seen = format!("'__fish_seen_subcommand_from {name}'");
+            let _ = writeln!(text, "{to} -f -n {seen} -l {flag} -d {about}");
+        }
+    }
+    for (command, words) in [
+        ("client", clients()),
+        ("completions", "bash zsh fish".into()),
+    ] {
+        let seen = format!("'__fish_seen_subcommand_from {command}'");
+        let _ = writeln!(text, "{to} -f -n {seen} -a {}", quoted(&words));
+    }
+    text
+}
+
+/// The manual page, in the macros of man(7).
+pub(super) fn manual_page() -> String {
+    let mut text = format!(
+        ".TH AWS\\-ECR\\-PROXY 1 \"\" \"aws\\-ecr\\-proxy {VERSION}\"\n.SH NAME\n\
+         aws\\-ecr\\-proxy \\- lets any OCI client use AWS ECR without AWS credentials\n\
+         .SH SYNOPSIS\n.B aws\\-ecr\\-proxy\n[COMMAND] [\\-\\-SETTING VALUE]...\n.SH COMMANDS\n"
+    );
+    for command in COMMANDS {
+        let (name, usage) = (roff(command.name), roff(command.usage));
+        let _ = writeln!(text, ".TP\n.B {name}\n{usage}");
+        let _ = writeln!(text, ".br\n{}{}.", roff(command.about), command.note());
+        if !command.details.is_empty() {
+            let _ = writeln!(text, "{}", roff(command.details));
+        }
+        for (flag, about) in command.flags {
+            let _ = writeln!(text, ".br\n{}: {}.", roff(flag), roff(about));
+        }
+    }
+    text.push_str(
+        ".SH SETTINGS\nEach is a flag and, in the same words, an environment variable. A flag \
+         beats a variable, which beats the default.\n",
+    );
+    for setting in settings() {
+        let (flag, name) = (roff(&flag_of(setting.name)), roff(setting.name));
+        let preset = roff(setting.preset.text());
+        let _ = writeln!(
+            text,
+            ".TP\n.B {flag}\n{name}. {} Default: {preset}.",
+            roff(setting.meaning)
+        );
+    }
+    text.push_str(
+        ".SH EXIT STATUS\n0 ok, 1 failed, 64 bad settings, 70 a thread was lost.\n\
+         .SH SIGNALS\nSIGTERM and SIGINT end it, after the transfers that run; SIGHUP reads \
+         certificates and logins again; SIGUSR1 is ignored.\n",
+    );
+    text
+}
+
+/// A text in which nothing is a request of roff.
+fn roff(text: &str) -> String {
+    let text = text
+        .replace('…', "...")
+        .replace('`', "")
+        .replace('\\', "\\e")
+        .replace('-', "\\-");
+    match text.starts_with(['.', '\'']) {
+        true => format!("\\&{text}"),
+        false => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::try_run;
+    use super::*;
+    use std::process::{Command as Process, Stdio};
+
+    fn output(program: &str, arguments: &[&str], input: &str) -> String {
+        let mut child = Process::new(program)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program}: {error}"));
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).unwrap();
+        let done = child.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&done.stderr), "", "{program}");
+        String::from_utf8(done.stdout).unwrap()
+    }
+
+    #[test]
+    fn all_shells_know_all_commands_and_flags() {
+        for shell in ["bash", "zsh", "fish"] {
+            let text = try_run(&["completions", shell], &[]).out;
+            for command in built() {
+                assert!(text.contains(command.name), "{} in {shell}", command.name);
+            }
+            for flag in flags().iter().filter(|flag| *flag != "--help") {
+                assert!(
+                    text.contains(flag.trim_start_matches('-')),
+                    "{flag} in {shell}"
+                );
+            }
+        }
+        assert_eq!(try_run(&["completions", "tcsh"], &[]).code, 64);
+    }
+
+    #[test]
+    fn bash_completes() {
+        let complete = |words: &str, at: usize| {
+            let script = format!(
+                "{}COMP_WORDS=({words})\nCOMP_CWORD={at}\n_aws_ecr_proxy\n\
+                 echo \"${{COMPREPLY[*]}}\"",
+                bash()
+            );
+            output("bash", &["-s"], &script).trim().to_owned()
+        };
+        assert_eq!(complete("aws-ecr-proxy che", 1), "check");
+        assert_eq!(complete("aws-ecr-proxy client po", 2), "podman");
+        assert_eq!(complete("aws-ecr-proxy help se", 2), "serve settings");
+        assert_eq!(complete("aws-ecr-proxy --listen-p", 1), "--listen-port");
+        assert_eq!(complete("aws-ecr-proxy check --js", 2), "--json");
+    }
+
+    #[test]
+    fn the_manual_page_is_read_without_a_warning_and_names_everything() {
+        let page = try_run(&["man"], &[]).out;
+        let shown = output("groff", &["-ww", "-man", "-Tascii", "-P-cbou"], &page);
+        for command in COMMANDS {
+            assert!(shown.contains(command.name), "{}", command.name);
+        }
+        for setting in settings() {
+            assert!(shown.contains(&flag_of(setting.name)), "{}", setting.name);
+        }
+    }
+}
