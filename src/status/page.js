@@ -115,7 +115,7 @@ function drawHead() {
   document.title = `${words[light]} · aws-ecr-proxy`;
   const who = identity ? identity.arn || "an identity not yet named" : "No AWS identity: the upstream needs no token";
   const details = [who, identity && identity.source && `from ${identity.source}`, identity && identity.account && `account ${identity.account}`];
-  byId("about").textContent = `${details.filter(Boolean).join(" · ")} · up for ${span(status.uptime_s - status.uptime_s % 60)}`;
+  byId("about").textContent = `${details.filter(Boolean).join(" · ")} · up for ${span(status.uptime_s)}`;
   byId("version").textContent = `aws-ecr-proxy ${status.version} (${status.commit})`;
 }
 
@@ -148,7 +148,7 @@ function drawRegistries() {
     const node = el("div", "item", el("div", "row", el("span", "name", r.name), badge));
     if (t && t.left_s !== null) {
       const part = t.left_s / t.life_s;
-      node.append(bar(part, `Life of the token that is left: ${span(t.left_s)}`, t.left_s < 3600 ? "low" : ""),
+      node.append(bar(part, `Life of the token that is left: ${span(t.left_s)}`, t.left_s < Math.min(3600, t.life_s / 4) ? "low" : ""),
         el("div", "row quiet", el("span", "", `Token for ${r.region}: ${span(t.left_s)} left`),
           el("span", "", t.renews_s === null ? "being renewed now" : `renewal in ${span(t.renews_s)}`)));
     } else if (t) node.append(bar(0, "No token", "out"), el("p", "quiet", t.renews_s === null ? "No token yet" : `No token; next try in ${span(t.renews_s)}`));
@@ -230,7 +230,8 @@ function drawImages() {
   const rows = list.map((image) => {
     const name = el("span", "name", `${image.repository}:${image.tag}`);
     const other = first && first.name === image.registry ? null : el("div", "quiet", image.registry);
-    const lacks = image.incomplete.length ? el("div", "quiet", `incomplete: ${image.incomplete.join(", ")}`) : null;
+    const named = image.incomplete.filter((platform) => platform !== "any").join(", ");
+    const lacks = image.incomplete.length ? el("div", "quiet", named ? `incomplete: ${named}` : "incomplete") : null;
     const platforms = image.platforms.join(", ") || (lacks ? "" : "—");
     const row = el("tr", "", cell("", "", name, other), cell("", "Platforms", platforms, lacks),
       cell("num", "Size", bytes(image.bytes)), cell("when", "Pulled", ago(image.pulled)), cell("when", "Confirmed", ago(image.confirmed)),
@@ -303,14 +304,15 @@ async function poll() {
   const withHistory = Date.now() - historyAt >= HISTORY_MS;
   try {
     const next = await fetchStatus(withHistory ? "?history" : "");
+    const ended = status && next.transfers.downloads < status.transfers.downloads;
     status = { ...status, ...next };
     failing = null;
     for (const draw of [drawTransfers, drawRegistries, drawCache, drawFailures, drawUse]) draw();
     if (withHistory) {
       historyAt = Date.now();
       drawCharts(next.history);
-      if (!byId("images").contains(document.activeElement)) loadImages(offset);
     }
+    if ((withHistory || ended) && !byId("images").contains(document.activeElement)) loadImages(offset);
   } catch { failing = failing || new Date(); }
   if (status) drawHead();
   else byId("sentence").textContent = "No answer from the proxy.";

@@ -10,7 +10,7 @@ import time
 from browser import Browser
 from checks import check, want
 from images import Layout
-from parts import Failed, proxy_command, skopeo
+from parts import MANIFESTS, Failed, proxy_command, skopeo, wait_until
 
 # Bytes a second of a slow upstream: a layer of 100 MB takes 40 s, as long as it takes the log to
 # say twice where it stands.
@@ -112,11 +112,13 @@ def status_page_follows_a_slow_pull(fixtures, rig):
             before = browser.wait(f"{width} > 1 && {width}")
             browser.wait(f"{width} > {before}")
             picture(browser, "slow")
-            watched = watch(rig, proxy)
+            watched = watch(proxy)
             want(any("%" in line and "team/big-pull" in line for line in watched), watched)
             percents = [int(line.split("%")[0].split()[-1]) for line in watched if "%" in line]
             want(max(percents) > min(percents), "no progress in `status --watch`:", percents)
             no_faults(browser, proxy)
+            wait_until(proxy.process, "the transfer in the log",
+                       lambda: says_where_it_stands(proxy.process.text()), 60)
             rig.layers.rate(0)
             # What is on its way stays slow; the rest is soon there.
             want(pulling.wait(300) == 0, "the pull ended with", pulling.returncode)
@@ -127,7 +129,14 @@ def status_page_follows_a_slow_pull(fixtures, rig):
         pulling.wait()
 
 
-def watch(rig, proxy, seconds=9):
+def says_where_it_stands(text):
+    """A line of the log tells bytes and total of the pull."""
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    return any(line.get("kind") == "fill" and line.get("repository") == "team/big-pull"
+               and 0 < line["bytes"] < line["bytes_total"] for line in lines)
+
+
+def watch(proxy, seconds=9):
     """What `aws-ecr-proxy status --watch` prints meanwhile."""
     env = {"PATH": os.environ["PATH"], "LISTEN_HOST": "127.0.0.1",
            "LISTEN_PORT": str(proxy.port)}
@@ -147,9 +156,10 @@ def status_page_shows_hostile_names_as_text(fixtures, rig):
     layout.add_index("odd", [1000], [MARKUP])
     rig.seed(layout, "odd", "team/odd:1")
     proxy = cached_proxy(rig, "proxy-status-hostile", rig.bench.fresh("status-cache"))
-    proxy.get("/v2/team/odd/manifests/1", Accept="application/vnd.oci.image.index.v1+json")
-    for child in json.loads(rig.registry.manifest("team/odd", "1"))["manifests"]:
-        proxy.get(f"/v2/team/odd/manifests/{child['digest']}")
+    index = json.loads(rig.registry.manifest("team/odd", "1"))
+    for reference in ["1", *(child["digest"] for child in index["manifests"])]:
+        reply = proxy.get(f"/v2/team/odd/manifests/{reference}", Accept=MANIFESTS)
+        want(reply.status == 200, reference, "answered", reply.status)
     raw = f"/v2/team/{MARKUP.replace(' ', '/')}/manifests/1"
     want(proxy.request("GET", raw).status == 400, "a target with markup was taken")
     with Browser() as browser:

@@ -2,6 +2,9 @@
 //! and that what runs is there to be seen.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -9,7 +12,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use standin::{Fault, Layer, Match, Options, Server};
 
-use crate::support::{Cached, Front, Http, Pki, Response, SOON, Scratch, in_parallel, wait_until};
+use crate::support::{
+    Cached, Front, Http, Pki, Proxy, Response, SOON, Scratch, in_parallel, wait_until,
+};
 
 fn json(response: &Response) -> Value {
     assert_eq!(response.status, 200, "{}", response.text());
@@ -383,4 +388,86 @@ fn ten_thousand_images_are_listed_in_a_bounded_moment_and_block_nothing() {
     assert_eq!(found["images"]["matching"], 11, "v7 and v70 to v79");
     let short = status(&cached, "?images=0&limit=20");
     assert_eq!(short["images"]["list"].as_array().unwrap().len(), 20);
+}
+
+/// `aws-ecr-proxy status` beside the proxy at this address, with these settings.
+fn command(address: SocketAddr, arguments: &[&str], settings: &[(&str, &str)]) -> Command {
+    let mut command = Proxy::command();
+    command.arg("status").args(arguments);
+    command.env("LISTEN_PORT", address.port().to_string());
+    command.envs(settings.iter().copied());
+    command
+}
+
+#[test]
+fn the_command_shows_it_in_a_terminal() {
+    let pki = Pki::new();
+    let settings = pki.settings();
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(n, v)| (*n, v.as_str())).collect();
+    let tls = Front::with(Options::default(), &settings);
+    let plain = Cached::start();
+    pull(&plain, "1.0");
+    for (address, settings) in [(tls.address(), &settings[..]), (plain.address(), &[])] {
+        let output = command(address, &[], settings).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{text}");
+        for part in [
+            "Ready: pulls and pushes go to ",
+            "\nregistry ",
+            "\n24 hours ",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+    let output = command(plain.address(), &["--json"], &[]).output().unwrap();
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["state"], "ready");
+}
+
+#[test]
+fn the_command_says_why_it_cannot() {
+    let off = Front::with(Options::default(), &[("STATUS_PAGE", "false")]);
+    let folder = Scratch::new();
+    let path = folder.path().join("htpasswd");
+    std::fs::write(&path, crate::login::CHEAP).unwrap();
+    let login = Front::with(Options::default(), &[("AUTH_FILE", path.to_str().unwrap())]);
+    let gone = {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        closed.local_addr().unwrap()
+    };
+    for (address, why) in [
+        (off.address(), "STATUS_PAGE=false"),
+        (login.address(), "asks for a login"),
+        (gone, "no answer from 127.0.0.1:"),
+    ] {
+        let output = command(address, &[], &[]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains(why), "{text}");
+    }
+    for odd in [&["--watched"][..], &["twice"]] {
+        let output = command(gone, odd, &[]).output().unwrap();
+        assert_eq!(output.status.code(), Some(64));
+    }
+    let mut health = Proxy::command();
+    let output = health.args(["health", "--watch"]).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(64), "{text}");
+    assert!(text.contains("--watch: health does not take it"), "{text}");
+}
+
+#[test]
+fn watching_goes_on_until_the_reader_is_gone() {
+    let front = Front::start();
+    let mut command = command(front.address(), &["--json", "--watch"], &[]);
+    let mut watching = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+    for _ in 0..2 {
+        let document: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert!(document["uptime_s"].is_u64());
+    }
+    drop(lines);
+    let mut ended = || watching.try_wait().unwrap();
+    wait_until("the command has ended", SOON, || ended().is_some());
+    assert_eq!(ended().unwrap().code(), Some(0));
 }
