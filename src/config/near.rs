@@ -22,6 +22,13 @@ const STEM_LETTERS_MIN: usize = 4;
 /// Longest name that is compared: the comparison is quadratic.
 const LENGTH_MAX: usize = 64;
 
+/// Words that are put before the name of a setting to say whose it is.
+const BEGINNINGS: [&str; 3] = ["AWS_ECR_PROXY_", "ECR_PROXY_", "ECR_"];
+/// Words that are put behind it to say what it holds.
+const ENDS: [&str; 6] = ["_ENABLE", "_ENABLED", "_FILE", "_LIST", "_MODE", "_PATH"];
+/// Shorter names than this may stand in a longer one by chance: `ECR_PORT`.
+const WRAPPED_LENGTH_MIN: usize = 8;
+
 /// Names that are close to one of ours and belong to others: shells, curl, SSH, Kubernetes's
 /// downward API, and older SDKs of AWS.
 const OTHERS: &[&str] = &[
@@ -39,12 +46,17 @@ const OTHERS: &[&str] = &[
 /// (SDK reference guide, "Service-specific endpoints"): `AWS_ENDPOINT_URL_SNS`.
 const OTHERS_BEGIN: &[&str] = &["AWS_ENDPOINT_URL_"];
 
-/// Names of a predecessor (catalinpan/aws-ecr-proxy) that are too far from ours to be slips. They
-/// count only while ours is not set: `REGION` may be there for another program.
+/// Names of a predecessor (catalinpan/aws-ecr-proxy), and those by which Docker's registry keeps
+/// clients out, that are too far from ours to be slips. They count only while ours is not set:
+/// `REGION` may be there for another program.
 const PREDECESSORS: &[(&str, &str)] = &[
     ("AWS_KEY", "AWS_ACCESS_KEY_ID"),
     ("AWS_SECRET", "AWS_SECRET_ACCESS_KEY"),
     ("REGION", "AWS_REGION"),
+    ("REGISTRY_AUTH_HTPASSWD_PATH", "AUTH_FILE"),
+    ("REGISTRY_HTTP_TLS_CLIENTCAS", "SSL_CLIENT_CA"),
+    ("REGISTRY_HTTP_TLS_CLIENTCAS_0", "SSL_CLIENT_CA"),
+    ("REGISTRY_STORAGE_MAINTENANCE_READONLY_ENABLED", "READ_ONLY"),
     ("RENEW_TOKEN", "RENEW_INTERVAL_HOURS"),
 ];
 
@@ -126,7 +138,15 @@ fn nearest(variable: &str) -> Option<NearMiss> {
 
 /// How far two names are apart, if they are close: edits between their letters, `_` left out.
 fn distance(variable: &str, name: &str) -> Option<usize> {
+    // The two words name the same thing.
+    let (variable, name) = (
+        &*variable.replace("TLS", "SSL"),
+        &*name.replace("TLS", "SSL"),
+    );
     let (letters, own) = (letters(variable), letters(name));
+    let first_word = name.split('_').next().unwrap_or_default().len();
+    let is_long = letters.len() >= first_word + STEM_LETTERS_MIN;
+    let is_cut = letters == variable && is_long && own.starts_with(&letters);
     let edits_max = match own.len() {
         ..SHORT_NAME => 0,
         SHORT_NAME..LONG_NAME => 1,
@@ -135,7 +155,16 @@ fn distance(variable: &str, name: &str) -> Option<usize> {
     let close = letters.len().abs_diff(own.len()) <= edits_max;
     let edits = Some(()).filter(|()| close).map(|()| edits(&letters, &own));
     let edits = edits.filter(|edits| *edits <= edits_max);
-    edits.or_else(|| has_the_same_words(variable, name).then_some(EDITS_MAX))
+    let is_near = || is_cut || has_the_same_words(variable, name) || is_wrapped(variable, name);
+    edits.or_else(|| is_near().then_some(EDITS_MAX))
+}
+
+/// True for `ECR_READ_ONLY` and `READ_ONLY_MODE`.
+fn is_wrapped(variable: &str, name: &str) -> bool {
+    let mut before = BEGINNINGS.iter().map(|word| variable.strip_prefix(word));
+    let mut behind = ENDS.iter().map(|word| variable.strip_suffix(word));
+    let is_name = |rest: Option<&str>| rest == Some(name);
+    name.len() >= WRAPPED_LENGTH_MIN && (before.any(is_name) || behind.any(is_name))
 }
 
 /// Upper case, and only what is not there to separate words.
@@ -144,16 +173,19 @@ fn letters(name: &str) -> String {
     kept.map(|c| c.to_ascii_uppercase()).collect()
 }
 
-/// True for `ALLOW_REPOS` and `ALLOW_REPOSITORIES`: as many words, each the same or of one stem.
+/// True for `ALLOW_REPOS` and `ALLOW_REPOSITORIES`: as many words, in any order, each the same or
+/// of one stem.
 fn has_the_same_words(one: &str, other: &str) -> bool {
-    let (mut ones, mut others) = (one.split('_'), other.split('_'));
-    loop {
-        match (ones.next(), others.next()) {
-            (None, None) => return one.contains('_'),
-            (Some(one), Some(other)) if one == other || has_the_same_stem(one, other) => {}
-            _ => return false,
-        }
-    }
+    let sorted = |name: &str| {
+        let mut words: Vec<String> = name.split('_').map(str::to_owned).collect();
+        words.sort_unstable();
+        words
+    };
+    let (ones, others) = (sorted(one), sorted(other));
+    let mut pairs = ones.iter().zip(&others);
+    ones.len() == others.len()
+        && ones.len() > 1
+        && pairs.all(|(one, other)| one == other || has_the_same_stem(one, other))
 }
 
 /// True when one word is the beginning of the other, but for a last letter (`REPOSITORY`,
@@ -223,6 +255,16 @@ mod tests {
             ("ecr", "ECR"),
             ("AWS_REGOIN", "AWS_REGION"),
             ("REGISTRY_HTTP_TLS_KEYS", "REGISTRY_HTTP_TLS_KEY"),
+            ("ALLOWREPOS", "ALLOW_REPOSITORIES"),
+            ("SSL_ENABLE", "ENABLE_SSL"),
+            ("SSL_ENABLED", "ENABLE_SSL"),
+            ("ENABLE_TLS", "ENABLE_SSL"),
+            ("TLS_CLIENT_CA", "SSL_CLIENT_CA"),
+            ("FILE_AUTH", "AUTH_FILE"),
+            ("READ_ONLY_MODE", "READ_ONLY"),
+            ("AUTH_FILE_PATH", "AUTH_FILE"),
+            ("ECR_READ_ONLY", "READ_ONLY"),
+            ("AWS_ECR_PROXY_AUTH_FILE", "AUTH_FILE"),
         ] {
             assert_eq!(meant(variable), Some(known), "{variable}");
         }
@@ -242,6 +284,8 @@ mod tests {
             DOCKER_CERT_PATH KUBERNETES_PORT KUBERNETES_SERVICE_HOST KUBERNETES_SERVICE_PORT \
             KUBERNETES_SERVICE_PORT_HTTPS KUBERNETES_PORT_443_TCP KUBERNETES_PORT_443_TCP_ADDR \
             KUBECONFIG POD_NAME POD_IP POD_NAMESPACE NODE_NAME HOST_IP NAMESPACE \
+            REGISTRY METRICS ALLOW ECR_PROXY_PORT ECR_PROXY_SERVICE_HOST AWS_ECR_PROXY_PORT \
+            AWS_ECR_PROXY_PORT_8080_TCP_PORT \
             REDIS_PORT REDIS_SERVICE_HOST CACHE_PORT CACHE_SERVICE_HOST PROXY_PORT \
             AWS_EXECUTION_ENV AWS_ACCOUNT_ID AWS_ACCESS_KEY AWS_SECRET_KEY AWS_SECURITY_TOKEN \
             AWS_MAX_ATTEMPTS AWS_RETRY_MODE AWS_DEFAULTS_MODE AWS_DEFAULT_OUTPUT AWS_PAGER \

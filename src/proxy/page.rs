@@ -11,7 +11,7 @@ use super::elements::WholeObject;
 use super::exchange::Exchange;
 use super::lookup::{FoundPage, PageLookup};
 use super::refusal;
-use crate::budget::{self, UNCOUNTED_BYTES_MAX};
+use crate::budget;
 use crate::cache::changes::{Fact, Moment};
 use crate::cache::names::Scope;
 use crate::cache::pages::{LIST_BYTES_MAX, Page};
@@ -25,6 +25,9 @@ use crate::uri;
 /// Longest wait for upstream's list while an older one is at hand: longer than for a tag, since the
 /// cache may know but a few of all names.
 const STALE_PATIENCE: Duration = Duration::from_secs(5);
+/// A list up to this size is read before it is passed on, so that one which is none is an error: a
+/// thousand short names. The beginning of a longer one is held for as long as its client reads.
+const BEGINNING_BYTES_MAX: u64 = 16 << 10;
 /// Fields of a client that would make the answer less than the list.
 const CONDITIONS: [&str; 6] = [
     "If-Match",
@@ -158,9 +161,9 @@ pub(super) fn check_stream(
         body: reader,
         length,
     };
-    let beginning = incoming.read_body(UNCOUNTED_BYTES_MAX + 1, exchange.deadline);
+    let beginning = incoming.read_body(BEGINNING_BYTES_MAX + 1, exchange.deadline);
     let beginning = beginning.map_err(|error| content::broken_off(registry, &error))?;
-    let is_all = beginning.len() as u64 <= UNCOUNTED_BYTES_MAX;
+    let is_all = beginning.len() as u64 <= BEGINNING_BYTES_MAX;
     if is_all && status == 200 && !is_list(&beginning) {
         return Err(no_list(registry));
     }

@@ -49,6 +49,10 @@ impl Query {
                 let why = "after a semicolon: expected & between parameters";
                 return Err(refuse(hidden.0, why));
             }
+            if let Some(hidden) = find_hidden(parameter) {
+                let why = "is hidden in another one: expected it to stand by itself";
+                return Err(refuse(hidden, why));
+            }
             let Some((name, repeat)) = find_deciding(name_of(pair)) else {
                 continue;
             };
@@ -81,6 +85,17 @@ impl Query {
     }
 }
 
+/// The deciding parameter that a front end finds in this one, if it decodes a query before it takes
+/// it apart.
+fn find_hidden(parameter: &str) -> Option<&'static str> {
+    let mut plain = parameter.to_owned();
+    (0..DECODINGS_MAX).find_map(|_| {
+        plain = decode_leniently(&plain);
+        let mut parts = plain.split(['&', ';', '?', '#']).skip(1);
+        parts.find_map(|part| Some(find_deciding(name_of(part))?.0))
+    })
+}
+
 fn name_of(parameter: &str) -> &str {
     parameter.split('=').next().unwrap_or_default()
 }
@@ -94,7 +109,8 @@ fn find_deciding(name: &str) -> Option<(&'static str, Repeat)> {
     // Blanks around a name, zero bytes and the brackets of a list are left out by some.
     plain.retain(|c| !c.is_control() && !c.is_whitespace() && !matches!(c, '[' | ']'));
     let mut known = DECIDING.into_iter();
-    known.find(|(known, _)| known.eq_ignore_ascii_case(&plain))
+    // In any case, also where a letter beyond ASCII has the same capital (`ſ`).
+    known.find(|(known, _)| known.to_uppercase() == plain.to_uppercase())
 }
 
 fn refuse(name: &str, why: &str) -> OciError {
@@ -121,6 +137,8 @@ mod tests {
             "fromage=1",
             "x=digest=1",
             "_n=1",
+            "_state=a%26b%3Bc%3Fd",
+            "artifactType=application%2Fvnd.x%2Bjson",
         ] {
             assert_eq!(Query::parse(odd).unwrap(), Query::default(), "{odd}");
         }
@@ -154,6 +172,13 @@ mod tests {
             "%74ag=a",
             "%6es=r.example",
             "digest=%ff",
+            "x%26digest=a",
+            "x=1%26digest%3Da",
+            "x=1%2526%2564igest%253Da",
+            "digest=a%26mount=b",
+            "x=1%3Bfrom=a",
+            "x=%23%3Fn=5",
+            "dige%C5%BFt=a",
         ] {
             let error = Query::parse(query).expect_err(query);
             assert_eq!(

@@ -27,8 +27,8 @@ const SIGNS: [(&str, &str); 8] = [
     ("\\u002f", "\\u002b"),
     ("\\u002F", "\\u002B"),
 ];
-/// Bytes read from a body at a time.
-const READ_BYTES: usize = 64 * 1024;
+/// Bytes read from a body at a time. Each reply holds as much for as long as its client reads.
+const READ_BYTES: usize = 16 * 1024;
 
 /// One token in all the forms in which it may come back.
 pub struct Secrets {

@@ -57,6 +57,11 @@ def image_registry(blob):
     return Scripted(answer)
 
 
+def upstream(registry):
+    """The settings of a proxy in front of it."""
+    return {"ECR": registry.url, "UPSTREAM_AUTH": "none"}
+
+
 def pull(proxy, folder):
     """What skopeo says when it cannot pull the image; None when it can."""
     image = f"docker://{proxy.address}/team/app:1"
@@ -121,8 +126,8 @@ class Inside(Scripted):
         return True
 
 
-@check("aws")
-def a_redirect_that_leads_home_is_not_followed(fixtures, aws):
+@check("bench")
+def a_redirect_that_leads_home_is_not_followed(fixtures, bench):
     never, unlisted = "never connected to", "BLOB_HOSTS"
     with Inside() as inside:
         port = inside.server_address[1]
@@ -142,9 +147,9 @@ def a_redirect_that_leads_home_is_not_followed(fixtures, aws):
                 send(handler, 307, b"", [("Location", location)])
 
             with Names(address) as names, image_registry(redirect) as registry:
-                env = {"ECR": registry.url, "RESOLVER": names.address, "BLOB_HOSTS": ".blobs.test"}
-                proxy = fixtures.bench.proxy({**aws.env(), **env}, name="proxy-home")
-                want(pull(proxy, fixtures.bench.fresh("home")), location, "was pulled")
+                env = {"RESOLVER": names.address, "BLOB_HOSTS": ".blobs.test"}
+                proxy = bench.proxy({**upstream(registry), **env}, name="proxy-home")
+                want(pull(proxy, bench.fresh("home")), location, "was pulled")
                 _, status, body = curl(f"{proxy.url}/v2/team/app/blobs/{digest(LAYER)}")
                 want(status in (502, 504) and why in body.decode(), location, status, body)
                 proxy.process.stop()
@@ -206,10 +211,10 @@ def until_closed(handler, data):
     handler.close_connection = True
 
 
-@check("aws")
-def wrong_bytes_of_unknown_length_end_in_a_reset(fixtures, aws):
+@check("bench")
+def wrong_bytes_of_unknown_length_end_in_a_reset(fixtures, bench):
     for reply in [chunked, until_closed]:
-        for cache in ["off", fixtures.bench.fresh("unknown-length")]:
+        for cache in ["off", bench.fresh("unknown-length")]:
             wrong = {LAYER: LAYER[:-1] + b"X"}
             cut = {LAYER: LAYER[:-5]}
             for change, is_whole in [({}, True), (wrong, False), (cut, False)]:
@@ -217,22 +222,22 @@ def wrong_bytes_of_unknown_length_end_in_a_reset(fixtures, aws):
                     reply(handler, change.get(data, data))
 
                 with image_registry(blob) as registry:
-                    env = {**aws.env(), "ECR": registry.url, "CACHE_DIR": cache}
-                    proxy = fixtures.bench.proxy(env, name="proxy-unknown-length")
+                    env = {**upstream(registry), "CACHE_DIR": cache}
+                    proxy = bench.proxy(env, name="proxy-unknown-length")
                     code, status, body = curl(f"{proxy.url}/v2/team/app/blobs/{digest(LAYER)}")
                     got = (code, status, body == LAYER)
                     want(got == (0, 200, True) if is_whole else code != 0 or status == 502,
                          reply.__name__, cache, change.keys(), got)
-                    failed = pull(proxy, fixtures.bench.fresh("unknown"))
+                    failed = pull(proxy, bench.fresh("unknown"))
                     want((failed is None) == is_whole, reply.__name__, cache, failed)
                     proxy.process.stop()
                 # What was verified is in the cache; the next round begins with an empty one.
                 if cache != "off":
-                    cache = fixtures.bench.fresh("unknown-length")
+                    cache = bench.fresh("unknown-length")
 
 
-@check("aws")
-def another_range_than_asked_for_is_no_answer(fixtures, aws):
+@check("bench")
+def another_range_than_asked_for_is_no_answer(fixtures, bench):
     def blob(handler, data):
         total = len(data)
         part, named = {
@@ -244,7 +249,7 @@ def another_range_than_asked_for_is_no_answer(fixtures, aws):
         send(handler, 206, part, [("Content-Range", named)] if named else [])
 
     with image_registry(blob) as registry:
-        proxy = fixtures.bench.proxy({**aws.env(), "ECR": registry.url}, name="proxy-range")
+        proxy = bench.proxy(upstream(registry), name="proxy-range")
         for case, expected in [("right", 206), ("other", 502), ("longer", 502), ("unnamed", 502)]:
             url = f"{proxy.url}/v2/{case}/blobs/{digest(LAYER)}"
             code, status, body = curl(url, "--range", "5-9")
@@ -253,14 +258,14 @@ def another_range_than_asked_for_is_no_answer(fixtures, aws):
         proxy.process.stop()
 
 
-@check("aws")
-def a_list_that_was_cut_is_no_list(fixtures, aws):
+@check("bench")
+def a_list_that_was_cut_is_no_list(fixtures, bench):
     names = ",".join(f'"tag-{number:06}"' for number in range(20_000))
     for names, is_long in [('"1","2"', False), (names, True)]:
         whole = f'{{"name":"team/app","tags":[{names}]}}'.encode()
         for body in [whole, whole[:-1], whole[:len(whole) - 4]]:
             with Scripted(lambda handler, body=body: until_closed(handler, body)) as registry:
-                proxy = fixtures.bench.proxy({**aws.env(), "ECR": registry.url}, name="proxy-list")
+                proxy = bench.proxy(upstream(registry), name="proxy-list")
                 code, status, got = curl(f"{proxy.url}/v2/team/app/tags/list")
                 if body == whole:
                     want((code, status, got) == (0, 200, whole), code, status, len(got))
@@ -286,8 +291,8 @@ def silence(connection):
     connection.setsockopt(socket.SOL_SOCKET, ATTACH_FILTER, fprog)
 
 
-@check("aws")
-def a_failover_without_a_word_costs_no_pull(fixtures, aws):
+@check("bench")
+def a_failover_without_a_word_costs_no_pull(fixtures, bench):
     kept, warm = [], threading.Barrier(CONNECTIONS)
 
     def answer(handler):
@@ -297,7 +302,7 @@ def a_failover_without_a_word_costs_no_pull(fixtures, aws):
         send(handler, 200, b'{"name":"x","tags":["1"]}', [("Content-Type", "application/json")])
 
     with Scripted(answer) as registry:
-        proxy = fixtures.bench.proxy({**aws.env(), "ECR": registry.url}, name="proxy-silent")
+        proxy = bench.proxy(upstream(registry), name="proxy-silent")
 
         def ask_all(count):
             seen = []

@@ -129,6 +129,28 @@ fn names_of_the_predecessors_still_work() {
     assert_eq!(run(&["settings"], &same).code, Some(0));
 }
 
+/// Nor must the name that another program gives to the same thing.
+#[test]
+fn bug_a_setting_by_another_programs_name_opened_the_door() {
+    for (name, meant) in [
+        ("ENABLE_TLS", "ENABLE_SSL"),
+        ("SSL_ENABLED", "ENABLE_SSL"),
+        ("TLS_CLIENT_CA", "SSL_CLIENT_CA"),
+        ("READ_ONLY_MODE", "READ_ONLY"),
+        ("ECR_READ_ONLY", "READ_ONLY"),
+        ("ALLOWREPOS", "ALLOW_REPOSITORIES"),
+        ("REGISTRY_AUTH_HTPASSWD_PATH", "AUTH_FILE"),
+        ("REGISTRY_HTTP_TLS_CLIENTCAS_0", "SSL_CLIENT_CA"),
+        ("REGISTRY_STORAGE_MAINTENANCE_READONLY_ENABLED", "READ_ONLY"),
+    ] {
+        let refused = run(&["serve"], &[(name, "/x")]);
+        let text = refused.err + &refused.out;
+        assert_eq!(refused.code, Some(64), "{name}: {text}");
+        let said = format!("{name}: no setting; did you mean {meant}?");
+        assert!(text.contains(&said), "{text}");
+    }
+}
+
 /// A typing error in the name of a setting that keeps clients out must not open the door.
 #[test]
 fn a_misspelt_security_setting_ends_the_start() {

@@ -37,13 +37,15 @@ pub(super) struct Sections {
 /// # Errors
 /// Too many sections.
 pub(super) fn parse(text: &str) -> Result<Sections, String> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    // Line ends of every system; Python reads them so.
+    let text = text.replace("\r\n", "\n");
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let mut found = Sections::default();
     let mut places: HashMap<String, usize> = HashMap::new();
     // The place of the next line: a section, and a key in it with its indentation.
     let mut place: Option<usize> = None;
     let mut key: Option<(String, usize)> = None;
-    for (number, line) in text.lines().enumerate() {
+    for (number, line) in text.split(['\n', '\r']).enumerate() {
         let fault = |what: &str| format!("line {}: {what}", number + 1);
         let bare = line.trim();
         if bare.is_empty() || bare.starts_with(['#', ';']) {

@@ -11,7 +11,7 @@ const CASES: &str = include_str!("../../../../../tests/data/aws_files.json");
 const REFUSED: &str = "refused";
 
 /// The differences that are kept: the case, our answer, and the reason.
-const KEPT: [(&str, &str, &str); 19] = {
+const KEPT: [(&str, &str, &str); 20] = {
     const ONE_BAD: &str = "botocore refuses every profile for one bad line; here a bad line spoils \
                            the profile that it stands in, when that is used";
     const TWICE: &str =
@@ -64,6 +64,11 @@ const KEPT: [(&str, &str, &str); 19] = {
         (
             "a bracket in a name",
             "null",
+            "the name ends at the first bracket, as in the SDKs",
+        ),
+        (
+            "two headers on a line",
+            r#"{"region":"a"}"#,
             "the name ends at the first bracket, as in the SDKs",
         ),
         (
