@@ -565,7 +565,7 @@ impl RunningProxy {
                     if let Some(cache) = &self.cache {
                         cache.verifier.stop();
                         cache.sweeper.stop();
-                        cache.sweeper.write_index_now();
+                        cache.sweeper.write_all();
                     }
                     log::info("stopped", &[("connections_cut", &drained.cut)]);
                     return config::EXIT_OK;

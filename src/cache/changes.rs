@@ -19,9 +19,10 @@ use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use super::paths::Scope;
+use crate::locked::Locked as _;
 use crate::oci::{Digest, Tag};
 
 /// Lists that the repositories share.
@@ -133,9 +134,7 @@ impl Changes {
             .keys
             .hash_one((scope.registry.name(), scope.repository.as_str()));
         let number = usize::try_from(hash % LISTS as u64).unwrap_or_default();
-        let list = self.lists[number].lock();
-        // No operation leaves an entry half done.
-        list.unwrap_or_else(PoisonError::into_inner)
+        self.lists[number].locked()
     }
 }
 

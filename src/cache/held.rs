@@ -163,9 +163,8 @@ impl Cache {
         let names = &self.names;
         let linked = names.link_manifest(scope, digest, media_type, asked_at);
         let linked = linked.and_then(|is_kept| {
-            let named = list_named(bytes).into_iter().filter(|_| is_kept);
-            for named in named {
-                names.link_blob(scope, &named.digest, named.size, asked_at)?;
+            if is_kept {
+                names.link_named(scope, list_named(bytes), asked_at)?;
             }
             Ok(is_kept)
         });

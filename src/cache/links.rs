@@ -8,11 +8,14 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::changes::{Fact, Moment};
+use super::manifest::Named;
 use super::names::Names;
 use super::paths::{LINKS, Scope, read_text, unusable_name};
+use super::pending::PendingLinks;
 use crate::oci::Digest;
 
 /// Longest media type (RFC 6838 §4.2: two names of 127 characters and a slash), and the file's end.
@@ -43,7 +46,57 @@ pub(super) struct LinkUse {
 impl Names {
     /// The link of a digest, if it belongs to the repository.
     pub fn link(&self, scope: Scope<'_>, digest: &Digest) -> Option<Link> {
-        read_link(&self.paths.link(scope, digest)?)
+        let path = self.paths.link(scope, digest)?;
+        // Looked for first: it is written before it is pending no longer.
+        let pending = self.pending.find(scope, digest);
+        read_link(&path).or_else(|| {
+            let links = pending?;
+            let facts = [Fact::Present(digest)];
+            let holds = self.changes.are_unchanged(links.asked_at, scope, &facts);
+            holds.then(|| Link {
+                media_type: None,
+                size: links.blobs.get(digest).copied().flatten(),
+            })
+        })
+    }
+
+    /// Notes that all that a manifest names belongs to a repository. The files are written later,
+    /// by [`Self::write_links`], or now when too many wait.
+    ///
+    /// # Errors
+    /// As [`Self::link_blob`].
+    pub fn link_named(
+        &self,
+        scope: Scope<'_>,
+        named: Vec<Named>,
+        asked_at: Moment,
+    ) -> io::Result<()> {
+        let blobs = named.into_iter().map(|named| (named.digest, named.size));
+        let links = Arc::new(PendingLinks::new(scope, blobs.collect(), asked_at));
+        match self.pending.add(&links) {
+            true => Ok(()),
+            false => self.write_each(&links),
+        }
+    }
+
+    /// Writes the links that wait.
+    ///
+    /// # Errors
+    /// The disk's own; the links of that manifest are lost then.
+    pub(super) fn write_links(&self) -> io::Result<()> {
+        while let Some(links) = self.pending.first() {
+            let written = self.write_each(&links);
+            self.pending.remove(&links);
+            written?;
+        }
+        Ok(())
+    }
+
+    fn write_each(&self, links: &PendingLinks) -> io::Result<()> {
+        let mut blobs = links.blobs.iter();
+        blobs.try_for_each(|(digest, size)| {
+            self.link_blob(links.scope(), digest, *size, links.asked_at)
+        })
     }
 
     /// Notes that a blob belongs to a repository, and its length. A digest that is known as a

@@ -22,6 +22,7 @@ pub mod negative;
 mod open;
 pub mod pages;
 mod paths;
+mod pending;
 pub mod probe;
 #[cfg(test)]
 pub(crate) mod scratch;

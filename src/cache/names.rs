@@ -25,6 +25,7 @@ use super::paths::{
     CATALOG, LINKS, LISTS, Paths, REFERRERS, file_names, folder_names, is_partition, modified,
     read_text, unusable_name,
 };
+use super::pending::PendingQueue;
 pub use super::tagfile::TagEntry;
 use super::tagfile::{TAG_FILE_BYTES_MAX, TagFile};
 use crate::locked::Locked as _;
@@ -44,6 +45,7 @@ pub struct Names {
     /// What was pushed and deleted through us.
     pub changes: Changes,
     pub(super) paths: Paths,
+    pub(super) pending: PendingQueue,
     temps: PathBuf,
     /// Bytes on disk of everything but blobs and downloads.
     used: AtomicU64,
@@ -67,6 +69,7 @@ impl Names {
             paths: Paths {
                 repos: root.join("repos"),
             },
+            pending: PendingQueue::default(),
             temps: root.join("partial"),
             used: AtomicU64::new(0),
             writing: Mutex::default(),

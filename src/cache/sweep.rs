@@ -1,12 +1,12 @@
 //! The quota, and what is done now and then. Owns: room under the quota, and the work of the thread
-//! `sweep`: counting what is on disk, evicting ahead, writing the index. Must not: be waited for by
+//! `sweep`: counting what is on disk, evicting ahead, writing links and the index. Must not: be waited for by
 //! a hit.
 //!
 //! The thread evicts when little room is left, before anybody needs it. Whoever needs room all the
 //! same evicts by itself, one at a time, and those who wait beside it go on as soon as they fit.
 //!
-//! Locks: the state, held for arithmetic and to wait on; under it only the store's account. Never
-//! across I/O.
+//! Locks: the state, held for arithmetic and to wait on; under it only the store's account and the
+//! queue of links. Never across I/O.
 
 mod evict;
 mod survey;
@@ -124,6 +124,9 @@ impl Sweeper {
                 self.evict_for_those_who_wait(pass, None);
                 pass_due = rest(begun);
             }
+            if work.links {
+                self.write_links();
+            }
             if work.index {
                 self.write_index_now();
                 index_due = rest(begun);
@@ -185,8 +188,19 @@ impl Sweeper {
         })
     }
 
-    /// Writes the index at once; for shutdown.
-    pub fn write_index_now(&self) {
+    /// Writes the links that wait, and the index; for shutdown.
+    pub fn write_all(&self) {
+        self.write_links();
+        self.write_index_now();
+    }
+
+    fn write_links(&self) {
+        if let Err(error) = self.names.write_links() {
+            log::warn("links were not written", &[("error", &error)]);
+        }
+    }
+
+    fn write_index_now(&self) {
         self.state.locked().dirty = false;
         match layout::write_index(&self.store, &self.names) {
             Ok(images) => self.images.store(images as u64, Relaxed),
@@ -242,8 +256,9 @@ impl Sweeper {
             let work = Work {
                 pass: pass.flatten(),
                 index: state.dirty && now >= index_due,
+                links: self.names.pending.first().is_some(),
             };
-            if work.pass.is_some() || work.index {
+            if work.pass.is_some() || work.index || work.links {
                 return Some(work);
             }
             let pause = match state.dirty {
@@ -320,6 +335,7 @@ impl Drop for Pass {
 struct Work {
     pass: Option<Pass>,
     index: bool,
+    links: bool,
 }
 
 /// When work that began at `begun` and ends now may be done again unasked.
