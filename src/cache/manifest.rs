@@ -20,8 +20,8 @@ use crate::oci::Digest;
 /// Digests that are read from one manifest; it may name more, which are then looked up one by one
 /// when they are asked for. docker builds 127 layers, ECR takes 4,200 (its quotas).
 pub const DESCRIPTORS_MAX: usize = 4_200;
-/// Values kept of one manifest: the five fields of each descriptor, and those of the document.
-const VALUES_MAX: usize = 6 * DESCRIPTORS_MAX;
+/// Fields kept of all descriptors of one manifest: six of each. What begins after them is skipped.
+const FIELDS_MAX: usize = 6 * DESCRIPTORS_MAX;
 /// Longest text that is kept: twice the longest media type (RFC 6838) or digest.
 const TEXT_BYTES_MAX: usize = 512;
 /// Annotations of a referrer that are repeated in the list of referrers.
@@ -124,7 +124,7 @@ pub fn referrer(
 fn read(manifest: &[u8]) -> Kept {
     static LARGE: Mutex<()> = Mutex::new(());
     let _one_at_a_time = (manifest.len() > LARGE_BYTES).then(|| LARGE.locked());
-    let left = Cell::new(VALUES_MAX);
+    let left = Cell::new(FIELDS_MAX);
     let mut json = serde_json::Deserializer::from_slice(manifest);
     let kept = Keep {
         left: &left,
@@ -144,7 +144,9 @@ enum Kept {
     Object(Vec<(&'static str, Self)>),
     Annotations(Map<String, Value>),
     Null,
-    /// Anything else, and what is longer or more than is kept.
+    /// An object that does not fit. It is there, and says nothing.
+    Skipped,
+    /// Anything else, and a text that is longer than is kept.
     Other,
 }
 
@@ -176,7 +178,9 @@ impl Kept {
     /// media type says: the registry that took it has looked at one kind only (CVE-2021-41190).
     fn is_of_one_kind(&self) -> bool {
         let has = |key| self.list(key).next().is_some();
-        let is_image = matches!(self.get("config"), Some(Self::Object(_))) || has("layers");
+        let config = self.get("config");
+        let has_config = matches!(config, Some(Self::Object(_) | Self::Skipped));
+        let is_image = has_config || has("layers");
         let kinds = [is_image, has("blobs"), has("fsLayers"), has("manifests")];
         let media_type = self.text("mediaType").unwrap_or_default();
         let says_index = media_type.contains(".index.") || media_type.contains(".list.");
@@ -217,7 +221,8 @@ enum JsonPlace {
     Inside,
 }
 
-/// Reads a value and keeps what is wanted of it, as long as there are values `left` to keep.
+/// Reads a value and keeps what is wanted of it, as long as there are fields `left` to keep. The
+/// fields of the document itself are always kept: they say of which kind it is.
 #[derive(Clone, Copy)]
 struct Keep<'a> {
     left: &'a Cell<usize>,
@@ -229,11 +234,11 @@ impl Keep<'_> {
         Self { part, ..self }
     }
 
-    /// One value more is kept; false when there are too many.
+    /// One field more is kept; false when there are too many.
     fn count(self) -> bool {
         let left = self.left.get();
         self.left.set(left.saturating_sub(1));
-        left > 0
+        self.part == JsonPlace::Document || left > 0
     }
 
     fn annotations<'de, A: MapAccess<'de>>(self, mut object: A) -> Result<Kept, A::Error> {
@@ -252,11 +257,6 @@ impl<'de> DeserializeSeed<'de> for Keep<'_> {
     type Value = Kept;
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Kept, D::Error> {
-        if self.left.get() == 0 {
-            return from
-                .deserialize_ignored_any(IgnoredAny)
-                .map(|_| Kept::Other);
-        }
         from.deserialize_any(self)
     }
 }
@@ -299,11 +299,17 @@ impl<'de> Visitor<'de> for Keep<'_> {
         })
     }
 
-    /// A list of objects; anything else in a list says nothing.
+    /// A list of objects; anything else in a list says nothing. Of those that do not fit, one
+    /// shows that there are any.
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Kept, A::Error> {
         let mut kept = Vec::new();
         while let Some(value) = list.next_element_seed(self.of(JsonPlace::Inside))? {
-            if matches!(&value, Kept::Object(fields) if !fields.is_empty()) {
+            let is_kept = match &value {
+                Kept::Object(fields) => !fields.is_empty(),
+                Kept::Skipped => kept.is_empty(),
+                _ => false,
+            };
+            if is_kept {
                 kept.push(value);
             }
         }
@@ -328,10 +334,13 @@ impl<'de> Visitor<'de> for Keep<'_> {
                 (JsonPlace::Document, "annotations") => JsonPlace::Annotations,
                 _ => JsonPlace::Inside,
             };
-            let value = object.next_value_seed(self.of(part))?;
-            if self.count() {
-                fields.push((key, value));
+            if !self.count() {
+                // A part of it could be taken for another: a foreign layer for one that is not.
+                object.next_value::<IgnoredAny>()?;
+                while object.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                return Ok(Kept::Skipped);
             }
+            fields.push((key, object.next_value_seed(self.of(part))?));
         }
         Ok(Kept::Object(fields))
     }
@@ -378,6 +387,45 @@ mod tests {
             .into_iter()
             .map(|named| (named.digest.as_str().to_owned(), named.media_type))
             .collect()
+    }
+
+    /// A manifest with more layers than are read, and what comes after them.
+    fn long(layer: &str, after: &str) -> String {
+        let layers: Vec<String> = (0..46_601)
+            .map(|n| format!(r#"{{"digest":"sha256:{n:064x}"{layer}}}"#))
+            .collect();
+        format!(r#"{{"layers":[{}]{after}}}"#, layers.join(","))
+    }
+
+    #[test]
+    fn bug_a_manifest_of_46_601_digests_named_none() {
+        let named = list_named(long(r#","size":1"#, r#","mediaType":"a/b""#).as_bytes());
+        assert_eq!(named.len(), DESCRIPTORS_MAX);
+        // Its config counts too, wherever it is.
+        let config = format!(r#","config":{{"digest":"{}"}}"#, digest(1));
+        assert!(!list_named(long("", &config).as_bytes()).is_empty());
+    }
+
+    #[test]
+    fn what_comes_after_too_many_descriptors_is_not_overlooked() {
+        // An image and an index at once, and what is no image by its type.
+        for after in [
+            r#","manifests":[{"digest":"x"}]"#,
+            r#","blobs":[{"digest":"x"}]"#,
+            r#","mediaType":"application/vnd.oci.image.index.v1+json""#,
+        ] {
+            assert_eq!(list_named(long("", after).as_bytes()), [], "{after}");
+        }
+        // A foreign layer of which only the first fields would fit.
+        let foreign = r#","size":1,"urls":["https://elsewhere.example"]"#;
+        assert_eq!(list_named(long(foreign, "").as_bytes()), []);
+        for fields in 0..7 {
+            let fields = (0..fields).map(|n| format!(r#""{}":1,"#, KEYS[n]));
+            let first = format!(r#"{{{}"x":1}}"#, fields.collect::<String>());
+            let layers = format!(r#"{{"layers":[{first},"#);
+            let text = long(foreign, "").replace(r#"{"layers":["#, &layers);
+            assert_eq!(list_named(text.as_bytes()), [], "{first}");
+        }
     }
 
     #[test]
@@ -497,7 +545,7 @@ mod tests {
             Kept::List(list) => list.iter().map(count).sum(),
             Kept::Object(fields) => fields.iter().map(|(_, value)| count(value)).sum(),
             Kept::Annotations(annotations) => annotations.len(),
-            Kept::Text(_) | Kept::Number(_) | Kept::Other | Kept::Null => 0,
+            Kept::Text(_) | Kept::Number(_) | Kept::Other | Kept::Null | Kept::Skipped => 0,
         }
     }
 
@@ -516,7 +564,7 @@ mod tests {
         ] {
             let text = format!(r#"{{"layers":[{list}],"mediaType":"a/b"}}"#);
             let kept = count(&read(text.as_bytes()));
-            assert!(kept <= 2 * VALUES_MAX + 2, "{kept}");
+            assert!(kept <= 2 * FIELDS_MAX + 2, "{kept}");
         }
         let long = format!(r#"{{"mediaType":"{}"}}"#, "a".repeat(TEXT_BYTES_MAX + 1));
         assert_eq!(read(long.as_bytes()).text("mediaType"), None);
