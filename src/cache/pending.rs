@@ -85,8 +85,74 @@ impl PendingQueue {
     pub(super) fn remove(&self, written: &Arc<PendingLinks>) {
         self.0.locked().retain(|links| !Arc::ptr_eq(links, written));
     }
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.0.locked().len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::changes::Fact;
+    use crate::cache::manifest::Named;
+    use crate::cache::scratch::Cache;
+
+    /// What a manifest of so many layers names.
+    fn named(count: usize) -> Vec<Named> {
+        let named = |n| Named {
+            digest: format!("sha256:{n:064x}").parse().unwrap(),
+            media_type: None,
+            size: Some(7),
+        };
+        (0..count).map(named).collect()
+    }
+
+    fn written(cache: &Cache) -> usize {
+        cache.with("team/app", |scope| cache.names.link_uses(scope).len())
+    }
+
+    #[test]
+    fn links_of_a_manifest_count_at_once_and_are_written_later() {
+        let cache = Cache::new();
+        let (names, named) = (&cache.names, named(5));
+        cache.with("team/app", |scope| {
+            let asked_at = names.changes.now();
+            names.link_named(scope, named.clone(), asked_at).unwrap();
+            let (first, last) = (&named[0].digest, &named[4].digest);
+            assert_eq!(written(&cache), 0);
+            assert_eq!(names.link(scope, last).unwrap().size, Some(7));
+            // One that is deleted meanwhile is not linked, now or later.
+            names.changes.note(scope, Fact::Present(first));
+            names.remove_link(scope, first);
+            assert_eq!(names.link(scope, first), None);
+            names.write_links().unwrap();
+            assert!(names.pending.first().is_none());
+            assert_eq!(names.link(scope, first), None);
+            assert_eq!(names.link(scope, last).unwrap().size, Some(7));
+        });
+        assert_eq!(written(&cache), 4);
+    }
+
+    #[test]
+    fn links_that_wait_are_bounded() {
+        let cache = Cache::new();
+        let link = |count| {
+            let named = named(count);
+            cache.with("team/app", |scope| {
+                let linked = cache.names.link_named(scope, named, Moment::LAST);
+                linked.unwrap();
+            });
+        };
+        for _ in 0..3 {
+            link(DESCRIPTORS_MAX);
+        }
+        assert_eq!(written(&cache), 0);
+        // One more would not fit, so its files are written now.
+        link(3);
+        assert_eq!(written(&cache), 3);
+        cache.names.write_links().unwrap();
+        assert_eq!(written(&cache), DESCRIPTORS_MAX);
+        // Neither may many small manifests wait.
+        for _ in 0..200 {
+            link(1);
+        }
+        assert_eq!(cache.names.pending.0.locked().len(), MANIFESTS_MAX);
     }
 }

@@ -1,6 +1,6 @@
 //! The quota, and what is done now and then. Owns: room under the quota, and the work of the thread
-//! `sweep`: counting what is on disk, evicting ahead, writing links and the index. Must not: be waited for by
-//! a hit.
+//! `sweep`: counting what is on disk, evicting ahead, writing links and the index. Must not: be
+//! waited for by a hit.
 //!
 //! The thread evicts when little room is left, before anybody needs it. Whoever needs room all the
 //! same evicts by itself, one at a time, and those who wait beside it go on as soon as they fit.

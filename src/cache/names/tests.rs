@@ -4,7 +4,6 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::*;
 use crate::cache::changes::Moment;
-use crate::cache::manifest::{DESCRIPTORS_MAX, Named};
 use crate::cache::scratch::Scratch;
 
 struct Case {
@@ -547,59 +546,4 @@ fn an_answer_that_is_overtaken_while_it_is_written_is_taken_back() {
     assert!(path.exists());
     names.remove_missing_tag(scope, &latest, pushed_at);
     assert!(!path.exists());
-}
-
-/// What a manifest of so many layers names.
-fn named(count: usize) -> Vec<Named> {
-    let digest = |n| format!("sha256:{n:064x}").parse().unwrap();
-    let named = |n| Named {
-        digest: digest(n),
-        media_type: None,
-        size: Some(7),
-    };
-    (0..count).map(named).collect()
-}
-
-#[test]
-fn links_of_a_manifest_count_at_once_and_are_written_later() {
-    let case = Case::new();
-    let (names, scope) = (&case.names, case.scope());
-    let before = case.files();
-    let named = named(5);
-    names
-        .link_named(scope, named.clone(), names.changes.now())
-        .unwrap();
-    assert_eq!(case.files(), before);
-    let (first, last) = (&named[0].digest, &named[4].digest);
-    assert_eq!(names.link(scope, last).unwrap().size, Some(7));
-    // One that is deleted meanwhile is not linked, now or later.
-    names.changes.note(scope, Fact::Present(first));
-    names.remove_link(scope, first);
-    assert_eq!(names.link(scope, first), None);
-    names.write_links().unwrap();
-    assert!(names.pending.first().is_none());
-    assert_eq!(names.link(scope, first), None);
-    assert_eq!(names.link(scope, last).unwrap().size, Some(7));
-    assert_eq!(case.files().len(), before.len() + 4);
-}
-
-#[test]
-fn links_that_wait_are_bounded() {
-    let case = Case::new();
-    let (names, scope) = (&case.names, case.scope());
-    let link = |count| names.link_named(scope, named(count), Moment::LAST).unwrap();
-    for _ in 0..3 {
-        link(DESCRIPTORS_MAX);
-    }
-    assert_eq!(case.files().len(), 0);
-    // One more would not fit, so its files are written now.
-    link(3);
-    assert_eq!(case.files().len(), 3);
-    names.write_links().unwrap();
-    assert_eq!(case.files().len(), DESCRIPTORS_MAX);
-    // Neither may many small manifests wait.
-    for count in 0..200 {
-        link(1);
-        assert!(names.pending.len() <= 64, "{count}");
-    }
 }
