@@ -32,7 +32,7 @@ const PIECE_BYTES: usize = 16 * 1024;
 static SCRAPES: Permits = Permits::new(SCRAPES_MAX);
 
 /// Numbers under one name.
-struct Family {
+struct MetricFamily {
     /// Without [`metrics::text::PREFIX`].
     name: &'static str,
     /// With commas.
@@ -51,8 +51,13 @@ enum Read {
     Times(fn(&Sources, &mut Samples<'_>)),
 }
 
-const fn row(name: &'static str, labels: &'static str, read: Read, help: &'static str) -> Family {
-    Family {
+const fn row(
+    name: &'static str,
+    labels: &'static str,
+    read: Read,
+    help: &'static str,
+) -> MetricFamily {
+    MetricFamily {
         name,
         labels,
         read,
@@ -62,7 +67,7 @@ const fn row(name: &'static str, labels: &'static str, read: Read, help: &'stati
 
 // One line a name where it fits.
 #[rustfmt::skip]
-static FAMILIES: &[Family] = &[
+static FAMILIES: &[MetricFamily] = &[
     // the process
     row("build_info", "version, commit", Gauges(write_build), "Always 1; what runs."),
     row("start_timestamp_seconds", "", Gauges(|from, out| out.time(&[], Some(from.started.1))),
@@ -208,7 +213,7 @@ pub(super) fn answer(sources: &Arc<Sources>) -> Result<Reply, &'static str> {
 /// The text on its way.
 struct Exposition {
     sources: Arc<Sources>,
-    families: Iter<'static, Family>,
+    families: Iter<'static, MetricFamily>,
     text: String,
     _turn: Permit<'static>,
 }
@@ -229,7 +234,7 @@ impl Pieces for Exposition {
     }
 }
 
-impl Family {
+impl MetricFamily {
     fn write(&self, sources: &Sources, text: &mut String) {
         let mut samples = Samples::new(text, self.name, self.kind(), self.help);
         match &self.read {

@@ -11,7 +11,7 @@ const TABLE_HEAD: &str = "| name | type | labels | meaning |\n| --- | --- | --- 
 fn table() -> String {
     let rows = FAMILIES.iter().map(|family| {
         let (
-            Family {
+            MetricFamily {
                 name, labels, help, ..
             },
             kind,
