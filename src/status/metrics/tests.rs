@@ -1,3 +1,5 @@
+//! The text of `/metrics`: its form, and that code and documents name the same. Owns: nothing.
+
 use std::collections::BTreeSet;
 use std::fs;
 
