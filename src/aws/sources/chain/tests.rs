@@ -114,7 +114,8 @@ fn the_first_configured_source_decides_even_by_failing() {
     let failed = chain([None, Some(Err("broken")), Some(Ok("c"))]);
     let broken = AwsFault::lasting("AWS credentials: broken");
     assert_eq!(failed, Err(broken));
-    let none = AwsFault::new(NOT_CONFIGURED, FaultKind::Unconfigured);
+    let none = format!("{NOT_CONFIGURED}; none of them is set");
+    let none = AwsFault::new(none, FaultKind::Unconfigured);
     assert_eq!(chain([None, None, None]), Err(none));
 }
 
