@@ -20,8 +20,12 @@ use crate::range::ContentRange;
 use crate::upstream::exchange::Fetched;
 use crate::upstream::{Stage, UpstreamError};
 
-/// Longest wait of a fill for room under the quota.
+/// Longest time for making room under the quota, whatever went before: a fill that waited long for
+/// upstream gets this much.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
+/// A fill may make room until so long after it began. Some hundred thousand files can be removed in
+/// it, and the client still gets its head in time: within the upstream's 25 s.
+const ROOM_TIMEOUT_FROM_START: Duration = Duration::from_secs(20);
 /// Failures in a row, without getting further in between, after which a download is given up.
 const FAILURES_MAX: u32 = 6;
 /// Pause after the first of them; doubles, so that an upstream gets 3 s to come back.
@@ -40,6 +44,7 @@ pub(super) struct Fill<'a> {
     /// Files of before a restart, and how far readers may have read them.
     shown: Vec<(Arc<File>, u64)>,
     reserved: Option<Reservation>,
+    begun_at: Instant,
 }
 
 /// How one try ended.
@@ -79,6 +84,7 @@ impl<'a> Fill<'a> {
             have,
             shown: Vec::new(),
             reserved: None,
+            begun_at: Instant::now(),
         })
     }
 
@@ -204,10 +210,9 @@ impl<'a> Fill<'a> {
             log_not_cached("it is larger than the free space", missing);
             return Err(FillEnd::Bypass);
         }
-        self.reserved = self
-            .disk
-            .sweeper
-            .make_room(missing, Instant::now() + ROOM_TIMEOUT);
+        let from_start = self.begun_at + ROOM_TIMEOUT_FROM_START;
+        let until = from_start.max(Instant::now() + ROOM_TIMEOUT);
+        self.reserved = self.disk.sweeper.make_room(missing, until);
         if self.reserved.is_none() {
             log_not_cached("there is no room in CACHE_MAX_SIZE", missing);
             return Err(FillEnd::Bypass);
