@@ -177,6 +177,8 @@ impl Finished {
     /// Where its bytes come from.
     pub const fn source(&self) -> Source {
         match self.kind.cache {
+            // Our own words about a failure.
+            _ if self.kind.status >= 500 => Source::Proxy,
             Some(CacheOutcome::Hit | CacheOutcome::Revalidated | CacheOutcome::Stale) => {
                 Source::Cache
             }
@@ -316,11 +318,11 @@ mod tests {
 
     #[test]
     fn bytes_are_of_the_cache_of_upstream_or_our_own() {
-        let finished = |cache, asked_upstream| Finished {
+        let answered = |status, cache, asked_upstream| Finished {
             kind: RequestKind {
                 route: Route::Blob,
                 method: Method::Get,
-                status: 200,
+                status,
                 cache,
             },
             asked_upstream,
@@ -336,11 +338,9 @@ mod tests {
             (None, true, Source::Upstream),
             (None, false, Source::Proxy),
         ] {
-            assert_eq!(
-                finished(cache, asked_upstream).source(),
-                source,
-                "{cache:?}"
-            );
+            let finished = answered(200, cache, asked_upstream);
+            assert_eq!(finished.source(), source, "{cache:?}");
+            assert_eq!(answered(504, cache, asked_upstream).source(), Source::Proxy);
         }
     }
 

@@ -121,8 +121,9 @@ fn a_name_stands_for_all_its_addresses() {
     command.env("LISTEN_HOST", "no-such-host.invalid");
     let mut proxy = Proxy::spawn(command);
     assert_eq!(proxy.wait_exit().code(), Some(1));
-    let why = "cannot look up LISTEN_HOST=no-such-host.invalid: ";
-    assert!(proxy.log().contains(why), "{}", proxy.log());
+    for why in ["cannot look up no-such-host.invalid: ", "set LISTEN_HOST"] {
+        assert!(proxy.log().contains(why), "{}", proxy.log());
+    }
 }
 
 #[test]
