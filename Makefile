@@ -73,8 +73,26 @@ run: ## build and run the proxy on port 8080 (LISTEN_PORT); without AWS settings
 	echo "    curl localhost:$$port/v2/_catalog"
 	echo "    skopeo inspect --tls-verify=false docker://localhost:$$port/sample/hello:1.0"
 	echo "make run: for a real registry set ECR, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+	# A demonstration is for this machine alone; its cache goes when it ends.
+	export LISTEN_HOST=$${LISTEN_HOST:-127.0.0.1} CACHE_DIR=$${CACHE_DIR:-$$state/cache}
+	mkdir -p "$$CACHE_DIR"
 	$(TARGET)/debug/aws-ecr-proxy &
 	proxy=$$!
+	tell() {
+		url=http://localhost:$$port
+		for _ in {1..100}; do
+			! curl -sf -o "$$state/ready" "$$url/readyz" || break
+			kill -0 "$$proxy" 2>/dev/null || return 0
+			sleep 0.1
+		done
+		for time in first second; do
+			found=$$(curl -s -D - -o "$$state/pulled" "$$url/v2/sample/hello/manifests/1.0" |
+				sed -n 's/^X-Cache: \([A-Z]*\).*/\1/p')
+			echo "make run: the $$time pull of sample/hello:1.0 is a $$found"
+		done
+		echo "make run: the status page is at $$url/"
+	}
+	if [ "$$port" != 0 ] && command -v curl >/dev/null; then tell & fi
 	# A signal ends the first wait early; the proxy's own exit code is what counts.
 	code=0
 	while :; do

@@ -231,9 +231,9 @@ mod tests {
     }
 
     #[test]
-    fn the_manual_page_is_read_without_a_warning_and_names_everything() {
-        let page = try_run(&["man"], &[]).out;
-        let shown = output("groff", &["-ww", "-man", "-Tascii", "-P-cbou"], &page);
+    fn the_manual_page_names_everything() {
+        // In roff, a hyphen that can be copied is `\-`. groff reads the page in an e2e check.
+        let shown = try_run(&["man"], &[]).out.replace('\\', "");
         for command in COMMANDS {
             assert!(shown.contains(command.name), "{}", command.name);
         }

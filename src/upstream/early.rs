@@ -129,6 +129,7 @@ impl<In: Transport> Connector<In> for AboveTls {
         Ok(chained.map(|transport| Rescuing {
             transport: transport.boxed(),
             failed: false,
+            has_looked: false,
         }))
     }
 }
@@ -137,6 +138,8 @@ impl<In: Transport> Connector<In> for AboveTls {
 pub(super) struct Rescuing {
     transport: Box<dyn Transport>,
     failed: bool,
+    /// A look between writes has read input that ureq has not seen.
+    has_looked: bool,
 }
 
 impl Transport for Rescuing {
@@ -155,6 +158,11 @@ impl Transport for Rescuing {
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        // ureq waits before it reads what is there. A success that came early is whole already.
+        let has_looked = std::mem::take(&mut self.has_looked);
+        if has_looked && !self.transport.buffers().input().is_empty() {
+            return Ok(true);
+        }
         self.transport.await_input(timeout)
     }
 
@@ -183,6 +191,7 @@ impl Rescuing {
             per_write: None,
         };
         let _ = self.transport.await_input(look);
+        self.has_looked = true;
         is_refusal(self.transport.buffers().input())
     }
 }

@@ -126,3 +126,13 @@ def compose_hands_over_temporary_credentials(_fixtures, _bench):
         service = read(file.read())[0]["services"]["aws-ecr-proxy"]
     names = {"ECR", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
     want(names <= set(service["environment"]), service)
+
+
+@check("bench")
+def the_manual_page_is_read_without_a_warning(_fixtures, _bench):
+    page = run(*proxy_command(), "man")
+    done = subprocess.run(["groff", "-ww", "-man", "-Tascii", "-P-cbou"], input=page,
+                          capture_output=True, check=False)
+    want(done.returncode == 0 and not done.stderr, done.stderr)
+    for word in [b"SYNOPSIS", b"--cache-max-size", b"settings"]:
+        want(word in done.stdout, word)

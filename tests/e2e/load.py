@@ -407,7 +407,9 @@ class Mixed:
             with contextlib.suppress(OSError):
                 connection.sendall(data)
             first = connection.recv(12)
-            if not first.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")):
+            # A TLS client gets a TLS alert.
+            alert = data.startswith(b"\x16\x03") and first.startswith(b"\x15\x03")
+            if not alert and not first.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")):
                 raise Failed(f"{data[:60]} was answered with {first}")
 
     def half_a_head(self, chance):

@@ -1,6 +1,8 @@
 //! Heads that nobody should send, over raw sockets: each gets its status, an OCI error document and
 //! a closed connection, and the process goes on. Bodies are in `framing`, crowds in `crowds`.
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use crate::support::{Http, Response, Target, in_parallel};
@@ -192,7 +194,14 @@ fn bytes_that_no_head_has_are_refused() {
 #[test]
 fn what_is_not_http_is_refused() {
     let mut target = Target::start();
-    assert_refused(&target, "a TLS handshake", CLIENT_HELLO, 400);
+    // It is refused in its own words, by an alert (RFC 8446 §6), so that it says what is wrong.
+    let mut stream = TcpStream::connect(target.address()).unwrap();
+    stream.set_read_timeout(Some(CLOSED)).unwrap();
+    stream.write_all(CLIENT_HELLO).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut said = Vec::new();
+    stream.read_to_end(&mut said).unwrap();
+    assert_eq!(said.first(), Some(&0x15), "{said:?}");
     assert_refused(&target, "an SSH client", b"SSH-2.0-OpenSSH_9.2p1\r\n", 400);
     assert_refused(&target, "every byte", &(0..=255).collect::<Vec<u8>>(), 400);
     let beyond_ascii = b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: \xff\xfe\r\n\r\n";

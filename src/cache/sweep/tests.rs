@@ -542,7 +542,7 @@ fn the_thread_evicts_before_the_quota_is_reached() {
 }
 
 #[test]
-fn twenty_thousand_blobs_are_counted_in_two_seconds() {
+fn twenty_thousand_blobs_are_counted_in_seconds() {
     let cache = Cache::new();
     let folder = cache.scratch.path().join("blobs/sha256");
     for n in 0..20_000 {
@@ -553,5 +553,6 @@ fn twenty_thousand_blobs_are_counted_in_two_seconds() {
     sweeper(&cache, 1).first_count();
     let took = begun.elapsed();
     assert_eq!(cache.store.used_bytes(), 20_000 * 4096);
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    // Ten times what a machine takes that is not busy.
+    assert!(took < Duration::from_secs(20), "{took:?}");
 }

@@ -246,6 +246,30 @@ fn bug_an_early_answer_was_heard_only_once_a_write_failed() {
 }
 
 #[test]
+fn bug_a_success_that_came_early_was_waited_for_again() {
+    for tls in [false, true] {
+        let script = Script {
+            answer: "HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n",
+            hold: true,
+            tls,
+        };
+        let (address, go, server) = serve(script);
+        let scheme = if tls { "https" } else { "http" };
+        let request = http::Request::put(format!("{scheme}://{address}/manifest"));
+        // Slow enough for the answer to come between two writes.
+        let mut body = Slow(0).take(16 << 10);
+        let request = request.body(SendBody::from_reader(&mut body)).unwrap();
+        let begun = Instant::now();
+        let (sent, broken) = run_upload(|| agent().run(request));
+        assert_eq!(sent.expect("an answer").status(), 201, "tls {tls}");
+        assert!(broken.is_none());
+        drop(go);
+        server.join().unwrap();
+        assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
+    }
+}
+
+#[test]
 fn only_refusals_end_an_upload() {
     for (input, refused) in [
         ("HTTP/1.1 400 Bad\r\n", true),
