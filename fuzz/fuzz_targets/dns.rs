@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use aws_ecr_proxy::upstream::dns::message::{DnsAnswer, Family, Query};
+use aws_ecr_proxy::upstream::dns::message::{DnsAnswer, DnsQuery, Family};
 use aws_ecr_proxy_fuzz::show;
 
 const ID: u16 = 0x1234;
@@ -12,7 +12,7 @@ const NAME: &str = "registry.test";
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     for family in [Family::V4, Family::V6] {
-        let query = Query::new(ID, NAME, family).expect("a question");
+        let query = DnsQuery::new(ID, NAME, family).expect("a question");
         let said = query.read(bytes);
         assert_eq!(said.is_some(), is_answer(query.bytes(), bytes));
         let outcome = match said {
