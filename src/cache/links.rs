@@ -75,25 +75,25 @@ impl Names {
         let links = Arc::new(PendingLinks::new(scope, blobs.collect(), asked_at));
         match self.pending.add(&links) {
             true => Ok(()),
-            false => self.write_each(&links),
+            false => self.write_each(&links, &|| true),
         }
     }
 
-    /// Writes the links that wait.
+    /// Writes the links that wait, as long as there is room for them: each lost one costs a HEAD.
     ///
     /// # Errors
     /// The disk's own; the links of that manifest are lost then.
-    pub(super) fn write_links(&self) -> io::Result<()> {
+    pub(super) fn write_links(&self, has_room: &dyn Fn() -> bool) -> io::Result<()> {
         while let Some(links) = self.pending.first() {
-            let written = self.write_each(&links);
+            let written = self.write_each(&links, has_room);
             self.pending.remove(&links);
             written?;
         }
         Ok(())
     }
 
-    fn write_each(&self, links: &PendingLinks) -> io::Result<()> {
-        let mut blobs = links.blobs.iter();
+    fn write_each(&self, links: &PendingLinks, has_room: &dyn Fn() -> bool) -> io::Result<()> {
+        let mut blobs = links.blobs.iter().take_while(|_| has_room());
         blobs.try_for_each(|(digest, size)| {
             self.link_blob(links.scope(), digest, *size, links.asked_at)
         })

@@ -122,7 +122,7 @@ mod tests {
             names.changes.note(scope, Fact::Present(first));
             names.remove_link(scope, first);
             assert_eq!(names.link(scope, first), None);
-            names.write_links().unwrap();
+            names.write_links(&|| true).unwrap();
             assert!(names.pending.first().is_none());
             assert_eq!(names.link(scope, first), None);
             assert_eq!(names.link(scope, last).unwrap().size, Some(7));
@@ -147,7 +147,7 @@ mod tests {
         // One more would not fit, so its files are written now.
         link(3);
         assert_eq!(written(&cache), 3);
-        cache.names.write_links().unwrap();
+        cache.names.write_links(&|| true).unwrap();
         assert_eq!(written(&cache), DESCRIPTORS_MAX);
         // Neither may many small manifests wait.
         for _ in 0..200 {

@@ -195,7 +195,8 @@ impl Sweeper {
     }
 
     fn write_links(&self) {
-        if let Err(error) = self.names.write_links() {
+        let has_room = || self.used_bytes() < self.quota();
+        if let Err(error) = self.names.write_links(&has_room) {
             log::warn("links were not written", &[("error", &error)]);
         }
     }

@@ -5,7 +5,7 @@ use std::thread;
 
 use super::*;
 use crate::cache::changes::Moment;
-use crate::cache::manifest::list_named;
+use crate::cache::manifest::{Named, list_named};
 use crate::cache::pages::List;
 use crate::cache::scratch::{Cache, at, digest_of};
 use crate::message::Headers;
@@ -539,6 +539,25 @@ fn the_thread_evicts_before_the_quota_is_reached() {
     }
     drop(running);
     assert!(!cache.store.has(&old) && cache.store.has(&new));
+}
+
+#[test]
+fn bug_links_that_waited_were_written_past_the_quota() {
+    let cache = Cache::new();
+    let named = (0..100).map(|n| Named {
+        digest: format!("sha256:{n:064x}").parse().unwrap(),
+        media_type: None,
+        size: Some(7),
+    });
+    cache.with("team/app", |scope| {
+        let linked = cache.names.link_named(scope, named.collect(), Moment::LAST);
+        linked.unwrap();
+    });
+    // Room for ten files of a block each.
+    let quota = used(&cache) + 10 * 4096;
+    sweeper(&cache, quota).write_all();
+    let written = cache.with("team/app", |scope| cache.names.link_uses(scope).len());
+    assert!((1..=10).contains(&written), "{written} links");
 }
 
 #[test]
