@@ -98,6 +98,12 @@ fn a_cache_on_a_full_disk_is_told() {
         .env("LISTEN_PORT", "0")
         .env("AWS_EC2_METADATA_DISABLED", "true");
     let output = command.output().expect("unshare runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    // Without root the kernel must allow user namespaces.
+    assert!(
+        !said.contains("unshare:") && !said.contains("mount:"),
+        "{said}"
+    );
     let out = String::from_utf8(output.stdout).unwrap();
     let line = out
         .lines()
