@@ -4,7 +4,7 @@
 //! `docs/clients.md` shows the same files.
 
 use crate::config::{ListenHost, Settings};
-use crate::oci::Registry;
+use crate::oci::{Registry, is_authority};
 
 /// A client: its name, where its file belongs, the character that begins a comment, the file.
 struct ClientFile {
@@ -61,7 +61,7 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
 /// The file of a client, for the proxy at `host`, else where the settings say that it listens.
 ///
 /// # Errors
-/// There is no such client.
+/// There is no such client, or `host` is no address.
 pub(super) fn write(
     client: &str,
     host: Option<&str>,
@@ -75,6 +75,11 @@ pub(super) fn write(
             names.join(" ")
         )
     })?;
+    if let Some(odd) = host.filter(|host| !is_authority(host)) {
+        return Err(format!(
+            "--host={odd:?}: expected a host with an optional port, such as cache.lan:5000"
+        ));
+    }
     let host = host.map_or_else(|| own_address(settings), str::to_owned);
     let is_plain = !settings.tls.enabled;
     let registry = settings.registries.first().map(Registry::name);
@@ -148,6 +153,11 @@ mod tests {
         let docker = try_run(&["client", "docker", "--host", "a:1"], &[]).out;
         let parsed: serde_json::Value = serde_json::from_str(&docker).unwrap();
         assert_eq!(parsed["insecure-registries"][0], "a:1");
+        // It would stand in the file as it is.
+        for odd in ["a:b:c", "a\"x", "http://a", "a b", "a:0", "a\nb", ""] {
+            let outcome = try_run(&["client", "containerd", "--host", odd], &[]);
+            assert_eq!((outcome.code, outcome.out.as_str()), (64, ""), "{odd:?}");
+        }
         let odd = try_run(&["client", "crane"], &[]);
         assert_eq!(odd.code, 64);
         assert!(
