@@ -18,6 +18,13 @@ fn main() -> Result<(), String> {
             "GIT_COMMIT={commit:?}: expected letters and digits"
         ));
     }
+    // A static binary moves itself to its address; packed, the list of places takes 4 KB in place of
+    // 115. Other linkers than GNU's for this target may not know the word.
+    if variable("CARGO_CFG_TARGET_ENV").as_deref() == Some("musl")
+        && variable("CARGO_CFG_TARGET_ARCH").as_deref() == Some("x86_64")
+    {
+        println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    }
     println!("cargo::rustc-env=BUILD_COMMIT={commit}");
     println!("cargo::rustc-env=BUILD_EPOCH_S={}", epoch_s()?);
     Ok(())

@@ -5,7 +5,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::counter::Counter;
 
@@ -14,8 +14,9 @@ pub const REPOSITORIES_MAX: usize = 1000;
 /// Slots of the table: so many more that one is found soon.
 const SLOTS: usize = 2 * REPOSITORIES_MAX;
 
-static TABLE: [OnceLock<RepositoryCounters>; SLOTS] = [const { OnceLock::new() }; SLOTS];
-static ENABLED: AtomicBool = AtomicBool::new(false);
+/// Its slots, once repositories are counted. An empty lock is not all zeros, so that a table of
+/// them without that would take 144 KB of the binary.
+static TABLE: OnceLock<Box<[OnceLock<RepositoryCounters>]>> = OnceLock::new();
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
 static OTHERS: Numbers = Numbers::new();
 
@@ -50,24 +51,28 @@ impl Numbers {
 
 /// From now on repositories are counted.
 pub fn enable() {
-    ENABLED.store(true, Relaxed);
+    TABLE.get_or_init(|| (0..SLOTS).map(|_| OnceLock::new()).collect());
 }
 
 /// Counts a request that was answered with success, if repositories are counted.
 pub fn count(registry: &str, repository: &str, sent_bytes: u64) {
-    if ENABLED.load(Relaxed) {
-        let numbers = numbers_of(registry, repository);
+    if let Some(table) = TABLE.get() {
+        let numbers = numbers_of(table, registry, repository);
         numbers.requests.inc();
         numbers.sent_bytes.add(sent_bytes);
     }
 }
 
 /// The numbers of a repository: new ones while there are any, else those of all others.
-fn numbers_of(registry: &str, repository: &str) -> &'static Numbers {
+fn numbers_of<'a>(
+    table: &'a [OnceLock<RepositoryCounters>],
+    registry: &str,
+    repository: &str,
+) -> &'a Numbers {
     let mut hasher = DefaultHasher::new();
     (registry, repository).hash(&mut hasher);
     let first = usize::try_from(hasher.finish() % SLOTS as u64).unwrap_or_default();
-    for slot in TABLE.iter().cycle().skip(first).take(SLOTS) {
+    for slot in table.iter().cycle().skip(first).take(SLOTS) {
         let Some(counters) = slot.get().or_else(|| fill(slot, registry, repository)) else {
             break;
         };
@@ -103,7 +108,7 @@ fn fill<'a>(
 
 /// The numbers of all repositories that have their own, in no order.
 pub fn all() -> impl Iterator<Item = &'static RepositoryCounters> {
-    TABLE.iter().filter_map(OnceLock::get)
+    TABLE.get().into_iter().flatten().filter_map(OnceLock::get)
 }
 
 /// The numbers of the others, once there are any.
@@ -138,10 +143,11 @@ mod tests {
         assert_eq!(rest.sent_bytes.get(), rest.requests.get());
         assert!(own > REPOSITORIES_MAX as u64);
         let first = all().next().unwrap();
-        let again = numbers_of("r.example", &first.repository);
+        let table = TABLE.get().unwrap();
+        let again = numbers_of(table, "r.example", &first.repository);
         assert!(std::ptr::eq(again, &first.numbers));
         // The same name in another registry is another repository.
-        let elsewhere = numbers_of("other.example", &first.repository);
+        let elsewhere = numbers_of(table, "other.example", &first.repository);
         assert!(std::ptr::eq(elsewhere, &OTHERS));
     }
 }
