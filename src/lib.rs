@@ -7,7 +7,7 @@
 //!
 //! Imports point one way; `tests/it/layers.rs` holds them to it:
 //! `main → cli → app → {door, pool} → {proxy, pages, status} → {aws, cache} → upstream →
-//! {config, oci, message, hash} → {metrics, log, clock} →
+//! {config, image_name, message, hash} → oci → {metrics, log, clock} →
 //! {address, budget, calendar, history, permits, random, range, secret, transfers, uri} →
 //! locked`.
 
@@ -23,6 +23,7 @@ pub mod config;
 pub mod door;
 pub mod hash;
 pub mod history;
+pub mod image_name;
 pub mod locked;
 pub mod log;
 pub mod message;

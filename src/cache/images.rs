@@ -4,12 +4,10 @@
 //! Only names and times are read of all tags. Manifests are read of the few on the page that was
 //! asked for.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use serde_json::Value;
-
-use super::manifest::list_named;
+use super::closure::{ClosureBounds, ClosureWalk, ImagePart, NO_PLATFORM};
 use super::names::{Names, Scope};
 use super::paths::{file_names, modified};
 use super::store::Store;
@@ -21,12 +19,12 @@ pub const PAGE_MAX: usize = 100;
 const TAGS_MAX: usize = 50_000;
 /// Longest time that one listing takes; what was not looked at by then is left out.
 const TIME_MAX: Duration = Duration::from_secs(2);
-/// Largest manifest or configuration that is read: those of usual images are a few KB.
-const READ_BYTES_MAX: u64 = 512 * 1024;
-/// Manifests of an index that are looked at: images in use have a dozen.
-const CHILDREN_MAX: usize = 64;
-/// Platforms of attestations, which nobody runs.
-const NO_PLATFORM: &str = "unknown/unknown";
+/// Images in use have a few hundred blobs, and manifests of a few KB.
+const BOUNDS: ClosureBounds = ClosureBounds {
+    members: 4096,
+    manifest_bytes: 512 * 1024,
+    total_bytes: 8 << 20,
+};
 
 /// Which images are asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -54,6 +52,8 @@ pub struct Image {
     pub platforms: Vec<String>,
     /// Platforms of which blobs are missing.
     pub incomplete: Vec<String>,
+    /// Platforms of which not even the manifest is here.
+    pub absent: Vec<String>,
     /// Bytes of all that is here of it.
     pub size: u64,
     /// When a client last pulled it.
@@ -165,6 +165,7 @@ impl Files<'_> {
             digest: None,
             platforms: Vec::new(),
             incomplete: Vec::new(),
+            absent: Vec::new(),
             size: 0,
             pulled: found.pulled,
             confirmed: entries.first().map(|entry| entry.confirmed),
@@ -174,13 +175,14 @@ impl Files<'_> {
         let Some(entry) = here else {
             return image;
         };
-        let mut contents = Contents {
+        let walk = ClosureWalk {
             store,
-            seen: HashSet::new(),
-            size: 0,
+            names: self.names,
+            bounds: BOUNDS,
         };
-        contents.add_root(&entry.digest, &mut image);
-        image.size = contents.size;
+        let closure = walk.closure(&entry.digest);
+        image.note_parts(&closure.parts);
+        image.size = closure.bytes_here();
         image.digest = Some(entry.digest);
         image
     }
@@ -228,96 +230,19 @@ fn fits(scope: Scope<'_>, tag: &Tag, words: &[String]) -> bool {
     words.iter().all(|word| name.contains(word))
 }
 
-/// What is here of an image; a blob counts once.
-struct Contents<'a> {
-    store: &'a Store,
-    seen: HashSet<Digest>,
-    size: u64,
-}
-
-impl Contents<'_> {
-    fn add_root(&mut self, root: &Digest, image: &mut Image) {
-        let document = self.add(root).then(|| self.read(root)).flatten();
-        let Some(document) = document else {
-            return;
-        };
-        let parsed: Value = serde_json::from_slice(&document).unwrap_or_default();
-        let Some(children) = parsed.get("manifests").and_then(Value::as_array) else {
-            let whole = self.add_named(&document);
-            let config = parsed.get("config").and_then(digest_of);
-            let config = config.and_then(|config| self.read(&config));
-            let config: Value = config
-                .and_then(|config| serde_json::from_slice(&config).ok())
-                .unwrap_or_default();
-            let name = platform(&config).unwrap_or_else(|| "any".to_owned());
-            return image.note(name, whole);
-        };
-        for child in children.iter().take(CHILDREN_MAX) {
-            let Some(digest) = digest_of(child).filter(|digest| self.add(digest)) else {
-                continue;
-            };
-            let manifest = self.read(&digest);
-            let whole = manifest.is_some_and(|manifest| self.add_named(&manifest));
-            let name = child.get("platform").and_then(platform);
-            image.note(name.unwrap_or_else(|| "any".to_owned()), whole);
-        }
-    }
-
-    /// Adds all that a manifest names; says whether it is all here.
-    fn add_named(&mut self, manifest: &[u8]) -> bool {
-        let named = list_named(manifest);
-        let here = named.iter().filter(|named| self.add(&named.digest));
-        here.count() == named.len()
-    }
-
-    /// Adds a blob; says whether it is here.
-    fn add(&mut self, digest: &Digest) -> bool {
-        if self.seen.contains(digest) {
-            return true;
-        }
-        let Some(size) = self.store.size(digest) else {
-            return false;
-        };
-        self.size = self.size.saturating_add(size);
-        self.seen.insert(digest.clone())
-    }
-
-    fn read(&self, digest: &Digest) -> Option<Vec<u8>> {
-        self.store.read(digest, READ_BYTES_MAX).ok().flatten()
-    }
-}
-
 impl Image {
-    fn note(&mut self, platform: String, whole: bool) {
-        let list = match whole {
-            true => &mut self.platforms,
-            false => &mut self.incomplete,
-        };
-        if platform != NO_PLATFORM && !list.contains(&platform) {
-            list.push(platform);
+    fn note_parts(&mut self, parts: &[ImagePart]) {
+        for part in parts {
+            let list = match part {
+                part if part.missing.is_empty() => &mut self.platforms,
+                part if part.is_absent() => &mut self.absent,
+                _ => &mut self.incomplete,
+            };
+            if part.platform != NO_PLATFORM && !list.contains(&part.platform) {
+                list.push(part.platform.clone());
+            }
         }
     }
-}
-
-fn digest_of(descriptor: &Value) -> Option<Digest> {
-    descriptor.get("digest")?.as_str()?.parse().ok()
-}
-
-/// `os/architecture`, and the variant if there is one (image-spec `image-index.md`).
-fn platform(value: &Value) -> Option<String> {
-    let word = |name| {
-        value
-            .get(name)
-            .and_then(Value::as_str)
-            .filter(|word| word.len() < 32)
-    };
-    let (os, architecture) = (word("os")?, word("architecture")?);
-    Some(
-        match word("variant").filter(|variant| !variant.is_empty()) {
-            Some(variant) => format!("{os}/{architecture}/{variant}"),
-            None => format!("{os}/{architecture}"),
-        },
-    )
 }
 
 #[cfg(test)]
@@ -394,16 +319,14 @@ mod tests {
 
     #[test]
     fn an_index_lists_the_platforms_that_are_here() {
-        let value = serde_json::json!({"os": "linux", "architecture": "arm64", "variant": "v8"});
-        assert_eq!(platform(&value).as_deref(), Some("linux/arm64/v8"));
-        assert_eq!(platform(&serde_json::json!({"os": "linux"})), None);
         let cache = scratch::Cache::new();
         let one = cache.image("app", &[b"one"], 5);
         let gone = cache.image("app", &[b"two"], 5);
         cache.index("app:v1", &[&one, &gone], 5);
         cache.store.remove(&gone).unwrap();
         let image = listed(&cache, "", 0).images.remove(0);
-        assert_eq!((image.platforms.len(), image.incomplete.len()), (1, 0));
+        let counts = [&image.platforms, &image.incomplete, &image.absent].map(Vec::len);
+        assert_eq!(counts, [1, 0, 1]);
     }
 
     #[test]

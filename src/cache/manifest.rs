@@ -5,7 +5,7 @@
 //! in [`KEYS`] and skips the rest, so that reading costs little more memory than the manifest.
 
 use std::cell::Cell;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Mutex;
 
@@ -20,8 +20,9 @@ use crate::oci::Digest;
 /// Digests that are read from one manifest; it may name more, which are then looked up one by one
 /// when they are asked for. docker builds 127 layers, ECR takes 4,200 (its quotas).
 pub const DESCRIPTORS_MAX: usize = 4_200;
-/// Fields kept of all descriptors of one manifest: six of each. What begins after them is skipped.
-const FIELDS_MAX: usize = 6 * DESCRIPTORS_MAX;
+/// Fields kept of all descriptors of one manifest: nine of each, those of its platform among them.
+/// What begins after them is skipped.
+const FIELDS_MAX: usize = 9 * DESCRIPTORS_MAX;
 /// Longest text that is kept: twice the longest media type (RFC 6838) or digest.
 const TEXT_BYTES_MAX: usize = 512;
 /// Annotations of a referrer that are repeated in the list of referrers.
@@ -31,9 +32,13 @@ const ANNOTATION_BYTES_MAX: usize = 64 * 1024;
 /// Manifests above this are read one at a time, so that their memory is needed once.
 const LARGE_BYTES: usize = 256 * 1024;
 
+/// Longest name of an operating system, an architecture or a variant.
+const PLATFORM_WORD_BYTES_MAX: usize = 32;
+
 /// The fields that are read.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 17] = [
     "annotations",
+    "architecture",
     "artifactType",
     "blobSum",
     "blobs",
@@ -43,10 +48,17 @@ const KEYS: [&str; 13] = [
     "layers",
     "manifests",
     "mediaType",
+    "os",
+    "platform",
     "size",
     "subject",
     "urls",
+    "variant",
 ];
+
+/// The fields of a platform. Nothing but a name for people is made of them, so that the same in
+/// another case is no fault: it may be a field of somebody's own.
+const PLATFORM_KEYS: [&str; 4] = ["architecture", "os", "platform", "variant"];
 
 /// A digest that a manifest names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +71,43 @@ pub struct Named {
     pub size: Option<u64>,
 }
 
+/// What a manifest names, and how.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct ManifestContent {
+    /// As [`list_named`] has it.
+    pub named: Vec<Named>,
+    /// It is an index: what it names are manifests.
+    pub is_index: bool,
+    /// The configuration, which is one of those named.
+    pub config: Option<Digest>,
+    /// For each of those that an index names: its platform, such as `linux/arm64/v8`.
+    pub platforms: HashMap<Digest, String>,
+    /// The manifest that it refers to, as a signature does.
+    pub subject: Option<Digest>,
+}
+
+impl ManifestContent {
+    /// Reads a manifest.
+    pub fn read(manifest: &[u8]) -> Self {
+        let document = read(manifest);
+        let digest = |field: &Kept| field.text("digest")?.parse().ok();
+        let children = document.list("manifests");
+        let platforms = children.filter_map(|child| Some((digest(child)?, child.platform()?)));
+        Self {
+            is_index: document.list("manifests").next().is_some(),
+            config: document.get("config").and_then(digest),
+            platforms: platforms.collect(),
+            subject: document.get("subject").and_then(digest),
+            named: named_in(&document),
+        }
+    }
+}
+
+/// The platform in a configuration of an image, such as `linux/arm64/v8`.
+pub fn platform_of_config(config: &[u8]) -> Option<String> {
+    read(config).words_of_platform()
+}
+
 /// Everything a manifest names: config, layers and blobs (without a media type), and the manifests
 /// of an index (with theirs); at most [`DESCRIPTORS_MAX`]. What is no manifest names nothing.
 ///
@@ -66,7 +115,10 @@ pub struct Named {
 /// (distribution-spec "Pushing Manifests with Subject"), so it vouches for nothing. Neither are
 /// foreign layers, whose bytes are elsewhere: no registry looks whether it has them.
 pub fn list_named(manifest: &[u8]) -> Vec<Named> {
-    let document = read(manifest);
+    named_in(&read(manifest))
+}
+
+fn named_in(document: &Kept) -> Vec<Named> {
     let mut named = Vec::new();
     if !document.is_of_one_kind() {
         return named;
@@ -195,6 +247,23 @@ impl Kept {
         !matches!(self.get("urls"), None | Some(Self::Null))
             || media_type.contains(".foreign.")
             || media_type.contains(".nondistributable.")
+    }
+
+    fn platform(&self) -> Option<String> {
+        self.get("platform")?.words_of_platform()
+    }
+
+    /// `os/architecture`, and the variant if there is one (image-spec `image-index.md`).
+    fn words_of_platform(&self) -> Option<String> {
+        let word = |key| {
+            let word: Option<&str> = self.text(key);
+            word.filter(|word| !word.is_empty() && word.len() < PLATFORM_WORD_BYTES_MAX)
+        };
+        let (os, architecture) = (word("os")?, word("architecture")?);
+        Some(match word("variant") {
+            Some(variant) => format!("{os}/{architecture}/{variant}"),
+            None => format!("{os}/{architecture}"),
+        })
     }
 
     fn describe(&self, digest: &str, media_type: Option<&str>) -> Option<Named> {
@@ -368,6 +437,7 @@ impl Visitor<'_> for Key {
     fn visit_str<E: serde_core::de::Error>(self, name: &str) -> Result<Self::Value, E> {
         let key = KEYS.into_iter().find(|key| key.eq_ignore_ascii_case(name));
         match key {
+            Some(key) if key != name && PLATFORM_KEYS.contains(&key) => Ok(None),
             Some(key) if key != name => Err(E::custom("a field's name is in another case")),
             key => Ok(key),
         }

@@ -7,6 +7,7 @@
 
 mod account;
 pub mod changes;
+pub mod closure;
 pub mod description;
 pub mod disk;
 mod files;

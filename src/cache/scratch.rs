@@ -126,7 +126,13 @@ impl Cache {
         )
     }
 
-    fn manifest(&self, name: &str, kind: &str, document: &serde_json::Value, used: u64) -> Digest {
+    pub(super) fn manifest(
+        &self,
+        name: &str,
+        kind: &str,
+        document: &serde_json::Value,
+        used: u64,
+    ) -> Digest {
         let (repository, tag) = name.split_once(':').unwrap_or((name, ""));
         let bytes = document.to_string().into_bytes();
         let digest = self.blob(repository, &bytes);

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use self::image::{ImageName, Rights};
+use self::image::Rights;
 use self::outcome::StepOutcome;
 use super::output::print;
 use crate::app;
@@ -24,6 +24,7 @@ use crate::aws::token::Tokens;
 use crate::config::{
     EXIT_FAILED, EXIT_OK, EXIT_SETTINGS, Effective, Fault, Origin, Settings, UpstreamAuth,
 };
+use crate::image_name::ImageName;
 use crate::log;
 use crate::oci::Registry;
 use crate::secret::Secret;
@@ -71,7 +72,7 @@ pub(super) fn run(
     log::hook_panics();
     let mut check = Check::new(out, err, TOTAL);
     check.json = wish.json;
-    let image = wish.image.map(ImageName::parse).transpose();
+    let image = wish.image.map(str::parse::<ImageName>).transpose();
     let code = match image {
         Ok(image) => check.run(settings, effective, image),
         Err(why) => {

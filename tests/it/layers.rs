@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::imports::{module_of, read_source, sources};
 
 /// The layers from the top to the bottom.
-const LAYERS: [&[&str]; 11] = [
+const LAYERS: [&[&str]; 12] = [
     &["main"],
     &["cli"],
     &["app"],
@@ -14,7 +14,8 @@ const LAYERS: [&[&str]; 11] = [
     &["proxy", "pages", "status"],
     &["aws", "cache"],
     &["upstream"],
-    &["config", "oci", "message", "hash"],
+    &["config", "image_name", "message", "hash"],
+    &["oci"],
     &["metrics", "log", "clock"],
     &[
         "address",
@@ -35,13 +36,11 @@ const LOW_SIGHTED: [&str; 2] = ["door", "pool"];
 /// The layer with `config` in it.
 const WORDS_LAYER: usize = 7;
 /// Arrows within a layer, each with its reason. Together they must form no circle.
-const WITHIN: [(&str, &str); 4] = [
+const WITHIN: [(&str, &str); 3] = [
     // Turns at large bodies are permits.
     ("budget", "permits"),
-    // A setting names a registry; it is checked where it is read.
-    ("config", "oci"),
-    // Content is hashed by the algorithm of its digest.
-    ("hash", "oci"),
+    // A setting names an image; it is checked where it is read.
+    ("config", "image_name"),
     // A dropped log line is counted.
     ("log", "metrics"),
 ];

@@ -223,3 +223,33 @@ fn what_is_no_manifest_names_nothing() {
     let deep = "[".repeat(100_000);
     assert_eq!(list_named(deep.as_bytes()), []);
 }
+
+#[test]
+fn the_platform_and_the_subject_are_read() {
+    let child = |n: u8, platform: Value| json!({"digest": digest(n), "platform": platform});
+    let index = json!({
+        "manifests": [
+            child(1, json!({"os": "linux", "architecture": "arm64", "variant": "v8"})),
+            child(2, json!({"os": "linux", "architecture": "amd64", "variant": ""})),
+            child(3, json!({"os": "linux"})),
+            // Somebody's own fields are no fault.
+            child(4, json!({"OS": "l", "Variant": "x", "os": "a", "architecture": "b"})),
+            child(5, json!({"os": "l".repeat(99), "architecture": "b"})),
+        ],
+        "subject": {"digest": digest(9)},
+    });
+    let content = ManifestContent::read(index.to_string().as_bytes());
+    let platform = |n| content.platforms.get(&digest(n).parse().unwrap());
+    let expected = ["linux/arm64/v8", "linux/amd64", "", "a/b", ""];
+    let found: Vec<_> = (1..=5)
+        .map(|n| platform(n).map_or("", String::as_str))
+        .collect();
+    assert_eq!(found, expected);
+    assert_eq!(content.named.len(), 5);
+    assert!(content.is_index && content.config.is_none());
+    assert_eq!(content.subject, digest(9).parse().ok());
+    let config = json!({"os": "linux", "architecture": "amd64", "config": {"Env": []}});
+    let platform = platform_of_config(config.to_string().as_bytes());
+    assert_eq!(platform.as_deref(), Some("linux/amd64"));
+    assert_eq!(platform_of_config(b"{}"), None);
+}

@@ -1,5 +1,5 @@
-//! The steps `manifest` and `layer` of `check IMAGE`: the rights on one repository. Owns: reading
-//! the name, and naming the action that is missing. Must not: download more than a manifest and a
+//! The steps `manifest` and `layer` of `check IMAGE`: the rights on one repository. Owns:
+//! naming the action that is missing. Must not: download more than a manifest and a
 //! byte.
 
 use std::sync::Arc;
@@ -10,8 +10,9 @@ use serde_json::Value;
 use super::outcome::StepOutcome;
 use super::storage;
 use crate::aws::ecr::EcrHost;
+use crate::image_name::ImageName;
 use crate::message::{Headers, RequestBody};
-use crate::oci::{Digest, Reference, Registry, Repository};
+use crate::oci::{Digest, Registry, Repository};
 use crate::secret::Secret;
 use crate::upstream::client::Client;
 use crate::upstream::exchange::{Call, Upstream};
@@ -28,53 +29,6 @@ const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.docker.distribution.manifest.v2+json";
-
-/// An image as it was named.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ImageName {
-    /// None: the first registry.
-    host: Option<String>,
-    repository: Repository,
-    reference: Reference,
-}
-
-impl ImageName {
-    /// Reads `[HOST/]REPOSITORY[:TAG|@DIGEST]`.
-    ///
-    /// # Errors
-    /// What was expected.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let expected = |why: &str| {
-            format!("{text:?}: {why}; expected an image as in [HOST/]REPOSITORY[:TAG|@DIGEST]")
-        };
-        let is_host = |part: &str| part.contains(['.', ':']) || part == "localhost";
-        let (host, rest) = match text.split_once('/') {
-            Some((host, rest)) if is_host(host) => (Some(host.to_ascii_lowercase()), rest),
-            _ => (None, text),
-        };
-        let (name, reference) = rest
-            .split_once('@')
-            .or_else(|| rest.rsplit_once(':'))
-            .unwrap_or((rest, "latest"));
-        let repository = name.parse().map_err(|_| expected("no repository"))?;
-        let reference = reference
-            .parse()
-            .map_err(|_| expected("no tag or digest"))?;
-        Ok(Self {
-            host,
-            repository,
-            reference,
-        })
-    }
-
-    /// True when it is in this registry; `first`: the one without a name is, too.
-    pub(super) fn is_in(&self, registry: &Registry, first: bool) -> bool {
-        match &self.host {
-            None => first,
-            Some(host) => host == registry.authority() || host == registry.name(),
-        }
-    }
-}
 
 /// Gives the one token that `check` has fetched.
 struct FetchedToken(Option<Secret<String>>);
@@ -124,10 +78,10 @@ impl Rights {
 
     /// Fetches the manifest; returns the digest of a layer, too, when there is one.
     pub(super) fn read_manifest(&self) -> (StepOutcome, Option<Digest>) {
-        let mut reference = self.image.reference.as_str().to_owned();
+        let mut reference = self.image.reference().as_str().to_owned();
         for _ in 0..STEPS_MAX {
             let headers = Headers::from_iter([("Accept", ACCEPT)]);
-            let target = format!("/v2/{}/manifests/{reference}", self.image.repository);
+            let target = format!("/v2/{}/manifests/{reference}", self.image.repository());
             let body = match self.get(&target, &headers, MANIFEST_BYTES_MAX, "ecr:BatchGetImage") {
                 Ok((body, _)) => body,
                 Err(why) => return (StepOutcome::Failed(why), None),
@@ -151,7 +105,7 @@ impl Rights {
     /// Fetches the first byte of a layer, from wherever the registry sends us.
     pub(super) fn read_layer(&self, digest: &Digest) -> StepOutcome {
         let headers = Headers::from_iter([("Range", "bytes=0-0")]);
-        let target = format!("/v2/{}/blobs/{digest}", self.image.repository);
+        let target = format!("/v2/{}/blobs/{digest}", self.image.repository());
         match self.get(&target, &headers, 1, "ecr:GetDownloadUrlForLayer") {
             Ok((_, redirected)) => {
                 let way = match redirected {
@@ -209,7 +163,7 @@ impl Rights {
         let remedy = match status {
             401 | 403 => {
                 let action = named_action(&said).unwrap_or(action);
-                let repository = &self.image.repository;
+                let repository = self.image.repository();
                 format!("grant {action} on {}", arn(&self.registry, repository))
             }
             404 => "there is no such image: check its name and tag, and the registry".to_owned(),
@@ -246,30 +200,6 @@ fn arn(registry: &Registry, repository: &Repository) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_of_images() {
-        let parse = |text: &str| ImageName::parse(text).map(|name| (name.host, name.reference));
-        let digest = format!("sha256:{}", "a".repeat(64));
-        for (text, host, reference) in [
-            ("app", None, "latest"),
-            ("team/app:7", None, "7"),
-            ("r.test:5000/team/app:7", Some("r.test:5000"), "7"),
-            ("R.test/app", Some("r.test"), "latest"),
-            (&format!("app@{digest}"), None, digest.as_str()),
-        ] {
-            let (found, named) = parse(text).unwrap();
-            assert_eq!(
-                (found.as_deref(), named.as_str()),
-                (host, reference),
-                "{text}"
-            );
-        }
-        for bad in ["", "A", "app:", "app@sha256:1", "r.test/", "app:a b"] {
-            let why = parse(bad).unwrap_err();
-            assert!(why.contains("expected an image as in"), "{bad}: {why}");
-        }
-    }
 
     #[test]
     fn the_action_that_is_missing_is_read_out_of_the_refusal() {

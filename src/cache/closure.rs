@@ -1,0 +1,396 @@
+//! What an image needs: the one walk from its manifest down to its layers. Owns: that walk, and the
+//! list of what refers to an image. Must not: change anything, or ask upstream.
+//!
+//! An index leads to manifests, a manifest to its configuration and layers, and, where that is
+//! asked for, each of them to the signatures and other artifacts in the cache that refer to it.
+//! Foreign layers are no part of an image here: their bytes are elsewhere (`manifest.rs`).
+
+use std::collections::HashMap;
+
+use super::manifest::{ManifestContent, platform_of_config};
+use super::names::{Names, Scope, TagEntry};
+use super::store::Store;
+use crate::oci::{Digest, Reference, Tag};
+
+/// The platform of an attestation, which nobody runs (buildkit).
+pub const NO_PLATFORM: &str = "unknown/unknown";
+/// The platform of an image that names none, such as a chart.
+pub const ANY_PLATFORM: &str = "any";
+/// Manifests below one another: an index of an index is rare, and a signature's signature is two.
+const DEPTH_MAX: usize = 8;
+/// Largest configuration that is read: those of usual images are a few KB.
+const CONFIG_BYTES_MAX: u64 = 512 * 1024;
+/// How cosign ends the tag of what it attached to a manifest (`sha256-<hex>.sig`). The tag with no
+/// end is distribution-spec's "Referrers Tag Schema".
+const ATTACHED: [&str; 4] = ["", ".sig", ".att", ".sbom"];
+
+/// How far a walk goes. What is beyond is left out, and [`Closure::is_cut`] says so.
+#[derive(Debug, Clone, Copy)]
+pub struct ClosureBounds {
+    /// Digests of one image.
+    pub members: usize,
+    /// Bytes of one manifest.
+    pub manifest_bytes: u64,
+    /// Bytes of all manifests together.
+    pub total_bytes: u64,
+}
+
+impl ClosureBounds {
+    /// Everything that can be an image: manifests of 16 MiB, four times what registries take, and
+    /// as many layers as twenty of the largest manifests name.
+    pub const WHOLE: Self = Self {
+        members: 100_000,
+        manifest_bytes: 16 << 20,
+        total_bytes: 256 << 20,
+    };
+}
+
+/// What a digest is in an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemberKind {
+    /// A manifest that names manifests.
+    Index,
+    /// Any other manifest, and one that is not here.
+    Manifest,
+    /// The configuration that a manifest names.
+    Config,
+    /// A layer, or another blob that a manifest names.
+    Layer,
+}
+
+/// A digest that an image needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The digest.
+    pub digest: Digest,
+    /// What it is.
+    pub kind: MemberKind,
+    /// Its length in bytes: that of its file, else the one that it has by what names it.
+    pub size: Option<u64>,
+    /// The first platform that needs it; none for an index, and for what refers to an image.
+    pub platform: Option<String>,
+    /// It is in the cache.
+    pub is_here: bool,
+}
+
+/// A manifest with all it names: an image for one platform, or an artifact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImagePart {
+    /// The manifest.
+    pub manifest: Digest,
+    /// Such as `linux/arm64/v8`; [`ANY_PLATFORM`] when none is named.
+    pub platform: String,
+    /// What is missing of it. It may be the manifest itself.
+    pub missing: Vec<Digest>,
+}
+
+impl ImagePart {
+    /// True when its manifest is not here, as after a pull for another platform.
+    pub fn is_absent(&self) -> bool {
+        self.missing.contains(&self.manifest)
+    }
+}
+
+/// An image with all it needs.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Closure {
+    /// Every digest once; what names another comes before it, so that the root is the first.
+    pub members: Vec<Member>,
+    /// One for each manifest of the image that is no index.
+    pub parts: Vec<ImagePart>,
+    /// One for each manifest that refers to the image.
+    pub referrers: Vec<ImagePart>,
+    /// Tags by which clients find signatures and other artifacts of the image.
+    pub attached: Vec<(Tag, TagEntry)>,
+    /// There was more than the bounds allow.
+    pub is_cut: bool,
+}
+
+impl Closure {
+    /// Bytes of all members that are here; a digest counts once.
+    pub fn bytes_here(&self) -> u64 {
+        let here = self.members.iter().filter(|member| member.is_here);
+        here.filter_map(|member| member.size)
+            .fold(0, u64::saturating_add)
+    }
+
+    /// True when nothing is missing of the image; attestations do not count, as no client that runs
+    /// the image asks for them.
+    pub fn is_whole(&self) -> bool {
+        let needed = |part: &&ImagePart| part.platform != NO_PLATFORM;
+        let mut needed = self.parts.iter().filter(needed);
+        !self.is_cut && !self.parts.is_empty() && needed.all(|part| part.missing.is_empty())
+    }
+}
+
+/// The manifests of a repository that refer to others: found by reading all of its manifests once.
+#[derive(Debug, Default)]
+pub struct ReferrerIndex {
+    /// By the digest that they refer to; sorted.
+    by_subject: HashMap<Digest, Vec<Digest>>,
+}
+
+impl ReferrerIndex {
+    /// Reads the manifests of a repository. Blocks, for as long as that takes.
+    pub fn read(store: &Store, names: &Names, scope: Scope<'_>) -> Self {
+        let mut by_subject: HashMap<Digest, Vec<Digest>> = HashMap::new();
+        for (digest, _) in names.manifests(scope) {
+            let bytes = store.read(&digest, ClosureBounds::WHOLE.manifest_bytes);
+            let content = bytes
+                .ok()
+                .flatten()
+                .map(|bytes| ManifestContent::read(&bytes));
+            if let Some(subject) = content.and_then(|content| content.subject) {
+                by_subject.entry(subject).or_default().push(digest);
+            }
+        }
+        for digests in by_subject.values_mut() {
+            digests.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
+        }
+        Self { by_subject }
+    }
+
+    fn of(&self, subject: &Digest) -> &[Digest] {
+        self.by_subject.get(subject).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// The files that are walked, and how far.
+#[derive(Debug, Clone, Copy)]
+pub struct ClosureWalk<'a> {
+    /// Manifests.
+    pub store: &'a Store,
+    /// Tags.
+    pub names: &'a Names,
+    /// How far.
+    pub bounds: ClosureBounds,
+}
+
+impl<'a> ClosureWalk<'a> {
+    /// A walk through everything.
+    pub const fn new(store: &'a Store, names: &'a Names) -> Self {
+        Self {
+            store,
+            names,
+            bounds: ClosureBounds::WHOLE,
+        }
+    }
+
+    /// The manifest that a reference means here: of those that a tag means for different media
+    /// types the newest whose manifest is here, else the newest. None for a tag that is not here.
+    pub fn root(&self, scope: Scope<'_>, reference: &Reference) -> Option<Digest> {
+        match reference {
+            Reference::Digest(digest) => Some(digest.clone()),
+            Reference::Tag(tag) => self.tag_entry(scope, tag).map(|entry| entry.digest),
+        }
+    }
+
+    fn tag_entry(&self, scope: Scope<'_>, tag: &Tag) -> Option<TagEntry> {
+        let entries = self.names.tag_anywhere(scope, tag);
+        let here = entries
+            .iter()
+            .position(|entry| self.store.has(&entry.digest));
+        entries.into_iter().nth(here.unwrap_or_default())
+    }
+
+    /// All that the image with this manifest needs. Reads manifests, and looks up each digest.
+    pub fn closure(&self, root: &Digest) -> Closure {
+        let mut walker = Walker::new(*self);
+        walker.walk(root);
+        walker.closure
+    }
+
+    /// The same, and all that refers to the image.
+    pub fn closure_with_referrers(
+        &self,
+        scope: Scope<'_>,
+        root: &Digest,
+        index: &ReferrerIndex,
+    ) -> Closure {
+        let mut walker = Walker::new(*self);
+        walker.walk(root);
+        walker.refers = true;
+        let mut at = 0;
+        // Referrers become members themselves, and may have referrers.
+        while let Some(member) = walker.closure.members.get(at) {
+            at += 1;
+            if !matches!(member.kind, MemberKind::Index | MemberKind::Manifest) {
+                continue;
+            }
+            let subject = member.digest.clone();
+            for digest in index.of(&subject) {
+                walker.walk(digest);
+            }
+            for (tag, entry) in self.attached(scope, &subject) {
+                walker.walk(&entry.digest);
+                walker.closure.attached.push((tag, entry));
+            }
+        }
+        walker.closure
+    }
+
+    fn attached(&self, scope: Scope<'_>, subject: &Digest) -> Vec<(Tag, TagEntry)> {
+        // The digits of a sha512 are cut to as many as a sha256 has (distribution-spec).
+        let (algorithm, hex) = (subject.algorithm(), subject.hex());
+        let hex = hex.get(..64).unwrap_or(hex);
+        let tags = ATTACHED
+            .iter()
+            .filter_map(|end| format!("{algorithm}-{hex}{end}").parse::<Tag>().ok());
+        let found = tags.filter_map(|tag| {
+            let entry = self.tag_entry(scope, &tag)?;
+            Some((tag, entry))
+        });
+        found.collect()
+    }
+}
+
+/// A manifest that is still to be read.
+struct ManifestVisit {
+    digest: Digest,
+    size: Option<u64>,
+    platform: Option<String>,
+    depth: usize,
+}
+
+struct Walker<'a> {
+    walk: ClosureWalk<'a>,
+    closure: Closure,
+    /// Whether each member is here.
+    seen: HashMap<Digest, bool>,
+    bytes_read: u64,
+    /// What is walked refers to the image.
+    refers: bool,
+}
+
+impl<'a> Walker<'a> {
+    fn new(walk: ClosureWalk<'a>) -> Self {
+        Self {
+            walk,
+            closure: Closure::default(),
+            seen: HashMap::new(),
+            bytes_read: 0,
+            refers: false,
+        }
+    }
+
+    fn walk(&mut self, root: &Digest) {
+        let mut open = vec![ManifestVisit {
+            digest: root.clone(),
+            size: None,
+            platform: None,
+            depth: 0,
+        }];
+        while let Some(visit) = open.pop() {
+            // Each manifest is read once, so that those that name each other in a circle end.
+            if self.seen.contains_key(&visit.digest) {
+                continue;
+            }
+            let is_full = self.closure.members.len() >= self.walk.bounds.members;
+            if is_full || visit.depth > DEPTH_MAX {
+                self.closure.is_cut = true;
+                continue;
+            }
+            self.visit(visit, &mut open);
+        }
+    }
+
+    fn visit(&mut self, visit: ManifestVisit, open: &mut Vec<ManifestVisit>) {
+        let content = self.read(&visit.digest);
+        let is_index = content.as_ref().is_some_and(|content| content.is_index);
+        let kind = match is_index {
+            true => MemberKind::Index,
+            false => MemberKind::Manifest,
+        };
+        let is_here = self.add(&visit.digest, kind, visit.size, visit.platform.as_deref());
+        let content = content.filter(|_| is_here).unwrap_or_default();
+        if is_index {
+            let children = content.named.into_iter().rev().map(|named| ManifestVisit {
+                platform: content.platforms.get(&named.digest).cloned(),
+                digest: named.digest,
+                size: named.size,
+                depth: visit.depth + 1,
+            });
+            return open.extend(children);
+        }
+        let platform = visit.platform.or_else(|| self.platform(&content));
+        let mut missing = Vec::new();
+        if !is_here {
+            missing.push(visit.digest.clone());
+        }
+        for named in content.named {
+            let kind = match content.config.as_ref() == Some(&named.digest) {
+                true => MemberKind::Config,
+                false => MemberKind::Layer,
+            };
+            if !self.add(&named.digest, kind, named.size, platform.as_deref()) {
+                missing.push(named.digest);
+            }
+        }
+        let part = ImagePart {
+            manifest: visit.digest,
+            platform: platform.unwrap_or_else(|| ANY_PLATFORM.to_owned()),
+            missing,
+        };
+        match self.refers {
+            true => self.closure.referrers.push(part),
+            false => self.closure.parts.push(part),
+        }
+    }
+
+    /// A manifest that is here. One that cannot be read, or that is too large, names nothing, and
+    /// the closure is cut.
+    fn read(&mut self, digest: &Digest) -> Option<ManifestContent> {
+        let bounds = self.walk.bounds;
+        let left = bounds.total_bytes.saturating_sub(self.bytes_read);
+        match self
+            .walk
+            .store
+            .read(digest, bounds.manifest_bytes.min(left))
+        {
+            Ok(bytes) => bytes.map(|bytes| {
+                self.bytes_read += bytes.len() as u64;
+                ManifestContent::read(&bytes)
+            }),
+            Err(_) => {
+                self.closure.is_cut = true;
+                None
+            }
+        }
+    }
+
+    fn platform(&self, content: &ManifestContent) -> Option<String> {
+        let config = content.config.as_ref()?;
+        let bytes = self.walk.store.read(config, CONFIG_BYTES_MAX).ok()??;
+        platform_of_config(&bytes)
+    }
+
+    /// Adds a digest once; says whether it is here.
+    fn add(
+        &mut self,
+        digest: &Digest,
+        kind: MemberKind,
+        size: Option<u64>,
+        platform: Option<&str>,
+    ) -> bool {
+        if let Some(is_here) = self.seen.get(digest) {
+            return *is_here;
+        }
+        let on_disk = self.walk.store.size(digest);
+        if self.closure.members.len() >= self.walk.bounds.members {
+            self.closure.is_cut = true;
+            return on_disk.is_some();
+        }
+        self.closure.members.push(Member {
+            digest: digest.clone(),
+            kind,
+            size: on_disk.or(size),
+            platform: platform.map(str::to_owned),
+            is_here: on_disk.is_some(),
+        });
+        self.seen.insert(digest.clone(), on_disk.is_some());
+        on_disk.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests;

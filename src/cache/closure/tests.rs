@@ -1,0 +1,196 @@
+//! What a walk finds, and that it ends.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::cache::scratch::{Cache, IMAGE, INDEX, digest_of};
+
+const ARM: &str = "linux/arm64/v8";
+
+fn walk(cache: &Cache) -> ClosureWalk<'_> {
+    ClosureWalk::new(&cache.store, &cache.names)
+}
+
+fn with_referrers(cache: &Cache, repository: &str, root: &Digest) -> Closure {
+    cache.with(repository, |scope| {
+        let index = ReferrerIndex::read(&cache.store, &cache.names, scope);
+        walk(cache).closure_with_referrers(scope, root, &index)
+    })
+}
+
+/// An image with a configuration and one layer.
+fn image(cache: &Cache, name: &str, layer: &[u8], config: &Value) -> Digest {
+    let repository = name.split(':').next().unwrap();
+    let config = cache.blob(repository, config.to_string().as_bytes());
+    let layer = cache.blob(repository, layer);
+    let document = json!({
+        "config": {"digest": config.as_str(), "size": 7},
+        "layers": [{"digest": layer.as_str(), "size": 5}],
+    });
+    cache.manifest(name, IMAGE, &document, 5)
+}
+
+fn kinds(closure: &Closure) -> Vec<MemberKind> {
+    closure.members.iter().map(|member| member.kind).collect()
+}
+
+fn parts(closure: &Closure) -> Vec<(&str, usize)> {
+    let parts = closure.parts.iter();
+    parts
+        .map(|part| (part.platform.as_str(), part.missing.len()))
+        .collect()
+}
+
+#[test]
+fn an_index_leads_to_every_blob_with_its_platform() {
+    let cache = Cache::new();
+    let config = json!({"os": "linux", "architecture": "s390x"});
+    let own = image(&cache, "app", b"shared", &config);
+    let arm = image(&cache, "app", b"shared", &json!({"config": {}}));
+    let attestation = digest_of(b"never pulled");
+    let children = [
+        (&own, json!(null)),
+        (
+            &arm,
+            json!({"os": "linux", "architecture": "arm64", "variant": "v8"}),
+        ),
+        (
+            &attestation,
+            json!({"os": "unknown", "architecture": "unknown"}),
+        ),
+    ];
+    let children = children.map(|(digest, platform)| {
+        json!({"digest": digest.as_str(), "mediaType": IMAGE, "size": 9, "platform": platform})
+    });
+    let index = cache.manifest("app:v1", INDEX, &json!({"manifests": children}), 5);
+    let closure = walk(&cache).closure(&index);
+    use MemberKind::{Config, Index, Layer, Manifest};
+    let expected = [Index, Manifest, Config, Layer, Manifest, Config, Manifest];
+    assert_eq!(kinds(&closure), expected);
+    assert_eq!(
+        parts(&closure),
+        [("linux/s390x", 0), (ARM, 0), (NO_PLATFORM, 1)]
+    );
+    assert!(closure.is_whole() && closure.parts[2].is_absent());
+    let absent = closure.members.last().unwrap();
+    assert_eq!((absent.is_here, absent.size), (false, Some(9)));
+    assert_eq!(closure.members[5].platform.as_deref(), Some(ARM));
+    // The layer is needed by both, and is missed by both.
+    cache.store.remove(&digest_of(b"shared")).unwrap();
+    let closure = walk(&cache).closure(&index);
+    assert_eq!(parts(&closure)[..2], [("linux/s390x", 1), (ARM, 1)]);
+    assert!(!closure.is_whole() && !closure.parts[0].is_absent());
+    let layer = closure.members.iter().find(|member| member.kind == Layer);
+    assert_eq!(layer.map(|layer| layer.size), Some(Some(5)));
+}
+
+#[test]
+fn a_tag_leads_to_the_newest_manifest_that_is_here() {
+    let cache = Cache::new();
+    let old = cache.image("app:v1", &[b"old"], 5);
+    let index = cache.index("app:v1", &[&old], 6);
+    let root = |cache: &Cache| {
+        let tag = Reference::Tag("v1".parse().unwrap());
+        cache.with("app", |scope| walk(cache).root(scope, &tag))
+    };
+    assert_eq!(root(&cache), Some(index.clone()));
+    cache.store.remove(&index).unwrap();
+    assert_eq!(root(&cache), Some(old.clone()));
+    cache.store.remove(&old).unwrap();
+    assert_eq!(root(&cache), Some(index));
+    let none = Reference::Tag("v2".parse().unwrap());
+    assert_eq!(
+        cache.with("app", |scope| walk(&cache).root(scope, &none)),
+        None
+    );
+}
+
+#[test]
+fn what_refers_to_an_image_is_found_also_by_its_tag() {
+    let cache = Cache::new();
+    let root = image(&cache, "app:v1", b"layer", &json!({}));
+    let refer = |name: &str, subject: &Digest, blob: &[u8]| {
+        let blob = cache.blob("app", blob);
+        let document = json!({
+            "layers": [{"digest": blob.as_str()}],
+            "subject": {"digest": subject.as_str()},
+        });
+        cache.manifest(name, IMAGE, &document, 5)
+    };
+    let signature = refer("app", &root, b"signature");
+    let countersigned = refer("app", &signature, b"again");
+    let elsewhere = refer("app", &digest_of(b"another image"), b"no");
+    let name = format!("app:sha256-{}.sig", root.hex());
+    let cosign = image(&cache, &name, b"by cosign", &json!({}));
+    let closure = with_referrers(&cache, "app", &root);
+    let found: Vec<_> = closure
+        .referrers
+        .iter()
+        .map(|part| &part.manifest)
+        .collect();
+    assert_eq!(found, [&signature, &cosign, &countersigned]);
+    assert!(
+        !closure
+            .members
+            .iter()
+            .any(|member| member.digest == elsewhere)
+    );
+    let (tag, entry) = &closure.attached[0];
+    assert_eq!((tag.as_str(), &entry.digest), (&name[4..], &cosign));
+    assert_eq!(closure.parts.len(), 1);
+    assert_eq!(walk(&cache).closure(&root).referrers, []);
+}
+
+#[test]
+fn a_walk_ends_whatever_the_manifests_say() {
+    let cache = Cache::new();
+    // Manifests that lead to each other cannot be made, but a list may name one many times.
+    let end = image(&cache, "app", b"layer", &json!({}));
+    let mut top = end.clone();
+    for _ in 0..=DEPTH_MAX {
+        top = cache.index("app", &[&top, &top, &end], 5);
+    }
+    let closure = walk(&cache).closure(&top);
+    assert!(closure.is_cut && !closure.is_whole());
+    assert_eq!(closure.parts.len(), 1);
+
+    let bounded = |bounds: ClosureBounds| {
+        let walk = ClosureWalk {
+            bounds,
+            ..walk(&cache)
+        };
+        walk.closure(&end)
+    };
+    let bounds = ClosureBounds::WHOLE;
+    assert!(!bounded(bounds).is_cut);
+    let few = bounded(ClosureBounds {
+        members: 2,
+        ..bounds
+    });
+    assert!(few.is_cut && few.members.len() == 2);
+    let small = bounded(ClosureBounds {
+        manifest_bytes: 9,
+        ..bounds
+    });
+    assert!(small.is_cut && small.members.len() == 1);
+    assert!(
+        bounded(ClosureBounds {
+            total_bytes: 9,
+            ..bounds
+        })
+        .is_cut
+    );
+}
+
+#[test]
+fn what_is_damaged_or_absent_is_missing() {
+    let cache = Cache::new();
+    let root = image(&cache, "app", b"layer", &json!({}));
+    let path = cache.scratch.path().join("blobs/sha256").join(root.hex());
+    std::fs::write(path, "{").unwrap();
+    for _ in 0..2 {
+        let closure = walk(&cache).closure(&root);
+        assert_eq!(parts(&closure), [(ANY_PLATFORM, 1)]);
+        assert!(closure.parts[0].is_absent() && closure.bytes_here() == 0);
+    }
+}
