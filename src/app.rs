@@ -32,7 +32,9 @@ use crate::cache::{self, Cache};
 use crate::calendar;
 use crate::clock::SystemClock;
 use crate::config::{self, CacheDir, Settings, UpstreamAuth};
-use crate::door::{Door, DoorLimits, Drained, Lanes, MinRate, ServerTls, TlsFiles, Workers};
+use crate::door::{
+    CrossOrigin, Door, DoorLimits, Drained, Lanes, MinRate, ServerTls, TlsFiles, Workers,
+};
 use crate::log;
 use crate::message::{Answer, Desk, Entrance, Request};
 use crate::metrics::repositories;
@@ -263,6 +265,10 @@ fn door_limits(settings: &Settings, connections: usize) -> DoorLimits {
     DoorLimits {
         connections_per_peer: settings.max_connections_per_peer,
         trust_proxy_headers: settings.trust_proxy_headers,
+        cross_origin: CrossOrigin {
+            origins: settings.access.origins.clone(),
+            read_only: settings.access.read_only,
+        },
         min_rate: MinRate {
             bytes_per_second: settings.min_rate,
             ..limits.min_rate
@@ -283,6 +289,11 @@ fn announce(settings: &Settings, bound: &[Address], connections: usize) {
                 ("connections_max", &connections),
             ],
         );
+    }
+    if settings.access.origins == ["*"] && settings.access.auth_file.is_none() {
+        let why = "any web page that is open in a browser which reaches this proxy can use it; \
+                   name the pages in ACCESS_CONTROL_ALLOW_ORIGIN, or set AUTH_FILE";
+        log::warn(why, &[]);
     }
     if is_guarded(settings) {
         return;

@@ -86,8 +86,8 @@ impl NearMiss {
             variable, known, ..
         } = self;
         Fault::new(format!(
-            "{variable}: no setting; did you mean {known}? rename it, or set {known} too: without \
-             it clients could do more than they should"
+            "{variable}: no setting; did you mean {known}? rename it, or set {known} too: \
+             who may do what depends on it"
         ))
     }
 }

@@ -16,7 +16,7 @@ use super::globs::Globs;
 use super::outbound::{self, BlobRedirect};
 use super::registry::{self, UpstreamAuth};
 use super::table::{Group, Kind, Limits, Preset, Setting, Unit, put};
-use super::{cache, listen, metadata, parse};
+use super::{access, cache, listen, metadata, parse};
 
 const OFF: &[&str] = &["false", "0", "no", "off"];
 const URL: &str = "http:// or https://, a host and at most a port";
@@ -313,6 +313,14 @@ static ROWS: &[Setting] = rows! {
             "Patterns of the repositories that clients may use, such as `team-a/*,base`; `*` \
              stands for any characters, also for `/`. Other repositories get 403 and are not in \
              the catalogue.";
+        #[keeps_out] ACCESS_CONTROL_ALLOW_ORIGIN:
+            read(access.origins, List,
+                "* or at most 64 of http://host[:port] or https://host[:port], with commas",
+                access::origins),
+            Unset "none",
+            "Web pages that may use the registry from a browser (CORS), such as the address of a \
+             registry's user interface: `https://ui.example`. `*` stands for every page, without \
+             the login that a browser remembers.";
     }
     Cache {
         CACHE_DIR: path(cache_dir),

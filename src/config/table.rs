@@ -26,7 +26,7 @@ pub struct Setting {
     pub meaning: &'static str,
     /// True when no output may show the value.
     pub secret: bool,
-    /// True when without it clients could do more: a misspelt name ends the start.
+    /// True when who may do what depends on it: a misspelt name ends the start.
     pub keeps_out: bool,
 }
 

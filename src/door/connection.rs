@@ -189,7 +189,12 @@ fn answer(
     scope: &RequestScope,
 ) -> Written {
     let started = Instant::now();
-    let (reply, body_done) = get_reply(shared, peer, socket, head, scope);
+    let cross_origin = &shared.limits.cross_origin;
+    let (mut reply, body_done) = match cross_origin.preflight(&head.method, &head.headers) {
+        Some(reply) => (reply, head.framing == BodyFraming::Length(0)),
+        None => get_reply(shared, peer, socket, head, scope),
+    };
+    cross_origin.mark(&head.headers, &mut reply);
     let context = ReplyContext {
         http11: head.http11,
         head_only: head.method == "HEAD",

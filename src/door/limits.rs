@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::cross_origin::CrossOrigin;
 use super::rate::MinRate;
 
 /// Head bytes at the most, request line included: four times what the longest token-bearing
@@ -14,8 +15,8 @@ pub const HEAD_FIELDS_MAX: usize = 100;
 /// 64 KiB in a debug build; the rest is reserve, and untouched pages cost no memory.
 pub const CONNECTION_STACK_BYTES: usize = 256 * 1024;
 
-/// How long the door waits for a client, and how many it takes. Settings and constants in
-/// production; tests hand in shorter times.
+/// How long the door waits for a client, how many it takes, and what it adds to replies. Settings
+/// and constants in production; tests hand in shorter times.
 #[derive(Debug, Clone)]
 pub struct DoorLimits {
     /// Connections at a time; further ones take the place of the longest idle one.
@@ -43,6 +44,8 @@ pub struct DoorLimits {
     pub linger_bytes: u64,
     /// Whether the log names the client that a front end names.
     pub trust_proxy_headers: bool,
+    /// The web pages that may read replies.
+    pub cross_origin: CrossOrigin,
 }
 
 impl DoorLimits {
@@ -63,6 +66,7 @@ impl DoorLimits {
             linger: Duration::from_secs(10),
             linger_bytes: 64 << 20,
             trust_proxy_headers: true,
+            cross_origin: CrossOrigin::none(),
         }
     }
 }

@@ -4,13 +4,14 @@
 //!
 //! `accept` hands each connection to a thread of its own and `connections` keeps the list of them;
 //! `connection` runs the loop there: `tls` shakes hands, `head` checks what came, `lanes` asks a
-//! worker, `body` feeds the exchange, `reply` writes the answer. `rate` and `pace` say who is too
-//! slow, `peers` who is too many.
+//! worker, `body` feeds the exchange, `cross_origin` says which web pages may read the answer,
+//! `reply` writes it. `rate` and `pace` say who is too slow, `peers` who is too many.
 
 mod accept;
 mod body;
 mod connection;
 mod connections;
+mod cross_origin;
 #[cfg(any(fuzzing, test))]
 pub mod fuzz;
 mod head;
@@ -28,6 +29,7 @@ mod stream;
 mod tls;
 
 pub use accept::{Door, Drained};
+pub use cross_origin::CrossOrigin;
 pub use head::{Head, HeadParser};
 pub use lanes::{Lanes, Workers};
 pub use limits::{CONNECTION_STACK_BYTES, DoorLimits, HEAD_BYTES_MAX, HEAD_FIELDS_MAX};

@@ -139,9 +139,9 @@ mod tests {
 
     fn access(read_only: bool, repositories: &str) -> Access {
         let settings = AccessSettings {
-            auth_file: None,
             read_only,
             repositories: Globs::parse(repositories).unwrap(),
+            ..AccessSettings::default()
         };
         Access::new(&settings, None)
     }

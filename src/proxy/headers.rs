@@ -58,13 +58,16 @@ const NOT_FOR_CLIENT: [&str; 14] = [
     "X-Request-Id",
 ];
 
+/// Upstream's word on which web pages may read a reply: it speaks of its own address (Fetch
+/// standard, CORS).
+const CROSS_ORIGIN_PREFIX: &str = "access-control-";
+
 /// The client's fields as upstream gets them. `Accept` lines are joined into one: docker sends
 /// several, and a registry that reads the first alone would answer with the wrong media type.
 pub(super) fn for_upstream(client: &Headers, route: &Route, method: &str) -> Headers {
     let mut headers = client.clone();
     headers.retain(|name, _| {
-        let start = name.get(..SPECIFICATION_PREFIX.len());
-        start.is_some_and(|start| start.eq_ignore_ascii_case(SPECIFICATION_PREFIX))
+        begins_with(name, SPECIFICATION_PREFIX)
             || FOR_UPSTREAM
                 .iter()
                 .any(|field| field.eq_ignore_ascii_case(name))
@@ -125,6 +128,7 @@ pub(super) fn for_client(upstream: Headers, own: &ClientAddress) -> Headers {
             !NOT_FOR_CLIENT
                 .iter()
                 .any(|field| field.eq_ignore_ascii_case(name))
+                && !begins_with(name, CROSS_ORIGIN_PREFIX)
                 && !options
                     .iter()
                     .any(|option| option.eq_ignore_ascii_case(name))
@@ -140,6 +144,11 @@ pub(super) fn for_client(upstream: Headers, own: &ClientAddress) -> Headers {
             (name.to_owned(), value)
         })
         .collect()
+}
+
+fn begins_with(name: &str, prefix: &str) -> bool {
+    let start = name.get(..prefix.len());
+    start.is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
 /// True for the fields of a blob host's reply that hold for the blob itself.
@@ -259,6 +268,7 @@ mod tests {
             ("WWW-Authenticate", "Basic realm=\"https://ecr\""),
             ("Connection", "close, X-Hop"),
             ("X-Hop", "1"),
+            ("access-control-Allow-Origin", "*"),
             ("Content-Length", "5"),
             ("Location", "https://r/v2/x"),
             ("Docker-Content-Digest", "sha256:1"),

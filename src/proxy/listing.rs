@@ -531,9 +531,8 @@ mod tests {
     #[test]
     fn only_visible_names_are_in_a_filtered_catalogue() {
         let settings = AccessSettings {
-            auth_file: None,
-            read_only: false,
             repositories: Globs::parse("team/*").unwrap(),
+            ..AccessSettings::default()
         };
         let access = Access::new(&settings, None);
         let visible = |catalogue: &str| visible_names(catalogue.as_bytes(), &access);

@@ -8,14 +8,15 @@ use standin::{Options, Server, Standin};
 
 use crate::support::{Front, Http, Proxy, SOON, wait_until};
 
-struct Run {
-    code: Option<i32>,
-    out: String,
-    err: String,
+/// How a run of the binary ended.
+pub(crate) struct Run {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 /// Runs the binary with these variables alone.
-fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Run {
+pub(crate) fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Run {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aws-ecr-proxy"));
     command.env_clear().envs(variables.iter().copied());
     let output = command.args(arguments).output().expect("the binary runs");

@@ -23,6 +23,7 @@ mod cache_tags;
 mod check;
 mod check_faults;
 mod config;
+mod cross_origin;
 mod crowds;
 mod drain;
 mod framing;

@@ -50,6 +50,10 @@ fn every_built_setting_arrives() {
             ("AUTH_FILE", "/not/read/here"),
             ("READ_ONLY", "on"),
             ("ALLOW_REPOSITORIES", "team-a/*, base"),
+            (
+                "ACCESS_CONTROL_ALLOW_ORIGIN",
+                "HTTPS://UI.example:443/,http://[::1]:3000",
+            ),
             ("BLOB_REDIRECT", "pass"),
             ("RESOLVER", "10.0.0.2"),
             ("HTTPS_PROXY", "http://user:word@secure.example:3128"),
@@ -73,6 +77,8 @@ fn every_built_setting_arrives() {
         ],
     );
     let path = |text: &str| Some(PathBuf::from(text));
+    let origins = ["https://ui.example", "http://[::1]:3000"];
+    assert_eq!(settings.access.origins, origins);
     let tls = settings.tls;
     assert!(tls.enabled);
     assert_eq!(tls.certificate, path("/tls/tls.crt"));
