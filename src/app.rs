@@ -482,7 +482,7 @@ fn build_decide(
     });
     let readiness = build_readiness(tokens, cache, list_registries(&settings.registries));
     let pages = Pages::new(readiness, draining, version.to_string());
-    Ok(Arc::new(move |request: &Request| {
+    Ok(Arc::new(move |request: &Arc<Request>| {
         let refusal = pages::refusal_without_certificate(request);
         if let Some(refusal) = refusal.filter(|_| !operators.is_open(request)) {
             return Answer::Now(refusal);

@@ -43,7 +43,7 @@ impl Hasher {
     /// `algorithm:hex` of all pieces.
     pub fn finish(self) -> String {
         let hash = self.context.finish();
-        format!("{}:{}", self.algorithm, hex(hash.as_ref()))
+        with_hex(&[self.algorithm, ":"].concat(), hash.as_ref())
     }
 }
 
@@ -54,7 +54,7 @@ pub fn sha256(bytes: &[u8]) -> Vec<u8> {
 
 /// The hex digits of the SHA-256 of `bytes`.
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    hex(ring::digest::digest(&SHA256, bytes).as_ref())
+    with_hex("", ring::digest::digest(&SHA256, bytes).as_ref())
 }
 
 /// True when `bytes` have `digest`.
@@ -64,12 +64,12 @@ pub fn matches(digest: &Digest, bytes: &[u8]) -> bool {
     hasher.finish() == digest.as_str()
 }
 
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+fn with_hex(prefix: &str, bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(prefix.len() + 2 * bytes.len());
+    text.push_str(prefix);
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    text.extend(digits.filter_map(|digit| char::from_digit(digit.into(), 16)));
+    text
 }
 
 #[cfg(test)]

@@ -20,9 +20,6 @@ use crate::log::RequestScope;
 pub use note::LogNote;
 pub use peer::{Certificate, Entrance, Peer};
 
-/// The field that names the waiting request on its way through tiny_http. The door removes such a
-/// field when a client sends one.
-pub const DOOR_FIELD: &str = "X-Door";
 /// The byte a worker writes back once the answer is on the [`Desk`].
 pub const ANSWERED: u8 = b'k';
 /// The byte a worker writes back when it panicked.
@@ -453,12 +450,18 @@ impl Reply {
     }
 }
 
-/// The place where requests wait for their answers. The door opens a slot under the request's id
-/// and leaves the peer there. The worker takes the peer and leaves the answer. The door fetches it
-/// and closes the slot.
+/// The place where requests wait for their answers. The door leaves a request in a new slot. The
+/// worker takes it and leaves the answer. The door fetches it and closes the slot. Only the slot's
+/// number goes through tiny_http.
 #[derive(Default)]
 pub struct Desk {
-    slots: Mutex<HashMap<String, Slot>>,
+    slots: Mutex<Slots>,
+}
+
+#[derive(Default)]
+struct Slots {
+    opened: u64,
+    open: HashMap<u64, Slot>,
 }
 
 #[expect(
@@ -466,44 +469,42 @@ pub struct Desk {
     reason = "there is one for each request that waits"
 )]
 enum Slot {
-    Asked(Peer, RequestScope),
+    Asked(Arc<Request>, RequestScope),
     Deciding,
     Answered(Answer),
 }
 
 impl Desk {
-    /// Door: opens the slot `id`, for a request.
-    pub fn open(&self, id: &str, peer: Peer, request: RequestScope) {
-        self.lock()
-            .insert(id.to_owned(), Slot::Asked(peer, request));
+    /// Door: opens a slot for a request. Returns its number, which is never 0.
+    pub fn open(&self, request: Arc<Request>, scope: RequestScope) -> u64 {
+        let mut slots = self.slots.locked();
+        slots.opened += 1;
+        let slot = slots.opened;
+        slots.open.insert(slot, Slot::Asked(request, scope));
+        slot
     }
 
-    /// Worker: takes the peer and the request in the slot `id`. None when nobody waits for it.
-    pub fn take_up(&self, id: &str) -> Option<(Peer, RequestScope)> {
-        match std::mem::replace(self.lock().get_mut(id)?, Slot::Deciding) {
-            Slot::Asked(peer, request) => Some((peer, request)),
+    /// Worker: takes the request in a slot. None when nobody waits for it.
+    pub fn take_up(&self, slot: u64) -> Option<(Arc<Request>, RequestScope)> {
+        match std::mem::replace(self.slots.locked().open.get_mut(&slot)?, Slot::Deciding) {
+            Slot::Asked(request, scope) => Some((request, scope)),
             Slot::Deciding | Slot::Answered(_) => None,
         }
     }
 
     /// Worker: leaves the answer. It is dropped when nobody waits for it any more.
-    pub fn answer(&self, id: &str, answer: Answer) {
-        if let Some(slot) = self.lock().get_mut(id) {
+    pub fn answer(&self, slot: u64, answer: Answer) {
+        if let Some(slot) = self.slots.locked().open.get_mut(&slot) {
             *slot = Slot::Answered(answer);
         }
     }
 
     /// Door: closes the slot and fetches the answer, if one was left.
-    pub fn close(&self, id: &str) -> Option<Answer> {
-        match self.lock().remove(id)? {
+    pub fn close(&self, slot: u64) -> Option<Answer> {
+        match self.slots.locked().open.remove(&slot)? {
             Slot::Answered(answer) => Some(answer),
             Slot::Asked(..) | Slot::Deciding => None,
         }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Slot>> {
-        // A map operation leaves no half-done state behind, so a poisoned lock is still good.
-        self.slots.locked()
     }
 }
 
@@ -522,33 +523,37 @@ mod tests {
         assert_eq!(headers.len(), 2);
     }
 
-    #[test]
-    fn a_slot_is_answered_once_and_only_while_it_is_open() {
-        let desk = Desk::default();
-        let peer = Peer::on_unix_socket();
-        let request = || RequestScope::new("same".into(), None);
-        desk.open("1", peer.clone(), request());
-        let (asked, scope) = desk.take_up("1").unwrap();
-        assert_eq!((asked, scope.id()), (peer.clone(), "same"));
-        assert!(desk.take_up("1").is_none());
-        desk.answer("1", Answer::Now(Reply::new(200, "text/plain", "ok")));
-        assert!(matches!(desk.close("1"), Some(Answer::Now(reply)) if reply.status == 200));
-        assert!(desk.close("1").is_none());
-        desk.answer("1", Answer::Now(Reply::new(200, "text/plain", "late")));
-        assert!(desk.close("1").is_none());
-        desk.open("2", peer, request());
-        assert!(desk.close("2").is_none());
-    }
-
-    #[test]
-    fn a_target_splits_at_the_first_question_mark() {
-        let request = Request {
+    fn request() -> Request {
+        Request {
             method: "GET".into(),
             target: "/v2/?a?b".into(),
             headers: Headers::new(),
             peer: Peer::on_unix_socket(),
-            id: "1".into(),
-        };
+            id: "same".into(),
+        }
+    }
+
+    #[test]
+    fn a_slot_is_answered_once_and_only_while_it_is_open() {
+        let desk = Desk::default();
+        let open = || desk.open(Arc::new(request()), RequestScope::new("same".into(), None));
+        let first = open();
+        let (asked, scope) = desk.take_up(first).unwrap();
+        assert_eq!((&*asked, scope.id()), (&request(), "same"));
+        assert!(desk.take_up(first).is_none());
+        desk.answer(first, Answer::Now(Reply::new(200, "text/plain", "ok")));
+        assert!(matches!(desk.close(first), Some(Answer::Now(reply)) if reply.status == 200));
+        assert!(desk.close(first).is_none());
+        desk.answer(first, Answer::Now(Reply::new(200, "text/plain", "late")));
+        assert!(desk.close(first).is_none());
+        let second = open();
+        assert!(second != first && first != 0);
+        assert!(desk.close(second).is_none());
+    }
+
+    #[test]
+    fn a_target_splits_at_the_first_question_mark() {
+        let request = request();
         assert_eq!((request.path(), request.query()), ("/v2/", Some("a?b")));
     }
 }

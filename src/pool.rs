@@ -12,12 +12,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::message::{ANSWERED, Answer, DOOR_FIELD, Desk, Headers, PANICKED, Request};
+use crate::message::{ANSWERED, Answer, Desk, PANICKED, Request};
 use crate::random::unguessable;
 use crate::{log, metrics};
 
 /// Decides what a request gets. Touches memory only: no network, no file, no waiting.
-pub type Decide = dyn Fn(&Request) -> Answer + Send + Sync;
+pub type Decide = dyn Fn(&Arc<Request>) -> Answer + Send + Sync;
 
 /// Errors of `recv` that are borne: one is expected when the listener is shut down.
 const RECEIVE_ERRORS_MAX: usize = 4;
@@ -98,30 +98,15 @@ fn take_requests(server: &tiny_http::Server, desk: &Desk, decide: &Decide, error
     }
 }
 
-/// One head in, one byte out. The writer is taken first: a `Request` that is dropped with its
-/// writer answers 500 by itself.
+/// The number of a slot in, one byte out. The writer is taken first: a `Request` that is dropped
+/// with its writer answers 500 by itself.
 fn answer_request(request: tiny_http::Request, desk: &Desk, decide: &Decide) {
-    let method = request.method().to_string();
-    let target = request.url().to_owned();
-    let mut headers: Headers = request
-        .headers()
-        .iter()
-        .map(|header| (header.field.to_string(), header.value.to_string()))
-        .collect();
+    let slot = request.url().trim_start_matches('/').parse().unwrap_or(0);
     let mut writer = request.into_writer();
-    let id = headers.first(DOOR_FIELD).unwrap_or_default().to_owned();
-    headers.remove(DOOR_FIELD);
     let _busy = metrics::WORKERS_BUSY.hold();
-    let answered = desk.take_up(&id).is_none_or(|(peer, scope)| {
-        let request = Request {
-            method,
-            target,
-            headers,
-            peer,
-            id: scope.id().to_owned(),
-        };
+    let answered = desk.take_up(slot).is_none_or(|(request, scope)| {
         match scope.run(|| decide_safely(&request, decide)) {
-            Some(answer) => desk.answer(&id, answer),
+            Some(answer) => desk.answer(slot, answer),
             None => return false,
         }
         true
@@ -132,7 +117,7 @@ fn answer_request(request: tiny_http::Request, desk: &Desk, decide: &Decide) {
 }
 
 /// None when deciding panicked.
-fn decide_safely(request: &Request, decide: &Decide) -> Option<Answer> {
+fn decide_safely(request: &Arc<Request>, decide: &Decide) -> Option<Answer> {
     let answer = catch_unwind(AssertUnwindSafe(|| decide(request)));
     if answer.is_err() {
         metrics::PANICS.inc();

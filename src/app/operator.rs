@@ -57,7 +57,7 @@ impl OperatorPages {
     }
 
     /// The answer of one of these pages, as far as the client may see it; none for all else.
-    pub(super) fn answer(&self, request: &Request) -> Option<Answer> {
+    pub(super) fn answer(&self, request: &Arc<Request>) -> Option<Answer> {
         let page = self.find(request)?;
         let logins = match request.peer.entrance {
             Entrance::Main if !self.is_open(request) => self.logins.as_ref(),
@@ -66,7 +66,7 @@ impl OperatorPages {
         let (sources, status, asked) = (
             Arc::clone(&self.sources),
             self.status.clone(),
-            request.clone(),
+            Arc::clone(request),
         );
         let answer = move || match (page, status) {
             (OperatorPage::Status, Some(status)) => status.answer(&asked),

@@ -45,7 +45,7 @@ impl Cache {
     pub fn manifest(&self, scope: Scope<'_>, digest: &Digest) -> Option<Manifest> {
         let media_type = self.names.link(scope, digest)?.media_type?;
         let body = self.manifest_body(digest)?;
-        self.names.touch(scope, "", None, digest);
+        self.names.touch_link(scope, digest);
         Some(Manifest {
             digest: digest.clone(),
             media_type,
@@ -95,7 +95,7 @@ impl Cache {
         let entries = self.names.tag(scope, partition, tag);
         entries.into_iter().filter_map(move |entry| {
             let manifest = self.manifest(scope, &entry.digest)?;
-            self.names.touch(scope, partition, Some(tag), &entry.digest);
+            self.names.touch_tag(scope, partition, tag);
             Some(TaggedManifest {
                 manifest,
                 confirmed: entry.confirmed,

@@ -16,7 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::changes::{Changes, Fact, Moment};
 use super::files;
@@ -34,6 +34,9 @@ use crate::oci::{Digest, Registry, Repository, Tag};
 /// Partitions kept of a repository, that of no `CACHE_KEY` among them. Clients choose them, and
 /// each has a folder. One that is taken away costs a question upstream for each of its tags.
 const PARTITIONS_MAX: usize = 128;
+/// A use is noted again after this time: eviction asks for no finer order, and of thousands of
+/// clients that pull one image at once, a hundred a second make the three calls of the system.
+const USE_INTERVAL: Duration = Duration::from_millis(10);
 /// What a directory takes on the disk, as long as it is small.
 const BLOCK_BYTES: u64 = 4096;
 /// Holds the registry's URL. No registry's name begins with a dot.
@@ -162,11 +165,21 @@ impl Names {
         }
     }
 
-    /// Notes that a digest was used now, and the tag that led to it.
-    pub fn touch(&self, scope: Scope<'_>, partition: &str, tag: Option<&Tag>, digest: &Digest) {
-        self.touch_at(scope, partition, tag, digest, SystemTime::now());
+    /// Notes that a digest was used now.
+    pub fn touch_link(&self, scope: Scope<'_>, digest: &Digest) {
+        let path = self.paths.link(scope, digest);
+        path.into_iter()
+            .for_each(|path| touch(&path, SystemTime::now()));
     }
 
+    /// Notes that a tag was used now.
+    pub fn touch_tag(&self, scope: Scope<'_>, partition: &str, tag: &Tag) {
+        let path = self.paths.tag(scope, partition, tag);
+        path.into_iter()
+            .for_each(|path| touch(&path, SystemTime::now()));
+    }
+
+    #[cfg(test)]
     pub(super) fn touch_at(
         &self,
         scope: Scope<'_>,
@@ -177,10 +190,7 @@ impl Names {
     ) {
         let tag = tag.and_then(|tag| self.paths.tag(scope, partition, tag));
         for path in tag.into_iter().chain(self.paths.link(scope, digest)) {
-            // It may be absent. Where it cannot be written, the order of eviction stays as it was.
-            if let Ok(file) = File::options().write(true).open(path) {
-                let _ = file.set_modified(now);
-            }
+            set_used(&path, now);
         }
     }
 
@@ -284,6 +294,21 @@ impl Names {
     pub fn remembered_registry(&self) -> Option<Registry> {
         let text = fs::read_to_string(self.paths.repos.join(REMEMBERED)).ok()?;
         text.trim().parse().ok()
+    }
+}
+
+/// Notes that a file was used, once in [`USE_INTERVAL`].
+fn touch(path: &Path, now: SystemTime) {
+    let age = now.duration_since(modified(path));
+    if age.map_or(true, |age| age >= USE_INTERVAL) {
+        set_used(path, now);
+    }
+}
+
+fn set_used(path: &Path, now: SystemTime) {
+    // It may be absent. Where it cannot be written, the order of eviction stays as it was.
+    if let Ok(file) = File::options().write(true).open(path) {
+        let _ = file.set_modified(now);
     }
 }
 

@@ -48,34 +48,35 @@ pub(super) struct Paths {
 
 impl Paths {
     pub(super) fn registry(&self, registry: &Registry) -> Option<PathBuf> {
-        let name = registry.name();
-        // `.` and `..` pass as host names, and names with a leading dot are the cache's own.
-        let safe = name.len() <= COMPONENT_BYTES_MAX && !name.starts_with(['.', '_']);
-        (safe && !name.contains('/')).then(|| self.repos.join(name))
+        let name = usable_name(registry)?;
+        Some(below(&self.repos, &[name]))
     }
 
     pub(super) fn repository(&self, scope: Scope<'_>) -> Option<PathBuf> {
-        let registry = self.registry(scope.registry)?;
-        let name = scope.repository.as_str();
-        let short = name
-            .split('/')
-            .all(|part| part.len() <= COMPONENT_BYTES_MAX);
-        short.then(|| registry.join(name))
+        self.in_repository(scope, &[])
     }
 
     /// `partition` is empty or a hash in hex.
     pub(super) fn tag(&self, scope: Scope<'_>, partition: &str, tag: &Tag) -> Option<PathBuf> {
-        let folder = match partition {
-            "" => TAGS.to_owned(),
-            partition => format!("{TAGS}@{partition}"),
-        };
+        if partition.is_empty() {
+            return self.in_repository(scope, &[TAGS, tag.as_str()]);
+        }
+        let folder = format!("{TAGS}@{partition}");
         is_partition(&folder).then_some(())?;
-        Some(self.repository(scope)?.join(folder).join(tag.as_str()))
+        self.in_repository(scope, &[&folder, tag.as_str()])
     }
 
     pub(super) fn link(&self, scope: Scope<'_>, digest: &Digest) -> Option<PathBuf> {
         // The two algorithms differ in length, so the hex digits alone name the digest.
-        Some(self.repository(scope)?.join(LINKS).join(digest.hex()))
+        self.in_repository(scope, &[LINKS, digest.hex()])
+    }
+
+    fn in_repository(&self, scope: Scope<'_>, parts: &[&str]) -> Option<PathBuf> {
+        let registry = usable_name(scope.registry)?;
+        let name = scope.repository.as_str();
+        let mut words = name.split('/');
+        let short = words.all(|part| part.len() <= COMPONENT_BYTES_MAX);
+        short.then(|| below(&self.repos, &[&[registry, name], parts].concat()))
     }
 
     /// The tag folders of a repository, that of no partition first.
@@ -88,6 +89,23 @@ impl Paths {
         names.sort_unstable();
         names.iter().map(|name| folder.join(name)).collect()
     }
+}
+
+/// A registry's name that makes a folder's.
+fn usable_name(registry: &Registry) -> Option<&str> {
+    let name = registry.name();
+    // `.` and `..` pass as host names, and names with a leading dot are the cache's own.
+    let safe = name.len() <= COMPONENT_BYTES_MAX && !name.starts_with(['.', '_']);
+    (safe && !name.contains('/')).then_some(name)
+}
+
+/// The path of these parts below a folder. Made in one piece: each `join` makes a copy.
+pub(super) fn below(folder: &Path, parts: &[&str]) -> PathBuf {
+    let lengths = parts.iter().map(|part| 1 + part.len());
+    let mut path = PathBuf::with_capacity(folder.as_os_str().len() + lengths.sum::<usize>());
+    path.push(folder);
+    path.extend(parts);
+    path
 }
 
 /// The fault of a name that makes no path.

@@ -17,6 +17,7 @@ use std::time::{Instant, SystemTime};
 use super::account::Account;
 use super::files;
 pub use super::open::{FORMAT, OpenError};
+use super::paths::below;
 use super::verified::{Stamp, Verified};
 use crate::hash::{ALGORITHMS, Hasher, matches};
 use crate::locked::Locked as _;
@@ -425,15 +426,15 @@ impl Store {
     }
 
     fn folder(&self, kind: &str, digest: &Digest) -> PathBuf {
-        self.root.join(kind).join(digest.algorithm())
+        below(&self.root, &[kind, digest.algorithm()])
     }
 
     fn blob_path(&self, digest: &Digest) -> PathBuf {
-        self.folder("blobs", digest).join(digest.hex())
+        below(&self.root, &["blobs", digest.algorithm(), digest.hex()])
     }
 
     fn partial_path(&self, digest: &Digest) -> PathBuf {
-        self.folder("partial", digest).join(digest.hex())
+        below(&self.root, &["partial", digest.algorithm(), digest.hex()])
     }
 
     /// Where temporary files are made.

@@ -16,7 +16,7 @@ use super::request_id;
 use super::socket::{ClientSocket, is_timeout};
 use super::tls::HandshakeFault;
 use crate::log::{self, Level, RequestScope};
-use crate::message::{Answer, Headers, LogNote, Peer, Reply, RequestBody};
+use crate::message::{Answer, Headers, LogNote, Peer, Reply, Request, RequestBody};
 use crate::metrics::requests::{self, RequestKind};
 use crate::metrics::{self, Finished, Method, Route, repositories};
 use crate::oci::{ErrorCode, OciError};
@@ -168,7 +168,7 @@ fn serve_one(
     };
     let running = metrics::REQUESTS_RUNNING.hold();
     let scope = request_id::scope(&head.headers);
-    let written = scope.run(|| answer(shared, peer, socket, &head, &scope));
+    let written = scope.run(|| answer(shared, peer, socket, head, &scope));
     drop(running);
     connection.set_idle();
     if written.keep_alive {
@@ -185,29 +185,38 @@ fn answer(
     shared: &DoorState,
     peer: &Peer,
     socket: &mut ClientSocket,
-    head: &Head,
+    head: Head,
     scope: &RequestScope,
 ) -> Written {
     let started = Instant::now();
+    let (http11, keep_alive) = (head.http11, head.keep_alive);
+    let (framing, expects_continue) = (head.framing, head.expects_continue);
+    let request = Arc::new(Request {
+        method: head.method,
+        target: head.target,
+        headers: head.headers,
+        peer: peer.clone(),
+        id: scope.id().to_owned(),
+    });
     let cross_origin = &shared.limits.cross_origin;
-    let (mut reply, body_done) = match cross_origin.preflight(&head.method, &head.headers) {
-        Some(reply) => (reply, head.framing == BodyFraming::Length(0)),
-        None => get_reply(shared, peer, socket, head, scope),
+    let (mut reply, body_done) = match cross_origin.preflight(&request.method, &request.headers) {
+        Some(reply) => (reply, framing == BodyFraming::Length(0)),
+        None => get_reply(shared, socket, &request, (framing, expects_continue), scope),
     };
-    cross_origin.mark(&head.headers, &mut reply);
+    cross_origin.mark(&request.headers, &mut reply);
     let context = ReplyContext {
-        http11: head.http11,
-        head_only: head.method == "HEAD",
-        keep_alive: head.keep_alive && body_done && !shared.is_draining(),
+        http11,
+        head_only: request.method == "HEAD",
+        keep_alive: keep_alive && body_done && !shared.is_draining(),
         id: scope.id(),
     };
     let line = LogLine {
         started,
         peer,
         scope,
-        method: &head.method,
-        target: &head.target,
-        headers: &head.headers,
+        method: &request.method,
+        target: &request.target,
+        headers: &request.headers,
         forwarded: shared.limits.trust_proxy_headers,
     };
     write_and_log(line, socket, reply, context)
@@ -253,40 +262,33 @@ fn read_head(
 }
 
 /// Gets the reply: from a worker, and from the exchange the worker named. Also says whether the
-/// request's body was read to its end.
+/// request's body was read to its end. `body` is its framing, and whether the client waits for
+/// `100 Continue` before it sends it.
 fn get_reply(
     shared: &DoorState,
-    peer: &Peer,
     socket: &mut ClientSocket,
-    head: &Head,
+    request: &Arc<Request>,
+    body: (BodyFraming, bool),
     scope: &RequestScope,
 ) -> (Reply, bool) {
-    // The client may have chosen its id, and another the same.
-    let slot = request_id::made();
+    let (framing, expects_continue) = body;
     let desk = &shared.workers.desk;
-    desk.open(&slot, peer.clone(), scope.clone());
+    let slot = desk.open(Arc::clone(request), scope.clone());
     let waiting = metrics::DECISIONS_WAITING.hold();
-    let asked = shared.workers.lanes.ask(&head.for_lane(&slot));
+    let asked = shared.workers.lanes.ask(slot);
     drop(waiting);
-    let answer = desk.close(&slot);
+    let answer = desk.close(slot);
+    let has_no_body = framing == BodyFraming::Length(0);
     let exchange = match (asked, answer) {
-        (Ok(()), Some(Answer::Now(reply))) => {
-            return (reply, head.framing == BodyFraming::Length(0));
-        }
+        (Ok(()), Some(Answer::Now(reply))) => return (reply, has_no_body),
         (Ok(()), Some(Answer::Later(exchange))) => exchange,
-        (fault, _) => {
-            return (
-                lane_fault_reply(fault),
-                head.framing == BodyFraming::Length(0),
-            );
-        }
+        (fault, _) => return (lane_fault_reply(fault), has_no_body),
     };
-    let length = match head.framing {
+    let length = match framing {
         BodyFraming::Chunked => None,
         BodyFraming::Length(length) => Some(length),
     };
-    let expects_continue = head.expects_continue;
-    let mut reader = BodyReader::new(socket, head.framing, expects_continue, &shared.limits);
+    let mut reader = BodyReader::new(socket, framing, expects_continue, &shared.limits);
     // The exchange is dropped by the panic, and nothing it borrowed is used again half-done: the
     // connection is closed.
     let run = AssertUnwindSafe(|| exchange(&mut RequestBody::new(&mut reader, length)));

@@ -9,17 +9,16 @@ use std::sync::Arc;
 
 use super::body::BodyReader;
 use super::head::{BodyFraming, HeadParser};
-use super::lanes::Lanes;
 use super::limits::{DoorLimits, HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
 use super::socket::ClientSocket;
 use super::stream::ClientStream;
 
-/// A head, whole or not. What the door passes, tiny_http accepts and the door passes again.
-/// Scanning it piece by piece comes to the same as at once. Returns what the door read.
+/// A head, whole or not. What the door passes, it passes again. Scanning it piece by piece comes to
+/// the same as at once. Returns what the door read.
 ///
 /// # Panics
 /// When that does not hold.
-pub fn head(bytes: &[u8], lanes: &Lanes) -> String {
+pub fn head(bytes: &[u8]) -> String {
     let at_once = HeadParser::default().advance(bytes);
     let mut parser = HeadParser::default();
     let half = bytes.get(..bytes.len() / 2).unwrap_or_default();
@@ -31,17 +30,17 @@ pub fn head(bytes: &[u8], lanes: &Lanes) -> String {
         Ok(None) => return "more".to_owned(),
         Err(refusal) => return format!("refused {}", refusal.status),
     };
-    let for_lane = head.for_lane("fuzz");
-    assert!(
-        lanes.ask(&for_lane).is_ok(),
-        "tiny_http refused a head that the door passes: {head:?}"
-    );
-    // Without a Host it is no HTTP/1.1, as which it goes over a lane. The field that names the
-    // request there may be one more than a client may send.
-    let has_room = head.headers.len() + 1 < HEAD_FIELDS_MAX && for_lane.len() < HEAD_BYTES_MAX;
+    let fields: String = head
+        .headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
+    let again = format!("{} {} HTTP/1.1\r\n{fields}\r\n", head.method, head.target);
+    // Without a Host it is no HTTP/1.1. `Host` may be one more than the client sent.
+    let has_room = head.headers.len() <= HEAD_FIELDS_MAX && again.len() < HEAD_BYTES_MAX;
     if head.headers.first("Host").is_some() && has_room {
-        let again = HeadParser::default().advance(&for_lane);
-        let (again, _) = again.ok().flatten().expect("the door passes what it wrote");
+        let again = HeadParser::default().advance(again.as_bytes());
+        let (again, _) = again.ok().flatten().expect("the door passes what it read");
         assert_eq!(
             (&again.method, &again.target, &again.headers),
             (&head.method, &head.target, &head.headers)
@@ -51,11 +50,8 @@ pub fn head(bytes: &[u8], lanes: &Lanes) -> String {
         BodyFraming::Chunked => "chunked".to_owned(),
         BodyFraming::Length(length) => format!("length {length}"),
     };
-    let fields: String = head
-        .headers
-        .iter()
-        .map(|(name, value)| format!(", {name}: {value}"))
-        .collect();
+    let fields = format!("\r\n{fields}").replace("\r\n", ", ");
+    let fields = fields.strip_suffix(", ").unwrap_or_default();
     format!(
         "{} {} http11 {} keep {} continue {} {framing}{fields}",
         head.method, head.target, head.http11, head.keep_alive, head.expects_continue

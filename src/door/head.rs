@@ -6,11 +6,11 @@
 //! same bytes, since that is how requests are smuggled: whatever is ambiguous is refused.
 
 use super::limits::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
-use crate::message::{DOOR_FIELD, Headers};
+use crate::message::Headers;
 use crate::oci::{self, ErrorCode, OciError};
 
 /// Fields that end at the door: hop-by-hop (RFC 9110 §7.6.1), framing, and our own.
-const DOOR_FIELDS: [&str; 12] = [
+const DOOR_FIELDS: [&str; 11] = [
     "Connection",
     "Content-Length",
     "Expect",
@@ -22,7 +22,6 @@ const DOOR_FIELDS: [&str; 12] = [
     "Trailer",
     "Transfer-Encoding",
     "Upgrade",
-    DOOR_FIELD,
 ];
 /// A checked head.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,24 +177,6 @@ fn check_fields(line: RequestLine, mut headers: Headers) -> Result<Head, OciErro
         keep_alive,
         expects_continue,
     })
-}
-
-impl Head {
-    /// The head as a lane carries it: HTTP/1.1, without framing, named by `id`.
-    pub(super) fn for_lane(&self, id: &str) -> Vec<u8> {
-        let mut text = format!(
-            "{} {} HTTP/1.1\r\n{DOOR_FIELD}: {id}\r\n",
-            self.method, self.target
-        );
-        for (name, value) in self.headers.iter() {
-            text.push_str(name);
-            text.push_str(": ");
-            text.push_str(value);
-            text.push_str("\r\n");
-        }
-        text.push_str("\r\n");
-        text.into_bytes()
-    }
 }
 
 #[derive(Debug, Default)]
@@ -548,7 +529,7 @@ mod tests {
     #[test]
     fn hop_by_hop_fields_stay_at_the_door() {
         let head = get(
-            "Host: a\r\nConnection: close, X-Mine, host\r\nX-Mine: 1\r\nTE: x\r\nX-Door: forged\r\n\
+            "Host: a\r\nConnection: close, X-Mine, host\r\nX-Mine: 1\r\nTE: x\r\n\
              Upgrade: h2c\r\nKeep-Alive: 5\r\nContent-Length: 3\r\nX-Other: 2\r\n",
         )
         .unwrap();
@@ -585,12 +566,5 @@ mod tests {
             let refused = HeadParser::default().advance(begun.as_bytes());
             assert_eq!(refused.unwrap_err().status, 400, "{begun:?}");
         }
-    }
-
-    #[test]
-    fn a_lane_carries_our_id_alone() {
-        let head = get("Host: a\r\nX-Door: forged\r\n").unwrap();
-        let text = String::from_utf8(head.for_lane("17")).unwrap();
-        assert_eq!(text, "GET /v2/ HTTP/1.1\r\nX-Door: 17\r\nHost: a\r\n\r\n");
     }
 }

@@ -1,6 +1,7 @@
-//! The lanes to tiny_http: a few private connections over which a head goes in and one byte comes
-//! back. Owns: opening, lending and closing them. Must not: send a body, or let a lane that
-//! answered anything unexpected be used again.
+//! The lanes to tiny_http: a few private connections over which the number of a slot on the desk
+//! goes in, as the target of a request, and one byte comes back. Owns: opening, lending and closing
+//! them. Must not: send what a client sent, or let a lane that answered anything unexpected be used
+//! again.
 //!
 //! Locks: the list of free lanes, held to take or return one; never across I/O.
 
@@ -11,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::locked::Locked as _;
-use crate::message::{ANSWERED, DOOR_FIELD, Desk, PANICKED};
+use crate::message::{ANSWERED, Desk, PANICKED};
 use crate::{log, metrics};
 
 /// Longest wait for a worker's decision, which touches memory only: far above any, so that only a
@@ -34,9 +35,9 @@ pub(super) enum LaneFault {
 /// The way to the workers, which several doors may share.
 #[derive(Clone)]
 pub struct Workers {
-    /// How heads get there.
+    /// How they hear of requests.
     pub lanes: Arc<Lanes>,
-    /// Where the answers wait.
+    /// Where requests and answers wait.
     pub desk: Arc<Desk>,
 }
 
@@ -66,9 +67,8 @@ impl Lanes {
             let lane = UnixStream::connect_addr(address)?;
             lane.set_read_timeout(Some(ANSWER_TIMEOUT))?;
             lane.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-            // Nobody waits under this id: the worker answers and does nothing else.
-            let probe = format!("GET / HTTP/1.1\r\n{DOOR_FIELD}: probe\r\n\r\n");
-            match send_head(&lane, probe.as_bytes())? {
+            // Nobody waits in this slot: the worker answers and does nothing else.
+            match send_number(&lane, 0)? {
                 ANSWERED => free.push(lane),
                 other => {
                     let why = format!("a new lane answered byte 0x{other:02x}");
@@ -90,10 +90,10 @@ impl Lanes {
         self.alive.load(Ordering::Relaxed)
     }
 
-    /// Sends a head and waits until its answer is on the desk.
-    pub(super) fn ask(&self, head: &[u8]) -> Result<(), LaneFault> {
+    /// Tells a worker of the request in a slot, and waits until its answer is on the desk.
+    pub(super) fn ask(&self, slot: u64) -> Result<(), LaneFault> {
         let lane = self.borrow().ok_or(LaneFault::Busy)?;
-        match send_head(&lane, head) {
+        match send_number(&lane, slot) {
             Ok(byte @ (ANSWERED | PANICKED)) => {
                 self.give_back(lane);
                 if byte == ANSWERED {
@@ -141,8 +141,10 @@ impl Lanes {
     }
 }
 
-fn send_head(mut lane: &UnixStream, head: &[u8]) -> io::Result<u8> {
-    lane.write_all(head)?;
+fn send_number(mut lane: &UnixStream, slot: u64) -> io::Result<u8> {
+    // In one piece: each write wakes the other side.
+    let request = format!("GET /{slot} HTTP/1.1\r\n\r\n");
+    lane.write_all(request.as_bytes())?;
     let mut answer = [0];
     lane.read_exact(&mut answer)?;
     Ok(answer[0])
@@ -188,23 +190,21 @@ mod tests {
         (Lanes::open(&address, count, alarm).unwrap(), alarms)
     }
 
-    const HEAD: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
-
     #[test]
     fn a_panic_costs_no_lane() {
         let (lanes, alarms) = lanes(1, b"kpk");
-        assert_eq!(lanes.ask(HEAD), Err(LaneFault::Panicked));
-        assert_eq!(lanes.ask(HEAD), Ok(()));
+        assert_eq!(lanes.ask(1), Err(LaneFault::Panicked));
+        assert_eq!(lanes.ask(1), Ok(()));
         assert_eq!((lanes.alive(), alarms.load(Ordering::Relaxed)), (1, 0));
     }
 
     #[test]
     fn a_lane_that_answers_anything_else_is_closed() {
         let (lanes, alarms) = lanes(2, b"kH");
-        assert_eq!(lanes.ask(HEAD), Err(LaneFault::Lost));
+        assert_eq!(lanes.ask(1), Err(LaneFault::Lost));
         assert_eq!((lanes.alive(), alarms.load(Ordering::Relaxed)), (1, 0));
-        assert_eq!(lanes.ask(HEAD), Err(LaneFault::Lost));
+        assert_eq!(lanes.ask(1), Err(LaneFault::Lost));
         assert_eq!((lanes.alive(), alarms.load(Ordering::Relaxed)), (0, 1));
-        assert_eq!(lanes.ask(HEAD), Err(LaneFault::Busy));
+        assert_eq!(lanes.ask(1), Err(LaneFault::Busy));
     }
 }

@@ -14,6 +14,8 @@ use crate::transfers::Running;
 /// Bytes copied at a time from a streaming body: enough for full speed, and few enough that the
 /// time limit of one write limits how slowly a client may read.
 const COPY_BYTES: usize = 64 * 1024;
+/// Room for the head of a reply: usual ones fit.
+const HEAD_BYTES: usize = 1024;
 /// Fields that only the door writes.
 const FRAMING_FIELDS: [&str; 4] = [
     "Connection",
@@ -148,11 +150,9 @@ fn format_head(
     framing: ReplyFraming,
     keep_alive: bool,
 ) -> String {
-    let mut text = format!(
-        "HTTP/1.1 {} {}\r\n",
-        reply.status,
-        reason_phrase(reply.status)
-    );
+    let mut text = String::with_capacity(HEAD_BYTES);
+    let reason = reason_phrase(reply.status);
+    let _ = write!(text, "HTTP/1.1 {} {reason}\r\n", reply.status);
     for (name, value) in reply.headers.iter() {
         let own = FRAMING_FIELDS
             .iter()

@@ -14,7 +14,7 @@ use crate::oci::{Registry, Route};
 
 /// A request that the rules let pass.
 pub(super) struct Accepted {
-    pub(super) request: Request,
+    pub(super) request: Arc<Request>,
     pub(super) resolved: ResolvedRequest,
     /// See [`Exchange::depth`].
     pub(super) depth: u8,

@@ -61,7 +61,7 @@ pub(super) struct Exchange {
     pub(super) parts: Arc<Parts>,
     pub(super) registry: Registry,
     /// The request as the client sent it.
-    pub(super) request: Request,
+    pub(super) request: Arc<Request>,
     /// The request with its registry resolved. Its target is the one that upstream gets.
     pub(super) resolved: ResolvedRequest,
     /// 0 for a client's request; else the number of steps from a client's image to its referrer.

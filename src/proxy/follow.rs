@@ -189,7 +189,7 @@ impl<'a> ReferrerFill<'a> {
             method: "GET".to_owned(),
             target: target.clone(),
             headers: fields,
-            ..image.request.clone()
+            ..(*image.request).clone()
         };
         let resolved = ResolvedRequest {
             choice: Choice::Known(image.registry.clone()),
@@ -205,7 +205,7 @@ impl<'a> ReferrerFill<'a> {
         let mut nothing = io::empty();
         let body = &mut RequestBody::new(&mut nothing, Some(0));
         let accepted = Accepted {
-            request,
+            request: Arc::new(request),
             resolved,
             depth: image.depth + 1,
             deadline: Instant::now() + HEAD_TIMEOUT,

@@ -284,7 +284,7 @@ impl ManifestPull<'_> {
                 repository: self.scope.repository.clone(),
                 digest: digest.clone(),
                 depth: exchange.depth,
-                request: exchange.request.clone(),
+                request: Arc::clone(&exchange.request),
             };
             queue.add(image, self.reference);
         }

@@ -103,12 +103,12 @@ impl Proxy {
     }
 
     /// Decides how a request under `/v2` is answered. Never blocks.
-    pub fn decide(&self, request: &Request) -> Answer {
+    pub fn decide(&self, request: &Arc<Request>) -> Answer {
         let deadline = Instant::now() + HEAD_TIMEOUT;
         match &self.parts.access.logins {
             None => self.decide_admitted(request, deadline),
             Some(logins) => {
-                let (proxy, request_again) = (self.clone(), request.clone());
+                let (proxy, request_again) = (self.clone(), Arc::clone(request));
                 logins.admit(request, move || {
                     proxy.decide_admitted(&request_again, deadline)
                 })
@@ -117,7 +117,7 @@ impl Proxy {
     }
 
     /// Decides for a client that has logged in, or need not.
-    fn decide_admitted(&self, request: &Request, deadline: Instant) -> Answer {
+    fn decide_admitted(&self, request: &Arc<Request>, deadline: Instant) -> Answer {
         let own_registry = || self.parts.own_registry();
         let resolved = match self.parts.registries.resolve(request, &own_registry) {
             Ok(resolved) => resolved,
@@ -140,7 +140,7 @@ impl Proxy {
         }
         let parts = Arc::clone(&self.parts);
         let accepted = Accepted {
-            request: request.clone(),
+            request: Arc::clone(request),
             resolved,
             depth: 0,
             deadline,

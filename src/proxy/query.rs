@@ -42,7 +42,7 @@ impl Query {
     /// upstream may read differently.
     pub(super) fn parse(query: &str) -> Result<Self, OciError> {
         let mut parameters: Vec<(&'static str, String)> = Vec::new();
-        for parameter in query.split('&') {
+        for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
             let mut parts = parameter.split(';');
             let pair = parts.next().unwrap_or_default();
             if let Some(hidden) = parts.find_map(|part| find_deciding(name_of(part))) {

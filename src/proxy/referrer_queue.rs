@@ -3,6 +3,7 @@
 //! Locks: the queue, held for its own operations.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,7 +37,7 @@ pub(super) struct QueuedImage {
     /// 0 for a manifest that a client asked for; 1 for one that refers to such a manifest.
     pub(super) depth: u8,
     /// The client's request: `CACHE_KEY` may use its fields.
-    pub(super) request: Request,
+    pub(super) request: Arc<Request>,
 }
 
 /// One attempt for an image.
@@ -129,13 +130,13 @@ mod tests {
             repository: "a".parse().unwrap(),
             digest: digest.parse().unwrap(),
             depth: 0,
-            request: Request {
+            request: Arc::new(Request {
                 method: "GET".into(),
                 target: "/v2/a/manifests/1".into(),
                 headers: Headers::new(),
                 peer: Peer::on_unix_socket(),
                 id: "1".into(),
-            },
+            }),
         };
         let number = 1;
         QueuedAttempt { image, number, due }

@@ -345,17 +345,16 @@ fn no_name_leads_out_of_the_directory() {
         };
         let latest = tag("latest");
         let new = entry(1, "a/a", 1);
-        let refused = names
-            .set_tag(scope, partition, &latest, new, Moment::LAST)
-            .is_err();
-        assert!(refused, "{registry} {partition}");
+        let set = names.set_tag(scope, partition, &latest, new, Moment::LAST);
+        assert!(set.is_err(), "{registry} {partition}");
         assert_eq!(names.tag(scope, partition, &latest), []);
         assert!(
             names
                 .confirm_tag(scope, partition, &latest, &digest(1), at(1), Moment::LAST)
                 .is_err()
         );
-        names.touch(scope, partition, Some(&latest), &digest(1));
+        names.touch_tag(scope, partition, &latest);
+        names.touch_link(scope, &digest(1));
         names.remove_tag(scope, &latest);
         names.prune(scope);
         assert!(names.tags(scope).is_empty());
@@ -546,4 +545,21 @@ fn an_answer_that_is_overtaken_while_it_is_written_is_taken_back() {
     assert!(path.exists());
     names.remove_missing_tag(scope, &latest, pushed_at);
     assert!(!path.exists());
+}
+
+#[test]
+fn a_use_is_noted_again_after_a_while() {
+    let case = Case::new();
+    let path = case.scratch.path().join("file");
+    fs::write(&path, "x").unwrap();
+    set_used(&path, at(1000));
+    let noted_at = |now| {
+        touch(&path, now);
+        modified(&path)
+    };
+    let nearly = at(1000) + USE_INTERVAL - Duration::from_millis(1);
+    assert_eq!(noted_at(nearly), at(1000));
+    assert_eq!(noted_at(at(1000) + USE_INTERVAL), at(1000) + USE_INTERVAL);
+    // A clock that was set back is believed.
+    assert_eq!(noted_at(at(5)), at(5));
 }

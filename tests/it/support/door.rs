@@ -56,7 +56,7 @@ impl Server {
             alarms.fetch_add(1, Ordering::SeqCst);
         });
         let desk = Arc::new(Desk::default());
-        let decide: Arc<Decide> = Arc::new(decide);
+        let decide: Arc<Decide> = Arc::new(move |request: &Arc<Request>| decide(request));
         let pool = Pool::start(WORKERS, &desk, &decide, &on_lost).expect("workers");
         let lanes = Lanes::open(pool.address(), LANES, alarm).expect("lanes");
         pool.seal().expect("a sealed socket");
