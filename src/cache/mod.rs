@@ -22,9 +22,11 @@ pub mod names;
 pub mod negative;
 mod open;
 pub mod pages;
+mod partials;
 mod paths;
 mod pending;
 pub mod probe;
+mod processes;
 #[cfg(test)]
 pub(crate) mod scratch;
 pub mod store;

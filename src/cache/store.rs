@@ -1,5 +1,6 @@
-//! Blobs and manifests by their digest. Owns: `blobs/`, `partial/`, the format marker with the lock
-//! on it, the account of bytes, and who is reading what. Must not: know tags or repositories.
+//! Blobs and manifests by their digest. Owns: `blobs/`, the format marker with the lock on it, the
+//! account of bytes, and who is reading what. Must not: know tags or repositories. Downloads are in
+//! [`super::partials`].
 //!
 //! A file below `blobs/` is complete and verified: it comes there by fsync and rename, from
 //! `partial/`, after its maker has checked length and digest. No other way leads there.
@@ -9,15 +10,15 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::account::Account;
 use super::files;
 pub use super::open::{FORMAT, OpenError};
 use super::paths::below;
+use super::processes::{self, Processes};
 use super::verified::{Stamp, Verified};
 use crate::hash::{ALGORITHMS, Hasher, matches};
 use crate::locked::Locked as _;
@@ -34,6 +35,7 @@ pub struct Store {
     account: Mutex<Account>,
     readers: Mutex<HashMap<Digest, usize>>,
     verified: Verified,
+    processes: Processes,
     /// Keeps the lock on the directory.
     _marker: File,
 }
@@ -52,15 +54,6 @@ pub struct Blob {
     pub verified: bool,
     /// Keeps eviction from it.
     pub reading: Reading,
-}
-
-/// A download that has begun or may go on.
-#[derive(Debug)]
-pub struct Partial {
-    /// Open for reading and writing.
-    pub file: File,
-    /// Bytes it holds.
-    pub length: u64,
 }
 
 /// While it lives, eviction leaves the digest alone, be it complete or growing.
@@ -95,9 +88,9 @@ impl Store {
     /// `dir` holds something else. Does not look at the blobs.
     ///
     /// # Errors
-    /// The cache is of a newer format, in use by another process, or cannot be written.
+    /// The cache is of a newer format, another process has it for itself, or it cannot be written.
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
-        let (root, marker) = super::open::prepare(dir)?;
+        let (root, marker, processes) = super::open::prepare(dir)?;
         let account = Account {
             arrived: Some(HashMap::new()),
             ..Account::default()
@@ -107,6 +100,7 @@ impl Store {
             account: Mutex::new(account),
             readers: Mutex::default(),
             verified: Verified::default(),
+            processes,
             _marker: marker,
         };
         // Few, so they are counted at once; from here on the account follows every change.
@@ -228,64 +222,6 @@ impl Store {
         stored
     }
 
-    /// Opens the download of a blob, which may hold bytes of an earlier attempt. Hold a
-    /// [`Reading`] of the digest from before this call to after [`Self::publish`]: a download that
-    /// nobody holds is the first thing evicted.
-    ///
-    /// # Errors
-    /// The disk's own.
-    pub fn partial(&self, digest: &Digest) -> io::Result<Partial> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(self.partial_path(digest))?;
-        let length = file.metadata()?.len();
-        Ok(Partial { file, length })
-    }
-
-    /// Puts a new, empty file in the place of a download; readers of the old one keep theirs.
-    ///
-    /// # Errors
-    /// The disk's own.
-    pub fn fresh_partial(&self, digest: &Digest) -> io::Result<File> {
-        let path = self.partial_path(digest);
-        let temp = self.partial_root().join(files::temp_name());
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&temp)?;
-        let old = fs::metadata(&path).map_or(0, |metadata| metadata.len());
-        if let Err(error) = fs::rename(&temp, &path) {
-            let _ = fs::remove_file(&temp);
-            return Err(error);
-        }
-        self.partial_shrunk(old);
-        Ok(file)
-    }
-
-    /// Makes a download that its caller has verified a blob. `file` must be the very file that
-    /// [`Self::partial`] or [`Self::fresh_partial`] gave out last.
-    ///
-    /// # Errors
-    /// The disk's own, and a download that somebody replaced or removed meanwhile.
-    pub fn publish(&self, digest: &Digest, file: &File) -> io::Result<()> {
-        file.sync_all()?;
-        let from = self.partial_path(digest);
-        let (ours, there) = (file.metadata()?, fs::metadata(&from)?);
-        if (ours.dev(), ours.ino()) != (there.dev(), there.ino()) {
-            // Renaming it would publish bytes that nobody has verified.
-            let why = format!("the download of {digest} was replaced while it was verified");
-            return Err(io::Error::other(why));
-        }
-        self.move_in(digest, &from, files::on_disk(&ours))?;
-        self.partial_shrunk(ours.len());
-        self.set_verified(digest, Stamp::of(&file.metadata()?));
-        files::sync_directory(&self.folder("blobs", digest))
-    }
-
     /// A new file for content whose digest is told later. It is on no account: whoever writes to it
     /// holds a reservation. What an earlier process left of such is removed at start.
     ///
@@ -308,7 +244,7 @@ impl Store {
         files::sync_directory(&self.folder("blobs", digest))
     }
 
-    fn move_in(&self, digest: &Digest, from: &Path, size: u64) -> io::Result<()> {
+    pub(super) fn move_in(&self, digest: &Digest, from: &Path, size: u64) -> io::Result<()> {
         let to = self.blob_path(digest);
         let before = files::tree_on_disk(&to);
         self.expect_arrival(digest);
@@ -318,15 +254,6 @@ impl Store {
         }
         self.record_arrival(digest, size, before);
         Ok(())
-    }
-
-    /// Removes a download.
-    pub fn discard_partial(&self, digest: &Digest) {
-        let path = self.partial_path(digest);
-        let size = fs::metadata(&path).map_or(0, |metadata| metadata.len());
-        if fs::remove_file(&path).is_ok() {
-            self.partial_shrunk(size);
-        }
     }
 
     /// Removes a blob; readers that have it open keep it. An absent one is no error.
@@ -415,7 +342,7 @@ impl Store {
         self.verified.insert(digest, stamp, Instant::now());
     }
 
-    fn open_blob(&self, digest: &Digest) -> io::Result<Option<(File, Stamp)>> {
+    pub(super) fn open_blob(&self, digest: &Digest) -> io::Result<Option<(File, Stamp)>> {
         let file = match File::open(self.blob_path(digest)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -425,7 +352,7 @@ impl Store {
         Ok(metadata.is_file().then(|| (file, Stamp::of(&metadata))))
     }
 
-    fn folder(&self, kind: &str, digest: &Digest) -> PathBuf {
+    pub(super) fn folder(&self, kind: &str, digest: &Digest) -> PathBuf {
         below(&self.root, &[kind, digest.algorithm()])
     }
 
@@ -433,7 +360,7 @@ impl Store {
         below(&self.root, &["blobs", digest.algorithm(), digest.hex()])
     }
 
-    fn partial_path(&self, digest: &Digest) -> PathBuf {
+    pub(super) fn partial_path(&self, digest: &Digest) -> PathBuf {
         below(&self.root, &["partial", digest.algorithm(), digest.hex()])
     }
 
@@ -473,7 +400,7 @@ impl Store {
         }
     }
 
-    fn partial_shrunk(&self, bytes: u64) {
+    pub(super) fn partial_shrunk(&self, bytes: u64) {
         let mut account = self.account.locked();
         account.partial = account.partial.saturating_sub(bytes);
         account.partial_changes += 1;
@@ -552,17 +479,15 @@ impl Store {
         Ok(())
     }
 
-    /// Removes the temporary files that an earlier process left; says how many.
-    pub(super) fn remove_leftovers(&self) -> io::Result<usize> {
-        let mut removed = 0;
-        for found in fs::read_dir(self.partial_root())? {
-            let found = found?;
-            let leftover = found.file_name().to_str().is_some_and(files::is_leftover);
-            if leftover && fs::remove_file(found.path()).is_ok() {
-                removed += 1;
-            }
-        }
-        Ok(removed)
+    /// Takes a lock that only one process may hold, or waits for it for `patience`.
+    pub(super) fn lock(&self, name: &str, patience: Duration) -> Option<File> {
+        processes::lock(&self.root, name, patience)
+    }
+
+    /// Removes the temporary files that ended processes left. Says whether another process uses
+    /// the directory.
+    pub(super) fn tidy(&self) -> io::Result<bool> {
+        self.processes.tidy()
     }
 
     /// From now on arrivals are remembered for [`Self::arrivals`].

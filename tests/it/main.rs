@@ -18,6 +18,7 @@ mod cache_quota;
 mod cache_races;
 mod cache_range;
 mod cache_resume;
+mod cache_shared;
 mod cache_store;
 mod cache_tags;
 mod check;
