@@ -64,6 +64,7 @@ mod standin;
 mod status;
 mod support;
 mod tidy;
+mod tiers;
 mod tls;
 mod tls_reload;
 mod token;
