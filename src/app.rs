@@ -12,6 +12,7 @@ mod operator;
 pub(crate) mod plain_token;
 mod port_owner;
 mod progress;
+mod readiness;
 mod reload;
 mod threads;
 
@@ -29,7 +30,6 @@ use self::progress::Progress;
 use crate::aws::token::{TokenConfig, Tokens};
 use crate::cache::store::OpenError;
 use crate::cache::{self, Cache};
-use crate::calendar;
 use crate::clock::SystemClock;
 use crate::config::{self, CacheDir, Settings, UpstreamAuth};
 use crate::door::{
@@ -39,7 +39,7 @@ use crate::log;
 use crate::message::{Answer, Desk, Entrance, Request};
 use crate::metrics::repositories;
 use crate::oci::Registry;
-use crate::pages::{self, Pages, Readiness};
+use crate::pages::{self, Pages};
 use crate::pool::{Decide, Pool};
 use crate::proxy::Proxy;
 use crate::proxy::access::Access;
@@ -179,7 +179,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
     ));
     let draining = Arc::new(AtomicBool::new(false));
     let cache = open_cache(settings, cache_directory, &upstream, &on_lost)?;
-    let access = Access::new(&settings.access, logins);
+    let access = Access::new(&settings.access, settings.offline, logins);
     let decide = build_decide(
         settings,
         access,
@@ -250,12 +250,15 @@ fn load_tls(
 /// # Errors
 /// When the thread of the look-ups is refused, or the authorities cannot be read.
 pub fn new_client(settings: &Settings, pool: usize) -> Result<Client, String> {
+    let proxies = Proxies::new(&settings.outbound);
+    if settings.offline {
+        return Client::new(Resolver::closed(), proxies, None, pool);
+    }
     let lookup = match settings.outbound.resolvers.as_slice() {
         [] => Resolver::system(),
         servers => Dns::lookup(servers.to_vec()),
     };
     let resolver = Resolver::start(lookup).map_err(|error| format!("thread resolve: {error}"))?;
-    let proxies = Proxies::new(&settings.outbound);
     let bundle = settings.aws.ca_bundle.as_deref();
     Client::new(resolver, proxies, bundle, pool)
 }
@@ -367,13 +370,13 @@ fn watch_signals(events: &Sender<Event>) -> Result<(), String> {
     })
 }
 
-/// Starts the token thread, unless the upstream wants no token.
+/// Starts the token thread, unless the upstream wants no token or must not be asked.
 fn start_tokens(
     settings: &Settings,
     client: &Arc<Client>,
     on_lost: &OnLost,
 ) -> Result<Option<Arc<Tokens>>, String> {
-    if settings.upstream_auth == UpstreamAuth::None {
+    if settings.upstream_auth == UpstreamAuth::None || settings.offline {
         return Ok(None);
     }
     let tokens = new_tokens(settings, client);
@@ -414,18 +417,24 @@ fn open_cache(
     on_lost: &OnLost,
 ) -> Result<Option<Arc<Cache>>, String> {
     let Some(directory) = directory else {
-        return Ok(None);
+        let why = "OFFLINE=true serves the cache alone, and there is none: set CACHE_DIR";
+        return settings
+            .offline
+            .then(|| why.to_owned())
+            .map_or(Ok(None), Err);
     };
     let kept = cache::CacheSettings {
         quota: settings.cache_max_size,
         tag_ttl: settings.cache_tag_ttl,
         max_fills: settings.max_fills,
+        offline: settings.offline,
         default_registry: settings.registries.first().cloned(),
     };
     let cache = match Cache::open(&directory, kept, Arc::clone(upstream)) {
         Ok(cache) => Arc::new(cache),
         // Using it would lose what a newer version has written there.
         Err(error @ OpenError::Newer { .. }) => return Err(error.to_string()),
+        Err(error) if settings.offline => return Err(error.to_string()),
         Err(error) => {
             log::error("running without a cache", &[("error", &error)]);
             return Ok(None);
@@ -441,6 +450,8 @@ fn open_cache(
         &[
             ("directory", &root),
             ("quota_bytes", &settings.cache_max_size),
+            ("read_only", &cache.store.is_read_only()),
+            ("offline", &settings.offline),
         ],
     );
     Ok(Some(cache))
@@ -457,6 +468,7 @@ fn build_decide(
 ) -> Result<Arc<Decide>, String> {
     let sources = Arc::new(Sources {
         registries: settings.registries.clone(),
+        offline: settings.offline,
         tokens: tokens.clone(),
         upstream: Arc::clone(&upstream),
         cache: cache.clone(),
@@ -472,7 +484,7 @@ fn build_decide(
     }
     let operators = OperatorPages::new(sources, settings.status_page, logins, metrics);
     let proxy = Proxy::new(access, upstream, cache.clone(), settings);
-    if settings.fill_referrers && cache.is_some() {
+    if settings.fill_referrers && cache.is_some() && !settings.offline {
         threads::start("referrers", REFERRERS_STACK_BYTES, proxy.referrers())?;
     }
     let version = serde_json::json!({
@@ -480,7 +492,10 @@ fn build_decide(
         "commit": config::COMMIT,
         "build_date": config::build_date(),
     });
-    let readiness = build_readiness(tokens, cache, list_registries(&settings.registries));
+    let readiness = match (settings.offline, &cache) {
+        (true, Some(cache)) => readiness::offline(Arc::clone(cache)),
+        _ => readiness::of_token(tokens, cache, list_registries(&settings.registries)),
+    };
     let pages = Pages::new(readiness, draining, version.to_string());
     Ok(Arc::new(move |request: &Arc<Request>| {
         let refusal = pages::refusal_without_certificate(request);
@@ -495,44 +510,6 @@ fn build_decide(
         let answer = operators.answer(request);
         answer.unwrap_or_else(|| Answer::Now(pages.answer(request)))
     }))
-}
-
-fn build_readiness(
-    tokens: Option<Arc<Tokens>>,
-    cache: Option<Arc<Cache>>,
-    registries: String,
-) -> Box<Readiness> {
-    let Some(tokens) = tokens else {
-        let text = format!("the upstream needs no token; registries: {registries}");
-        return Box::new(move || Ok(text.clone()));
-    };
-    Box::new(move || {
-        let status = tokens.status();
-        if status.has_token {
-            let who = status
-                .arn
-                .unwrap_or_else(|| "an identity not yet named".to_owned());
-            let until = status
-                .expires
-                .map_or_else(|| "unknown".to_owned(), calendar::format_rfc3339);
-            let source = status
-                .source
-                .unwrap_or_else(|| "an unknown source".to_owned());
-            let mut line =
-                format!("token of {who} via {source} until {until}; registries: {registries}");
-            if let Some(why) = status.last_error {
-                line.push_str(&format!("; not renewed: {why}"));
-            }
-            return Ok(line);
-        }
-        let why = status
-            .last_error
-            .unwrap_or_else(|| "waiting for the first token".to_owned());
-        match &cache {
-            Some(cache) if cache.has_content() => Ok(format!("cache only, without a token: {why}")),
-            _ => Err(why),
-        }
-    })
 }
 
 impl RunningProxy {

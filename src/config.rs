@@ -42,7 +42,7 @@ pub use clients::TlsSettings;
 pub use document::{help, markdown_page, markdown_tables, wrapped};
 pub use fault::Fault;
 pub use given::Origin;
-pub use globs::Globs;
+pub use globs::{Globs, ImageGlobs};
 pub use listen::{Activation, ListenHost, MetricsListen, MetricsSettings};
 pub use metadata::{
     ContainerSettings, InstanceSettings, container_uri, is_container_address, is_field_value,
@@ -138,14 +138,20 @@ pub fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> R
     if settings.cache_dir == CacheDir::Unset {
         settings.cache_dir = cache::find_systemds_directory(environment).unwrap_or_default();
     }
-    if settings.upstream_auth == UpstreamAuth::None && is_default(&effective, "ECR") {
+    if settings.offline && settings.cache_dir == CacheDir::Off {
+        let why = "OFFLINE=true: expected CACHE_DIR to name a cache, as nothing else is served";
+        faults.push(Fault::new(why.to_owned()));
+    }
+    let asks_anonymously = settings.upstream_auth == UpstreamAuth::None && !settings.offline;
+    if asks_anonymously && is_default(&effective, "ECR") {
         let why = "UPSTREAM_AUTH=none: expected ECR to be set too, as no token names a registry";
         faults.push(Fault::new(why.to_owned()));
     }
     let unknown = registry::unknown_registry(&settings.namespaces, &settings.registries);
     faults.extend(unknown.map(Fault::new));
     let is_missing = |name: &str| is_default(&effective, name);
-    if settings.upstream_auth == UpstreamAuth::Ecr {
+    // Offline, credentials may be as they like.
+    if settings.upstream_auth == UpstreamAuth::Ecr && !settings.offline {
         faults.extend(aws::half_key_fault(is_missing).map(Fault::new));
         settings.warnings.extend(settings.aws.warning());
     }

@@ -40,4 +40,3 @@ pub mod status;
 pub mod transfers;
 pub mod upstream;
 pub mod uri;
-pub mod via;

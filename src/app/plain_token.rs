@@ -17,7 +17,8 @@ const PRIVATE_DOMAINS: [&str; 2] = [".vpce.amazonaws.com", ".vpce.amazonaws.com.
 /// The faults of registries in `ECR` that would be sent a token in clear, or are not ECR's by their
 /// name. None when the settings allow that, or when no token is sent at all.
 pub(crate) fn faults(settings: &Settings) -> Vec<String> {
-    if settings.allow_plain_token || settings.upstream_auth == UpstreamAuth::None {
+    let sends_none = settings.upstream_auth == UpstreamAuth::None || settings.offline;
+    if settings.allow_plain_token || sends_none {
         return Vec::new();
     }
     let registries = settings.registries.iter();
@@ -137,6 +138,7 @@ mod tests {
             assert!(faults[0].contains("ALLOW_PLAIN_TOKEN=true"), "{faults:?}");
             assert_eq!(faults_of(bad, &[("ALLOW_PLAIN_TOKEN", "true")]), [""; 0]);
             assert_eq!(faults_of(bad, &[("UPSTREAM_AUTH", "none")]), [""; 0]);
+            assert_eq!(faults_of(bad, &[("OFFLINE", "true")]), [""; 0]);
         }
         // Each registry counts.
         let two = "public.ecr.aws,a.example,http://b.example";

@@ -2,7 +2,7 @@
 //! disk. Owns: counting and logging such faults. Must not: know what was written.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::names::Names;
@@ -28,10 +28,10 @@ impl Disk {
     /// The parts of the cache in `store`, which may hold `quota` bytes.
     pub fn new(store: Store, quota: u64) -> Self {
         let store = Arc::new(store);
-        let names = Arc::new(Names::new(store.root()));
+        let names = Arc::new(Names::new_for(store.root(), store.is_read_only()));
         Self {
             sweeper: Sweeper::new(Arc::clone(&store), Arc::clone(&names), quota),
-            faults: Arc::new(DiskFaults::new(store.root())),
+            faults: Arc::new(DiskFaults::new(&store)),
             store,
             names,
         }
@@ -40,19 +40,29 @@ impl Disk {
 
 /// Where every part of the cache reports that the disk has failed.
 #[derive(Debug)]
-pub struct DiskFaults(PathBuf);
+pub struct DiskFaults {
+    directory: PathBuf,
+    /// The cache is read-only, as was said at the start.
+    is_expected: bool,
+}
 
 impl DiskFaults {
-    /// For the cache in `directory`.
-    pub fn new(directory: &Path) -> Self {
-        Self(directory.to_owned())
+    /// For the cache in `store`.
+    pub fn new(store: &Store) -> Self {
+        Self {
+            directory: store.root().to_owned(),
+            is_expected: store.is_read_only(),
+        }
     }
 
     /// Counts a fault, and logs one a minute. `what` names the file that could not be read or
     /// written: `link`, `blob`, `tag`.
     pub fn report(&self, what: &str, error: &io::Error) {
+        if self.is_expected {
+            return log::debug("not kept", &[("what", &what), ("error", error)]);
+        }
         metrics::CACHE_WRITE_FAILURES.inc();
-        let directory = self.0.display();
+        let directory = self.directory.display();
         log::cause(
             Level::Warn,
             "the cache cannot be written; pulls and pushes go on without it",

@@ -91,13 +91,14 @@ pub(super) fn temp_name() -> String {
     format!("{PREFIX}{}-{}", run(), COUNT.fetch_add(1, Relaxed))
 }
 
-/// The process that made a temporary file; none for another file.
-pub(super) fn run_of(name: &str) -> Option<&str> {
-    name.strip_prefix(PREFIX)?.split('-').next()
+/// True for a temporary file that an earlier process left behind.
+pub(super) fn is_leftover(name: &str) -> bool {
+    let own = |rest: &str| rest.split('-').next() == Some(run());
+    name.strip_prefix(PREFIX).is_some_and(|rest| !own(rest))
 }
 
 /// This process: in a container each one has the same pid, so the time of its start goes along.
-pub(super) fn run() -> &'static str {
+fn run() -> &'static str {
     static RUN: OnceLock<String> = OnceLock::new();
     RUN.get_or_init(|| {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -131,10 +132,10 @@ mod tests {
     }
 
     #[test]
-    fn a_temporary_file_names_its_process() {
+    fn only_an_earlier_run_leaves_leftovers() {
         assert_ne!(temp_name(), temp_name());
-        assert_eq!(run_of(&temp_name()), Some(run()));
-        assert_eq!(run_of("temp-18c0ffee.1-0"), Some("18c0ffee.1"));
-        assert_eq!(run_of("sha256"), None);
+        assert!(!is_leftover(&temp_name()));
+        assert!(is_leftover("temp-18c0ffee.1-0"));
+        assert!(!is_leftover("sha256"));
     }
 }

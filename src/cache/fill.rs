@@ -10,7 +10,6 @@
 //! memory, never across I/O.
 
 mod download;
-mod follow;
 mod growing;
 mod reader;
 

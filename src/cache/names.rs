@@ -8,13 +8,11 @@
 //! Whoever keeps an answer of upstream's passes the moment before it was asked for, and an answer
 //! that a change has overtaken is not kept ([`super::changes`]).
 //!
-//! Locks: the set of files being rewritten, held for set operations; never across I/O. Other
-//! processes are kept from a file by a lock of [`super::processes`].
+//! Locks: the set of files being rewritten, held for set operations; never across I/O.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -28,10 +26,8 @@ use super::paths::{
     read_text, unusable_name,
 };
 use super::pending::PendingQueue;
-use super::processes;
 pub use super::tagfile::TagEntry;
 use super::tagfile::{TAG_FILE_BYTES_MAX, TagFile};
-use crate::hash;
 use crate::locked::Locked as _;
 use crate::oci::{Digest, Registry, Repository, Tag};
 
@@ -43,10 +39,6 @@ const PARTITIONS_MAX: usize = 128;
 const USE_INTERVAL: Duration = Duration::from_millis(10);
 /// What a directory takes on the disk, as long as it is small.
 const BLOCK_BYTES: u64 = 4096;
-/// Locks between processes for the files, each for a part of them.
-const LOCKS: u8 = 32;
-/// Longest wait for a process that rewrites a file. One that hangs for longer may undo a change.
-const REWRITE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Holds the registry's URL. No registry's name begins with a dot.
 const REMEMBERED: &str = ".registry";
 
@@ -57,8 +49,8 @@ pub struct Names {
     pub changes: Changes,
     pub(super) paths: Paths,
     pub(super) pending: PendingQueue,
-    root: PathBuf,
     temps: PathBuf,
+    read_only: bool,
     /// Bytes on disk of everything but blobs and downloads.
     used: AtomicU64,
     writing: Mutex<HashSet<PathBuf>>,
@@ -76,13 +68,18 @@ pub(super) struct TagUse {
 impl Names {
     /// The names of the layout in `root` (see [`super::store::Store::root`]).
     pub fn new(root: &Path) -> Self {
+        Self::new_for(root, false)
+    }
+
+    /// The same; `read_only`: nothing is kept.
+    pub(super) fn new_for(root: &Path, read_only: bool) -> Self {
         Self {
+            read_only,
             changes: Changes::default(),
             paths: Paths {
                 repos: root.join("repos"),
             },
             pending: PendingQueue::default(),
-            root: root.to_owned(),
             temps: root.join("partial"),
             used: AtomicU64::new(0),
             writing: Mutex::default(),
@@ -334,6 +331,9 @@ impl Names {
         path: &Path,
         write: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<bool> {
+        if self.read_only {
+            return Ok(false);
+        }
         let is_current = || self.changes.are_unchanged(asked_at, scope, facts);
         let _lock = self.lock_file(path);
         if !is_current() {
@@ -433,8 +433,8 @@ impl Names {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
     }
 
-    /// Until the lock is dropped, nobody else rewrites the file, nor does another process: two
-    /// changes of one tag do not undo each other.
+    /// Until the lock is dropped, nobody else rewrites the file: two changes of one tag do not undo
+    /// each other.
     pub(super) fn lock_file<'a>(&'a self, path: &'a Path) -> FileLock<'a> {
         let mut writing = self.writing.locked();
         while !writing.insert(path.to_owned()) {
@@ -443,16 +443,7 @@ impl Names {
                 .wait(writing)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        drop(writing);
-        // The directory may have another path in another process.
-        let below = path.strip_prefix(&self.paths.repos).unwrap_or(path);
-        let hash = hash::sha256(below.as_os_str().as_bytes());
-        let name = format!("names-{}", hash.first().map_or(0, |byte| byte % LOCKS));
-        FileLock {
-            names: self,
-            path,
-            processes: processes::lock(&self.root, &name, REWRITE_TIMEOUT),
-        }
+        FileLock { names: self, path }
     }
 }
 
@@ -571,12 +562,10 @@ impl Names {
 pub(super) struct FileLock<'a> {
     names: &'a Names,
     path: &'a Path,
-    processes: Option<File>,
 }
 
 impl Drop for FileLock<'_> {
     fn drop(&mut self) {
-        drop(self.processes.take());
         let writing = self.names.writing.lock();
         writing
             .unwrap_or_else(PoisonError::into_inner)

@@ -58,6 +58,21 @@ pub fn probe(dir: &Path) -> Result<Found, OpenError> {
     })
 }
 
+/// Looks at the cache in `dir` without trying to write, as a proxy with `OFFLINE` uses it. Blocks
+/// for as long as the disk takes.
+///
+/// # Errors
+/// There is no cache, it is of a newer format, or cannot be read.
+pub fn look(dir: &Path) -> Result<Found, OpenError> {
+    let (root, _marker) = open::find(dir)?;
+    Ok(Found {
+        free_bytes: free_bytes(&root).map_err(|error| OpenError::io(&root, error))?,
+        used_bytes: used_bytes(&root),
+        is_there: true,
+        root,
+    })
+}
+
 /// A directory that the first start is to make. It is made, written and removed again: what the
 /// rights of the folder above promise, a read-only file system or a quota may not keep.
 fn missing(dir: &Path) -> Result<Found, OpenError> {

@@ -1,6 +1,5 @@
-//! Blobs and manifests by their digest. Owns: `blobs/`, the format marker with the lock on it, the
-//! account of bytes, and who is reading what. Must not: know tags or repositories. Downloads are in
-//! [`super::partials`].
+//! Blobs and manifests by their digest. Owns: `blobs/`, `partial/`, the format marker with the lock
+//! on it, the account of bytes, and who is reading what. Must not: know tags or repositories.
 //!
 //! A file below `blobs/` is complete and verified: it comes there by fsync and rename, from
 //! `partial/`, after its maker has checked length and digest. No other way leads there.
@@ -10,17 +9,17 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use super::account::Account;
 use super::files;
 pub use super::open::{FORMAT, OpenError};
 use super::paths::below;
-use super::processes::{self, Processes};
 use super::verified::{Stamp, Verified};
-use crate::hash::{ALGORITHMS, Hasher, matches};
+use crate::hash::{Hasher, matches};
 use crate::locked::Locked as _;
 use crate::oci::Digest;
 use crate::{log, metrics};
@@ -31,11 +30,11 @@ const VERIFY_BYTES: usize = 64 * 1024;
 /// The files of the cache.
 #[derive(Debug)]
 pub struct Store {
-    root: PathBuf,
-    account: Mutex<Account>,
+    pub(super) root: PathBuf,
+    pub(super) account: Mutex<Account>,
     readers: Mutex<HashMap<Digest, usize>>,
     verified: Verified,
-    processes: Processes,
+    read_only: bool,
     /// Keeps the lock on the directory.
     _marker: File,
 }
@@ -54,6 +53,15 @@ pub struct Blob {
     pub verified: bool,
     /// Keeps eviction from it.
     pub reading: Reading,
+}
+
+/// A download that has begun or may go on.
+#[derive(Debug)]
+pub struct Partial {
+    /// Open for reading and writing.
+    pub file: File,
+    /// Bytes it holds.
+    pub length: u64,
 }
 
 /// While it lives, eviction leaves the digest alone, be it complete or growing.
@@ -88,9 +96,23 @@ impl Store {
     /// `dir` holds something else. Does not look at the blobs.
     ///
     /// # Errors
-    /// The cache is of a newer format, another process has it for itself, or it cannot be written.
+    /// The cache is of a newer format, in use by another process, or cannot be written.
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
-        let (root, marker, processes) = super::open::prepare(dir)?;
+        let (root, marker) = super::open::prepare(dir)?;
+        Self::of(root, marker, false)
+    }
+
+    /// Opens the cache in `dir` for reading: nothing is written, now or later, and the directory is
+    /// not locked.
+    ///
+    /// # Errors
+    /// There is no cache, it is of a newer format, or cannot be read.
+    pub fn open_read_only(dir: &Path) -> Result<Self, OpenError> {
+        let (root, marker) = super::open::find(dir)?;
+        Self::of(root, marker, true)
+    }
+
+    fn of(root: PathBuf, marker: File, read_only: bool) -> Result<Self, OpenError> {
         let account = Account {
             arrived: Some(HashMap::new()),
             ..Account::default()
@@ -100,16 +122,23 @@ impl Store {
             account: Mutex::new(account),
             readers: Mutex::default(),
             verified: Verified::default(),
-            processes,
+            read_only,
             _marker: marker,
         };
         // Few, so they are counted at once; from here on the account follows every change.
         let mut partial = 0;
-        store
-            .each_partial(&mut |entry| partial += entry.size)
+        let counted = store.each_partial(&mut |entry| partial += entry.size);
+        // A copy of a cache may lack folders that hold nothing.
+        counted
+            .or_else(|error| if read_only { Ok(()) } else { Err(error) })
             .map_err(|error| OpenError::io(&store.root, error))?;
         store.account.locked().partial = partial;
         Ok(store)
+    }
+
+    /// True when nothing may be written.
+    pub const fn is_read_only(&self) -> bool {
+        self.read_only
     }
 
     /// The directory of the layout.
@@ -211,6 +240,7 @@ impl Store {
         if self.has(digest) {
             return Ok(());
         }
+        self.refuse_if_read_only()?;
         self.expect_arrival(digest);
         let path = self.blob_path(digest);
         let stored = files::replace(&self.partial_root(), &path, bytes);
@@ -222,12 +252,72 @@ impl Store {
         stored
     }
 
+    /// Opens the download of a blob, which may hold bytes of an earlier attempt. Hold a
+    /// [`Reading`] of the digest from before this call to after [`Self::publish`]: a download that
+    /// nobody holds is the first thing evicted.
+    ///
+    /// # Errors
+    /// The disk's own.
+    pub fn partial(&self, digest: &Digest) -> io::Result<Partial> {
+        self.refuse_if_read_only()?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(self.partial_path(digest))?;
+        let length = file.metadata()?.len();
+        Ok(Partial { file, length })
+    }
+
+    /// Puts a new, empty file in the place of a download; readers of the old one keep theirs.
+    ///
+    /// # Errors
+    /// The disk's own.
+    pub fn fresh_partial(&self, digest: &Digest) -> io::Result<File> {
+        let path = self.partial_path(digest);
+        let temp = self.partial_root().join(files::temp_name());
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&temp)?;
+        let old = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        if let Err(error) = fs::rename(&temp, &path) {
+            let _ = fs::remove_file(&temp);
+            return Err(error);
+        }
+        self.partial_shrunk(old);
+        Ok(file)
+    }
+
+    /// Makes a download that its caller has verified a blob. `file` must be the very file that
+    /// [`Self::partial`] or [`Self::fresh_partial`] gave out last.
+    ///
+    /// # Errors
+    /// The disk's own, and a download that somebody replaced or removed meanwhile.
+    pub fn publish(&self, digest: &Digest, file: &File) -> io::Result<()> {
+        file.sync_all()?;
+        let from = self.partial_path(digest);
+        let (ours, there) = (file.metadata()?, fs::metadata(&from)?);
+        if (ours.dev(), ours.ino()) != (there.dev(), there.ino()) {
+            // Renaming it would publish bytes that nobody has verified.
+            let why = format!("the download of {digest} was replaced while it was verified");
+            return Err(io::Error::other(why));
+        }
+        self.move_in(digest, &from, files::on_disk(&ours))?;
+        self.partial_shrunk(ours.len());
+        self.set_verified(digest, Stamp::of(&file.metadata()?));
+        files::sync_directory(&self.folder("blobs", digest))
+    }
+
     /// A new file for content whose digest is told later. It is on no account: whoever writes to it
     /// holds a reservation. What an earlier process left of such is removed at start.
     ///
     /// # Errors
     /// The disk's own.
     pub fn create_unnamed(&self) -> io::Result<(PathBuf, File)> {
+        self.refuse_if_read_only()?;
         let path = self.partial_root().join(files::temp_name());
         let file = File::options().write(true).create_new(true).open(&path)?;
         Ok((path, file))
@@ -244,7 +334,14 @@ impl Store {
         files::sync_directory(&self.folder("blobs", digest))
     }
 
-    pub(super) fn move_in(&self, digest: &Digest, from: &Path, size: u64) -> io::Result<()> {
+    fn refuse_if_read_only(&self) -> io::Result<()> {
+        match self.read_only {
+            true => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+            false => Ok(()),
+        }
+    }
+
+    fn move_in(&self, digest: &Digest, from: &Path, size: u64) -> io::Result<()> {
         let to = self.blob_path(digest);
         let before = files::tree_on_disk(&to);
         self.expect_arrival(digest);
@@ -254,6 +351,15 @@ impl Store {
         }
         self.record_arrival(digest, size, before);
         Ok(())
+    }
+
+    /// Removes a download.
+    pub fn discard_partial(&self, digest: &Digest) {
+        let path = self.partial_path(digest);
+        let size = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        if fs::remove_file(&path).is_ok() {
+            self.partial_shrunk(size);
+        }
     }
 
     /// Removes a blob; readers that have it open keep it. An absent one is no error.
@@ -287,7 +393,9 @@ impl Store {
             return;
         }
         metrics::CACHE_BLOBS_DAMAGED.inc();
-        let result = self.remove(digest);
+        let result = self
+            .refuse_if_read_only()
+            .and_then(|()| self.remove(digest));
         let outcome = result.map_or_else(|error| error.to_string(), |()| "removed".to_owned());
         log::warn(
             "cached blob is damaged; it will be fetched again, check the disk",
@@ -342,7 +450,7 @@ impl Store {
         self.verified.insert(digest, stamp, Instant::now());
     }
 
-    pub(super) fn open_blob(&self, digest: &Digest) -> io::Result<Option<(File, Stamp)>> {
+    fn open_blob(&self, digest: &Digest) -> io::Result<Option<(File, Stamp)>> {
         let file = match File::open(self.blob_path(digest)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -352,7 +460,7 @@ impl Store {
         Ok(metadata.is_file().then(|| (file, Stamp::of(&metadata))))
     }
 
-    pub(super) fn folder(&self, kind: &str, digest: &Digest) -> PathBuf {
+    fn folder(&self, kind: &str, digest: &Digest) -> PathBuf {
         below(&self.root, &[kind, digest.algorithm()])
     }
 
@@ -360,7 +468,7 @@ impl Store {
         below(&self.root, &["blobs", digest.algorithm(), digest.hex()])
     }
 
-    pub(super) fn partial_path(&self, digest: &Digest) -> PathBuf {
+    fn partial_path(&self, digest: &Digest) -> PathBuf {
         below(&self.root, &["partial", digest.algorithm(), digest.hex()])
     }
 
@@ -400,109 +508,10 @@ impl Store {
         }
     }
 
-    pub(super) fn partial_shrunk(&self, bytes: u64) {
+    fn partial_shrunk(&self, bytes: u64) {
         let mut account = self.account.locked();
         account.partial = account.partial.saturating_sub(bytes);
         account.partial_changes += 1;
-    }
-}
-
-/// What the sweep asks for.
-impl Store {
-    /// Calls `visit` for every blob, and sets the account to what was found. What arrives meanwhile
-    /// is counted once; what is removed meanwhile may be counted until the next time.
-    pub(super) fn count(&self, visit: &mut dyn FnMut(Entry)) -> io::Result<()> {
-        self.account.locked().arrived.get_or_insert_default();
-        let (mut seen, mut count) = (0_u64, 0_u64);
-        let counted = self.each("blobs", &mut |entry| {
-            let arrived = |arrived: &HashMap<_, _>| arrived.contains_key(&entry.digest);
-            if !self.account.locked().arrived.as_ref().is_some_and(arrived) {
-                seen = seen.saturating_add(entry.size);
-                count += 1;
-            }
-            visit(entry);
-        });
-        {
-            let mut account = self.account.locked();
-            let arrived = account.arrived.take().unwrap_or_default();
-            if counted.is_ok() {
-                account.blobs = arrived.values().fold(seen, |sum, size| sum + size);
-                account.count = count + arrived.values().filter(|size| **size > 0).count() as u64;
-            }
-        }
-        counted?;
-        self.count_partial()
-    }
-
-    /// Takes the measured size of all downloads for true, if none changed meanwhile.
-    fn count_partial(&self) -> io::Result<()> {
-        let before = self.account.locked().partial_changes;
-        let mut partial = 0_u64;
-        self.each_partial(&mut |entry| partial = partial.saturating_add(entry.size))?;
-        let mut account = self.account.locked();
-        if account.partial_changes == before {
-            account.partial = partial;
-        }
-        Ok(())
-    }
-
-    /// Calls `visit` for every download.
-    pub(super) fn each_partial(&self, visit: &mut dyn FnMut(Entry)) -> io::Result<()> {
-        self.each("partial", visit)
-    }
-
-    fn each(&self, kind: &str, visit: &mut dyn FnMut(Entry)) -> io::Result<()> {
-        for algorithm in ALGORITHMS {
-            for found in fs::read_dir(self.root.join(kind).join(algorithm))? {
-                let found = found?;
-                let name = found.file_name();
-                let digest = name
-                    .to_str()
-                    .and_then(|hex| format!("{algorithm}:{hex}").parse().ok());
-                // Gone meanwhile, or not ours: an operator's file is neither counted nor touched.
-                let (Some(digest), Ok(metadata)) = (digest, found.metadata()) else {
-                    continue;
-                };
-                if !metadata.is_file() {
-                    continue;
-                }
-                visit(Entry {
-                    digest,
-                    size: match kind {
-                        "blobs" => files::on_disk(&metadata),
-                        _ => metadata.len(),
-                    },
-                    modified: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes a lock that only one process may hold, or waits for it for `patience`.
-    pub(super) fn lock(&self, name: &str, patience: Duration) -> Option<File> {
-        processes::lock(&self.root, name, patience)
-    }
-
-    /// Removes the temporary files that ended processes left. Says whether another process uses
-    /// the directory.
-    pub(super) fn tidy(&self) -> io::Result<bool> {
-        self.processes.tidy()
-    }
-
-    /// From now on arrivals are remembered for [`Self::arrivals`].
-    pub(super) fn watch(&self, on: bool) {
-        self.account.locked().watched = on.then(Vec::new);
-    }
-
-    /// What arrived since the last call.
-    pub(super) fn arrivals(&self) -> Vec<Digest> {
-        let mut account = self.account.locked();
-        account
-            .watched
-            .as_mut()
-            .map(std::mem::take)
-            .unwrap_or_default()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The cache as a whole. Owns: its parts, and its rules about time. Must not: know how a part keeps
 //! what it has.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +25,8 @@ pub struct CacheSettings {
     pub tag_ttl: TagTtl,
     /// Downloads at a time.
     pub max_fills: usize,
+    /// Nobody is asked: the directory is only read, and every tag is fresh.
+    pub offline: bool,
     /// The registry to remember for a start without network; none: whichever is used.
     pub default_registry: Option<Registry>,
 }
@@ -61,7 +64,11 @@ impl Cache {
         settings: CacheSettings,
         upstream: Arc<Upstream>,
     ) -> Result<Self, store::OpenError> {
-        let disk = Disk::new(store::Store::open(directory)?, settings.quota);
+        let store = match settings.offline {
+            true => open_offline(directory)?,
+            false => open_to_serve(directory)?,
+        };
+        let disk = Disk::new(store, settings.quota);
         let remembered = disk.names.remembered_registry();
         let has_content = remembered.is_some() || disk.names.has_repositories();
         let fills = fill::Fills::new(disk.clone(), upstream, settings.max_fills);
@@ -81,12 +88,21 @@ impl Cache {
     }
 
     /// True when something was ever kept here, so that some pulls can be answered without upstream.
+    /// As long as there is nothing it looks again: another process may have put something there.
     pub fn has_content(&self) -> bool {
-        self.has_content.load(Ordering::Relaxed)
+        let known = self.has_content.load(Ordering::Relaxed);
+        if !known && self.names.has_repositories() {
+            self.has_content.store(true, Ordering::Relaxed);
+            return true;
+        }
+        known
     }
 
     /// True while a tag confirmed at `confirmed` needs no upstream call.
     pub fn is_fresh(&self, confirmed: SystemTime) -> bool {
+        if self.settings.offline {
+            return true;
+        }
         match self.settings.tag_ttl {
             TagTtl::Forever => true,
             // A time in the future is that of a clock that was set back: no word to go by.
@@ -119,6 +135,9 @@ impl Cache {
     /// Something of `registry` was kept: without a network it is known from now on, if it is the
     /// default one.
     pub fn remember(&self, registry: &Registry) {
+        if self.store.is_read_only() {
+            return;
+        }
         self.has_content.store(true, Ordering::Relaxed);
         let default = &self.settings.default_registry;
         if default.as_ref().is_some_and(|default| default != registry) {
@@ -134,5 +153,70 @@ impl Cache {
         if let Err(error) = self.names.remember_registry(registry) {
             log::warn("cannot remember the registry", &[("error", &error)]);
         }
+    }
+}
+
+/// Opens the cache for reading; where there is none yet, makes one that another process may fill.
+fn open_offline(directory: &Path) -> Result<store::Store, store::OpenError> {
+    match store::Store::open_read_only(directory) {
+        Err(store::OpenError::Io { error, .. }) if error.kind() == ErrorKind::NotFound => {
+            drop(store::Store::open(directory)?);
+            store::Store::open_read_only(directory)
+        }
+        opened => opened,
+    }
+}
+
+/// Opens the cache; one that cannot be written serves what it has.
+fn open_to_serve(directory: &Path) -> Result<store::Store, store::OpenError> {
+    let fault = match store::Store::open(directory) {
+        Err(fault) if fault.is_of_writing() => fault,
+        opened => return opened,
+    };
+    let Ok(store) = store::Store::open_read_only(directory) else {
+        return Err(fault);
+    };
+    log::warn(
+        "the cache directory cannot be written: what is in it is served, and nothing is added",
+        &[("error", &fault)],
+    );
+    Ok(store)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::scratch::{self, Scratch};
+
+    #[test]
+    fn offline_writes_nothing() {
+        let cache = scratch::Cache::new();
+        let image = cache.image("team/app:v1", &[b"layer"], 5);
+        let store = open_offline(cache.scratch.path()).expect("beside the one that writes");
+        let disk = Disk::new(store, 1 << 20);
+        assert!(disk.store.has(&image));
+        let other = scratch::digest_of(b"other");
+        assert!(disk.store.put(&other, b"other").is_err());
+        assert!(disk.store.partial(&other).is_err());
+        assert!(disk.store.create_unnamed().is_err());
+        cache.with("team/app", |scope| {
+            let (names, now) = (&disk.names, Moment::LAST);
+            names.link_blob(scope, &other, None, now).unwrap();
+            assert!(names.link(scope, &other).is_none());
+        });
+        let path = cache.scratch.path().join("blobs/sha256").join(image.hex());
+        std::fs::write(&path, b"damaged").unwrap();
+        assert_eq!(disk.store.read(&image, 1 << 20).unwrap(), None);
+        assert!(path.exists(), "it is left for those who look after it");
+    }
+
+    #[test]
+    fn an_empty_directory_becomes_a_cache_that_others_may_fill() {
+        let scratch = Scratch::new();
+        let ours = open_offline(scratch.path()).unwrap();
+        assert!(ours.is_read_only());
+        drop(store::Store::open(scratch.path()).expect("nobody has locked it"));
+        let fault = open_offline(Path::new("/proc/nowhere")).unwrap_err();
+        assert!(fault.to_string().contains("cannot be used"), "{fault}");
     }
 }

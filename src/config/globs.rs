@@ -1,10 +1,12 @@
-//! Patterns of repository names. Owns: what a pattern is, and what it matches. Must not: know what
-//! a match is used for.
+//! Patterns of repositories and images. Owns: what a pattern is, and what it matches. Must not:
+//! know what a match is used for.
 
 /// Patterns at the most: each request is held against each of them.
 const PATTERNS_MAX: usize = 256;
 /// Longest pattern: a repository's name has 256 characters.
 const PATTERN_LENGTH_MAX: usize = 256;
+/// Longest pattern of an image: a host has 253 characters and a port, a tag has 128.
+const IMAGE_LENGTH_MAX: usize = 645;
 
 /// A list of patterns. `*` stands for any characters, `/` among them, also for none; `?` for one.
 /// The default has no pattern, and so matches nothing.
@@ -17,15 +19,17 @@ impl Globs {
     /// # Errors
     /// Says which pattern could never match the name of a repository, and why.
     pub fn parse(text: &str) -> Result<Self, String> {
+        Self::parse_with(text, check)
+    }
+
+    fn parse_with(text: &str, check: fn(&str) -> Result<(), String>) -> Result<Self, String> {
         let patterns: Vec<String> = super::parse::list(text).map(str::to_owned).collect();
         match patterns.len() {
             0 => return Err("this names none".to_owned()),
             1..=PATTERNS_MAX => {}
             count => return Err(format!("these are {count}, at most {PATTERNS_MAX}")),
         }
-        for pattern in &patterns {
-            check(pattern)?;
-        }
+        patterns.iter().try_for_each(|pattern| check(pattern))?;
         Ok(Self(patterns))
     }
 
@@ -41,15 +45,56 @@ impl Globs {
     }
 }
 
+/// A list of patterns of images: `repository:tag`, or `registry/repository:tag`. The default
+/// matches none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageGlobs(Globs);
+
+impl ImageGlobs {
+    /// Reads a list with commas.
+    ///
+    /// # Errors
+    /// Says which pattern could never match an image, and why.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        Globs::parse_with(text, check_image).map(Self)
+    }
+
+    /// True when one of the patterns matches the image, with its registry or without. `registry` is
+    /// its name, without a scheme.
+    pub fn matches(&self, registry: &str, repository: &str, tag: &str) -> bool {
+        if self.0.0.is_empty() {
+            return false;
+        }
+        let image = format!("{repository}:{tag}");
+        self.0.matches(&image) || self.0.matches(&format!("{registry}/{image}"))
+    }
+}
+
+/// Refuses a pattern that no image can match.
+fn check_image(pattern: &str) -> Result<(), String> {
+    check_length(pattern, IMAGE_LENGTH_MAX)?;
+    let fits = |c: char| c.is_ascii_alphanumeric() || "._-/:*?[]".contains(c);
+    if let Some(odd) = pattern.chars().find(|c| !fits(*c)) {
+        return Err(format!("{odd:?} is in no image's name"));
+    }
+    let last = pattern.rsplit('/').next().unwrap_or_default();
+    if !last.contains([':', '*']) {
+        return Err(format!("{pattern} names no tag: write {pattern}:*"));
+    }
+    Ok(())
+}
+
+fn check_length(pattern: &str, limit: usize) -> Result<(), String> {
+    match pattern.len() {
+        length if length > limit => Err(format!("one has {length} characters, at most {limit}")),
+        _ => Ok(()),
+    }
+}
+
 /// Refuses a pattern that no name can match: it is a typing error, and would deny what it was
 /// meant to allow.
 fn check(pattern: &str) -> Result<(), String> {
-    if pattern.len() > PATTERN_LENGTH_MAX {
-        let length = pattern.len();
-        return Err(format!(
-            "one has {length} characters, at most {PATTERN_LENGTH_MAX}"
-        ));
-    }
+    check_length(pattern, PATTERN_LENGTH_MAX)?;
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-/*?".contains(c);
     if let Some(odd) = pattern.chars().find(|c| !fits(*c)) {
         return Err(format!("{odd:?} is in no repository's name"));
@@ -175,5 +220,39 @@ mod tests {
         assert!(Globs::parse(&format!("{long}a")).is_err());
         assert!(Globs::parse(&"a,".repeat(PATTERNS_MAX)).is_ok());
         assert!(Globs::parse(&"a,".repeat(PATTERNS_MAX + 1)).is_err());
+    }
+
+    #[test]
+    fn images_are_matched_with_their_registry_or_without() {
+        let globs = ImageGlobs::parse("team/app:v*, r.example:5000/base/*:*,lib/?:Latest").unwrap();
+        for (registry, repository, tag, expected) in [
+            ("any.example", "team/app", "v1", true),
+            ("any.example", "team/app", "w1", false),
+            ("any.example", "x/team/app", "v1", false),
+            ("r.example:5000", "base/a/b", "1", true),
+            ("r.example", "base/a/b", "1", false),
+            ("r.example", "lib/a", "Latest", true),
+            ("r.example", "lib/a", "latest", false),
+        ] {
+            let found = globs.matches(registry, repository, tag);
+            assert_eq!(found, expected, "{registry}/{repository}:{tag}");
+        }
+        assert!(!ImageGlobs::default().matches("r", "a", "1"));
+        assert!(ImageGlobs::parse("*").unwrap().matches("r", "a", "1"));
+        for (text, why) in [
+            ("team/app", "write team/app:*"),
+            ("r.example:5000/app", "names no tag"),
+            ("team/app:v 1", "' ' is in no"),
+            (",", "none"),
+        ] {
+            let fault = ImageGlobs::parse(text).unwrap_err();
+            assert!(fault.contains(why), "{text}: {fault}");
+        }
+        let long = format!("*{}", "a".repeat(IMAGE_LENGTH_MAX));
+        assert!(
+            ImageGlobs::parse(&long)
+                .unwrap_err()
+                .contains("at most 645")
+        );
     }
 }

@@ -12,13 +12,12 @@
 use std::time::Duration;
 
 use super::aws::{self, StsEndpoints};
-use super::globs::Globs;
+use super::globs::{Globs, ImageGlobs};
 use super::outbound::{self, BlobRedirect};
 use super::registry::{self, UpstreamAuth};
 use super::table::{Group, Kind, Limits, Preset, Setting, Unit, put};
 use super::{access, cache, listen, metadata, parse};
 
-const OFF: &[&str] = &["false", "0", "no", "off"];
 const URL: &str = "http:// or https://, a host and at most a port";
 const PROXY: &str = "[http://|https://][user:password@]host[:port]";
 const VISIBLE: &str = "visible ASCII characters without spaces";
@@ -133,8 +132,10 @@ static ROWS: &[Setting] = rows! {
             Value "follow",
             "`follow` fetches blobs through the proxy; `pass` hands the registry's redirect to \
              the client, so that blobs are not cached.";
-        OFFLINE: later(Switch, OFF),
-            Value "false", "No upstream or AWS call at all: serve the cache.";
+        OFFLINE: switch(offline),
+            Value "false",
+            "Make no upstream or AWS call at all: what is in the cache is served, all else is \
+             404, and pushes are refused. The cache directory may be read-only.";
         RESOLVER:
             read(outbound.resolvers, List, "at most 4 of ip, ip:port or [ipv6]:port, with commas",
                 outbound::resolvers),
@@ -339,6 +340,14 @@ static ROWS: &[Setting] = rows! {
             Value "15s",
             "How long a tag is served without asking upstream. `0s` always asks, `forever` never \
              does.";
+        FREEZE_TAGS:
+            read(freeze_tags, List,
+                "[registry/]repository:tag, in which * stands for any characters and ? for one",
+                ImageGlobs::parse),
+            Unset "none",
+            "Patterns of tags that keep their first digest, such as `team/app:v*` or \
+             `HOST/base/*:*`: once cached, upstream is not asked again what they mean, and no \
+             client may move or delete them. `*` stands for any characters, also for `/`.";
         FILL_REFERRERS: switch(fill_referrers),
             Value "false",
             "Fetch what refers to an image (signatures, attestations, SBOMs) when the image comes \

@@ -7,6 +7,7 @@ use super::access::AccessSettings;
 use super::aws::AwsSettings;
 use super::cache::{CacheDir, CacheKey, TagTtl};
 use super::clients::TlsSettings;
+use super::globs::ImageGlobs;
 use super::listen::{Activation, ListenHost, MetricsSettings};
 use super::outbound::OutboundSettings;
 use super::registry::{ImageOrigin, UpstreamAuth};
@@ -55,6 +56,10 @@ pub struct Settings {
     pub cache_key: CacheKey,
     /// `CACHE_TAG_TTL`
     pub cache_tag_ttl: TagTtl,
+    /// `OFFLINE`
+    pub offline: bool,
+    /// `FREEZE_TAGS`; the default freezes none.
+    pub freeze_tags: ImageGlobs,
     /// `FILL_REFERRERS`
     pub fill_referrers: bool,
     /// `WORKERS`

@@ -171,6 +171,8 @@ fn all_faults_are_reported_at_once() {
         ("WORKERS", "65"),
         ("LOG_FORMAT", "xml"),
         ("SHUTDOWN_GRACE", "30"),
+        ("SCRUB_INTERVAL", "1h"),
+        ("CACHE_DIR", "off"),
         ("OFFLINE", "true"),
     ];
     let faults = faults(&arguments, &environment);
@@ -181,12 +183,13 @@ fn all_faults_are_reported_at_once() {
         "WORKERS=65: expected a whole number from 1 to 64",
         "LOG_FORMAT=xml: expected text or json",
         "SHUTDOWN_GRACE=30: expected a time with its unit, such as",
-        "OFFLINE=true: not built yet in this version, expected it unset or false",
+        "SCRUB_INTERVAL=1h: not built yet in this version, expected it unset or 0s",
+        "OFFLINE=true: expected CACHE_DIR to name a cache",
     ] {
         let hits = faults.iter().filter(|fault| fault.starts_with(start));
         assert_eq!(hits.count(), 1, "{start} in {faults:#?}");
     }
-    assert_eq!(faults.len(), 7);
+    assert_eq!(faults.len(), 8);
 }
 
 #[test]

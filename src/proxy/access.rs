@@ -17,15 +17,18 @@ pub struct Access {
     /// None: everybody may come.
     pub logins: Option<Arc<Logins>>,
     read_only: bool,
+    /// `OFFLINE`: nothing can be passed on.
+    offline: bool,
     repositories: Globs,
 }
 
 impl Access {
     /// `logins`: none when nobody has to log in.
-    pub fn new(settings: &AccessSettings, logins: Option<Arc<Logins>>) -> Self {
+    pub fn new(settings: &AccessSettings, offline: bool, logins: Option<Arc<Logins>>) -> Self {
         Self {
             logins,
             read_only: settings.read_only,
+            offline,
             repositories: settings.repositories.clone(),
         }
     }
@@ -51,7 +54,7 @@ impl Access {
     /// has none for an upload.
     pub(super) fn methods(&self, route: &Route) -> Vec<&'static str> {
         let mut methods = route.methods().to_vec();
-        if self.read_only {
+        if self.read_only || self.offline {
             methods.retain(|method| matches!(*method, "GET" | "HEAD"));
         }
         methods
@@ -60,11 +63,14 @@ impl Access {
     /// Says why a client cannot use this method.
     fn refuse_method(&self, request: &Request) -> OciError {
         let method = &request.method;
-        let read_only = self.read_only && !matches!(method.as_str(), "GET" | "HEAD");
-        let why = if read_only {
-            format!("{method} is not possible: this proxy is read-only")
-        } else {
-            format!("{method} is not possible here")
+        let reads = matches!(method.as_str(), "GET" | "HEAD");
+        let why = match (reads, self.read_only, self.offline) {
+            (false, true, _) => format!("{method} is not possible: this proxy is read-only"),
+            (false, _, true) => format!(
+                "{method} is not possible: OFFLINE=true, and a push goes to the registry; use \
+                 `aws-ecr-proxy import` to add images"
+            ),
+            _ => format!("{method} is not possible here"),
         };
         OciError::new(ErrorCode::Unsupported, why)
     }
@@ -143,7 +149,7 @@ mod tests {
             repositories: Globs::parse(repositories).unwrap(),
             ..AccessSettings::default()
         };
-        Access::new(&settings, None)
+        Access::new(&settings, false, None)
     }
 
     fn request(target: &str) -> Request {

@@ -15,6 +15,9 @@ pub(super) const RETRY_AFTER_SECONDS: &str = "5";
 pub(super) const API_VERSION: (&str, &str) = ("Docker-Distribution-Api-Version", "registry/2.0");
 /// The beginning of what `aws` says when nothing is configured; what could be follows.
 const UNCONFIGURED: &str = "no AWS credentials configured";
+/// The beginning of the text of a `Warning` where upstream was not asked: whoever gets a 404 with
+/// it knows that it is not the registry's word.
+pub(super) const OFFLINE_MARK: &str = "offline: ";
 /// Longest text of a `Warning`; clients take 4096 bytes.
 const WARNING_BYTES_MAX: usize = 512;
 
@@ -41,7 +44,10 @@ pub(super) fn mark_stale(reply: Reply, why: &UpstreamError) -> Reply {
         end -= 1;
     }
     let text = text.get(..end).unwrap_or_default();
-    let warning = format!("299 - \"upstream is out of reach: {text}\"");
+    let warning = match why.stage {
+        Stage::Offline => format!("299 - \"{OFFLINE_MARK}{text}\""),
+        _ => format!("299 - \"upstream is out of reach: {text}\""),
+    };
     mark(reply, CacheOutcome::Stale).with("Warning", warning)
 }
 
@@ -81,7 +87,7 @@ pub(super) fn fail_miss(error: &UpstreamError) -> Reply {
 fn fail_saying(error: &UpstreamError, text: String) -> Reply {
     let status = match error.stage {
         Stage::ClientBody => 400,
-        Stage::Connect | Stage::Resolve | Stage::Timeout => 504,
+        Stage::Connect | Stage::Offline | Stage::Resolve | Stage::Timeout => 504,
         Stage::Redirect | Stage::Refused | Stage::Tls | Stage::Transfer => 502,
         Stage::Authorize | Stage::Queue => 503,
     };

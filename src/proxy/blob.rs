@@ -9,7 +9,7 @@ use super::conditional::{self, RangeSpec, Selected};
 use super::content::{self, BLOB_CACHE_CONTROL};
 use super::exchange::Exchange;
 use super::headers::DIGEST_FIELD;
-use super::{headers, redirect, refusal};
+use super::{absent, headers, redirect, refusal};
 use crate::cache::Cache;
 use crate::cache::changes::{Fact, Moment};
 use crate::cache::fill::{BlobRequest, Growing, Joined};
@@ -118,6 +118,10 @@ impl BlobPull<'_> {
                 self.serve_stored(blob)
             }
             Ok(blob) => {
+                let (cache, scope) = (self.cache, self.scope);
+                if let Some(absent) = absent::blob(self.exchange, cache, scope, self.digest) {
+                    return absent;
+                }
                 if let Some(refused) = self.cache.negative.get(&key, Instant::now()) {
                     explain("upstream said a moment ago that it is missing");
                     return self.answer_refused(refused);
@@ -155,7 +159,7 @@ impl BlobPull<'_> {
             Joined::Failed(error) => fail_miss(&error),
             Joined::Refused(refused) => {
                 // A 404 of anything but the registry may be gone in a moment.
-                if refused.status == 404 && refusal::is_error_document(&refused.body) {
+                if refusal::is_registrys_404(&refused) {
                     let (fact, answer) = (Fact::Absent(self.digest), refused.clone());
                     self.cache
                         .remember_missing(self.scope, fact, key, answer, self.asked_at);
@@ -203,7 +207,7 @@ impl BlobPull<'_> {
             patience: self.exchange.time_left()?,
             whole: false,
         };
-        Ok(self.exchange.parts.upstream.fetch_bodiless(call)?.reply)
+        Ok(self.exchange.upstream()?.fetch_bodiless(call)?.reply)
     }
 
     /// Passes the request on without keeping anything.

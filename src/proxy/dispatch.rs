@@ -92,8 +92,7 @@ fn resolve_registry(
     let registry = match known.or_else(|| parts.own_registry()) {
         Some(registry) => registry,
         None => parts
-            .upstream
-            .default_registry(deadline)
+            .ask_registry(deadline)
             .map_err(|error| Box::new(fail(&error)))?,
     };
     match choice {

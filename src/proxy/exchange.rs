@@ -16,13 +16,14 @@ use super::{headers, refusal};
 use crate::address::network_of;
 use crate::cache::Cache;
 use crate::cache::flights::Flights;
-use crate::config::{BlobRedirect, CacheKey};
+use crate::cache::names::Scope;
+use crate::config::{BlobRedirect, CacheKey, ImageGlobs};
 use crate::message::{Body, Buffered, Headers, LogNote, Reply, Request, RequestBody, WholeBody};
-use crate::oci::{Digest, Registry, Repository, Route};
+use crate::oci::{Digest, Registry, Repository, Route, Tag};
 use crate::permits::{FairShares, SharePermit};
 use crate::transfers::Subject;
 use crate::upstream::exchange::{Call, Fetched, Upstream};
-use crate::upstream::{Stage, UpstreamError};
+use crate::upstream::{OFFLINE, Stage, UpstreamError};
 
 /// Longest wait for one of a client's own uploads to end, as for a permit.
 const UPLOAD_SHARE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,7 +31,7 @@ const UPLOAD_SHARE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What all exchanges share.
 pub(super) struct Parts {
     pub(super) access: Access,
-    pub(super) upstream: Arc<Upstream>,
+    pub(super) upstream: WayOut,
     pub(super) registries: Registries,
     pub(super) cache: Option<Arc<Cache>>,
     pub(super) cache_key: CacheKey,
@@ -44,15 +45,59 @@ pub(super) struct Parts {
     pub(super) is_ecr: bool,
     pub(super) trust_proxy_headers: bool,
     pub(super) blob_redirect: BlobRedirect,
+    /// Tags that keep their first digest (`FREEZE_TAGS`).
+    pub(super) frozen: ImageGlobs,
+    /// `OFFLINE`
+    pub(super) is_offline: bool,
+}
+
+/// The way to upstream. Only [`Exchange::upstream`] gives it out, so that no handler overlooks a
+/// request that must not take it.
+pub(super) struct WayOut(Arc<Upstream>);
+
+impl WayOut {
+    pub(super) const fn new(upstream: Arc<Upstream>) -> Self {
+        Self(upstream)
+    }
+}
+
+/// Why a request gets what the cache has, and nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CacheAlone {
+    /// `OFFLINE`
+    Offline,
+    /// The client wants no more: `Cache-Control: only-if-cached` (RFC 9111 §5.2.1.7).
+    OnlyIfCached,
+}
+
+impl CacheAlone {
+    /// The reason in words, for the client.
+    pub(super) const fn reason(self) -> &'static str {
+        match self {
+            Self::Offline => OFFLINE,
+            Self::OnlyIfCached => "the request says only-if-cached: upstream was not asked",
+        }
+    }
 }
 
 impl Parts {
     /// The identity's registry, as far as it is known now. Touches memory only.
     pub(super) fn own_registry(&self) -> Option<Registry> {
-        let known = self.upstream.default_registry(Instant::now());
+        let known = self.ask_registry(Instant::now());
         known
             .ok()
             .or_else(|| self.cache.as_ref()?.recall_registry())
+    }
+
+    /// The same, waiting until `deadline` for an identity.
+    pub(super) fn ask_registry(&self, deadline: Instant) -> Result<Registry, UpstreamError> {
+        self.upstream.0.default_registry(deadline)
+    }
+
+    /// True for a tag that keeps the digest that the cache has (`FREEZE_TAGS`).
+    pub(super) fn is_frozen(&self, scope: Scope<'_>, tag: &Tag) -> bool {
+        let (registry, repository) = (scope.registry.name(), scope.repository.as_str());
+        self.frozen.matches(registry, repository, tag.as_str())
     }
 }
 
@@ -76,11 +121,35 @@ impl Exchange {
         self.request.method == "HEAD"
     }
 
+    /// Why the answer must come from the cache alone; none when upstream may be asked.
+    pub(super) fn cache_alone(&self) -> Option<CacheAlone> {
+        let reads = matches!(self.request.method.as_str(), "GET" | "HEAD");
+        if reads && headers::is_only_if_cached(&self.request.headers) {
+            return Some(CacheAlone::OnlyIfCached);
+        }
+        self.parts.is_offline.then_some(CacheAlone::Offline)
+    }
+
+    /// The way to upstream.
+    ///
+    /// # Errors
+    /// When this request must not take it.
+    pub(super) fn upstream(&self) -> Result<&Upstream, UpstreamError> {
+        match self.cache_alone() {
+            None => Ok(&self.parts.upstream.0),
+            Some(why) => {
+                let (stage, reason) = (Stage::Offline, why.reason());
+                Err(UpstreamError::at(&self.registry, stage, reason))
+            }
+        }
+    }
+
     /// True when the client follows the registry's redirect itself. A HEAD is answered here: a URL
     /// that is signed for GET refuses it.
     pub(super) fn passes_redirect(&self) -> bool {
         self.parts.blob_redirect == BlobRedirect::Pass
             && self.request.method == "GET"
+            && self.cache_alone().is_none()
             && matches!(self.resolved.route, Route::Blob(..))
     }
 
@@ -122,7 +191,7 @@ impl Exchange {
     pub(super) fn forward(&self, body: &mut RequestBody<'_>) -> Result<Reply, UpstreamError> {
         let _share = self.take_upload_share(body)?;
         let headers = self.upstream_headers();
-        let fetched = self.parts.upstream.fetch(self.call(&headers)?, body)?;
+        let fetched = self.upstream()?.fetch(self.call(&headers)?, body)?;
         self.dress(&self.request.method, &headers, unfold(fetched))
     }
 
@@ -135,7 +204,7 @@ impl Exchange {
     /// The same, but a redirect is passed on instead of followed, to the place that it names.
     pub(super) fn forward_unfollowed(&self) -> Result<Reply, UpstreamError> {
         let headers = self.upstream_headers();
-        let reply = self.parts.upstream.fetch_unfollowed(self.call(&headers)?)?;
+        let reply = self.upstream()?.fetch_unfollowed(self.call(&headers)?)?;
         let location = reply.headers.first("location").map(str::to_owned);
         let redirected = false;
         let fetched = Fetched { reply, redirected };

@@ -534,7 +534,7 @@ mod tests {
             repositories: Globs::parse("team/*").unwrap(),
             ..AccessSettings::default()
         };
-        let access = Access::new(&settings, None);
+        let access = Access::new(&settings, false, None);
         let visible = |catalogue: &str| visible_names(catalogue.as_bytes(), &access);
         let some = visible(r#"{"repositories":["a","team/b","Odd \"","team/c"]}"#);
         assert_eq!(

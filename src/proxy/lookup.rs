@@ -1,8 +1,6 @@
 //! Results of asking upstream, in the form that all who asked at the same time share. Owns: their
 //! types. Must not: do anything.
 
-use std::time::SystemTime;
-
 use crate::cache::held::Manifest;
 use crate::message::{Buffered, Headers, WholeBody};
 use crate::upstream::UpstreamError;
@@ -24,24 +22,13 @@ pub(super) enum ManifestLookup {
     Unaccepted(Buffered),
 }
 
-/// Where a manifest comes from, and when the registry itself last confirmed it: that is before now
-/// where another tier answers from its own cache.
+/// Where a manifest comes from.
 #[derive(Debug, Clone)]
 pub(super) enum Freshness {
-    Fetched(SystemTime),
-    Revalidated(SystemTime),
-    /// Upstream could not confirm it.
-    Stale(UpstreamError, SystemTime),
-}
-
-impl Freshness {
-    pub(super) const fn confirmed(&self) -> SystemTime {
-        match self {
-            Self::Fetched(confirmed) | Self::Revalidated(confirmed) | Self::Stale(_, confirmed) => {
-                *confirmed
-            }
-        }
-    }
+    Fetched,
+    Revalidated,
+    /// Upstream could not confirm it; it last did so many seconds ago.
+    Stale(UpstreamError, u64),
 }
 
 /// The result of asking for a page of a list.

@@ -6,7 +6,7 @@
 //! fails for any reason but a true 404, the cache answers with what it has.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::answer::{
     API_VERSION, CacheOutcome, age, explain, fail_miss, mark, mark_stale, or_fail,
@@ -16,15 +16,15 @@ use super::exchange::Exchange;
 use super::headers::DIGEST_FIELD;
 use super::lookup::{Freshness, ManifestLookup};
 use super::referrer_queue::QueuedImage;
-use super::{cache_key, conditional, headers, refusal};
+use super::{absent, cache_key, conditional, headers, refusal};
 use crate::cache::Cache;
 use crate::cache::changes::{Fact, Moment};
 use crate::cache::description::SelfDescription;
-use crate::cache::held::{MANIFEST_BYTES_MAX, Manifest, TaggedManifest, confirmed_at};
+use crate::cache::held::{MANIFEST_BYTES_MAX, Manifest, TaggedManifest};
 use crate::cache::names::Scope;
 use crate::log::{self, Level};
 use crate::message::{Body, Buffered, Headers, LogNote, Reply, WholeBody};
-use crate::oci::{Digest, ERROR_DOCUMENT_BYTES_MAX, Reference, Registry, Repository, Tag};
+use crate::oci::{Digest, ERROR_DOCUMENT_BYTES_MAX, Reference, Repository, Tag};
 use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
 use crate::upstream::incoming::Incoming;
 use crate::upstream::{Stage, UpstreamError};
@@ -89,6 +89,9 @@ impl ManifestPull<'_> {
             explain("the cache has the manifest, linked in this repository");
             return self.serve(&manifest, CacheOutcome::Hit);
         }
+        if let Some(absent) = self.absent() {
+            return absent;
+        }
         let key = self.key(digest.as_str());
         if let Some(refused) = self.cache.negative.get(&key, Instant::now()) {
             explain("upstream said a moment ago that it is missing");
@@ -96,9 +99,7 @@ impl ManifestPull<'_> {
         }
         explain("the cache has no such manifest in this repository: upstream is asked");
         let lookup = self.share(&key, || match self.adopt(digest) {
-            Some(manifest) => {
-                ManifestLookup::Found(manifest, Freshness::Revalidated(SystemTime::now()))
-            }
+            Some(manifest) => ManifestLookup::Found(manifest, Freshness::Revalidated),
             None => self.fetch(),
         });
         self.answer(&key, lookup)
@@ -118,12 +119,21 @@ impl ManifestPull<'_> {
             .cache
             .find_tagged(self.scope, &partition, tag)
             .find(accepts);
-        if let Some(held) = held.as_ref().filter(|held| held.is_fresh) {
-            explain("the tag was confirmed within CACHE_TAG_TTL");
+        let is_frozen = exchange.parts.is_frozen(self.scope, tag);
+        if let Some(held) = held.as_ref().filter(|held| held.is_fresh || is_frozen) {
+            explain(match is_frozen {
+                true => "the tag is one of FREEZE_TAGS",
+                false => "the tag was confirmed within CACHE_TAG_TTL",
+            });
             let age = age(held.confirmed).to_string();
             return self
                 .serve(&held.manifest, CacheOutcome::Hit)
                 .with("Age", age);
+        }
+        if held.is_none()
+            && let Some(absent) = self.absent()
+        {
+            return absent;
         }
         let key = self.key(tag.as_str());
         if held.is_none()
@@ -141,6 +151,9 @@ impl ManifestPull<'_> {
             tag,
             partition: &partition,
         };
+        if let (Some(held), Err(why)) = (&held, exchange.upstream()) {
+            return self.answer(&key, lookup.as_stale(held, why));
+        }
         let flight = format!("{key} {partition}");
         let shared = self.share(&flight, || match &held {
             Some(held) => lookup.revalidate(held),
@@ -153,6 +166,11 @@ impl ManifestPull<'_> {
             }
             (shared, _) => self.answer(&key, shared),
         }
+    }
+
+    /// The answer where nothing is here and upstream must not be asked.
+    fn absent(&self) -> Option<Reply> {
+        absent::manifest(self.exchange, self.cache, self.scope, self.reference)
     }
 
     /// Names the manifest, and what the client accepts: another type may be another manifest.
@@ -228,7 +246,7 @@ impl ManifestPull<'_> {
             patience: patience.min(self.exchange.time_left()?),
             whole: method == "GET",
         };
-        Ok(self.exchange.parts.upstream.fetch_bodiless(call)?.reply)
+        Ok(self.exchange.upstream()?.fetch_bodiless(call)?.reply)
     }
 
     fn receive(&self, mut reply: Incoming) -> Result<ManifestLookup, UpstreamError> {
@@ -270,15 +288,11 @@ impl ManifestPull<'_> {
         if !conditional::accepts(&self.exchange.request.headers, &manifest.media_type) {
             return Ok(ManifestLookup::Unaccepted(buffered));
         }
-        let freshness = match stale_word(registry, &buffered.headers) {
-            Some(error) => Freshness::Stale(error, confirmed_at(&buffered.headers)),
-            None => Freshness::Fetched(confirmed_at(&buffered.headers)),
-        };
         let (cache, asked_at) = (self.cache, self.asked_at);
         if cache.keep_manifest(self.scope, &mut manifest, asked_at) {
             self.queue_referrers(&manifest.digest);
         }
-        Ok(ManifestLookup::Found(manifest, freshness))
+        Ok(ManifestLookup::Found(manifest, Freshness::Fetched))
     }
 
     /// With `FILL_REFERRERS`, what refers to the manifest comes into the cache too.
@@ -299,9 +313,18 @@ impl ManifestPull<'_> {
     fn answer(&self, key: &str, lookup: ManifestLookup) -> Reply {
         match lookup {
             ManifestLookup::Failed(error) => fail_miss(&error),
-            ManifestLookup::Found(manifest, freshness) => self.serve_found(&manifest, &freshness),
+            ManifestLookup::Found(manifest, Freshness::Fetched) => {
+                self.serve(&manifest, CacheOutcome::Miss)
+            }
+            ManifestLookup::Found(manifest, Freshness::Revalidated) => {
+                self.serve(&manifest, CacheOutcome::Revalidated)
+            }
+            ManifestLookup::Found(manifest, Freshness::Stale(error, age)) => {
+                let reply = self.serve(&manifest, CacheOutcome::Stale);
+                mark_stale(reply, &error).with("Age", age.to_string())
+            }
             ManifestLookup::Refused(refused) => {
-                if is_missing(&refused) {
+                if refusal::is_registrys_404(&refused) {
                     let (fact, answer) = (self.absence(), refused.clone());
                     self.cache
                         .remember_missing(self.scope, fact, key, answer, self.asked_at);
@@ -315,23 +338,6 @@ impl ManifestPull<'_> {
                 let reply = forward(self.exchange, self.reference);
                 mark(reply, CacheOutcome::Bypass)
             }
-        }
-    }
-
-    /// The answer made of what upstream sent or confirmed, or could not confirm.
-    fn serve_found(&self, manifest: &Manifest, freshness: &Freshness) -> Reply {
-        let age = age(freshness.confirmed());
-        let reply = match freshness {
-            Freshness::Fetched(_) => self.serve(manifest, CacheOutcome::Miss),
-            Freshness::Revalidated(_) => self.serve(manifest, CacheOutcome::Revalidated),
-            Freshness::Stale(error, _) => {
-                let reply = self.serve(manifest, CacheOutcome::Stale);
-                return mark_stale(reply, error).with("Age", age.to_string());
-            }
-        };
-        match age {
-            0 => reply,
-            age => reply.with("Age", age.to_string()),
         }
     }
 
@@ -386,11 +392,10 @@ impl TagLookup<'_> {
     /// Downloads what the tag means, and keeps it.
     fn fetch(&self) -> ManifestLookup {
         let (pull, lookup) = (self.pull, self.pull.fetch());
-        if let ManifestLookup::Found(manifest, freshness) = &lookup {
+        if let ManifestLookup::Found(manifest, _) = &lookup {
             let (scope, partition, asked_at) = (pull.scope, self.partition, pull.asked_at);
-            let shown = (manifest, freshness.confirmed());
             pull.cache
-                .keep_tag(scope, partition, self.tag, shown, asked_at);
+                .keep_tag(scope, partition, self.tag, manifest, asked_at);
         }
         lookup
     }
@@ -407,16 +412,10 @@ impl TagLookup<'_> {
         match (reply.status, reply.headers.first(DIGEST_FIELD)) {
             (200, Some(named)) if named == manifest.digest.as_str() => {
                 explain("upstream confirmed the tag");
-                let (scope, asked_at) = (pull.scope, pull.asked_at);
-                let confirmed = confirmed_at(&reply.headers);
-                let shown = (&manifest.digest, confirmed);
+                let (scope, digest, asked_at) = (pull.scope, &manifest.digest, pull.asked_at);
                 pull.cache
-                    .confirm_tag(scope, self.partition, self.tag, shown, asked_at);
-                let freshness = match stale_word(scope.registry, &reply.headers) {
-                    Some(error) => Freshness::Stale(error, confirmed),
-                    None => Freshness::Revalidated(confirmed),
-                };
-                ManifestLookup::Found(manifest.clone(), freshness)
+                    .confirm_tag(scope, self.partition, self.tag, digest, asked_at);
+                ManifestLookup::Found(manifest.clone(), Freshness::Revalidated)
             }
             // A HEAD's 404 has no body that shows whether the registry itself says so.
             (200 | 404, _) => {
@@ -433,7 +432,7 @@ impl TagLookup<'_> {
         let (pull, cache) = (self.pull, self.pull.cache);
         match self.fetch() {
             ManifestLookup::Failed(error) => self.as_stale(held, error),
-            ManifestLookup::Refused(refused) if is_missing(&refused) => {
+            ManifestLookup::Refused(refused) if refusal::is_registrys_404(&refused) => {
                 let names = &cache.names;
                 names.remove_missing_tag(pull.scope, self.tag, pull.asked_at);
                 cache.sweeper.mark_dirty();
@@ -454,13 +453,13 @@ impl TagLookup<'_> {
     fn as_stale(&self, held: &TaggedManifest, error: UpstreamError) -> ManifestLookup {
         let fields: [log::Field<'_>; 1] = [("tag", &self.tag.as_str())];
         log::cause(Level::Info, "tag served stale", ("reason", &error), &fields);
-        let freshness = Freshness::Stale(error, held.confirmed);
+        let freshness = Freshness::Stale(error, age(held.confirmed));
         ManifestLookup::Found(held.manifest.clone(), freshness)
     }
 
     fn unexpected_status(&self, status: u16) -> UpstreamError {
         self.fault(match status {
-            404 => "it answered 404 without an error document".to_owned(),
+            404 => "its 404 is not the word of the registry".to_owned(),
             status => format!("it answered {status}"),
         })
     }
@@ -468,19 +467,6 @@ impl TagLookup<'_> {
     fn fault(&self, reason: String) -> UpstreamError {
         UpstreamError::at(self.pull.scope.registry, Stage::Transfer, reason)
     }
-}
-
-/// The reason why an answer of another tier is stale, if it is: nobody behind it confirmed it.
-fn stale_word(registry: &Registry, headers: &Headers) -> Option<UpstreamError> {
-    headers.first("X-Cache").filter(|word| *word == "STALE")?;
-    let why = headers.first("Warning").unwrap_or("no reason given");
-    let reason = format!("it answers from its cache ({why})");
-    Some(UpstreamError::at(registry, Stage::Transfer, reason))
-}
-
-/// True when the registry itself says that there is no such manifest.
-fn is_missing(refused: &Buffered) -> bool {
-    refused.status == 404 && refusal::is_error_document(&refused.body)
 }
 
 /// Adds the type that the cache holds to `Accept`: some registries (docker-registry, for OCI's

@@ -7,6 +7,7 @@
 //! Imports inside this folder point one way: `mod` → `follow` → `dispatch` → the handlers (`blob`,
 //! `manifest`, `listing`, `referrers`, `push`) → `page` → `exchange` → everything else.
 
+mod absent;
 pub mod access;
 mod answer;
 mod blob;
@@ -42,7 +43,7 @@ use std::time::Instant;
 use self::access::Access;
 use self::answer::{API_VERSION, refuse};
 use self::dispatch::Accepted;
-use self::exchange::Parts;
+use self::exchange::{Parts, WayOut};
 use self::referrer_queue::ReferrerQueue;
 use self::registries::Registries;
 use self::target::note_target;
@@ -53,7 +54,6 @@ use crate::message::{Answer, Reply, Request};
 use crate::oci::{ErrorCode, OciError, Route};
 use crate::permits::FairShares;
 use crate::upstream::exchange::{HEAD_TIMEOUT, Upstream};
-use crate::via::{self, ViaFault};
 
 /// Characters that no URI has unencoded (RFC 3986 §2); ureq sends no target that has one.
 const NEVER_IN_TARGET: [char; 4] = ['"', '<', '>', '`'];
@@ -75,7 +75,7 @@ impl Proxy {
         let chained = settings.upstream_auth == UpstreamAuth::None;
         let parts = Parts {
             access,
-            upstream,
+            upstream: WayOut::new(upstream),
             registries: Registries::new(
                 settings.registries.clone(),
                 settings.namespaces.clone(),
@@ -91,6 +91,8 @@ impl Proxy {
             is_ecr: !chained,
             trust_proxy_headers: settings.trust_proxy_headers,
             blob_redirect: settings.outbound.blob_redirect,
+            frozen: settings.freeze_tags.clone(),
+            is_offline: settings.offline,
         };
         Self {
             parts: Arc::new(parts),
@@ -106,9 +108,6 @@ impl Proxy {
     /// Decides how a request under `/v2` is answered. Never blocks.
     pub fn decide(&self, request: &Arc<Request>) -> Answer {
         let deadline = Instant::now() + HEAD_TIMEOUT;
-        if let Err(fault) = via::check(&request.headers) {
-            return Answer::Now(refuse(&as_loop(&fault)));
-        }
         match &self.parts.access.logins {
             None => self.decide_admitted(request, deadline),
             Some(logins) => {
@@ -150,28 +149,10 @@ impl Proxy {
             deadline,
         };
         Answer::Later(Box::new(move |body| {
-            let mut reply = dispatch::run(&parts, accepted, body);
-            headers::for_way_back(&mut reply.headers);
+            let reply = dispatch::run(&parts, accepted, body);
             add_namespace(reply, namespace)
         }))
     }
-}
-
-/// 508 (RFC 5842 §7.2) for a request that must go no further.
-fn as_loop(fault: &ViaFault) -> OciError {
-    let why = match fault {
-        ViaFault::Loop => {
-            "this request has been at this proxy before: its upstream leads back to it; set ECR to \
-             the registry"
-                .to_owned()
-        }
-        ViaFault::TooFar => format!(
-            "this request has passed more than {} proxies (Via); check that they do not ask each \
-             other",
-            via::HOPS_MAX
-        ),
-    };
-    OciError::new(ErrorCode::Unavailable, why).with_status(508)
 }
 
 /// A reference that is not a valid tag gets 404, as registries answer it (the conformance suite

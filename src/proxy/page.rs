@@ -47,6 +47,10 @@ pub(super) fn ask(
     is_list: impl Fn(&[u8]) -> bool,
     keep: impl Fn(&Headers, &[u8]) -> Option<WholeBody>,
 ) -> PageLookup {
+    // Those who ask at the same time may be answered by upstream.
+    if let Err(why) = exchange.upstream() {
+        return PageLookup::Failed(why);
+    }
     let patience = if in_hand {
         STALE_PATIENCE
     } else {
@@ -102,7 +106,7 @@ fn fetch(
         patience: patience.min(exchange.time_left()?),
         whole: true,
     };
-    let mut reply = exchange.parts.upstream.fetch_bodiless(call)?.reply;
+    let mut reply = exchange.upstream()?.fetch_bodiless(call)?.reply;
     let is_success = reply.status == 200;
     let limit = if is_success {
         LIST_BYTES_MAX
@@ -194,6 +198,9 @@ pub(super) fn answer_in_turn(
 pub(super) fn excuse(registry: &Registry, refused: &Buffered) -> Option<UpstreamError> {
     let status = refused.status;
     let reason = match status {
+        404 if refusal::is_offline(&refused.headers) => {
+            "it is offline, and its cache has no such list".to_owned()
+        }
         404 if !refusal::is_error_document(&refused.body) => {
             "it answered 404 without an error document".to_owned()
         }

@@ -158,7 +158,10 @@ impl<'a> ReferrersRequest<'a> {
             patience,
             whole: true,
         };
-        let base = self.exchange.parts.upstream.fetch_bodiless(base);
+        let base = self
+            .exchange
+            .upstream()
+            .and_then(|way| way.fetch_bodiless(base));
         base.is_ok_and(|base| base.reply.status == 200 && has_version(&base.reply.headers))
     }
 

@@ -6,9 +6,9 @@ use std::io::{Cursor, Read};
 
 use serde_json::value::RawValue;
 
-use super::answer::RETRY_AFTER_SECONDS;
+use super::answer::{OFFLINE_MARK, RETRY_AFTER_SECONDS};
 use super::elements::for_each;
-use crate::message::{Body, Reply, SharedBytes};
+use crate::message::{Body, Buffered, Headers, Reply, SharedBytes};
 use crate::oci::{ERROR_DOCUMENT_BYTES_MAX, ErrorCode, OciError, Route};
 
 /// Longest text, in characters, that is taken from a refusal in plain text.
@@ -80,6 +80,18 @@ fn read_document(body: Body) -> Result<Option<SharedBytes>, Body> {
     }
 }
 
+/// True when the registry itself says that there is no such thing: the 404 of a proxy on the way
+/// that is offline says only that its cache has none.
+pub(super) fn is_registrys_404(refused: &Buffered) -> bool {
+    refused.status == 404 && is_error_document(&refused.body) && !is_offline(&refused.headers)
+}
+
+/// True for the answer of a proxy that did not ask the registry.
+pub(super) fn is_offline(headers: &Headers) -> bool {
+    let mut warnings = headers.all("Warning");
+    warnings.any(|warning| warning.contains(&format!("\"{OFFLINE_MARK}")))
+}
+
 /// True for a registry's own refusal. Whatever else answers in its place (a load balancer without
 /// backends, a captive portal) writes something else.
 pub(super) fn is_error_document(bytes: &[u8]) -> bool {
@@ -133,7 +145,7 @@ const fn code_of(status: u16) -> ErrorCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Headers, LogNote};
+    use crate::message::LogNote;
 
     fn documented_of(status: u16, media_type: &str, body: Vec<u8>) -> (Reply, String) {
         let length = Some(body.len() as u64);

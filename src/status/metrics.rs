@@ -74,6 +74,8 @@ static FAMILIES: &[MetricFamily] = &[
         "When the process started."),
     row("ready", "", Gauges(|from, out| out.plain(u8::from(from.is_ready()))),
         "1 while /readyz answers 200, else 0."),
+    row("offline", "", Gauges(|from, out| out.plain(u8::from(from.offline))),
+        "1 with OFFLINE=true, else 0."),
     row("workers", "", Gauges(|from, out| out.plain(from.workers)), "Workers in all (WORKERS)."),
     row("workers_busy", "", Now(&metrics::WORKERS_BUSY), "Workers that decide about a request."),
     row("decisions_waiting", "", Now(&metrics::DECISIONS_WAITING),

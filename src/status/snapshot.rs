@@ -35,6 +35,7 @@ pub(super) fn document(sources: &Sources) -> Map<String, Value> {
         "uptime_s": started.elapsed().as_secs(),
         "state": state.name(),
         "sentence": sentence,
+        "offline": sources.offline,
         "identity": token.as_ref().map(identity),
         "registries": registries.iter().map(|r| registry(sources, r)).collect::<Vec<_>>(),
         "transfers": transfers(),
@@ -68,6 +69,7 @@ fn facts(sources: &Sources, token: Option<&TokenStatus>, registry: Option<&Regis
     });
     Facts {
         draining: sources.draining.load(Ordering::SeqCst),
+        offline: sources.offline,
         no_token,
         registry: registry.map(Registry::to_string),
         unreachable: state.pause.is_some(),

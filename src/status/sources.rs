@@ -15,7 +15,9 @@ use crate::upstream::exchange::Upstream;
 pub struct Sources {
     /// `ECR`; empty: the identity's own registry.
     pub registries: Vec<Registry>,
-    /// None with `UPSTREAM_AUTH=none`.
+    /// `OFFLINE`
+    pub offline: bool,
+    /// None with `UPSTREAM_AUTH=none` and with `OFFLINE`.
     pub tokens: Option<Arc<Tokens>>,
     /// Circuits, and the last failures.
     pub upstream: Arc<Upstream>,
@@ -38,8 +40,8 @@ impl Sources {
     pub(super) fn is_ready(&self) -> bool {
         let has_token = |tokens: &Arc<Tokens>| tokens.status().has_token;
         let has_content = |cache: &Arc<Cache>| cache.has_content();
-        let can_answer = self.tokens.as_ref().is_none_or(has_token)
-            || self.cache.as_ref().is_some_and(has_content);
+        let can_ask = !self.offline && self.tokens.as_ref().is_none_or(has_token);
+        let can_answer = can_ask || self.cache.as_ref().is_some_and(has_content);
         can_answer && !self.draining.load(Ordering::SeqCst)
     }
 }

@@ -26,6 +26,8 @@ impl ProxyState {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Facts {
     pub(super) draining: bool,
+    /// `OFFLINE`
+    pub(super) offline: bool,
     /// Why there is no token; none when there is one, or when none is needed.
     pub(super) no_token: Option<String>,
     /// The default registry; none before it is known.
@@ -42,6 +44,18 @@ pub(super) struct Facts {
 pub(super) fn judge(facts: &Facts) -> (ProxyState, String) {
     if facts.draining {
         return (ProxyState::NotReady, "Not ready: shutting down.".to_owned());
+    }
+    if facts.offline {
+        return match facts.has_content {
+            true => (
+                ProxyState::CacheOnly,
+                "Offline: serving the cache alone.".to_owned(),
+            ),
+            false => (
+                ProxyState::NotReady,
+                "Not ready: offline, and the cache is empty.".to_owned(),
+            ),
+        };
     }
     let why = match (&facts.no_token, facts.unreachable) {
         (Some(why), _) => format!("no ECR token ({why})"),
@@ -112,6 +126,19 @@ mod tests {
             ..tokenless
         });
         assert_eq!(state, ProxyState::CacheOnly);
+        let offline = |has_content| {
+            let (offline, no_token) = (true, Some("none".into()));
+            judge(&Facts {
+                offline,
+                no_token,
+                has_content,
+                ..Facts::default()
+            })
+        };
+        let (state, sentence) = offline(true);
+        assert_eq!(state, ProxyState::CacheOnly);
+        assert_eq!(sentence, "Offline: serving the cache alone.");
+        assert_eq!(offline(false).0, ProxyState::NotReady);
         let (state, sentence) = judge(&Facts {
             draining: true,
             ..ready

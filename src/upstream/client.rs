@@ -154,6 +154,11 @@ impl Client {
         })
     }
 
+    /// True for a client that connects to nothing (`OFFLINE`).
+    pub const fn is_offline(&self) -> bool {
+        self.names.resolver.is_closed()
+    }
+
     const fn agent(&self, rule: AddressRule) -> &Agent {
         match rule {
             AddressRule::Any => &self.agent,

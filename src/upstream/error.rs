@@ -6,6 +6,9 @@ use std::fmt;
 use crate::metrics::registries::STAGES_MAX;
 use crate::oci::Registry;
 
+/// Why nothing is asked with `OFFLINE=true`.
+pub const OFFLINE: &str = "OFFLINE=true: nothing is asked upstream";
+
 /// Why no reply came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamError {
@@ -56,11 +59,13 @@ pub enum Stage {
     Tls,
     /// Too many exchanges at a time.
     Queue,
+    /// Nothing may be asked: `OFFLINE` is set, or the client wants what the cache has alone.
+    Offline,
 }
 
 impl Stage {
     /// Every stage, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Authorize,
         Self::ClientBody,
         Self::Connect,
@@ -71,6 +76,7 @@ impl Stage {
         Self::Timeout,
         Self::Tls,
         Self::Queue,
+        Self::Offline,
     ];
 
     /// True when the registry could not be reached at all, so that others need not try at once.
@@ -87,6 +93,7 @@ impl Stage {
             Self::Authorize => "authorize",
             Self::ClientBody => "client-body",
             Self::Connect => "connect",
+            Self::Offline => "offline",
             Self::Queue => "queue",
             Self::Redirect => "redirect",
             Self::Refused => "authorization refused",
@@ -100,6 +107,9 @@ impl Stage {
 
 impl fmt::Display for UpstreamError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.stage == Stage::Offline {
+            return f.write_str(&self.reason);
+        }
         write!(
             f,
             "{} failed for {}: {}",

@@ -5,13 +5,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-pub use super::attempt::UPSTREAM_CACHE_FIELD;
 use super::attempt::{Attempt, Follow, HEAD_TIMEOUT_AFTER_BODY, is_redirect};
 use super::authorizer::{AuthFault, Authorizer, Grant};
 use super::breaker::{Breaker, Patience};
 pub use super::call::{Call, Fetched, HEAD_TIMEOUT};
 use super::client::Client;
-use super::error::{Stage, UpstreamError};
+use super::error::{OFFLINE, Stage, UpstreamError};
 use super::incoming::Incoming;
 use super::last_errors::{LastError, LastErrors};
 use super::part;
@@ -165,6 +164,9 @@ impl Upstream {
         body: &mut RequestBody<'_>,
         follow: Follow,
     ) -> Result<Fetched, UpstreamError> {
+        if self.client.is_offline() {
+            return Err(call.fault(Stage::Offline, OFFLINE));
+        }
         let started = Instant::now();
         let counters = registries::counters_of(call.registry.name());
         let deadline = started + call.patience.min(HEAD_TIMEOUT);

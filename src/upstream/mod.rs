@@ -29,4 +29,4 @@ mod tcp;
 pub use self::address_rule::AddressRule;
 pub use self::api::{Api, ApiCall, ApiReply};
 pub use self::authorizer::{Anonymous, AuthFault, Authorizer, Grant};
-pub use self::error::{Stage, UpstreamError};
+pub use self::error::{OFFLINE, Stage, UpstreamError};

@@ -17,6 +17,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::error::OFFLINE;
 use crate::locked::Locked as _;
 
 /// How long addresses from the system's look-up count as fresh. It does not tell their TTL; AWS's
@@ -71,6 +72,7 @@ pub enum LookupError {
 pub struct Resolver {
     shared: Arc<NameCache>,
     queue: SyncSender<String>,
+    is_closed: bool,
 }
 
 struct NameCache {
@@ -177,7 +179,30 @@ impl Resolver {
             .name("resolve".into())
             .stack_size(STACK_BYTES);
         thread.spawn(move || resolve(&names, &worker, &*lookup))?;
-        Ok(Self { shared, queue })
+        Ok(Self {
+            shared,
+            queue,
+            is_closed: false,
+        })
+    }
+
+    /// A resolver without addresses, not even for an address: whatever connects asks one first, so
+    /// nothing goes out (`OFFLINE`).
+    pub fn closed() -> Self {
+        let shared = NameCache {
+            names: Mutex::default(),
+            done: Condvar::new(),
+        };
+        Self {
+            shared: Arc::new(shared),
+            queue: sync_channel(1).0,
+            is_closed: true,
+        }
+    }
+
+    /// True for one that has no addresses.
+    pub(super) const fn is_closed(&self) -> bool {
+        self.is_closed
     }
 
     /// The system's own way of looking a name up.
@@ -202,6 +227,9 @@ impl Resolver {
     /// # Errors
     /// When the name has no address, or the look-up did not end in time.
     pub fn addresses(&self, host: &str, deadline: Instant) -> Result<Vec<IpAddr>, ResolveError> {
+        if self.is_closed {
+            return Err(ResolveError(OFFLINE.to_owned()));
+        }
         if let Some(addresses) = resolve_locally(host) {
             return Ok(addresses);
         }
@@ -295,6 +323,15 @@ mod tests {
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(5)
+    }
+
+    #[test]
+    fn a_closed_resolver_knows_not_even_addresses() {
+        let resolver = Resolver::closed();
+        for host in ["r.example", "127.0.0.1", "[::1]", "localhost"] {
+            let fault = resolver.addresses(host, soon()).unwrap_err();
+            assert_eq!(fault.0, OFFLINE, "{host}");
+        }
     }
 
     fn found(seconds: u64) -> Result<Addresses, LookupError> {

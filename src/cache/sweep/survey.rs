@@ -95,13 +95,8 @@ pub(super) struct Survey {
 }
 
 impl Survey {
-    /// Looks at everything; images come least recently used first. A blob that nothing names is
-    /// none when it came after `unnamed_since`.
-    pub(super) fn take(
-        store: &Store,
-        names: &Names,
-        unnamed_since: Option<SystemTime>,
-    ) -> io::Result<Self> {
+    /// Looks at everything; images come least recently used first.
+    pub(super) fn take(store: &Store, names: &Names) -> io::Result<Self> {
         let mut survey = Self::default();
         store.count(&mut |entry| {
             let id = survey.id(&entry.digest);
@@ -117,7 +112,7 @@ impl Survey {
                 }
             }
         }
-        survey.add_unnamed(unnamed_since);
+        survey.add_unnamed();
         let pages = names.page_folders().into_iter();
         survey
             .images
@@ -343,10 +338,9 @@ impl Survey {
     }
 
     /// Blobs and links that no manifest names, each an image of its own.
-    fn add_unnamed(&mut self, since: Option<SystemTime>) {
+    fn add_unnamed(&mut self) {
         for (id, node) in self.nodes.iter_mut().enumerate() {
-            let is_young = node.here && since.is_some_and(|since| node.modified > since);
-            if node.uses > 0 || is_young || (!node.here && node.linked_in.is_empty()) {
+            if node.uses > 0 || (!node.here && node.linked_in.is_empty()) {
                 continue;
             }
             node.uses = 1;

@@ -23,7 +23,7 @@ impl Bench {
         let (store, names) = (Arc::clone(&cache.store), Arc::clone(&cache.names));
         let disk = Disk {
             sweeper: Sweeper::new(Arc::clone(&store), Arc::clone(&names), QUOTA),
-            faults: Arc::new(DiskFaults::new(store.root())),
+            faults: Arc::new(DiskFaults::new(&store)),
             store,
             names,
         };

@@ -36,6 +36,15 @@ pub(super) fn probe_cache(settings: &Settings) -> StepOutcome {
     let Some(directory) = app::cache_directory(settings) else {
         return StepOutcome::Skipped("off: set CACHE_DIR for a cache".into());
     };
+    if settings.offline {
+        return match probe::look(&directory) {
+            Ok(found) => {
+                let (root, used) = (found.root.display(), gib(found.used_bytes));
+                StepOutcome::Ok(format!("{root} can be read, {used} in it"))
+            }
+            Err(error) => StepOutcome::Failed(error.to_string()),
+        };
+    }
     match probe::probe(&directory) {
         Ok(found) => {
             let state = if found.is_there {
@@ -56,6 +65,9 @@ pub(super) fn probe_cache(settings: &Settings) -> StepOutcome {
 
 /// Compares the quota with what the disk can hold.
 pub(super) fn judge_quota(settings: &Settings) -> StepOutcome {
+    if settings.offline {
+        return StepOutcome::Skipped("OFFLINE=true: nothing is added".into());
+    }
     let found = app::cache_directory(settings).map(|directory| probe::probe(&directory));
     let Some(Ok(found)) = found else {
         return StepOutcome::Skipped("there is no cache to judge".into());

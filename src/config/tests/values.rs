@@ -192,7 +192,6 @@ fn truths_of_today() {
             ("READ_ONLY", "FALSE"),
             ("CACHE_DIR", "off"),
             ("CACHE_KEY", "$uri"),
-            ("OFFLINE", "0"),
             ("AWS_EC2_METADATA_V1_DISABLED", "true"),
             ("AWS_USE_FIPS_ENDPOINT", "false"),
             ("AWS_USE_DUALSTACK_ENDPOINT", "false"),

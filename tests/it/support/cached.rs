@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use standin::{Hasher, Options, Seen, Server, Standin};
@@ -77,7 +78,11 @@ impl Cached {
 
     /// With further settings (an empty value: without that setting).
     pub(crate) fn start_again_with(&mut self, further: &[(&str, &str)]) {
-        let mut command = Proxy::command();
+        self.start_again_through(Proxy::command(), further);
+    }
+
+    /// The same with a command that begins otherwise.
+    pub(crate) fn start_again_through(&mut self, mut command: Command, further: &[(&str, &str)]) {
         command.envs(self.standin.settings());
         command.env("CACHE_DIR", self.scratch.path());
         command.envs(self.settings.iter().map(|(name, value)| (name, value)));
@@ -251,8 +256,7 @@ pub(crate) struct Begun {
 }
 
 impl Begun {
-    /// Asks, and waits for the head.
-    pub(crate) fn new(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Self {
+    fn new(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Self {
         use std::io::Write as _;
         let mut stream = TcpStream::connect(address).expect("a connection");
         stream.set_read_timeout(Some(DEADLINE)).expect("a time-out");

@@ -73,6 +73,15 @@ impl Proxy {
         Self::clean(command)
     }
 
+    /// The same, started by a program that takes the place of itself, such as `unshare`.
+    pub(crate) fn command_through(program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .arg(env!("CARGO_BIN_EXE_aws-ecr-proxy"));
+        Self::clean(command)
+    }
+
     fn clean(mut command: Command) -> Command {
         command
             .env_clear()

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -34,6 +34,7 @@ pub(crate) struct Core {
     /// Bytes of bodies, by [`Server::index`].
     sent: [AtomicU64; SERVERS],
     connections: Mutex<HashMap<u64, (Server, Arc<TcpStream>)>>,
+    accepted: AtomicUsize,
     pub(crate) sts: Mutex<sts::State>,
 }
 
@@ -125,6 +126,7 @@ impl Core {
             rates: Default::default(),
             sent: Default::default(),
             connections: Mutex::default(),
+            accepted: AtomicUsize::new(0),
         }
     }
 
@@ -302,11 +304,16 @@ impl Core {
     }
 
     pub(crate) fn keep(&self, id: u64, server: Server, stream: &Arc<TcpStream>) {
+        self.accepted.fetch_add(1, Ordering::Relaxed);
         lock(&self.connections).insert(id, (server, Arc::clone(stream)));
     }
 
     pub(crate) fn forget(&self, id: u64) {
         lock(&self.connections).remove(&id);
+    }
+
+    pub(crate) fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     pub(crate) fn connections(&self, server: Server) -> usize {

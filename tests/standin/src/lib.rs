@@ -636,6 +636,11 @@ impl Standin {
         self.core.wait_for(limit, done)
     }
 
+    /// Connections that all servers have accepted so far.
+    pub fn accepted(&self) -> usize {
+        self.core.accepted()
+    }
+
     /// Connections open now.
     pub fn connections(&self, server: Server) -> usize {
         self.core.connections(server)

@@ -1,0 +1,107 @@
+//! What the cache does not have, for a request that must not go upstream. Owns: its status, and the
+//! words that name what is missing and how to get it. Must not: decide whether upstream is asked.
+//!
+//! With `OFFLINE` it is 404, which people get to read: docker and podman show the text of no other
+//! refusal. It has a `Warning`, so that a proxy behind this one does not take it for the registry's
+//! own word ([`refusal::is_registrys_404`](super::refusal::is_registrys_404)). For a client that
+//! says `only-if-cached` it is 504 (RFC 9111 §5.2.1.7).
+
+use super::answer::{CacheOutcome, OFFLINE_MARK, mark, refuse};
+use super::exchange::{CacheAlone, Exchange};
+use crate::cache::Cache;
+use crate::cache::images::Files;
+use crate::cache::names::Scope;
+use crate::message::Reply;
+use crate::oci::{Digest, ErrorCode, OciError, Reference};
+
+/// The answer to a blob that is not here; none when upstream may be asked for it.
+pub(super) fn blob(
+    exchange: &Exchange,
+    cache: &Cache,
+    scope: Scope<'_>,
+    digest: &Digest,
+) -> Option<Reply> {
+    let why = exchange.cache_alone()?;
+    let subject = format!("blob {digest} of {scope}");
+    let text = explain(cache, scope, &subject, Some(digest), None, why);
+    Some(answer(why, ErrorCode::BlobUnknown, text))
+}
+
+/// The answer to a manifest that is not here, or not in a type that the client accepts; none when
+/// upstream may be asked for it.
+pub(super) fn manifest(
+    exchange: &Exchange,
+    cache: &Cache,
+    scope: Scope<'_>,
+    reference: &Reference,
+) -> Option<Reply> {
+    let why = exchange.cache_alone()?;
+    let text = match reference {
+        Reference::Digest(digest) => {
+            let subject = format!("manifest {digest} of {scope}");
+            explain(cache, scope, &subject, Some(digest), None, why)
+        }
+        Reference::Tag(tag) => {
+            let image = format!("{scope}:{}", tag.as_str());
+            let known = cache.names.tag_anywhere(scope, tag);
+            let mut known = known.into_iter().map(|entry| entry.digest);
+            match known.next() {
+                Some(digest) if cache.store.has(&digest) => format!(
+                    "{image} is in the cache as {digest}, but not in a type that the client \
+                     accepts or not under its CACHE_KEY; {}",
+                    why.reason()
+                ),
+                Some(digest) => {
+                    let subject = format!("manifest {digest} of {image}");
+                    explain(cache, scope, &subject, None, Some(image), why)
+                }
+                None => explain(cache, scope, &image.clone(), None, Some(image), why),
+            }
+        }
+    };
+    Some(answer(why, ErrorCode::ManifestUnknown, text))
+}
+
+/// Says what is missing and which command gets it. `image`: what is to be pulled; where it is not
+/// known, the manifests that are here may tell.
+fn explain(
+    cache: &Cache,
+    scope: Scope<'_>,
+    subject: &str,
+    digest: Option<&Digest>,
+    image: Option<String>,
+    why: CacheAlone,
+) -> String {
+    let (store, names) = (&cache.store, &cache.names);
+    let found = digest.and_then(|digest| Files { store, names }.find_image(scope, digest));
+    let platform = found.as_ref().and_then(|found| found.platform.clone());
+    let of = match (&found, &platform) {
+        (Some(found), Some(platform)) => format!(", {platform} of {}", found.image),
+        (Some(found), None) => format!(", a part of {}", found.image),
+        (None, _) => String::new(),
+    };
+    let image = image.or_else(|| found.map(|found| found.image));
+    let image = image.unwrap_or_else(|| match digest {
+        Some(digest) => format!("{scope}@{digest}"),
+        None => scope.to_string(),
+    });
+    let platform = platform.map_or_else(String::new, |name| format!("--platform {name} "));
+    format!(
+        "{subject}{of}, is not in the cache; {}. To get it: aws-ecr-proxy pull {platform}{image}, \
+         where there is a way out, or export there and import here",
+        why.reason()
+    )
+}
+
+fn answer(why: CacheAlone, code: ErrorCode, text: String) -> Reply {
+    let reply = match why {
+        CacheAlone::OnlyIfCached => {
+            refuse(&OciError::new(ErrorCode::Unavailable, text).with_status(504))
+        }
+        CacheAlone::Offline => {
+            let warning = format!("299 - \"{OFFLINE_MARK}it is not in the cache\"");
+            refuse(&OciError::new(code, text)).with("Warning", warning)
+        }
+    };
+    mark(reply, CacheOutcome::Miss)
+}
