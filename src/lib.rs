@@ -40,3 +40,4 @@ pub mod status;
 pub mod transfers;
 pub mod upstream;
 pub mod uri;
+pub mod via;

@@ -536,7 +536,12 @@ mod tests {
     #[test]
     fn a_slot_is_answered_once_and_only_while_it_is_open() {
         let desk = Desk::default();
-        let open = || desk.open(Arc::new(request()), RequestScope::new("same".into(), None));
+        let open = || {
+            desk.open(
+                Arc::new(request()),
+                RequestScope::new("same".into(), None, String::new()),
+            )
+        };
         let first = open();
         let (asked, scope) = desk.take_up(first).unwrap();
         assert_eq!((&*asked, scope.id()), (&request(), "same"));

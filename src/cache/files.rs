@@ -91,14 +91,13 @@ pub(super) fn temp_name() -> String {
     format!("{PREFIX}{}-{}", run(), COUNT.fetch_add(1, Relaxed))
 }
 
-/// True for a temporary file that an earlier process left behind.
-pub(super) fn is_leftover(name: &str) -> bool {
-    let own = |rest: &str| rest.split('-').next() == Some(run());
-    name.strip_prefix(PREFIX).is_some_and(|rest| !own(rest))
+/// The process that made a temporary file; none for another file.
+pub(super) fn run_of(name: &str) -> Option<&str> {
+    name.strip_prefix(PREFIX)?.split('-').next()
 }
 
 /// This process: in a container each one has the same pid, so the time of its start goes along.
-fn run() -> &'static str {
+pub(super) fn run() -> &'static str {
     static RUN: OnceLock<String> = OnceLock::new();
     RUN.get_or_init(|| {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -132,10 +131,10 @@ mod tests {
     }
 
     #[test]
-    fn only_an_earlier_run_leaves_leftovers() {
+    fn a_temporary_file_names_its_process() {
         assert_ne!(temp_name(), temp_name());
-        assert!(!is_leftover(&temp_name()));
-        assert!(is_leftover("temp-18c0ffee.1-0"));
-        assert!(!is_leftover("sha256"));
+        assert_eq!(run_of(&temp_name()), Some(run()));
+        assert_eq!(run_of("temp-18c0ffee.1-0"), Some("18c0ffee.1"));
+        assert_eq!(run_of("sha256"), None);
     }
 }

@@ -10,6 +10,7 @@
 //! memory, never across I/O.
 
 mod download;
+mod follow;
 mod growing;
 mod reader;
 

@@ -2,7 +2,7 @@
 //! (links, tag entries), and reporting faults of the disk on the way. Must not: ask upstream, or
 //! choose between media types.
 
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::changes::{Fact, Moment};
 use super::manifest::list_named;
@@ -186,19 +186,19 @@ impl Cache {
         }
     }
 
-    /// The tag means this manifest, as upstream said just now.
+    /// The tag means this manifest, as the registry said at `confirmed`.
     pub fn keep_tag(
         &self,
         scope: Scope<'_>,
         partition: &str,
         tag: &Tag,
-        manifest: &Manifest,
+        (manifest, confirmed): (&Manifest, SystemTime),
         asked_at: Moment,
     ) {
         let entry = TagEntry {
             digest: manifest.digest.clone(),
             media_type: manifest.media_type.clone(),
-            confirmed: SystemTime::now(),
+            confirmed,
         };
         let kept = self.names.set_tag(scope, partition, tag, entry, asked_at);
         if let Err(error) = kept {
@@ -207,18 +207,18 @@ impl Cache {
         self.sweeper.mark_dirty();
     }
 
-    /// Upstream said just now that the tag still means `digest`.
+    /// The registry said at `confirmed` that the tag still means `digest`.
     pub fn confirm_tag(
         &self,
         scope: Scope<'_>,
         partition: &str,
         tag: &Tag,
-        digest: &Digest,
+        (digest, confirmed): (&Digest, SystemTime),
         asked_at: Moment,
     ) {
-        let (names, now) = (&self.names, SystemTime::now());
-        let confirmed = names.confirm_tag(scope, partition, tag, digest, now, asked_at);
-        if let Err(error) = confirmed {
+        let names = &self.names;
+        let kept = names.confirm_tag(scope, partition, tag, digest, confirmed, asked_at);
+        if let Err(error) = kept {
             self.disk_faults.report("tag", &error);
         }
     }
@@ -233,8 +233,8 @@ impl Cache {
         body: &[u8],
         asked_at: Moment,
     ) -> Option<Page> {
-        let (names, now) = (&self.names, SystemTime::now());
-        let kept = names.set_page(list, query, headers, body, now, asked_at);
+        let (names, confirmed) = (&self.names, confirmed_at(headers));
+        let kept = names.set_page(list, query, headers, body, confirmed, asked_at);
         let is_kept = kept.unwrap_or_else(|error| {
             self.disk_faults.report("list", &error);
             false
@@ -255,4 +255,13 @@ impl Cache {
         let is_current = || self.names.changes.are_unchanged(asked_at, scope, &[fact]);
         self.negative.put(key, refused, Instant::now(), is_current);
     }
+}
+
+/// When the registry confirmed a reply with these fields that came just now: another tier may have
+/// kept it for a while (`Age`, RFC 9111 §5.1).
+pub fn confirmed_at(headers: &Headers) -> SystemTime {
+    let now = SystemTime::now();
+    let age = headers.first("Age").and_then(|age| age.parse().ok());
+    let age = Duration::from_secs(age.unwrap_or_default());
+    now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH)
 }

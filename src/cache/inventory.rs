@@ -84,19 +84,6 @@ impl Store {
         Ok(())
     }
 
-    /// Removes the temporary files that an earlier process left; says how many.
-    pub(super) fn remove_leftovers(&self) -> io::Result<usize> {
-        let mut removed = 0;
-        for found in fs::read_dir(self.partial_root())? {
-            let found = found?;
-            let leftover = found.file_name().to_str().is_some_and(files::is_leftover);
-            if leftover && fs::remove_file(found.path()).is_ok() {
-                removed += 1;
-            }
-        }
-        Ok(removed)
-    }
-
     /// From now on arrivals are remembered for [`Self::arrivals`].
     pub(super) fn watch(&self, on: bool) {
         self.account.locked().watched = on.then(Vec::new);

@@ -24,9 +24,11 @@ pub mod negative;
 mod open;
 pub mod origin;
 pub mod pages;
+mod partials;
 mod paths;
 mod pending;
 pub mod probe;
+mod processes;
 #[cfg(test)]
 pub(crate) mod scratch;
 pub mod store;

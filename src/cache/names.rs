@@ -8,11 +8,13 @@
 //! Whoever keeps an answer of upstream's passes the moment before it was asked for, and an answer
 //! that a change has overtaken is not kept ([`super::changes`]).
 //!
-//! Locks: the set of files being rewritten, held for set operations; never across I/O.
+//! Locks: the set of files being rewritten, held for set operations; never across I/O. Other
+//! processes are kept from a file by a lock of [`super::processes`].
 
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -22,12 +24,14 @@ use super::changes::{Changes, Fact, Moment};
 use super::files;
 pub use super::paths::Scope;
 use super::paths::{
-    CATALOG, LINKS, LISTS, Paths, REFERRERS, file_names, folder_names, is_partition, modified,
-    read_text, unusable_name,
+    LINKS, LISTS, Paths, REFERRERS, file_names, folder_names, is_partition, modified, read_text,
+    unusable_name,
 };
 use super::pending::PendingQueue;
+use super::processes;
 pub use super::tagfile::TagEntry;
 use super::tagfile::{TAG_FILE_BYTES_MAX, TagFile};
+use crate::hash;
 use crate::locked::Locked as _;
 use crate::oci::{Digest, Registry, Repository, Tag};
 
@@ -39,6 +43,10 @@ const PARTITIONS_MAX: usize = 128;
 const USE_INTERVAL: Duration = Duration::from_millis(10);
 /// What a directory takes on the disk, as long as it is small.
 const BLOCK_BYTES: u64 = 4096;
+/// Locks between processes for the files, each for a part of them.
+const LOCKS: u8 = 32;
+/// Longest wait for a process that rewrites a file. One that hangs for longer may undo a change.
+const REWRITE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Holds the registry's URL. No registry's name begins with a dot.
 const REMEMBERED: &str = ".registry";
 
@@ -49,6 +57,7 @@ pub struct Names {
     pub changes: Changes,
     pub(super) paths: Paths,
     pub(super) pending: PendingQueue,
+    root: PathBuf,
     temps: PathBuf,
     read_only: bool,
     /// Bytes on disk of everything but blobs and downloads.
@@ -80,6 +89,7 @@ impl Names {
                 repos: root.join("repos"),
             },
             pending: PendingQueue::default(),
+            root: root.to_owned(),
             temps: root.join("partial"),
             used: AtomicU64::new(0),
             writing: Mutex::default(),
@@ -433,8 +443,8 @@ impl Names {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
     }
 
-    /// Until the lock is dropped, nobody else rewrites the file: two changes of one tag do not undo
-    /// each other.
+    /// Until the lock is dropped, nobody else rewrites the file, nor does another process: two
+    /// changes of one tag do not undo each other.
     pub(super) fn lock_file<'a>(&'a self, path: &'a Path) -> FileLock<'a> {
         let mut writing = self.writing.locked();
         while !writing.insert(path.to_owned()) {
@@ -443,7 +453,16 @@ impl Names {
                 .wait(writing)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        FileLock { names: self, path }
+        drop(writing);
+        // The directory may have another path in another process.
+        let below = path.strip_prefix(&self.paths.repos).unwrap_or(path);
+        let hash = hash::sha256(below.as_os_str().as_bytes());
+        let name = format!("names-{}", hash.first().map_or(0, |byte| byte % LOCKS));
+        FileLock {
+            names: self,
+            path,
+            processes: processes::lock(&self.root, &name, REWRITE_TIMEOUT),
+        }
     }
 }
 
@@ -512,37 +531,13 @@ impl Names {
 
     /// Removes a folder and those above it, as long as they are empty: another repository may live
     /// below them.
-    fn prune_from(&self, folder: &Path) {
+    pub(super) fn prune_from(&self, folder: &Path) {
         let mut folder = folder;
         while folder != self.paths.repos && self.remove_folder(folder) {
             let Some(parent) = folder.parent() else {
                 return;
             };
             folder = parent;
-        }
-    }
-
-    /// Every folder of pages, with the time of its last change.
-    pub(super) fn page_folders(&self) -> Vec<(PathBuf, SystemTime)> {
-        let (mut found, mut open) = (Vec::new(), vec![self.paths.repos.clone()]);
-        while let Some(folder) = open.pop() {
-            for child in folder_names(&folder) {
-                let path = folder.join(&child);
-                match child.as_str() {
-                    CATALOG | LISTS | REFERRERS => found.push((path.clone(), modified(&path))),
-                    name if name.starts_with('_') => {}
-                    _ => open.push(path),
-                }
-            }
-        }
-        found
-    }
-
-    /// Removes a folder of pages, and the folders above it that are empty then.
-    pub(super) fn remove_pages(&self, folder: &Path) {
-        self.remove_tree(folder);
-        if let Some(parent) = folder.parent() {
-            self.prune_from(parent);
         }
     }
 
@@ -562,10 +557,12 @@ impl Names {
 pub(super) struct FileLock<'a> {
     names: &'a Names,
     path: &'a Path,
+    processes: Option<File>,
 }
 
 impl Drop for FileLock<'_> {
     fn drop(&mut self) {
+        drop(self.processes.take());
         let writing = self.names.writing.lock();
         writing
             .unwrap_or_else(PoisonError::into_inner)

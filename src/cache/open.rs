@@ -1,5 +1,8 @@
 //! Opening the cache directory. Owns: whose directory it is, the format marker and the lock on it,
 //! and the folders of the layout. Must not: look at a blob.
+//!
+//! Processes share a directory: each holds the marker locked for sharing. Whoever has to be alone
+//! locks it for itself: a version that changes the format, and each version that does not share.
 
 use std::fmt;
 use std::fs::{self, File, TryLockError};
@@ -7,6 +10,7 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::files;
+use super::processes::Processes;
 use crate::hash::ALGORITHMS;
 
 /// The index of a layout that holds nothing.
@@ -38,7 +42,7 @@ pub enum OpenError {
         /// The newest format known here.
         known: u64,
     },
-    /// Another process has it open.
+    /// Another process has it for itself.
     InUse {
         /// The directory.
         path: PathBuf,
@@ -84,8 +88,8 @@ impl fmt::Display for OpenError {
             ),
             Self::InUse { path } => write!(
                 f,
-                "cache directory {} is in use by another process; stop it, or give each its own \
-                 CACHE_DIR",
+                "cache directory {} is in use by another process, of a version that does not share \
+                 it; stop that one, or give each its own CACHE_DIR",
                 path.display()
             ),
             Self::Io { path, error } if error.kind() == io::ErrorKind::StorageFull => write!(
@@ -106,8 +110,9 @@ impl fmt::Display for OpenError {
 
 impl std::error::Error for OpenError {}
 
-/// Finds or makes the layout in `dir`; returns its root and the locked marker.
-pub(super) fn prepare(dir: &Path) -> Result<(PathBuf, File), OpenError> {
+/// Finds or makes the layout in `dir`; returns its root, the locked marker and our place among the
+/// processes there.
+pub(super) fn prepare(dir: &Path) -> Result<(PathBuf, File, Processes), OpenError> {
     let fault = |error| OpenError::io(dir, error);
     fs::create_dir_all(dir).map_err(fault)?;
     let mut root = dir.to_owned();
@@ -119,8 +124,10 @@ pub(super) fn prepare(dir: &Path) -> Result<(PathBuf, File), OpenError> {
         }
     }
     let marker = claim(&root)?;
-    lay_out(&root).map_err(|error| OpenError::io(&root, error))?;
-    Ok((root, marker))
+    let fault = |error| OpenError::io(&root, error);
+    let processes = Processes::enter(&root).map_err(fault)?;
+    lay_out(&root).map_err(fault)?;
+    Ok((root, marker, processes))
 }
 
 /// Finds the layout in `dir` without writing anything; returns its root and the marker, which is
@@ -166,7 +173,7 @@ fn claim(root: &Path) -> Result<File, OpenError> {
         .truncate(false)
         .open(root.join(MARKER))
         .map_err(fault)?;
-    match marker.try_lock() {
+    match marker.try_lock_shared() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             return Err(OpenError::InUse {
@@ -229,7 +236,11 @@ fn lay_out(root: &Path) -> io::Result<()> {
         // An empty file: a full disk is no reason to do without what it holds.
         let probe = folder.join(PROBE);
         File::create(&probe)?;
-        fs::remove_file(&probe)?;
+        match fs::remove_file(&probe) {
+            // Another process that starts now has removed it.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
     }
     let temps = root.join("partial");
     for (name, text) in [
@@ -270,6 +281,7 @@ mod tests {
             "aws-ecr-proxy-format",
             "blobs",
             "index.json",
+            "locks",
             LOST_FOUND,
             "oci-layout",
         ];
@@ -337,13 +349,17 @@ mod tests {
     }
 
     #[test]
-    fn two_processes_do_not_share_a_directory() {
+    fn processes_share_a_directory_unless_one_has_it_for_itself() {
         let scratch = Scratch::new();
         let first = Store::open(scratch.path()).unwrap();
+        let second = Store::open(scratch.path()).unwrap();
+        let marker = File::open(scratch.path().join(MARKER)).unwrap();
+        let locked = marker.try_lock();
+        assert!(matches!(locked, Err(TryLockError::WouldBlock)));
+        drop((first, second));
+        marker.try_lock().unwrap();
         let error = Store::open(scratch.path()).unwrap_err();
         assert!(matches!(error, OpenError::InUse { .. }), "{error}");
-        drop(first);
-        Store::open(scratch.path()).unwrap();
     }
 
     #[test]

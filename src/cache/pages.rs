@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::changes::{Fact, Moment};
 use super::names::{Names, Scope};
-use super::paths::{CATALOG, LISTS, REFERRERS, file_names, unusable_name};
+use super::paths::{CATALOG, LISTS, REFERRERS, file_names, folder_names, modified, unusable_name};
 use crate::budget::{self, BODIES, SHARE_TIMEOUT};
 use crate::hash::{self, Hasher};
 use crate::message::{Headers, SharedBytes, WholeBody};
@@ -296,6 +296,33 @@ impl Names {
 fn begins_with(file: &File, text: &str) -> bool {
     let mut beginning = vec![0; text.len()];
     file.read_exact_at(&mut beginning, 0).is_ok() && beginning == text.as_bytes()
+}
+
+/// What the sweep asks for.
+impl Names {
+    /// Every folder of pages, with the time of its last change.
+    pub(super) fn page_folders(&self) -> Vec<(PathBuf, SystemTime)> {
+        let (mut found, mut open) = (Vec::new(), vec![self.paths.repos.clone()]);
+        while let Some(folder) = open.pop() {
+            for child in folder_names(&folder) {
+                let path = folder.join(&child);
+                match child.as_str() {
+                    CATALOG | LISTS | REFERRERS => found.push((path.clone(), modified(&path))),
+                    name if name.starts_with('_') => {}
+                    _ => open.push(path),
+                }
+            }
+        }
+        found
+    }
+
+    /// Removes a folder of pages, and the folders above it that are empty then.
+    pub(super) fn remove_pages(&self, folder: &Path) {
+        self.remove_tree(folder);
+        if let Some(parent) = folder.parent() {
+            self.prune_from(parent);
+        }
+    }
 }
 
 #[cfg(test)]

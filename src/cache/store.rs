@@ -1,5 +1,6 @@
-//! Blobs and manifests by their digest. Owns: `blobs/`, `partial/`, the format marker with the lock
-//! on it, the account of bytes, and who is reading what. Must not: know tags or repositories.
+//! Blobs and manifests by their digest. Owns: `blobs/`, the format marker with the lock on it, the
+//! account of bytes, and who is reading what. Must not: know tags or repositories. Downloads are in
+//! [`super::partials`].
 //!
 //! A file below `blobs/` is complete and verified: it comes there by fsync and rename, from
 //! `partial/`, after its maker has checked length and digest. No other way leads there.
@@ -9,15 +10,15 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::account::Account;
 use super::files;
 pub use super::open::{FORMAT, OpenError};
 use super::paths::below;
+use super::processes::{self, Processes};
 use super::verified::{Stamp, Verified};
 use crate::hash::{Hasher, matches};
 use crate::locked::Locked as _;
@@ -34,7 +35,8 @@ pub struct Store {
     pub(super) account: Mutex<Account>,
     readers: Mutex<HashMap<Digest, usize>>,
     verified: Verified,
-    read_only: bool,
+    /// None for a store that is only read.
+    processes: Option<Processes>,
     /// Keeps the lock on the directory.
     _marker: File,
 }
@@ -53,15 +55,6 @@ pub struct Blob {
     pub verified: bool,
     /// Keeps eviction from it.
     pub reading: Reading,
-}
-
-/// A download that has begun or may go on.
-#[derive(Debug)]
-pub struct Partial {
-    /// Open for reading and writing.
-    pub file: File,
-    /// Bytes it holds.
-    pub length: u64,
 }
 
 /// While it lives, eviction leaves the digest alone, be it complete or growing.
@@ -96,10 +89,10 @@ impl Store {
     /// `dir` holds something else. Does not look at the blobs.
     ///
     /// # Errors
-    /// The cache is of a newer format, in use by another process, or cannot be written.
+    /// The cache is of a newer format, another process has it for itself, or it cannot be written.
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
-        let (root, marker) = super::open::prepare(dir)?;
-        Self::of(root, marker, false)
+        let (root, marker, processes) = super::open::prepare(dir)?;
+        Self::of(root, marker, Some(processes))
     }
 
     /// Opens the cache in `dir` for reading: nothing is written, now or later, and the directory is
@@ -109,10 +102,11 @@ impl Store {
     /// There is no cache, it is of a newer format, or cannot be read.
     pub fn open_read_only(dir: &Path) -> Result<Self, OpenError> {
         let (root, marker) = super::open::find(dir)?;
-        Self::of(root, marker, true)
+        Self::of(root, marker, None)
     }
 
-    fn of(root: PathBuf, marker: File, read_only: bool) -> Result<Self, OpenError> {
+    fn of(root: PathBuf, marker: File, processes: Option<Processes>) -> Result<Self, OpenError> {
+        let read_only = processes.is_none();
         let account = Account {
             arrived: Some(HashMap::new()),
             ..Account::default()
@@ -122,7 +116,7 @@ impl Store {
             account: Mutex::new(account),
             readers: Mutex::default(),
             verified: Verified::default(),
-            read_only,
+            processes,
             _marker: marker,
         };
         // Few, so they are counted at once; from here on the account follows every change.
@@ -138,7 +132,21 @@ impl Store {
 
     /// True when nothing may be written.
     pub const fn is_read_only(&self) -> bool {
-        self.read_only
+        self.processes.is_none()
+    }
+
+    /// Takes a lock that only one process may hold, or waits for it for `patience`. None for a
+    /// store that is only read.
+    pub(super) fn lock(&self, name: &str, patience: Duration) -> Option<File> {
+        self.processes.as_ref()?;
+        processes::lock(&self.root, name, patience)
+    }
+
+    /// Removes the temporary files that ended processes left. Says whether another process uses
+    /// the directory; a store that is only read does not ask.
+    pub(super) fn tidy(&self) -> io::Result<bool> {
+        let tidied = self.processes.as_ref().map(Processes::tidy);
+        tidied.unwrap_or(Ok(false))
     }
 
     /// The directory of the layout.
@@ -252,65 +260,6 @@ impl Store {
         stored
     }
 
-    /// Opens the download of a blob, which may hold bytes of an earlier attempt. Hold a
-    /// [`Reading`] of the digest from before this call to after [`Self::publish`]: a download that
-    /// nobody holds is the first thing evicted.
-    ///
-    /// # Errors
-    /// The disk's own.
-    pub fn partial(&self, digest: &Digest) -> io::Result<Partial> {
-        self.refuse_if_read_only()?;
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(self.partial_path(digest))?;
-        let length = file.metadata()?.len();
-        Ok(Partial { file, length })
-    }
-
-    /// Puts a new, empty file in the place of a download; readers of the old one keep theirs.
-    ///
-    /// # Errors
-    /// The disk's own.
-    pub fn fresh_partial(&self, digest: &Digest) -> io::Result<File> {
-        let path = self.partial_path(digest);
-        let temp = self.partial_root().join(files::temp_name());
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&temp)?;
-        let old = fs::metadata(&path).map_or(0, |metadata| metadata.len());
-        if let Err(error) = fs::rename(&temp, &path) {
-            let _ = fs::remove_file(&temp);
-            return Err(error);
-        }
-        self.partial_shrunk(old);
-        Ok(file)
-    }
-
-    /// Makes a download that its caller has verified a blob. `file` must be the very file that
-    /// [`Self::partial`] or [`Self::fresh_partial`] gave out last.
-    ///
-    /// # Errors
-    /// The disk's own, and a download that somebody replaced or removed meanwhile.
-    pub fn publish(&self, digest: &Digest, file: &File) -> io::Result<()> {
-        file.sync_all()?;
-        let from = self.partial_path(digest);
-        let (ours, there) = (file.metadata()?, fs::metadata(&from)?);
-        if (ours.dev(), ours.ino()) != (there.dev(), there.ino()) {
-            // Renaming it would publish bytes that nobody has verified.
-            let why = format!("the download of {digest} was replaced while it was verified");
-            return Err(io::Error::other(why));
-        }
-        self.move_in(digest, &from, files::on_disk(&ours))?;
-        self.partial_shrunk(ours.len());
-        self.set_verified(digest, Stamp::of(&file.metadata()?));
-        files::sync_directory(&self.folder("blobs", digest))
-    }
-
     /// A new file for content whose digest is told later. It is on no account: whoever writes to it
     /// holds a reservation. What an earlier process left of such is removed at start.
     ///
@@ -334,14 +283,14 @@ impl Store {
         files::sync_directory(&self.folder("blobs", digest))
     }
 
-    fn refuse_if_read_only(&self) -> io::Result<()> {
-        match self.read_only {
+    pub(super) fn refuse_if_read_only(&self) -> io::Result<()> {
+        match self.is_read_only() {
             true => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
             false => Ok(()),
         }
     }
 
-    fn move_in(&self, digest: &Digest, from: &Path, size: u64) -> io::Result<()> {
+    pub(super) fn move_in(&self, digest: &Digest, from: &Path, size: u64) -> io::Result<()> {
         let to = self.blob_path(digest);
         let before = files::tree_on_disk(&to);
         self.expect_arrival(digest);
@@ -351,15 +300,6 @@ impl Store {
         }
         self.record_arrival(digest, size, before);
         Ok(())
-    }
-
-    /// Removes a download.
-    pub fn discard_partial(&self, digest: &Digest) {
-        let path = self.partial_path(digest);
-        let size = fs::metadata(&path).map_or(0, |metadata| metadata.len());
-        if fs::remove_file(&path).is_ok() {
-            self.partial_shrunk(size);
-        }
     }
 
     /// Removes a blob; readers that have it open keep it. An absent one is no error.
@@ -450,7 +390,7 @@ impl Store {
         self.verified.insert(digest, stamp, Instant::now());
     }
 
-    fn open_blob(&self, digest: &Digest) -> io::Result<Option<(File, Stamp)>> {
+    pub(super) fn open_blob(&self, digest: &Digest) -> io::Result<Option<(File, Stamp)>> {
         let file = match File::open(self.blob_path(digest)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -460,7 +400,7 @@ impl Store {
         Ok(metadata.is_file().then(|| (file, Stamp::of(&metadata))))
     }
 
-    fn folder(&self, kind: &str, digest: &Digest) -> PathBuf {
+    pub(super) fn folder(&self, kind: &str, digest: &Digest) -> PathBuf {
         below(&self.root, &[kind, digest.algorithm()])
     }
 
@@ -468,7 +408,7 @@ impl Store {
         below(&self.root, &["blobs", digest.algorithm(), digest.hex()])
     }
 
-    fn partial_path(&self, digest: &Digest) -> PathBuf {
+    pub(super) fn partial_path(&self, digest: &Digest) -> PathBuf {
         below(&self.root, &["partial", digest.algorithm(), digest.hex()])
     }
 
@@ -508,7 +448,7 @@ impl Store {
         }
     }
 
-    fn partial_shrunk(&self, bytes: u64) {
+    pub(super) fn partial_shrunk(&self, bytes: u64) {
         let mut account = self.account.locked();
         account.partial = account.partial.saturating_sub(bytes);
         account.partial_changes += 1;

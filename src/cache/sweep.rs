@@ -5,6 +5,9 @@
 //! The thread evicts when little room is left, before anybody needs it. Whoever needs room all the
 //! same evicts by itself, one at a time, and those who wait beside it go on as soon as they fit.
 //!
+//! Another process may use the directory. One at a time evicts, after a count of what the others
+//! have written, and it leaves young blobs that nothing names yet.
+//!
 //! Locks: the state, held for arithmetic and to wait on; under it only the store's account and the
 //! queue of links. Never across I/O.
 
@@ -12,9 +15,9 @@ mod evict;
 mod survey;
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::layout;
 use super::names::Names;
@@ -35,6 +38,11 @@ const LOW_WATER_PART: u64 = 10;
 const BLOCK_BYTES: u64 = 4096;
 /// Images evicted between two looks at those who wait.
 const IMAGES_A_LOOK: u64 = 256;
+/// Another process may name a blob so long after it wrote it: the other layers of the image come in
+/// between.
+const UNNAMED_FOR: Duration = Duration::from_secs(10 * 60);
+/// Longest wait for another process that writes the index. It holds what we would write, too.
+const INDEX_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Holds the cache to its quota.
 #[derive(Debug)]
@@ -44,6 +52,8 @@ pub struct Sweeper {
     quota: u64,
     /// Tagged images, as of the last writing of the index.
     images: AtomicU64,
+    /// Another process uses the directory, or has used it since the last count.
+    is_shared: AtomicBool,
     state: Mutex<SweepState>,
     /// For the thread: there is work.
     work: Condvar,
@@ -108,6 +118,7 @@ impl Sweeper {
             names,
             quota,
             images: AtomicU64::new(0),
+            is_shared: AtomicBool::new(false),
             state: Mutex::default(),
             work: Condvar::new(),
             room: Condvar::new(),
@@ -121,7 +132,13 @@ impl Sweeper {
             return self.wait_for_stop();
         }
         let (mut index_due, mut pass_due) = (Instant::now(), Instant::now());
+        let mut look_due = Instant::now() + TICK;
         while let Some(work) = self.next(index_due, pass_due) {
+            if Instant::now() >= look_due {
+                let begun = Instant::now();
+                self.look_for_others();
+                look_due = rest(begun);
+            }
             let begun = Instant::now();
             if let Some(pass) = work.pass {
                 self.evict_for_those_who_wait(pass, None);
@@ -213,6 +230,8 @@ impl Sweeper {
     }
 
     fn write_index_now(&self) {
+        // Whoever writes last has read what the others wrote before.
+        let _lock = self.store.lock("index", INDEX_TIMEOUT);
         self.state.locked().dirty = false;
         match layout::write_index(&self.store, &self.names) {
             Ok(images) => self.images.store(images as u64, Relaxed),
@@ -222,10 +241,8 @@ impl Sweeper {
 
     fn first_count(&self) {
         let begun = Instant::now();
-        if !self.store.is_read_only()
-            && let Err(error) = self.store.remove_leftovers()
-        {
-            log::warn("leftovers were not removed", &[("error", &error)]);
+        if !self.store.is_read_only() {
+            self.is_shared.store(self.tidy(), Relaxed);
         }
         let mut blobs = 0_u64;
         self.names.count();
@@ -245,6 +262,26 @@ impl Sweeper {
         state.counted = true;
         // A crash may have left an old index.
         state.dirty = true;
+    }
+
+    /// Counts again when another process uses the directory, or just has. Says whether one does.
+    fn look_for_others(&self) -> bool {
+        let is_shared = self.tidy();
+        if self.is_shared.swap(is_shared, Relaxed) || is_shared {
+            self.names.count();
+            if let Err(error) = self.store.count(&mut |_| {}) {
+                log::warn("cache was not counted", &[("error", &error)]);
+            }
+        }
+        is_shared
+    }
+
+    /// Removes what ended processes left. Says whether another one uses the directory.
+    fn tidy(&self) -> bool {
+        self.store.tidy().unwrap_or_else(|error| {
+            log::warn("leftovers were not removed", &[("error", &error)]);
+            true
+        })
     }
 
     /// Tagged images in the cache, as they were a few seconds ago.
@@ -303,8 +340,20 @@ impl Sweeper {
         let target = self
             .quota
             .saturating_sub(claimed.max(self.quota / LOW_WATER_PART));
-        let looks = Cell::new(0_u64);
         let is_late = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let now = Instant::now();
+        let patience = deadline.map(|deadline| deadline.saturating_duration_since(now));
+        // Another process that evicts now frees the room that we need.
+        let lock = self.store.lock("evict", patience.unwrap_or_default());
+        if lock.is_none() {
+            self.state.locked().exhausted = deadline.is_some() && !is_late();
+            return;
+        }
+        let mut unnamed_since = None;
+        if self.look_for_others() {
+            unnamed_since = SystemTime::now().checked_sub(UNNAMED_FOR);
+        }
+        let looks = Cell::new(0_u64);
         let stop = || {
             looks.set(looks.get() + 1);
             if !looks.get().is_multiple_of(IMAGES_A_LOOK) {
@@ -313,7 +362,7 @@ impl Sweeper {
             self.room.notify_all();
             self.state.locked().stopped || is_late()
         };
-        evict::evict(&self.store, &self.names, target, &stop);
+        evict::evict(&self.store, &self.names, target, unnamed_since, &stop);
         let exhausted = self.used_bytes() > target && !is_late();
         self.state.locked().exhausted = exhausted;
         drop(pass);

@@ -124,7 +124,7 @@ fn refuse_unread(peer: &Peer, socket: &mut ClientSocket, error: &OciError) {
     let line = LogLine {
         started: Instant::now(),
         peer,
-        scope: &RequestScope::new(id.clone(), None),
+        scope: &RequestScope::new(id.clone(), None, String::new()),
         method: "-",
         target: "-",
         headers: &Headers::new(),
@@ -167,7 +167,7 @@ fn serve_one(
         }
     };
     let running = metrics::REQUESTS_RUNNING.hold();
-    let scope = request_id::scope(&head.headers);
+    let scope = request_id::scope(&head.headers, head.http11);
     let written = scope.run(|| answer(shared, peer, socket, head, &scope));
     drop(running);
     connection.set_idle();

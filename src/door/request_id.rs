@@ -4,6 +4,7 @@
 use crate::log::RequestScope;
 use crate::message::Headers;
 use crate::random::unguessable;
+use crate::via;
 
 /// Longest id that is kept of a client: a UUID has 36 characters, ids of load balancers up to 100.
 const ID_BYTES_MAX: usize = 128;
@@ -12,12 +13,12 @@ const TRACE_BYTES: usize = 55;
 
 /// The request with these fields: its id is the client's `X-Request-Id`, else the trace id of its
 /// `traceparent`, else a new one.
-pub(super) fn scope(headers: &Headers) -> RequestScope {
+pub(super) fn scope(headers: &Headers, http11: bool) -> RequestScope {
     let trace = only(headers, "traceparent").filter(|trace| trace_id(trace).is_some());
     let kept = only(headers, "X-Request-Id").filter(|id| is_id(id));
     let id = kept.or_else(|| trace.and_then(trace_id));
     let id = id.map_or_else(made, str::to_owned);
-    RequestScope::new(id, trace.map(str::to_owned))
+    RequestScope::new(id, trace.map(str::to_owned), via::append(headers, http11))
 }
 
 /// A new id.
@@ -62,7 +63,7 @@ mod tests {
 
     fn id(fields: &[(&str, &str)]) -> String {
         let headers = Headers::from_iter(fields.iter().copied());
-        scope(&headers).id().to_owned()
+        scope(&headers, true).id().to_owned()
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! The request that a thread works for. Owns: its id, which every line of that thread gets, and the
-//! id that upstream gave it. Must not: know how a request is answered.
+//! The request that a thread works for. Owns: its id, which every line of that thread gets, the way
+//! that it came, and what upstream said of it. Must not: know how a request is answered.
 //!
-//! Locks: the id that upstream gave, held for a copy.
+//! Locks: what upstream said, held for a copy.
 
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
@@ -11,6 +11,8 @@ use crate::locked::Locked as _;
 
 /// Longest id that is kept of upstream's; AWS's have 36 characters.
 const UPSTREAM_ID_BYTES_MAX: usize = 128;
+/// Longest word of upstream's cache that is kept: `REVALIDATED` for each of ten tiers.
+const UPSTREAM_CACHE_BYTES_MAX: usize = 128;
 
 thread_local! {
     static CURRENT: RefCell<Option<RequestScope>> = const { RefCell::new(None) };
@@ -26,17 +28,26 @@ struct Inner {
     id: String,
     /// The client's `traceparent`, if it sent a valid one.
     trace: Option<String>,
-    upstream_id: Mutex<Option<String>>,
+    via: String,
+    upstream: Mutex<UpstreamWords>,
+}
+
+/// What upstream said of a request.
+#[derive(Debug, Default)]
+struct UpstreamWords {
+    id: Option<String>,
+    cache: Option<String>,
 }
 
 impl RequestScope {
-    /// The request `id`, with the client's valid `traceparent`.
-    pub fn new(id: String, trace: Option<String>) -> Self {
-        let upstream_id = Mutex::default();
+    /// The request `id`, with the client's valid `traceparent`. `via`: the field for upstream.
+    pub fn new(id: String, trace: Option<String>, via: String) -> Self {
+        let upstream = Mutex::default();
         Self(Arc::new(Inner {
             id,
             trace,
-            upstream_id,
+            via,
+            upstream,
         }))
     }
 
@@ -61,15 +72,31 @@ impl RequestScope {
         self.0.trace.as_deref()
     }
 
+    /// The field `Via` for upstream: the way so far, and this process.
+    pub fn via(&self) -> &str {
+        &self.0.via
+    }
+
     /// Keeps the id that upstream gave it. The last one stands.
     pub fn note_upstream_id(&self, id: &str) {
         let id = cut(id, UPSTREAM_ID_BYTES_MAX).to_owned();
-        *self.0.upstream_id.locked() = Some(id);
+        self.0.upstream.locked().id = Some(id);
     }
 
     /// The id that upstream gave it.
     pub fn upstream_id(&self) -> Option<String> {
-        self.0.upstream_id.locked().clone()
+        self.0.upstream.locked().id.clone()
+    }
+
+    /// Keeps what upstream's last reply says about its own cache.
+    pub fn note_upstream_cache(&self, words: Option<String>) {
+        let words = words.map(|words| cut(&words, UPSTREAM_CACHE_BYTES_MAX).to_owned());
+        self.0.upstream.locked().cache = words;
+    }
+
+    /// What upstream's last reply says about its own cache.
+    pub fn upstream_cache(&self) -> Option<String> {
+        self.0.upstream.locked().cache.clone()
     }
 }
 
@@ -92,10 +119,10 @@ mod tests {
 
     #[test]
     fn a_scope_ends_with_its_work_and_a_panic_too() {
-        let scope = RequestScope::new("one".into(), None);
+        let scope = RequestScope::new("one".into(), None, String::new());
         scope.run(|| {
             assert_eq!(current_id().as_deref(), Some("one"));
-            RequestScope::new("two".into(), None).run(|| {
+            RequestScope::new("two".into(), None, String::new()).run(|| {
                 assert_eq!(current_id().as_deref(), Some("two"));
             });
             assert_eq!(current_id().as_deref(), Some("one"));
@@ -107,7 +134,7 @@ mod tests {
 
     #[test]
     fn what_upstream_calls_it_is_seen_by_all_and_bounded() {
-        let scope = RequestScope::new("one".into(), None);
+        let scope = RequestScope::new("one".into(), None, String::new());
         let other = scope.clone();
         std::thread::scope(|threads| {
             threads.spawn(|| other.note_upstream_id(&"x".repeat(1000)));

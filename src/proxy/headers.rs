@@ -3,8 +3,11 @@
 
 use super::conditional::{self, RangeSpec};
 use super::links::{ClientAddress, rewrite_link, rewrite_url};
+use crate::log::RequestScope;
 use crate::message::Headers;
 use crate::oci::Route;
+use crate::upstream::exchange::UPSTREAM_CACHE_FIELD;
+use crate::via;
 
 /// Names the digest of the content (distribution-spec, "Pulling manifests").
 pub(super) const DIGEST_FIELD: &str = "Docker-Content-Digest";
@@ -40,8 +43,9 @@ const FOR_UPSTREAM: [&str; 19] = [
 const SPECIFICATION_PREFIX: &str = "oci-";
 
 /// Fields of upstream that the client never sees: hop-by-hop fields (RFC 9110 §7.6.1), framing (the
-/// door writes it), the challenge (its realm names ECR), cookies, and offers for its connection.
-const NOT_FOR_CLIENT: [&str; 14] = [
+/// door writes it), the challenge (its realm names ECR), cookies, offers for its connection, and
+/// what its cache says (see [`for_way_back`]).
+const NOT_FOR_CLIENT: [&str; 17] = [
     "Alt-Svc",
     "Connection",
     "Content-Length",
@@ -55,6 +59,9 @@ const NOT_FOR_CLIENT: [&str; 14] = [
     "Transfer-Encoding",
     "Upgrade",
     "WWW-Authenticate",
+    "X-Cache",
+    "X-Cache-Status",
+    "X-Cache-Upstream",
     "X-Request-Id",
 ];
 
@@ -156,6 +163,15 @@ pub(super) fn for_client(upstream: Headers, own: &ClientAddress) -> Headers {
 fn begins_with(name: &str, prefix: &str) -> bool {
     let start = name.get(..prefix.len());
     start.is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+}
+
+/// The fields that a reply gets on its way back from an exchange: `Via`, and what the caches behind
+/// us said of this request. `X-Cache` is the word of the cache that the client asked.
+pub(super) fn for_way_back(headers: &mut Headers) {
+    headers.set(via::VIA, via::append(headers, true));
+    if let Some(words) = RequestScope::current().and_then(|request| request.upstream_cache()) {
+        headers.set(UPSTREAM_CACHE_FIELD, words);
+    }
 }
 
 /// True for the fields of a blob host's reply that hold for the blob itself.

@@ -1,6 +1,8 @@
 //! Results of asking upstream, in the form that all who asked at the same time share. Owns: their
 //! types. Must not: do anything.
 
+use std::time::SystemTime;
+
 use crate::cache::held::Manifest;
 use crate::message::{Buffered, Headers, WholeBody};
 use crate::upstream::UpstreamError;
@@ -22,13 +24,24 @@ pub(super) enum ManifestLookup {
     Unaccepted(Buffered),
 }
 
-/// Where a manifest comes from.
+/// Where a manifest comes from, and when the registry itself last confirmed it: that is before now
+/// where another tier answers from its own cache.
 #[derive(Debug, Clone)]
 pub(super) enum Freshness {
-    Fetched,
-    Revalidated,
-    /// Upstream could not confirm it; it last did so many seconds ago.
-    Stale(UpstreamError, u64),
+    Fetched(SystemTime),
+    Revalidated(SystemTime),
+    /// Upstream could not confirm it.
+    Stale(UpstreamError, SystemTime),
+}
+
+impl Freshness {
+    pub(super) const fn confirmed(&self) -> SystemTime {
+        match self {
+            Self::Fetched(confirmed) | Self::Revalidated(confirmed) | Self::Stale(_, confirmed) => {
+                *confirmed
+            }
+        }
+    }
 }
 
 /// The result of asking for a page of a list.

@@ -6,7 +6,7 @@
 //! fails for any reason but a true 404, the cache answers with what it has.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::answer::{
     API_VERSION, CacheOutcome, age, explain, fail_miss, mark, mark_stale, or_fail,
@@ -20,11 +20,11 @@ use super::{absent, cache_key, conditional, headers, refusal};
 use crate::cache::Cache;
 use crate::cache::changes::{Fact, Moment};
 use crate::cache::description::SelfDescription;
-use crate::cache::held::{MANIFEST_BYTES_MAX, Manifest, TaggedManifest};
+use crate::cache::held::{MANIFEST_BYTES_MAX, Manifest, TaggedManifest, confirmed_at};
 use crate::cache::names::Scope;
 use crate::log::{self, Level};
 use crate::message::{Body, Buffered, Headers, LogNote, Reply, WholeBody};
-use crate::oci::{Digest, ERROR_DOCUMENT_BYTES_MAX, Reference, Repository, Tag};
+use crate::oci::{Digest, ERROR_DOCUMENT_BYTES_MAX, Reference, Registry, Repository, Tag};
 use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
 use crate::upstream::incoming::Incoming;
 use crate::upstream::{Stage, UpstreamError};
@@ -99,7 +99,9 @@ impl ManifestPull<'_> {
         }
         explain("the cache has no such manifest in this repository: upstream is asked");
         let lookup = self.share(&key, || match self.adopt(digest) {
-            Some(manifest) => ManifestLookup::Found(manifest, Freshness::Revalidated),
+            Some(manifest) => {
+                ManifestLookup::Found(manifest, Freshness::Revalidated(SystemTime::now()))
+            }
             None => self.fetch(),
         });
         self.answer(&key, lookup)
@@ -288,11 +290,15 @@ impl ManifestPull<'_> {
         if !conditional::accepts(&self.exchange.request.headers, &manifest.media_type) {
             return Ok(ManifestLookup::Unaccepted(buffered));
         }
+        let freshness = match stale_word(registry, &buffered.headers) {
+            Some(error) => Freshness::Stale(error, confirmed_at(&buffered.headers)),
+            None => Freshness::Fetched(confirmed_at(&buffered.headers)),
+        };
         let (cache, asked_at) = (self.cache, self.asked_at);
         if cache.keep_manifest(self.scope, &mut manifest, asked_at) {
             self.queue_referrers(&manifest.digest);
         }
-        Ok(ManifestLookup::Found(manifest, Freshness::Fetched))
+        Ok(ManifestLookup::Found(manifest, freshness))
     }
 
     /// With `FILL_REFERRERS`, what refers to the manifest comes into the cache too.
@@ -313,16 +319,7 @@ impl ManifestPull<'_> {
     fn answer(&self, key: &str, lookup: ManifestLookup) -> Reply {
         match lookup {
             ManifestLookup::Failed(error) => fail_miss(&error),
-            ManifestLookup::Found(manifest, Freshness::Fetched) => {
-                self.serve(&manifest, CacheOutcome::Miss)
-            }
-            ManifestLookup::Found(manifest, Freshness::Revalidated) => {
-                self.serve(&manifest, CacheOutcome::Revalidated)
-            }
-            ManifestLookup::Found(manifest, Freshness::Stale(error, age)) => {
-                let reply = self.serve(&manifest, CacheOutcome::Stale);
-                mark_stale(reply, &error).with("Age", age.to_string())
-            }
+            ManifestLookup::Found(manifest, freshness) => self.serve_found(&manifest, &freshness),
             ManifestLookup::Refused(refused) => {
                 if refusal::is_registrys_404(&refused) {
                     let (fact, answer) = (self.absence(), refused.clone());
@@ -338,6 +335,23 @@ impl ManifestPull<'_> {
                 let reply = forward(self.exchange, self.reference);
                 mark(reply, CacheOutcome::Bypass)
             }
+        }
+    }
+
+    /// The answer made of what upstream sent or confirmed, or could not confirm.
+    fn serve_found(&self, manifest: &Manifest, freshness: &Freshness) -> Reply {
+        let age = age(freshness.confirmed());
+        let reply = match freshness {
+            Freshness::Fetched(_) => self.serve(manifest, CacheOutcome::Miss),
+            Freshness::Revalidated(_) => self.serve(manifest, CacheOutcome::Revalidated),
+            Freshness::Stale(error, _) => {
+                let reply = self.serve(manifest, CacheOutcome::Stale);
+                return mark_stale(reply, error).with("Age", age.to_string());
+            }
+        };
+        match age {
+            0 => reply,
+            age => reply.with("Age", age.to_string()),
         }
     }
 
@@ -392,10 +406,11 @@ impl TagLookup<'_> {
     /// Downloads what the tag means, and keeps it.
     fn fetch(&self) -> ManifestLookup {
         let (pull, lookup) = (self.pull, self.pull.fetch());
-        if let ManifestLookup::Found(manifest, _) = &lookup {
+        if let ManifestLookup::Found(manifest, freshness) = &lookup {
             let (scope, partition, asked_at) = (pull.scope, self.partition, pull.asked_at);
+            let shown = (manifest, freshness.confirmed());
             pull.cache
-                .keep_tag(scope, partition, self.tag, manifest, asked_at);
+                .keep_tag(scope, partition, self.tag, shown, asked_at);
         }
         lookup
     }
@@ -412,10 +427,16 @@ impl TagLookup<'_> {
         match (reply.status, reply.headers.first(DIGEST_FIELD)) {
             (200, Some(named)) if named == manifest.digest.as_str() => {
                 explain("upstream confirmed the tag");
-                let (scope, digest, asked_at) = (pull.scope, &manifest.digest, pull.asked_at);
+                let (scope, asked_at) = (pull.scope, pull.asked_at);
+                let confirmed = confirmed_at(&reply.headers);
+                let shown = (&manifest.digest, confirmed);
                 pull.cache
-                    .confirm_tag(scope, self.partition, self.tag, digest, asked_at);
-                ManifestLookup::Found(manifest.clone(), Freshness::Revalidated)
+                    .confirm_tag(scope, self.partition, self.tag, shown, asked_at);
+                let freshness = match stale_word(scope.registry, &reply.headers) {
+                    Some(error) => Freshness::Stale(error, confirmed),
+                    None => Freshness::Revalidated(confirmed),
+                };
+                ManifestLookup::Found(manifest.clone(), freshness)
             }
             // A HEAD's 404 has no body that shows whether the registry itself says so.
             (200 | 404, _) => {
@@ -453,7 +474,7 @@ impl TagLookup<'_> {
     fn as_stale(&self, held: &TaggedManifest, error: UpstreamError) -> ManifestLookup {
         let fields: [log::Field<'_>; 1] = [("tag", &self.tag.as_str())];
         log::cause(Level::Info, "tag served stale", ("reason", &error), &fields);
-        let freshness = Freshness::Stale(error, age(held.confirmed));
+        let freshness = Freshness::Stale(error, held.confirmed);
         ManifestLookup::Found(held.manifest.clone(), freshness)
     }
 
@@ -467,6 +488,14 @@ impl TagLookup<'_> {
     fn fault(&self, reason: String) -> UpstreamError {
         UpstreamError::at(self.pull.scope.registry, Stage::Transfer, reason)
     }
+}
+
+/// The reason why an answer of another tier is stale, if it is: nobody behind it confirmed it.
+fn stale_word(registry: &Registry, headers: &Headers) -> Option<UpstreamError> {
+    headers.first("X-Cache").filter(|word| *word == "STALE")?;
+    let why = headers.first("Warning").unwrap_or("no reason given");
+    let reason = format!("it answers from its cache ({why})");
+    Some(UpstreamError::at(registry, Stage::Transfer, reason))
 }
 
 /// Adds the type that the cache holds to `Accept`: some registries (docker-registry, for OCI's

@@ -54,6 +54,7 @@ use crate::message::{Answer, Reply, Request};
 use crate::oci::{ErrorCode, OciError, Route};
 use crate::permits::FairShares;
 use crate::upstream::exchange::{HEAD_TIMEOUT, Upstream};
+use crate::via::{self, ViaFault};
 
 /// Characters that no URI has unencoded (RFC 3986 §2); ureq sends no target that has one.
 const NEVER_IN_TARGET: [char; 4] = ['"', '<', '>', '`'];
@@ -108,6 +109,9 @@ impl Proxy {
     /// Decides how a request under `/v2` is answered. Never blocks.
     pub fn decide(&self, request: &Arc<Request>) -> Answer {
         let deadline = Instant::now() + HEAD_TIMEOUT;
+        if let Err(fault) = via::check(&request.headers) {
+            return Answer::Now(refuse(&as_loop(&fault)));
+        }
         match &self.parts.access.logins {
             None => self.decide_admitted(request, deadline),
             Some(logins) => {
@@ -149,10 +153,28 @@ impl Proxy {
             deadline,
         };
         Answer::Later(Box::new(move |body| {
-            let reply = dispatch::run(&parts, accepted, body);
+            let mut reply = dispatch::run(&parts, accepted, body);
+            headers::for_way_back(&mut reply.headers);
             add_namespace(reply, namespace)
         }))
     }
+}
+
+/// 508 (RFC 5842 §7.2) for a request that must go no further.
+fn as_loop(fault: &ViaFault) -> OciError {
+    let why = match fault {
+        ViaFault::Loop => {
+            "this request has been at this proxy before: its upstream leads back to it; set ECR to \
+             the registry"
+                .to_owned()
+        }
+        ViaFault::TooFar => format!(
+            "this request has passed more than {} proxies (Via); check that they do not ask each \
+             other",
+            via::HOPS_MAX
+        ),
+    };
+    OciError::new(ErrorCode::Unavailable, why).with_status(508)
 }
 
 /// A reference that is not a valid tag gets 404, as registries answer it (the conformance suite

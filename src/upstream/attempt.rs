@@ -19,6 +19,7 @@ use super::secrets::Secrets;
 use crate::log::{self, Level, RequestScope};
 use crate::message::{Headers, RequestBody, SharedBytes};
 use crate::oci::{ECR_PUBLIC_HOSTS, ERROR_DOCUMENT_BYTES_MAX, Registry};
+use crate::via;
 
 /// Longest wait for a reply once a body was sent: ECR checks a whole layer before it answers.
 pub(super) const HEAD_TIMEOUT_AFTER_BODY: Duration = Duration::from_secs(300);
@@ -28,6 +29,9 @@ const REFUSAL_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 const REDIRECT_BODY_BYTES_MAX: u64 = 16 * 1024;
 /// Longest wait for it; a new connection takes no longer.
 const REDIRECT_BODY_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// The words of the caches between us and the registry (`X-Cache` is our own).
+pub const UPSTREAM_CACHE_FIELD: &str = "X-Cache-Upstream";
 
 /// A reply as the steps of an attempt hand it on.
 struct JudgedReply {
@@ -148,8 +152,11 @@ impl Attempt<'_> {
         let headers = self.authorized_headers();
         let reply = self.send_once(method, &self.call.url(), &headers)?;
         let id = reply.headers.first("x-amzn-requestid");
-        if let (Some(id), Some(request)) = (id, RequestScope::current()) {
-            request.note_upstream_id(id);
+        if let Some(request) = RequestScope::current() {
+            if let Some(id) = id {
+                request.note_upstream_id(id);
+            }
+            request.note_upstream_cache(cache_words(&reply.headers));
         }
         Ok(self.read_answer(method, reply))
     }
@@ -274,10 +281,15 @@ impl Attempt<'_> {
         Some(Arc::new(Secrets::new(value)))
     }
 
-    /// The fields for the registry. They name the request, so that its log and ours match.
+    /// The fields for the registry. They name the request, so that its log and ours match, and the
+    /// way that it came, so that a circle of proxies ends.
     fn authorized_headers(&self) -> Headers {
         let mut headers = authorize(self.call.headers, &self.grant);
-        if let Some(request) = RequestScope::current() {
+        let request = RequestScope::current();
+        let via = request.as_ref().map(|request| request.via().to_owned());
+        let via = via.unwrap_or_else(|| via::append(&Headers::new(), true));
+        headers.set(via::VIA, via);
+        if let Some(request) = request {
             headers.set("X-Request-Id", request.id());
             if let Some(trace) = request.trace() {
                 headers.set("traceparent", trace);
@@ -295,6 +307,15 @@ fn authorize(headers: &Headers, grant: &Grant) -> Headers {
         headers.add("Authorization", value.expose());
     }
     headers
+}
+
+/// What the registry says about its own cache, and about those behind it, the nearest first.
+fn cache_words(headers: &Headers) -> Option<String> {
+    let own = headers.first("X-Cache")?;
+    Some(match headers.first(UPSTREAM_CACHE_FIELD) {
+        Some(others) => format!("{own}, {others}"),
+        None => own.to_owned(),
+    })
 }
 
 /// The fields for a blob host: none that names the client, and none that looks like a login.

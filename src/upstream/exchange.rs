@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+pub use super::attempt::UPSTREAM_CACHE_FIELD;
 use super::attempt::{Attempt, Follow, HEAD_TIMEOUT_AFTER_BODY, is_redirect};
 use super::authorizer::{AuthFault, Authorizer, Grant};
 use super::breaker::{Breaker, Patience};

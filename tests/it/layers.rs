@@ -14,7 +14,7 @@ const LAYERS: [&[&str]; 12] = [
     &["proxy", "pages", "status"],
     &["aws", "cache"],
     &["upstream"],
-    &["config", "image_name", "message", "hash"],
+    &["config", "image_name", "message", "hash", "via"],
     &["oci"],
     &["metrics", "log", "clock"],
     &[
@@ -36,13 +36,15 @@ const LOW_SIGHTED: [&str; 2] = ["door", "pool"];
 /// The layer with `config` in it.
 const WORDS_LAYER: usize = 7;
 /// Arrows within a layer, each with its reason. Together they must form no circle.
-const WITHIN: [(&str, &str); 3] = [
+const WITHIN: [(&str, &str); 4] = [
     // Turns at large bodies are permits.
     ("budget", "permits"),
     // A setting names an image; it is checked where it is read.
     ("config", "image_name"),
     // A dropped log line is counted.
     ("log", "metrics"),
+    // It is a field of a message.
+    ("via", "message"),
 ];
 /// An outside path, and the files (or folders, with a slash) that may name it.
 const FENCES: [(&str, &[&str]); 11] = [

@@ -35,12 +35,14 @@ const FREE_BYTES_MIN: u64 = 1 << 20;
 
 /// The download as its thread does it.
 pub(super) struct Fill<'a> {
-    disk: &'a Disk,
-    growing: &'a Growing,
-    file: Arc<File>,
-    hasher: Hasher,
-    /// Bytes written to the file, and hashed.
-    have: u64,
+    pub(super) disk: &'a Disk,
+    pub(super) growing: &'a Growing,
+    pub(super) file: Arc<File>,
+    /// False while another process writes the file, and we only read it.
+    pub(super) is_ours: bool,
+    pub(super) hasher: Hasher,
+    /// Bytes that are in the file, and were hashed.
+    pub(super) have: u64,
     /// Files of before a restart, and how far readers may have read them.
     shown: Vec<(Arc<File>, u64)>,
     reserved: Option<Reservation>,
@@ -64,31 +66,45 @@ impl<'a> Fill<'a> {
     pub(super) fn open(disk: &'a Disk, growing: &'a Growing) -> io::Result<Self> {
         let digest = &growing.wanted.digest;
         let partial = disk.store.partial(digest)?;
-        let mut hasher = Hasher::new(digest);
-        let mut buffer = vec![0; COPY_BYTES];
-        let mut have = 0;
-        while have < partial.length {
-            let count = partial.file.read_at(&mut buffer, have)?;
-            if count == 0 {
-                break;
-            }
-            hasher.update(buffer.get(..count).unwrap_or_default());
-            have += count as u64;
-        }
-        let file = Arc::new(partial.file);
-        Ok(Self {
+        let mut fill = Self {
             disk,
             growing,
-            file,
-            hasher,
-            have,
+            file: Arc::new(partial.file),
+            is_ours: partial.is_ours,
+            hasher: Hasher::new(digest),
+            have: 0,
             shown: Vec::new(),
             reserved: None,
             begun_at: Instant::now(),
-        })
+        };
+        if fill.is_ours {
+            fill.hash_until(partial.length)?;
+        }
+        Ok(fill)
+    }
+
+    /// Hashes what is in the file and not hashed yet, up to byte `end`.
+    pub(super) fn hash_until(&mut self, end: u64) -> io::Result<()> {
+        let mut buffer = vec![0; COPY_BYTES];
+        while self.have < end {
+            let most = usize::try_from(end - self.have).unwrap_or(COPY_BYTES);
+            let piece = buffer.get_mut(..most.min(COPY_BYTES)).unwrap_or_default();
+            let count = self.file.read_at(piece, self.have)?;
+            if count == 0 {
+                break;
+            }
+            self.hasher.update(piece.get(..count).unwrap_or_default());
+            self.have += count as u64;
+        }
+        Ok(())
     }
 
     pub(super) fn run(mut self) -> FillEnd {
+        if !self.is_ours
+            && let Some(outcome) = self.follow()
+        {
+            return outcome;
+        }
         let mut restarted = false;
         let (mut failures, mut furthest) = (0, 0);
         let outcome = loop {
@@ -197,13 +213,21 @@ impl<'a> Fill<'a> {
             log_not_cached("its length is unknown", 0);
             return Err(FillEnd::Bypass);
         };
-        if let Some(known) = self.growing.total_if_begun() {
-            if known != total {
-                let why = format!("length changed from {known} to {total} bytes");
-                return Err(FillEnd::Failed(self.new_fault(why)));
-            }
-            return Ok(());
+        let begun = self.growing.total_if_begun();
+        if let Some(known) = begun.filter(|known| *known != total) {
+            let why = format!("length changed from {known} to {total} bytes");
+            return Err(FillEnd::Failed(self.new_fault(why)));
         }
+        if self.reserved.is_none() {
+            self.reserve(total)?;
+        }
+        if begun.is_none() {
+            self.announce(total);
+        }
+        Ok(())
+    }
+
+    fn reserve(&mut self, total: u64) -> Result<(), FillEnd> {
         let missing = total.saturating_sub(self.have);
         let free = self.disk.store.free_bytes().unwrap_or(u64::MAX);
         if free.saturating_sub(FREE_BYTES_MIN) < missing {
@@ -217,13 +241,16 @@ impl<'a> Fill<'a> {
             log_not_cached("there is no room in CACHE_MAX_SIZE", missing);
             return Err(FillEnd::Bypass);
         }
+        Ok(())
+    }
+
+    pub(super) fn announce(&self, total: u64) {
         self.growing.change(|state| {
             state.begun = true;
             state.total = total;
         });
         self.growing.transfer.begin(self.have, total);
         self.show();
-        Ok(())
     }
 
     fn copy(&mut self, body: &mut dyn Read) -> Try {
@@ -263,7 +290,7 @@ impl<'a> Fill<'a> {
 
     /// Lets readers see what was written. After a restart in a new file they keep the old one until
     /// the new one has come further.
-    fn show(&self) {
+    pub(super) fn show(&self) {
         let (file, have) = (Arc::clone(&self.file), self.have);
         self.growing.transfer.set_bytes(have);
         self.growing.change(|state| {
@@ -287,7 +314,7 @@ impl<'a> Fill<'a> {
         Ok(())
     }
 
-    fn finish(&mut self) -> FillEnd {
+    pub(super) fn finish(&mut self) -> FillEnd {
         let wanted = &self.growing.wanted;
         let found = std::mem::replace(&mut self.hasher, Hasher::new(&wanted.digest)).finish();
         if found != wanted.digest.as_str() {
@@ -308,6 +335,10 @@ impl<'a> Fill<'a> {
         };
         // The link first: a blob that is there without one would cost whoever asks now a HEAD.
         wanted.link(self.disk, Some(self.growing.total()));
+        if !self.is_ours {
+            // Its writer publishes it.
+            return outcome;
+        }
         if let Err(error) = self.disk.store.publish(&wanted.digest, &self.file) {
             self.disk.faults.report("blob", &error);
             self.discard();
@@ -372,11 +403,20 @@ impl<'a> Fill<'a> {
     }
 
     fn discard(&self) {
-        self.disk.store.discard_partial(&self.growing.wanted.digest);
+        if self.is_ours {
+            self.disk.store.discard_partial(&self.growing.wanted.digest);
+        }
     }
 
     fn new_fault(&self, reason: String) -> UpstreamError {
         self.growing.fault(Stage::Transfer, reason)
+    }
+}
+
+impl Drop for Fill<'_> {
+    fn drop(&mut self) {
+        // Its readers keep the file open, and the next download needs the lock.
+        let _ = self.file.unlock();
     }
 }
 

@@ -75,6 +75,25 @@ fn entry(n: u8, media_type: &str, confirmed: u64) -> TagEntry {
 }
 
 #[test]
+fn two_processes_that_write_one_tag_lose_no_media_type() {
+    let case = Case::new();
+    fs::create_dir_all(case.scratch.path().join("locks")).unwrap();
+    let other = Names::new(case.scratch.path());
+    let (scope, latest) = (case.scope(), tag("latest"));
+    for round in 0..50 {
+        std::thread::scope(|threads| {
+            for (n, names, kind) in [(1, &case.names, "a/a"), (2, &other, "b/b")] {
+                let (new, latest) = (entry(n, kind, round), &latest);
+                threads.spawn(move || names.set_tag(scope, "", latest, new, Moment::LAST));
+            }
+        });
+        let kept = other.tag(scope, "", &latest);
+        assert_eq!(kept.len(), 2, "round {round}: {kept:?}");
+        assert!(kept.iter().all(|entry| entry.confirmed == at(round)));
+    }
+}
+
+#[test]
 fn a_tag_is_kept_for_each_media_type() {
     let case = Case::new();
     let (names, scope, latest) = (&case.names, case.scope(), tag("latest"));

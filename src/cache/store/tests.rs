@@ -111,7 +111,33 @@ fn a_download_goes_on_after_a_restart_and_is_published() {
     assert_eq!(store.read(&digest, 100).unwrap().unwrap(), b"hello world");
     assert_eq!(store.used_bytes(), BLOCK);
     assert_eq!(counted(&store), BLOCK);
-    assert_eq!(store.partial(&digest).unwrap().length, 0);
+    // Whoever begins now finds the blob.
+    let found = store.partial(&digest).unwrap();
+    assert_eq!((found.length, found.is_ours), (11, false));
+    assert_eq!(
+        fs::read_dir(scratch.path().join("partial/sha256"))
+            .unwrap()
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn of_two_who_open_a_download_one_writes_and_the_other_takes_over() {
+    let scratch = Scratch::new();
+    let (store, other) = (open(&scratch), open(&scratch));
+    let digest = digest_of(b"hello world");
+    let file = fill(&store, &digest, b"hello ");
+    let followed = other.partial(&digest).unwrap();
+    assert_eq!((followed.length, followed.is_ours), (6, false));
+    other.discard_idle_partial(&digest).unwrap();
+    let taken = || other.take_over(&digest, &followed.file).unwrap();
+    assert_eq!(taken(), None);
+    file.unlock().unwrap();
+    assert_eq!(taken(), Some(true));
+    assert!(!store.partial(&digest).unwrap().is_ours);
+    other.publish(&digest, &followed.file).unwrap();
+    assert_eq!(taken(), Some(false));
 }
 
 #[test]
@@ -180,8 +206,8 @@ fn a_count_finds_what_an_earlier_run_left() {
     store.put(&digest_of(b"three"), b"three").unwrap();
     let own = scratch.path().join("partial").join(files::temp_name());
     fs::write(&own, "").unwrap();
-    assert_eq!(store.remove_leftovers().unwrap(), 1);
-    assert!(own.exists());
+    assert!(!store.tidy().unwrap());
+    assert!(own.exists() && !scratch.path().join("partial/temp-0.1-7").exists());
     assert_eq!(counted(&store), 2 * BLOCK + 2);
     assert_eq!(counted(&store), 2 * BLOCK + 2);
     // A hand in the directory: the next count sees it.

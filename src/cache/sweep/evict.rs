@@ -1,7 +1,7 @@
 //! Taking away what was not used for longest. Owns: the order in which things go. Must not: touch
 //! what is being read, or a blob that an image which stays still needs.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::survey::{EvictionUnit, Id, MANIFEST_BYTES_MAX, Survey};
 use crate::cache::manifest::list_named;
@@ -12,8 +12,15 @@ use crate::log::{self, Level};
 use crate::metrics;
 use std::collections::HashSet;
 
-/// Evicts until at most `target` bytes are used, until nothing more may go, or until `stop`.
-pub(super) fn evict(store: &Store, names: &Names, target: u64, stop: &dyn Fn() -> bool) {
+/// Evicts until at most `target` bytes are used, until nothing more may go, or until `stop`. Blobs
+/// that came after `unnamed_since` and that nothing names stay: another process may be about to.
+pub(super) fn evict(
+    store: &Store,
+    names: &Names,
+    target: u64,
+    unnamed_since: Option<SystemTime>,
+    stop: &dyn Fn() -> bool,
+) {
     let used = || store.used_bytes() + names.used_bytes();
     if used() <= target {
         return;
@@ -26,7 +33,7 @@ pub(super) fn evict(store: &Store, names: &Names, target: u64, stop: &dyn Fn() -
         names.count();
         // From before the survey: a manifest that comes meanwhile holds what it names.
         store.watch(true);
-        match Survey::take(store, names) {
+        match Survey::take(store, names, unnamed_since) {
             Ok(survey) => {
                 images = Eviction {
                     store,
@@ -74,7 +81,8 @@ fn evict_partial(store: &Store, target: u64) {
             return;
         }
         if !store.is_read(&entry.digest) {
-            store.discard_partial(&entry.digest);
+            // One that fails is gone, or cannot be opened: then the next one.
+            let _ = store.discard_idle_partial(&entry.digest);
         }
     }
 }

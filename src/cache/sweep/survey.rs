@@ -95,8 +95,13 @@ pub(super) struct Survey {
 }
 
 impl Survey {
-    /// Looks at everything; images come least recently used first.
-    pub(super) fn take(store: &Store, names: &Names) -> io::Result<Self> {
+    /// Looks at everything; images come least recently used first. A blob that nothing names is
+    /// none when it came after `unnamed_since`.
+    pub(super) fn take(
+        store: &Store,
+        names: &Names,
+        unnamed_since: Option<SystemTime>,
+    ) -> io::Result<Self> {
         let mut survey = Self::default();
         store.count(&mut |entry| {
             let id = survey.id(&entry.digest);
@@ -112,7 +117,7 @@ impl Survey {
                 }
             }
         }
-        survey.add_unnamed();
+        survey.add_unnamed(unnamed_since);
         let pages = names.page_folders().into_iter();
         survey
             .images
@@ -338,9 +343,10 @@ impl Survey {
     }
 
     /// Blobs and links that no manifest names, each an image of its own.
-    fn add_unnamed(&mut self) {
+    fn add_unnamed(&mut self, since: Option<SystemTime>) {
         for (id, node) in self.nodes.iter_mut().enumerate() {
-            if node.uses > 0 || (!node.here && node.linked_in.is_empty()) {
+            let is_young = node.here && since.is_some_and(|since| node.modified > since);
+            if node.uses > 0 || is_young || (!node.here && node.linked_in.is_empty()) {
                 continue;
             }
             node.uses = 1;

@@ -23,7 +23,7 @@ fn sweeper(cache: &Cache, quota: u64) -> Arc<Sweeper> {
 
 /// Evicts down to `target` as the thread would.
 fn evict(cache: &Cache, target: u64) {
-    evict::evict(&cache.store, &cache.names, target, &|| false);
+    evict::evict(&cache.store, &cache.names, target, None, &|| false);
 }
 
 /// Bytes on disk, as they are counted now.
@@ -258,7 +258,7 @@ fn a_manifest_that_comes_meanwhile_holds_what_it_names() {
         }
         false
     };
-    evict::evict(&cache.store, &cache.names, 0, &stop);
+    evict::evict(&cache.store, &cache.names, 0, None, &stop);
     assert_eq!(came.get(), Some(1));
     assert!(!cache.store.has(&old) && !cache.store.has(&digest_of(&layer(2))));
     assert!(cache.store.has(&digest_of(&layer(1))));
@@ -274,9 +274,9 @@ fn an_image_used_meanwhile_stays() {
         });
         false
     };
-    evict::evict(&cache.store, &cache.names, 0, &stop);
+    evict::evict(&cache.store, &cache.names, 0, None, &stop);
     assert!(cache.is_whole("a", &image, &[&layer(1)]));
-    evict::evict(&cache.store, &cache.names, 0, &|| true);
+    evict::evict(&cache.store, &cache.names, 0, None, &|| true);
     assert!(cache.is_whole("a", &image, &[&layer(1)]));
 }
 
@@ -425,7 +425,7 @@ fn a_chain_of_manifests_is_one_image() {
     let cache = Cache::new();
     let last = chain(&cache, "a", 300);
     let used = |survey: &survey::Survey| survey.images[0].accessed;
-    let survey = survey::Survey::take(&cache.store, &cache.names).unwrap();
+    let survey = survey::Survey::take(&cache.store, &cache.names, None).unwrap();
     assert_eq!((survey.images.len(), used(&survey)), (1, at(299)));
     // Each of them is held by the one above it, and by nothing else.
     let holders = survey.places[0].needs.values().map(|need| need.holders);
@@ -435,7 +435,7 @@ fn a_chain_of_manifests_is_one_image() {
     cache.with("a", |scope| {
         cache.names.touch_at(scope, "", None, &middle, at(500))
     });
-    let survey = survey::Survey::take(&cache.store, &cache.names).unwrap();
+    let survey = survey::Survey::take(&cache.store, &cache.names, None).unwrap();
     assert_eq!((survey.images.len(), used(&survey)), (1, at(500)));
     drop(survey);
     evict(&cache, 0);
@@ -453,7 +453,7 @@ fn chains_that_share_their_end_cost_each_link_once() {
     let tops: Vec<Digest> = (0..100)
         .map(|n| cache.index("a", &[&shared, &digest_of(&[n])], 1000 + u64::from(n)))
         .collect();
-    let survey = survey::Survey::take(&cache.store, &cache.names).unwrap();
+    let survey = survey::Survey::take(&cache.store, &cache.names, None).unwrap();
     assert_eq!(survey.images.len(), 100);
     let needs = survey.places[0].needs.values();
     // The chain with its end, and the tops with what each names beside.

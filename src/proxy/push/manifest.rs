@@ -3,7 +3,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::fields::{forget_missing, is_gone, is_success, own_url, supply};
 use crate::budget::{self, PUSHED, Share};
@@ -190,7 +190,13 @@ impl<'a> ManifestPush<'a> {
         if let (true, Some(tag), Some(tagged_at)) = (kept, self.tag(), tagged_at) {
             let (key, request) = (&self.exchange.parts.cache_key, &self.exchange.request);
             let partition = cache_key::partition(key, request, &self.exchange.resolved.path);
-            cache.keep_tag(self.scope, &partition, tag, &manifest, tagged_at);
+            cache.keep_tag(
+                self.scope,
+                &partition,
+                tag,
+                (&manifest, SystemTime::now()),
+                tagged_at,
+            );
         }
     }
 

@@ -256,7 +256,8 @@ pub(crate) struct Begun {
 }
 
 impl Begun {
-    fn new(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Self {
+    /// Asks, and waits for the head.
+    pub(crate) fn new(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Self {
         use std::io::Write as _;
         let mut stream = TcpStream::connect(address).expect("a connection");
         stream.set_read_timeout(Some(DEADLINE)).expect("a time-out");

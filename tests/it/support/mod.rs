@@ -11,6 +11,7 @@ mod client;
 pub(crate) mod door;
 mod front;
 mod proxy;
+mod relay;
 mod scratch;
 mod tls;
 
@@ -19,5 +20,6 @@ pub(crate) use cached::{Begun, Cached, listing};
 pub(crate) use client::{Http, Response, raw};
 pub(crate) use front::{Front, SOON, error_of, target_of};
 pub(crate) use proxy::{Proxy, proxy_for, wait_until};
+pub(crate) use relay::Relay;
 pub(crate) use scratch::Scratch;
 pub(crate) use tls::{Authority, Identity, Pki};

@@ -1,0 +1,182 @@
+//! Several processes on one cache directory. Owns: `locks/`, which shows who of them lives and who
+//! does what only one may do. Must not: be waited for without end.
+//!
+//! Every lock is flock(2)'s: the kernel gives it back when a process ends, however it ends. NFS has
+//! them since Linux 2.6.12.
+
+use std::collections::HashSet;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::files;
+
+/// The folder of the locks. They are empty files, and a copy of the cache needs none of them.
+const FOLDER: &str = "locks";
+/// What the name of a living process's file begins with.
+const PROCESS: &str = "process-";
+/// Between two looks at a lock that another process holds.
+const PAUSE: Duration = Duration::from_millis(2);
+/// A file that was made and not yet locked may be taken for a dead process's, so often at the most.
+const ENTER_ATTEMPTS: usize = 8;
+
+/// This process among those on the directory.
+#[derive(Debug)]
+pub(super) struct Processes {
+    root: PathBuf,
+    /// Locked for as long as we live.
+    _alive: File,
+}
+
+/// Takes the lock `name`, or waits for it for `patience`. None when another holds it for longer, or
+/// the disk makes no such file.
+pub(super) fn lock(root: &Path, name: &str, patience: Duration) -> Option<File> {
+    let file = open(&root.join(FOLDER).join(name)).ok()?;
+    let until = Instant::now() + patience;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Some(file),
+            Err(TryLockError::Error(_)) => return None,
+            Err(TryLockError::WouldBlock) if Instant::now() >= until => return None,
+            Err(TryLockError::WouldBlock) => thread::sleep(PAUSE),
+        }
+    }
+}
+
+/// Locks a file, unless another process has. False then.
+pub(super) fn try_lock(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// True when `path` names this very file.
+pub(super) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(there) => Ok((ours.dev(), ours.ino()) == (there.dev(), there.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false);
+    options.open(path)
+}
+
+impl Processes {
+    /// Shows that this process lives. Must come before it makes any temporary file.
+    pub(super) fn enter(root: &Path) -> io::Result<Self> {
+        let folder = root.join(FOLDER);
+        fs::create_dir_all(&folder)?;
+        let path = folder.join(format!("{PROCESS}{}", files::run()));
+        for _ in 0..ENTER_ATTEMPTS {
+            let alive = open(&path)?;
+            alive.lock_shared()?;
+            if is_at(&alive, &path)? {
+                return Ok(Self {
+                    root: root.to_owned(),
+                    _alive: alive,
+                });
+            }
+        }
+        Err(io::Error::other("its locks are removed again and again"))
+    }
+
+    /// Removes the temporary files that ended processes left. Says whether another process lives.
+    pub(super) fn tidy(&self) -> io::Result<bool> {
+        // Files before processes: one that comes in between has made none of these.
+        let temps = list(&self.root.join("partial"))?;
+        let (mut living, mut dead) = (HashSet::new(), Vec::new());
+        for (name, path) in list(&self.root.join(FOLDER))? {
+            let Some(run) = name.strip_prefix(PROCESS) else {
+                continue;
+            };
+            let is_own = run == files::run();
+            match File::options().read(true).write(true).open(&path) {
+                Ok(file) if !is_own && try_lock(&file)? => dead.push((file, path)),
+                Ok(_) => drop(living.insert(run.to_owned())),
+                Err(_) => {}
+            }
+        }
+        for (name, path) in temps {
+            if files::run_of(&name).is_some_and(|run| !living.contains(run)) {
+                let _ = fs::remove_file(path);
+            }
+        }
+        for (_file, path) in dead {
+            let _ = fs::remove_file(path);
+        }
+        living.remove(files::run());
+        Ok(!living.is_empty())
+    }
+}
+
+fn list(folder: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        found.extend(
+            entry
+                .file_name()
+                .into_string()
+                .map(|name| (name, entry.path())),
+        );
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::scratch::Scratch;
+
+    fn processes(scratch: &Scratch) -> Processes {
+        fs::create_dir_all(scratch.path().join("partial/sha256")).unwrap();
+        Processes::enter(scratch.path()).unwrap()
+    }
+
+    #[test]
+    fn files_of_the_living_stay_and_those_of_the_dead_go() {
+        let scratch = Scratch::new();
+        let own = processes(&scratch);
+        let temp = |run: &str| {
+            let path = scratch.path().join(format!("partial/temp-{run}-0"));
+            fs::write(&path, "x").unwrap();
+            path
+        };
+        let process = |run: &str| open(&scratch.path().join("locks/process-".to_owned() + run));
+        let (ours, theirs, dead) = (temp(files::run()), temp("1.2"), temp("3.4"));
+        let older = temp("5.6");
+        let other = process("1.2").unwrap();
+        other.lock_shared().unwrap();
+        drop(process("3.4").unwrap());
+        assert!(own.tidy().unwrap());
+        assert!(ours.exists() && theirs.exists() && !dead.exists() && !older.exists());
+        drop(other);
+        assert!(!own.tidy().unwrap());
+        assert!(ours.exists() && !theirs.exists());
+        assert_eq!(list(&scratch.path().join(FOLDER)).unwrap().len(), 1);
+        assert!(scratch.path().join("partial/sha256").exists());
+    }
+
+    #[test]
+    fn a_lock_is_waited_for_and_not_without_end() {
+        let scratch = Scratch::new();
+        let _own = processes(&scratch);
+        let first = lock(scratch.path(), "evict", Duration::ZERO).unwrap();
+        assert!(lock(scratch.path(), "evict", Duration::from_millis(5)).is_none());
+        assert!(lock(scratch.path(), "index", Duration::ZERO).is_some());
+        thread::scope(|scope| {
+            scope.spawn(|| lock(scratch.path(), "evict", Duration::from_secs(60)).unwrap());
+            drop(first);
+        });
+    }
+}
