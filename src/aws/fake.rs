@@ -43,11 +43,7 @@ pub(super) fn json(status: u16, body: &str) -> Scripted {
 }
 
 pub(super) fn refused() -> UpstreamError {
-    UpstreamError {
-        stage: Stage::Connect,
-        to: "https://h".into(),
-        reason: "refused".into(),
-    }
+    UpstreamError::new(Stage::Connect, "https://h", "refused")
 }
 
 pub(super) fn clock() -> Arc<ManualClock> {
@@ -127,11 +123,7 @@ impl Api for FakeApi {
             return Ok(vec![address]);
         }
         let found = self.names.lock().unwrap().get(host).cloned();
-        found.ok_or_else(|| UpstreamError {
-            stage: Stage::Resolve,
-            to: host.into(),
-            reason: "no such name".into(),
-        })
+        found.ok_or_else(|| UpstreamError::new(Stage::Resolve, host, "no such name"))
     }
 }
 

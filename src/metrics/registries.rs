@@ -13,7 +13,7 @@ pub const REGISTRIES_MAX: usize = 64;
 /// The name of that set.
 const OTHER: &str = "other";
 /// Stages at which a call may fail.
-pub const STAGES_MAX: usize = 11;
+pub const STAGES_MAX: usize = 12;
 /// Classes of statuses, `1xx` to `5xx`.
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 

@@ -90,16 +90,24 @@ fn fail_saying(error: &UpstreamError, text: String) -> Reply {
         Stage::Connect | Stage::Offline | Stage::Resolve | Stage::Timeout => 504,
         Stage::Redirect | Stage::Refused | Stage::Tls | Stage::Transfer => 502,
         Stage::Authorize | Stage::Queue => 503,
+        Stage::Throttled => 429,
     };
     // The request's own line is the warning.
     let fields: [log::Field<'_>; 1] = [("status", &status)];
     log::cause(Level::Info, "upstream failed", ("error", error), &fields);
-    let refusal = OciError::new(ErrorCode::Unavailable, text).with_status(status);
+    let code = match status {
+        429 => ErrorCode::TooManyRequests,
+        _ => ErrorCode::Unavailable,
+    };
+    let refusal = OciError::new(code, text).with_status(status);
     let mut reply = refuse(&refusal);
     reply.outcome.error = Some(error.to_string());
     reply.outcome.upstream_fault = Some(error.stage.name());
-    if status == 503 {
-        reply.headers.set("Retry-After", RETRY_AFTER_SECONDS);
+    if matches!(status, 429 | 503) {
+        let seconds = error.retry_after.map(|after| after.as_secs() + 1);
+        let seconds = seconds.map(|seconds| seconds.to_string());
+        let seconds = seconds.unwrap_or_else(|| RETRY_AFTER_SECONDS.to_owned());
+        reply.headers.set("Retry-After", seconds);
     }
     reply
 }
@@ -131,7 +139,7 @@ mod tests {
     fn a_miss_without_a_way_out_is_no_lecture_on_credentials() {
         let told = |stage, reason: &str| {
             let (to, reason) = ("https://r".to_owned(), reason.to_owned());
-            let reply = fail_miss(&UpstreamError { stage, to, reason });
+            let reply = fail_miss(&UpstreamError::new(stage, to, reason));
             let Body::Bytes(body) = reply.body else {
                 panic!("no document");
             };
@@ -160,7 +168,7 @@ mod tests {
     fn failures_have_their_status() {
         let status = |stage| {
             let (to, reason) = ("https://r".to_owned(), "why".to_owned());
-            fail(&UpstreamError { stage, to, reason }).status
+            fail(&UpstreamError::new(stage, to, reason)).status
         };
         assert_eq!(status(Stage::Connect), 504);
         assert_eq!(status(Stage::Resolve), 504);

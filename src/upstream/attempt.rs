@@ -5,6 +5,7 @@
 //! The registry alone gets `Authorization`: S3 answers it with 400 ("Only one auth mechanism
 //! allowed"), and a foreign host must never see it.
 
+use std::cell::Cell;
 use std::io::Cursor;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use super::error::{Stage, UpstreamError};
 use super::incoming::Incoming;
 use super::redirect::{REDIRECTS_MAX, Redirects, Url};
 use super::secrets::Secrets;
+use super::throttle::throttling;
 use crate::log::{self, Level, RequestScope};
 use crate::message::{Headers, RequestBody, SharedBytes};
 use crate::oci::{ECR_PUBLIC_HOSTS, ERROR_DOCUMENT_BYTES_MAX, Registry};
@@ -57,6 +59,8 @@ pub(super) struct Attempt<'a> {
     pub(super) follow: Follow,
     /// Until when the reply's head must have come.
     pub(super) deadline: Instant,
+    /// Set when a reply says that we ask too often, with the time that it names.
+    pub(super) throttled: &'a Cell<Option<Option<Duration>>>,
 }
 
 impl Attempt<'_> {
@@ -135,14 +139,19 @@ impl Attempt<'_> {
                 }
                 return Ok(answer);
             }
-            let reply = self.follow_redirects(answer.fetched.reply)?;
+            let mut reply = self.follow_redirects(answer.fetched.reply)?;
             match reply.status {
                 200 | 206 | 304 | 416 => return Ok(self.read_redirected(reply)),
                 // The signed URL has expired on its way here: the registry signs a new one.
                 403 if !asked_again => asked_again = true,
                 status => {
+                    self.read_refusal(method, &mut reply);
+                    let stage = match self.throttled.get() {
+                        Some(_) => Stage::Throttled,
+                        None => Stage::Redirect,
+                    };
                     let reason = format!("the blob host that the registry named answered {status}");
-                    return Err(self.call.fault(Stage::Redirect, reason));
+                    return Err(self.call.fault(stage, reason));
                 }
             }
         }
@@ -201,6 +210,9 @@ impl Attempt<'_> {
     /// of a redirect, which says nothing.
     fn read_refusal(&self, method: &str, reply: &mut Incoming) -> Option<SharedBytes> {
         if method == "HEAD" || matches!(reply.status, ..300 | 304) {
+            if let Some(asked) = throttling(reply, b"") {
+                self.throttled.set(Some(asked));
+            }
             return None;
         }
         let body = if reply.status < 400 {
@@ -213,6 +225,9 @@ impl Attempt<'_> {
                 .filter(|body| body.len() as u64 <= ERROR_DOCUMENT_BYTES_MAX);
             read.unwrap_or_default()
         };
+        if let Some(asked) = throttling(reply, &body) {
+            self.throttled.set(Some(asked));
+        }
         let body = SharedBytes::from(body);
         reply.length = Some(body.len() as u64);
         reply.body = Box::new(Cursor::new(body.clone()));

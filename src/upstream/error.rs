@@ -2,6 +2,7 @@
 //! is told of it.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::metrics::registries::STAGES_MAX;
 use crate::oci::Registry;
@@ -18,6 +19,8 @@ pub struct UpstreamError {
     pub to: String,
     /// The reason in words.
     pub reason: String,
+    /// How long the registry wants to be left alone, if it said so.
+    pub retry_after: Option<Duration>,
 }
 
 impl UpstreamError {
@@ -27,6 +30,7 @@ impl UpstreamError {
             stage,
             to: to.into(),
             reason: reason.into(),
+            retry_after: None,
         }
     }
 
@@ -61,11 +65,13 @@ pub enum Stage {
     Queue,
     /// Nothing may be asked: `OFFLINE` is set, or the client wants what the cache has alone.
     Offline,
+    /// The registry asked us to come later.
+    Throttled,
 }
 
 impl Stage {
     /// Every stage, in order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Authorize,
         Self::ClientBody,
         Self::Connect,
@@ -77,6 +83,7 @@ impl Stage {
         Self::Tls,
         Self::Queue,
         Self::Offline,
+        Self::Throttled,
     ];
 
     /// True when the registry could not be reached at all, so that others need not try at once.
@@ -99,6 +106,7 @@ impl Stage {
             Self::Refused => "authorization refused",
             Self::Resolve => "resolve",
             Self::Timeout => "timeout",
+            Self::Throttled => "throttled",
             Self::Tls => "tls",
             Self::Transfer => "transfer",
         }
@@ -109,6 +117,9 @@ impl fmt::Display for UpstreamError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.stage == Stage::Offline {
             return f.write_str(&self.reason);
+        }
+        if self.stage == Stage::Throttled {
+            return write!(f, "{} throttles us: {}", self.to, self.reason);
         }
         write!(
             f,

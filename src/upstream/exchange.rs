@@ -1,6 +1,7 @@
 //! Exchanges with registries. Owns: which of them may be begun: permits, circuits, and the token.
 //! Must not: know what a reply means to a client, or keep anything of it.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -16,11 +17,14 @@ use super::incoming::Incoming;
 use super::last_errors::{LastError, LastErrors};
 use super::part;
 use super::redirect::Redirects;
+use super::throttle::Throttle;
 use crate::locked::Locked as _;
+use crate::log;
 use crate::message::RequestBody;
 use crate::metrics::registries;
 use crate::oci::Registry;
 use crate::permits::{OwnedPermit, Permits};
+use crate::random::unguessable;
 
 /// Longest wait for a free permit, out of [`HEAD_TIMEOUT`].
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -29,6 +33,9 @@ const PERMIT_TIMEOUT: Duration = Duration::from_secs(20);
 const UPLOAD_FRESH_FOR: Duration = Duration::from_secs(15 * 60);
 /// A failure that took this long opens the circuit: every other request would wait as long.
 const SLOW_FAILURE: Duration = Duration::from_millis(500);
+/// Longest wait for the end of a registry's pause; twice that, and the reply to it, fit into
+/// [`HEAD_TIMEOUT`]. After a longer one the client is told to come again.
+const THROTTLED_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Registries that have permits; a proxy knows a handful.
 const REGISTRIES_MAX: usize = 256;
 
@@ -38,6 +45,7 @@ pub struct Upstream {
     authorizer: Arc<dyn Authorizer>,
     redirects: Redirects,
     breaker: Breaker,
+    throttle: Throttle,
     last_errors: LastErrors,
     exchanges: RegistryPermits,
     uploads: RegistryPermits,
@@ -99,6 +107,7 @@ impl Upstream {
             authorizer,
             redirects,
             breaker: Breaker::default(),
+            throttle: Throttle::default(),
             last_errors: LastErrors::default(),
             exchanges: RegistryPermits::new(exchanges),
             uploads: RegistryPermits::new(uploads),
@@ -115,7 +124,7 @@ impl Upstream {
         call: Call<'_>,
         body: &mut RequestBody<'_>,
     ) -> Result<Fetched, UpstreamError> {
-        let fetched = self.fetch_within_circuit(call, body, Follow::Yes)?;
+        let fetched = self.fetch_politely(call, body, Follow::Yes)?;
         check_range(call, fetched)
     }
 
@@ -126,7 +135,7 @@ impl Upstream {
     pub fn fetch_bodiless(&self, call: Call<'_>) -> Result<Fetched, UpstreamError> {
         let mut nothing = std::io::empty();
         let body = &mut RequestBody::new(&mut nothing, Some(0));
-        self.fetch_within_circuit(call, body, Follow::Yes)
+        self.fetch_politely(call, body, Follow::Yes)
     }
 
     /// Makes a call without a body, and returns a redirect instead of following it. Blocks as
@@ -137,7 +146,7 @@ impl Upstream {
     pub fn fetch_unfollowed(&self, call: Call<'_>) -> Result<Incoming, UpstreamError> {
         let mut nothing = std::io::empty();
         let body = &mut RequestBody::new(&mut nothing, Some(0));
-        let fetched = self.fetch_within_circuit(call, body, Follow::No)?;
+        let fetched = self.fetch_politely(call, body, Follow::No)?;
         let reply = check_range(call, fetched)?.reply;
         if is_redirect(&reply) {
             let location = reply.headers.first("location").unwrap_or_default();
@@ -159,27 +168,92 @@ impl Upstream {
         })
     }
 
+    /// Makes the call when the registry wants to be asked. One that is throttled is made once
+    /// more after a short pause, unless the caller has an older answer. A push is only passed on.
+    fn fetch_politely(
+        &self,
+        mut call: Call<'_>,
+        body: &mut RequestBody<'_>,
+        follow: Follow,
+    ) -> Result<Fetched, UpstreamError> {
+        if !matches!(call.method, "GET" | "HEAD") {
+            return self.fetch_within_circuit(call, body, follow).0;
+        }
+        let is_patient = call.patience_kind() == Patience::Full;
+        let deadline = Instant::now() + call.patience;
+        let mut may_repeat = is_patient;
+        loop {
+            if self.wait_while_throttled(call, is_patient)? {
+                call.patience = deadline.saturating_duration_since(Instant::now());
+            }
+            let (fetched, throttled) = self.fetch_within_circuit(call, body, follow);
+            let Some(asked) = throttled else {
+                return fetched;
+            };
+            let wait = self
+                .throttle
+                .note(call.registry, asked, Instant::now(), unguessable());
+            let fields: [log::Field<'_>; 2] =
+                [("registry", call.registry), ("ms", &wait.as_millis())];
+            log::info("registry throttles; backing off", &fields);
+            if !std::mem::take(&mut may_repeat) || wait > THROTTLED_WAIT_MAX {
+                return fetched;
+            }
+        }
+    }
+
+    /// Waits for the end of a short pause, if there is one.
+    ///
+    /// # Errors
+    /// When the pause is long, or the caller has an older answer.
+    fn wait_while_throttled(
+        &self,
+        call: Call<'_>,
+        is_patient: bool,
+    ) -> Result<bool, UpstreamError> {
+        let wait = self
+            .throttle
+            .wait(call.registry, Instant::now(), unguessable());
+        let Some(wait) = wait else {
+            return Ok(false);
+        };
+        if is_patient && wait <= THROTTLED_WAIT_MAX {
+            std::thread::sleep(wait);
+            return Ok(true);
+        }
+        let counters = registries::counters_of(call.registry.name());
+        counters.count_error(Stage::Throttled as usize);
+        let mut error = call.fault(
+            Stage::Throttled,
+            format!("next try in {} ms", wait.as_millis()),
+        );
+        error.retry_after = Some(wait);
+        Err(error)
+    }
+
+    /// Says besides whether a reply asked for a pause, and for how long.
     fn fetch_within_circuit(
         &self,
         call: Call<'_>,
         body: &mut RequestBody<'_>,
         follow: Follow,
-    ) -> Result<Fetched, UpstreamError> {
+    ) -> (Result<Fetched, UpstreamError>, Option<Option<Duration>>) {
         if self.client.is_offline() {
-            return Err(call.fault(Stage::Offline, OFFLINE));
+            return (Err(call.fault(Stage::Offline, OFFLINE)), None);
         }
         let started = Instant::now();
         let counters = registries::counters_of(call.registry.name());
         let deadline = started + call.patience.min(HEAD_TIMEOUT);
         let (circuit, patience) = (call.registry.url(), call.patience_kind());
         let allowed = self.breaker.allow(&circuit, patience, started);
-        allowed.map_err(|left| {
+        if let Err(left) = allowed {
             counters.count_error(Stage::Connect as usize);
             let left_ms = left.as_millis();
             let why = format!("out of reach lately; next try in {left_ms} ms");
-            call.fault(Stage::Connect, why)
-        })?;
-        let fetched = self.fetch_within_permit(call, body, follow, deadline);
+            return (Err(call.fault(Stage::Connect, why)), None);
+        }
+        let throttled = Cell::default();
+        let fetched = self.fetch_within_permit(call, body, (follow, deadline), &throttled);
         let is_open = match &fetched {
             // A refused connection costs nobody any time, and its end is noticed at once.
             Err(error) if error.stage.is_out_of_reach() && started.elapsed() >= SLOW_FAILURE => {
@@ -201,7 +275,7 @@ impl Upstream {
         {
             self.last_errors.note(&circuit, error.to_string());
         }
-        fetched
+        (fetched, throttled.take())
     }
 
     /// How a registry is doing, from memory.
@@ -217,8 +291,8 @@ impl Upstream {
         &self,
         call: Call<'_>,
         body: &mut RequestBody<'_>,
-        follow: Follow,
-        deadline: Instant,
+        (follow, deadline): (Follow, Instant),
+        throttled: &Cell<Option<Option<Duration>>>,
     ) -> Result<Fetched, UpstreamError> {
         // A body of any other method has no meaning (RFC 9110 §9.3.1); it is not passed on.
         let has_body = call.is_upload() && body.length() != Some(0);
@@ -239,6 +313,7 @@ impl Upstream {
             grant,
             follow,
             deadline,
+            throttled,
         };
         let fetched = if has_body {
             attempt.send_with_body(body)

@@ -25,6 +25,7 @@ mod roots;
 pub mod secrets;
 mod steps;
 mod tcp;
+mod throttle;
 
 pub use self::address_rule::AddressRule;
 pub use self::api::{Api, ApiCall, ApiReply};

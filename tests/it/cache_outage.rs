@@ -134,20 +134,21 @@ fn an_empty_cache_without_upstream_is_not_ready() {
 
 #[test]
 fn refusals_of_upstream_are_no_reason_to_have_nothing() {
-    let (cached, image) = pulled(&[]);
+    let (mut cached, image) = pulled(&[]);
     let pick = || Match::registry().always();
     for fault in [
         Fault::ExpiredToken403,
         Fault::Unauthorized401,
         Fault::registry_error(403, "DENIED", "not you"),
-        Fault::TooMany429 {
-            retry_after: Some(1),
-        },
         Fault::status(500),
         Fault::status(502),
         Fault::status(503),
         Fault::CloseBeforeHead,
         Fault::garbage_head(),
+        // The registry is left alone for a while after this one.
+        Fault::TooMany429 {
+            retry_after: Some(1),
+        },
     ] {
         cached.standin.clear_faults();
         cached.standin.fault(pick(), fault.clone());
@@ -162,6 +163,8 @@ fn refusals_of_upstream_are_no_reason_to_have_nothing() {
         let tags = cached.get("/v2/team/app/tags/list");
         assert_eq!((tags.status, x_cache(&tags)), (200, "STALE"), "{fault:?}");
     }
+    cached.stop();
+    cached.start_again();
     // A 404 is another thing.
     cached.standin.clear_faults();
     let fault = Fault::registry_error(404, "MANIFEST_UNKNOWN", "gone");

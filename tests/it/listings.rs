@@ -350,18 +350,19 @@ fn a_list_goes_when_upstream_says_that_it_is_gone() {
 
 #[test]
 fn any_fault_but_an_answer_lets_an_older_list_stand_in() {
-    let cached = Cached::start();
+    let mut cached = Cached::start();
     cached.standin.add_tags("team/app", 2);
     let list = "/v2/team/app/tags/list";
     let before = cached.get(list);
     for fault in [
         Fault::status(500),
         Fault::status(503),
+        Fault::registry_error(403, "DENIED", "not you"),
+        Fault::CloseBeforeHead,
+        // The registry is left alone for a while after this one.
         Fault::TooMany429 {
             retry_after: Some(1),
         },
-        Fault::registry_error(403, "DENIED", "not you"),
-        Fault::CloseBeforeHead,
     ] {
         cached.standin.clear_faults();
         cached
@@ -374,6 +375,8 @@ fn any_fault_but_an_answer_lets_an_older_list_stand_in() {
         assert_ne!(cached.get("/v2/other/tags/list").status, 200, "{fault:?}");
     }
     cached.standin.clear_faults();
+    cached.stop();
+    cached.start_again();
     let fault = Fault::registry_error(400, "UNSUPPORTED", "bad cursor");
     cached.standin.fault(Match::registry(), fault);
     assert_eq!(cached.get(list).status, 400);

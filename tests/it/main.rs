@@ -64,6 +64,7 @@ mod sockets;
 mod standin;
 mod status;
 mod support;
+mod throttling;
 mod tidy;
 mod tiers;
 mod tls;

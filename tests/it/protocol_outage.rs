@@ -91,17 +91,13 @@ fn assert_outage(cached: &Cached, image: &Image, what: &str) {
 
 #[test]
 fn whatever_the_registry_answers_but_404_leaves_what_is_cached() {
-    let (cached, image) = pulled();
+    let (mut cached, image) = pulled();
     let field = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     let html = vec![field("Content-Type", "text/html")];
     for fault in [
         Fault::Status(500, Vec::new(), Vec::new()),
         Fault::Status(502, html.clone(), b"<h1>bad gateway</h1>".to_vec()),
-        Fault::Status(503, vec![field("Retry-After", "120")], Vec::new()),
         Fault::Status(504, Vec::new(), Vec::new()),
-        Fault::TooMany429 {
-            retry_after: Some(600),
-        },
         Fault::Unauthorized401,
         Fault::ExpiredToken403,
         Fault::registry_error(403, "DENIED", "not authorized \"at all\" \\ to pull"),
@@ -114,6 +110,11 @@ fn whatever_the_registry_answers_but_404_leaves_what_is_cached() {
         Fault::CloseBeforeHead,
         Fault::garbage_head(),
         Fault::Raw(Vec::new()),
+        // The registry is left alone for a while after these.
+        Fault::Status(503, vec![field("Retry-After", "120")], Vec::new()),
+        Fault::TooMany429 {
+            retry_after: Some(600),
+        },
     ] {
         cached.standin.clear_faults();
         cached
@@ -122,6 +123,8 @@ fn whatever_the_registry_answers_but_404_leaves_what_is_cached() {
         assert_outage(&cached, &image, &format!("{fault:?}"));
     }
     cached.standin.clear_faults();
+    cached.stop();
+    cached.start_again();
     cached.standin.fault(
         Match::registry().always(),
         Fault::Status(200, html, b"<p>".to_vec()),

@@ -246,14 +246,15 @@ fn a_list_outlives_upstream_and_a_restart() {
 
 #[test]
 fn faults_of_upstream_let_an_older_list_stand_in() {
-    let signed = Signed::with(Quirks::ecr(), &[ALWAYS]);
+    let mut signed = Signed::with(Quirks::ecr(), &[ALWAYS]);
     signed.pull();
     listed(&signed.get(&signed.target()));
     for fault in [
         Fault::status(500),
-        Fault::TooMany429 { retry_after: None },
         Fault::registry_error(403, "DENIED", "not you"),
         Fault::CutAfter(9),
+        // The registry is left alone for a while after this one.
+        Fault::TooMany429 { retry_after: None },
     ] {
         signed
             .cached
@@ -263,6 +264,8 @@ fn faults_of_upstream_let_an_older_list_stand_in() {
         assert_stale(&got);
         assert_eq!(listed(&got), signed.both());
     }
+    signed.cached.stop();
+    signed.cached.start_again();
     let gone = Fault::registry_error(404, "NAME_UNKNOWN", "gone");
     signed
         .cached

@@ -567,7 +567,9 @@ fn a_connection_goes_on_after_the_proxys_own_errors() {
     let manifest = |name: &str| format!("/v2/sample/{name}/manifests/1.0");
     let says = |name: &str, status| {
         let fault = Fault::registry_error(status, "CODE", "because");
-        standin.fault(Match::registry().path(name), fault);
+        // One that is throttled is asked for once more.
+        let times = if status == 429 { 2 } else { 1 };
+        standin.fault(Match::registry().path(name).times(times), fault);
     };
     says("forbidden", 403);
     says("throttled", 429);

@@ -181,11 +181,7 @@ impl Growing {
     }
 
     pub(super) fn fault(&self, stage: Stage, reason: String) -> UpstreamError {
-        UpstreamError {
-            stage,
-            to: self.wanted.registry.url(),
-            reason,
-        }
+        UpstreamError::at(&self.wanted.registry, stage, reason)
     }
 
     pub(super) fn change(&self, change: impl FnOnce(&mut FillState)) {
