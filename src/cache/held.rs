@@ -207,6 +207,21 @@ impl Cache {
         self.sweeper.mark_dirty();
     }
 
+    /// Upstream said just now that a tag means another manifest than it did, where
+    /// [`Self::keep_tag`] cannot see that: a push removes the tag before, and another media type
+    /// has an entry of its own.
+    pub fn note_move(&self, scope: Scope<'_>, tag: &Tag, from: &Digest, to: &Digest) {
+        if self.store.is_read_only() || from == to {
+            return;
+        }
+        let noted = self
+            .names
+            .note_move(scope, tag, (from, to), SystemTime::now());
+        if let Err(error) = noted {
+            self.disk_faults.report("tag moves", &error);
+        }
+    }
+
     /// The registry said at `confirmed` that the tag still means `digest`.
     pub fn confirm_tag(
         &self,

@@ -19,6 +19,7 @@ mod inventory;
 pub mod layout;
 mod links;
 pub mod manifest;
+pub mod moves;
 pub mod names;
 pub mod negative;
 mod open;

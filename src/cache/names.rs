@@ -104,8 +104,8 @@ impl Names {
         path.map_or_else(Vec::new, |path| read_tag(&path).into_entries())
     }
 
-    /// Sets the manifest that a tag means for the entry's media type. Other media types keep
-    /// theirs.
+    /// Sets the manifest that a tag means for the entry's media type, and notes it when that was
+    /// another one. Other media types keep theirs.
     ///
     /// # Errors
     /// The disk's own, and names that make no path.
@@ -119,14 +119,18 @@ impl Names {
     ) -> io::Result<()> {
         let path = self.paths.tag(scope, partition, tag);
         let path = path.ok_or_else(unusable_name)?;
-        let digest = entry.digest.clone();
+        let (digest, confirmed) = (entry.digest.clone(), entry.confirmed);
         let facts = [Fact::Tag(tag), Fact::Present(&digest)];
         let is_new = path.parent().is_some_and(|folder| !folder.exists());
-        self.keep(scope, &facts, asked_at, &path, || {
+        let mut before = None;
+        let is_kept = self.keep(scope, &facts, asked_at, &path, || {
             let mut file = read_tag(&path);
-            file.set(entry);
+            before = file.set(entry);
             self.write(&path, file.to_json().as_bytes())
         })?;
+        if let Some(before) = before.filter(|before| is_kept && *before != digest) {
+            self.note_move(scope, tag, (&before, &digest), confirmed)?;
+        }
         if is_new && !partition.is_empty() {
             self.bound_partitions(scope);
         }
@@ -418,7 +422,7 @@ impl Names {
 
     /// Makes a change to one file, and puts what it took or gave back on the account. Directories
     /// that it makes count as one block each.
-    fn account<T>(
+    pub(super) fn account<T>(
         &self,
         path: &Path,
         change: impl FnOnce(&Path) -> io::Result<T>,
@@ -469,7 +473,7 @@ impl Names {
 /// What the sweep and the layout ask for.
 impl Names {
     /// Every registry that has a folder. The file name does not say how a registry is spoken to.
-    pub(super) fn registries(&self) -> Vec<Registry> {
+    pub fn registries(&self) -> Vec<Registry> {
         let mut names = folder_names(&self.paths.repos);
         names.sort_unstable();
         names.iter().filter_map(|name| name.parse().ok()).collect()

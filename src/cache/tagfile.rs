@@ -67,13 +67,16 @@ impl TagFile {
         self.entries
     }
 
-    /// Replaces the entry of the same media type; the oldest entry goes when there are too many.
-    pub(super) fn set(&mut self, new: TagEntry) {
-        self.entries
-            .retain(|entry| entry.media_type != new.media_type);
+    /// Replaces the entry of the same media type, and returns its digest; the oldest entry goes
+    /// when there are too many.
+    pub(super) fn set(&mut self, new: TagEntry) -> Option<Digest> {
+        let same = |entry: &TagEntry| entry.media_type == new.media_type;
+        let known = self.entries.iter().position(same);
+        let replaced = known.map(|at| self.entries.remove(at).digest);
         self.entries.insert(0, new);
         self.sort();
         self.entries.truncate(ENTRIES_MAX);
+        replaced
     }
 
     /// Sets the time of confirmation of the entries with this digest. False when there is none.

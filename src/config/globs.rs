@@ -59,10 +59,15 @@ impl ImageGlobs {
         Globs::parse_with(text, check_image).map(Self)
     }
 
+    /// True when there is no pattern.
+    pub const fn is_empty(&self) -> bool {
+        self.0.0.is_empty()
+    }
+
     /// True when one of the patterns matches the image, with its registry or without. `registry` is
     /// its name, without a scheme.
     pub fn matches(&self, registry: &str, repository: &str, tag: &str) -> bool {
-        if self.0.0.is_empty() {
+        if self.is_empty() {
             return false;
         }
         let image = format!("{repository}:{tag}");

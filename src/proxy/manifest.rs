@@ -21,7 +21,7 @@ use crate::cache::Cache;
 use crate::cache::changes::{Fact, Moment};
 use crate::cache::description::SelfDescription;
 use crate::cache::held::{MANIFEST_BYTES_MAX, Manifest, TaggedManifest, confirmed_at};
-use crate::cache::names::Scope;
+use crate::cache::names::{Scope, TagEntry};
 use crate::log::{self, Level};
 use crate::message::{Body, Buffered, Headers, LogNote, Reply, WholeBody};
 use crate::oci::{Digest, ERROR_DOCUMENT_BYTES_MAX, Reference, Registry, Repository, Tag};
@@ -133,6 +133,13 @@ impl ManifestPull<'_> {
                 .with("Age", age);
         }
         if held.is_none()
+            && is_frozen
+            && let Some(digest) = self.lost(&partition, tag)
+        {
+            let reference = &Reference::Digest(digest.clone());
+            return ManifestPull { reference, ..*self }.get_by_digest(&digest);
+        }
+        if held.is_none()
             && let Some(absent) = self.absent()
         {
             return absent;
@@ -168,6 +175,14 @@ impl ManifestPull<'_> {
             }
             (shared, _) => self.answer(&key, shared),
         }
+    }
+
+    /// The manifest that a frozen tag means, where the tag is here and the manifest was lost.
+    fn lost(&self, partition: &str, tag: &Tag) -> Option<Digest> {
+        let entries = self.cache.names.tag(self.scope, partition, tag);
+        let client = &self.exchange.request.headers;
+        let accepts = |entry: &TagEntry| conditional::accepts(client, &entry.media_type);
+        entries.into_iter().find(accepts).map(|entry| entry.digest)
     }
 
     /// The answer where nothing is here and upstream must not be asked.
@@ -466,7 +481,14 @@ impl TagLookup<'_> {
                 let reason = "it answered with a type that was not asked for".to_owned();
                 self.as_stale(held, self.fault(reason))
             }
-            lookup => lookup,
+            lookup => {
+                if let ManifestLookup::Found(new, _) = &lookup
+                    && new.media_type != held.manifest.media_type
+                {
+                    cache.note_move(pull.scope, self.tag, &held.manifest.digest, &new.digest);
+                }
+                lookup
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 //! Must not: derive offsets from `Range`.
 
 mod fields;
+mod frozen;
 mod manifest;
 mod upload;
 

@@ -14,7 +14,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use self::sources::Sources;
+use crate::cache::Cache;
 use crate::cache::images::{Files, ImageQuery, PAGE_MAX};
+use crate::cache::moves::TagMove;
 use crate::message::{Answer, Reply, Request};
 use crate::oci::{ErrorCode, OciError};
 use crate::permits::Permits;
@@ -24,6 +26,8 @@ use crate::uri::{decode_leniently, parameter, query_of};
 const LISTING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Said in `Retry-After` when it did not end.
 const LISTING_RETRY_SECONDS: &str = "5";
+/// Tags that moved, in one document.
+const MOVES_MAX: usize = 50;
 /// Longest search.
 const SEARCH_BYTES_MAX: usize = 256;
 
@@ -87,13 +91,30 @@ impl Status {
                 store: &cache.store,
                 names: &cache.names,
             };
-            let images = snapshot::images(&files.images(&asked, &allowed));
-            document.insert("images".into(), images);
+            let images = files.images(&asked, &allowed);
+            let moves = self.tag_moves(cache);
+            document.insert("images".into(), snapshot::images(&images, &moves));
         }
         let text = serde_json::Value::Object(document).to_string();
         Reply::new(200, "application/json", text)
             .with("Cache-Control", "no-store")
             .with("X-Content-Type-Options", "nosniff")
+    }
+}
+
+impl Status {
+    /// The last tags that moved, of all registries.
+    fn tag_moves(&self, cache: &Cache) -> Vec<(String, TagMove)> {
+        let registries = cache.names.registries().into_iter();
+        let moves = registries.flat_map(|registry| {
+            let moves = cache.names.moves(&registry).into_iter();
+            moves.map(move |moved| (registry.to_string(), moved))
+        });
+        let allowed = |(_, moved): &(_, TagMove)| self.sources.allowed.matches(&moved.repository);
+        let mut moves: Vec<_> = moves.filter(allowed).collect();
+        moves.sort_by(|(_, one), (_, other)| other.at.cmp(&one.at));
+        moves.truncate(MOVES_MAX);
+        moves
     }
 }
 

@@ -113,7 +113,7 @@ function drawHead() {
   if (byId("sentence").textContent !== sentence) byId("sentence").textContent = sentence;
   const words = { ready: "ready", cache_only: "cache alone", not_ready: "not ready", unknown: "no answer" };
   document.title = `${words[light]} · aws-ecr-proxy`;
-  const who = identity ? identity.arn || "an identity not yet named" : "No AWS identity: the upstream needs no token";
+  const who = identity ? identity.arn || "an identity not yet named" : status.offline ? "OFFLINE: nobody is asked" : "No AWS identity: the upstream needs no token";
   const details = [who, identity && identity.source && `from ${identity.source}`, identity && identity.account && `account ${identity.account}`];
   byId("about").textContent = `${details.filter(Boolean).join(" · ")} · up for ${span(status.uptime_s)}`;
   byId("version").textContent = `aws-ecr-proxy ${status.version} (${status.commit})`;
@@ -144,7 +144,7 @@ function drawTransfers() {
 function drawRegistries() {
   const items = status.registries.map((r) => {
     const open = r.breaker === "open", t = r.token;
-    const badge = open ? el("span", "tag bad", "out of reach") : el("span", "tag good", "in reach");
+    const badge = status.offline ? el("span", "tag", "not asked") : open ? el("span", "tag bad", "out of reach") : el("span", "tag good", "in reach");
     const node = el("div", "item", el("div", "row", el("span", "name", r.name), badge));
     if (t && t.left_s !== null) {
       const part = t.left_s / t.life_s;
@@ -248,6 +248,12 @@ function drawImages() {
   byId("next").disabled = offset + PAGE >= matching;
 }
 
+function drawMoves() {
+  const items = status.images.moves.slice(0, 10).map((m) => el("li", "", el("div", "row", el("span", "name", `${m.repository}:${m.tag}`), ago(m.at)),
+    el("p", "quiet mono", `${m.from} → ${m.to}`)));
+  put("moves", ...(items.length ? items : [el("li", "empty", "None.")]));
+}
+
 function drawFailures() {
   const items = status.failures.slice(0, 20).map((f) => el("li", "",
     el("div", "row", el("span", "mono", `${f.method} ${f.target}`), el("span", f.status >= 500 ? "tag bad" : "tag warn", String(f.status))),
@@ -293,8 +299,9 @@ async function loadImages(start) {
     const next = await fetchStatus(`?images=${start}&limit=${PAGE}&search=${encodeURIComponent(byId("search").value)}`);
     if (turn !== asked) return;
     offset = start;
-    status = { ...status, images: { list: [], matching: 0, total: 0, is_whole: true }, ...next };
+    status = { ...status, images: { list: [], moves: [], matching: 0, total: 0, is_whole: true }, ...next };
     drawImages();
+    drawMoves();
     drawUse();
   } catch { /* The next poll says that there is no answer. */ }
 }

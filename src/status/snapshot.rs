@@ -11,6 +11,7 @@ use super::verdict::{Facts, judge};
 use crate::aws::token::TokenStatus;
 use crate::cache::Cache;
 use crate::cache::images::{Image, ImagePage};
+use crate::cache::moves::TagMove;
 use crate::calendar::format_rfc3339;
 use crate::config::{COMMIT, VERSION};
 use crate::history::{self, Bytes, FAILURES, Failure, HISTORY, Minute, Outcome};
@@ -222,13 +223,25 @@ fn failure(failure: &Failure) -> Value {
     })
 }
 
-/// A page of images.
-pub(super) fn images(page: &ImagePage) -> Value {
+/// A page of images, and the tags that moved, each with its registry.
+pub(super) fn images(page: &ImagePage, moves: &[(String, TagMove)]) -> Value {
     json!({
         "total": page.total,
         "matching": page.matching,
         "is_whole": page.is_whole,
         "list": page.images.iter().map(image).collect::<Vec<_>>(),
+        "moves": moves.iter().map(tag_move).collect::<Vec<_>>(),
+    })
+}
+
+fn tag_move((registry, moved): &(String, TagMove)) -> Value {
+    json!({
+        "at": moved.at,
+        "registry": registry,
+        "repository": moved.repository,
+        "tag": moved.tag,
+        "from": moved.from.as_str(),
+        "to": moved.to.as_str(),
     })
 }
 

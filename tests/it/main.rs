@@ -28,6 +28,7 @@ mod cross_origin;
 mod crowds;
 mod drain;
 mod framing;
+mod frozen;
 mod identity_files;
 mod identity_metadata;
 mod identity_outage;

@@ -86,6 +86,8 @@ fn every_field_is_documented_and_every_documented_field_is_there() {
         Fault::registry_error(500, "UNKNOWN", "no"),
     );
     assert!(cached.get("/v2/broken/manifests/1").status >= 500);
+    cached.standin.put_image("team/app", "1.0", &[]);
+    assert_eq!(cached.get("/v2/team/app/manifests/1.0").status, 200);
     let document = status(&cached, "?history&images=0");
     let mut found = BTreeSet::new();
     fields(&document, "", &mut found);

@@ -114,7 +114,8 @@ fn a_tag_is_kept_for_each_media_type() {
         Names::new(case.scratch.path()).tag(scope, "", &latest),
         moved
     );
-    assert_eq!(case.files().len(), 1);
+    // The tag, and the log of its move.
+    assert_eq!(case.files().len(), 2);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::fields::{forget_missing, is_gone, is_success, own_url, supply};
+use super::frozen::FrozenTag;
 use crate::budget::{self, PUSHED, Share};
 use crate::cache::Cache;
 use crate::cache::changes::{Fact, Moment};
@@ -21,7 +22,7 @@ use crate::proxy::cache_key;
 use crate::proxy::content;
 use crate::proxy::exchange::Exchange;
 use crate::proxy::headers::DIGEST_FIELD;
-use crate::upstream::UpstreamError;
+use crate::upstream::{Stage, UpstreamError};
 
 /// Largest manifest that is taken: what registries must take at the least (distribution-spec
 /// "Pushing Manifests"), and ECR takes at the most.
@@ -54,12 +55,59 @@ impl<'a> ManifestPush<'a> {
         }
     }
 
-    /// Passes a PUT on, and keeps the manifest once upstream has taken it.
+    /// Passes a PUT on, and keeps the manifest once upstream has taken it. One that would move a
+    /// frozen tag is refused.
     pub(super) fn put(&self, body: &mut RequestBody<'_>) -> Result<Reply, UpstreamError> {
-        let length = body.length();
-        if length.is_some_and(|length| length > PUSHED_BYTES_MAX) {
+        if body
+            .length()
+            .is_some_and(|length| length > PUSHED_BYTES_MAX)
+        {
             return Ok(too_large());
         }
+        match (self.reference, self.frozen_tags().as_slice()) {
+            (_, []) => self.pass_on(body),
+            (Reference::Digest(digest), frozen) => match moved(frozen, digest) {
+                Some(frozen) => Ok(frozen.refusal()),
+                None => self.pass_on(body),
+            },
+            (Reference::Tag(_), frozen) => self.put_unmoved(body, frozen),
+        }
+    }
+
+    /// The tags that a PUT names and that must not move.
+    fn frozen_tags(&self) -> Vec<FrozenTag> {
+        let asked = self.exchange.resolved.query.all("tag");
+        let asked = asked.filter_map(|tag| tag.parse().ok());
+        let tags = self.tag().cloned().into_iter().chain(asked);
+        let (parts, scope) = (&self.exchange.parts, self.scope);
+        let find = |tag: Tag| FrozenTag::find(parts, self.cache?, scope, &tag);
+        tags.filter_map(find).collect()
+    }
+
+    /// Reads a manifest whole, and passes it on when its digest is the one that the tags keep.
+    fn put_unmoved(
+        &self,
+        body: &mut RequestBody<'_>,
+        frozen: &[FrozenTag],
+    ) -> Result<Reply, UpstreamError> {
+        let mut collected = Collected::new(body, Hasher::sha256(), true);
+        let read = io::copy(&mut collected, &mut io::sink());
+        if collected.too_large {
+            return Ok(too_large());
+        }
+        let registry = self.scope.registry;
+        read.map_err(|error| UpstreamError::at(registry, Stage::ClientBody, error.to_string()))?;
+        let (bytes, found) = collected.finish();
+        let bytes = bytes.ok_or_else(|| content::no_room(registry))?;
+        if let Some(frozen) = found.parse().ok().and_then(|found| moved(frozen, &found)) {
+            return Ok(frozen.refusal());
+        }
+        let (mut reader, length) = (&*bytes, bytes.len() as u64);
+        self.pass_on(&mut RequestBody::new(&mut reader, Some(length)))
+    }
+
+    fn pass_on(&self, body: &mut RequestBody<'_>) -> Result<Reply, UpstreamError> {
+        let length = body.length();
         let begun_at = self.cache.map(|cache| cache.now());
         let hasher = match self.reference {
             Reference::Digest(digest) => Hasher::new(digest),
@@ -107,18 +155,26 @@ impl<'a> ManifestPush<'a> {
     fn note(&self, cache: &Cache, begun_at: Moment, reply: &Reply) -> Option<Moment> {
         let (scope, changes) = (self.scope, &cache.names.changes);
         let named = reply.headers.first(DIGEST_FIELD);
-        if let Some(named) = named.and_then(|named| named.parse().ok()) {
-            changes.note(scope, Fact::Absent(&named));
+        let named: Option<Digest> = named.and_then(|named| named.parse().ok());
+        if let Some(named) = &named {
+            changes.note(scope, Fact::Absent(named));
         }
         changes.note(scope, Fact::Contents);
+        let remove = |tag: &Tag| {
+            let before = cache.names.tag_anywhere(scope, tag).into_iter().next();
+            if let Some((before, named)) = before.zip(named.as_ref()) {
+                cache.note_move(scope, tag, &before.digest, named);
+            }
+            cache.names.remove_tag(scope, tag);
+        };
         let tagged_at = self.tag().and_then(|tag| {
             let change = changes.note(scope, Fact::Tag(tag));
-            cache.names.remove_tag(scope, tag);
+            remove(tag);
             (change.previous <= begun_at).then_some(change.at)
         });
         for tag in self.given_tags(reply) {
             changes.note(scope, Fact::Tag(&tag));
-            cache.names.remove_tag(scope, &tag);
+            remove(&tag);
         }
         // Any manifest may refer to another.
         cache.names.forget_referrers(scope);
@@ -127,8 +183,16 @@ impl<'a> ManifestPush<'a> {
         tagged_at
     }
 
-    /// Passes a DELETE on, by tag or by digest, and forgets what is gone.
+    /// Passes a DELETE on, by tag or by digest, and forgets what is gone. A frozen tag stays.
     pub(super) fn delete(&self, body: &mut RequestBody<'_>) -> Result<Reply, UpstreamError> {
+        let (parts, scope) = (&self.exchange.parts, self.scope);
+        let frozen = self.cache.and_then(|cache| match self.reference {
+            Reference::Tag(tag) => FrozenTag::find(parts, cache, scope, tag),
+            Reference::Digest(digest) => FrozenTag::of_digest(parts, cache, scope, digest),
+        });
+        if let Some(frozen) = frozen {
+            return Ok(frozen.refusal());
+        }
         let reply = self.exchange.forward(body)?;
         let (Some(cache), true) = (self.cache, is_gone(&reply)) else {
             return Ok(reply);
@@ -221,6 +285,11 @@ impl<'a> ManifestPush<'a> {
         let known = || cache.names.link(self.scope, digest)?.media_type;
         description.media_type.or_else(known).or(content_type)
     }
+}
+
+/// The tag that would move if it were given this digest.
+fn moved<'a>(frozen: &'a [FrozenTag], digest: &Digest) -> Option<&'a FrozenTag> {
+    frozen.iter().find(|frozen| !frozen.keeps(digest))
 }
 
 fn too_large() -> Reply {
