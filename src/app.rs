@@ -28,6 +28,8 @@ use signal_hook::iterator::Signals;
 pub use self::files::file_faults;
 use self::progress::Progress;
 use crate::aws::token::{TokenConfig, Tokens};
+use crate::cache::pins::Pins;
+use crate::cache::scrub::Scrubber;
 use crate::cache::store::OpenError;
 use crate::cache::{self, Cache};
 use crate::clock::SystemClock;
@@ -408,6 +410,15 @@ pub fn cache_directory(settings: &Settings) -> Option<PathBuf> {
     }
 }
 
+/// The images that eviction never touches.
+pub fn pins(settings: &Settings) -> Pins {
+    Pins {
+        globs: vec![settings.pin.clone(), settings.freeze_tags.clone()],
+        names: Vec::new(),
+        default_registry: settings.registries.first().cloned(),
+    }
+}
+
 /// Opens the cache, unless it is off, and starts its threads. When the directory cannot be used,
 /// the log says so and the proxy runs without a cache: it is still of use.
 fn open_cache(
@@ -429,6 +440,7 @@ fn open_cache(
         max_fills: settings.max_fills,
         offline: settings.offline,
         default_registry: settings.registries.first().cloned(),
+        pins: pins(settings),
     };
     let cache = match Cache::open(&directory, kept, Arc::clone(upstream)) {
         Ok(cache) => Arc::new(cache),
@@ -444,6 +456,16 @@ fn open_cache(
     threads::start_vital("sweep", CACHE_STACK_BYTES, on_lost, move || sweeper.run())?;
     let verifier = Arc::clone(&cache.verifier);
     threads::start_vital("verify", CACHE_STACK_BYTES, on_lost, move || verifier.run())?;
+    if !settings.scrub_interval.is_zero() && !cache.store.is_read_only() {
+        let scrubber = Scrubber::new(
+            (Arc::clone(&cache.store), Arc::clone(&cache.names)),
+            Arc::clone(&cache.fills),
+            Arc::clone(upstream),
+            settings.registries.clone(),
+            settings.scrub_interval,
+        );
+        threads::start("scrub", CACHE_STACK_BYTES, move || scrubber.run())?;
+    }
     let root = cache.store.root().display();
     log::info(
         "cache opened",

@@ -438,7 +438,7 @@ mod tests {
         assert_eq!(line("ECR"), "- default: the registry that the token names");
         assert!(!outcome.out.contains("hunter2"));
         assert!(
-            !outcome.out.contains("SCRUB_INTERVAL"),
+            !outcome.out.contains("PREFETCH_INTERVAL"),
             "neither built nor given"
         );
     }

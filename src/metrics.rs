@@ -82,6 +82,8 @@ pub static LOG_LINES_DROPPED: Counter = Counter::new();
 pub static REPLIES_CUT: Counter = Counter::new();
 /// Cached blobs whose bytes did not have the digest they are stored under.
 pub static CACHE_BLOBS_DAMAGED: Counter = Counter::new();
+/// Bytes that the scrub has hashed.
+pub static SCRUBBED_BYTES: Counter = Counter::new();
 /// Images evicted to hold the quota.
 pub static CACHE_IMAGES_EVICTED: Counter = Counter::new();
 /// Bytes evicted to hold the quota.

@@ -17,6 +17,6 @@ pub(super) struct Account {
     pub(super) partial_changes: u64,
     /// Blobs that came while a count runs, with their sizes; the count leaves them out.
     pub(super) arrived: Option<HashMap<Digest, u64>>,
-    /// Blobs that came while an eviction runs.
+    /// Blobs that came, or were to be kept again, while an eviction runs.
     pub(super) watched: Option<Vec<Digest>>,
 }

@@ -5,7 +5,7 @@
 //! asked for, each of them to the signatures and other artifacts in the cache that refer to it.
 //! Foreign layers are no part of an image here: their bytes are elsewhere (`manifest.rs`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::manifest::{ManifestContent, platform_of_config};
 use super::names::{Names, Scope, TagEntry};
@@ -23,6 +23,16 @@ const CONFIG_BYTES_MAX: u64 = 512 * 1024;
 /// How cosign ends the tag of what it attached to a manifest (`sha256-<hex>.sig`). The tag with no
 /// end is distribution-spec's "Referrers Tag Schema".
 const ATTACHED: [&str; 4] = ["", ".sig", ".att", ".sbom"];
+
+/// The manifest that a tag is attached to by its name, as `sha256-<hex>.sig` is.
+pub(super) fn subject_of_tag(tag: &Tag) -> Option<Digest> {
+    let (digest, end) = match tag.as_str().split_once('.') {
+        Some((digest, _)) => (digest, tag.as_str().get(digest.len()..)?),
+        None => (tag.as_str(), ""),
+    };
+    let is_attached = ATTACHED.contains(&end);
+    is_attached.then(|| digest.replacen('-', ":", 1).parse().ok())?
+}
 
 /// How far a walk goes. What is beyond is left out, and [`Closure::is_cut`] says so.
 #[derive(Debug, Clone, Copy)]
@@ -128,26 +138,45 @@ impl Closure {
 pub struct ReferrerIndex {
     /// By the digest that they refer to; sorted.
     by_subject: HashMap<Digest, Vec<Digest>>,
+    /// Manifests that belong to another one of the repository.
+    parts: HashSet<Digest>,
 }
 
 impl ReferrerIndex {
     /// Reads the manifests of a repository. Blocks, for as long as that takes.
     pub fn read(store: &Store, names: &Names, scope: Scope<'_>) -> Self {
-        let mut by_subject: HashMap<Digest, Vec<Digest>> = HashMap::new();
-        for (digest, _) in names.manifests(scope) {
-            let bytes = store.read(&digest, ClosureBounds::WHOLE.manifest_bytes);
-            let content = bytes
-                .ok()
-                .flatten()
-                .map(|bytes| ManifestContent::read(&bytes));
-            if let Some(subject) = content.and_then(|content| content.subject) {
-                by_subject.entry(subject).or_default().push(digest);
+        let mut index = Self::default();
+        let links = names.link_uses(scope).into_iter();
+        let manifests = links.filter(|link| link.manifest).map(|link| link.digest);
+        let manifests: HashSet<Digest> = manifests.collect();
+        for digest in &manifests {
+            let bytes = store.read(digest, ClosureBounds::WHOLE.manifest_bytes);
+            let Some(bytes) = bytes.ok().flatten() else {
+                continue;
+            };
+            let content = ManifestContent::read(&bytes);
+            if content.is_index {
+                let children = content.named.into_iter().map(|named| named.digest);
+                index.parts.extend(children);
             }
+            let Some(subject) = content.subject else {
+                continue;
+            };
+            if manifests.contains(&subject) {
+                index.parts.insert(digest.clone());
+            }
+            let referrers = index.by_subject.entry(subject).or_default();
+            referrers.push(digest.clone());
         }
-        for digests in by_subject.values_mut() {
+        for digests in index.by_subject.values_mut() {
             digests.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
         }
-        Self { by_subject }
+        index
+    }
+
+    /// True for a manifest that an index of the repository names, or that refers to one there.
+    pub fn is_part(&self, digest: &Digest) -> bool {
+        self.parts.contains(digest)
     }
 
     fn of(&self, subject: &Digest) -> &[Digest] {
@@ -185,7 +214,8 @@ impl<'a> ClosureWalk<'a> {
         }
     }
 
-    fn tag_entry(&self, scope: Scope<'_>, tag: &Tag) -> Option<TagEntry> {
+    /// The same of a tag, with its media type and when it was confirmed.
+    pub fn tag_entry(&self, scope: Scope<'_>, tag: &Tag) -> Option<TagEntry> {
         let entries = self.names.tag_anywhere(scope, tag);
         let here = entries
             .iter()
@@ -296,14 +326,16 @@ impl<'a> Walker<'a> {
 
     fn visit(&mut self, visit: ManifestVisit, open: &mut Vec<ManifestVisit>) {
         let content = self.read(&visit.digest);
-        let is_index = content.as_ref().is_some_and(|content| content.is_index);
-        let kind = match is_index {
+        let is_here = content.is_some();
+        let content = content.unwrap_or_default();
+        let kind = match content.is_index {
             true => MemberKind::Index,
             false => MemberKind::Manifest,
         };
-        let is_here = self.add(&visit.digest, kind, visit.size, visit.platform.as_deref());
-        let content = content.filter(|_| is_here).unwrap_or_default();
-        if is_index {
+        let size = self.walk.store.size(&visit.digest).filter(|_| is_here);
+        let platform = visit.platform.as_deref();
+        self.add(&visit.digest, kind, (size, visit.size), platform);
+        if content.is_index {
             let children = content.named.into_iter().rev().map(|named| ManifestVisit {
                 platform: content.platforms.get(&named.digest).cloned(),
                 digest: named.digest,
@@ -322,7 +354,8 @@ impl<'a> Walker<'a> {
                 true => MemberKind::Config,
                 false => MemberKind::Layer,
             };
-            if !self.add(&named.digest, kind, named.size, platform.as_deref()) {
+            let size = self.walk.store.size(&named.digest);
+            if !self.add(&named.digest, kind, (size, named.size), platform.as_deref()) {
                 missing.push(named.digest);
             }
         }
@@ -337,8 +370,8 @@ impl<'a> Walker<'a> {
         }
     }
 
-    /// A manifest that is here. One that cannot be read, or that is too large, names nothing, and
-    /// the closure is cut.
+    /// A manifest that is here and not damaged. One that cannot be read, or that is too large,
+    /// names nothing, and the closure is cut.
     fn read(&mut self, digest: &Digest) -> Option<ManifestContent> {
         let bounds = self.walk.bounds;
         let left = bounds.total_bytes.saturating_sub(self.bytes_read);
@@ -353,7 +386,7 @@ impl<'a> Walker<'a> {
             }),
             Err(_) => {
                 self.closure.is_cut = true;
-                None
+                Some(ManifestContent::default())
             }
         }
     }
@@ -364,18 +397,18 @@ impl<'a> Walker<'a> {
         platform_of_config(&bytes)
     }
 
-    /// Adds a digest once; says whether it is here.
+    /// Adds a digest once, with its length on the disk and the one that it has by what names it;
+    /// says whether it is here.
     fn add(
         &mut self,
         digest: &Digest,
         kind: MemberKind,
-        size: Option<u64>,
+        (on_disk, named): (Option<u64>, Option<u64>),
         platform: Option<&str>,
     ) -> bool {
         if let Some(is_here) = self.seen.get(digest) {
             return *is_here;
         }
-        let on_disk = self.walk.store.size(digest);
         if self.closure.members.len() >= self.walk.bounds.members {
             self.closure.is_cut = true;
             return on_disk.is_some();
@@ -383,7 +416,7 @@ impl<'a> Walker<'a> {
         self.closure.members.push(Member {
             digest: digest.clone(),
             kind,
-            size: on_disk.or(size),
+            size: on_disk.or(named),
             platform: platform.map(str::to_owned),
             is_here: on_disk.is_some(),
         });

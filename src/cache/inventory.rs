@@ -51,6 +51,11 @@ impl Store {
         Ok(())
     }
 
+    /// Calls `visit` for every blob.
+    pub(super) fn each_blob(&self, visit: &mut dyn FnMut(Digest)) -> io::Result<()> {
+        self.each("blobs", &mut |entry| visit(entry.digest))
+    }
+
     /// Calls `visit` for every download.
     pub(super) fn each_partial(&self, visit: &mut dyn FnMut(Entry)) -> io::Result<()> {
         self.each("partial", visit)

@@ -5,6 +5,7 @@
 //! holds its length in bytes, or `-` while that is not known: a file of another length is damaged.
 //! Eviction reads the modification time as the time of the last use.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -14,7 +15,7 @@ use std::time::SystemTime;
 use super::changes::{Fact, Moment};
 use super::manifest::Named;
 use super::names::Names;
-use super::paths::{LINKS, Scope, read_text, unusable_name};
+use super::paths::{GONE, LINKS, Scope, file_names, read_text, unusable_name};
 use super::pending::PendingLinks;
 use crate::oci::Digest;
 
@@ -173,6 +174,7 @@ impl Names {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         let facts = [Fact::Present(digest)];
+        self.remove_gone(scope, digest);
         self.keep(scope, &facts, asked_at, &path, || {
             let known = read_link(&path).and_then(|known| known.media_type);
             match known.as_deref() == Some(media_type.trim_end()) {
@@ -186,6 +188,30 @@ impl Names {
     pub fn remove_link(&self, scope: Scope<'_>, digest: &Digest) {
         if let Some(path) = self.paths.link(scope, digest) {
             let _lock = self.lock_file(&path);
+            self.remove_file(&path);
+        }
+        self.remove_gone(scope, digest);
+    }
+
+    /// Notes that upstream no longer has a manifest: eviction lets it stay for longer.
+    ///
+    /// # Errors
+    /// The disk's own.
+    pub fn mark_gone(&self, scope: Scope<'_>, digest: &Digest) -> io::Result<()> {
+        let path = self.paths.gone(scope, digest).ok_or_else(unusable_name)?;
+        self.write_unsynced(&path, b"")
+    }
+
+    /// The manifests that upstream no longer has.
+    pub(super) fn gone(&self, scope: Scope<'_>) -> HashSet<Digest> {
+        let folder = self.paths.repository(scope).map(|f| f.join(GONE));
+        let names = folder.map(|folder| file_names(&folder)).into_iter();
+        names.flatten().filter_map(|hex| digest_of(&hex)).collect()
+    }
+
+    fn remove_gone(&self, scope: Scope<'_>, digest: &Digest) {
+        let path = self.paths.gone(scope, digest);
+        if let Some(path) = path.filter(|path| path.exists()) {
             self.remove_file(&path);
         }
     }

@@ -6,6 +6,7 @@
 //! blobs in memory, so that starting with a full cache costs nothing.
 
 mod account;
+pub mod audit;
 pub mod changes;
 pub mod closure;
 pub mod description;
@@ -14,6 +15,7 @@ mod files;
 pub mod fill;
 pub mod flights;
 pub mod held;
+pub mod holdings;
 pub mod images;
 mod inventory;
 pub mod layout;
@@ -28,10 +30,12 @@ pub mod pages;
 mod partials;
 mod paths;
 mod pending;
+pub mod pins;
 pub mod probe;
 mod processes;
 #[cfg(test)]
 pub(crate) mod scratch;
+pub mod scrub;
 pub mod store;
 pub mod sweep;
 mod tagfile;

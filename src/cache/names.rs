@@ -24,8 +24,8 @@ use super::changes::{Changes, Fact, Moment};
 use super::files;
 pub use super::paths::Scope;
 use super::paths::{
-    LINKS, LISTS, Paths, REFERRERS, file_names, folder_names, is_partition, modified, read_text,
-    unusable_name,
+    GONE, LINKS, LISTS, Paths, REFERRERS, file_names, folder_names, is_partition, modified,
+    read_text, unusable_name,
 };
 use super::pending::PendingQueue;
 use super::processes;
@@ -169,11 +169,18 @@ impl Names {
         self.remove_tag_if(scope, tag, || true);
     }
 
-    /// Removes a tag that upstream says is not there.
+    /// Removes a tag that upstream says is not there. What it meant may be nowhere else by now.
     pub fn remove_missing_tag(&self, scope: Scope<'_>, tag: &Tag, asked_at: Moment) {
         let facts = [Fact::Tag(tag)];
         let still = || self.changes.are_unchanged(asked_at, scope, &facts);
+        let entries = self.tag_anywhere(scope, tag);
         self.remove_tag_if(scope, tag, still);
+        for entry in entries {
+            if still() && self.link(scope, &entry.digest).is_some() {
+                // Without the mark it goes as early as others.
+                let _ = self.mark_gone(scope, &entry.digest);
+            }
+        }
     }
 
     fn remove_tag_if(&self, scope: Scope<'_>, tag: &Tag, is_gone: impl Fn() -> bool) {
@@ -525,6 +532,7 @@ impl Names {
             self.remove_folder(&tags);
         }
         self.remove_folder(&folder.join(LINKS));
+        self.remove_folder(&folder.join(GONE));
         if self.paths.partitions(scope).is_empty() && !folder.join(LINKS).exists() {
             for pages in [LISTS, REFERRERS] {
                 self.remove_tree(&folder.join(pages));

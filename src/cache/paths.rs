@@ -18,6 +18,8 @@ const COMPONENT_BYTES_MAX: usize = 255;
 const TAGS: &str = "_tags";
 /// The folder of links.
 pub(super) const LINKS: &str = "_links";
+/// The folder of marks of manifests that upstream no longer has.
+pub(super) const GONE: &str = "_gone";
 /// The folder of pages of the catalog, below that of a registry.
 pub(super) const CATALOG: &str = "_catalog";
 /// The folder of pages of the tag list.
@@ -77,6 +79,10 @@ impl Paths {
         let mut words = name.split('/');
         let short = words.all(|part| part.len() <= COMPONENT_BYTES_MAX);
         short.then(|| below(&self.repos, &[&[registry, name], parts].concat()))
+    }
+
+    pub(super) fn gone(&self, scope: Scope<'_>, digest: &Digest) -> Option<PathBuf> {
+        Some(self.repository(scope)?.join(GONE).join(digest.hex()))
     }
 
     /// The tag folders of a repository, that of no partition first.

@@ -245,6 +245,10 @@ impl Store {
     /// # Errors
     /// The disk's own; nothing is kept then.
     pub fn put(&self, digest: &Digest, bytes: &[u8]) -> io::Result<()> {
+        // Said first: an eviction that runs lets what is here already stay.
+        if let Some(watched) = &mut self.account.locked().watched {
+            watched.push(digest.clone());
+        }
         if self.has(digest) {
             return Ok(());
         }

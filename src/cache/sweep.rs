@@ -11,19 +11,24 @@
 //! Locks: the state, held for arithmetic and to wait on; under it only the store's account and the
 //! queue of links. Never across I/O.
 
+mod bonds;
 mod evict;
 mod survey;
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use self::evict::PinnedRoom;
+use self::survey::EvictionRules;
 use super::layout;
-use super::names::Names;
+use super::names::{Names, Scope};
+use super::pins::Pins;
 use super::store::Store;
 use crate::locked::Locked as _;
 use crate::log;
+use crate::oci::Reference;
 
 /// Least time between two writings of `index.json` (architecture.md: every few seconds at most),
 /// and how often the quota is looked at unasked.
@@ -41,6 +46,8 @@ const IMAGES_A_LOOK: u64 = 256;
 /// Another process may name a blob so long after it wrote it: the other layers of the image come in
 /// between.
 const UNNAMED_FOR: Duration = Duration::from_secs(10 * 60);
+/// Longest wait of `remove` for another process that evicts.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest wait for another process that writes the index. It holds what we would write, too.
 const INDEX_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -54,6 +61,10 @@ pub struct Sweeper {
     images: AtomicU64,
     /// Another process uses the directory, or has used it since the last count.
     is_shared: AtomicBool,
+    pins: OnceLock<Pins>,
+    /// Bytes on disk that pinned images need, as of the last eviction.
+    pinned: AtomicU64,
+    is_full_of_pins: AtomicBool,
     state: Mutex<SweepState>,
     /// For the thread: there is work.
     work: Condvar,
@@ -119,10 +130,58 @@ impl Sweeper {
             quota,
             images: AtomicU64::new(0),
             is_shared: AtomicBool::new(false),
+            pins: OnceLock::new(),
+            pinned: AtomicU64::new(0),
+            is_full_of_pins: AtomicBool::new(false),
             state: Mutex::default(),
             work: Condvar::new(),
             room: Condvar::new(),
         })
+    }
+
+    /// Lets eviction never touch these images. Only the first call counts.
+    pub fn pin(&self, pins: Pins) {
+        let _ = self.pins.set(pins);
+    }
+
+    /// Removes an image with all that nothing else needs, though it was used just now. Says how
+    /// many bytes that freed. Blocks, for as long as it takes to read every manifest.
+    ///
+    /// # Errors
+    /// Why it stays: it is not here, belongs to another image, or is pinned.
+    pub fn remove(&self, scope: Scope<'_>, reference: &Reference) -> Result<u64, String> {
+        let lock = self.store.lock("evict", REMOVE_TIMEOUT);
+        let _lock = lock.ok_or("another process evicts; try again")?;
+        let rules = EvictionRules {
+            pins: self.pins.get_or_init(Pins::default),
+            unnamed_since: None,
+        };
+        let removed = evict::remove(&self.store, &self.names, rules, scope, reference);
+        self.mark_dirty();
+        removed
+    }
+
+    /// Bytes on disk that pinned images need, as of the last eviction.
+    pub fn pinned_bytes(&self) -> u64 {
+        self.pinned.load(Relaxed)
+    }
+
+    /// True when the last eviction found little but pinned images, and could not make the room that
+    /// it was to make: other images are sent without being kept.
+    pub fn is_full_of_pins(&self) -> bool {
+        self.is_full_of_pins.load(Relaxed)
+    }
+
+    fn note_pinned(&self, room: PinnedRoom) {
+        self.pinned.store(room.bytes, Relaxed);
+        let was_full = self.is_full_of_pins.swap(room.is_too_little, Relaxed);
+        if room.is_too_little && !was_full {
+            let fields: [log::Field<'_>; 2] =
+                [("pinned_bytes", &room.bytes), ("quota_bytes", &self.quota)];
+            let what = "pinned images fill the cache, and others find no room: \
+                        raise CACHE_MAX_SIZE, or let PIN name fewer";
+            log::warn(what, &fields);
+        }
     }
 
     /// The work of the thread `sweep`; returns after [`Self::stop`].
@@ -362,7 +421,14 @@ impl Sweeper {
             self.room.notify_all();
             self.state.locked().stopped || is_late()
         };
-        evict::evict(&self.store, &self.names, target, unnamed_since, &stop);
+        let rules = EvictionRules {
+            pins: self.pins.get_or_init(Pins::default),
+            unnamed_since,
+        };
+        let pinned = evict::evict(&self.store, &self.names, rules, target, &stop);
+        if let Some(room) = pinned {
+            self.note_pinned(room);
+        }
         let exhausted = self.used_bytes() > target && !is_late();
         self.state.locked().exhausted = exhausted;
         drop(pass);

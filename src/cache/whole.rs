@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use super::changes::Moment;
 use super::disk::{Disk, DiskFaults};
+use super::pins::Pins;
 use super::{fill, names, negative, store, sweep, uploads, verify};
 use crate::config::TagTtl;
 use crate::locked::Locked as _;
@@ -27,6 +28,8 @@ pub struct CacheSettings {
     pub max_fills: usize,
     /// Nobody is asked: the directory is only read, and every tag is fresh.
     pub offline: bool,
+    /// Images that eviction never touches.
+    pub pins: Pins,
     /// The registry to remember for a start without network; none: whichever is used.
     pub default_registry: Option<Registry>,
 }
@@ -69,6 +72,7 @@ impl Cache {
             false => open_to_serve(directory)?,
         };
         let disk = Disk::new(store, settings.quota);
+        disk.sweeper.pin(settings.pins.clone());
         let remembered = disk.names.remembered_registry();
         let has_content = remembered.is_some() || disk.names.has_repositories();
         let fills = fill::Fills::new(disk.clone(), upstream, settings.max_fills);

@@ -156,9 +156,18 @@ fn describe_cache(cache: &Value) -> String {
         ["used_bytes", "quota_bytes", "free_bytes"].map(|name| bytes(number(&cache[name])));
     let [evicted, damaged] = ["evicted_images", "damaged_blobs"].map(|name| number(&cache[name]));
     let directory = text(&cache["directory"]);
+    let pins = match cache["is_full_of_pins"] == true {
+        true => "; pinned images fill it, others are not kept",
+        false => "",
+    };
+    let scrub = match (&cache["scrub_ended"], cache["scrub_percent"].as_u64()) {
+        (_, Some(percent)) => format!("; scrub at {percent}%"),
+        (Value::String(ended), None) => format!("; last scrub {ended}"),
+        _ => String::new(),
+    };
     format!(
-        "{used} of {quota} in {directory}; {free} free on the disk; {evicted} images evicted, \
-         {damaged} blobs damaged"
+        "{used} of {quota} in {directory}{pins}{scrub}; {free} free on the disk; {evicted} images \
+         evicted, {damaged} blobs damaged"
     )
 }
 

@@ -358,10 +358,20 @@ static ROWS: &[Setting] = rows! {
             Value "15m", "Time between two rounds of it.";
         PREFETCH_PLATFORMS: later(List, &[]),
             Unset "all", "Platforms that it fetches.";
-        PIN: later(List, &[]),
-            Unset "what `PREFETCH` names", "Globs of images that eviction never removes.";
-        SCRUB_INTERVAL: later(Time, &["0s"]),
-            Value "168h", "Time for one whole re-hash of the cache; `0s` is off.";
+        PIN:
+            read(pin, List,
+                "[registry/]repository:tag, in which * stands for any characters and ? for one",
+                ImageGlobs::parse),
+            Unset "what `PREFETCH` names",
+            "Patterns of tags that eviction never removes, written as in `FREEZE_TAGS`. Each stays \
+             with all that its image needs and with its signatures. What `FREEZE_TAGS` matches is \
+             pinned, too.";
+        SCRUB_INTERVAL:
+            time(scrub_interval, Duration::ZERO..=Duration::from_secs(10_000 * 3600),
+                "a longer one finds damage when it is too late"),
+            Value "168h",
+            "Once in this time the whole cache is read and hashed again, slowly; damaged blobs are \
+             removed and fetched anew. `0s` is off.";
     }
     Limits {
         WORKERS:

@@ -58,6 +58,10 @@ pub struct Settings {
     pub cache_tag_ttl: TagTtl,
     /// `OFFLINE`
     pub offline: bool,
+    /// `SCRUB_INTERVAL`; zero is off.
+    pub scrub_interval: Duration,
+    /// `PIN`; the default pins none.
+    pub pin: ImageGlobs,
     /// `FREEZE_TAGS`; the default freezes none.
     pub freeze_tags: ImageGlobs,
     /// `FILL_REFERRERS`

@@ -171,7 +171,7 @@ fn all_faults_are_reported_at_once() {
         ("WORKERS", "65"),
         ("LOG_FORMAT", "xml"),
         ("SHUTDOWN_GRACE", "30"),
-        ("SCRUB_INTERVAL", "1h"),
+        ("PREFETCH_INTERVAL", "1h"),
         ("CACHE_DIR", "off"),
         ("OFFLINE", "true"),
     ];
@@ -183,7 +183,7 @@ fn all_faults_are_reported_at_once() {
         "WORKERS=65: expected a whole number from 1 to 64",
         "LOG_FORMAT=xml: expected text or json",
         "SHUTDOWN_GRACE=30: expected a time with its unit, such as",
-        "SCRUB_INTERVAL=1h: not built yet in this version, expected it unset or 0s",
+        "PREFETCH_INTERVAL=1h: not built yet in this version",
         "OFFLINE=true: expected CACHE_DIR to name a cache",
     ] {
         let hits = faults.iter().filter(|fault| fault.starts_with(start));

@@ -12,7 +12,7 @@ use self::Read::{Count, Counts, Gauges, Now, Times};
 use super::snapshot::known_registries;
 use super::sources::Sources;
 use crate::aws::token::{TokenReport, Tokens};
-use crate::cache::Cache;
+use crate::cache::{Cache, scrub};
 use crate::config::{COMMIT, VERSION};
 use crate::message::{Body, Headers, LogNote, Piece, Pieces, Reply};
 use crate::metrics::registries::RegistryCounters;
@@ -181,6 +181,17 @@ static FAMILIES: &[MetricFamily] = &[
         "Bytes evicted to hold the quota."),
     row("cache_damaged_blobs_total", "", Count(&metrics::CACHE_BLOBS_DAMAGED),
         "Cached blobs whose bytes did not have their digest; they are fetched again."),
+    row("cache_pinned_bytes", "",
+        Gauges(|from, out| write_cache(from, out, |cache| cache.sweeper.pinned_bytes())),
+        "Bytes on disk that pinned images need (PIN), as of the last eviction."),
+    row("cache_scrubbed_bytes_total", "", Count(&metrics::SCRUBBED_BYTES),
+        "Bytes that the scrub has read and hashed."),
+    row("cache_scrub_end_timestamp_seconds", "",
+        Gauges(|_, out| scrub::last_end().into_iter().for_each(|end| out.time(&[], Some(end)))),
+        "When the last whole scrub ended; absent before the first."),
+    row("cache_scrub_progress_percent", "",
+        Gauges(|_, out| scrub::percent().into_iter().for_each(|part| out.plain(part))),
+        "How far the scrub is that runs; absent between two."),
     row("cache_write_failures_total", "", Count(&metrics::CACHE_WRITE_FAILURES),
         "Times the cache could not be written."),
 ];

@@ -12,6 +12,7 @@ use crate::aws::token::TokenStatus;
 use crate::cache::Cache;
 use crate::cache::images::{Image, ImagePage};
 use crate::cache::moves::TagMove;
+use crate::cache::scrub;
 use crate::calendar::format_rfc3339;
 use crate::config::{COMMIT, VERSION};
 use crate::history::{self, Bytes, FAILURES, Failure, HISTORY, Minute, Outcome};
@@ -161,8 +162,12 @@ fn cache(cache: &Cache) -> Value {
         "used_bytes": cache.sweeper.used_bytes(),
         "quota_bytes": cache.sweeper.quota(),
         "free_bytes": cache.store.free_bytes().ok(),
+        "pinned_bytes": cache.sweeper.pinned_bytes(),
+        "is_full_of_pins": cache.sweeper.is_full_of_pins(),
         "evicted_images": metrics::CACHE_IMAGES_EVICTED.get(),
         "evicted_bytes": metrics::CACHE_BYTES_EVICTED.get(),
+        "scrub_ended": scrub::last_end().map(format_rfc3339),
+        "scrub_percent": scrub::percent(),
         "damaged_blobs": metrics::CACHE_BLOBS_DAMAGED.get(),
         "write_failures": metrics::CACHE_WRITE_FAILURES.get(),
     })

@@ -85,7 +85,7 @@ fn all_faults_are_told_at_once() {
 
 #[test]
 fn what_is_not_built_is_refused_by_name() {
-    for (name, value) in [("SCRUB_INTERVAL", "1h"), ("PREFETCH", "team/app:1.0")] {
+    for (name, value) in [("PREFETCH_INTERVAL", "1h"), ("PREFETCH", "team/app:1.0")] {
         for command in ["serve", "settings", "health"] {
             let refused = run(&[command], &[(name, value)]);
             assert_eq!(refused.code, Some(64), "{name} {command}");

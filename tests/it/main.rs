@@ -57,6 +57,7 @@ mod referrers;
 mod registries;
 mod resolver;
 mod rewrite;
+mod scrub;
 mod secrets;
 mod security;
 mod slow;

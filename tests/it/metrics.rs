@@ -531,8 +531,10 @@ fn the_document_names_what_is_shown() {
         .iter()
         .filter(|name| !shown.contains(**name))
         .collect();
-    // Static keys do not end, and no call has failed.
+    // Static keys do not end, no call has failed, and no scrub was due.
     let expected = [
+        "cache_scrub_end_timestamp_seconds",
+        "cache_scrub_progress_percent",
         "credentials_expiry_timestamp_seconds",
         "upstream_errors_total",
     ];

@@ -1,47 +1,57 @@
 //! Taking away what was not used for longest. Owns: the order in which things go. Must not: touch
 //! what is being read, or a blob that an image which stays still needs.
 
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
-use super::survey::{EvictionUnit, Id, MANIFEST_BYTES_MAX, Survey};
+use super::survey::{EvictionRules, EvictionUnit, Id, MANIFEST_BYTES_MAX, Survey};
 use crate::cache::manifest::list_named;
-use crate::cache::names::Names;
+use crate::cache::names::{Names, Scope};
 use crate::cache::store::Store;
 use crate::history::{self, Bytes, HISTORY};
 use crate::log::{self, Level};
 use crate::metrics;
+use crate::oci::Reference;
 use std::collections::HashSet;
 
-/// Evicts until at most `target` bytes are used, until nothing more may go, or until `stop`. Blobs
-/// that came after `unnamed_since` and that nothing names stay: another process may be about to.
+/// What pinned images leave.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PinnedRoom {
+    /// Bytes on disk that they need.
+    pub(super) bytes: u64,
+    /// They alone, and what is no image, are more than was to stay.
+    pub(super) is_too_little: bool,
+}
+
+/// Evicts until at most `target` bytes are used, until nothing more may go, or until `stop`. Says
+/// what pinned images leave, if it looked.
 pub(super) fn evict(
     store: &Store,
     names: &Names,
+    rules: EvictionRules<'_>,
     target: u64,
-    unnamed_since: Option<SystemTime>,
     stop: &dyn Fn() -> bool,
-) {
+) -> Option<PinnedRoom> {
     let used = || store.used_bytes() + names.used_bytes();
     if used() <= target {
-        return;
+        return None;
     }
     let begun = Instant::now();
     let before = used();
     evict_partial(store, target.saturating_sub(names.used_bytes()));
-    let mut images = 0;
+    let (mut images, mut pinned) = (0, None);
     if used() > target {
         names.count();
         // From before the survey: a manifest that comes meanwhile holds what it names.
         store.watch(true);
-        match Survey::take(store, names, unnamed_since) {
+        match Survey::take(store, names, rules) {
             Ok(survey) => {
-                images = Eviction {
-                    store,
-                    names,
-                    survey,
-                    changed: HashSet::new(),
-                }
-                .run(target, stop)
+                let bytes = survey.pinned_bytes();
+                let (evicted, stays) = Eviction::new(store, names, survey).run(target, stop);
+                images = evicted;
+                pinned = Some(PinnedRoom {
+                    bytes,
+                    is_too_little: bytes > 0 && !stays && used() > target,
+                });
             }
             Err(error) => log::warn("eviction could not read the cache", &[("error", &error)]),
         }
@@ -66,6 +76,7 @@ pub(super) fn evict(
     } else {
         log::info("cache evicted", &fields);
     }
+    pinned
 }
 
 /// Downloads that nobody goes on with, the oldest first.
@@ -87,25 +98,90 @@ fn evict_partial(store: &Store, target: u64) {
     }
 }
 
+/// Removes one image, and what nothing else needs. Says how many bytes that freed.
+///
+/// # Errors
+/// Why it stays.
+pub(super) fn remove(
+    store: &Store,
+    names: &Names,
+    rules: EvictionRules<'_>,
+    scope: Scope<'_>,
+    reference: &Reference,
+) -> Result<u64, String> {
+    let survey = Survey::take(store, names, rules).map_err(|error| error.to_string())?;
+    let before = store.used_bytes();
+    let place = survey
+        .places
+        .iter()
+        .position(|place| place.scope() == scope);
+    let place = place.ok_or("the cache has nothing of this repository")?;
+    let root = match reference {
+        Reference::Digest(digest) => survey.find(digest),
+        Reference::Tag(_) => None,
+    };
+    let is_meant = |image: &&EvictionUnit| {
+        let is_named = match reference {
+            Reference::Tag(tag) => image.tag.as_ref() == Some(tag),
+            Reference::Digest(_) => root.is_some_and(|root| image.roots.contains(&root)),
+        };
+        image.place == Some(place) && is_named
+    };
+    let meant: Vec<EvictionUnit> = survey.images.iter().filter(is_meant).cloned().collect();
+    if meant.is_empty() {
+        return Err(survey.explain_absence(place, reference, root));
+    }
+    if meant.iter().any(|image| image.pinned) {
+        return Err("it is pinned: let PIN, PREFETCH and FREEZE_TAGS name it no more".to_owned());
+    }
+    let mut eviction = Eviction::new(store, names, survey);
+    for image in &meant {
+        let Some(found) = eviction.survey.places.get(place) else {
+            continue;
+        };
+        let alone = eviction.survey.needed_by_it_alone(found, image);
+        eviction.take_out(place, image, &alone);
+    }
+    names.prune(scope);
+    Ok(before.saturating_sub(store.used_bytes()))
+}
+
 struct Eviction<'a> {
     store: &'a Store,
     names: &'a Names,
     survey: Survey,
     /// Repositories that have lost something; their empty folders go at the end.
     changed: HashSet<usize>,
+    /// What came since the survey.
+    arrived: HashSet<Id>,
 }
 
-impl Eviction<'_> {
-    /// Says how many images went.
-    fn run(mut self, target: u64, stop: &dyn Fn() -> bool) -> u64 {
-        let mut evicted = 0;
+impl<'a> Eviction<'a> {
+    fn new(store: &'a Store, names: &'a Names, survey: Survey) -> Self {
+        Self {
+            store,
+            names,
+            survey,
+            changed: HashSet::new(),
+            arrived: HashSet::new(),
+        }
+    }
+
+    /// Says how many images went, and whether any stays that is not pinned.
+    fn run(mut self, target: u64, stop: &dyn Fn() -> bool) -> (u64, bool) {
+        let (mut evicted, mut stays) = (0, false);
         for image in std::mem::take(&mut self.survey.images) {
+            if image.pinned {
+                continue;
+            }
             if self.store.used_bytes() + self.names.used_bytes() <= target || stop() {
+                stays = true;
                 break;
             }
             self.hold_arrivals();
-            if self.remove_unless_used(&image) {
-                evicted += 1;
+            match self.remove_unless_used(&image) {
+                true => evicted += 1,
+                false => stays = true,
             }
         }
         for place in &self.changed {
@@ -113,7 +189,7 @@ impl Eviction<'_> {
                 self.names.prune(place.scope());
             }
         }
-        evicted
+        (evicted, stays)
     }
 
     /// What came since the survey, and all it names, stays this time.
@@ -122,6 +198,7 @@ impl Eviction<'_> {
             let bytes = self.store.read(&digest, MANIFEST_BYTES_MAX).ok().flatten();
             let named = bytes.map_or_else(Vec::new, |bytes| list_named(&bytes));
             let named = named.into_iter().map(|named| named.digest);
+            self.arrived.extend(self.survey.find(&digest));
             for digest in named.chain([digest]) {
                 let id = self.survey.find(&digest);
                 if let Some(node) = id.and_then(|id| self.survey.node_mut(id)) {
@@ -146,17 +223,34 @@ impl Eviction<'_> {
         if alone.iter().any(|id| self.is_read(*id)) {
             return false;
         }
+        let mut arrived = alone.iter().filter(|id| self.arrived.contains(id));
+        if arrived.any(|id| place.is_manifest(*id)) {
+            // Another tag, perhaps of this repository, means it by now.
+            return false;
+        }
         let manifests = alone.iter().filter(|id| place.is_manifest(**id));
         let manifests = manifests.filter_map(|id| Some(&self.survey.node(*id)?.digest));
         let tag = image.tag.as_ref();
         if self.names.last_use(place.scope(), tag, manifests) > image.accessed {
             return false;
         }
+        self.take_out(number, image, &alone);
+        true
+    }
+
+    /// Removes an image, and those of its digests that no other repository needs.
+    fn take_out(&mut self, number: usize, image: &EvictionUnit, alone: &[Id]) {
+        let Some(place) = self.survey.places.get(number) else {
+            return;
+        };
         // Names first: what a crash leaves then is blobs without a name, which the next pass takes.
-        if let Some(tag) = tag {
+        if let Some(tag) = &image.tag {
             self.names.remove_tag(place.scope(), tag);
         }
-        for id in &alone {
+        for id in alone {
+            for tag in place.attached.get(id).into_iter().flatten() {
+                self.names.remove_tag(place.scope(), tag);
+            }
             if let Some(node) = self.survey.node(*id) {
                 self.names.remove_link(place.scope(), &node.digest);
             }
@@ -164,11 +258,10 @@ impl Eviction<'_> {
         self.changed.insert(number);
         self.survey.release(number, image);
         for id in alone {
-            if self.survey.node(id).is_some_and(|node| node.uses == 0) {
-                self.remove_blob(id);
+            if self.survey.node(*id).is_some_and(|node| node.uses == 0) {
+                self.remove_blob(*id);
             }
         }
-        true
     }
 
     /// A blob that no manifest names may be linked in any repository.

@@ -2,27 +2,41 @@
 //! last, and what holds each blob. Owns: nothing that lasts. Must not: change anything.
 //!
 //! An image is a tag with all it names, or a manifest that was pulled by digest alone, or a blob
-//! that no known manifest names. A digest is held by the manifests that name it, not by images, so
-//! that time and memory grow with what is named, however the manifests are chained: near 400 bytes
-//! for each digest of a repository, while an eviction runs.
+//! that no known manifest names. Signatures and other artifacts that refer to an image belong to
+//! it, so that it is whole or gone. A digest is held by the manifests that name it, not by images,
+//! so that time and memory grow with what is named, however the manifests are chained: near 400
+//! bytes for each digest of a repository, while an eviction runs.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use super::bonds::Bonds;
+pub(super) use super::bonds::Id;
+use crate::cache::closure::subject_of_tag;
 use crate::cache::links::LinkUse;
-use crate::cache::manifest::list_named;
+use crate::cache::manifest::ManifestContent;
 use crate::cache::names::{Names, Scope};
+use crate::cache::pins::Pins;
 use crate::cache::store::Store;
-use crate::oci::{Digest, Registry, Repository, Tag};
+use crate::oci::{Digest, Reference, Registry, Repository, Tag};
 
 /// Largest manifest that is read: four times what registries take (distribution-spec: 4 MiB).
 pub(super) const MANIFEST_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// A digest's place in [`Survey::nodes`].
-pub(super) type Id = u32;
+/// What upstream no longer has counts as used so much later: nobody can fetch it again.
+const GONE_GRACE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// What stays, however long ago it was used.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct EvictionRules<'a> {
+    /// These images.
+    pub(super) pins: &'a Pins,
+    /// Blobs that came after this and that nothing names: another process may be about to.
+    pub(super) unnamed_since: Option<SystemTime>,
+}
 
 /// A digest.
 #[derive(Debug)]
@@ -30,6 +44,8 @@ pub(super) struct Node {
     pub(super) digest: Digest,
     /// False for a digest that is named but not here.
     pub(super) here: bool,
+    /// Bytes that it takes on the disk.
+    size: u64,
     modified: SystemTime,
     /// Repositories that need it.
     pub(super) uses: u32,
@@ -55,6 +71,9 @@ pub(super) struct RepositorySurvey {
     links: HashMap<Id, (SystemTime, bool)>,
     /// Everything that its tags and manifests need.
     pub(super) needs: HashMap<Id, Need>,
+    bonds: Bonds,
+    /// Tags of signatures, which go with the manifest that was signed.
+    pub(super) attached: HashMap<Id, Vec<Tag>>,
 }
 
 impl RepositorySurvey {
@@ -72,9 +91,14 @@ impl RepositorySurvey {
 }
 
 /// What goes as a whole.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct EvictionUnit {
     pub(super) accessed: SystemTime,
+    /// What goes first has the earliest time: that of its last use, or a later one when upstream no
+    /// longer has it.
+    pub(super) due: SystemTime,
+    /// It stays.
+    pub(super) pinned: bool,
     /// Its repository; none for a blob that no manifest names, and for pages.
     pub(super) place: Option<usize>,
     pub(super) tag: Option<Tag>,
@@ -92,43 +116,43 @@ pub(super) struct Survey {
     ids: HashMap<Digest, Id>,
     /// What each manifest names, and whether that is a manifest too; read once.
     named: HashMap<Id, Rc<[(Id, bool)]>>,
+    /// What each manifest refers to.
+    subjects: HashMap<Id, Id>,
 }
 
 impl Survey {
-    /// Looks at everything; images come least recently used first. A blob that nothing names is
-    /// none when it came after `unnamed_since`.
-    pub(super) fn take(
-        store: &Store,
-        names: &Names,
-        unnamed_since: Option<SystemTime>,
-    ) -> io::Result<Self> {
+    /// Looks at everything; images come in the order in which they are to go.
+    pub(super) fn take(store: &Store, names: &Names, rules: EvictionRules<'_>) -> io::Result<Self> {
         let mut survey = Self::default();
         store.count(&mut |entry| {
             let id = survey.id(&entry.digest);
             if let Some(node) = survey.node_mut(id) {
                 node.here = true;
+                node.size = entry.size;
                 node.modified = entry.modified;
             }
         })?;
         for registry in names.registries() {
             for name in names.repositories(&registry) {
                 if let Ok(repository) = name.parse() {
-                    survey.add_place(store, names, &registry, repository);
+                    survey.add_place(store, names, rules.pins, (&registry, repository));
                 }
             }
         }
-        survey.add_unnamed(unnamed_since);
+        survey.add_unnamed(rules.unnamed_since);
         let pages = names.page_folders().into_iter();
         survey
             .images
             .extend(pages.map(|(folder, accessed)| EvictionUnit {
                 accessed,
+                due: accessed,
+                pinned: false,
                 place: None,
                 tag: None,
                 roots: Vec::new(),
                 pages: Some(folder),
             }));
-        survey.images.sort_by_key(|image| image.accessed);
+        survey.images.sort_by_key(|image| image.due);
         Ok(survey)
     }
 
@@ -169,33 +193,84 @@ impl Survey {
             }
             alone.push(id);
             if need.is_manifest {
-                open.extend(self.names_in(id).iter().map(|(child, _)| *child));
+                open.extend(self.held_by(place, id));
             }
         }
         alone
+    }
+
+    /// Why there is no image that goes by this reference.
+    pub(super) fn explain_absence(
+        &self,
+        place: usize,
+        reference: &Reference,
+        root: Option<Id>,
+    ) -> String {
+        let Some(place) = self.places.get(place) else {
+            return String::new();
+        };
+        let is_attached = |tag: &Tag| place.attached.values().flatten().any(|other| other == tag);
+        let is_part = match reference {
+            Reference::Tag(tag) => is_attached(tag),
+            Reference::Digest(_) => root.is_some_and(|root| place.needs.contains_key(&root)),
+        };
+        match is_part {
+            true => "it belongs to another image here, and goes with that".to_owned(),
+            false => "it is not in the cache".to_owned(),
+        }
+    }
+
+    /// What a manifest holds: what it names, and what refers to it.
+    fn held_by(&self, place: &RepositorySurvey, id: Id) -> Vec<Id> {
+        let named = self.names_in(id).iter().map(|(child, _)| *child);
+        named.chain(place.bonds.of(id).iter().copied()).collect()
+    }
+
+    /// Bytes on disk of all that pinned images need.
+    pub(super) fn pinned_bytes(&self) -> u64 {
+        let (mut seen, mut bytes) = (HashSet::new(), 0_u64);
+        for image in self.images.iter().filter(|image| image.pinned) {
+            let Some(place) = image.place.and_then(|place| self.places.get(place)) else {
+                continue;
+            };
+            let mut open = image.roots.clone();
+            while let Some(id) = open.pop() {
+                if seen.insert(id) {
+                    bytes += self.node(id).map_or(0, |node| node.size);
+                    open.extend(self.held_by(place, id));
+                }
+            }
+        }
+        bytes
     }
 
     /// Takes the image out: the counts are those of a repository without it.
     pub(super) fn release(&mut self, place: usize, image: &EvictionUnit) {
         let mut open = image.roots.clone();
         while let Some(id) = open.pop() {
-            let Some(needs) = self.places.get_mut(place).map(|place| &mut place.needs) else {
+            let Some(place) = self.places.get_mut(place) else {
                 return;
             };
-            let Some(need) = needs.get_mut(&id) else {
+            let Some(need) = place.needs.get_mut(&id) else {
                 continue;
             };
             need.holders = need.holders.saturating_sub(1);
             if need.holders > 0 {
                 continue;
             }
-            if needs.remove(&id).is_some_and(|need| need.is_manifest) {
+            if place.needs.remove(&id).is_some_and(|need| need.is_manifest) {
+                open.extend(place.bonds.of(id));
                 open.extend(self.names_in(id).iter().map(|(child, _)| *child));
             }
             if let Some(node) = self.node_mut(id) {
                 node.uses = node.uses.saturating_sub(1);
             }
         }
+    }
+
+    fn digests(&self, ids: &[Id]) -> Vec<&Digest> {
+        let nodes = ids.iter().filter_map(|id| self.node(*id));
+        nodes.map(|node| &node.digest).collect()
     }
 
     fn id(&mut self, digest: &Digest) -> Id {
@@ -207,6 +282,7 @@ impl Survey {
         self.nodes.push(Node {
             digest: digest.clone(),
             here: false,
+            size: 0,
             modified: SystemTime::UNIX_EPOCH,
             uses: 0,
             linked_in: Vec::new(),
@@ -219,14 +295,16 @@ impl Survey {
         &mut self,
         store: &Store,
         names: &Names,
-        registry: &Registry,
-        repository: Repository,
+        pins: &Pins,
+        (registry, repository): (&Registry, Repository),
     ) {
         let mut place = RepositorySurvey {
             registry: registry.clone(),
             repository,
             links: HashMap::new(),
             needs: HashMap::new(),
+            bonds: Bonds::default(),
+            attached: HashMap::new(),
         };
         let number = u32::try_from(self.places.len()).unwrap_or(u32::MAX);
         for LinkUse {
@@ -251,6 +329,7 @@ impl Survey {
             tag.0 = tag.0.max(found.accessed);
             tag.1.extend(roots);
         }
+        self.bind_referrers(store, &mut place, &mut tags);
         for (_, roots) in tags.values_mut() {
             roots.sort_unstable();
             roots.dedup();
@@ -259,8 +338,52 @@ impl Survey {
             }
         }
         let untagged = self.hold_untagged(store, &mut place);
-        self.add_images(&place, tags, untagged);
+        let gone = names.gone(place.scope());
+        self.add_images(&place, (pins, &gone), tags, untagged);
         self.places.push(place);
+    }
+
+    /// Lets each manifest hold what refers to it, by a subject or by the name of a tag. Such a tag
+    /// is no image of its own.
+    fn bind_referrers(
+        &mut self,
+        store: &Store,
+        place: &mut RepositorySurvey,
+        tags: &mut HashMap<Tag, (SystemTime, Vec<Id>)>,
+    ) {
+        let manifests = place.links.iter().filter(|(_, (_, manifest))| *manifest);
+        let mut manifests: Vec<Id> = manifests.map(|(id, _)| *id).collect();
+        manifests.sort_unstable();
+        for id in manifests {
+            self.read_named(store, id);
+            let subject = self.subjects.get(&id).copied();
+            if let Some(subject) = subject.filter(|subject| self.is_manifest_here(place, *subject))
+            {
+                place.bonds.bind(subject, id, |id| self.names_in(id));
+            }
+        }
+        tags.retain(|tag, (accessed, roots)| {
+            let subject = subject_of_tag(tag).and_then(|digest| self.find(&digest));
+            let Some(subject) = subject.filter(|id| self.is_manifest_here(place, *id)) else {
+                return true;
+            };
+            for root in &*roots {
+                self.read_named(store, *root);
+            }
+            let is_bound = |root: &Id| place.bonds.bind(subject, *root, |id| self.names_in(id));
+            if roots.is_empty() || !roots.iter().all(is_bound) {
+                return true;
+            }
+            if let Some((used, _)) = place.links.get_mut(&subject) {
+                *used = (*accessed).max(*used);
+            }
+            place.attached.entry(subject).or_default().push(tag.clone());
+            false
+        });
+    }
+
+    fn is_manifest_here(&self, place: &RepositorySurvey, id: Id) -> bool {
+        place.is_manifest(id) && self.node(id).is_some_and(|node| node.here)
     }
 
     /// A tag or a manifest holds a digest, and a manifest holds what it names.
@@ -275,18 +398,20 @@ impl Survey {
                 node.uses += 1;
             }
             if is_manifest || place.is_manifest(id) {
-                open.extend(self.expand(store, place, id).iter());
+                open.extend(self.expand(store, place, id));
             }
         }
     }
 
-    /// What a manifest names, the first time that it is met in a repository; then nothing.
-    fn expand(&mut self, store: &Store, place: &mut RepositorySurvey, id: Id) -> Rc<[(Id, bool)]> {
+    /// What a manifest holds, the first time that it is met in a repository; then nothing.
+    fn expand(&mut self, store: &Store, place: &mut RepositorySurvey, id: Id) -> Vec<(Id, bool)> {
         let need = place.needs.entry(id).or_default();
         if std::mem::replace(&mut need.is_manifest, true) {
-            return Rc::default();
+            return Vec::new();
         }
-        self.read_named(store, id)
+        let named = self.read_named(store, id);
+        let referrers = place.bonds.of(id).iter().map(|referrer| (*referrer, true));
+        named.iter().copied().chain(referrers).collect()
     }
 
     /// Holds the manifests that no tag leads to. Those that no other manifest names are images.
@@ -297,8 +422,8 @@ impl Survey {
             .filter(|id| !place.needs.contains_key(id))
             .collect();
         for id in &untagged {
-            for child in &*self.expand(store, place, *id) {
-                self.hold(store, place, *child);
+            for child in self.expand(store, place, *id) {
+                self.hold(store, place, child);
             }
         }
         let is_root = |id: &Id| place.needs.get(id).is_none_or(|need| need.holders == 0);
@@ -312,6 +437,7 @@ impl Survey {
     fn add_images(
         &mut self,
         place: &RepositorySurvey,
+        (pins, gone): (&Pins, &HashSet<Digest>),
         tags: HashMap<Tag, (SystemTime, Vec<Id>)>,
         untagged: Vec<Id>,
     ) {
@@ -328,15 +454,21 @@ impl Survey {
             .map(|root| (None, SystemTime::UNIX_EPOCH, vec![root]));
         let images: Vec<EvictionUnit> = tagged
             .chain(untagged)
-            .map(|(tag, accessed, roots)| EvictionUnit {
-                accessed: roots
-                    .iter()
-                    .map(|root| used.of(*root))
-                    .fold(accessed, SystemTime::max),
-                place: Some(used.survey.places.len()),
-                tag,
-                roots,
-                pages: None,
+            .map(|(tag, accessed, roots)| {
+                let uses = roots.iter().map(|root| used.of(*root));
+                let accessed = uses.fold(accessed, SystemTime::max);
+                let digests = used.survey.digests(&roots);
+                let is_gone = digests.iter().any(|digest| gone.contains(digest));
+                let grace = if is_gone { GONE_GRACE } else { Duration::ZERO };
+                EvictionUnit {
+                    accessed,
+                    due: accessed.checked_add(grace).unwrap_or(accessed),
+                    pinned: pins.hold(place.scope(), tag.as_ref(), &digests),
+                    place: Some(used.survey.places.len()),
+                    tag,
+                    roots,
+                    pages: None,
+                }
             })
             .collect();
         self.images.extend(images);
@@ -354,8 +486,11 @@ impl Survey {
             let places = node.linked_in.iter();
             let links = places.filter_map(|place| self.places.get(*place as usize)?.links.get(&id));
             let accessed = links.map(|(accessed, _)| *accessed).max();
+            let accessed = accessed.unwrap_or(node.modified);
             self.images.push(EvictionUnit {
-                accessed: accessed.unwrap_or(node.modified),
+                accessed,
+                due: accessed,
+                pinned: false,
                 place: None,
                 tag: None,
                 roots: vec![id],
@@ -370,8 +505,13 @@ impl Survey {
         }
         let node = self.node(id).filter(|node| node.here);
         let bytes = node.and_then(|node| store.read(&node.digest, MANIFEST_BYTES_MAX).ok()?);
-        let found = bytes.map_or_else(Vec::new, |bytes| list_named(&bytes));
+        let found = bytes.map_or_else(Default::default, |bytes| ManifestContent::read(&bytes));
+        if let Some(subject) = &found.subject {
+            let subject = self.id(subject);
+            self.subjects.insert(id, subject);
+        }
         let named: Rc<[(Id, bool)]> = found
+            .named
             .iter()
             .map(|named| (self.id(&named.digest), named.media_type.is_some()))
             .collect();
@@ -418,10 +558,10 @@ impl LastUse<'_> {
     fn manifests_below(&self, id: Id) -> impl Iterator<Item = Id> {
         let needs = &self.place.needs;
         let is_manifest = |id: &Id| needs.get(id).is_some_and(|need| need.is_manifest);
-        let named = match is_manifest(&id) {
-            true => self.survey.names_in(id),
-            false => &[],
+        let held = match is_manifest(&id) {
+            true => self.survey.held_by(self.place, id),
+            false => Vec::new(),
         };
-        named.iter().map(|(child, _)| *child).filter(is_manifest)
+        held.into_iter().filter(is_manifest)
     }
 }

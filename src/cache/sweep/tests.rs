@@ -11,6 +11,17 @@ use crate::cache::scratch::{Cache, at, digest_of};
 use crate::message::Headers;
 use crate::oci::{Digest, Tag};
 
+mod whole;
+
+/// Nothing has to stay.
+const NO_RULES: EvictionRules<'static> = EvictionRules {
+    pins: &Pins {
+        globs: Vec::new(),
+        names: Vec::new(),
+        default_registry: None,
+    },
+    unnamed_since: None,
+};
 const KB: usize = 1000;
 
 fn layer(n: u8) -> Vec<u8> {
@@ -23,7 +34,7 @@ fn sweeper(cache: &Cache, quota: u64) -> Arc<Sweeper> {
 
 /// Evicts down to `target` as the thread would.
 fn evict(cache: &Cache, target: u64) {
-    evict::evict(&cache.store, &cache.names, target, None, &|| false);
+    evict::evict(&cache.store, &cache.names, NO_RULES, target, &|| false);
 }
 
 /// Bytes on disk, as they are counted now.
@@ -258,7 +269,7 @@ fn a_manifest_that_comes_meanwhile_holds_what_it_names() {
         }
         false
     };
-    evict::evict(&cache.store, &cache.names, 0, None, &stop);
+    evict::evict(&cache.store, &cache.names, NO_RULES, 0, &stop);
     assert_eq!(came.get(), Some(1));
     assert!(!cache.store.has(&old) && !cache.store.has(&digest_of(&layer(2))));
     assert!(cache.store.has(&digest_of(&layer(1))));
@@ -274,9 +285,9 @@ fn an_image_used_meanwhile_stays() {
         });
         false
     };
-    evict::evict(&cache.store, &cache.names, 0, None, &stop);
+    evict::evict(&cache.store, &cache.names, NO_RULES, 0, &stop);
     assert!(cache.is_whole("a", &image, &[&layer(1)]));
-    evict::evict(&cache.store, &cache.names, 0, None, &|| true);
+    evict::evict(&cache.store, &cache.names, NO_RULES, 0, &|| true);
     assert!(cache.is_whole("a", &image, &[&layer(1)]));
 }
 
@@ -425,7 +436,7 @@ fn a_chain_of_manifests_is_one_image() {
     let cache = Cache::new();
     let last = chain(&cache, "a", 300);
     let used = |survey: &survey::Survey| survey.images[0].accessed;
-    let survey = survey::Survey::take(&cache.store, &cache.names, None).unwrap();
+    let survey = survey::Survey::take(&cache.store, &cache.names, NO_RULES).unwrap();
     assert_eq!((survey.images.len(), used(&survey)), (1, at(299)));
     // Each of them is held by the one above it, and by nothing else.
     let holders = survey.places[0].needs.values().map(|need| need.holders);
@@ -435,7 +446,7 @@ fn a_chain_of_manifests_is_one_image() {
     cache.with("a", |scope| {
         cache.names.touch_at(scope, "", None, &middle, at(500))
     });
-    let survey = survey::Survey::take(&cache.store, &cache.names, None).unwrap();
+    let survey = survey::Survey::take(&cache.store, &cache.names, NO_RULES).unwrap();
     assert_eq!((survey.images.len(), used(&survey)), (1, at(500)));
     drop(survey);
     evict(&cache, 0);
@@ -453,7 +464,7 @@ fn chains_that_share_their_end_cost_each_link_once() {
     let tops: Vec<Digest> = (0..100)
         .map(|n| cache.index("a", &[&shared, &digest_of(&[n])], 1000 + u64::from(n)))
         .collect();
-    let survey = survey::Survey::take(&cache.store, &cache.names, None).unwrap();
+    let survey = survey::Survey::take(&cache.store, &cache.names, NO_RULES).unwrap();
     assert_eq!(survey.images.len(), 100);
     let needs = survey.places[0].needs.values();
     // The chain with its end, and the tops with what each names beside.

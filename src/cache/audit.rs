@@ -1,0 +1,356 @@
+//! Whether what is in the cache is what it says. Owns: hashing blobs, and the words for what is
+//! missing or damaged. Must not: change or remove anything.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::Read as _;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::closure::{ImagePart, NO_PLATFORM};
+use super::holdings::CachedImage;
+use super::names::{Names, Scope};
+use super::store::Store;
+use crate::hash::Hasher;
+use crate::oci::Digest;
+
+/// Bytes hashed at a time.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// What hashing a blob has shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BlobCondition {
+    /// Its bytes are what its name says.
+    Whole,
+    /// There is no such file.
+    Missing,
+    /// Its bytes are something else, or cannot be read: why.
+    Damaged(String),
+}
+
+/// What an image lacks; nothing for one that is complete.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct ImageFaults {
+    /// Platforms of which nothing was pulled, with the manifest that each needs.
+    pub absent: Vec<(String, Digest)>,
+    /// For a part of the image: what is missing, damaged or not linked.
+    pub broken: Vec<String>,
+    /// Digests that are damaged.
+    pub damaged: usize,
+}
+
+impl ImageFaults {
+    /// True for an image that is complete.
+    pub fn is_none(&self) -> bool {
+        self.absent.is_empty() && self.broken.is_empty()
+    }
+}
+
+/// Looks at images and blobs; each blob is hashed once.
+pub struct Audit<'a> {
+    /// Blobs.
+    pub store: &'a Arc<Store>,
+    /// Tags and links.
+    pub names: &'a Names,
+    /// Called with the bytes of each piece that was hashed.
+    pub on_hashed: &'a mut dyn FnMut(u64),
+    known: HashMap<Digest, BlobCondition>,
+}
+
+impl<'a> Audit<'a> {
+    /// An audit of this cache.
+    pub fn new(store: &'a Arc<Store>, names: &'a Names, on_hashed: &'a mut dyn FnMut(u64)) -> Self {
+        Self {
+            store,
+            names,
+            on_hashed,
+            known: HashMap::new(),
+        }
+    }
+
+    /// Blobs that were hashed, or looked for.
+    pub fn blob_count(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Looks at an image, for the platforms that `picks` takes. Blocks while its blobs are hashed.
+    pub fn image(&mut self, image: &CachedImage<'_>, picks: &dyn Fn(&str) -> bool) -> ImageFaults {
+        let (mut faults, closure) = (ImageFaults::default(), &image.closure);
+        if closure.is_cut {
+            let why = "it is larger than any image, or a manifest cannot be read";
+            faults.broken.push(why.to_owned());
+        }
+        for part in &closure.parts {
+            if !picks(&part.platform) {
+                continue;
+            }
+            if part.is_absent() && self.condition(&part.manifest) == BlobCondition::Missing {
+                if part.platform != NO_PLATFORM {
+                    let absent = (part.platform.clone(), part.manifest.clone());
+                    faults.absent.push(absent);
+                }
+                continue;
+            }
+            self.part(&part.platform, part, &mut faults);
+        }
+        for part in &closure.referrers {
+            self.part("what refers to it", part, &mut faults);
+        }
+        // A layer that several parts need is told once, by the first of them.
+        for member in &closure.members {
+            let of = member.platform.as_deref();
+            if member.is_here && of.is_none_or(picks) {
+                let of = of.unwrap_or("the image");
+                self.blob(image.scope, of, &member.digest, &mut faults);
+            }
+        }
+        faults
+    }
+
+    fn part(&mut self, name: &str, part: &ImagePart, faults: &mut ImageFaults) {
+        for digest in &part.missing {
+            match self.condition(digest) {
+                BlobCondition::Damaged(why) => {
+                    faults.damaged += 1;
+                    faults
+                        .broken
+                        .push(format!("{name}: damaged {digest}: {why}"));
+                }
+                _ => faults.broken.push(format!("{name}: missing {digest}")),
+            }
+        }
+    }
+
+    fn blob(&mut self, scope: Scope<'_>, name: &str, digest: &Digest, faults: &mut ImageFaults) {
+        match self.condition(digest) {
+            BlobCondition::Missing => faults.broken.push(format!("{name}: missing {digest}")),
+            BlobCondition::Damaged(why) => {
+                faults.damaged += 1;
+                faults
+                    .broken
+                    .push(format!("{name}: damaged {digest}: {why}"));
+            }
+            BlobCondition::Whole if self.names.link(scope, digest).is_none() => {
+                let why = "not known to belong to the repository";
+                faults.broken.push(format!("{name}: {digest} is {why}"));
+            }
+            BlobCondition::Whole => {}
+        }
+    }
+
+    /// Forgets what was missing or damaged, so that it is looked at again: a proxy that uses the
+    /// cache may have evicted or fetched it meanwhile.
+    pub fn forget_faults(&mut self) {
+        self.known
+            .retain(|_, condition| *condition == BlobCondition::Whole);
+    }
+
+    /// Hashes a blob, unless that was done before.
+    pub fn condition(&mut self, digest: &Digest) -> BlobCondition {
+        if let Some(known) = self.known.get(digest) {
+            return known.clone();
+        }
+        let condition = self.hash(digest);
+        self.known.insert(digest.clone(), condition.clone());
+        condition
+    }
+
+    fn hash(&mut self, digest: &Digest) -> BlobCondition {
+        let damaged = |why: String| BlobCondition::Damaged(why);
+        let blob = match self.store.blob(digest) {
+            Ok(Some(blob)) => blob,
+            Ok(None) => return BlobCondition::Missing,
+            Err(error) => return damaged(error.to_string()),
+        };
+        let (mut hasher, mut piece) = (Hasher::new(digest), vec![0; PIECE_BYTES]);
+        let mut file = &*blob.file;
+        loop {
+            match file.read(&mut piece) {
+                Ok(0) => break,
+                Ok(count) => {
+                    hasher.update(piece.get(..count).unwrap_or_default());
+                    (self.on_hashed)(count as u64);
+                }
+                Err(error) => return damaged(error.to_string()),
+            }
+        }
+        match hasher.finish() {
+            found if found == digest.as_str() => BlobCondition::Whole,
+            found => damaged(format!("its {} bytes have {found}", blob.size)),
+        }
+    }
+
+    /// Looks at every blob that no image has led to. Says which are damaged.
+    ///
+    /// # Errors
+    /// The disk's own, where the blobs cannot be listed.
+    pub fn others(&mut self) -> std::io::Result<Vec<String>> {
+        let mut digests = Vec::new();
+        self.store.count(&mut |entry| digests.push(entry.digest))?;
+        digests.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
+        let mut faults = Vec::new();
+        for digest in digests {
+            if self.known.contains_key(&digest) {
+                continue;
+            }
+            if let BlobCondition::Damaged(why) = self.condition(&digest) {
+                faults.push(format!("damaged {digest}, which no image needs: {why}"));
+            }
+        }
+        Ok(faults)
+    }
+
+    /// Looks at the files that are no blobs: those of the layout, tags and links.
+    pub fn files(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let read = |name: &str| -> Option<Value> {
+            let text = fs::read(self.store.root().join(name)).ok()?;
+            serde_json::from_slice(&text).ok()
+        };
+        let version =
+            read("oci-layout").and_then(|it| Some(it.get("imageLayoutVersion")? == "1.0.0"));
+        if version != Some(true) {
+            faults.push("oci-layout is no layout of version 1.0.0".to_owned());
+        }
+        let index = read("index.json").and_then(|it| Some(it.get("manifests")?.is_array()));
+        if index != Some(true) {
+            faults.push("index.json is no index".to_owned());
+        }
+        for registry in &self.names.registries() {
+            for name in self.names.repositories(registry) {
+                let Ok(repository) = name.parse() else {
+                    continue;
+                };
+                let repository = &repository;
+                self.names_in(
+                    Scope {
+                        registry,
+                        repository,
+                    },
+                    &mut faults,
+                );
+            }
+        }
+        faults
+    }
+
+    fn names_in(&self, scope: Scope<'_>, faults: &mut Vec<String>) {
+        let tags = self.names.tag_uses(scope).into_iter();
+        let unreadable = tags.filter(|found| found.digests.is_empty());
+        faults.extend(
+            unreadable.map(|found| format!("{scope}:{} cannot be read", found.tag.as_str())),
+        );
+        for link in self.names.link_uses(scope) {
+            if self.names.link(scope, &link.digest).is_none() {
+                faults.push(format!(
+                    "the link of {scope}@{} cannot be read",
+                    link.digest
+                ));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::holdings::Holdings;
+    use crate::cache::scratch::{Cache, digest_of};
+
+    fn faults(cache: &Cache, tag: &str) -> ImageFaults {
+        let holdings = Holdings {
+            store: &cache.store,
+            names: &cache.names,
+        };
+        let mut bytes = |_| {};
+        let mut audit = Audit::new(&cache.store, &cache.names, &mut bytes);
+        let tag = tag.parse().unwrap();
+        cache.with("a", |scope| {
+            let image = holdings.find(scope, &tag).unwrap();
+            audit.image(&image, &|_| true)
+        })
+    }
+
+    fn others(cache: &Cache) -> Vec<String> {
+        let mut on_hashed = |_| {};
+        let mut audit = Audit::new(&cache.store, &cache.names, &mut on_hashed);
+        let found = audit.others().unwrap();
+        assert_eq!(audit.others().unwrap(), [""; 0], "each is hashed once");
+        found
+    }
+
+    fn damage(cache: &Cache, digest: &Digest) {
+        let path = cache.scratch.path().join("blobs/sha256").join(digest.hex());
+        fs::write(path, "damaged").unwrap();
+    }
+
+    #[test]
+    fn what_is_missing_or_damaged_is_named_and_stays() {
+        let cache = Cache::new();
+        let image = cache.image("a:v1", &[b"one", b"two"], 5);
+        assert!(faults(&cache, "v1").is_none());
+        let (one, two) = (digest_of(b"one"), digest_of(b"two"));
+        damage(&cache, &one);
+        cache.store.remove(&two).unwrap();
+        let found = faults(&cache, "v1");
+        assert_eq!((found.damaged, found.broken.len()), (1, 2), "{found:?}");
+        let all = found.broken.join("\n");
+        assert!(all.contains(&format!("missing {two}")), "{all}");
+        assert!(all.contains(&format!("damaged {one}: its 7 bytes have sha256:")));
+        assert!(cache.store.has(&one) && cache.store.has(&image));
+    }
+
+    #[test]
+    fn a_platform_that_was_never_pulled_is_absent() {
+        let cache = Cache::new();
+        let here = cache.image("a", &[b"one"], 5);
+        let elsewhere = digest_of(b"elsewhere");
+        cache.index("a:v1", &[&here, &elsewhere], 5);
+        let found = faults(&cache, "v1");
+        assert_eq!(found.absent, [("any".to_owned(), elsewhere)]);
+        assert!(found.broken.is_empty() && !found.is_none());
+    }
+
+    #[test]
+    fn a_blob_that_lost_its_link_is_told() {
+        let cache = Cache::new();
+        cache.image("a:v1", &[b"one"], 5);
+        cache.with("a", |scope| {
+            cache.names.remove_link(scope, &digest_of(b"one"))
+        });
+        let found = faults(&cache, "v1");
+        assert!(found.broken[0].contains("not known to belong"), "{found:?}");
+    }
+
+    #[test]
+    fn blobs_that_nothing_names_are_hashed_too() {
+        let cache = Cache::new();
+        let (good, bad) = (cache.blob("a", b"good"), cache.blob("a", b"bad"));
+        assert_eq!(others(&cache), [""; 0]);
+        damage(&cache, &bad);
+        let found = others(&cache);
+        assert!(found[0].contains(bad.as_str()) && found.len() == 1);
+        assert!(cache.store.has(&good) && cache.store.has(&bad));
+    }
+
+    #[test]
+    fn files_of_the_layout_tags_and_links_are_read() {
+        let cache = Cache::new();
+        cache.image("a:v1", &[b"one"], 5);
+        let files = || {
+            let mut bytes = |_| {};
+            Audit::new(&cache.store, &cache.names, &mut bytes).files()
+        };
+        assert_eq!(files(), [""; 0]);
+        let root = cache.scratch.path();
+        fs::write(root.join("index.json"), "{").unwrap();
+        fs::write(root.join("oci-layout"), "{}").unwrap();
+        let repository = root.join("repos/host.example/a");
+        fs::write(repository.join("_tags/v2"), "").unwrap();
+        let link = repository.join("_links").join(digest_of(b"one").hex());
+        fs::write(link, "").unwrap();
+        let found = files();
+        assert_eq!(found.len(), 4, "{found:?}");
+    }
+}

@@ -1,0 +1,202 @@
+//! Every image in the cache. Owns: finding them, with a tag or without. Must not: change anything.
+//! It takes as long as it takes to read every manifest; [`super::images`] is for a web page.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::SystemTime;
+
+use super::closure::{Closure, ClosureWalk, ReferrerIndex};
+use super::names::{Names, Scope, TagEntry};
+use super::store::Store;
+use crate::oci::{Digest, Reference, Tag};
+
+/// An image with all it needs.
+#[derive(Debug)]
+pub struct CachedImage<'a> {
+    /// Its repository.
+    pub scope: Scope<'a>,
+    /// Its tag; none for a manifest that was pulled by its digest, or whose tag has moved.
+    pub tag: Option<Tag>,
+    /// Its manifest, which need not be here.
+    pub digest: Digest,
+    /// When a client last pulled it.
+    pub pulled: SystemTime,
+    /// When upstream last confirmed the tag.
+    pub confirmed: Option<SystemTime>,
+    /// What it needs, with all that refers to it.
+    pub closure: Closure,
+}
+
+impl CachedImage<'_> {
+    /// `registry/repository:tag`, or `…@digest`.
+    pub fn name(&self) -> String {
+        match &self.tag {
+            Some(tag) => format!("{}:{}", self.scope, tag.as_str()),
+            None => format!("{}@{}", self.scope, self.digest),
+        }
+    }
+}
+
+/// The files of the cache that are read.
+#[derive(Debug, Clone, Copy)]
+pub struct Holdings<'a> {
+    /// Manifests.
+    pub store: &'a Store,
+    /// Tags.
+    pub names: &'a Names,
+}
+
+impl Holdings<'_> {
+    /// Calls `visit` for every image: by registry, repository and tag, then those without a tag by
+    /// their digests. Blocks, for as long as it takes to read every manifest.
+    pub fn each(&self, visit: &mut dyn FnMut(CachedImage<'_>)) {
+        for registry in &self.names.registries() {
+            for name in self.names.repositories(registry) {
+                if let Ok(repository) = name.parse() {
+                    let repository = &repository;
+                    let scope = Scope {
+                        registry,
+                        repository,
+                    };
+                    self.each_in(scope, visit);
+                }
+            }
+        }
+    }
+
+    /// The image that a reference means in a repository. None for one that is not in the cache at
+    /// all.
+    pub fn find<'s>(&self, scope: Scope<'s>, reference: &Reference) -> Option<CachedImage<'s>> {
+        let index = ReferrerIndex::read(self.store, self.names, scope);
+        match reference {
+            Reference::Tag(tag) => self.tagged(scope, tag, SystemTime::UNIX_EPOCH, &index),
+            Reference::Digest(digest) => {
+                self.names.link(scope, digest)?;
+                Some(self.untagged(scope, digest, SystemTime::UNIX_EPOCH, &index))
+            }
+        }
+    }
+
+    fn each_in(&self, scope: Scope<'_>, visit: &mut dyn FnMut(CachedImage<'_>)) {
+        let index = ReferrerIndex::read(self.store, self.names, scope);
+        let (mut tags, mut tagged) = (BTreeMap::new(), HashSet::new());
+        for found in self.names.tag_uses(scope) {
+            let pulled = tags
+                .entry(found.tag.as_str().to_owned())
+                .or_insert(found.accessed);
+            *pulled = found.accessed.max(*pulled);
+            tagged.extend(found.digests);
+        }
+        for (tag, pulled) in tags {
+            let image = tag.parse().ok();
+            let image = image.and_then(|tag| self.tagged(scope, &tag, pulled, &index));
+            image.into_iter().for_each(&mut *visit);
+        }
+        let mut links = self.names.link_uses(scope);
+        links.retain(|link| {
+            link.manifest && !tagged.contains(&link.digest) && !index.is_part(&link.digest)
+        });
+        links.sort_unstable_by(|one, other| one.digest.as_str().cmp(other.digest.as_str()));
+        for link in links {
+            visit(self.untagged(scope, &link.digest, link.accessed, &index));
+        }
+    }
+
+    fn tagged<'s>(
+        &self,
+        scope: Scope<'s>,
+        tag: &Tag,
+        pulled: SystemTime,
+        index: &ReferrerIndex,
+    ) -> Option<CachedImage<'s>> {
+        let walk = ClosureWalk::new(self.store, self.names);
+        let TagEntry {
+            digest, confirmed, ..
+        } = walk.tag_entry(scope, tag)?;
+        Some(CachedImage {
+            tag: Some(tag.clone()),
+            confirmed: Some(confirmed),
+            ..self.untagged(scope, &digest, pulled, index)
+        })
+    }
+
+    fn untagged<'s>(
+        &self,
+        scope: Scope<'s>,
+        digest: &Digest,
+        pulled: SystemTime,
+        index: &ReferrerIndex,
+    ) -> CachedImage<'s> {
+        let walk = ClosureWalk::new(self.store, self.names);
+        CachedImage {
+            scope,
+            tag: None,
+            digest: digest.clone(),
+            pulled,
+            confirmed: None,
+            closure: walk.closure_with_referrers(scope, digest, index),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::scratch::{Cache, IMAGE, at, digest_of};
+
+    fn names(cache: &Cache) -> Vec<(String, SystemTime, bool)> {
+        let holdings = Holdings {
+            store: &cache.store,
+            names: &cache.names,
+        };
+        let mut found = Vec::new();
+        holdings.each(&mut |image| {
+            found.push((image.name(), image.pulled, image.closure.is_whole()));
+        });
+        found
+    }
+
+    #[test]
+    fn every_image_is_found_once_with_a_tag_or_without() {
+        let cache = Cache::new();
+        let child = cache.image("a/b", &[b"child"], 1);
+        cache.index("a/b:v2", &[&child], 2);
+        let old = cache.image("a/b", &[b"old"], 3);
+        cache.image("a:v1", &[b"one"], 4);
+        let subject = cache.image("a:v0", &[b"two"], 5);
+        let layer = cache.blob("a", b"signature");
+        let document = serde_json::json!({
+            "layers": [{"digest": layer.as_str()}],
+            "subject": {"digest": subject.as_str()},
+        });
+        cache.manifest("a", IMAGE, &document, 6);
+        cache.store.remove(&digest_of(b"old")).unwrap();
+        let expected = [
+            ("host.example/a:v0".to_owned(), at(5), true),
+            ("host.example/a:v1".to_owned(), at(4), true),
+            ("host.example/a/b:v2".to_owned(), at(2), true),
+            (format!("host.example/a/b@{old}"), at(3), false),
+        ];
+        assert_eq!(names(&cache), expected);
+    }
+
+    #[test]
+    fn a_reference_is_found_in_its_repository_only() {
+        let cache = Cache::new();
+        let image = cache.image("a:v1", &[b"one"], 4);
+        let holdings = Holdings {
+            store: &cache.store,
+            names: &cache.names,
+        };
+        let find = |repository: &str, reference: &str| {
+            let reference = reference.parse().unwrap();
+            cache.with(repository, |scope| {
+                holdings.find(scope, &reference).map(|image| image.name())
+            })
+        };
+        let (by_tag, by_digest) = ("host.example/a:v1", format!("host.example/a@{image}"));
+        assert_eq!(find("a", "v1").as_deref(), Some(by_tag));
+        assert_eq!(find("a", image.as_str()), Some(by_digest));
+        assert_eq!(find("a", "v2"), None);
+        assert_eq!(find("b", image.as_str()), None);
+    }
+}
