@@ -14,6 +14,8 @@ use crate::oci::{Digest, Registry, Repository, Tag};
 
 /// Longest name of a file (`NAME_MAX` of every Linux file system in use).
 const COMPONENT_BYTES_MAX: usize = 255;
+/// Room for a file of text: usual ones fit, and are read at once.
+const TEXT_BYTES: usize = 512;
 /// The folder of tags; with `@` and a hash it is that of a partition.
 const TAGS: &str = "_tags";
 /// The folder of links.
@@ -134,7 +136,7 @@ pub(super) fn is_partition(name: &str) -> bool {
 
 /// Reads at most `limit` bytes of a text file. One that cannot be read counts as absent.
 pub(super) fn read_text(path: &Path, limit: u64) -> Option<String> {
-    let mut text = String::new();
+    let mut text = String::with_capacity(TEXT_BYTES);
     let file = File::open(path).ok()?;
     file.take(limit).read_to_string(&mut text).ok()?;
     Some(text)

@@ -355,12 +355,12 @@ pub(super) fn error_reply(error: &OciError) -> Reply {
 fn write_and_log(
     line: LogLine<'_>,
     socket: &mut ClientSocket,
-    reply: Reply,
+    mut reply: Reply,
     context: ReplyContext<'_>,
 ) -> Written {
-    let (status, outcome) = (reply.status, reply.outcome.clone());
+    let (status, outcome) = (reply.status, std::mem::take(&mut reply.outcome));
     let first_byte = line.started.elapsed();
-    let written = reply::write(socket, reply, context);
+    let written = reply::write(socket, reply, outcome.transfer.as_deref(), context);
     if let (Some(registry), Some(repository), ..400) =
         (&outcome.registry, &outcome.repository, status)
     {

@@ -84,16 +84,19 @@ enum ReplyFraming {
     Close,
 }
 
-/// Writes `reply`. After a fault the connection must be closed.
-pub(super) fn write(socket: &mut ClientSocket, reply: Reply, context: ReplyContext<'_>) -> Written {
+/// Writes `reply`; `transfer` counts what the client has got of its body. After a fault the
+/// connection must be closed.
+pub(super) fn write(
+    socket: &mut ClientSocket,
+    reply: Reply,
+    transfer: Option<&Running>,
+    context: ReplyContext<'_>,
+) -> Written {
     let framing = choose_framing(&reply, context);
     let keep_alive = context.keep_alive && framing != ReplyFraming::Close;
     let mut head = format_head(&reply, context, framing, keep_alive).into_bytes();
     let bodiless = context.head_only || framing == ReplyFraming::None;
-    let mut sent = Sent {
-        bytes: 0,
-        transfer: reply.outcome.transfer.as_deref(),
-    };
+    let mut sent = Sent { bytes: 0, transfer };
     let result = match reply.body {
         Body::Bytes(body) if !bodiless => {
             sent.bytes = body.len() as u64;
@@ -403,7 +406,7 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let stream = Arc::new(listener.accept().unwrap().0.into());
         let mut socket = ClientSocket::new(stream, &DoorLimits::new(1)).unwrap();
-        let written = write(&mut socket, reply, context);
+        let written = write(&mut socket, reply, None, context);
         drop(socket);
         let mut got = Vec::new();
         let clean = client.read_to_end(&mut got).is_ok();

@@ -73,14 +73,14 @@ impl Status {
         if names().any(|name| name == "history") {
             document.insert("history".into(), snapshot::history());
         }
-        if let (Some(cache), true) = (&self.sources.cache, names().any(|name| name == "images")) {
-            let search = decode_leniently(parameter(query, "search").unwrap_or_default());
-            let number = |name| parameter(query, name).and_then(|text| text.parse().ok());
-            let asked = ImageQuery {
-                search: search.chars().take(SEARCH_BYTES_MAX).collect(),
-                offset: number("images").unwrap_or_default(),
-                limit: number("limit").unwrap_or(PAGE_MAX),
-            };
+        let asked = match names().any(|name| name == "images") {
+            true => match read_image_query(query) {
+                Ok(asked) => Some(asked),
+                Err(error) => return refuse(&error),
+            },
+            false => None,
+        };
+        if let (Some(cache), Some(asked)) = (&self.sources.cache, asked) {
             let Some(_turn) = self.listing.take(Instant::now() + LISTING_TIMEOUT) else {
                 let why = "images are being listed for others; try again";
                 let refusal = refuse(&OciError::new(ErrorCode::Unavailable, why));
@@ -116,6 +116,23 @@ impl Status {
         moves.truncate(MOVES_MAX);
         moves
     }
+}
+
+/// Reads which images are asked for.
+fn read_image_query(query: &str) -> Result<ImageQuery, OciError> {
+    let number = |name, default| match parameter(query, name).unwrap_or_default() {
+        "" => Ok(default),
+        text => text.parse().map_err(|_| {
+            let why = format!("{name}={text:?}: expected a whole number");
+            OciError::new(ErrorCode::BadRequest, why)
+        }),
+    };
+    let search = decode_leniently(parameter(query, "search").unwrap_or_default());
+    Ok(ImageQuery {
+        search: search.chars().take(SEARCH_BYTES_MAX).collect(),
+        offset: number("images", 0)?,
+        limit: number("limit", PAGE_MAX)?,
+    })
 }
 
 /// Answers a request for `/metrics`. Never blocks.

@@ -133,6 +133,11 @@ fn a_pulled_image_and_its_hits_are_shown() {
     // The page's own requests are none of the registry's.
     assert_eq!(status(&cached, "")["day"], after["day"]);
     assert!(status(&cached, "").get("images").is_none());
+    for (query, named) in [("images=x", "images"), ("images=0&limit=-1", "limit")] {
+        let refused = cached.get(&format!("/status.json?{query}"));
+        assert_eq!(refused.status, 400, "{query}");
+        assert!(refused.text().contains(named), "{}", refused.text());
+    }
 }
 
 #[test]
