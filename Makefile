@@ -178,6 +178,19 @@ static: ## a stripped static binary in dist/
 	esac
 	echo "dist/aws-ecr-proxy: $$(stat -c %s dist/aws-ecr-proxy) bytes, static, for $$target"
 
+.PHONY: deny
+deny: ## licences, sources, duplicates and bans of the crates (deny.toml); advisories where there is a database
+	@$(SETUP) rust deny
+	deny="tests/.deny/bin/cargo-deny --offline --exclude-dev"
+	cargo fetch --locked
+	$$deny check licenses bans sources
+	# The database is a git repository on GitHub: fetched by hand, so that CI needs no further network.
+	if [ -n "$$(ls "$${CARGO_HOME:-$$HOME/.cargo}/advisory-dbs" 2>/dev/null)" ]; then
+		$$deny check advisories
+	else
+		echo "make deny: advisories not checked, there is no database: run 'tests/.deny/bin/cargo-deny fetch db' where GitHub can be reached"
+	fi
+
 .PHONY: image
 image: static ## the container image from dist/, without a network, as a docker-archive in dist/
 	@$(SETUP) image
@@ -217,4 +230,4 @@ lint: ## formatting, and clippy with warnings denied
 .PHONY: clean
 clean: ## removes everything that was built
 	cargo clean
-	rm -rf dist tests/.venv
+	rm -rf dist tests/.venv tests/.deny tests/.tools

@@ -8,6 +8,7 @@
 mod capacity;
 mod files;
 pub mod listen;
+mod notify;
 mod operator;
 pub(crate) mod plain_token;
 mod port_owner;
@@ -40,7 +41,6 @@ use crate::door::{
 use crate::log;
 use crate::message::{Answer, Desk, Entrance, Request};
 use crate::metrics::repositories;
-use crate::oci::Registry;
 use crate::pages::{self, Pages};
 use crate::pool::{Decide, Pool};
 use crate::proxy::Proxy;
@@ -56,6 +56,7 @@ use crate::upstream::resolver::Resolver;
 use crate::upstream::{Anonymous, Authorizer};
 use listen::Address;
 use operator::{OperatorPages, OwnDoor, OwnSocket};
+use readiness::list_registries;
 use reload::{FileStamps, Reloader, WatchedFiles};
 use threads::OnLost;
 
@@ -167,10 +168,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
     let connections = capacity::fit_connections(settings, listeners, cache_directory.is_some())?;
     let client = Arc::new(new_client(settings, connections.min(POOL_MAX))?);
     let tokens = start_tokens(settings, &client, &on_lost)?;
-    let authorizer: Arc<dyn Authorizer> = match &tokens {
-        Some(tokens) => Arc::clone(tokens) as Arc<dyn Authorizer>,
-        None => Arc::new(Anonymous),
-    };
+    let authorizer = authorizer_of(tokens.as_ref());
     let (exchanges, uploads) = (settings.max_exchanges, settings.max_uploads);
     let upstream = Arc::new(Upstream::new(
         client,
@@ -205,9 +203,12 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
     let own_door = |socket: OwnSocket| socket.open(workers.clone(), Arc::clone(&on_lost));
     let operators = operators_socket.map(own_door).transpose()?.map(Arc::new);
     let (sockets, main) = (bound.listeners, Entrance::Main);
-    let door = Door::open(sockets, workers, limits, tls, main, on_lost)
+    let door = Door::open(sockets, workers.clone(), limits, tls, main, on_lost)
         .map_err(|error| format!("thread accept: {error}"))?;
     announce(settings, &bound.addresses, connections);
+    if settings.has_notify_socket {
+        notify::start(workers)?;
+    }
     Ok(RunningProxy {
         door: Arc::new(door),
         operators,
@@ -217,6 +218,13 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
         reloader,
         _socket_file: bound.file,
     })
+}
+
+fn authorizer_of(tokens: Option<&Arc<Tokens>>) -> Arc<dyn Authorizer> {
+    match tokens {
+        Some(tokens) => Arc::clone(tokens) as Arc<dyn Authorizer>,
+        None => Arc::new(Anonymous),
+    }
 }
 
 /// Reads certificate and key, if the door is to speak TLS, and adds them to the watched files.
@@ -342,15 +350,6 @@ fn open_logins(
     });
     watched.push(WatchedFiles::new("AUTH_FILE", stamps, reload));
     Ok(Some(logins))
-}
-
-/// The default one first.
-fn list_registries(registries: &[Registry]) -> String {
-    if registries.is_empty() {
-        return "that of the identity".to_owned();
-    }
-    let urls: Vec<String> = registries.iter().map(Registry::url).collect();
-    urls.join(",")
 }
 
 fn report_lost_to(events: &Sender<Event>) -> OnLost {
@@ -516,7 +515,7 @@ fn build_decide(
     });
     let readiness = match (settings.offline, &cache) {
         (true, Some(cache)) => readiness::offline(Arc::clone(cache)),
-        _ => readiness::of_token(tokens, cache, list_registries(&settings.registries)),
+        _ => readiness::of_token(tokens, cache, settings.registries.clone()),
     };
     let pages = Pages::new(readiness, draining, version.to_string());
     Ok(Arc::new(move |request: &Arc<Request>| {
@@ -558,6 +557,7 @@ impl RunningProxy {
                     return config::EXIT_FAILED;
                 }
                 Event::Signal(_) => {
+                    notify::stopping();
                     self.door.stop_accepting();
                     log::info("draining", &[("grace_s", &grace.as_secs())]);
                     if let Err(error) = self.drain(events.clone(), grace) {

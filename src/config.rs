@@ -135,6 +135,7 @@ pub fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> R
         Ok(activation) => settings.activation = activation,
         Err(fault) => faults.push(fault),
     }
+    settings.has_notify_socket = environment.iter().any(|(name, _)| name == "NOTIFY_SOCKET");
     if settings.cache_dir == CacheDir::Unset {
         settings.cache_dir = cache::find_systemds_directory(environment).unwrap_or_default();
     }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
+use super::notify;
 use super::threads::{self, OnLost};
 use crate::log;
 
@@ -132,10 +133,14 @@ impl Reloader {
 
     /// Reads everything again, changed or not. Does not wait for it.
     pub(super) fn reload_now(&self) {
+        notify::reloading();
         match &self.now {
             // A thread that ended has reported that itself.
             Some(now) => drop(now.send(())),
-            None => log::info("nothing to reload on SIGHUP", &[]),
+            None => {
+                log::info("nothing to reload on SIGHUP", &[]);
+                notify::ready();
+            }
         }
     }
 }
@@ -143,7 +148,10 @@ impl Reloader {
 fn run(mut watched: Vec<WatchedFiles>, asked: &Receiver<()>) {
     loop {
         match asked.recv_timeout(POLL) {
-            Ok(()) => watched.iter_mut().for_each(|files| files.reload("SIGHUP")),
+            Ok(()) => {
+                watched.iter_mut().for_each(|files| files.reload("SIGHUP"));
+                notify::ready();
+            }
             Err(RecvTimeoutError::Timeout) => {
                 for files in &mut watched {
                     if files.is_due(files.seen.take_again()) {

@@ -42,6 +42,8 @@ pub struct Settings {
     pub listen_host: ListenHost,
     /// `LISTEN_FDS`; what it hands in goes before address, port and path.
     pub activation: Activation,
+    /// `NOTIFY_SOCKET` is set: a service manager wants to be told how we are.
+    pub has_notify_socket: bool,
     /// `LISTEN_PORT`; 0 picks one.
     pub listen_port: u16,
     /// The opposite of `DISABLE_PROXY_HEADERS`

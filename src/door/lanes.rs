@@ -11,8 +11,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::request_id;
 use crate::locked::Locked as _;
-use crate::message::{ANSWERED, Desk, PANICKED};
+use crate::log::RequestScope;
+use crate::message::{ANSWERED, Answer, Desk, Headers, PANICKED, Peer, Reply, Request};
 use crate::{log, metrics};
 
 /// Longest wait for a worker's decision, which touches memory only: far above any, so that only a
@@ -39,6 +41,28 @@ pub struct Workers {
     pub lanes: Arc<Lanes>,
     /// Where requests and answers wait.
     pub desk: Arc<Desk>,
+}
+
+impl Workers {
+    /// Asks a worker for a page of ours, as a connection does for its client. None when no worker
+    /// answers at once. Blocks while all lanes are busy, and for a worker that hangs, 20 s at most.
+    pub fn get(&self, target: &str) -> Option<Reply> {
+        let id = request_id::made();
+        let scope = RequestScope::new(id.clone(), None, String::new());
+        let request = Request {
+            method: "GET".to_owned(),
+            target: target.to_owned(),
+            headers: Headers::new(),
+            peer: Peer::on_unix_socket(),
+            id,
+        };
+        let slot = self.desk.open(Arc::new(request), scope);
+        let asked = self.lanes.ask(slot);
+        match (asked, self.desk.close(slot)) {
+            (Ok(()), Some(Answer::Now(reply))) => Some(reply),
+            _ => None,
+        }
+    }
 }
 
 /// The lanes.
@@ -206,5 +230,18 @@ mod tests {
         assert_eq!(lanes.ask(1), Err(LaneFault::Lost));
         assert_eq!((lanes.alive(), alarms.load(Ordering::Relaxed)), (0, 1));
         assert_eq!(lanes.ask(1), Err(LaneFault::Busy));
+    }
+
+    #[test]
+    fn workers_that_do_not_answer_give_no_sign_of_life() {
+        let (lanes, _) = lanes(1, b"kkp");
+        let (lanes, desk) = (Arc::new(lanes), Arc::new(Desk::default()));
+        let workers = Workers { lanes, desk };
+        // The byte came without an answer; then a panic; then the lane is lost, as it is when a
+        // worker hangs; then there is none.
+        for _ in 0..4 {
+            assert!(workers.get("/readyz").is_none());
+        }
+        assert_eq!(workers.lanes.alive(), 0);
     }
 }

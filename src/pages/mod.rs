@@ -51,7 +51,11 @@ impl Pages {
                     Entrance::Main => "under /v2/",
                     Entrance::Metrics => "at another address",
                 };
-                let why = format!("there is no page {path}; the registry is {registry}");
+                let why = match path {
+                    // What catalinpan/aws-ecr-proxy answers.
+                    "/ping" => "there is no page /ping; use /healthz".to_owned(),
+                    _ => format!("there is no page {path}; the registry is {registry}"),
+                };
                 return document(&OciError::new(ErrorCode::NotFound, why));
             }
         };

@@ -47,7 +47,7 @@ const WITHIN: [(&str, &str); 4] = [
     ("via", "message"),
 ];
 /// An outside path, and the files (or folders, with a slash) that may name it.
-const FENCES: [(&str, &[&str]); 11] = [
+const FENCES: [(&str, &[&str]); 12] = [
     ("ureq", &["upstream/"]),
     ("tiny_http", &["pool.rs"]),
     ("aws_sigv4", &["aws/sigv4.rs"]),
@@ -69,6 +69,7 @@ const FENCES: [(&str, &[&str]); 11] = [
     ("simple_dns", &["upstream/dns/"]),
     // It reads the environment by itself, after `config/listen.rs` has.
     ("listenfd", &["app/listen.rs"]),
+    ("sd_notify", &["app/notify.rs"]),
 ];
 
 /// What is wrong with a source file; `file` is its path below `src`.

@@ -41,6 +41,8 @@ mod login;
 mod memory;
 mod messages;
 mod metrics;
+mod migration;
+mod notify;
 mod offline;
 mod pages;
 mod pool;
