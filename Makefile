@@ -135,6 +135,10 @@ measure: ## memory, /healthz under load, 16 clients of one blob, CPU beside ngin
 	$(MAKE) static
 	tests/e2e/measure.py
 
+.PHONY: simulate
+simulate: ## 1,000 nodes pull 1 GB through two tiers: upstream bytes, the slowest node; ARGS="--replicas 1"
+	@python3 benches/simulate.py $(ARGS)
+
 .PHONY: soak
 soak: ## kill -9 during downloads, 50 times (KILLS), and what is in the cache afterwards
 	@$(SETUP) rust build static test

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 
 from checks import check, want
@@ -100,6 +101,44 @@ def the_binary_takes_every_setting_that_deploy_names(_fixtures, _bench):
         for name, value in settings.items():
             want(name in done.stdout and value in done.stdout, name, done.stdout)
         want("WARN" not in done.stdout, done.stdout)
+
+
+@check("bench")
+def layouts_of_several_proxies_fit_together(_fixtures, bench):
+    objects = render("replicas")
+    config = [one["data"]["haproxy.cfg"] for one in objects
+              if one["kind"] == "ConfigMap" and "haproxy.cfg" in one["data"]]
+    path = os.path.join(bench.fresh("haproxy"), "haproxy.cfg")
+    with open(path, "w") as file:
+        file.write(config[0])
+    run("haproxy", "-c", "-f", path, env={**os.environ, "POD_NAMESPACE": "test"})
+    with open(os.path.join(ROOT, "deploy", "replicas", "haproxy.cfg")) as file:
+        rules = [line for line in file if re.match(r"  (http-request|balance|hash-type|retr)", line)]
+    want(len(rules) == 7 and all(rule in config[0] for rule in rules), rules)
+    replicas = pick(objects, "StatefulSet")
+    names = re.findall(r"^  server \S+ \"([^.]+)\.([^.]+)\.", config[0], re.M)
+    name, count = replicas["metadata"]["name"], replicas["spec"]["replicas"]
+    want(names == [(f"{name}-{n}", replicas["spec"]["serviceName"]) for n in range(count)], names)
+    # Two tiers: nodes ask the site's service, and have no key.
+    objects = render("tiers")
+    services = [one["metadata"]["name"] for one in objects if one["kind"] == "Service"]
+    maps = {one["metadata"]["labels"]["app.kubernetes.io/name"]: one["data"]
+            for one in objects if one["kind"] == "ConfigMap"}
+    node, site = maps["aws-ecr-proxy-node"], maps["aws-ecr-proxy"]
+    want(node["ECR"] in [f"http://{name}:8080" for name in services], node, services)
+    want(node["UPSTREAM_AUTH"] == "none" and "UPSTREAM_AUTH" not in site, node, site)
+    pod = pick(objects, "DaemonSet")["spec"]["template"]["spec"]["containers"][0]
+    want(not any("secretRef" in source for source in pod["envFrom"]), pod["envFrom"])
+    for settings in [node, site, pick_settings("replicas")]:
+        done = subprocess.run([*proxy_command(), "settings"], env=settings, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        want(done.returncode == 0 and "WARN" not in done.stdout, settings, done.stdout)
+
+
+def pick_settings(folder):
+    """The settings of the proxy in a kustomization with other maps beside them."""
+    maps = [one["data"] for one in render(folder) if one["kind"] == "ConfigMap"]
+    return [data for data in maps if "ECR" in data][0]
 
 
 @check("bench")

@@ -349,3 +349,19 @@ def envoys_configuration_sends_each_path_where_the_others_do(_fixtures, _bench):
         ]:
             found = re.sub(rewrite["pattern"]["regex"], rewrite["substitution"], path)
             want(found == key, path, found)
+
+
+@check("bench")
+def a_simulated_site_asks_for_each_byte_once(_fixtures, _bench):
+    def simulate(*arguments):
+        script = os.path.join(ROOT, "benches", "simulate.py")
+        return json.loads(run("python3", script, "--json", "--nodes", "20", *arguments))
+
+    site = simulate("--bytes", "100000000", "--spread", "1")
+    want(site["upstream_bytes"] == 100_000_000, site)
+    # A node's own link of 1 Gbit/s is the bound for a few, that of a slow site for all of them.
+    want(0.8 <= site["slowest_seconds"] <= 10, site)
+    slow = simulate("--bytes", "100000000", "--spread", "1", "--site-link", "0.4", "--replicas", "1")
+    want(40 <= slow["slowest_seconds"] <= 80, slow)
+    direct = simulate("--bytes", "100000000", "--direct")
+    want(direct["upstream_bytes"] == 20 * 100_000_000, direct)

@@ -2,12 +2,14 @@
 //! tier above is gone.
 
 use std::net::SocketAddr;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use standin::{Fault, Match, Options, Server, Standin};
+use standin::{Fault, Layer, Match, Options, Server, Standin};
 
 use crate::support::{
-    Begun, Http, Proxy, Relay, Response, SOON, Scratch, error_of, target_of, wait_until,
+    Begun, Http, Proxy, Relay, Response, SOON, Scratch, error_of, in_parallel, raise_descriptors,
+    target_of, wait_until,
 };
 
 /// A proxy with a cache of its own; it ends before its cache goes.
@@ -432,4 +434,57 @@ fn a_push_through_two_tiers_is_pulled_at_once_from_both() {
             layer
         );
     }
+}
+
+/// Layers of the image that a crowd pulls.
+const LAYERS: usize = 200;
+
+/// An image of many small layers, under this tag: what a client asks for in turn.
+fn many_layers(tiers: &Tiers, tag: &str) -> Vec<String> {
+    let layer = |number: usize| Layer::of_files(&[(tag, number.to_string().as_bytes())]);
+    let layers: Vec<Layer> = (0..LAYERS).map(layer).collect();
+    let image = tiers.standin.put_image("team/app", tag, &layers);
+    let blobs = image.layers.iter().chain([&image.config]);
+    let blobs = blobs.map(|digest| format!("/v2/team/app/blobs/{digest}"));
+    let manifest = format!("/v2/team/app/manifests/{tag}");
+    [manifest].into_iter().chain(blobs).collect()
+}
+
+/// Pulls all of it over one connection, and says how long that took.
+fn pull(tiers: &Tiers, targets: &[String]) -> Duration {
+    let begun = Instant::now();
+    let mut http = Http::connect(tiers.node.address());
+    for target in targets {
+        let got = http.get(target);
+        assert_eq!(got.status, 200, "{target}: {}", got.text());
+        assert!(target.contains("/manifests/") || target.ends_with(&got.digest));
+    }
+    begun.elapsed()
+}
+
+#[test]
+fn a_crowd_of_300_costs_each_blob_once_through_two_tiers() {
+    raise_descriptors();
+    let room = [("MAX_CONNECTIONS_PER_PEER", "400"), ("LOG_LEVEL", "INFO")];
+    let tiers = Tiers::start(&room, &room);
+    let (alone, shared) = (many_layers(&tiers, "alone"), many_layers(&tiers, "shared"));
+    // The link is what one client waits for: 200 layers of 2 KB in some seconds.
+    tiers.standin.throttle(Server::S3, Some(100_000));
+    let single = pull(&tiers, &alone);
+    let times = Mutex::new(Vec::new());
+    in_parallel(300, |_| {
+        let time = pull(&tiers, &shared);
+        times.lock().unwrap().push(time);
+    });
+    let slowest = times.into_inner().unwrap().into_iter().max().unwrap();
+    for target in &shared {
+        let asked = tiers.standin.count(Server::Registry, "GET", target);
+        assert_eq!(asked, 1, "{target}");
+    }
+    assert_eq!(tiers.standin.count(Server::S3, "GET", ""), 2 * (LAYERS + 1));
+    // On a quiet machine it is 1.1 times; this is for one that is not.
+    assert!(
+        slowest < single * 10 + SOON,
+        "{slowest:?}, one alone {single:?}"
+    );
 }
