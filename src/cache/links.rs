@@ -179,7 +179,8 @@ impl Names {
             let known = read_link(&path).and_then(|known| known.media_type);
             match known.as_deref() == Some(media_type.trim_end()) {
                 true => Ok(()),
-                false => self.write_unsynced(&path, text.as_bytes()),
+                // Of the links it is the one that proves all others.
+                false => self.write(&path, text.as_bytes()),
             }
         })
     }

@@ -33,6 +33,7 @@ mod pending;
 pub mod pins;
 pub mod probe;
 mod processes;
+mod remembered;
 #[cfg(test)]
 pub(crate) mod scratch;
 pub mod scrub;

@@ -1,5 +1,5 @@
-//! Tags, and the remembered registry. Owns: the files below `repos/`: how they are written, who is
-//! writing which, and when they were used last. Must not: know blobs.
+//! Tags. Owns: the files below `repos/`: how they are written, who is writing which, and when they
+//! were used last. Must not: know blobs.
 //!
 //! A file is replaced whole; an empty or unreadable one counts as absent. The modification time of
 //! a tag or link is the time of its last use, which eviction goes by. Links are in
@@ -47,8 +47,6 @@ const BLOCK_BYTES: u64 = 4096;
 const LOCKS: u8 = 32;
 /// Longest wait for a process that rewrites a file. One that hangs for longer may undo a change.
 const REWRITE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Holds the registry's URL. No registry's name begins with a dot.
-const REMEMBERED: &str = ".registry";
 
 /// The files below `repos/`.
 #[derive(Debug)]
@@ -304,24 +302,6 @@ impl Names {
         }
         found.sort_unstable();
         found
-    }
-
-    /// Keeps the default registry for a start without network.
-    ///
-    /// # Errors
-    /// The disk's own.
-    pub fn remember_registry(&self, registry: &Registry) -> io::Result<()> {
-        if self.remembered_registry().as_ref() == Some(registry) {
-            return Ok(());
-        }
-        let text = format!("{}\n", registry.url());
-        self.write(&self.paths.repos.join(REMEMBERED), text.as_bytes())
-    }
-
-    /// The registry that was remembered last.
-    pub fn remembered_registry(&self) -> Option<Registry> {
-        let text = fs::read_to_string(self.paths.repos.join(REMEMBERED)).ok()?;
-        text.trim().parse().ok()
     }
 }
 

@@ -48,6 +48,15 @@ impl Files<'_> {
         Some(ImageOfDigest { image, platform })
     }
 
+    /// True when a manifest of the repository names the digest, which proves that it belongs there:
+    /// a power cut may have taken its link. Blocks while it reads manifests.
+    pub fn is_named(&self, scope: Scope<'_>, digest: &Digest) -> bool {
+        let deadline = Instant::now() + TIME_MAX;
+        let manifests = self.names.manifests(scope).into_iter();
+        let mut manifests = manifests.take_while(|_| Instant::now() < deadline);
+        manifests.any(|(manifest, _)| self.names_digest(&manifest, digest).is_some())
+    }
+
     /// The manifest and the platform that it gives for a digest, if it names that.
     fn names_digest(&self, manifest: &Digest, digest: &Digest) -> Option<(Digest, Option<String>)> {
         let bytes = self.store.read(manifest, READ_BYTES_MAX).ok()??;

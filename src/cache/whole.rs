@@ -4,7 +4,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use super::changes::Moment;
@@ -73,7 +73,7 @@ impl Cache {
         };
         let disk = Disk::new(store, settings.quota);
         disk.sweeper.pin(settings.pins.clone());
-        let remembered = disk.names.remembered_registry();
+        let remembered = disk.names.find_registry();
         let has_content = remembered.is_some() || disk.names.has_repositories();
         let fills = fill::Fills::new(disk.clone(), upstream, settings.max_fills);
         Ok(Self {
@@ -130,10 +130,16 @@ impl Cache {
         }
     }
 
-    /// The registry that was the default one when something was last kept; from memory.
+    /// The registry that was the default one when something was last kept; from memory. Offline,
+    /// another process may have brought it meanwhile: as long as there is none, it is looked for.
     pub fn recall_registry(&self) -> Option<Registry> {
-        let remembered = self.remembered.lock();
-        remembered.unwrap_or_else(PoisonError::into_inner).clone()
+        let known = self.remembered.locked().clone();
+        if known.is_some() || !self.settings.offline {
+            return known;
+        }
+        let found = self.names.find_registry();
+        self.remembered.locked().clone_from(&found);
+        found
     }
 
     /// Something of `registry` was kept: without a network it is known from now on, if it is the

@@ -14,17 +14,11 @@ use crate::cache::names::Scope;
 use crate::message::Reply;
 use crate::oci::{Digest, ErrorCode, OciError, Reference};
 
-/// The answer to a blob that is not here; none when upstream may be asked for it.
-pub(super) fn blob(
-    exchange: &Exchange,
-    cache: &Cache,
-    scope: Scope<'_>,
-    digest: &Digest,
-) -> Option<Reply> {
-    let why = exchange.cache_alone()?;
+/// The answer to a blob that is not here.
+pub(super) fn blob(why: CacheAlone, cache: &Cache, scope: Scope<'_>, digest: &Digest) -> Reply {
     let subject = format!("blob {digest} of {scope}");
     let text = explain(cache, scope, &subject, Some(digest), None, why);
-    Some(answer(why, ErrorCode::BlobUnknown, text))
+    answer(why, ErrorCode::BlobUnknown, text)
 }
 
 /// The answer to a manifest that is not here, or not in a type that the client accepts; none when

@@ -13,6 +13,7 @@ use super::{absent, headers, redirect, refusal};
 use crate::cache::Cache;
 use crate::cache::changes::{Fact, Moment};
 use crate::cache::fill::{BlobRequest, Growing, Joined};
+use crate::cache::images::Files;
 use crate::cache::names::Scope;
 use crate::cache::verify::Opened;
 use crate::log;
@@ -118,9 +119,11 @@ impl BlobPull<'_> {
                 self.serve_stored(blob)
             }
             Ok(blob) => {
-                let (cache, scope) = (self.cache, self.scope);
-                if let Some(absent) = absent::blob(self.exchange, cache, scope, self.digest) {
-                    return absent;
+                if let Some(why) = self.exchange.cache_alone() {
+                    return match blob {
+                        Some(blob) if self.is_named_here() => self.serve_stored(blob),
+                        _ => absent::blob(why, self.cache, self.scope, self.digest),
+                    };
                 }
                 if let Some(refused) = self.cache.negative.get(&key, Instant::now()) {
                     explain("upstream said a moment ago that it is missing");
@@ -189,8 +192,20 @@ impl BlobPull<'_> {
             }
             // Asked again as the client asked it, so that it gets upstream's own words.
             Ok(_) => self.bypass(),
+            Err(_) if self.is_named_here() => answer(),
             Err(error) => fail_miss(&error),
         }
+    }
+
+    /// True when a manifest of the repository that is here names the blob. Links are written
+    /// without fsync: where upstream cannot be asked, a lost one must not cost the image.
+    fn is_named_here(&self) -> bool {
+        let (store, names) = (&self.cache.store, &self.cache.names);
+        let is_named = Files { store, names }.is_named(self.scope, self.digest);
+        if is_named {
+            self.cache.link_blob(self.scope, self.digest, self.asked_at);
+        }
+        is_named
     }
 
     fn is_named_by(&self, reply: &Incoming) -> bool {

@@ -215,6 +215,42 @@ fn credentials_and_the_registry_are_not_needed() {
 }
 
 #[test]
+fn links_that_a_power_cut_took_cost_nothing() {
+    let (mut cached, image) = pulled(&[]);
+    cached.stop();
+    let host = cached.standin.registry_url();
+    let host = host.trim_start_matches("http://");
+    let links = cached.path(&format!("repos/{host}/team/app/_links"));
+    // Those of blobs are written without fsync; that of the manifest names its type.
+    let entries = std::fs::read_dir(&links).expect("links");
+    let paths = entries.map(|entry| entry.expect("a link").path());
+    let (of_manifests, of_blobs): (Vec<_>, Vec<_>) = paths.partition(|path| {
+        let text = std::fs::read_to_string(path).expect("a link");
+        text.contains('/')
+    });
+    assert_eq!((of_manifests.len(), of_blobs.len()), (1, 2));
+    for settings in [&[OFFLINE][..], &[("CACHE_TAG_TTL", "forever")]] {
+        for link in &of_blobs {
+            std::fs::remove_file(link).expect("a link");
+        }
+        cached.start_again_with(settings);
+        cached.all_down();
+        for digest in image.layers.iter().chain([&image.config]) {
+            let got = cached.get(&blob(digest));
+            assert_eq!((got.status, &got.digest), (200, digest), "{}", got.text());
+        }
+        // What no manifest of the repository names is no more open than before.
+        let other = format!("/v2/team/other/blobs/{}", image.config);
+        assert!(matches!(cached.get(&other).status, 404 | 503 | 504));
+        cached.stop();
+        // Read-only, as OFFLINE is, it writes none.
+        of_blobs
+            .iter()
+            .for_each(|link| std::fs::write(link, "blob\n").expect("a link"));
+    }
+}
+
+#[test]
 fn a_wrong_clock_changes_nothing() {
     let (mut cached, image) = offline(&[]);
     // A clock that is wrong by years is one by which the tag was confirmed years ago, or in years.
@@ -458,9 +494,22 @@ fn without_a_cache_there_is_no_start() {
     let ready = || Http::get_once(proxy.address(), "/readyz");
     assert_eq!(ready().status, 503);
     assert!(ready().text().contains("the cache is empty"));
-    let tags = scratch.path().join("repos/r.example/team/app/_tags");
-    std::fs::create_dir_all(tags).expect("a folder");
+    let (mut other, image) = pulled(&[]);
+    other.stop();
+    let mut copy = Command::new("cp");
+    copy.arg("-r")
+        .args([other.path("repos"), other.path("blobs")]);
+    assert!(
+        copy.arg(scratch.path())
+            .status()
+            .expect("cp runs")
+            .success()
+    );
+    // Not even the registry's name is needed, when there is only one.
+    std::fs::remove_file(scratch.path().join("repos/.registry")).expect("a file");
     assert_eq!(ready().status, 200);
+    let got = Http::get_once(proxy.address(), TAG);
+    assert_eq!((got.status, got.body), (200, image.bytes));
 }
 
 #[test]
