@@ -7,8 +7,8 @@
 
 A fluid model in steps of time. A node pulls three layers at a time. A replica begins the download of a
 layer when the first node asks for it, and sends every node what has come so far; its link is shared
-evenly. A layer belongs to one replica, as in deploy/replicas. Processors are left out: a replica fills
-10 Gbit/s from its page cache before its processors are busy (docs/scaling.md).
+evenly. A layer belongs to one replica, as in deploy/replicas. Processors are left out: links are full
+first (docs/scaling.md).
 """
 
 import argparse
