@@ -5,7 +5,9 @@ mod check;
 mod client;
 mod command;
 mod health;
+mod kept;
 mod output;
+mod progress;
 mod running;
 mod shell;
 mod status;
@@ -55,7 +57,7 @@ pub fn run(
             return complain(err, format, &settings.err().unwrap_or_default());
         }
     };
-    let word = wanted.word.as_deref();
+    let word = wanted.word();
     let text = match wanted.action {
         Action::Completions => shell::completions(word.unwrap_or_default()),
         Action::Help => command::help(word).map_err(|fault| match fault {
@@ -79,7 +81,7 @@ fn run_with_settings(
     (out, err): (&mut dyn Write, &mut dyn Write),
     serve: impl FnOnce(Settings) -> u8,
 ) -> u8 {
-    let (action, word) = (wanted.action, wanted.word.as_deref());
+    let (action, word) = (wanted.action, wanted.word());
     let json = arguments.flags.contains(&"--json");
     let (settings, effective) = resolve(arguments, environment);
     let settings = match (settings, action) {
@@ -99,12 +101,18 @@ fn run_with_settings(
         }
         Action::Client => {
             let client = word.unwrap_or_default();
-            match client::write(client, arguments.host.as_deref(), &settings) {
+            match client::write(client, arguments.value("--host"), &settings) {
                 Ok(text) => print(out, err, &text),
                 Err(why) => complain(err, Format::Text, &[why]),
             }
         }
         Action::Health => health::run(&settings, out, err),
+        Action::List => kept::list(&settings, json, out, err),
+        Action::Remove => kept::remove(&settings, &wanted.words, out, err),
+        Action::Verify => {
+            let platforms = arguments.value("--platform");
+            kept::verify(&settings, &wanted.words, platforms, (out, err))
+        }
         Action::Serve => serve(settings),
         Action::Status => {
             let watch = arguments.flags.contains(&"--watch");
@@ -273,7 +281,7 @@ mod tests {
             assert_eq!(outcome.err, expected);
             assert!(outcome.served.is_none());
         }
-        assert_eq!(COMMANDS.iter().filter(|c| c.action.is_none()).count(), 4);
+        assert_eq!(COMMANDS.iter().filter(|c| c.action.is_none()).count(), 3);
     }
 
     #[test]
@@ -378,7 +386,7 @@ mod tests {
             (&["check", "--host=a"], "--host: check does not take it"),
             (
                 &["client", "docker", "--host"],
-                "--host: expected the proxy's address",
+                "--host: expected a value, as in --host=proxy.example.com:8080",
             ),
             (&["check", "a", "b"], "\"b\": unexpected after check"),
             (&["settings", "--jsno"], "did you mean --json?"),

@@ -39,6 +39,17 @@ impl Store {
         self.count_partial()
     }
 
+    /// Bytes that all blobs take on the disk, as they are there now. Blocks, for as long as it
+    /// takes to look at every file.
+    ///
+    /// # Errors
+    /// The disk's own.
+    pub fn count_blob_bytes(&self) -> io::Result<u64> {
+        let mut bytes = 0;
+        self.each("blobs", &mut |entry| bytes += entry.size)?;
+        Ok(bytes)
+    }
+
     /// Takes the measured size of all downloads for true, if none changed meanwhile.
     fn count_partial(&self) -> io::Result<()> {
         let before = self.account.locked().partial_changes;

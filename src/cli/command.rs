@@ -24,10 +24,13 @@ pub(super) enum Action {
     Completions,
     Health,
     Help,
+    List,
     Man,
+    Remove,
     Serve,
     Settings,
     Status,
+    Verify,
     Version,
 }
 
@@ -111,6 +114,31 @@ pub(super) static COMMANDS: &[Command] = &[
         )
     },
     Command {
+        details: "One line an image: with a tag or without one, by registry, repository and tag. \
+                  It reads the directory; no proxy need run.",
+        flags: &[("--json", "one JSON document instead of a table")],
+        ..built("list", "list the images in the cache", Action::List)
+    },
+    Command {
+        usage: "[IMAGE]…",
+        details: "It says of each image whether it is complete, and which digests are missing or \
+                  damaged; each blob is hashed. Without IMAGE it looks at all of the cache. It \
+                  changes nothing, and may run beside a proxy. It ends with 0 when all is \
+                  complete, else with 1.",
+        flags: &[("--platform", "only these, as in linux/amd64,linux/arm64")],
+        ..built(
+            "verify",
+            "tell whether images are complete in the cache",
+            Action::Verify,
+        )
+    },
+    Command {
+        usage: "IMAGE…",
+        details: "It removes tags, or digests with all their tags, and then what no other image \
+                  needs. A pinned image stays. It may run beside a proxy.",
+        ..built("remove", "remove images from the cache", Action::Remove)
+    },
+    Command {
         usage: "bash|zsh|fish",
         details: "For bash: aws-ecr-proxy completions bash > \
                   /usr/share/bash-completion/completions/aws-ecr-proxy",
@@ -140,15 +168,21 @@ pub(super) static COMMANDS: &[Command] = &[
     later("export", "write cached images as an OCI layout"),
     later("import", "read an OCI layout into the cache"),
     later("pull", "fetch images into the cache"),
-    later("verify", "tell whether images are complete in the cache"),
 ];
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) action: Action,
+    /// The words behind the command: one at the most, unless its usage ends with `…`.
+    pub(super) words: Vec<String>,
+}
+
+impl Wanted {
     /// The word behind the command, for those that take one.
-    pub(super) word: Option<String>,
+    pub(super) fn word(&self) -> Option<&str> {
+        self.words.first().map(String::as_str)
+    }
 }
 
 /// Why no command can run.
@@ -182,12 +216,13 @@ impl Command {
             let fault = format!("{odd}: {name} does not take it");
             return Err(CommandFault::Unknown(fault));
         }
-        let mut words = arguments.words.iter().skip(1);
-        let word = match self.usage {
-            "" => None,
-            _ => words.next().cloned(),
+        let words: Vec<String> = arguments.words.iter().skip(1).cloned().collect();
+        let most = match self.usage {
+            "" => 0,
+            usage if usage.contains('…') => usize::MAX,
+            _ => 1,
         };
-        if let Some(odd) = words.next() {
+        if let Some(odd) = words.get(most) {
             let most = match self.usage {
                 "" => "flags only".to_owned(),
                 usage => format!("{usage} and flags"),
@@ -195,11 +230,11 @@ impl Command {
             let fault = format!("{odd:?}: unexpected after {name}, which takes {most}");
             return Err(CommandFault::Unknown(fault));
         }
-        if word.is_none() && !self.usage.is_empty() && !self.usage.starts_with('[') {
+        if words.is_empty() && !self.usage.is_empty() && !self.usage.starts_with('[') {
             let fault = format!("{name}: expected {}", self.usage);
             return Err(CommandFault::Unknown(fault));
         }
-        Ok(Wanted { action, word })
+        Ok(Wanted { action, words })
     }
 
     fn help(&self) -> String {
@@ -236,13 +271,13 @@ pub(super) fn find(arguments: &Arguments) -> Result<Wanted, CommandFault> {
         let known = word.filter(|word| word != "help" && Command::named(word).is_ok());
         return Ok(Wanted {
             action: Action::Help,
-            word: known,
+            words: known.into_iter().collect(),
         });
     }
     if arguments.version {
         return Ok(Wanted {
             action: Action::Version,
-            word: None,
+            words: Vec::new(),
         });
     }
     Command::named(word.as_deref().unwrap_or("serve"))?.checked(arguments)

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::output::{complain, fail, print};
+use super::progress::{bar, bytes};
 use super::running::{self, LocalQuestion, ProxyAddress};
 use crate::config::{EXIT_OK, Settings};
 use crate::log::Format;
@@ -23,8 +24,6 @@ const STATUS: LocalQuestion<'static> = LocalQuestion {
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// Failures that are shown.
 const FAILURES_SHOWN: usize = 5;
-/// Characters of the bar of a transfer.
-const BAR_WIDTH: u64 = 20;
 /// Clears a terminal and goes to its beginning (ECMA-48: CUP, ED).
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
@@ -174,19 +173,7 @@ fn describe_cache(cache: &Value) -> String {
 fn describe_transfer(transfer: &Value) -> String {
     let (done, total) = (number(&transfer["bytes"]), transfer["total_bytes"].as_u64());
     let mut words = match total.filter(|total| *total > 0) {
-        Some(total) => {
-            let part = done.min(total);
-            let full = usize::try_from(part.saturating_mul(BAR_WIDTH) / total).unwrap_or_default();
-            let empty = usize::try_from(BAR_WIDTH).unwrap_or_default() - full;
-            let percent = part.saturating_mul(100) / total;
-            format!(
-                "[{}{}] {percent:>3}% {} of {}",
-                "=".repeat(full),
-                " ".repeat(empty),
-                bytes(done),
-                bytes(total)
-            )
-        }
+        Some(total) => bar(done, total),
         None => bytes(done),
     };
     words.push_str(&format!(
@@ -226,22 +213,6 @@ fn span(seconds: u64) -> String {
         (0, 0, seconds) => format!("{seconds} s"),
         (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
         (hours, minutes, _) => format!("{hours} h {minutes} min"),
-    }
-}
-
-/// Bytes with one digit after the point.
-fn bytes(count: u64) -> String {
-    let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    let (mut tenths, mut unit) = (count.saturating_mul(10), "B");
-    for larger in units {
-        if tenths < 10_000 {
-            break;
-        }
-        (tenths, unit) = (tenths / 1024, larger);
-    }
-    match unit {
-        "B" => format!("{count} B"),
-        unit => format!("{}.{} {unit}", tenths / 10, tenths % 10),
     }
 }
 

@@ -17,7 +17,23 @@ const SLIP_EDITS_MAX: usize = 2;
 const SLIP_LENGTH_MAX: usize = 64;
 
 /// Flags that are no settings; the commands say which of them they take.
-pub(super) const COMMAND_FLAGS: [&str; 3] = ["--host", "--json", "--watch"];
+pub(super) const COMMAND_FLAGS: [&str; 7] = [
+    "--as",
+    "--host",
+    "--json",
+    "--platform",
+    "--since",
+    "--to",
+    "--watch",
+];
+/// Those that have a value, with an example.
+const VALUES: [(&str, &str); 5] = [
+    ("--as", "registry.example.com/team/app"),
+    ("--host", "proxy.example.com:8080"),
+    ("--platform", "linux/amd64"),
+    ("--since", "last-week.tar"),
+    ("--to", "images.tar"),
+];
 
 /// The command line, taken apart.
 #[derive(Debug, Default)]
@@ -30,8 +46,7 @@ pub struct Arguments {
     pub version: bool,
     /// Flags that only some commands take.
     pub flags: Vec<&'static str>,
-    /// The value of `--host`.
-    pub host: Option<String>,
+    values: Vec<(&'static str, String)>,
     pub(super) given: Vec<Given>,
     pub(super) faults: Vec<Fault>,
 }
@@ -65,21 +80,36 @@ impl Arguments {
         parsed
     }
 
+    /// The value of a flag that some commands take, such as `--host`.
+    pub fn value(&self, flag: &str) -> Option<&str> {
+        let found = self.values.iter().find(|(name, _)| *name == flag);
+        found.map(|(_, value)| value.as_str())
+    }
+
     fn read_command_flag(
         &mut self,
         text: &str,
         rest: &mut Peekable<impl Iterator<Item = ArgumentText>>,
     ) {
         self.flags.extend(command_flag(text));
-        if command_flag(text) != Some("--host") {
+        let flag = VALUES
+            .iter()
+            .find(|(flag, _)| command_flag(text) == Some(flag));
+        let Some((flag, example)) = flag else {
             return;
-        }
+        };
         let value = text.split_once('=').map(|(_, value)| value.to_owned());
         let next = || Some(rest.next_if(|next| !next.text.starts_with('-'))?.text);
-        self.host = value.or_else(next).filter(|host| !host.trim().is_empty());
-        if self.host.is_none() {
-            let why = "--host: expected the proxy's address, as in --host=proxy.example.com:8080";
-            self.faults.push(Fault::new(why.to_owned()));
+        let value = value.or_else(next).filter(|value| !value.trim().is_empty());
+        match value {
+            Some(value) if self.value(flag).is_none() => self.values.push((flag, value)),
+            Some(_) => self
+                .faults
+                .push(Fault::new(format!("{flag}: is there twice"))),
+            None => {
+                let why = format!("{flag}: expected a value, as in {flag}={example}");
+                self.faults.push(Fault::new(why));
+            }
         }
     }
 
@@ -119,9 +149,11 @@ impl Arguments {
     }
 }
 
-/// The flag that a word is; `--host` may have its value behind an equals sign.
+/// The flag that a word is; its value may stand behind an equals sign.
 fn command_flag(text: &str) -> Option<&'static str> {
-    let is = |flag: &&str| text == *flag || (*flag == "--host" && text.starts_with("--host="));
+    let name = text.split_once('=').map_or(text, |(name, _)| name);
+    let has_value = |flag: &str| VALUES.iter().any(|(known, _)| *known == flag);
+    let is = |flag: &&str| text == *flag || (name == *flag && has_value(flag));
     COMMAND_FLAGS.into_iter().find(is)
 }
 

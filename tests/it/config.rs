@@ -93,7 +93,7 @@ fn what_is_not_built_is_refused_by_name() {
             assert!(refused.err.contains(&told), "{}", refused.err);
         }
     }
-    for command in ["pull", "verify", "export"] {
+    for command in ["pull", "import", "export"] {
         let refused = run(&[command, "x"], &[]);
         assert_eq!(refused.code, Some(64));
         assert!(refused.err.contains("not built yet"), "{}", refused.err);

@@ -23,6 +23,7 @@ const LAYERS: [&[&str]; 12] = [
         "calendar",
         "history",
         "permits",
+        "platforms",
         "random",
         "range",
         "secret",

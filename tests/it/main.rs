@@ -33,6 +33,7 @@ mod identity_files;
 mod identity_metadata;
 mod identity_outage;
 mod imports;
+mod kept;
 mod layers;
 mod limits;
 mod listings;

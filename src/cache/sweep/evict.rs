@@ -111,10 +111,12 @@ pub(super) fn remove(
 ) -> Result<u64, String> {
     let survey = Survey::take(store, names, rules).map_err(|error| error.to_string())?;
     let before = store.used_bytes();
-    let place = survey
-        .places
-        .iter()
-        .position(|place| place.scope() == scope);
+    // A folder does not say how its registry is spoken to.
+    let is_same = |place: Scope<'_>| {
+        place.registry.name() == scope.registry.name() && place.repository == scope.repository
+    };
+    let mut places = survey.places.iter();
+    let place = places.position(|place| is_same(place.scope()));
     let place = place.ok_or("the cache has nothing of this repository")?;
     let root = match reference {
         Reference::Digest(digest) => survey.find(digest),
