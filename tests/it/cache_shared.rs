@@ -1,9 +1,14 @@
 //! Two processes on one cache directory: a rolling update, or a volume that many pods mount. Each
 //! serves what the other has fetched, and neither harms what the other does.
 
-use standin::{Content, Fault, Image, Layer, Match, Server};
+use std::net::SocketAddr;
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::support::{Begun, Cached, Http, Proxy};
+use standin::{Content, Fault, Image, Layer, Match, Server, digest};
+
+use crate::support::{Begun, Cached, Http, Proxy, SOON, wait_until};
 
 const TAG: &str = "/v2/team/app/manifests/1.0";
 const SIZE: u64 = 3 << 20;
@@ -149,4 +154,207 @@ fn a_blob_of_unknown_length_is_asked_for_by_each_process() {
     assert_eq!(first.whole(bytes.len()).unwrap(), bytes);
     cached.wait_for_blob(&digest);
     assert_eq!(cached.seen(Server::S3).len(), 2);
+}
+
+/// Images `0` … with one layer of noise each.
+fn put_many(cached: &Cached, count: u64, size: u64) -> Vec<Image> {
+    let put = |n: u64| {
+        let layers = [Layer::of_noise(size, n)];
+        cached
+            .standin
+            .put_image("team/app", &n.to_string(), &layers)
+    };
+    (0..count).map(put).collect()
+}
+
+/// Pulls an image. None when the process went away, and never a wrong byte.
+fn pull(address: SocketAddr, tag: usize, image: &Image) -> Option<()> {
+    let get = |target: &str| {
+        let got = Http::try_get_once(address, target)?;
+        got.complete.then_some(got)
+    };
+    let got = get(&format!("/v2/team/app/manifests/{tag}"))?;
+    assert_eq!((got.status, &got.body), (200, &image.bytes));
+    for digest in image.layers.iter().chain([&image.config]) {
+        let got = get(&target(digest))?;
+        assert_eq!((got.status, &got.digest), (200, digest));
+    }
+    Some(())
+}
+
+/// Every blob is what its name says, and no process has left anything half done.
+fn assert_clean(cached: &Cached) {
+    for entry in std::fs::read_dir(cached.path("blobs/sha256")).unwrap() {
+        let path = entry.unwrap().path();
+        // What another process evicts now is gone.
+        let Ok(bytes) = std::fs::read(&path) else {
+            continue;
+        };
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert_eq!(digest(&bytes), format!("sha256:{name}"));
+    }
+}
+
+fn temporary_files(cached: &Cached) -> usize {
+    let entries = std::fs::read_dir(cached.path("partial")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name());
+    let temps = names.filter(|name| name.to_str().unwrap().starts_with("temp-"));
+    temps.count()
+}
+
+/// Numbers that differ from run to run; the seed is printed.
+struct Random(u64);
+
+impl Random {
+    fn new() -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let seed = now.as_nanos() as u64 | 1;
+        println!("seed {seed}");
+        Self(seed)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+#[test]
+fn pulls_go_on_while_the_other_process_evicts() {
+    const QUOTA: u64 = 6 << 20;
+    let settings = [("CACHE_MAX_SIZE", "6m"), ("CACHE_TAG_TTL", "forever")];
+    let cached = Cached::with(&settings);
+    let second = second(&cached, &settings);
+    let images = put_many(&cached, 16, 1 << 20);
+    std::thread::scope(|scope| {
+        for (number, address) in [cached.address(), second.address()].into_iter().enumerate() {
+            let images = &images;
+            scope.spawn(move || {
+                // From both ends, so that the one drives out what the other has just pulled.
+                for round in 0..2 * images.len() {
+                    let tag = (round * (2 * number + 1) * 5) % images.len();
+                    pull(address, tag, &images[tag]).expect("a whole pull");
+                }
+            });
+        }
+    });
+    assert_clean(&cached);
+    let blobs = || cached.blobs().values().sum::<u64>();
+    wait_until("both hold the quota", SOON, || {
+        blobs() <= QUOTA && temporary_files(&cached) == 0
+    });
+}
+
+#[test]
+fn a_process_killed_at_random_harms_neither_the_other_nor_the_cache() {
+    const KILLS: usize = 20;
+    let settings = [("CACHE_MAX_SIZE", "8m"), ("CACHE_TAG_TTL", "0s")];
+    let mut cached = Cached::with(&settings);
+    let second = second(&cached, &settings);
+    let images = put_many(&cached, 24, 700 << 10);
+    let mut random = Random::new();
+    let over = AtomicBool::new(false);
+    let pulls = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..2 {
+            let (images, over, pulls, address) = (&images, &over, &pulls, second.address());
+            scope.spawn(move || {
+                let mut tag = thread * 7;
+                while !over.load(Ordering::Relaxed) {
+                    tag = (tag + 5) % images.len();
+                    pull(address, tag, &images[tag]).expect("the survivor serves");
+                    pulls.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for _ in 0..KILLS {
+            let address = cached.address();
+            let first = random.below(24) as usize;
+            std::thread::scope(|scope| {
+                for client in 0..2 {
+                    let images = &images;
+                    scope.spawn(move || {
+                        let tags = (0..images.len()).map(|n| (first + n + 3 * client) % 24);
+                        // Until it is killed.
+                        tags.take_while(|tag| pull(address, *tag, &images[*tag]).is_some())
+                            .count()
+                    });
+                }
+                std::thread::sleep(Duration::from_millis(random.below(250)));
+                cached.kill();
+            });
+            cached.start_again();
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert!(pulls.into_inner() > 0);
+    assert_clean(&cached);
+    wait_until("leftovers are gone", SOON, || {
+        temporary_files(&cached) == 0 && cached.blobs().values().sum::<u64>() <= 8 << 20
+    });
+    // Whatever a download left: the next one ends it.
+    for (tag, image) in images.iter().enumerate() {
+        pull(second.address(), tag, image).expect("a whole pull");
+    }
+    assert_clean(&cached);
+}
+
+/// What a balancer sends to whichever process it knows. It forgets the old one first, and sends it
+/// nothing more; what that one has begun to answer goes on.
+fn balance(active: &RwLock<SocketAddr>, target: &str, length: usize) -> Vec<u8> {
+    let begun = {
+        let address = active.read().unwrap();
+        Begun::new(*address, target, &[])
+    };
+    assert_eq!(begun.status(), "200", "{target}");
+    begun.whole(length).expect("a whole reply")
+}
+
+#[test]
+fn a_rolling_update_fails_no_pull() {
+    const PULLS: usize = 1000;
+    const UPDATES: usize = 4;
+    let mut cached = Cached::with(&[("CACHE_TAG_TTL", "forever")]);
+    let images = put_many(&cached, 40, 256 << 10);
+    let bytes = |n: usize| {
+        let (size, seed) = (256 << 10, n as u64);
+        Content::Generated { size, seed }.to_vec()
+    };
+    let layers: Vec<Vec<u8>> = (0..images.len()).map(bytes).collect();
+    let (count, active) = (AtomicUsize::new(0), RwLock::new(cached.address()));
+    let mut found = Vec::new();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while count.load(Ordering::Relaxed) < PULLS {
+                    let number = count.fetch_add(1, Ordering::Relaxed);
+                    // Some of them are cold, at any time.
+                    let tag = (number / 25 * (number % 3)) % images.len();
+                    let (image, layer) = (&images[tag], &layers[tag]);
+                    let manifest = format!("/v2/team/app/manifests/{tag}");
+                    let got = balance(&active, &manifest, image.bytes.len());
+                    assert_eq!(got, image.bytes);
+                    let got = balance(&active, &target(&image.layers[0]), layer.len());
+                    assert!(got == *layer, "layer {tag}");
+                }
+            });
+        }
+        for update in 1..=UPDATES {
+            let next = second(&cached, &[("CACHE_TAG_TTL", "forever")]);
+            wait_until("pulls go on", 4 * SOON, || {
+                count.load(Ordering::Relaxed) >= update * PULLS / (UPDATES + 1)
+            });
+            *active.write().unwrap() = next.address();
+            cached.stop();
+            // At once what the old one had.
+            let got = Http::get_once(next.address(), "/v2/team/app/manifests/0");
+            found.push(got.header("X-Cache").map(str::to_owned));
+            cached.adopt(next);
+        }
+    });
+    assert!(count.into_inner() >= PULLS);
+    assert_eq!(found, vec![Some("HIT".to_owned()); UPDATES]);
+    assert_clean(&cached);
 }

@@ -71,6 +71,11 @@ impl Cached {
         proxy.log()
     }
 
+    /// Another proxy on the same directory takes its place.
+    pub(crate) fn adopt(&mut self, proxy: Proxy) {
+        self.proxy = Some(proxy);
+    }
+
     /// Starts it on the same directory, with the same settings.
     pub(crate) fn start_again(&mut self) {
         self.start_again_with(&[]);

@@ -160,6 +160,12 @@ impl Http {
         Self::once(address, "GET", target, &[], b"")
     }
 
+    /// The same; none when it is refused, or ends before a head.
+    pub(crate) fn try_get_once(address: SocketAddr, target: &str) -> Option<Response> {
+        let stream = TcpStream::connect(address).ok()?;
+        Self::on(stream).try_request("GET", target, &[], b"").ok()
+    }
+
     /// GET.
     pub(crate) fn get(&mut self, target: &str) -> Response {
         self.request("GET", target, &[], b"")
