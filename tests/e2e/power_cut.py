@@ -1,0 +1,525 @@
+#!/usr/bin/env python3
+"""Cuts the power at random moments of a proxy's work, and looks at what is left.
+
+strace records every change that the proxy makes to its cache directory, with the bytes. A power cut
+after any of them is then made up from the record: what no fsync has made durable may be lost. So
+the very binary is tried that users run, and no file system has to be trusted.
+
+* Names are lost from a random point on: file systems with a journal keep their order, and a name
+  is durable when its directory was synced after it. (With POWER_REORDER=1 any of them may be lost,
+  as on file systems without one.)
+* Of bytes that were not synced, each write by itself is kept, lost, or left as zeros.
+
+Run by `make power-cuts`; CUTS (200) and SEED change what it does.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+
+CALLS = ("open,openat,creat,close,write,pwrite64,pwritev,ftruncate,rename,renameat,renameat2,"
+         "unlink,unlinkat,mkdir,mkdirat,rmdir,fsync,fdatasync,link,linkat,copy_file_range,fallocate")
+LINE = re.compile(r"^(\d+) +(?:<\.\.\. (\w+) resumed>(.*)|(\w+)\((.*))$", re.S)
+START_SECONDS = 60
+
+
+class Fault(Exception):
+    """What a power cut has broken."""
+
+
+# === recording ===
+
+
+class Record:
+    """The changes below a folder, in order, out of what strace wrote."""
+
+    def __init__(self, trace, root):
+        self.root, self.ops, self.fds, self.count = root, [], {}, 0
+        # What each name means at the end of what was read so far: the number of a file.
+        self.names = {root: 0}
+        begun = {}
+        with open(trace, encoding="latin-1") as lines:
+            for line in lines:
+                found = LINE.match(line.rstrip("\n"))
+                if not found:
+                    continue
+                pid, resumed, rest, name, arguments = found.groups()
+                if resumed:
+                    name, arguments = resumed, begun.pop(pid, "") + rest
+                    if name == "close":
+                        continue
+                elif arguments.endswith("<unfinished ...>"):
+                    begun[pid] = arguments.removesuffix("<unfinished ...>")
+                    if name == "close":
+                        # Its number may be given out again before the call is seen to end.
+                        self.fds.pop(int(begun[pid].rstrip(", )")), None)
+                    continue
+                self.add(name, arguments)
+
+    def add(self, name, text):
+        """One call that has ended."""
+        text, _, result = text.rpartition(" = ")
+        if result.startswith("-1") or result.startswith("?"):
+            return
+        arguments = split(text.rstrip().removesuffix(")"))
+        handler = getattr(self, "call_" + name, None)
+        if handler is None:
+            raise Fault(f"the record has a call that is not understood: {name}({text[:200]}")
+        handler(arguments, result)
+
+    def below(self, path):
+        """True for what belongs to the cache."""
+        return path == self.root or path.startswith(self.root + "/")
+
+    def path(self, folder, name):
+        """The path that a call with a directory's number names."""
+        name = unescape(name).decode()
+        if not name.startswith("/") and folder != "AT_FDCWD":
+            known = self.fds.get(int(folder))
+            name = f"{known[0]}/{name}" if known else "/elsewhere"
+        return name
+
+    def op(self, *what):
+        """Notes a change."""
+        self.ops.append(what)
+
+    def call_openat(self, arguments, result):
+        path, flags = self.path(arguments[0], arguments[1]), arguments[2]
+        if not self.below(path):
+            self.fds.pop(int(result.split()[0]), None)
+            return
+        number = self.names.get(path)
+        if number is None and "O_CREAT" in flags:
+            self.count += 1
+            number = self.names[path] = self.count
+            self.op("create", path, number)
+        elif "O_TRUNC" in flags:
+            self.op("truncate", number, 0)
+        self.fds[int(result.split()[0])] = [path, number, 0]
+
+    def call_close(self, arguments, _):
+        self.fds.pop(int(arguments[0]), None)
+
+    def call_write(self, arguments, result):
+        known = self.fds.get(int(arguments[0]))
+        if known:
+            size = int(result)
+            self.op("write", known[1], known[2], unescape(arguments[1])[:size])
+            known[2] += size
+
+    def call_pwrite64(self, arguments, result):
+        known = self.fds.get(int(arguments[0]))
+        if known:
+            data = unescape(arguments[1])[:int(result)]
+            self.op("write", known[1], int(arguments[3]), data)
+
+    def call_ftruncate(self, arguments, _):
+        known = self.fds.get(int(arguments[0]))
+        if known:
+            self.op("truncate", known[1], int(arguments[1]))
+
+    def call_fsync(self, arguments, _):
+        known = self.fds.get(int(arguments[0]))
+        if known:
+            folder = known[0] if self.names.get(known[0]) in (0, None) or known[1] is None else None
+            self.op("sync", known[1], known[0] if folder else None)
+
+    call_fdatasync = call_fsync
+
+    def call_mkdir(self, arguments, _):
+        path = unescape(arguments[0]).decode()
+        if self.below(path):
+            self.op("mkdir", path)
+
+    def call_mkdirat(self, arguments, _):
+        path = self.path(arguments[0], arguments[1])
+        if self.below(path):
+            self.op("mkdir", path)
+
+    def call_rmdir(self, arguments, _):
+        path = unescape(arguments[0]).decode()
+        if self.below(path):
+            self.op("remove", path)
+
+    def call_unlink(self, arguments, _):
+        self.remove(unescape(arguments[0]).decode())
+
+    def call_unlinkat(self, arguments, _):
+        self.remove(self.path(arguments[0], arguments[1]))
+
+    def remove(self, path):
+        """A name goes."""
+        if self.below(path):
+            self.names.pop(path, None)
+            self.op("remove", path)
+
+    def call_rename(self, arguments, _):
+        old, new = (unescape(word).decode() for word in arguments)
+        if self.below(new):
+            self.names[new] = self.names.pop(old, None)
+            self.op("rename", old, new)
+
+
+def split(text):
+    """The arguments of a call; strings hold no comma, as every byte in them is escaped."""
+    return [word.strip() for word in text.split(", ")]
+
+
+def unescape(word):
+    """The bytes of a string in strace's `-xx`."""
+    return bytes.fromhex(word.strip('"').replace("\\x", ""))
+
+
+# === the cut ===
+
+
+class Disk:
+    """What a disk holds after a power cut that followed `cut` changes."""
+
+    def __init__(self, record, cut, chance, reorder):
+        self.chance, ops = chance, record.ops[:cut]
+        named = [at for at, op in enumerate(ops) if op[0] in ("create", "mkdir", "remove", "rename")]
+        synced = self.synced_names(ops, named)
+        if reorder:
+            kept = {at for at in named if at in synced or chance.random() < 0.5}
+        else:
+            least = max(synced, default=-1)
+            horizon = chance.choice([least, cut, chance.randint(least, cut)])
+            kept = {at for at in named if at <= horizon}
+        self.names, self.folders = {}, {record.root}
+        for at in named:
+            if at in kept:
+                self.apply(ops[at])
+        self.bytes = self.contents(ops)
+
+    @staticmethod
+    def synced_names(ops, named):
+        """The changes of names that a sync of their directory has made durable."""
+        synced, waiting = set(), {}
+        for at, op in enumerate(ops):
+            if op[0] == "sync" and op[2]:
+                synced.update(waiting.pop(op[2], []))
+            elif op[0] in ("create", "mkdir", "remove", "rename"):
+                waiting.setdefault(os.path.dirname(op[2] if op[0] == "rename" else op[1]),
+                                   []).append(at)
+        return synced & set(named)
+
+    def apply(self, op):
+        kind, path = op[0], op[1]
+        if kind == "create":
+            self.make_above(path)
+            self.names[path] = op[2]
+        elif kind == "mkdir":
+            self.make_above(path)
+            self.folders.add(path)
+        elif kind == "remove":
+            self.names.pop(path, None)
+            self.folders.discard(path)
+        elif path in self.names:
+            self.make_above(op[2])
+            self.names[op[2]] = self.names.pop(path)
+
+    def make_above(self, path):
+        """A journal that has a name has its folders; without order their making may be lost."""
+        folder = os.path.dirname(path)
+        while folder not in self.folders and len(folder) > 1:
+            self.folders.add(folder)
+            folder = os.path.dirname(folder)
+
+    def contents(self, ops):
+        """The bytes of each file: what was synced, and of the rest a part."""
+        last_sync = {op[1]: at for at, op in enumerate(ops) if op[0] == "sync"}
+        mode = self.chance.choice(["kept", "lost", "zeros", "any"])
+        files = {}
+        for at, op in enumerate(ops):
+            if op[0] not in ("write", "truncate"):
+                continue
+            data = files.setdefault(op[1], bytearray())
+            how = "kept"
+            if at > last_sync.get(op[1], -1):
+                how = self.chance.choice(["kept", "lost", "zeros"]) if mode == "any" else mode
+            if how == "lost":
+                continue
+            if op[0] == "truncate":
+                del data[op[2]:]
+                continue
+            start, piece = op[2], op[3] if how == "kept" else bytes(len(op[3]))
+            data.extend(bytes(max(0, start - len(data))))
+            data[start:start + len(piece)] = piece
+        return files
+
+    def write(self, root, to):
+        """Makes the directory."""
+        for folder in sorted(self.folders):
+            if folder.startswith(root):
+                os.makedirs(to + folder.removeprefix(root), exist_ok=True)
+        for path, number in self.names.items():
+            with open(to + path.removeprefix(root), "wb") as file:
+                file.write(self.bytes.get(number, b""))
+
+
+# === the proxy ===
+
+
+class Proxy:
+    """A proxy on a cache directory, which `wrap` may record."""
+
+    def __init__(self, command, env, cache, wrap=()):
+        self.log = tempfile.TemporaryFile("w+")
+        quiet = {"PATH": os.environ["PATH"], "LISTEN_HOST": "127.0.0.1", "LISTEN_PORT": "0",
+                 "AWS_EC2_METADATA_DISABLED": "true", "LOG_LEVEL": "INFO"}
+        self.process = subprocess.Popen([*wrap, *command], env={**quiet, **env, "CACHE_DIR": cache},
+                                        stderr=self.log, stdin=subprocess.DEVNULL)
+        self.address = self.wait_for(r"listening on (127\.0\.0\.1:\d+)")
+        if cache != "off":
+            self.wait_for("cache counted")
+
+    def text(self):
+        self.log.seek(0)
+        return self.log.read()
+
+    def wait_for(self, pattern):
+        """What the log says, once it says so."""
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until:
+            found = re.search(pattern, self.text())
+            if found:
+                return found.group(found.lastindex or 0)
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.02)
+        raise Fault(f"the proxy does not say {pattern!r}:\n{self.text()[-3000:]}")
+
+    def ask(self, method, target, data=None, headers=None):
+        """Status, body and headers; a reply that is cut has no body."""
+        request = urllib.request.Request(f"http://{self.address}{target}", data, headers or {},
+                                         method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return reply.status, reply.read(), reply.headers
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, None, error.headers
+        except (OSError, urllib.error.URLError, ValueError, EOFError) as error:
+            return 0, None, {"error": str(error)}
+        except Exception as error:  # http.client.IncompleteRead and its like
+            return 0, None, {"error": str(error)}
+
+    def kill(self):
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait()
+        self.log.close()
+
+    def stop(self):
+        self.process.terminate()
+        code = self.process.wait(60)
+        self.log.close()
+        if code != 0:
+            raise Fault(f"the proxy ended with {code}")
+
+
+def digest_of(data):
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+IMAGE = "application/vnd.oci.image.manifest.v1+json"
+
+
+def push(proxy, tag, seed):
+    """Pushes an image of noise; its manifest and blobs."""
+    noise = random.Random(seed)
+    blobs = [noise.randbytes(noise.randint(1000, 250_000)) for _ in range(3)]
+    def describe(data, kind):
+        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": digest_of(data),
+                "size": len(data)}
+    manifest = json.dumps({"schemaVersion": 2, "mediaType": IMAGE,
+                           "config": describe(blobs[0], "config.v1+json"),
+                           "layers": [describe(data, "layer.v1.tar") for data in blobs[1:]]})
+    for data in blobs:
+        status, _, headers = proxy.ask("POST", "/v2/team/app/blobs/uploads/", b"")
+        if status != 202:
+            raise Fault(f"an upload is answered {status}")
+        location = headers["Location"]
+        location = re.sub(r"^https?://[^/]+", "", location)
+        mark = "&" if "?" in location else "?"
+        octets = {"Content-Type": "application/octet-stream"}
+        status, *_ = proxy.ask("PUT", f"{location}{mark}digest={digest_of(data)}", data, octets)
+        if status != 201:
+            raise Fault(f"a blob is answered {status}")
+    status, *_ = proxy.ask("PUT", f"/v2/team/app/manifests/{tag}", manifest.encode(),
+                           {"Content-Type": IMAGE})
+    if status != 201:
+        raise Fault(f"a manifest is answered {status}")
+    return manifest.encode(), {digest_of(data): data for data in blobs}
+
+
+def pull(proxy, tag, image, must):
+    """Pulls an image: every whole answer is right, and `must` one be."""
+    manifest, blobs = image
+    for target, data in [(f"manifests/{tag}", manifest),
+                         *((f"blobs/{digest}", data) for digest, data in blobs.items())]:
+        status, body, headers = proxy.ask("GET", f"/v2/team/app/{target}", headers={"Accept": IMAGE})
+        if status == 200 and body is not None and body != data:
+            raise Fault(f"{target} has wrong bytes")
+        if must and (status != 200 or body is None):
+            raise Fault(f"{target} is answered {status} {dict(headers)}\n{proxy.text()[-2000:]}")
+
+
+# === the work, and what must be true after a cut ===
+
+
+class Work:
+    """Pulls, pushes and evictions of a proxy on a small cache, recorded."""
+
+    def __init__(self, command, env, folder, chance):
+        self.command, self.env = command, {**env, "CACHE_TAG_TTL": "forever"}
+        self.root = os.path.join(folder, "cache")
+        seeding = Proxy(command, env, "off")
+        self.images = {f"t{n}": push(seeding, f"t{n}", chance.random()) for n in range(12)}
+        seeding.kill()
+        trace = os.path.join(folder, "trace")
+        wrap = ["strace", "-f", "-qq", "-xx", "-s", "1000000", "--seccomp-bpf",
+                "-e", f"trace={CALLS}", "-e", "signal=none", "-o", trace]
+        small = {**self.env, "CACHE_MAX_SIZE": "2m"}
+        proxy = Proxy(command, small, self.root, wrap)
+        tags = list(self.images)
+        threads = [threading.Thread(target=self.pull_some, args=(proxy, chance.sample(tags, 12)))
+                   for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        pushed = {f"p{n}": push(proxy, f"p{n}", chance.random()) for n in range(3)}
+        for thread in threads:
+            thread.join()
+        self.images.update(pushed)
+        proxy.wait_for("cache evicted")
+        # The index follows within seconds.
+        time.sleep(4)
+        # A signal to strace would not reach the proxy.
+        with open(f"/proc/{proxy.process.pid}/task/{proxy.process.pid}/children",
+                  encoding="ascii") as children:
+            os.kill(int(children.read().split()[0]), signal.SIGTERM)
+        proxy.stop()
+        self.record = Record(trace, self.root)
+        os.remove(trace)
+
+    def pull_some(self, proxy, tags):
+        for tag in tags:
+            pull(proxy, tag, self.images[tag], False)
+
+    def cut(self, to, chance, reorder):
+        """One power cut; raises a fault when anything is wrong afterwards."""
+        ops = self.record.ops
+        # Not before the layout is there: then there is nothing to lose.
+        cut = chance.randint(1, len(ops))
+        disk = Disk(self.record, cut, chance, reorder)
+        disk.write(self.root, to)
+        self.check_blobs(to, cut)
+        self.check_tags(to)
+        offline = Proxy(self.command, {**self.env, "ECR": "http://127.0.0.1:9"}, to)
+        for tag, image in self.images.items():
+            pull(offline, tag, image, False)
+        offline.kill()
+        online = Proxy(self.command, self.env, to)
+        for tag in chance.sample(list(self.images), 4):
+            pull(online, tag, self.images[tag], True)
+        online.stop()
+        self.check_blobs(to, 0)
+
+    def check_blobs(self, to, cut):
+        """Blobs are what their names say, and none is lost that was durable."""
+        folder = os.path.join(to, "blobs/sha256")
+        found = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        for name in found:
+            with open(os.path.join(folder, name), "rb") as file:
+                if hashlib.sha256(file.read()).hexdigest() != name:
+                    raise Fault(f"the blob {name} has wrong bytes: {self.story(name, cut)}")
+        place, waiting, durable = os.path.join(self.root, "blobs/sha256"), set(), set()
+        for op in self.record.ops[:cut]:
+            if op[0] == "rename" and os.path.dirname(op[2]) == place:
+                waiting.add(os.path.basename(op[2]))
+            elif op[0] == "remove" and os.path.dirname(op[1]) == place:
+                waiting.discard(os.path.basename(op[1]))
+                durable.discard(os.path.basename(op[1]))
+            elif op[0] == "sync" and op[2] == place:
+                durable |= waiting
+        if durable - found:
+            raise Fault(f"blobs were durable and are lost: {durable - found}")
+
+    def story(self, name, cut):
+        """What the record says of a blob, for a fault."""
+        made = {op[1] for op in self.record.ops if op[0] == "rename" and op[2].endswith(name)}
+        numbers = {op[2] for op in self.record.ops if op[0] == "create" and op[1] in made}
+        def short(op):
+            return tuple(len(word) if isinstance(word, bytes) else word for word in op)
+        told = [(at, short(op)) for at, op in enumerate(self.record.ops[:cut])
+                if op[1] in numbers or name in str(op[1:3])]
+        return f"cut at {cut}: {told}"
+
+    def check_tags(self, to):
+        """A tag that can be read leads to a manifest that is there."""
+        for folder, _, files in os.walk(os.path.join(to, "repos")):
+            for name in files if os.path.basename(folder).startswith("_tags") else []:
+                with open(os.path.join(folder, name), encoding="utf-8") as file:
+                    text = file.read()
+                entries = json.loads(text)["entries"] if text.strip("\0") else []
+                for entry in entries:
+                    path = os.path.join(to, "blobs", *entry["digest"].split(":"))
+                    if not os.path.exists(path):
+                        raise Fault(f"the tag {name} leads to {entry['digest']}, which is not here")
+
+
+def cuts(command, env, folder, count, seed, reorder=False):
+    """`count` power cuts, over records of several runs; how many changes each run made."""
+    chance, sizes = random.Random(seed), []
+    for at in range(count):
+        if at % 50 == 0:
+            shutil.rmtree(os.path.join(folder, "run"), ignore_errors=True)
+            os.makedirs(os.path.join(folder, "run"))
+            work = Work(command, env, os.path.join(folder, "run"), chance)
+            sizes.append(len(work.record.ops))
+        to = os.path.join(folder, f"cut-{at}")
+        try:
+            work.cut(to, chance, reorder)
+        except Fault as fault:
+            raise Fault(f"power cut {at} (SEED={seed}): {fault}") from fault
+        shutil.rmtree(to)
+    return sizes
+
+
+def main():
+    """Runs the cuts against the stand-in of the tests."""
+    command = [os.environ["PROXY"]]
+    count = int(os.environ.get("CUTS") or 200)
+    seed = os.environ.get("SEED") or str(time.time_ns())
+    print(f"# {count} power cuts: SEED={seed} repeats them", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        out = os.path.join(folder, "settings")
+        standin = subprocess.Popen([os.environ["STANDIN"], "--out", out],
+                                   stdout=subprocess.DEVNULL)
+        try:
+            while not os.path.exists(out):
+                time.sleep(0.05)
+            with open(out, encoding="utf-8") as file:
+                env = dict(line.rstrip("\n").split("=", 1) for line in file)
+            sizes = cuts(command, env, folder, count, seed,
+                         bool(os.environ.get("POWER_REORDER")))
+        finally:
+            standin.kill()
+            standin.wait()
+    print(f"ok: {count} power cuts in {sizes} changes")
+
+
+if __name__ == "__main__":
+    main()
