@@ -3,18 +3,31 @@
 //!
 //! Whoever has locked a file may write to it, and change what its name means: nobody else, in this
 //! process or another one.
+//!
+//! A power cut leaves a file of which any bytes that were not synced may be lost. So the file has a
+//! mark, an extended attribute: which start of the machine it was written in, and how many bytes
+//! were synced. After another start it is cut to these. Where files can have no mark, the hash
+//! of the whole tells in the end.
 
 use std::fs::{self, File};
 use std::io;
+use std::sync::OnceLock;
 
 use super::files;
 use super::processes;
 use super::store::Store;
 use super::verified::Stamp;
+use crate::hash;
 use crate::oci::Digest;
 
 /// Another process may put a new file in the place of a download while it is opened.
 const OPEN_ATTEMPTS: usize = 8;
+
+/// The attribute: eight bytes that tell the start of the machine, and the length as eight bytes. An
+/// inode of ext4 has room for that.
+const MARK: &str = "user.ecr-synced";
+/// A new one at each start of the machine.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// A download that has begun or may go on.
 #[derive(Debug)]
@@ -53,7 +66,10 @@ impl Store {
                 self.discard_partial(digest);
                 (file, is_ours) = (blob, false);
             }
-            let length = file.metadata()?.len();
+            let mut length = file.metadata()?.len();
+            if is_ours {
+                length = self.cut_to_synced(&file, length)?;
+            }
             return Ok(Partial {
                 file,
                 length,
@@ -62,6 +78,32 @@ impl Store {
         }
         let why = format!("the download of {digest} is replaced again and again");
         Err(io::Error::other(why))
+    }
+
+    /// Cuts a file that was written before this start of the machine to what was synced, and marks
+    /// it as one of this start. Says how long it is.
+    fn cut_to_synced(&self, file: &File, length: u64) -> io::Result<u64> {
+        let mark = read_mark(file);
+        if length > 0 && mark.is_none_or(|(boot, _)| boot == this_boot()) {
+            return Ok(length);
+        }
+        let kept = mark.map_or(0, |(_, synced)| synced).min(length);
+        if kept < length {
+            file.set_len(kept)?;
+            self.partial_shrunk(length - kept);
+        }
+        set_mark(file, kept);
+        Ok(kept)
+    }
+
+    /// Makes the first `length` bytes of a download outlive a power cut.
+    ///
+    /// # Errors
+    /// The disk's own.
+    pub fn sync_partial(&self, file: &File, length: u64) -> io::Result<()> {
+        file.sync_data()?;
+        set_mark(file, length);
+        Ok(())
     }
 
     /// Takes over the download that [`Self::partial`] found in another process's hands. None while
@@ -96,6 +138,7 @@ impl Store {
             return Err(error);
         }
         self.partial_shrunk(old);
+        set_mark(&file, 0);
         Ok(file)
     }
 
@@ -105,6 +148,8 @@ impl Store {
     /// # Errors
     /// The disk's own, and a download that somebody replaced or removed meanwhile.
     pub fn publish(&self, digest: &Digest, file: &File) -> io::Result<()> {
+        // A blob needs none, and it may take a block.
+        let _ = rustix::fs::fremovexattr(file, MARK);
         file.sync_all()?;
         let from = self.partial_path(digest);
         let ours = file.metadata()?;
@@ -136,5 +181,77 @@ impl Store {
             self.discard_partial(digest);
         }
         Ok(())
+    }
+}
+
+/// The start of the machine and the synced length in a file's mark.
+fn read_mark(file: &File) -> Option<([u8; 8], u64)> {
+    let mut mark = [0; 16];
+    let length = rustix::fs::fgetxattr(file, MARK, &mut mark[..]).ok()?;
+    let (boot, synced) = mark.split_first_chunk::<8>()?;
+    (length == mark.len()).then_some((*boot, u64::from_le_bytes(synced.try_into().ok()?)))
+}
+
+/// A mark that cannot be written is done without.
+fn set_mark(file: &File, synced: u64) {
+    let mark = [this_boot(), synced.to_le_bytes()].concat();
+    let flags = rustix::fs::XattrFlags::empty();
+    let _ = rustix::fs::fsetxattr(file, MARK, &mark, flags);
+}
+
+fn this_boot() -> [u8; 8] {
+    static BOOT: OnceLock<[u8; 8]> = OnceLock::new();
+    *BOOT.get_or_init(|| {
+        let id = fs::read(BOOT_ID).unwrap_or_default();
+        let hash = hash::sha256(&id);
+        hash.first_chunk().copied().unwrap_or_default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::cache::scratch::{Cache, digest_of};
+
+    #[test]
+    fn after_a_power_cut_only_what_was_synced_counts() {
+        let cache = Cache::new();
+        let digest = digest_of(b"hello world");
+        let (store, long_ago) = (&cache.store, [7_u8; 8]);
+        let open = || store.partial(&digest).unwrap();
+        let mut partial = open();
+        assert_eq!(read_mark(&partial.file), Some((this_boot(), 0)));
+        partial.file.write_all(b"hello ").unwrap();
+        store.add_used(6);
+        store.sync_partial(&partial.file, 6).unwrap();
+        partial.file.write_all(b"wor").unwrap();
+        store.add_used(3);
+        drop(partial);
+        // Killed: the kernel has all of it.
+        let partial = open();
+        assert_eq!((partial.length, store.used_bytes()), (9, 9));
+        // Another start of the machine.
+        let mark = [long_ago, 6_u64.to_le_bytes()].concat();
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::fsetxattr(&partial.file, MARK, &mark, flags).unwrap();
+        drop(partial);
+        let partial = open();
+        assert_eq!((partial.length, store.used_bytes()), (6, 6));
+        assert_eq!(read_mark(&partial.file), Some((this_boot(), 6)));
+        drop(partial);
+        // One without a mark, as an older version or another file system leaves it, is kept.
+        let path = store.partial_path(&digest);
+        fs::write(&path, "hello w").unwrap();
+        rustix::fs::removexattr(&path, MARK).unwrap();
+        let mut partial = open();
+        assert_eq!(partial.length, 7);
+        partial.file = File::options().append(true).open(&path).unwrap();
+        partial.file.write_all(b"orld").unwrap();
+        set_mark(&partial.file, 3);
+        store.publish(&digest, &partial.file).unwrap();
+        let (blob, _) = store.open_blob(&digest).unwrap().unwrap();
+        assert_eq!(read_mark(&blob), None);
     }
 }

@@ -29,7 +29,8 @@ import urllib.error
 import urllib.request
 
 CALLS = ("open,openat,creat,close,write,pwrite64,pwritev,ftruncate,rename,renameat,renameat2,"
-         "unlink,unlinkat,mkdir,mkdirat,rmdir,fsync,fdatasync,link,linkat,copy_file_range,fallocate")
+         "unlink,unlinkat,mkdir,mkdirat,rmdir,fsync,fdatasync,link,linkat,copy_file_range,fallocate,"
+         "fsetxattr,fremovexattr")
 LINE = re.compile(r"^(\d+) +(?:<\.\.\. (\w+) resumed>(.*)|(\w+)\((.*))$", re.S)
 START_SECONDS = 60
 
@@ -45,7 +46,7 @@ class Record:
     """The changes below a folder, in order, out of what strace wrote."""
 
     def __init__(self, trace, root):
-        self.root, self.ops, self.fds, self.count = root, [], {}, 0
+        self.root, self.ops, self.fds, self.count, self.sizes = root, [], {}, 0, {}
         # What each name means at the end of what was read so far: the number of a file.
         self.names = {root: 0}
         begun = {}
@@ -105,8 +106,9 @@ class Record:
             number = self.names[path] = self.count
             self.op("create", path, number)
         elif "O_TRUNC" in flags:
+            self.sizes[number] = 0
             self.op("truncate", number, 0)
-        self.fds[int(result.split()[0])] = [path, number, 0]
+        self.fds[int(result.split()[0])] = [path, number, None if "O_APPEND" in flags else 0]
 
     def call_close(self, arguments, _):
         self.fds.pop(int(arguments[0]), None)
@@ -114,19 +116,38 @@ class Record:
     def call_write(self, arguments, result):
         known = self.fds.get(int(arguments[0]))
         if known:
-            size = int(result)
-            self.op("write", known[1], known[2], unescape(arguments[1])[:size])
-            known[2] += size
+            size, start = int(result), known[2]
+            if start is None:
+                start = self.sizes.get(known[1], 0)
+            else:
+                known[2] += size
+            self.wrote(known[1], start, unescape(arguments[1])[:size])
 
     def call_pwrite64(self, arguments, result):
         known = self.fds.get(int(arguments[0]))
         if known:
             data = unescape(arguments[1])[:int(result)]
-            self.op("write", known[1], int(arguments[3]), data)
+            self.wrote(known[1], int(arguments[3]), data)
+
+    def wrote(self, number, start, data):
+        """Notes bytes, and how long the file is."""
+        self.sizes[number] = max(self.sizes.get(number, 0), start + len(data))
+        self.op("write", number, start, data)
+
+    def call_fsetxattr(self, arguments, _):
+        known = self.fds.get(int(arguments[0]))
+        if known:
+            self.op("mark", known[1], unescape(arguments[1]), unescape(arguments[2]))
+
+    def call_fremovexattr(self, arguments, _):
+        known = self.fds.get(int(arguments[0]))
+        if known:
+            self.op("mark", known[1], unescape(arguments[1]), None)
 
     def call_ftruncate(self, arguments, _):
         known = self.fds.get(int(arguments[0]))
         if known:
+            self.sizes[known[1]] = int(arguments[1])
             self.op("truncate", known[1], int(arguments[1]))
 
     def call_fsync(self, arguments, _):
@@ -191,17 +212,23 @@ class Disk:
         self.chance, ops = chance, record.ops[:cut]
         named = [at for at, op in enumerate(ops) if op[0] in ("create", "mkdir", "remove", "rename")]
         synced = self.synced_names(ops, named)
+        self.horizon = cut
         if reorder:
             kept = {at for at in named if at in synced or chance.random() < 0.5}
         else:
             least = max(synced, default=-1)
-            horizon = chance.choice([least, cut, chance.randint(least, cut)])
-            kept = {at for at in named if at <= horizon}
+            self.horizon = chance.choice([least, cut, chance.randint(least, cut)])
+            kept = {at for at in named if at <= self.horizon}
         self.names, self.folders = {}, {record.root}
         for at in named:
             if at in kept:
                 self.apply(ops[at])
         self.bytes = self.contents(ops)
+        # A mark is a change of the file's inode: when it is lost, the one before it stays.
+        self.marks, last_sync = {}, {op[1]: at for at, op in enumerate(ops) if op[0] == "sync"}
+        for at, op in enumerate(ops):
+            if op[0] == "mark" and (at < last_sync.get(op[1], -1) or at <= self.horizon):
+                self.marks[op[1]] = op[2:]
 
     @staticmethod
     def synced_names(ops, named):
@@ -249,6 +276,8 @@ class Disk:
             how = "kept"
             if at > last_sync.get(op[1], -1):
                 how = self.chance.choice(["kept", "lost", "zeros"]) if mode == "any" else mode
+                # A journal has the lengths of files, too.
+                how = "lost" if at > self.horizon else how
             if how == "lost":
                 continue
             if op[0] == "truncate":
@@ -267,6 +296,10 @@ class Disk:
         for path, number in self.names.items():
             with open(to + path.removeprefix(root), "wb") as file:
                 file.write(self.bytes.get(number, b""))
+            name, value = self.marks.get(number, (None, None))
+            if value:
+                # The proxy is to see another start of the machine.
+                os.setxattr(file.name, name, bytes(byte ^ 255 for byte in value[:8]) + value[8:])
 
 
 # === the proxy ===

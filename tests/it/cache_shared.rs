@@ -208,8 +208,14 @@ struct Random(u64);
 impl Random {
     fn new() -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let seed = now.as_nanos() as u64 | 1;
-        println!("seed {seed}");
+        let seed = u64::from(now.subsec_nanos()) | 1;
+        #[expect(
+            clippy::print_stderr,
+            reason = "the harness shows it with the failed test"
+        )]
+        {
+            eprintln!("seed {seed}");
+        }
         Self(seed)
     }
 
@@ -271,7 +277,7 @@ fn a_process_killed_at_random_harms_neither_the_other_nor_the_cache() {
         }
         for _ in 0..KILLS {
             let address = cached.address();
-            let first = random.below(24) as usize;
+            let first = usize::try_from(random.below(24)).unwrap();
             std::thread::scope(|scope| {
                 for client in 0..2 {
                     let images = &images;
