@@ -145,6 +145,12 @@ soak: ## kill -9 during downloads, 50 times (KILLS), and what is in the cache af
 	$(MAKE) static
 	tests/e2e/soak.py
 
+.PHONY: power-cuts
+power-cuts: ## power cuts at random moments, 200 times (CUTS, SEED), and what the cache is afterwards
+	@$(SETUP) rust build static test
+	$(MAKE) static
+	tests/e2e/power_cut.py
+
 .PHONY: load
 load: ## slow readers, slowhttptest, 100,000 mixed requests (REQUESTS, SEED); TLS=1 for a door with TLS
 	@$(SETUP) rust build static test

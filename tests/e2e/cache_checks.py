@@ -11,10 +11,20 @@ import shutil
 import threading
 
 import cached
+import power_cut
 from checks import RESIDENT_MAX_KIB, check, want
 from clients import ARCH, CLIENTS, need_root, tmpfs
 from images import MIB, Layout
-from parts import MANIFESTS, Failed, random_bytes, run, skopeo, wait_until
+from parts import (
+    MANIFESTS,
+    SEED,
+    Failed,
+    proxy_command,
+    random_bytes,
+    run,
+    skopeo,
+    wait_until,
+)
 
 # The image's own user.
 IMAGE_USER = 65532
@@ -24,6 +34,8 @@ CROWD_BYTES = 120 * MIB
 CROWD_RATE = 40 * MIB
 # `make soak` has the full count.
 KILLS = 5
+# `make power-cuts` has the full count.
+CUTS = 20
 
 
 def layout_for(bench, tags):
@@ -352,3 +364,12 @@ def cache_fetches_a_cold_blob_once_for_16_clients(fixtures, bench):
 def cache_survives_kills_during_downloads(fixtures, bench):
     upstream = cached.Upstream(bench, "files")
     cached.kill_loop(bench, upstream, KILLS)
+
+
+@check("bench")
+def cache_survives_power_cuts(fixtures, bench):
+    upstream = cached.Upstream(bench, "files")
+    try:
+        power_cut.cuts(proxy_command(), upstream.env, bench.fresh("cuts"), CUTS, SEED)
+    except power_cut.Fault as fault:
+        raise Failed(str(fault)) from fault

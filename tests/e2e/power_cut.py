@@ -22,11 +22,15 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
+
+import cached
+from parts import SEED, Bench, Failed, end_on_signals, proxy_command
 
 CALLS = ("open,openat,creat,close,write,pwrite64,pwritev,ftruncate,rename,renameat,renameat2,"
          "unlink,unlinkat,mkdir,mkdirat,rmdir,fsync,fdatasync,link,linkat,copy_file_range,fallocate,"
@@ -110,6 +114,9 @@ class Record:
             self.op("truncate", number, 0)
         self.fds[int(result.split()[0])] = [path, number, None if "O_APPEND" in flags else 0]
 
+    def call_open(self, arguments, result):
+        self.call_openat(["AT_FDCWD", *arguments], result)
+
     def call_close(self, arguments, _):
         self.fds.pop(int(arguments[0]), None)
 
@@ -169,9 +176,7 @@ class Record:
             self.op("mkdir", path)
 
     def call_rmdir(self, arguments, _):
-        path = unescape(arguments[0]).decode()
-        if self.below(path):
-            self.op("remove", path)
+        self.remove(unescape(arguments[0]).decode())
 
     def call_unlink(self, arguments, _):
         self.remove(unescape(arguments[0]).decode())
@@ -186,7 +191,15 @@ class Record:
             self.op("remove", path)
 
     def call_rename(self, arguments, _):
-        old, new = (unescape(word).decode() for word in arguments)
+        self.rename(*(unescape(word).decode() for word in arguments))
+
+    def call_renameat(self, arguments, _):
+        self.rename(self.path(*arguments[:2]), self.path(*arguments[2:4]))
+
+    call_renameat2 = call_renameat
+
+    def rename(self, old, new):
+        """A name means another file."""
         if self.below(new):
             self.names[new] = self.names.pop(old, None)
             self.op("rename", old, new)
@@ -532,27 +545,20 @@ def cuts(command, env, folder, count, seed, reorder=False):
 
 
 def main():
-    """Runs the cuts against the stand-in of the tests."""
-    command = [os.environ["PROXY"]]
-    count = int(os.environ.get("CUTS") or 200)
-    seed = os.environ.get("SEED") or str(time.time_ns())
-    print(f"# {count} power cuts: SEED={seed} repeats them", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        out = os.path.join(folder, "settings")
-        standin = subprocess.Popen([os.environ["STANDIN"], "--out", out],
-                                   stdout=subprocess.DEVNULL)
-        try:
-            while not os.path.exists(out):
-                time.sleep(0.05)
-            with open(out, encoding="utf-8") as file:
-                env = dict(line.rstrip("\n").split("=", 1) for line in file)
-            sizes = cuts(command, env, folder, count, seed,
-                         bool(os.environ.get("POWER_REORDER")))
-        finally:
-            standin.kill()
-            standin.wait()
+    """Runs the cuts; the exit code tells whether everything was right."""
+    end_on_signals()
+    count, reorder = int(os.environ.get("CUTS") or 200), bool(os.environ.get("POWER_REORDER"))
+    print(f"# {count} power cuts of {proxy_command()[0]}: SEED={SEED} repeats the moments")
+    try:
+        with Bench() as bench:
+            upstream = cached.Upstream(bench, "files")
+            sizes = cuts(proxy_command(), upstream.env, bench.fresh("cuts"), count, SEED, reorder)
+    except (Fault, Failed) as fault:
+        print(f"not ok: {fault}")
+        return 1
     print(f"ok: {count} power cuts in {sizes} changes")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

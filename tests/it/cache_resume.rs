@@ -240,6 +240,50 @@ fn given(name: &str) -> Option<u64> {
     })
 }
 
+/// Bytes that a process has read, from files and sockets (proc(5): `rchar`).
+fn bytes_read(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+    let found = text.lines().find_map(|line| line.strip_prefix("rchar: "));
+    found.unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_resumed_download_does_not_read_what_it_has() {
+    const LARGE: u64 = 24 << 20;
+    let mut cached = Cached::start();
+    let digest = cached.standin.add_blob_of("team/app", LARGE, 77);
+    let blob = Content::Generated {
+        size: LARGE,
+        seed: 77,
+    };
+    let stall = |after| cached.standin.fault(Match::s3(), Fault::StallAfter(after));
+    stall(LARGE / 3 * 2);
+    let begun = cached.begin(&target(&digest), &[]);
+    let had = || cached.partials().get(&digest).copied().unwrap_or_default();
+    wait_until("most of it is there", SOON, || had() > LARGE / 2);
+    stall(1 << 20);
+    cached.kill();
+    drop(begun);
+    cached.standin.release();
+    let first = cached.partials()[&digest];
+    cached.start_again();
+    let range = format!("bytes={first}-");
+    let begun = cached.begin(&target(&digest), &[("Range", &range)]);
+    assert_eq!(begun.status(), "206");
+    wait_until("it goes on", SOON, || {
+        cached
+            .partials()
+            .get(&digest)
+            .is_some_and(|now| *now > first)
+    });
+    let read = bytes_read(cached.proxy().pid());
+    assert!(read < LARGE / 4, "{read} bytes read, with {first} at hand");
+    cached.release();
+    let rest = blob.to_vec().split_off(first.try_into().unwrap());
+    assert_eq!(begun.whole(rest.len()).unwrap(), rest);
+    cached.wait_for_blob(&digest);
+}
+
 /// `KILLS` says how often; 5 unless said otherwise. `SEED` says when: it is printed on failure.
 #[test]
 fn kills_at_random_points_never_leave_a_wrong_blob() {
