@@ -13,7 +13,7 @@ use crate::oci::{Repository, Tag};
 
 /// Writes the index anew if anything in it has changed: one descriptor for every cached tag whose
 /// manifest is here, named `host/repository:tag` (image-spec `annotations.md`). Says how many there
-/// are.
+/// are. In a cache that is only read, it counts them and no more.
 ///
 /// # Errors
 /// The disk's own.
@@ -41,7 +41,7 @@ pub fn write_index(store: &Store, names: &Names) -> io::Result<usize> {
     });
     let text = index.to_string();
     let path = store.root().join("index.json");
-    if fs::read(&path).is_ok_and(|old| old == text.as_bytes()) {
+    if store.is_read_only() || fs::read(&path).is_ok_and(|old| old == text.as_bytes()) {
         return Ok(count);
     }
     files::replace(&store.partial_root(), &path, text.as_bytes())?;

@@ -33,6 +33,8 @@ use crate::oci::Reference;
 /// Least time between two writings of `index.json` (architecture.md: every few seconds at most),
 /// and how often the quota is looked at unasked.
 const TICK: Duration = Duration::from_secs(3);
+/// How often a directory that is only read is counted: another process may fill it.
+const WATCH_INTERVAL: Duration = Duration::from_secs(60);
 /// An unasked pass, or an index, that took long is not begun again before this many times as long.
 const REST_FACTOR: u32 = 20;
 /// The thread begins to evict when less than this part of the quota is free.
@@ -188,7 +190,7 @@ impl Sweeper {
     pub fn run(self: &Arc<Self>) {
         self.first_count();
         if self.store.is_read_only() {
-            return self.wait_for_stop();
+            return self.watch();
         }
         let (mut index_due, mut pass_due) = (Instant::now(), Instant::now());
         let mut look_due = Instant::now() + TICK;
@@ -213,9 +215,24 @@ impl Sweeper {
         }
     }
 
-    fn wait_for_stop(&self) {
-        let state = self.state.locked();
-        drop(self.work.wait_while(state, |state| !state.stopped));
+    /// The work on a directory that is only read: counting what others put there.
+    fn watch(&self) {
+        loop {
+            let begun = Instant::now();
+            self.write_index_now();
+            let pause = begun.elapsed().saturating_mul(REST_FACTOR);
+            let pause = pause.max(WATCH_INTERVAL);
+            let state = self.state.locked();
+            let waited = self
+                .work
+                .wait_timeout_while(state, pause, |state| !state.stopped);
+            if waited.unwrap_or_else(PoisonError::into_inner).0.stopped {
+                return;
+            }
+            self.names.count();
+            // A folder that cannot be read leaves the last count.
+            let _ = self.store.count(&mut |_| {});
+        }
     }
 
     /// Ends [`Self::run`] and every wait for room.

@@ -60,7 +60,10 @@ pub(super) fn age(confirmed: SystemTime) -> u64 {
 /// Turns a failure of upstream into an answer; nothing else does. Out of reach is 504, out of order
 /// 502. What passes by itself, or by a change of our own settings, is 503.
 pub(super) fn fail(error: &UpstreamError) -> Reply {
-    fail_saying(error, error.to_string())
+    match error.stage {
+        Stage::Offline => fail_saying(error, format!("it is not in the cache; {error}")),
+        _ => fail_saying(error, error.to_string()),
+    }
 }
 
 /// The same for a client that asks for what the cache does not have. When there is no way out at

@@ -8,7 +8,8 @@ use standin::{Dns, Image, Layer, Options};
 
 use crate::protocol::tests;
 use crate::security;
-use crate::support::{Cached, Http, Proxy, Response, Scratch, error_of, listing};
+use crate::support::{Cached, Http, Proxy, Response, SOON, Scratch};
+use crate::support::{error_of, listing, wait_until};
 
 const TAG: &str = "/v2/team/app/manifests/1.0";
 const TAGS: &str = "/v2/team/app/tags/list";
@@ -379,7 +380,8 @@ fn what_is_missing_is_named_with_its_remedy() {
     assert!(error_of(&got).1.contains("not in a type"), "{}", got.text());
     let got = cached.get("/v2/team/other/tags/list");
     assert_eq!(got.status, 504);
-    assert!(error_of(&got).1.contains("OFFLINE=true"), "{}", got.text());
+    let text = error_of(&got).1;
+    assert!(text.contains("not in the cache; OFFLINE=true"), "{text}");
 }
 
 #[test]
@@ -447,6 +449,10 @@ fn everything_says_that_it_is_offline() {
     let metrics = cached.get("/metrics").text();
     assert!(metrics.contains("\naws_ecr_proxy_offline 1\n"));
     assert!(metrics.contains("\naws_ecr_proxy_ready 1\n"));
+    wait_until("the image is counted", SOON, || {
+        let metrics = cached.get("/metrics").text();
+        metrics.contains("\naws_ecr_proxy_cache_images 1\n")
+    });
     cached.proxy().wait_for_log("offline=true");
     let run = |command: &str, directory: &Path| {
         let mut ask = Proxy::command();
