@@ -34,7 +34,7 @@ pub enum BlobCondition {
 pub struct ImageFaults {
     /// Platforms of which nothing was pulled, with the manifest that each needs.
     pub absent: Vec<(String, Digest)>,
-    /// For a part of the image: what is missing, damaged or not linked.
+    /// For a part of the image: what is missing or damaged.
     pub broken: Vec<String>,
     /// Digests that are damaged.
     pub damaged: usize,
@@ -81,6 +81,11 @@ impl<'a> Audit<'a> {
             let why = "it is larger than any image, or a manifest cannot be read";
             faults.broken.push(why.to_owned());
         }
+        // Its manifest proves what it names, and so may do without further links.
+        if self.names.link(image.scope, &image.digest).is_none() {
+            let why = "its manifest is not known to belong to the repository";
+            faults.broken.push(why.to_owned());
+        }
         for part in &closure.parts {
             if !picks(&part.platform) {
                 continue;
@@ -102,7 +107,7 @@ impl<'a> Audit<'a> {
             let of = member.platform.as_deref();
             if member.is_here && of.is_none_or(picks) {
                 let of = of.unwrap_or("the image");
-                self.blob(image.scope, of, &member.digest, &mut faults);
+                self.blob(of, &member.digest, &mut faults);
             }
         }
         faults
@@ -122,7 +127,7 @@ impl<'a> Audit<'a> {
         }
     }
 
-    fn blob(&mut self, scope: Scope<'_>, name: &str, digest: &Digest, faults: &mut ImageFaults) {
+    fn blob(&mut self, name: &str, digest: &Digest, faults: &mut ImageFaults) {
         match self.condition(digest) {
             BlobCondition::Missing => faults.broken.push(format!("{name}: missing {digest}")),
             BlobCondition::Damaged(why) => {
@@ -130,10 +135,6 @@ impl<'a> Audit<'a> {
                 faults
                     .broken
                     .push(format!("{name}: damaged {digest}: {why}"));
-            }
-            BlobCondition::Whole if self.names.link(scope, digest).is_none() => {
-                let why = "not known to belong to the repository";
-                faults.broken.push(format!("{name}: {digest} is {why}"));
             }
             BlobCondition::Whole => {}
         }
@@ -201,7 +202,7 @@ impl<'a> Audit<'a> {
         Ok(faults)
     }
 
-    /// Looks at the files that are no blobs: those of the layout, tags and links.
+    /// Looks at the files that are no blobs: those of the layout, and tags.
     pub fn files(&self) -> Vec<String> {
         let mut faults = Vec::new();
         let read = |name: &str| -> Option<Value> {
@@ -223,7 +224,7 @@ impl<'a> Audit<'a> {
                     continue;
                 };
                 let repository = &repository;
-                self.names_in(
+                self.tags_in(
                     Scope {
                         registry,
                         repository,
@@ -235,20 +236,12 @@ impl<'a> Audit<'a> {
         faults
     }
 
-    fn names_in(&self, scope: Scope<'_>, faults: &mut Vec<String>) {
+    fn tags_in(&self, scope: Scope<'_>, faults: &mut Vec<String>) {
         let tags = self.names.tag_uses(scope).into_iter();
         let unreadable = tags.filter(|found| found.digests.is_empty());
         faults.extend(
             unreadable.map(|found| format!("{scope}:{} cannot be read", found.tag.as_str())),
         );
-        for link in self.names.link_uses(scope) {
-            if self.names.link(scope, &link.digest).is_none() {
-                faults.push(format!(
-                    "the link of {scope}@{} cannot be read",
-                    link.digest
-                ));
-            }
-        }
     }
 }
 
@@ -313,12 +306,14 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_that_lost_its_link_is_told() {
+    fn a_manifest_that_lost_its_link_is_told_and_a_blob_is_not() {
         let cache = Cache::new();
-        cache.image("a:v1", &[b"one"], 5);
+        let image = cache.image("a:v1", &[b"one"], 5);
         cache.with("a", |scope| {
             cache.names.remove_link(scope, &digest_of(b"one"))
         });
+        assert!(faults(&cache, "v1").is_none());
+        cache.with("a", |scope| cache.names.remove_link(scope, &image));
         let found = faults(&cache, "v1");
         assert!(found.broken[0].contains("not known to belong"), "{found:?}");
     }
@@ -335,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_the_layout_tags_and_links_are_read() {
+    fn files_of_the_layout_and_tags_are_read() {
         let cache = Cache::new();
         cache.image("a:v1", &[b"one"], 5);
         let files = || {
@@ -348,9 +343,7 @@ mod tests {
         fs::write(root.join("oci-layout"), "{}").unwrap();
         let repository = root.join("repos/host.example/a");
         fs::write(repository.join("_tags/v2"), "").unwrap();
-        let link = repository.join("_links").join(digest_of(b"one").hex());
-        fs::write(link, "").unwrap();
         let found = files();
-        assert_eq!(found.len(), 4, "{found:?}");
+        assert_eq!(found.len(), 3, "{found:?}");
     }
 }
