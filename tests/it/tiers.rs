@@ -482,7 +482,7 @@ fn a_crowd_of_300_costs_each_blob_once_through_two_tiers() {
         assert_eq!(asked, 1, "{target}");
     }
     assert_eq!(tiers.standin.count(Server::S3, "GET", ""), 2 * (LAYERS + 1));
-    // On a quiet machine it is 1.1 times; this is for one that is not.
+    // Over a link of 12 KB/s it was 1.14 times; here processors that are busy count, too.
     assert!(
         slowest < single * 10 + SOON,
         "{slowest:?}, one alone {single:?}"
