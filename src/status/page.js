@@ -163,11 +163,13 @@ function drawCache() {
   const c = status.cache;
   if (!c) return put("cache", el("p", "empty", "The cache is off (CACHE_DIR)."));
   const part = c.used_bytes / c.quota_bytes;
+  const pinned = bytes(c.pinned_bytes) + (c.is_full_of_pins ? ": no room for others" : "");
+  const scrub = c.scrub_percent !== null ? `${c.scrub_percent} %` : c.scrub_ended ? ago(c.scrub_ended) : "none yet";
   put("cache",
     el("div", "row", el("span", "name", `${bytes(c.used_bytes)} used`), el("span", "", `of ${bytes(c.quota_bytes)}`)),
     bar(part, `Cache: ${bytes(c.used_bytes)} of ${bytes(c.quota_bytes)}`, part > .95 ? "low" : ""),
     facts([["Free on the disk", bytes(c.free_bytes)], ["Evicted in 24 h", bytes(status.day.evicted_bytes)],
-      ["Damaged blobs", number(c.damaged_blobs)], ["Write failures", number(c.write_failures)], ["Directory", el("span", "mono", c.directory)]]));
+      ["Damaged blobs", number(c.damaged_blobs)], ["Last scrub", scrub], ["Pinned", pinned], ["Write failures", number(c.write_failures)], ["Directory", el("span", "mono", c.directory)]]));
 }
 
 const LABELS = { hit: "from the cache", stale: "stale", miss: "from upstream", other: "other", refused: "refused", failed: "failed",
