@@ -5,19 +5,21 @@
 //! thread → workers → lanes → door. A start needs neither network nor credentials; what is missing
 //! shows in `/readyz`.
 
+mod build;
 mod capacity;
 mod files;
+mod filler;
 pub mod listen;
 mod notify;
 mod operator;
 pub(crate) mod plain_token;
 mod port_owner;
+mod prefetch;
 mod progress;
 mod readiness;
 mod reload;
 mod threads;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -26,15 +28,14 @@ use std::time::{Duration, Instant, SystemTime};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
+pub use self::build::{cache_directory, new_client, new_tokens, pins, redirects};
 pub use self::files::file_faults;
+pub use self::filler::CacheFiller;
 use self::progress::Progress;
-use crate::aws::token::{TokenConfig, Tokens};
-use crate::cache::pins::Pins;
-use crate::cache::scrub::Scrubber;
-use crate::cache::store::OpenError;
-use crate::cache::{self, Cache};
+use crate::aws::token::Tokens;
+use crate::cache::Cache;
 use crate::clock::SystemClock;
-use crate::config::{self, CacheDir, Settings, UpstreamAuth};
+use crate::config::{self, Settings};
 use crate::door::{
     CrossOrigin, Door, DoorLimits, Drained, Lanes, MinRate, ServerTls, TlsFiles, Workers,
 };
@@ -47,13 +48,8 @@ use crate::proxy::Proxy;
 use crate::proxy::access::Access;
 use crate::proxy::login::Logins;
 use crate::status::Sources;
-use crate::upstream::client::{Client, POOL_MAX};
-use crate::upstream::dns::Dns;
+use crate::upstream::client::POOL_MAX;
 use crate::upstream::exchange::Upstream;
-use crate::upstream::outbound::Proxies;
-use crate::upstream::redirect::Redirects;
-use crate::upstream::resolver::Resolver;
-use crate::upstream::{Anonymous, Authorizer};
 use listen::Address;
 use operator::{OperatorPages, OwnDoor, OwnSocket};
 use readiness::list_registries;
@@ -62,14 +58,8 @@ use threads::OnLost;
 
 /// Longest wait for the last log lines at the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
-/// Stack of the token thread: TLS and JSON, measured well below.
-const TOKEN_STACK_BYTES: usize = 512 * 1024;
-/// Stack of the cache's threads: `sweep` parses manifests, `verify` hashes.
-const CACHE_STACK_BYTES: usize = 512 * 1024;
 /// Stack of the thread that fetches referrers: what a connection's thread does, and JSON.
 const REFERRERS_STACK_BYTES: usize = 512 * 1024;
-/// The volume of the container image.
-const DEFAULT_CACHE_DIR: &str = "/cache";
 /// Stack of the threads that only wait and pass on.
 const SMALL_STACK_BYTES: usize = 128 * 1024;
 
@@ -133,20 +123,6 @@ struct RunningProxy {
     _socket_file: Option<listen::SocketFile>,
 }
 
-/// The hosts that blobs may come from, and the hosts that the operator gave.
-pub fn redirects(settings: &Settings) -> Redirects {
-    let aws = &settings.aws;
-    let endpoints = [
-        &aws.endpoint_url_ecr,
-        &aws.endpoint_url,
-        &aws.profile_endpoints.ecr,
-        &aws.profile_endpoints.any,
-    ];
-    let endpoints = endpoints.into_iter().flatten();
-    let endpoints: Vec<&str> = endpoints.map(String::as_str).collect();
-    Redirects::new(&settings.blob_hosts, &settings.registries, &endpoints)
-}
-
 fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, StartError> {
     let on_lost = report_lost_to(events);
     let mut watched = Vec::new();
@@ -166,19 +142,9 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
     let cache_directory = cache_directory(settings);
     let listeners = bound.listeners.len();
     let connections = capacity::fit_connections(settings, listeners, cache_directory.is_some())?;
-    let client = Arc::new(new_client(settings, connections.min(POOL_MAX))?);
-    let tokens = start_tokens(settings, &client, &on_lost)?;
-    let authorizer = authorizer_of(tokens.as_ref());
-    let (exchanges, uploads) = (settings.max_exchanges, settings.max_uploads);
-    let upstream = Arc::new(Upstream::new(
-        client,
-        authorizer,
-        redirects(settings),
-        exchanges,
-        uploads,
-    ));
+    let (upstream, tokens) = build::open_upstream(settings, connections.min(POOL_MAX), &on_lost)?;
     let draining = Arc::new(AtomicBool::new(false));
-    let cache = open_cache(settings, cache_directory, &upstream, &on_lost)?;
+    let cache = build::open_cache(settings, cache_directory, &upstream, &on_lost)?;
     let access = Access::new(&settings.access, settings.offline, logins);
     let decide = build_decide(
         settings,
@@ -187,6 +153,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
         tokens.clone(),
         cache.clone(),
         (connections, Arc::clone(&draining)),
+        &on_lost,
     )?;
     let desk = Arc::new(Desk::default());
     let workers = |error| format!("workers: {error}");
@@ -220,13 +187,6 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
     })
 }
 
-fn authorizer_of(tokens: Option<&Arc<Tokens>>) -> Arc<dyn Authorizer> {
-    match tokens {
-        Some(tokens) => Arc::clone(tokens) as Arc<dyn Authorizer>,
-        None => Arc::new(Anonymous),
-    }
-}
-
 /// Reads certificate and key, if the door is to speak TLS, and adds them to the watched files.
 fn load_tls(
     settings: &Settings,
@@ -252,25 +212,6 @@ fn load_tls(
     let reload = Box::new(move || again.reload());
     watched.push(WatchedFiles::new("TLS certificate", stamps, reload));
     Ok(Some(tls))
-}
-
-/// Builds the HTTP client towards registries and AWS: name look-ups, outbound proxies, TLS, and up
-/// to `pool` idle connections. `check` uses it, too.
-///
-/// # Errors
-/// When the thread of the look-ups is refused, or the authorities cannot be read.
-pub fn new_client(settings: &Settings, pool: usize) -> Result<Client, String> {
-    let proxies = Proxies::new(&settings.outbound);
-    if settings.offline {
-        return Client::new(Resolver::closed(), proxies, None, pool);
-    }
-    let lookup = match settings.outbound.resolvers.as_slice() {
-        [] => Resolver::system(),
-        servers => Dns::lookup(servers.to_vec()),
-    };
-    let resolver = Resolver::start(lookup).map_err(|error| format!("thread resolve: {error}"))?;
-    let bundle = settings.aws.ca_bundle.as_deref();
-    Client::new(resolver, proxies, bundle, pool)
 }
 
 fn door_limits(settings: &Settings, connections: usize) -> DoorLimits {
@@ -371,113 +312,6 @@ fn watch_signals(events: &Sender<Event>) -> Result<(), String> {
     })
 }
 
-/// Starts the token thread, unless the upstream wants no token or must not be asked.
-fn start_tokens(
-    settings: &Settings,
-    client: &Arc<Client>,
-    on_lost: &OnLost,
-) -> Result<Option<Arc<Tokens>>, String> {
-    if settings.upstream_auth == UpstreamAuth::None || settings.offline {
-        return Ok(None);
-    }
-    let tokens = new_tokens(settings, client);
-    let running = Arc::clone(&tokens);
-    threads::start_vital("token", TOKEN_STACK_BYTES, on_lost, move || running.run())?;
-    Ok(Some(tokens))
-}
-
-/// Builds the store of tokens for the identity in the settings. Calls nothing yet. `check` uses it,
-/// too.
-pub fn new_tokens(settings: &Settings, client: &Arc<Client>) -> Arc<Tokens> {
-    let config = TokenConfig {
-        aws: settings.aws.clone(),
-        renew_interval: settings.renew_interval,
-        registry: settings.registries.first().cloned(),
-    };
-    Tokens::new(config, Arc::new(Arc::clone(client)), Arc::new(SystemClock))
-}
-
-/// The directory of the cache; none when it is off. `check` uses it, too.
-pub fn cache_directory(settings: &Settings) -> Option<PathBuf> {
-    match &settings.cache_dir {
-        CacheDir::At(directory) => Some(directory.clone()),
-        CacheDir::Off => None,
-        CacheDir::Unset => {
-            let default = PathBuf::from(DEFAULT_CACHE_DIR);
-            default.is_dir().then_some(default)
-        }
-    }
-}
-
-/// The images that eviction never touches.
-pub fn pins(settings: &Settings) -> Pins {
-    Pins {
-        globs: vec![settings.pin.clone(), settings.freeze_tags.clone()],
-        names: Vec::new(),
-        default_registry: settings.registries.first().cloned(),
-    }
-}
-
-/// Opens the cache, unless it is off, and starts its threads. When the directory cannot be used,
-/// the log says so and the proxy runs without a cache: it is still of use.
-fn open_cache(
-    settings: &Settings,
-    directory: Option<PathBuf>,
-    upstream: &Arc<Upstream>,
-    on_lost: &OnLost,
-) -> Result<Option<Arc<Cache>>, String> {
-    let Some(directory) = directory else {
-        let why = "OFFLINE=true serves the cache alone, and there is none: set CACHE_DIR";
-        return settings
-            .offline
-            .then(|| why.to_owned())
-            .map_or(Ok(None), Err);
-    };
-    let kept = cache::CacheSettings {
-        quota: settings.cache_max_size,
-        tag_ttl: settings.cache_tag_ttl,
-        max_fills: settings.max_fills,
-        offline: settings.offline,
-        default_registry: settings.registries.first().cloned(),
-        pins: pins(settings),
-    };
-    let cache = match Cache::open(&directory, kept, Arc::clone(upstream)) {
-        Ok(cache) => Arc::new(cache),
-        // Using it would lose what a newer version has written there.
-        Err(error @ OpenError::Newer { .. }) => return Err(error.to_string()),
-        Err(error) if settings.offline => return Err(error.to_string()),
-        Err(error) => {
-            log::error("running without a cache", &[("error", &error)]);
-            return Ok(None);
-        }
-    };
-    let sweeper = Arc::clone(&cache.sweeper);
-    threads::start_vital("sweep", CACHE_STACK_BYTES, on_lost, move || sweeper.run())?;
-    let verifier = Arc::clone(&cache.verifier);
-    threads::start_vital("verify", CACHE_STACK_BYTES, on_lost, move || verifier.run())?;
-    if !settings.scrub_interval.is_zero() && !cache.store.is_read_only() {
-        let scrubber = Scrubber::new(
-            (Arc::clone(&cache.store), Arc::clone(&cache.names)),
-            Arc::clone(&cache.fills),
-            Arc::clone(upstream),
-            settings.registries.clone(),
-            settings.scrub_interval,
-        );
-        threads::start("scrub", CACHE_STACK_BYTES, move || scrubber.run())?;
-    }
-    let root = cache.store.root().display();
-    log::info(
-        "cache opened",
-        &[
-            ("directory", &root),
-            ("quota_bytes", &settings.cache_max_size),
-            ("read_only", &cache.store.is_read_only()),
-            ("offline", &settings.offline),
-        ],
-    );
-    Ok(Some(cache))
-}
-
 /// Builds the function that the workers run: `/v2` goes to the proxy, all else to the pages.
 fn build_decide(
     settings: &Settings,
@@ -486,6 +320,7 @@ fn build_decide(
     tokens: Option<Arc<Tokens>>,
     cache: Option<Arc<Cache>>,
     (connections, draining): (usize, Arc<AtomicBool>),
+    on_lost: &OnLost,
 ) -> Result<Arc<Decide>, String> {
     let sources = Arc::new(Sources {
         registries: settings.registries.clone(),
@@ -507,6 +342,9 @@ fn build_decide(
     let proxy = Proxy::new(access, upstream, cache.clone(), settings);
     if settings.fill_referrers && cache.is_some() && !settings.offline {
         threads::start("referrers", REFERRERS_STACK_BYTES, proxy.referrers())?;
+    }
+    if let Some(cache) = &cache {
+        prefetch::start(settings, &proxy, cache, on_lost)?;
     }
     let version = serde_json::json!({
         "version": config::VERSION,

@@ -1,6 +1,7 @@
 //! Running a command. Owns: what each prints, and the exit code. Must not: read the environment
 //! (`config` does), or build the proxy (`app` does).
 
+mod carry;
 mod check;
 mod client;
 mod command;
@@ -106,8 +107,11 @@ fn run_with_settings(
                 Err(why) => complain(err, Format::Text, &[why]),
             }
         }
+        Action::Export => carry::export(&settings, &wanted.words, arguments, out, err),
+        Action::Import => carry::import(&settings, word.unwrap_or_default(), arguments, out, err),
         Action::Health => health::run(&settings, out, err),
         Action::List => kept::list(&settings, json, out, err),
+        Action::Pull => carry::pull(&settings, &wanted.words, arguments, out, err),
         Action::Remove => kept::remove(&settings, &wanted.words, out, err),
         Action::Verify => {
             let platforms = arguments.value("--platform");
@@ -267,21 +271,6 @@ mod tests {
         let lines: Vec<&str> = outcome.err.lines().collect();
         assert_eq!(lines.len(), 4, "{lines:?}");
         assert!(lines.iter().all(|line| line.starts_with("aws-ecr-proxy: ")));
-    }
-
-    #[test]
-    fn commands_that_are_not_built_are_refused_by_name() {
-        for command in COMMANDS.iter().filter(|command| command.action.is_none()) {
-            let outcome = try_run(&[command.name, "ref", "--to", "dir"], &[]);
-            assert_eq!(outcome.code, EXIT_SETTINGS);
-            let expected = format!(
-                "aws-ecr-proxy: {}: not built yet in this version\n",
-                command.name
-            );
-            assert_eq!(outcome.err, expected);
-            assert!(outcome.served.is_none());
-        }
-        assert_eq!(COMMANDS.iter().filter(|c| c.action.is_none()).count(), 3);
     }
 
     #[test]
@@ -445,10 +434,6 @@ mod tests {
         assert_eq!(line("WORKERS"), "8 default");
         assert_eq!(line("ECR"), "- default: the registry that the token names");
         assert!(!outcome.out.contains("hunter2"));
-        assert!(
-            !outcome.out.contains("PREFETCH_INTERVAL"),
-            "neither built nor given"
-        );
     }
 
     #[test]

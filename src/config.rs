@@ -20,6 +20,7 @@ mod metadata;
 mod near;
 mod outbound;
 mod parse;
+mod prefetch;
 mod registry;
 mod rows;
 mod settings;
@@ -48,6 +49,7 @@ pub use metadata::{
     ContainerSettings, InstanceSettings, container_uri, is_container_address, is_field_value,
 };
 pub use outbound::{BlobRedirect, OutboundSettings, ProxyException, ProxyUrl};
+pub use prefetch::{PrefetchList, PrefetchSettings};
 pub use registry::{ImageOrigin, UpstreamAuth};
 pub use rows::table_rows;
 pub use settings::Settings;

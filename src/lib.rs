@@ -8,8 +8,8 @@
 //! Imports point one way; `tests/it/layers.rs` holds them to it:
 //! `main → cli → app → {door, pool} → {proxy, pages, status} → {aws, cache} → upstream →
 //! {config, image_name, message, hash} → oci → {metrics, log, clock} →
-//! {address, budget, calendar, history, permits, platforms, random, range, secret, transfers,
-//! uri} → locked`.
+//! {address, budget, calendar, history, permits, platforms, prefetched, random, range, secret,
+//! transfers, uri} → locked`.
 
 pub mod address;
 pub mod app;
@@ -33,6 +33,7 @@ pub mod pages;
 pub mod permits;
 pub mod platforms;
 pub mod pool;
+pub mod prefetched;
 pub mod proxy;
 pub mod random;
 pub mod range;

@@ -81,6 +81,7 @@ pub struct Transfer {
     moved: AtomicU64,
     clients: AtomicU32,
     ended: AtomicBool,
+    background: AtomicBool,
     window: RateWindow,
 }
 
@@ -108,6 +109,7 @@ impl Transfer {
             moved: AtomicU64::new(0),
             clients: AtomicU32::new(0),
             ended: AtomicBool::new(false),
+            background: AtomicBool::new(false),
             window: RateWindow::default(),
         }
     }
@@ -193,6 +195,16 @@ impl Transfer {
     /// True when nothing moves any more.
     pub fn is_ended(&self) -> bool {
         self.ended.load(Relaxed)
+    }
+
+    /// True while no client waits for it.
+    pub fn is_background(&self) -> bool {
+        self.background.load(Relaxed)
+    }
+
+    /// Says whether a client waits for it.
+    pub fn set_background(&self, on: bool) {
+        self.background.store(on, Relaxed);
     }
 
     /// A client gets its bytes from this fill for as long as the value lives.
@@ -300,6 +312,15 @@ impl Transfers {
         };
         let listed = table.listed.values().filter(stands_alone);
         (listed.map(Arc::clone).collect(), table.unlisted)
+    }
+
+    /// True while clients wait for bytes of upstream.
+    pub fn serve_clients(&self) -> bool {
+        let table = self.lock();
+        let waits = |transfer: &Arc<Transfer>| {
+            transfer.kind == TransferKind::Fill && !transfer.is_background()
+        };
+        table.listed.values().any(waits)
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {

@@ -12,6 +12,7 @@
 mod download;
 mod follow;
 mod growing;
+mod pace;
 mod reader;
 
 use std::collections::HashMap;
@@ -33,6 +34,7 @@ use crate::upstream::exchange::{HEAD_TIMEOUT, Upstream};
 use download::Fill;
 use growing::FillEnd;
 pub use growing::{BlobRequest, Growing, Joined};
+use pace::Pace;
 
 /// Longest wait for one of the fills' threads; then the blob is streamed uncached.
 const SLOT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,17 +46,20 @@ pub struct Fills {
     disk: Disk,
     upstream: Arc<Upstream>,
     slots: Arc<Permits>,
+    pace: Arc<Pace>,
     running: Mutex<HashMap<Digest, Arc<Growing>>>,
     count: AtomicUsize,
 }
 
 impl Fills {
-    /// At most `max` downloads at a time.
-    pub fn new(disk: Disk, upstream: Arc<Upstream>, max: usize) -> Self {
+    /// At most `max` downloads at a time. Those that no client waits for share a rate of
+    /// `background` bytes a second.
+    pub fn new(disk: Disk, upstream: Arc<Upstream>, max: usize, background: Option<u64>) -> Self {
         Self {
             disk,
             upstream,
             slots: Arc::new(Permits::new(max)),
+            pace: Arc::new(Pace::new(background)),
             running: Mutex::default(),
             count: AtomicUsize::new(0),
         }
@@ -65,6 +70,9 @@ impl Fills {
     pub fn join(self: &Arc<Self>, wanted: &BlobRequest) -> Joined {
         let deadline = Instant::now() + HEAD_TIMEOUT + Duration::from_secs(1);
         let (growing, first) = self.enter(wanted);
+        if !wanted.is_background {
+            growing.transfer.set_background(false);
+        }
         if growing.wanted.registry != wanted.registry {
             // That registry may be slow or out of order; ours is asked by itself.
             return Joined::Bypass(None);
@@ -106,8 +114,10 @@ impl Fills {
                 wanted.subject(),
                 None,
             )),
+            pace: Arc::clone(&self.pace),
             _reading: self.disk.store.reading(&wanted.digest),
         });
+        growing.transfer.set_background(wanted.is_background);
         running.insert(wanted.digest.clone(), Arc::clone(&growing));
         (growing, true)
     }

@@ -185,6 +185,23 @@ impl Names {
         })
     }
 
+    /// Makes the links of these digests outlive a power cut.
+    ///
+    /// # Errors
+    /// The disk's own.
+    pub(super) fn sync_links<'a>(
+        &self,
+        scope: Scope<'_>,
+        digests: impl Iterator<Item = &'a Digest>,
+    ) -> io::Result<()> {
+        let mut folder = None;
+        for path in digests.filter_map(|digest| self.paths.link(scope, digest)) {
+            fs::File::open(&path)?.sync_all()?;
+            folder = path.parent().map(Path::to_owned);
+        }
+        folder.map_or(Ok(()), |folder| super::files::sync_directory(&folder))
+    }
+
     /// Removes a link: the digest does not belong to the repository any more.
     pub fn remove_link(&self, scope: Scope<'_>, digest: &Digest) {
         if let Some(path) = self.paths.link(scope, digest) {

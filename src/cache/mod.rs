@@ -6,17 +6,20 @@
 //! blobs in memory, so that starting with a full cache costs nothing.
 
 mod account;
+pub mod archive;
 pub mod audit;
 pub mod changes;
 pub mod closure;
 pub mod description;
 pub mod disk;
+pub mod export;
 mod files;
 pub mod fill;
 pub mod flights;
 pub mod held;
 pub mod holdings;
 pub mod images;
+pub mod import;
 mod inventory;
 pub mod layout;
 mod links;

@@ -27,8 +27,20 @@ const ENTER_ATTEMPTS: usize = 8;
 #[derive(Debug)]
 pub(super) struct Processes {
     root: PathBuf,
+    path: PathBuf,
     /// Locked for as long as we live.
-    _alive: File,
+    alive: File,
+}
+
+/// A process that ends in order leaves no file. That of one that is killed is removed by
+/// [`Processes::tidy`] of another.
+impl Drop for Processes {
+    fn drop(&mut self) {
+        // Not while another store of this process has the directory open.
+        if try_lock(&self.alive).is_ok_and(|is_alone| is_alone) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 /// Takes the lock `name`, or waits for it for `patience`. None when another holds it for longer, or
@@ -83,7 +95,8 @@ impl Processes {
             if is_at(&alive, &path)? {
                 return Ok(Self {
                     root: root.to_owned(),
-                    _alive: alive,
+                    path,
+                    alive,
                 });
             }
         }

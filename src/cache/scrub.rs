@@ -296,6 +296,7 @@ impl Scrubber {
             repository: scope.repository.clone(),
             digest: digest.clone(),
             asked_at: self.names.changes.now(),
+            is_background: true,
         };
         match self.fills.join(&wanted) {
             Joined::Growing(_) | Joined::Unproven(_) => true,

@@ -188,7 +188,7 @@ impl Sweeper {
 
     /// The work of the thread `sweep`; returns after [`Self::stop`].
     pub fn run(self: &Arc<Self>) {
-        self.first_count();
+        self.count();
         if self.store.is_read_only() {
             return self.watch();
         }
@@ -315,7 +315,9 @@ impl Sweeper {
         }
     }
 
-    fn first_count(&self) {
+    /// Counts what is on the disk; until then, whatever fits the quota may begin. For the thread,
+    /// and for a command that has none. Blocks, for as long as it takes to look at every file.
+    pub fn count(&self) {
         let begun = Instant::now();
         if !self.store.is_read_only() {
             self.is_shared.store(self.tidy(), Relaxed);

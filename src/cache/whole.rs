@@ -30,6 +30,8 @@ pub struct CacheSettings {
     pub offline: bool,
     /// Images that eviction never touches.
     pub pins: Pins,
+    /// Bytes a second of downloads that no client waits for; none: no limit.
+    pub background_rate: Option<u64>,
     /// The registry to remember for a start without network; none: whichever is used.
     pub default_registry: Option<Registry>,
 }
@@ -75,7 +77,12 @@ impl Cache {
         disk.sweeper.pin(settings.pins.clone());
         let remembered = disk.names.find_registry();
         let has_content = remembered.is_some() || disk.names.has_repositories();
-        let fills = fill::Fills::new(disk.clone(), upstream, settings.max_fills);
+        let fills = fill::Fills::new(
+            disk.clone(),
+            upstream,
+            settings.max_fills,
+            settings.background_rate,
+        );
         Ok(Self {
             fills: Arc::new(fills),
             uploads: Arc::new(uploads::Uploads::new(disk.clone())),

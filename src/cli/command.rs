@@ -22,10 +22,13 @@ pub(super) enum Action {
     Check,
     Client,
     Completions,
+    Export,
     Health,
     Help,
+    Import,
     List,
     Man,
+    Pull,
     Remove,
     Serve,
     Settings,
@@ -42,13 +45,6 @@ const fn built(name: &'static str, about: &'static str, action: Action) -> Comma
         details: "",
         flags: &[],
         action: Some(action),
-    }
-}
-
-const fn later(name: &'static str, about: &'static str) -> Command {
-    Command {
-        action: None,
-        ..built(name, about, Action::Help)
     }
 }
 
@@ -139,6 +135,49 @@ pub(super) static COMMANDS: &[Command] = &[
         ..built("remove", "remove images from the cache", Action::Remove)
     },
     Command {
+        usage: "IMAGE…",
+        details: "It fetches what the cache lacks of each image and of what refers to it, also \
+                  while a proxy uses the directory. It ends with 1 when something failed.",
+        flags: &[(
+            "--platform",
+            "only these, as in linux/amd64,linux/arm64; else all",
+        )],
+        ..built("pull", "fetch images into the cache", Action::Pull)
+    },
+    Command {
+        usage: "IMAGE…",
+        details: "The layout (image-spec image-layout.md) has the images with their signatures and \
+                  other referrers. The other side takes it with `import`; skopeo and others read \
+                  it, too. With --since it has only the blobs that the other side lacks.",
+        flags: &[
+            ("--to", "a new directory, or a file that ends with .tar"),
+            (
+                "--since",
+                "an earlier export, or the other side's cache or index.json",
+            ),
+            ("--platform", "only these, as in linux/amd64,linux/arm64"),
+        ],
+        ..built(
+            "export",
+            "write cached images as an OCI layout",
+            Action::Export,
+        )
+    },
+    Command {
+        usage: "DIR|FILE.tar",
+        details: "All of it is verified before anything is kept. An import that was stopped goes \
+                  on where it was. A tag appears when its whole image is here.",
+        flags: &[(
+            "--as",
+            "REGISTRY/REPOSITORY[:TAG] instead of the names in it",
+        )],
+        ..built(
+            "import",
+            "read an OCI layout into the cache",
+            Action::Import,
+        )
+    },
+    Command {
         usage: "bash|zsh|fish",
         details: "For bash: aws-ecr-proxy completions bash > \
                   /usr/share/bash-completion/completions/aws-ecr-proxy",
@@ -165,9 +204,6 @@ pub(super) static COMMANDS: &[Command] = &[
         "show version, commit and build date",
         Action::Version,
     ),
-    later("export", "write cached images as an OCI layout"),
-    later("import", "read an OCI layout into the cache"),
-    later("pull", "fetch images into the cache"),
 ];
 
 /// What the command line asks for.

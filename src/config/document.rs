@@ -164,6 +164,9 @@ pub fn markdown_tables() -> String {
 }
 
 fn later_table() -> String {
+    if table_rows().all(Setting::is_built) {
+        return String::new();
+    }
     let mut text = String::from(
         "## Not built yet\n\n\
          These are refused by name, so that nobody relies on what is not there. A value that is\n\

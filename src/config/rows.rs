@@ -16,7 +16,7 @@ use super::globs::{Globs, ImageGlobs};
 use super::outbound::{self, BlobRedirect};
 use super::registry::{self, UpstreamAuth};
 use super::table::{Group, Kind, Limits, Preset, Setting, Unit, put};
-use super::{access, cache, listen, metadata, parse};
+use super::{access, cache, listen, metadata, parse, prefetch};
 
 const URL: &str = "http:// or https://, a host and at most a port";
 const PROXY: &str = "[http://|https://][user:password@]host[:port]";
@@ -352,12 +352,24 @@ static ROWS: &[Setting] = rows! {
             Value "false",
             "Fetch what refers to an image (signatures, attestations, SBOMs) when the image comes \
              into the cache, so that it can be verified offline.";
-        PREFETCH: later(List, &[]),
-            Unset "none", "Images kept fresh in the cache.";
-        PREFETCH_INTERVAL: later(Time, &[]),
+        PREFETCH: read(prefetch.images, List, "names of images with commas, or @FILE",
+                prefetch::images),
+            Unset "none",
+            "Images kept fresh in the cache, with all that refers to them: `team/app:1,base/os`, \
+             or `@FILE` with one on each line, which is read before each round.";
+        PREFETCH_INTERVAL:
+            time(prefetch.interval, Duration::from_secs(1)..=Duration::from_secs(168 * 3600),
+                "a tag would be out of date for longer"),
             Value "15m", "Time between two rounds of it.";
-        PREFETCH_PLATFORMS: later(List, &[]),
-            Unset "all", "Platforms that it fetches.";
+        PREFETCH_PLATFORMS:
+            read(prefetch.platforms, List, "all, or platforms as in linux/amd64,linux/arm64/v8",
+                prefetch::platforms),
+            Value "all", "Platforms that it fetches; one without a variant means all variants.";
+        PREFETCH_RATE:
+            read(prefetch.rate, Size, "bytes a second, or with k or m", prefetch::rate),
+            Unset "no limit",
+            "Bytes a second that it may fetch, in all. A blob that a client waits for is fetched \
+             at full speed.";
         PIN:
             read(pin, List,
                 "[registry/]repository:tag, in which * stands for any characters and ? for one",

@@ -10,6 +10,7 @@ use super::clients::TlsSettings;
 use super::globs::ImageGlobs;
 use super::listen::{Activation, ListenHost, MetricsSettings};
 use super::outbound::OutboundSettings;
+use super::prefetch::PrefetchSettings;
 use super::registry::{ImageOrigin, UpstreamAuth};
 use crate::log::{Format, Level};
 use crate::oci::Registry;
@@ -68,6 +69,8 @@ pub struct Settings {
     pub freeze_tags: ImageGlobs,
     /// `FILL_REFERRERS`
     pub fill_referrers: bool,
+    /// The images kept fresh in the cache.
+    pub prefetch: PrefetchSettings,
     /// `WORKERS`
     pub workers: usize,
     /// `LANES`

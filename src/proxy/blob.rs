@@ -9,6 +9,7 @@ use super::conditional::{self, RangeSpec, Selected};
 use super::content::{self, BLOB_CACHE_CONTROL};
 use super::exchange::Exchange;
 use super::headers::DIGEST_FIELD;
+use super::purpose::Purpose;
 use super::{absent, headers, redirect, refusal};
 use crate::cache::Cache;
 use crate::cache::changes::{Fact, Moment};
@@ -155,6 +156,7 @@ impl BlobPull<'_> {
             repository: self.scope.repository.clone(),
             digest: self.digest.clone(),
             asked_at: self.asked_at,
+            is_background: self.exchange.purpose == Purpose::Prefetch,
         };
         match self.cache.fills.join(&wanted) {
             Joined::Growing(growing) => self.serve_growing(&growing),

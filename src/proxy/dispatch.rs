@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::answer::{fail, or_fail, refuse};
 use super::exchange::{Exchange, Parts};
+use super::purpose::Purpose;
 use super::registries::{self, Choice, ResolvedRequest};
 use super::target::note_target;
 use super::{blob, listing, manifest, push, referrers};
@@ -18,6 +19,8 @@ pub(super) struct Accepted {
     pub(super) resolved: ResolvedRequest,
     /// See [`Exchange::depth`].
     pub(super) depth: u8,
+    /// See [`Exchange::purpose`].
+    pub(super) purpose: Purpose,
     /// See [`Exchange::deadline`].
     pub(super) deadline: Instant,
 }
@@ -28,6 +31,7 @@ pub(super) fn run(parts: &Arc<Parts>, accepted: Accepted, body: &mut RequestBody
         request,
         mut resolved,
         depth,
+        purpose,
         deadline,
     } = accepted;
     match &resolved.route {
@@ -53,6 +57,7 @@ pub(super) fn run(parts: &Arc<Parts>, accepted: Accepted, body: &mut RequestBody
         request,
         resolved,
         depth,
+        purpose,
         deadline,
     };
     let mut reply = answer(&exchange, body);
@@ -80,7 +85,7 @@ fn answer(exchange: &Exchange, body: &mut RequestBody<'_>) -> Reply {
 
 /// The registry that the client names, else the first that is set, else the identity's, else,
 /// before there is an identity, the one that the cache was filled from. The error is the answer.
-fn resolve_registry(
+pub(super) fn resolve_registry(
     parts: &Parts,
     choice: &Choice,
     deadline: Instant,

@@ -10,6 +10,7 @@ use super::access::Access;
 use super::answer::API_VERSION;
 use super::links::{self, ClientAddress};
 use super::lookup::{ManifestLookup, PageLookup};
+use super::purpose::Purpose;
 use super::referrer_queue::ReferrerQueue;
 use super::registries::{Registries, ResolvedRequest};
 use super::{headers, refusal};
@@ -111,6 +112,8 @@ pub(super) struct Exchange {
     pub(super) resolved: ResolvedRequest,
     /// 0 for a client's request; else the number of steps from a client's image to its referrer.
     pub(super) depth: u8,
+    /// Why it is made.
+    pub(super) purpose: Purpose,
     /// The head of the answer is due by then, whatever part of the time goes into waiting for
     /// others: [`HEAD_TIMEOUT`](crate::upstream::exchange::HEAD_TIMEOUT) after the request came.
     pub(super) deadline: Instant,
@@ -148,6 +151,7 @@ impl Exchange {
     /// that is signed for GET refuses it.
     pub(super) fn passes_redirect(&self) -> bool {
         self.parts.blob_redirect == BlobRedirect::Pass
+            && self.purpose == Purpose::Client
             && self.request.method == "GET"
             && self.cache_alone().is_none()
             && matches!(self.resolved.route, Route::Blob(..))

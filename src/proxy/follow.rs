@@ -1,28 +1,20 @@
 //! `FILL_REFERRERS`: when an image comes into the cache, what refers to it comes too (signatures,
 //! attestations, SBOMs), so that it can be verified without upstream. Owns: the work of the thread
 //! `referrers`. Must not: keep a client waiting, or fetch without bounds.
-//!
-//! Its requests go the way of a client's requests, and the same rules decide what is kept.
 
 use std::collections::VecDeque;
-use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
 
-use super::dispatch::{self, Accepted};
 use super::exchange::Parts;
+use super::own::{OwnClient, read_body};
 use super::page;
-use super::query::Query;
 use super::referrer_queue::QueuedImage;
-use super::registries::{Choice, ResolvedRequest};
 use crate::cache::manifest::{Named, list_named};
 use crate::log::{self, Level};
-use crate::message::{Body, Piece, Pieces, Reply, Request, RequestBody};
+use crate::message::{Body, Piece, Reply};
 use crate::metrics;
 use crate::oci::{Digest, Reference, Route, Tag};
-use crate::upstream::exchange::HEAD_TIMEOUT;
 
 /// Most manifests that are fetched for one image: far more than tools attach.
 const MANIFESTS_MAX: usize = 64;
@@ -35,10 +27,6 @@ const PAGES_MAX: usize = 8;
 /// Suffixes of the tags in which cosign keeps what belongs to an image, beside or instead of the
 /// referrers API: `sha256-<hex>.sig` and so on (cosign `specs/SIGNATURE_SPEC.md`).
 const SUFFIXES: [&str; 3] = [".sig", ".att", ".sbom"];
-const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, \
-     application/vnd.oci.image.index.v1+json, \
-     application/vnd.docker.distribution.manifest.v2+json, \
-     application/vnd.docker.distribution.manifest.list.v2+json, */*";
 
 /// The work of the thread `referrers`; never returns. No failure of one image ends it.
 pub(super) fn run(parts: &Arc<Parts>) -> ! {
@@ -58,7 +46,7 @@ pub(super) fn run(parts: &Arc<Parts>) -> ! {
 }
 
 /// The work on one image.
-struct ReferrerFill<'a> {
+pub(super) struct ReferrerFill<'a> {
     parts: &'a Arc<Parts>,
     image: &'a QueuedImage,
     manifests_left: usize,
@@ -69,7 +57,7 @@ struct ReferrerFill<'a> {
 }
 
 impl<'a> ReferrerFill<'a> {
-    const fn new(parts: &'a Arc<Parts>, image: &'a QueuedImage) -> Self {
+    pub(super) const fn new(parts: &'a Arc<Parts>, image: &'a QueuedImage) -> Self {
         Self {
             parts,
             image,
@@ -81,7 +69,7 @@ impl<'a> ReferrerFill<'a> {
     }
 
     /// True when nothing is left to be tried again.
-    fn run(mut self) -> bool {
+    pub(super) fn run(mut self) -> bool {
         let mut found: VecDeque<Reference> = self.find_listed().into();
         for suffix in SUFFIXES {
             found.extend(self.tag_with(suffix).map(Reference::Tag));
@@ -179,38 +167,17 @@ impl<'a> ReferrerFill<'a> {
         }
     }
 
-    /// Asks as a client would, with the rights of the client that asked for the image.
+    /// Asks with the rights of the client that asked for the image.
     fn ask(&mut self, route: Route, target: String) -> Reply {
         let image = self.image;
-        let mut fields = image.request.headers.clone();
-        fields.retain(|name, _| !page::is_condition(name));
-        fields.set("Accept", ACCEPT);
-        let request = Request {
-            method: "GET".to_owned(),
-            target: target.clone(),
-            headers: fields,
-            ..(*image.request).clone()
-        };
-        let resolved = ResolvedRequest {
-            choice: Choice::Known(image.registry.clone()),
-            route,
-            path: request.path().to_owned(),
-            target,
-            query: Query::default(),
-            prefix: String::new(),
-            added: String::new(),
-            parameter: None,
-            namespace: None,
-        };
-        let mut nothing = io::empty();
-        let body = &mut RequestBody::new(&mut nothing, Some(0));
-        let accepted = Accepted {
-            request: Arc::new(request),
-            resolved,
+        let client = OwnClient {
+            parts: self.parts,
+            registry: &image.registry,
+            like: &image.request,
             depth: image.depth + 1,
-            deadline: Instant::now() + HEAD_TIMEOUT,
+            purpose: image.purpose,
         };
-        let reply = dispatch::run(self.parts, accepted, body);
+        let reply = client.get(route, target);
         self.failed |= matches!(reply.status, 429 | 500..=599);
         reply
     }
@@ -219,37 +186,8 @@ impl<'a> ReferrerFill<'a> {
 /// What a list or a manifest names. Nothing, when it breaks off or is larger than those of images
 /// are.
 fn read_named(body: Body) -> Vec<Named> {
-    match body {
-        Body::Bytes(bytes) => list_named(&bytes),
-        Body::Pieces {
-            mut pieces,
-            length: Some(length),
-        } if length <= NAMES_BYTES_MAX => {
-            let bytes = read_pieces(&mut *pieces);
-            bytes.map_or_else(|_| Vec::new(), |bytes| list_named(&bytes))
-        }
-        _ => Vec::new(),
-    }
-}
-
-fn read_pieces(pieces: &mut dyn Pieces) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    loop {
-        match pieces.next()? {
-            Piece::Bytes(piece) => bytes.extend_from_slice(piece),
-            Piece::File {
-                file,
-                offset,
-                length,
-            } => {
-                let start = bytes.len();
-                let length = usize::try_from(length).map_err(io::Error::other)?;
-                bytes.resize(start + length, 0);
-                file.read_exact_at(bytes.get_mut(start..).unwrap_or_default(), offset)?;
-            }
-            Piece::End => return Ok(bytes),
-        }
-    }
+    let bytes = read_body(body, NAMES_BYTES_MAX);
+    bytes.map_or_else(Vec::new, |bytes| list_named(&bytes))
 }
 
 fn log_left_out(why: &str, digest: &Digest) {

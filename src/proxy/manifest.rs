@@ -122,7 +122,9 @@ impl ManifestPull<'_> {
             .find_tagged(self.scope, &partition, tag)
             .find(accepts);
         let is_frozen = exchange.parts.is_frozen(self.scope, tag);
-        if let Some(held) = held.as_ref().filter(|held| held.is_fresh || is_frozen) {
+        let needs_no_call =
+            |held: &&TaggedManifest| is_frozen || (held.is_fresh && !exchange.purpose.confirms());
+        if let Some(held) = held.as_ref().filter(needs_no_call) {
             explain(match is_frozen {
                 true => "the tag is one of FREEZE_TAGS",
                 false => "the tag was confirmed within CACHE_TAG_TTL",
@@ -321,6 +323,7 @@ impl ManifestPull<'_> {
         let exchange = self.exchange;
         if let Some(queue) = &exchange.parts.referrer_queue {
             let image = QueuedImage {
+                purpose: self.exchange.purpose,
                 registry: exchange.registry.clone(),
                 repository: self.scope.repository.clone(),
                 digest: digest.clone(),

@@ -4,8 +4,9 @@
 //! [`Proxy::decide`] runs on a worker and touches memory only. The exchange that it returns is run
 //! by the connection's own thread.
 //!
-//! Imports inside this folder point one way: `mod` → `follow` → `dispatch` → the handlers (`blob`,
-//! `manifest`, `listing`, `referrers`, `push`) → `page` → `exchange` → everything else.
+//! Imports inside this folder point one way: `mod` → `fetch` → `follow` → `own` → `dispatch` → the
+//! handlers (`blob`, `manifest`, `listing`, `referrers`, `push`) → `page` → `exchange` → everything
+//! else.
 
 mod absent;
 pub mod access;
@@ -18,6 +19,7 @@ mod descriptors;
 mod dispatch;
 mod elements;
 mod exchange;
+pub mod fetch;
 mod follow;
 #[cfg(any(fuzzing, test))]
 pub mod fuzz;
@@ -27,7 +29,9 @@ mod listing;
 pub mod login;
 mod lookup;
 mod manifest;
+mod own;
 mod page;
+mod purpose;
 mod push;
 mod query;
 mod redirect;
@@ -44,6 +48,8 @@ use self::access::Access;
 use self::answer::{API_VERSION, refuse};
 use self::dispatch::Accepted;
 use self::exchange::{Parts, WayOut};
+use self::fetch::{FetchedImage, ImageFetch};
+use self::purpose::Purpose;
 use self::referrer_queue::ReferrerQueue;
 use self::registries::Registries;
 use self::target::note_target;
@@ -106,6 +112,11 @@ impl Proxy {
         move || follow::run(&parts)
     }
 
+    /// Fetches an image into the cache, as clients would. Blocks until it is there or has failed.
+    pub fn fetch(&self, wanted: &ImageFetch<'_>) -> FetchedImage {
+        fetch::run(&self.parts, wanted)
+    }
+
     /// Decides how a request under `/v2` is answered. Never blocks.
     pub fn decide(&self, request: &Arc<Request>) -> Answer {
         let deadline = Instant::now() + HEAD_TIMEOUT;
@@ -150,6 +161,7 @@ impl Proxy {
             request: Arc::clone(request),
             resolved,
             depth: 0,
+            purpose: Purpose::Client,
             deadline,
         };
         Answer::Later(Box::new(move |body| {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::purpose::Purpose;
 use crate::locked::Locked as _;
 use crate::log::{self, Level};
 use crate::message::Request;
@@ -38,6 +39,8 @@ pub(super) struct QueuedImage {
     pub(super) depth: u8,
     /// The client's request: `CACHE_KEY` may use its fields.
     pub(super) request: Arc<Request>,
+    /// Why its referrers are fetched.
+    pub(super) purpose: Purpose,
 }
 
 /// One attempt for an image.
@@ -137,6 +140,7 @@ mod tests {
                 peer: Peer::on_unix_socket(),
                 id: "1".into(),
             }),
+            purpose: Purpose::Client,
         };
         let number = 1;
         QueuedAttempt { image, number, due }

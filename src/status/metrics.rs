@@ -20,6 +20,7 @@ use crate::metrics::text::{CONTENT_TYPE, MetricKind, Samples};
 use crate::metrics::{self, CacheOutcome, Counter, DownloadEnd, Gauge};
 use crate::metrics::{registries, repositories, requests};
 use crate::permits::{Permit, Permits};
+use crate::prefetched::PREFETCHED;
 use crate::transfers::{TRANSFERS, TransferKind};
 use crate::upstream::Stage;
 
@@ -194,6 +195,13 @@ static FAMILIES: &[MetricFamily] = &[
         "How far the scrub is that runs; absent between two."),
     row("cache_write_failures_total", "", Count(&metrics::CACHE_WRITE_FAILURES),
         "Times the cache could not be written."),
+    row("prefetch_images", "state", Gauges(write_prefetched),
+        "Images of PREFETCH: whole and confirmed, failed, or not tried yet (waiting)."),
+    row("prefetch_rounds_total", "", Counts(|_, out| {
+        if let Some(round) = PREFETCHED.get() {
+            out.plain(round.rounds);
+        }
+    }), "Rounds of PREFETCH that have ended."),
 ];
 
 /// The answer to a scrape. It is written piece by piece, as the client takes it.
@@ -390,6 +398,15 @@ fn write_transfers(_: &Sources, out: &mut Samples<'_>) {
         out.with(&[("kind", kind.name())], count);
     }
     out.with(&[("kind", "unlisted")], unlisted);
+}
+
+fn write_prefetched(_: &Sources, out: &mut Samples<'_>) {
+    for (state, count) in ["whole", "failed", "waiting"]
+        .iter()
+        .zip(PREFETCHED.counts().into_iter().flatten())
+    {
+        out.with(&[("state", state)], count);
+    }
 }
 
 fn write_token_times(

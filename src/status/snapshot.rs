@@ -18,6 +18,7 @@ use crate::config::{COMMIT, VERSION};
 use crate::history::{self, Bytes, FAILURES, Failure, HISTORY, Minute, Outcome};
 use crate::metrics;
 use crate::oci::Registry;
+use crate::prefetched::{PREFETCHED, PrefetchRound, PrefetchedImage};
 use crate::transfers::{TRANSFERS, Transfer, TransferKind};
 
 /// Transfers in one document, the oldest ones: those are the ones in question.
@@ -42,6 +43,7 @@ pub(super) fn document(sources: &Sources) -> Map<String, Value> {
         "registries": registries.iter().map(|r| registry(sources, r)).collect::<Vec<_>>(),
         "transfers": transfers(),
         "cache": sources.cache.as_deref().map(cache),
+        "prefetch": PREFETCHED.get().as_ref().map(prefetch),
         "day": day(),
         "failures": FAILURES.latest().iter().map(failure).collect::<Vec<_>>(),
     });
@@ -170,6 +172,27 @@ fn cache(cache: &Cache) -> Value {
         "scrub_percent": scrub::percent(),
         "damaged_blobs": metrics::CACHE_BLOBS_DAMAGED.get(),
         "write_failures": metrics::CACHE_WRITE_FAILURES.get(),
+    })
+}
+
+fn prefetch(round: &PrefetchRound) -> Value {
+    let image = |image: &PrefetchedImage| {
+        json!({
+            "name": image.name,
+            "digest": image.digest,
+            "error": image.error,
+            "confirmed": image.confirmed.map(format_rfc3339),
+        })
+    };
+    let next = round
+        .next
+        .map(|next| next.saturating_duration_since(Instant::now()));
+    json!({
+        "rounds": round.rounds,
+        "running": round.running,
+        "next_s": next.map(|next| next.as_secs()),
+        "list_error": round.list_error,
+        "images": round.images.iter().map(image).collect::<Vec<_>>(),
     })
 }
 

@@ -24,6 +24,7 @@ const LAYERS: [&[&str]; 12] = [
         "history",
         "permits",
         "platforms",
+        "prefetched",
         "random",
         "range",
         "secret",

@@ -76,7 +76,11 @@ fn pull(cached: &Cached, tag: &str) {
 
 #[test]
 fn every_field_is_documented_and_every_documented_field_is_there() {
-    let cached = Cached::start();
+    let prefetch = [("PREFETCH", "none/app:1"), ("PREFETCH_INTERVAL", "1s")];
+    let cached = Cached::with(&[("CACHE_TAG_TTL", "0s"), prefetch[0], prefetch[1]]);
+    wait_until("an image is to be prefetched", SOON, || {
+        status(&cached, "")["prefetch"]["images"][0]["name"] == "none/app:1"
+    });
     pull(&cached, "1.0");
     let digest = cached.standin.add_blob_of("team/app", 1 << 20, 1);
     cached.standin.fault(Match::s3(), Fault::StallAfter(1000));
@@ -92,6 +96,7 @@ fn every_field_is_documented_and_every_documented_field_is_there() {
     let mut found = BTreeSet::new();
     fields(&document, "", &mut found);
     found.remove("transfers");
+    found.remove("prefetch.images");
     found.remove("day");
     found.remove("history");
     found.remove("images");

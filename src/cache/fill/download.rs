@@ -318,6 +318,7 @@ impl<'a> Fill<'a> {
                 reserved.spend(count as u64);
             }
             self.show();
+            self.growing.pace.wait(count as u64, &self.growing.transfer);
         }
     }
 

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::pace::Pace;
 use crate::cache::changes::Moment;
 use crate::cache::disk::Disk;
 use crate::cache::names::Scope;
@@ -32,6 +33,8 @@ pub struct BlobRequest {
     pub digest: Digest,
     /// The moment before upstream was asked for it, or given it.
     pub asked_at: Moment,
+    /// No client waits for it.
+    pub is_background: bool,
 }
 
 impl BlobRequest {
@@ -91,6 +94,7 @@ pub struct Growing {
     pub(super) state: Mutex<FillState>,
     pub(super) changed: Condvar,
     pub(super) transfer: Arc<Transfer>,
+    pub(super) pace: Arc<Pace>,
     pub(super) _reading: Reading,
 }
 

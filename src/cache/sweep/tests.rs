@@ -89,7 +89,7 @@ fn the_least_recently_used_image_goes_first_and_whole() {
     evict_one(&cache);
     assert_eq!(whole(&cache), [true, true, false]);
     let cache = cache.restart();
-    sweeper(&cache, 0).first_count();
+    sweeper(&cache, 0).count();
     evict_one(&cache);
     assert_eq!(whole(&cache), [true, false, false]);
     cache.with("b", |scope| assert!(cache.names.tags(scope).is_empty()));
@@ -115,7 +115,7 @@ fn use_saves_an_image_also_across_a_restart() {
         cache.names.touch_at(scope, "", None, &two, at(50))
     });
     let cache = cache.restart();
-    sweeper(&cache, 0).first_count();
+    sweeper(&cache, 0).count();
     evict_one(&cache);
     assert!(!cache.is_whole("a", &three, &[]));
     evict_one(&cache);
@@ -306,7 +306,7 @@ fn a_damaged_manifest_or_tag_stops_no_eviction() {
     });
     let path = cache.scratch.path().join("blobs/sha256").join(bad.hex());
     std::fs::write(path, "{").unwrap();
-    sweeper(&cache, 0).first_count();
+    sweeper(&cache, 0).count();
     evict(&cache, 0);
     assert_eq!(cache.store.used_bytes(), 0);
     cache.with("a", |scope| {
@@ -322,7 +322,7 @@ fn room_is_made_reserved_and_given_back() {
     let new = cache.image("a:new", &[&layer(2)], 20);
     let quota = used(&cache) + 5_000;
     let sweeper = sweeper(&cache, quota);
-    sweeper.first_count();
+    sweeper.count();
     assert!(sweeper.make_room(quota + 1, soon()).is_none());
     let room = sweeper.make_room(25_000, soon()).unwrap();
     assert!(!cache.store.has(&old) && cache.store.has(&new));
@@ -355,7 +355,7 @@ fn room_that_cannot_be_made_is_refused_before_the_deadline() {
 fn spent_room_counts_once() {
     let cache = Cache::new();
     let sweeper = sweeper(&cache, used(&cache) + 20_480);
-    sweeper.first_count();
+    sweeper.count();
     let mut room = sweeper.make_room(16_384, soon()).unwrap();
     cache.store.add_used(10_000);
     room.spend(10_000);
@@ -394,7 +394,7 @@ fn a_smaller_quota_holds_after_a_start() {
     let new = cache.image("a:new", &[&layer(2)], 20);
     let cache = cache.restart();
     std::fs::write(cache.scratch.path().join("partial/temp-0.1-0"), "x").unwrap();
-    sweeper(&cache, 0).first_count();
+    sweeper(&cache, 0).count();
     let sweeper = sweeper(&cache, used(&cache) - 1);
     let running = Running::new(&sweeper);
     let deadline = soon();
@@ -510,7 +510,7 @@ fn room_is_made_without_the_thread() {
     let cache = Cache::new();
     let old = cache.image("a:old", &[&layer(1)], 10);
     let sweeper = sweeper(&cache, used(&cache) + 5_000);
-    sweeper.first_count();
+    sweeper.count();
     assert!(sweeper.make_room(20_000, soon()).is_some());
     assert!(!cache.store.has(&old));
     assert!(!sweeper.state.locked().evicting);
@@ -523,7 +523,7 @@ fn one_evicts_and_the_others_wait_for_their_room() {
         cache.image(&format!("a:{n}"), &[&layer(n)], u64::from(n));
     }
     let sweeper = sweeper(&cache, used(&cache));
-    sweeper.first_count();
+    sweeper.count();
     let rooms: Vec<_> = thread::scope(|scope| {
         let waiting: Vec<_> = (0..8)
             .map(|_| scope.spawn(|| sweeper.make_room(30_000, soon())))
@@ -580,7 +580,7 @@ fn twenty_thousand_blobs_are_counted_in_seconds() {
     }
     let cache = cache.restart();
     let begun = Instant::now();
-    sweeper(&cache, 1).first_count();
+    sweeper(&cache, 1).count();
     let took = begun.elapsed();
     assert_eq!(cache.store.used_bytes(), 20_000 * 4096);
     // Ten times what a machine takes that is not busy.

@@ -37,6 +37,7 @@ impl Bench {
             repository: "team/app".parse::<Repository>().unwrap(),
             digest: digest.clone(),
             asked_at: self.cache.names.changes.now(),
+            is_background: false,
         }
     }
 

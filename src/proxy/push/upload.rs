@@ -228,6 +228,7 @@ fn blob_request(
         repository: repository.clone(),
         digest: digest?.clone(),
         asked_at,
+        is_background: false,
     })
 }
 

@@ -49,6 +49,10 @@ impl Cached {
         self.proxy.as_ref().expect("a running proxy")
     }
 
+    pub(crate) const fn is_running(&self) -> bool {
+        self.proxy.is_some()
+    }
+
     pub(crate) fn address(&self) -> SocketAddr {
         self.proxy().address()
     }

@@ -144,14 +144,14 @@ fn pins_that_fill_the_quota_keep_others_out() {
     let kept = cache.image("a:v1", &[&layer(1)], 10);
     let sweeper = sweeper(&cache, used(&cache) + 1000);
     sweeper.pin(pinned("a:*"));
-    sweeper.first_count();
+    sweeper.count();
     assert!(!sweeper.is_full_of_pins());
     assert!(sweeper.make_room(10_000, soon()).is_none());
     assert!(sweeper.is_full_of_pins() && sweeper.pinned_bytes() > 10_000);
     assert!(cache.is_whole("a", &kept, &[&layer(1)]));
     // Pinned no more, as by a restart with other settings.
     let sweeper = super::sweeper(&cache, used(&cache) + 1000);
-    sweeper.first_count();
+    sweeper.count();
     assert!(sweeper.make_room(10_000, soon()).is_some() && !sweeper.is_full_of_pins());
 }
 
@@ -167,7 +167,7 @@ fn what_upstream_no_longer_has_stays_for_longer() {
         cache.names.remove_missing_tag(scope, &tag, Moment::LAST)
     });
     let cache = cache.restart();
-    sweeper(&cache, 0).first_count();
+    sweeper(&cache, 0).count();
     evict_one(&cache);
     assert!(!cache.is_whole("b", &newer, &[&layer(2)]));
     evict_one(&cache);

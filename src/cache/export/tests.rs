@@ -1,0 +1,138 @@
+//! Tests of exports.
+
+use super::*;
+use crate::cache::scratch::{Cache, Scratch, digest_of};
+
+struct Exported {
+    scratch: Scratch,
+    plan: ExportPlan,
+}
+
+impl Exported {
+    fn path(&self) -> PathBuf {
+        self.scratch.path().join("out.tar")
+    }
+
+    fn digests(&self) -> Vec<&Digest> {
+        self.plan.blobs.values().map(|(digest, _)| digest).collect()
+    }
+}
+
+fn export(
+    cache: &Cache,
+    tag: &str,
+    platforms: &str,
+    since: Option<&Path>,
+) -> Result<Exported, String> {
+    let scratch = Scratch::new();
+    let exporter = Exporter {
+        store: &cache.store,
+        names: &cache.names,
+        platforms: &platforms.parse().unwrap(),
+    };
+    let reference = tag.parse().unwrap();
+    let plan = cache.with("app", |scope| exporter.plan(&[(scope, reference)], since))?;
+    let exported = Exported { scratch, plan };
+    exporter.write(&exported.plan, &exported.path(), &mut |_, _, _| {})?;
+    Ok(exported)
+}
+
+#[test]
+fn the_same_image_makes_the_same_bytes() {
+    let cache = Cache::new();
+    cache.image("app:v1", &[b"layer", b"other"], 5);
+    let (one, two) = (
+        export(&cache, "v1", "all", None),
+        export(&cache, "v1", "all", None),
+    );
+    let [one, two] = [one, two].map(|exported| fs::read(exported.unwrap().path()).unwrap());
+    assert_eq!(one, two);
+    let files = fs::read_dir(cache.store.root().join("partial")).unwrap();
+    assert_eq!(files.count(), 2, "nothing is left in the cache");
+}
+
+#[test]
+fn a_missing_digest_fails_by_name_before_anything_is_written() {
+    let cache = Cache::new();
+    let whole = cache.image("app", &[b"one"], 5);
+    let part = cache.image("app", &[b"two"], 5);
+    cache.index("app:v1", &[&whole, &part], 5);
+    let lost = digest_of(b"two");
+    cache.store.remove(&lost).unwrap();
+    let fault = export(&cache, "v1", "all", None).err().unwrap();
+    assert!(
+        fault.contains(lost.as_str()) && fault.contains("pull host.example/app:v1"),
+        "{fault}"
+    );
+    assert!(fault.contains("--platform"), "{fault}");
+    let fault = export(&cache, "v2", "all", None).err().unwrap();
+    assert!(
+        fault.contains("host.example/app:v2 is not in the cache"),
+        "{fault}"
+    );
+}
+
+#[test]
+fn a_damaged_blob_fails_by_name_and_leaves_no_file() {
+    let cache = Cache::new();
+    cache.image("app:v1", &[b"layer"], 5);
+    let digest = digest_of(b"layer");
+    let path = cache.store.root().join(archive::blob_name(&digest));
+    fs::write(path, b"later").unwrap();
+    let scratch = Scratch::new();
+    let exporter = Exporter {
+        store: &cache.store,
+        names: &cache.names,
+        platforms: &Platforms::default(),
+    };
+    let reference = "v1".parse().unwrap();
+    let plan = cache
+        .with("app", |scope| exporter.plan(&[(scope, reference)], None))
+        .unwrap();
+    for to in ["out.tar", "out"] {
+        let to = scratch.path().join(to);
+        let fault = exporter.write(&plan, &to, &mut |_, _, _| {}).unwrap_err();
+        assert!(
+            fault.contains(digest.as_str()) && fault.contains("damaged"),
+            "{fault}"
+        );
+    }
+    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn since_leaves_out_what_the_other_side_has() {
+    let cache = Cache::new();
+    cache.image("app:v1", &[b"base", b"one"], 5);
+    let first = export(&cache, "v1", "all", None).unwrap();
+    let new = cache.image("app:v2", &[b"base", b"two"], 6);
+    let delta = export(&cache, "v2", "all", Some(&first.path())).unwrap();
+    let mut expected = [digest_of(b"two"), new.clone()];
+    expected.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+    assert_eq!(delta.digests(), expected.iter().collect::<Vec<_>>());
+    assert_eq!(delta.plan.known, 1);
+    // The delta stands for all that its images are made of, and so does an index alone.
+    let again = export(&cache, "v2", "all", Some(&delta.path())).unwrap();
+    assert_eq!(again.plan.blob_count(), 0);
+    let index = first.scratch.path().join("index.json");
+    fs::write(&index, first.plan.index().to_string()).unwrap();
+    let by_index = export(&cache, "v2", "all", Some(&index)).unwrap();
+    assert_eq!(by_index.digests(), delta.digests());
+    // A cache directory is a layout, too; what it holds it has.
+    super::super::layout::write_index(&cache.store, &cache.names).unwrap();
+    let by_cache = export(&cache, "v2", "all", Some(cache.store.root())).unwrap();
+    assert_eq!(by_cache.plan.blob_count(), 0);
+}
+
+#[test]
+fn a_place_that_cannot_be_written_to_is_refused() {
+    let scratch = Scratch::new();
+    for name in ["a.tar.gz", "a.tgz", "a.tar.zst"] {
+        let fault = is_tar(&scratch.path().join(name)).unwrap_err();
+        assert!(fault.contains("compressed already"), "{fault}");
+    }
+    assert!(is_tar(&scratch.path().join("a.tar")).unwrap());
+    assert!(!is_tar(&scratch.path().join("new")).unwrap());
+    fs::write(scratch.path().join("file"), "").unwrap();
+    assert!(is_tar(scratch.path()).unwrap_err().contains("is not empty"));
+}

@@ -1,0 +1,404 @@
+//! Tests of imports. Each layout is one that `export` made, or such a one that was changed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::cache::export::Exporter;
+use crate::cache::scratch::{Cache, Scratch, digest_of};
+
+const QUOTA: u64 = 1 << 30;
+
+fn disk(cache: &Cache) -> Disk {
+    let sweeper = crate::cache::sweep::Sweeper::new(
+        Arc::clone(&cache.store),
+        Arc::clone(&cache.names),
+        QUOTA,
+    );
+    Disk {
+        faults: Arc::new(crate::cache::DiskFaults::new(&cache.store)),
+        store: Arc::clone(&cache.store),
+        names: Arc::clone(&cache.names),
+        sweeper,
+    }
+}
+
+/// A layout in a directory of a cache's `tags` of the repository `app`.
+fn layout(
+    cache: &Cache,
+    tags: &[&str],
+    platforms: &str,
+    since: Option<&Path>,
+) -> (Scratch, PathBuf) {
+    let scratch = Scratch::new();
+    let path = scratch.path().join("layout");
+    let exporter = Exporter {
+        store: &cache.store,
+        names: &cache.names,
+        platforms: &platforms.parse().unwrap(),
+    };
+    cache.with("app", |scope| {
+        let images: Vec<_> = tags
+            .iter()
+            .map(|tag| (scope, tag.parse().unwrap()))
+            .collect();
+        let plan = exporter.plan(&images, since).unwrap();
+        exporter.write(&plan, &path, &mut |_, _, _| {}).unwrap();
+    });
+    (scratch, path)
+}
+
+fn import(cache: &Cache, path: &Path, naming: &Naming) -> Result<Vec<ImportImage>, String> {
+    let (disk, archive) = (disk(cache), Archive::open(path)?);
+    let importer = Importer {
+        disk: &disk,
+        archive: &archive,
+    };
+    let images = importer.plan(naming)?;
+    importer.check(&images, &mut |_, _, _| {})?;
+    for image in &images {
+        importer.keep(image, 0, &mut 0, &mut |_, _, _| {})?;
+    }
+    Ok(images)
+}
+
+/// Every file of a cache, with its content.
+fn files(cache: &Cache) -> Vec<(PathBuf, Vec<u8>)> {
+    let (mut found, mut open) = (Vec::new(), vec![cache.store.root().to_owned()]);
+    while let Some(path) = open.pop() {
+        match path.is_dir() {
+            true => open.extend(
+                fs::read_dir(&path)
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path()),
+            ),
+            false => found.push((path.clone(), fs::read(&path).unwrap())),
+        }
+    }
+    found.sort_unstable();
+    found
+}
+
+fn change_index(path: &Path, change: impl FnOnce(&mut Value)) {
+    let file = path.join("index.json");
+    let mut index = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    change(&mut index);
+    fs::write(&file, index.to_string()).unwrap();
+}
+
+#[test]
+fn an_export_comes_back_whole() {
+    let from = Cache::new();
+    let image = from.image("app", &[b"layer", b"other"], 5);
+    let index = from.index("app:v1", &[&image], 5);
+    let (_scratch, path) = layout(&from, &["v1"], "all", None);
+    let to = Cache::new();
+    let images = import(&to, &path, &Naming::default()).unwrap();
+    assert_eq!(images[0].name(), "host.example/app:v1");
+    assert!(to.is_whole("app", &index, &[]) && to.is_whole("app", &image, &[b"layer", b"other"]));
+    to.with("app", |scope| {
+        let tag = to.names.tag(scope, "", &"v1".parse().unwrap());
+        assert_eq!(tag[0].digest, index);
+        let link = to.names.link(scope, &digest_of(b"layer")).unwrap();
+        assert_eq!(link.size, Some(5));
+    });
+    // Another time nothing is copied.
+    let disk = disk(&to);
+    let archive = Archive::open(&path).unwrap();
+    let importer = Importer {
+        disk: &disk,
+        archive: &archive,
+    };
+    let images = importer.plan(&Naming::default()).unwrap();
+    assert_eq!(importer.missing(&images).len(), 0);
+}
+
+#[test]
+fn a_delta_needs_its_base() {
+    let from = Cache::new();
+    from.image("app:v1", &[b"base", b"one"], 5);
+    let (_first, base) = layout(&from, &["v1"], "all", None);
+    let new = from.image("app:v2", &[b"base", b"two"], 6);
+    let (_second, delta) = layout(&from, &["v2"], "all", Some(&base));
+    let to = Cache::new();
+    let before = files(&to);
+    let fault = import(&to, &delta, &Naming::default()).unwrap_err();
+    let lost = digest_of(b"base");
+    assert!(
+        fault.contains(lost.as_str()) && fault.contains("--since layout; import that"),
+        "{fault}"
+    );
+    assert!(before == files(&to));
+    import(&to, &base, &Naming::default()).unwrap();
+    import(&to, &delta, &Naming::default()).unwrap();
+    assert!(to.is_whole("app", &new, &[b"base", b"two"]));
+}
+
+#[test]
+fn a_layout_that_is_damaged_changes_nothing() {
+    let from = Cache::new();
+    let image = from.image("app:v1", &[b"layer", b"other"], 5);
+    type Damage<'a> = &'a dyn Fn(&Path);
+    let blob = |path: &Path, digest: &Digest| path.join(blob_name(digest));
+    let layer = digest_of(b"layer");
+    let cases: [(&str, Damage<'_>); 6] = [
+        ("have another digest", &|path| {
+            fs::write(blob(path, &layer), b"LAYER").unwrap()
+        }),
+        ("neither in the layout nor in the cache", &|path| {
+            fs::remove_file(blob(path, &layer)).unwrap();
+        }),
+        ("is no regular file", &|path| {
+            fs::remove_file(blob(path, &layer)).unwrap();
+            fs::create_dir(blob(path, &layer)).unwrap();
+        }),
+        ("content has another digest", &|path| {
+            fs::write(blob(path, &image), b"{}").unwrap()
+        }),
+        ("neither in the layout nor in the cache", &|path| {
+            fs::remove_file(blob(path, &image)).unwrap();
+        }),
+        ("unknown algorithm", &|path| {
+            change_index(path, |index| {
+                index["manifests"][0]["digest"] = "md5:00".into()
+            });
+        }),
+    ];
+    for (why, damage) in cases {
+        let (_scratch, path) = layout(&from, &["v1"], "all", None);
+        damage(&path);
+        let to = Cache::new();
+        let before = files(&to);
+        let fault = import(&to, &path, &Naming::default()).unwrap_err();
+        let why = if why == "unknown algorithm" {
+            "digest \"md5:00\""
+        } else {
+            why
+        };
+        assert!(fault.contains(why), "{why}: {fault}");
+        assert!(before == files(&to), "{why}");
+    }
+}
+
+#[test]
+fn a_blob_of_another_size_than_its_manifest_says_is_refused() {
+    let from = Cache::new();
+    let layer = from.blob("app", b"layer");
+    let manifest = json!({"layers": [{"digest": layer.as_str(), "size": 4}]}).to_string();
+    let root = from.blob("app", manifest.as_bytes());
+    let (_scratch, path) = {
+        from.image("app:v1", &[b"layer"], 5);
+        layout(&from, &["v1"], "all", None)
+    };
+    fs::write(path.join(blob_name(&root)), manifest).unwrap();
+    change_index(&path, |index| {
+        index["manifests"][0]["digest"] = root.as_str().into()
+    });
+    let fault = import(&Cache::new(), &path, &Naming::default()).unwrap_err();
+    assert!(
+        fault.contains("has 5 bytes, and its manifest says 4"),
+        "{fault}"
+    );
+}
+
+#[test]
+fn manifests_below_one_another_have_an_end() {
+    let from = Cache::new();
+    let mut digest = from.image("app", &[b"layer"], 5);
+    for _ in 0..DEPTH_MAX {
+        digest = from.index("app", &[&digest], 5);
+    }
+    let deep = from.index("app:deep", &[&digest], 5);
+    let scratch = Scratch::new();
+    let path = scratch.path().join("layout");
+    fs::create_dir_all(path.join("blobs")).unwrap();
+    fs::rename(
+        from.store.root().join("blobs/sha256"),
+        path.join("blobs/sha256"),
+    )
+    .unwrap();
+    fs::write(path.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    let index = |root: &Digest| {
+        let name = json!({"org.opencontainers.image.ref.name": "r.test/app:v1"});
+        json!({"manifests": [{"digest": root.as_str(), "mediaType": "a/b", "annotations": name}]})
+    };
+    fs::write(path.join("index.json"), index(&deep).to_string()).unwrap();
+    let fault = import(&Cache::new(), &path, &Naming::default()).unwrap_err();
+    assert!(
+        fault.contains("manifests below one another, at most 8"),
+        "{fault}"
+    );
+    fs::write(path.join("index.json"), index(&digest).to_string()).unwrap();
+    import(&Cache::new(), &path, &Naming::default()).unwrap();
+}
+
+#[test]
+fn what_does_not_fit_is_refused_before_it_is_read() {
+    let from = Cache::new();
+    from.image("app:v1", &[b"layer", b"another layer"], 5);
+    let (_scratch, path) = layout(&from, &["v1"], "all", None);
+    let to = Cache::new();
+    let before = files(&to);
+    let small = Disk {
+        sweeper: crate::cache::sweep::Sweeper::new(
+            Arc::clone(&to.store),
+            Arc::clone(&to.names),
+            17,
+        ),
+        ..disk(&to)
+    };
+    let archive = Archive::open(&path).unwrap();
+    let importer = Importer {
+        disk: &small,
+        archive: &archive,
+    };
+    let images = importer.plan(&Naming::default()).unwrap();
+    let fault = importer.check(&images, &mut |_, _, _| {}).unwrap_err();
+    let largest = digest_of(b"another layer");
+    assert!(
+        fault.contains(largest.hex()) && fault.contains("CACHE_MAX_SIZE is 17"),
+        "{fault}"
+    );
+    assert!(before == files(&to));
+}
+
+#[test]
+fn a_partial_blob_is_gone_on_with_if_it_is_the_beginning() {
+    let from = Cache::new();
+    let image = from.image("app:v1", &[b"layer"], 5);
+    let (_scratch, path) = layout(&from, &["v1"], "all", None);
+    let layer = digest_of(b"layer");
+    for (left, read) in [
+        (&b"lay"[..], 5),
+        (b"LAY", 10),
+        (b"layer", 5),
+        (b"too long", 5),
+        (b"", 5),
+    ] {
+        let to = Cache::new();
+        let partial = to.store.partial(&layer).unwrap();
+        partial.file.write_all_at(left, 0).unwrap();
+        drop(partial);
+        let (disk, archive) = (disk(&to), Archive::open(&path).unwrap());
+        let importer = Importer {
+            disk: &disk,
+            archive: &archive,
+        };
+        let images = importer.plan(&Naming::default()).unwrap();
+        let mut done = 0;
+        importer
+            .keep(&images[0], 5, &mut done, &mut |_, _, _| {})
+            .unwrap();
+        assert_eq!(done, read, "{left:?}");
+        assert!(to.is_whole("app", &image, &[b"layer"]), "{left:?}");
+    }
+}
+
+#[test]
+fn platforms_that_other_programs_leave_out_are_told() {
+    let from = Cache::new();
+    let one = from.image("app", &[b"one"], 5);
+    let two = from.image("app", &[b"two"], 5);
+    from.index("app:v1", &[&one, &two], 5);
+    let (_scratch, path) = layout(&from, &["v1"], "all", None);
+    for file in [&two, &digest_of(b"two")] {
+        fs::remove_file(path.join(blob_name(file))).unwrap();
+    }
+    let fault = import(&Cache::new(), &path, &Naming::default()).unwrap_err();
+    assert!(
+        fault.contains(two.as_str()) && fault.contains("the layout is not whole"),
+        "{fault}"
+    );
+    change_index(&path, |index| {
+        drop(index.as_object_mut().unwrap().remove("annotations"))
+    });
+    let images = import(&Cache::new(), &path, &Naming::default()).unwrap();
+    assert_eq!(images[0].absent, [two.as_str()]);
+    fs::remove_file(path.join(blob_name(&one))).unwrap();
+    let fault = import(&Cache::new(), &path, &Naming::default()).unwrap_err();
+    assert!(
+        fault.contains("no platform of it is in the layout"),
+        "{fault}"
+    );
+}
+
+#[test]
+fn names_of_other_programs_are_completed() {
+    let digest = digest_of(b"x");
+    let resolve = |name: Option<&str>, naming: &Naming| {
+        let image = ArchiveImage {
+            digest: digest.clone(),
+            media_type: "a/b".to_owned(),
+            name: name.map(str::to_owned),
+            platforms: Platforms::default(),
+        };
+        resolve_name(&image, naming).map(|(registry, repository, tag)| {
+            let tag = tag.map_or_else(String::new, |tag| format!(":{}", tag.as_str()));
+            format!("{registry}/{repository}{tag}")
+        })
+    };
+    let none = Naming::default();
+    let default = Naming {
+        default: Some("r.test".parse().unwrap()),
+        ..Naming::default()
+    };
+    let place = Naming {
+        place: Some(("r.test".parse().unwrap(), "team/app".parse().unwrap())),
+        ..Naming::default()
+    };
+    let tagged = Naming {
+        tag: Some("new".parse().unwrap()),
+        ..place.clone()
+    };
+    let by_digest = format!("h.test/app@{digest}");
+    let signature = format!("h.test/app:sha256-{}.sig", digest.hex());
+    let renamed = format!("r.test/team/app:sha256-{}.sig", digest.hex());
+    for (name, naming, expected) in [
+        (Some("h.test/app:v1"), &none, "h.test/app:v1"),
+        (Some("h.test/app:v1"), &place, "r.test/team/app:v1"),
+        (Some("h.test/app:v1"), &tagged, "r.test/team/app:new"),
+        (Some(by_digest.as_str()), &none, "h.test/app"),
+        (Some(by_digest.as_str()), &tagged, "r.test/team/app"),
+        (Some(signature.as_str()), &tagged, renamed.as_str()),
+        (Some("app:v1"), &default, "r.test/app:v1"),
+        (Some("team/app"), &default, "r.test/team/app:latest"),
+        (Some("v1"), &place, "r.test/team/app:v1"),
+        (None, &tagged, "r.test/team/app:new"),
+    ] {
+        assert_eq!(resolve(name, naming).unwrap(), expected, "{name:?}");
+    }
+    for (name, naming) in [
+        (Some("v1"), &default),
+        (Some("app:v1"), &none),
+        (None, &place),
+    ] {
+        let fault = resolve(name, naming).unwrap_err();
+        assert!(
+            fault.contains("--as REGISTRY/REPOSITORY:TAG"),
+            "{name:?}: {fault}"
+        );
+    }
+    let fault = resolve(Some("../app:v1"), &default).unwrap_err();
+    assert!(
+        fault.contains("repository name \"..\"") || fault.contains("../app"),
+        "{fault}"
+    );
+}
+
+#[test]
+fn two_images_do_not_get_one_name() {
+    let from = Cache::new();
+    from.image("app:v1", &[b"one"], 5);
+    from.image("app:v2", &[b"two"], 5);
+    let (_scratch, path) = layout(&from, &["v1", "v2"], "all", None);
+    let naming = Naming {
+        place: Some(("r.test".parse().unwrap(), "app".parse().unwrap())),
+        tag: Some("v3".parse().unwrap()),
+        default: None,
+    };
+    let fault = import(&Cache::new(), &path, &naming).unwrap_err();
+    assert!(fault.contains("r.test/app:v3 is there twice"), "{fault}");
+}

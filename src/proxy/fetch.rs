@@ -1,0 +1,376 @@
+//! An image fetched into the cache as clients would fetch it: its manifests, the blobs of the
+//! platforms that are wanted, and what refers to it. For `pull` and `PREFETCH`. Owns: the order of
+//! that, and giving way to clients. Must not: know how an answer is kept.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::dispatch;
+use super::exchange::Parts;
+use super::follow::ReferrerFill;
+use super::own::{ACCEPT, OwnClient, read_body};
+use super::purpose::Purpose;
+use super::referrer_queue::QueuedImage;
+use crate::cache::closure::{ANY_PLATFORM, NO_PLATFORM};
+use crate::cache::held::MANIFEST_BYTES_MAX;
+use crate::cache::manifest::ManifestContent;
+use crate::cache::names::Scope;
+use crate::hash::Hasher;
+use crate::image_name::ImageName;
+use crate::locked::Locked as _;
+use crate::message::{Body, Headers, Peer, Piece, Reply, Request};
+use crate::oci::{Digest, Reference, Repository, Route};
+use crate::platforms::Platforms;
+use crate::transfers::TRANSFERS;
+use crate::upstream::exchange::HEAD_TIMEOUT;
+
+/// Blobs of one image at a time, when somebody waits for it: as many as docker fetches.
+const BLOBS_AT_A_TIME: usize = 3;
+/// Manifests of one image: far more than there are platforms.
+const MANIFESTS_MAX: usize = 1000;
+/// Longest time that a blob in the background waits for those of clients. Then it has its turn, so
+/// that a busy proxy prefetches all the same.
+const GIVE_WAY_MAX: Duration = Duration::from_secs(60);
+/// Between two looks at what clients wait for.
+const LOOK: Duration = Duration::from_millis(100);
+/// A blob is in the cache so long after its last byte at the latest: one fsync on a busy disk.
+const KEPT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Faults that are told of one image.
+const FAULTS_MAX: usize = 20;
+
+/// An image that is wanted in the cache.
+pub struct ImageFetch<'a> {
+    /// Which.
+    pub name: &'a ImageName,
+    /// Which of its platforms.
+    pub platforms: &'a Platforms,
+    /// Nobody waits for it: it gives way to clients.
+    pub is_background: bool,
+    /// Told of the bytes of blobs that are here now, and of all that are wanted.
+    pub progress: &'a (dyn Fn(u64, u64) + Sync),
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct FetchedImage {
+    /// Its manifest.
+    pub digest: Option<Digest>,
+    /// Blobs that were fetched; the others were here.
+    pub blobs: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// What failed, with its name; empty for an image that is whole and confirmed.
+    pub faults: Vec<String>,
+}
+
+pub(super) fn run(parts: &Arc<Parts>, wanted: &ImageFetch<'_>) -> FetchedImage {
+    let mut fetched = FetchedImage::default();
+    if let Err(why) = fetch(parts, wanted, &mut fetched) {
+        fetched.faults.push(why);
+    }
+    fetched
+}
+
+/// # Errors
+/// Why nothing more can be fetched of the image.
+fn fetch(
+    parts: &Arc<Parts>,
+    wanted: &ImageFetch<'_>,
+    fetched: &mut FetchedImage,
+) -> Result<(), String> {
+    let purpose = match wanted.is_background {
+        true => Purpose::Prefetch,
+        false => Purpose::Pull,
+    };
+    let like = Arc::new(request(wanted.name));
+    let own = || parts.own_registry();
+    let resolved = parts.registries.resolve(&like, &own);
+    let resolved = resolved.map_err(|error| error.message)?;
+    if let (Some(host), true) = (wanted.name.host(), resolved.prefix.is_empty()) {
+        return Err(format!("{host} is none of ECR and NAMESPACES"));
+    }
+    let Route::Manifest(repository, reference) = resolved.route else {
+        return Err("it is no name of an image".to_owned());
+    };
+    let deadline = Instant::now() + HEAD_TIMEOUT;
+    let registry = dispatch::resolve_registry(parts, &resolved.choice, deadline)
+        .map_err(|reply| describe(*reply))?;
+    let fetching = ImageWork {
+        client: OwnClient {
+            parts,
+            registry: &registry,
+            like: &like,
+            depth: 0,
+            purpose,
+        },
+        repository: &repository,
+        wanted,
+    };
+    let root = fetching.fetch_root(&reference)?;
+    fetched.digest = Some(root.digest.clone());
+    let manifests = fetching.fetch_children(root, fetched);
+    fetching.fetch_blobs(&manifests, fetched);
+    fetching.fetch_referrers(&manifests, fetched);
+    fetched.faults.truncate(FAULTS_MAX);
+    Ok(())
+}
+
+/// A request as a client would make it for this image.
+fn request(name: &ImageName) -> Request {
+    let host = name
+        .host()
+        .map_or_else(String::new, |host| format!("{host}/"));
+    let (repository, reference) = (name.repository(), name.reference().as_str());
+    Request {
+        method: "GET".to_owned(),
+        target: format!("/v2/{host}{repository}/manifests/{reference}"),
+        headers: Headers::from_iter([("Accept", ACCEPT)]),
+        peer: Peer::on_unix_socket(),
+        id: "own".to_owned(),
+    }
+}
+
+/// A manifest that is in the cache by now.
+struct KeptManifest {
+    digest: Digest,
+    content: ManifestContent,
+}
+
+/// The work on one image.
+struct ImageWork<'a> {
+    client: OwnClient<'a>,
+    repository: &'a Repository,
+    wanted: &'a ImageFetch<'a>,
+}
+
+impl ImageWork<'_> {
+    fn scope(&self) -> Scope<'_> {
+        Scope {
+            registry: self.client.registry,
+            repository: self.repository,
+        }
+    }
+
+    /// Fetches the image's manifest. An older answer is none: upstream has not confirmed it.
+    fn fetch_root(&self, reference: &Reference) -> Result<KeptManifest, String> {
+        let (reply, name) = (self.get_manifest(reference), reference.as_str());
+        if let Some(warning) = reply.headers.first("Warning") {
+            return Err(format!("{name} is not confirmed: {warning}"));
+        }
+        self.read_manifest(reply, reference)
+    }
+
+    fn get_manifest(&self, reference: &Reference) -> Reply {
+        self.give_way();
+        let target = format!("/v2/{}/manifests/{}", self.repository, reference.as_str());
+        let route = Route::Manifest(self.repository.clone(), reference.clone());
+        self.client.get(route, target)
+    }
+
+    fn read_manifest(&self, reply: Reply, reference: &Reference) -> Result<KeptManifest, String> {
+        let name = reference.as_str();
+        if reply.status != 200 {
+            return Err(format!("manifest {name}: {}", describe(reply)));
+        }
+        let bytes = read_body(reply.body, MANIFEST_BYTES_MAX);
+        let bytes = bytes.ok_or_else(|| format!("manifest {name} broke off, or is too large"))?;
+        let digest = match reference {
+            Reference::Digest(digest) => digest.clone(),
+            Reference::Tag(_) => {
+                let mut hasher = Hasher::sha256();
+                hasher.update(&bytes);
+                hasher
+                    .finish()
+                    .parse()
+                    .map_err(|_| format!("manifest {name} has no digest"))?
+            }
+        };
+        let is_kept = self.cache_has(&digest);
+        let content = ManifestContent::read(&bytes);
+        match is_kept {
+            true => Ok(KeptManifest { digest, content }),
+            false => Err(format!("manifest {name} was not kept: the log says why")),
+        }
+    }
+
+    fn cache_has(&self, digest: &Digest) -> bool {
+        let cache = self.client.parts.cache.as_ref();
+        cache.is_some_and(|cache| {
+            cache.store.has(digest) && cache.names.link(self.scope(), digest).is_some()
+        })
+    }
+
+    /// Fetches the manifests below the root, for the platforms that are wanted.
+    fn fetch_children(&self, root: KeptManifest, fetched: &mut FetchedImage) -> Vec<KeptManifest> {
+        let mut seen = HashSet::from([root.digest.clone()]);
+        let mut manifests = vec![root];
+        let mut at = 0;
+        while let Some(index) = manifests.get(at) {
+            at += 1;
+            let children = index
+                .content
+                .named
+                .iter()
+                .filter(|_| index.content.is_index);
+            let wanted = children.filter(|named| {
+                let platform = index.content.platforms.get(&named.digest);
+                let platform = platform.map_or(ANY_PLATFORM, String::as_str);
+                platform == NO_PLATFORM || self.wanted.platforms.picks(platform)
+            });
+            let wanted: Vec<Digest> = wanted.map(|named| named.digest.clone()).collect();
+            for digest in wanted {
+                if !seen.insert(digest.clone()) || manifests.len() >= MANIFESTS_MAX {
+                    continue;
+                }
+                let reference = Reference::Digest(digest);
+                match self.read_manifest(self.get_manifest(&reference), &reference) {
+                    Ok(manifest) => manifests.push(manifest),
+                    Err(why) => fetched.faults.push(why),
+                }
+            }
+        }
+        manifests
+    }
+
+    fn fetch_blobs(&self, manifests: &[KeptManifest], fetched: &mut FetchedImage) {
+        let images = manifests
+            .iter()
+            .filter(|manifest| !manifest.content.is_index);
+        let named = images.flat_map(|manifest| &manifest.content.named);
+        let mut seen = HashSet::new();
+        let blobs = named.filter(|named| seen.insert(&named.digest));
+        let blobs: Vec<(&Digest, u64)> = blobs
+            .map(|named| (&named.digest, named.size.unwrap_or_default()))
+            .collect();
+        let total: u64 = blobs.iter().map(|(_, size)| size).sum();
+        let (here, missing): (Vec<_>, Vec<_>) = blobs
+            .into_iter()
+            .partition(|(digest, _)| self.cache_has(digest));
+        let done = AtomicU64::new(here.iter().map(|(_, size)| size).sum());
+        let progress = |bytes: u64| {
+            (self.wanted.progress)(done.fetch_add(bytes, Relaxed) + bytes, total);
+        };
+        let (waiting, results) = (Mutex::new(missing.into_iter()), Mutex::new(Vec::new()));
+        let work = || {
+            loop {
+                let Some((digest, _)) = waiting.locked().next() else {
+                    return;
+                };
+                let result = self.fetch_blob(digest, &progress);
+                results
+                    .locked()
+                    .push(result.map_err(|why| format!("blob {digest}: {why}")));
+            }
+        };
+        thread::scope(|scope| {
+            // A thread that is refused is no fault: this one does its work.
+            let further = if self.wanted.is_background {
+                0
+            } else {
+                BLOBS_AT_A_TIME - 1
+            };
+            for _ in 0..further {
+                let _ = thread::Builder::new()
+                    .name("pull".into())
+                    .spawn_scoped(scope, work);
+            }
+            work();
+        });
+        for result in results.into_inner().unwrap_or_default() {
+            match result {
+                Ok(bytes) => {
+                    fetched.blobs += 1;
+                    fetched.bytes += bytes;
+                }
+                Err(why) => fetched.faults.push(why),
+            }
+        }
+    }
+
+    fn fetch_blob(&self, digest: &Digest, progress: &dyn Fn(u64)) -> Result<u64, String> {
+        self.give_way();
+        let route = Route::Blob(self.repository.clone(), digest.clone());
+        let reply = self
+            .client
+            .get(route, format!("/v2/{}/blobs/{digest}", self.repository));
+        let mut pieces = match (reply.status, reply.body) {
+            (200, Body::Pieces { pieces, .. }) => pieces,
+            (200, _) => return Err("was not kept: the log says why".to_owned()),
+            (status, body) => {
+                return Err(describe(Reply {
+                    status,
+                    body,
+                    ..reply
+                }));
+            }
+        };
+        let mut bytes = 0;
+        loop {
+            let count = match pieces.next().map_err(|error| error.to_string())? {
+                Piece::Bytes(piece) => piece.len() as u64,
+                Piece::File { length, .. } => length,
+                Piece::End => break,
+            };
+            bytes += count;
+            progress(count);
+        }
+        let until = Instant::now() + KEPT_TIMEOUT;
+        while !self.cache_has(digest) {
+            if Instant::now() >= until {
+                return Err("was not kept: the log says why".to_owned());
+            }
+            thread::sleep(LOOK);
+        }
+        Ok(bytes)
+    }
+
+    /// What refers to the image; when something of it is new, also what refers to its parts.
+    fn fetch_referrers(&self, manifests: &[KeptManifest], fetched: &mut FetchedImage) {
+        let all = fetched.blobs > 0;
+        for manifest in manifests.iter().take(if all { MANIFESTS_MAX } else { 1 }) {
+            self.give_way();
+            let image = QueuedImage {
+                registry: self.client.registry.clone(),
+                repository: self.repository.clone(),
+                digest: manifest.digest.clone(),
+                depth: 0,
+                request: Arc::clone(self.client.like),
+                purpose: self.client.purpose,
+            };
+            if !ReferrerFill::new(self.client.parts, &image).run() {
+                let digest = &manifest.digest;
+                fetched
+                    .faults
+                    .push(format!("not all that refers to {digest} could be fetched"));
+            }
+        }
+    }
+
+    /// Waits while clients wait for bytes of upstream.
+    fn give_way(&self) {
+        let until = Instant::now() + GIVE_WAY_MAX;
+        while self.wanted.is_background && TRANSFERS.serve_clients() && Instant::now() < until {
+            thread::sleep(LOOK);
+        }
+    }
+}
+
+/// What an error document says.
+fn describe(reply: Reply) -> String {
+    let status = reply.status;
+    let bytes = read_body(reply.body, MANIFEST_BYTES_MAX).unwrap_or_default();
+    let document: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let message = document
+        .pointer("/errors/0/message")
+        .and_then(Value::as_str);
+    match message {
+        Some(message) => format!("{status}: {message}"),
+        None => format!("answered {status}"),
+    }
+}

@@ -1,0 +1,103 @@
+//! The proxy's own requests: they go the way of a client's requests, and the same rules decide what
+//! is kept. Owns: making them, and reading their answers whole. Must not: know why they are made.
+
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::dispatch::{self, Accepted};
+use super::exchange::Parts;
+use super::page;
+use super::purpose::Purpose;
+use super::query::Query;
+use super::registries::{Choice, ResolvedRequest};
+use crate::message::{Body, Piece, Pieces, Reply, Request, RequestBody};
+use crate::oci::{Registry, Route};
+use crate::upstream::exchange::HEAD_TIMEOUT;
+
+/// Every kind of manifest.
+pub(super) const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, \
+     application/vnd.oci.image.index.v1+json, \
+     application/vnd.docker.distribution.manifest.v2+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json, */*";
+
+/// Asks one registry as a client would, with the rights of `like`.
+#[derive(Clone, Copy)]
+pub(super) struct OwnClient<'a> {
+    pub(super) parts: &'a Arc<Parts>,
+    pub(super) registry: &'a Registry,
+    /// A request whose fields are used: `CACHE_KEY` may read them.
+    pub(super) like: &'a Arc<Request>,
+    /// See [`Exchange::depth`](super::exchange::Exchange::depth).
+    pub(super) depth: u8,
+    pub(super) purpose: Purpose,
+}
+
+impl OwnClient<'_> {
+    /// Gets what is at `target`, whose route this is. Blocks until the head is there.
+    pub(super) fn get(&self, route: Route, target: String) -> Reply {
+        let mut fields = self.like.headers.clone();
+        fields.retain(|name, _| !page::is_condition(name));
+        fields.set("Accept", ACCEPT);
+        let request = Request {
+            method: "GET".to_owned(),
+            target: target.clone(),
+            headers: fields,
+            ..(**self.like).clone()
+        };
+        let resolved = ResolvedRequest {
+            choice: Choice::Known(self.registry.clone()),
+            route,
+            path: request.path().to_owned(),
+            target,
+            query: Query::default(),
+            prefix: String::new(),
+            added: String::new(),
+            parameter: None,
+            namespace: None,
+        };
+        let mut nothing = io::empty();
+        let body = &mut RequestBody::new(&mut nothing, Some(0));
+        let accepted = Accepted {
+            request: Arc::new(request),
+            resolved,
+            depth: self.depth,
+            purpose: self.purpose,
+            deadline: Instant::now() + HEAD_TIMEOUT,
+        };
+        dispatch::run(self.parts, accepted, body)
+    }
+}
+
+/// Reads a body of at most `limit` bytes. None for a larger one, and for one that breaks off.
+pub(super) fn read_body(body: Body, limit: u64) -> Option<Vec<u8>> {
+    match body {
+        Body::Bytes(bytes) => Some(bytes.to_vec()),
+        Body::Pieces {
+            mut pieces,
+            length: Some(length),
+        } if length <= limit => read_pieces(&mut *pieces).ok(),
+        _ => None,
+    }
+}
+
+fn read_pieces(pieces: &mut dyn Pieces) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    loop {
+        match pieces.next()? {
+            Piece::Bytes(piece) => bytes.extend_from_slice(piece),
+            Piece::File {
+                file,
+                offset,
+                length,
+            } => {
+                let start = bytes.len();
+                let length = usize::try_from(length).map_err(io::Error::other)?;
+                bytes.resize(start + length, 0);
+                file.read_exact_at(bytes.get_mut(start..).unwrap_or_default(), offset)?;
+            }
+            Piece::End => return Ok(bytes),
+        }
+    }
+}
