@@ -265,7 +265,8 @@ fn announce(settings: &Settings, bound: &[Address], connections: usize) {
 const fn is_guarded(settings: &Settings) -> bool {
     let access = &settings.access;
     let asks_for_certificates = settings.tls.enabled && settings.tls.client_ca.is_some();
-    access.auth_file.is_some() || access.read_only || asks_for_certificates
+    let takes_no_push = access.read_only || settings.offline;
+    access.auth_file.is_some() || takes_no_push || asks_for_certificates
 }
 
 /// Reads the logins, if clients must log in, and adds their file to the watched files.

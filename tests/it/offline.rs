@@ -496,7 +496,8 @@ fn without_a_cache_there_is_no_start() {
     // An empty one waits for images, which another process may bring.
     let scratch = Scratch::new();
     let directory = scratch.path().to_str().expect("a path");
-    let proxy = Proxy::start(&[OFFLINE, ("CACHE_DIR", directory)]);
+    let everywhere = ("LISTEN_HOST", "0.0.0.0");
+    let proxy = Proxy::start(&[OFFLINE, ("CACHE_DIR", directory), everywhere]);
     let ready = || Http::get_once(proxy.address(), "/readyz");
     assert_eq!(ready().status, 503);
     assert!(ready().text().contains("the cache is empty"));
@@ -516,6 +517,7 @@ fn without_a_cache_there_is_no_start() {
     assert_eq!(ready().status, 200);
     let got = Http::get_once(proxy.address(), TAG);
     assert_eq!((got.status, got.body), (200, image.bytes));
+    assert!(!proxy.log().contains("AWS rights"), "it has none offline");
 }
 
 #[test]
