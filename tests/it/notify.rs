@@ -80,7 +80,7 @@ fn a_service_manager_hears_how_the_proxy_is() {
     let since = lines.find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
     assert!(since.unwrap().parse::<u64>().unwrap() > 0, "{reloading}");
     manager.wait_for("READY=1");
-    assert!(proxy.log().contains("AUTH_FILE read again"));
+    proxy.wait_for_log("AUTH_FILE read again");
     proxy.term();
     manager.wait_for("STOPPING=1");
     assert_eq!(proxy.wait_exit().code(), Some(0));
