@@ -171,6 +171,8 @@ static: ## a stripped static binary in dist/
 		target=$(ARCH)-unknown-linux-gnu
 		export RUSTFLAGS="$${RUSTFLAGS:-} -C target-feature=+crt-static"
 	fi
+	# The same commit gives the same bytes, wherever it is built.
+	eval "$$(packaging/environment)"
 	cargo build --release --locked --bin aws-ecr-proxy --target "$$target"
 	install -m 755 "$(TARGET)/$$target/release/aws-ecr-proxy" dist/aws-ecr-proxy
 	kind=$$(file -b dist/aws-ecr-proxy)
@@ -200,6 +202,20 @@ deny: ## licences, sources, duplicates and bans of the crates (deny.toml); advis
 	else
 		echo "make deny: advisories not checked, there is no database: run 'tests/.deny/bin/cargo-deny fetch db' where GitHub can be reached"
 	fi
+
+.PHONY: package
+package: static ## tarball, .deb, .rpm, SBOM and image for x86_64 and aarch64, in dist/packages (2 release builds)
+	@$(SETUP) rust build static package
+	packaging/all
+
+.PHONY: packages
+packages: package ## the packages tested: lintian, a clean chroot, rpm, qemu, the SBOM's schema (3 min)
+	packaging/test
+
+.PHONY: reproducible
+reproducible: ## two builds of one commit in two folders give the same bytes (2 release builds)
+	@$(SETUP) rust build static
+	packaging/reproducible
 
 .PHONY: image
 image: static ## the container image from dist/, without a network, as a docker-archive in dist/

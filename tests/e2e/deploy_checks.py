@@ -1,11 +1,12 @@
 """What deploy/ ships: rendered, validated, and its settings read by the binary."""
 
+import glob
 import json
 import os
 import re
 import subprocess
 
-from checks import check, want
+from checks import CHECKS, check, want
 from parts import ROOT, proxy_command, run
 
 KUBERNETES = os.path.join(ROOT, "deploy", "kubernetes")
@@ -175,3 +176,40 @@ def the_manual_page_is_read_without_a_warning(_fixtures, _bench):
     want(done.returncode == 0 and not done.stderr, done.stderr)
     for word in [b"SYNOPSIS", b"--cache-max-size", b"settings"]:
         want(word in done.stdout, word)
+
+
+# How each command that a reader can paste is tried: the name of a check, or why it is
+# not.
+PASTED = {
+    "docker run --read-only": "image_runs_serves_and_is_healthy",
+    "docker pull": "podman_logs_in",
+    "docker login": "podman_logs_in",
+    "curl localhost:8080/readyz": "image_runs_serves_and_is_healthy",
+    "make run": "make_run_serves_the_stand_in_without_a_terminal",
+    "make test": "not by itself: it is what runs this",
+    "make check": "not by itself: `make test` begins with it",
+    "skopeo copy": "skopeo_logs_in",
+    "htpasswd -B": "skopeo_logs_in",
+    "ctr -n k8s.io images import": "not tried: containerd needs mounts that a test's container forbids",
+}
+
+
+@check("bench")
+def each_command_to_paste_is_tried_or_says_why_not(_fixtures, _bench):
+    pages = ["README.md", "CONTRIBUTING.md", "SECURITY.md"]
+    for place in ["docs", "deploy"]:
+        pages += glob.glob(f"{place}/**/*.md", root_dir=ROOT, recursive=True)
+    lines = []
+    for page in pages:
+        with open(os.path.join(ROOT, page)) as file:
+            blocks = re.findall(r"^```(?:sh|bash|console)\n(.*?)^```", file.read(), re.S | re.M)
+        for block in blocks:
+            lines += block.replace("\\\n", " ").splitlines()
+    lines = [line for line in lines if line.strip() and not line.startswith("#")]
+    want(len(lines) > 8, "the pages were not read:", lines)
+    for line in lines:
+        want(any(line.startswith(start) for start in PASTED), "how is this tried?", line)
+    names = {one.name for one in CHECKS}
+    for start, how in PASTED.items():
+        want(any(line.startswith(start) for line in lines), "nobody can paste", start)
+        want(how in names or how.startswith("not "), "no check", how)
