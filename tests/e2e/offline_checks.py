@@ -3,6 +3,7 @@ all, on a cache that is mounted read-only. Its listener comes from outside, as s
 """
 
 import json
+import os
 import sys
 
 import cached
@@ -10,7 +11,7 @@ from cache_checks import pull_offline
 from checks import check, want
 from clients import ARCH, CLIENTS, need_root
 from images import MIB, Layout
-from parts import MANIFESTS, Failed, run
+from parts import MANIFESTS, Failed, proxy_command, run, skopeo
 
 # Listens, and becomes the command behind it.
 LISTEN = """
@@ -78,3 +79,46 @@ def says_what_is_missing(bench, proxy, layout):
     said = refusal("skopeo", "copy", "--dest-tls-verify=false",
                    f"oci:{layout.folder}:plain", target)
     want("405" in said or "OFFLINE=true" in said, said)
+
+
+@check("bench")
+def images_are_carried_to_a_site_without_a_network(fixtures, bench):
+    """By export and import alone: a multi-arch image, its signature, a later delta, and a layout of
+    skopeo's."""
+    upstream = cached.Upstream(bench, "files")
+    layout, here, site = Layout(bench.fresh("layout")), bench.fresh("cache"), bench.fresh("site")
+    for tag in ["first", "later"]:
+        layout.add_index(tag, [MIB], [ARCH, "s390x"])
+        upstream.seed(layout, tag, f"team/{tag}:1")
+    layout.add_image("signature", [MIB], ARCH)
+    signature = layout.tags["first"]["digest"].replace(":", "-") + ".sig"
+    upstream.seed(layout, "signature", f"team/first:{signature}")
+
+    def command(cache, *words):
+        env = {**os.environ, **upstream.env, "CACHE_DIR": cache}
+        return run(*proxy_command(), *words, env=env, timeout=120).decode()
+
+    folder = bench.fresh("carried")
+    base, delta = os.path.join(folder, "base.tar"), os.path.join(folder, "delta.tar")
+    command(here, "pull", "team/first:1")
+    command(here, "export", "team/first:1", "--to", base)
+    command(here, "pull", "team/later:1")
+    command(here, "export", "team/first:1", "team/later:1", "--since", base, "--to", delta)
+    upstream.stop()
+    want(os.path.getsize(base) > 3 * MIB > os.path.getsize(delta), "the delta repeats the base")
+    for archive in [base, delta]:
+        command(site, "import", archive)
+    name = f"{upstream.registry.address}/team/first:1"
+    shown = json.loads(skopeo("inspect", "--raw", f"oci-archive:{base}:{name}"))
+    want(len(shown["manifests"]) == 2, shown)
+    skopeo("copy", "--all", f"oci:{layout.folder}:signature", f"oci-archive:{folder}/made.tar:any")
+    command(site, "import", f"{folder}/made.tar", "--as", f"{upstream.registry.address}/team/made:1")
+    checked = command(site, "verify")
+    want(checked.count("complete") >= 3, checked)
+    gone = {name: "" for name in upstream.env if name.startswith("AWS_")}
+    proxy = upstream.proxy(site, wrap=isolated(site), OFFLINE="true", **gone)
+    layout.tags["made"] = layout.tags["signature"]
+    pull_offline(bench, proxy, layout, ["first", "later", "made"])
+    pulled = CLIENTS[0].pull(bench, proxy.address, f"team/first:{signature}")
+    want(layout.tags["signature"]["digest"] in pulled, pulled)
+    want(proxy.process.stop() == 0, "exit code", proxy.process.popen.returncode)
