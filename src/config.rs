@@ -118,9 +118,7 @@ pub fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> R
         let Some(first) = given.first() else {
             // A test holds every default to its own row, so this cannot fail.
             let _ = apply_preset(setting, &mut settings);
-            if setting.is_built() {
-                effective.push(Effective::preset(setting));
-            }
+            effective.push(Effective::preset(setting));
             continue;
         };
         effective.push(Effective {
@@ -227,8 +225,8 @@ fn store(setting: &Setting, given: &[Given], settings: &mut Settings) -> Result<
 
 fn apply_preset(setting: &Setting, settings: &mut Settings) -> Result<(), String> {
     match setting.preset {
-        Preset::Value(text) if setting.is_built() => setting.apply(settings, text),
-        Preset::Unset(_) | Preset::Value(_) => Ok(()),
+        Preset::Value(text) => setting.apply(settings, text),
+        Preset::Unset(_) => Ok(()),
     }
 }
 

@@ -13,8 +13,7 @@ pub(super) struct Command {
     pub(super) details: &'static str,
     /// Its own flags, and what each does.
     pub(super) flags: &'static [(&'static str, &'static str)],
-    /// None when it is not built yet.
-    pub(super) action: Option<Action>,
+    pub(super) action: Action,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,14 +36,14 @@ pub(super) enum Action {
     Version,
 }
 
-const fn built(name: &'static str, about: &'static str, action: Action) -> Command {
+const fn command(name: &'static str, about: &'static str, action: Action) -> Command {
     Command {
         name,
         usage: "",
         about,
         details: "",
         flags: &[],
-        action: Some(action),
+        action,
     }
 }
 
@@ -53,7 +52,7 @@ pub(super) static COMMANDS: &[Command] = &[
     Command {
         details: "It runs until SIGTERM or SIGINT, which let running transfers end. SIGHUP reads \
                   certificates and logins again.",
-        ..built(
+        ..command(
             "serve",
             "run the proxy; also without a command",
             Action::Serve,
@@ -62,7 +61,7 @@ pub(super) static COMMANDS: &[Command] = &[
     Command {
         details: "It asks /readyz over loopback and ends with 0 or 1: a health check for an image \
                   without a shell.",
-        ..built(
+        ..command(
             "health",
             "ask the running proxy whether it is ready",
             Action::Health,
@@ -75,7 +74,7 @@ pub(super) static COMMANDS: &[Command] = &[
                   repository. It ends with 0 when nothing failed, 1 when something did, 64 when a \
                   setting is at fault.",
         flags: &[("--json", "one JSON document instead of a table")],
-        ..built(
+        ..command(
             "check",
             "try settings, files, identity, token, registry, storage",
             Action::Check,
@@ -84,7 +83,7 @@ pub(super) static COMMANDS: &[Command] = &[
     Command {
         details: "Secrets are hidden.",
         flags: &[("--json", "one JSON document instead of a table")],
-        ..built(
+        ..command(
             "settings",
             "show the effective settings and their origin",
             Action::Settings,
@@ -96,14 +95,14 @@ pub(super) static COMMANDS: &[Command] = &[
             ("--json", "the document of /status.json"),
             ("--watch", "again each two seconds, until a key stops it"),
         ],
-        ..built("status", "show what the running proxy does", Action::Status)
+        ..command("status", "show what the running proxy does", Action::Status)
     },
     Command {
         usage: "docker|containerd|podman|flux|kubernetes",
         details: "The address is where the settings say that the proxy listens; --host gives \
                   another.",
         flags: &[("--host", "HOST:PORT of the proxy, as the client reaches it")],
-        ..built(
+        ..command(
             "client",
             "print a client's own configuration for this proxy",
             Action::Client,
@@ -113,7 +112,7 @@ pub(super) static COMMANDS: &[Command] = &[
         details: "One line an image: with a tag or without one, by registry, repository and tag. \
                   It reads the directory; no proxy need run.",
         flags: &[("--json", "one JSON document instead of a table")],
-        ..built("list", "list the images in the cache", Action::List)
+        ..command("list", "list the images in the cache", Action::List)
     },
     Command {
         usage: "[IMAGE]…",
@@ -122,7 +121,7 @@ pub(super) static COMMANDS: &[Command] = &[
                   changes nothing, and may run beside a proxy. It ends with 0 when all is \
                   complete, else with 1.",
         flags: &[("--platform", "only these, as in linux/amd64,linux/arm64")],
-        ..built(
+        ..command(
             "verify",
             "tell whether images are complete in the cache",
             Action::Verify,
@@ -132,7 +131,7 @@ pub(super) static COMMANDS: &[Command] = &[
         usage: "IMAGE…",
         details: "It removes tags, or digests with all their tags, and then what no other image \
                   needs. A pinned image stays. It may run beside a proxy.",
-        ..built("remove", "remove images from the cache", Action::Remove)
+        ..command("remove", "remove images from the cache", Action::Remove)
     },
     Command {
         usage: "IMAGE…",
@@ -142,7 +141,7 @@ pub(super) static COMMANDS: &[Command] = &[
             "--platform",
             "only these, as in linux/amd64,linux/arm64; else all",
         )],
-        ..built("pull", "fetch images into the cache", Action::Pull)
+        ..command("pull", "fetch images into the cache", Action::Pull)
     },
     Command {
         usage: "IMAGE…",
@@ -157,7 +156,7 @@ pub(super) static COMMANDS: &[Command] = &[
             ),
             ("--platform", "only these, as in linux/amd64,linux/arm64"),
         ],
-        ..built(
+        ..command(
             "export",
             "write cached images as an OCI layout",
             Action::Export,
@@ -171,7 +170,7 @@ pub(super) static COMMANDS: &[Command] = &[
             "--as",
             "REGISTRY/REPOSITORY[:TAG] instead of the names in it",
         )],
-        ..built(
+        ..command(
             "import",
             "read an OCI layout into the cache",
             Action::Import,
@@ -181,7 +180,7 @@ pub(super) static COMMANDS: &[Command] = &[
         usage: "bash|zsh|fish",
         details: "For bash: aws-ecr-proxy completions bash > \
                   /usr/share/bash-completion/completions/aws-ecr-proxy",
-        ..built(
+        ..command(
             "completions",
             "print the completions of a shell",
             Action::Completions,
@@ -189,17 +188,17 @@ pub(super) static COMMANDS: &[Command] = &[
     },
     Command {
         details: "aws-ecr-proxy man | man -l -",
-        ..built("man", "print the manual page", Action::Man)
+        ..command("man", "print the manual page", Action::Man)
     },
     Command {
         usage: "[COMMAND]",
-        ..built(
+        ..command(
             "help",
             "show this, or the help of a command; also --help and -h",
             Action::Help,
         )
     },
-    built(
+    command(
         "version",
         "show version, commit and build date",
         Action::Version,
@@ -221,15 +220,8 @@ impl Wanted {
     }
 }
 
-/// Why no command can run.
-#[derive(Debug)]
-pub(super) enum CommandFault {
-    NotBuilt(String),
-    Unknown(String),
-}
-
 impl Command {
-    fn named(name: &str) -> Result<&'static Self, CommandFault> {
+    fn named(name: &str) -> Result<&'static Self, String> {
         let found = COMMANDS.iter().find(|command| command.name == name);
         found.ok_or_else(|| {
             let names = COMMANDS.iter().map(|command| command.name);
@@ -237,20 +229,16 @@ impl Command {
                 Some(known) => format!("did you mean {known}?"),
                 None => format!("expected one of {}", names.collect::<Vec<_>>().join(" ")),
             };
-            CommandFault::Unknown(format!("{name:?}: unknown command, {meant}"))
+            format!("{name:?}: unknown command, {meant}")
         })
     }
 
-    fn checked(&self, arguments: &Arguments) -> Result<Wanted, CommandFault> {
+    fn checked(&self, arguments: &Arguments) -> Result<Wanted, String> {
         let name = self.name;
-        let Some(action) = self.action else {
-            let fault = format!("{name}: not built yet in this version");
-            return Err(CommandFault::NotBuilt(fault));
-        };
         let takes = |flag: &str| self.flags.iter().any(|(own, _)| *own == flag);
         if let Some(odd) = arguments.flags.iter().find(|flag| !takes(flag)) {
             let fault = format!("{odd}: {name} does not take it");
-            return Err(CommandFault::Unknown(fault));
+            return Err(fault);
         }
         let words: Vec<String> = arguments.words.iter().skip(1).cloned().collect();
         let most = match self.usage {
@@ -264,12 +252,13 @@ impl Command {
                 usage => format!("{usage} and flags"),
             };
             let fault = format!("{odd:?}: unexpected after {name}, which takes {most}");
-            return Err(CommandFault::Unknown(fault));
+            return Err(fault);
         }
         if words.is_empty() && !self.usage.is_empty() && !self.usage.starts_with('[') {
             let fault = format!("{name}: expected {}", self.usage);
-            return Err(CommandFault::Unknown(fault));
+            return Err(fault);
         }
+        let action = self.action;
         Ok(Wanted { action, words })
     }
 
@@ -279,7 +268,7 @@ impl Command {
             usage => format!(" {usage}"),
         };
         let mut text = format!("Usage: aws-ecr-proxy {}{usage} [FLAGS]\n\n", self.name);
-        text.push_str(&format!("{}{}\n", self.about, self.note()));
+        text.push_str(&format!("{}\n", self.about));
         if !self.details.is_empty() {
             text.push_str(&format!("\n{}\n", config::wrapped(self.details)));
         }
@@ -290,17 +279,10 @@ impl Command {
         text.push_str("  --SETTING VALUE   a setting; `aws-ecr-proxy help` lists them\n");
         text
     }
-
-    pub(super) const fn note(&self) -> &'static str {
-        match self.action {
-            Some(_) => "",
-            None => " (not built yet in this version)",
-        }
-    }
 }
 
 /// Finds the command that the arguments name. `--help` with a command is the help of that command.
-pub(super) fn find(arguments: &Arguments) -> Result<Wanted, CommandFault> {
+pub(super) fn find(arguments: &Arguments) -> Result<Wanted, String> {
     let word = arguments.words.first().cloned();
     if arguments.help {
         // Whatever else is wrong, help is given.
@@ -323,7 +305,7 @@ pub(super) fn find(arguments: &Arguments) -> Result<Wanted, CommandFault> {
 ///
 /// # Errors
 /// There is no such command.
-pub(super) fn help(name: Option<&str>) -> Result<String, CommandFault> {
+pub(super) fn help(name: Option<&str>) -> Result<String, String> {
     if let Some(name) = name {
         return Ok(Command::named(name)?.help());
     }
@@ -332,8 +314,7 @@ pub(super) fn help(name: Option<&str>) -> Result<String, CommandFault> {
          Usage: aws-ecr-proxy [COMMAND] [--SETTING VALUE | --SETTING=VALUE]...\n\nCommands\n"
     );
     for command in COMMANDS {
-        let (name, about, note) = (command.name, command.about, command.note());
-        text.push_str(&format!("  {name:<11} {about}{note}\n"));
+        text.push_str(&format!("  {:<11} {}\n", command.name, command.about));
     }
     text.push_str(
         "\n`aws-ecr-proxy help COMMAND` shows a command's own flags.\n\

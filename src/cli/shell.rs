@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::client;
-use super::command::{COMMANDS, Command};
+use super::command::COMMANDS;
 use crate::config::{self, Setting, VERSION, flag_of};
 
 /// The completions of a shell.
@@ -22,9 +22,9 @@ pub(super) fn completions(shell: &str) -> Result<String, String> {
     }
 }
 
-/// The settings that are built.
+/// The settings.
 fn settings() -> impl Iterator<Item = &'static Setting> {
-    config::table_rows().filter(|setting| setting.is_built())
+    config::table_rows()
 }
 
 /// All flags, each once: those of settings, then those of commands.
@@ -39,12 +39,8 @@ fn flags() -> Vec<String> {
     flags
 }
 
-fn built() -> impl Iterator<Item = &'static Command> {
-    COMMANDS.iter().filter(|command| command.action.is_some())
-}
-
 fn command_names() -> String {
-    let names: Vec<&str> = built().map(|command| command.name).collect();
+    let names: Vec<&str> = COMMANDS.iter().map(|command| command.name).collect();
     names.join(" ")
 }
 
@@ -77,7 +73,7 @@ fn zsh() -> String {
     for flag in flags() {
         let _ = writeln!(text, "  '{flag}=[see aws-ecr-proxy help]:value:_files' \\");
     }
-    let commands = built().map(|command| {
+    let commands = COMMANDS.iter().map(|command| {
         let about = command.about.replace('\'', "'\\''").replace(':', "\\:");
         format!("{}\\:\"{about}\"", command.name)
     });
@@ -91,7 +87,7 @@ fn fish() -> String {
     let quoted = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"));
     let mut text = String::new();
     let to = "complete -c aws-ecr-proxy";
-    for command in built() {
+    for command in COMMANDS {
         let (name, about) = (command.name, quoted(command.about));
         let _ = writeln!(
             text,
@@ -106,7 +102,7 @@ fn fish() -> String {
             flag.trim_start_matches('-')
         );
     }
-    for command in built() {
+    for command in COMMANDS {
         for (flag, about) in command.flags {
             let (name, flag) = (command.name, flag.trim_start_matches('-'));
             let about = quoted(about);
@@ -134,7 +130,7 @@ pub(super) fn manual_page() -> String {
     for command in COMMANDS {
         let (name, usage) = (roff(command.name), roff(command.usage));
         let _ = writeln!(text, ".TP\n.B {name}\n{usage}");
-        let _ = writeln!(text, ".br\n{}{}.", roff(command.about), command.note());
+        let _ = writeln!(text, ".br\n{}.", roff(command.about));
         if !command.details.is_empty() {
             let _ = writeln!(text, "{}", roff(command.details));
         }
@@ -200,7 +196,7 @@ mod tests {
     fn all_shells_know_all_commands_and_flags() {
         for shell in ["bash", "zsh", "fish"] {
             let text = try_run(&["completions", shell], &[]).out;
-            for command in built() {
+            for command in COMMANDS {
                 assert!(text.contains(command.name), "{} in {shell}", command.name);
             }
             for flag in flags().iter().filter(|flag| *flag != "--help") {

@@ -20,14 +20,10 @@ pub fn help() -> String {
     );
     for group in Group::ALL {
         let _ = write!(text, "\n{}\n", group.title());
-        for setting in built_rows(group) {
+        for setting in rows_of(group) {
             text.push_str(&help_entry(setting));
         }
     }
-    let later = table_rows().filter(|setting| !setting.is_built());
-    let later: Vec<&str> = later.map(|setting| setting.name).collect();
-    let _ = write!(text, "\nNot built yet in this version, and refused:\n");
-    wrap(&mut text, &later.join(" "), 2);
     text
 }
 
@@ -82,7 +78,7 @@ fn wrap(text: &mut String, words: &str, indent: usize) {
 
 /// `docs/configuration.md`.
 pub fn markdown_page() -> String {
-    format!("{PAGE_HEAD}\n{}\n{}", markdown_tables(), later_table())
+    format!("{PAGE_HEAD}\n{}\n", markdown_tables())
 }
 
 const PAGE_HEAD: &str = "\
@@ -148,7 +144,7 @@ pub fn markdown_tables() -> String {
              | --- | --- | --- | --- | --- |\n",
             group.title()
         );
-        for setting in built_rows(group) {
+        for setting in rows_of(group) {
             let _ = writeln!(
                 text,
                 "| `{}` | {} | {} | {} | {} |",
@@ -163,35 +159,9 @@ pub fn markdown_tables() -> String {
     text
 }
 
-fn later_table() -> String {
-    if table_rows().all(Setting::is_built) {
-        return String::new();
-    }
-    let mut text = String::from(
-        "## Not built yet\n\n\
-         These are refused by name, so that nobody relies on what is not there. A value that is\n\
-         true without the feature is accepted.\n\n\
-         | setting | other names | accepted today | will mean |\n| --- | --- | --- | --- |\n",
-    );
-    for setting in table_rows() {
-        let Kind::Later(_, accepted) = &setting.kind else {
-            continue;
-        };
-        let accepted = code(accepted);
-        let _ = writeln!(
-            text,
-            "| `{}` | {} | {accepted} | {} |",
-            setting.name,
-            code(setting.other_names),
-            setting.meaning
-        );
-    }
-    text
-}
-
-/// The settings of one section whose feature exists.
-fn built_rows(group: Group) -> impl Iterator<Item = &'static Setting> {
-    table_rows().filter(move |setting| setting.group == group && setting.is_built())
+/// The settings of one section.
+fn rows_of(group: Group) -> impl Iterator<Item = &'static Setting> {
+    table_rows().filter(move |setting| setting.group == group)
 }
 
 fn code(words: &[&str]) -> String {
@@ -231,7 +201,7 @@ fn limits(setting: &Setting) -> Option<(String, &'static str)> {
         Kind::Hours(limits, _) => Some((limits.ends(in_hours), limits.reason)),
         Kind::Number(limits, _) => Some((limits.ends(u32::clone), limits.reason)),
         Kind::Time(limits, _) => Some((limits.ends(format_time), limits.reason)),
-        Kind::File(_) | Kind::Later(..) | Kind::Switch(_) | Kind::Text(..) => None,
+        Kind::File(_) | Kind::Switch(_) | Kind::Text(..) => None,
     }
 }
 
@@ -245,12 +215,7 @@ mod tests {
     fn help_names_every_setting_and_fits_a_terminal() {
         let help = help();
         for setting in table_rows() {
-            let shown = if setting.is_built() {
-                setting.names().map(flag_of).collect()
-            } else {
-                vec![setting.name.to_owned()]
-            };
-            for name in shown {
+            for name in setting.names().map(flag_of) {
                 assert!(help.contains(&name), "{name}");
             }
         }

@@ -64,10 +64,6 @@ macro_rules! kind {
     (check($unit:ident, $expected:expr, $check:expr)) => {
         Kind::Text(Unit::$unit, $expected, |_, text| $check(text))
     };
-    // Not built; these values are true all the same.
-    (later($unit:ident, $accepted:expr)) => {
-        Kind::Later(Unit::$unit, $accepted)
-    };
 }
 
 macro_rules! limits {

@@ -36,11 +36,6 @@ impl Setting {
         std::iter::once(self.name).chain(self.other_names.iter().copied())
     }
 
-    /// True when its feature exists in this version.
-    pub const fn is_built(&self) -> bool {
-        !matches!(self.kind, Kind::Later(..))
-    }
-
     /// Reads `text` and stores it in `settings`.
     ///
     /// The error is the part of a fault after `NAME=value: `.
@@ -52,7 +47,6 @@ impl Setting {
                 let time = limits.check(time, "a number of hours", parse::in_hours)?;
                 set(settings, time);
             }
-            Kind::Later(_, accepted) => refuse(accepted, text)?,
             Kind::Number(limits, set) => {
                 let number = parse::number(text);
                 set(
@@ -169,9 +163,6 @@ pub enum Kind {
     File(fn(&mut Settings, PathBuf)),
     /// A decimal number of hours; the one time without a unit, as the predecessors have it.
     Hours(Limits<Duration>, fn(&mut Settings, Duration)),
-    /// The feature is not built: a value is refused by name, unless it is one of these words (in
-    /// any case), which are true without the feature.
-    Later(Unit, &'static [&'static str]),
     /// A whole number.
     Number(Limits<u32>, fn(&mut Settings, u32)),
     /// True or false.
@@ -195,7 +186,7 @@ impl Kind {
             Self::Hours(..) => Unit::Hours,
             Self::Number(..) => Unit::Number,
             Self::Switch(_) => Unit::Switch,
-            Self::Later(unit, _) | Self::Text(unit, ..) => *unit,
+            Self::Text(unit, ..) => *unit,
             Self::Time(..) => Unit::Time,
         }
     }
@@ -280,16 +271,4 @@ impl Unit {
 pub(super) fn put<T, F: From<T>>(field: &mut F, read: Result<T, String>) -> Result<(), String> {
     *field = read?.into();
     Ok(())
-}
-
-/// A value of a feature that does not exist passes only when it is true without it.
-fn refuse(accepted: &[&str], text: &str) -> Result<(), String> {
-    if accepted.iter().any(|word| word.eq_ignore_ascii_case(text)) {
-        return Ok(());
-    }
-    let or_word = accepted.first().map(|word| format!(" or {word}"));
-    let or_word = or_word.unwrap_or_default();
-    Err(format!(
-        "not built yet in this version, expected it unset{or_word}"
-    ))
 }

@@ -52,6 +52,7 @@ pub const FIELDS: &[(&str, FieldType, &str)] = &[
         Text,
         "end of the credentials, or `unlimited`",
     ),
+    ("damaged", Number, "blobs that were damaged"),
     ("digest", Text, "digest of the manifest or blob"),
     ("directory", Text, "directory of the cache"),
     (
@@ -91,6 +92,7 @@ pub const FIELDS: &[(&str, FieldType, &str)] = &[
     ("path", Text, "target of the request, without secrets"),
     ("pause_ms", Number, "pause before the next accept"),
     ("peer", Text, "address of the connection"),
+    ("pinned_bytes", Number, "bytes of what is pinned"),
     ("place", Text, "place in the source"),
     ("proxy", Text, "outbound proxy"),
     ("quota_bytes", Number, "`CACHE_MAX_SIZE`"),

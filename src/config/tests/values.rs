@@ -164,27 +164,6 @@ fn tls_needs_certificate_and_key_and_client_certificates_need_tls() {
 }
 
 #[test]
-fn what_is_not_built_passes_only_when_it_is_true_today() {
-    for setting in table_rows() {
-        let Kind::Later(_, accepted) = &setting.kind else {
-            continue;
-        };
-        for name in setting.names() {
-            let fault = fault(name, "some value");
-            let shown = if setting.secret { "***" } else { "some value" };
-            let start = format!("{name}={shown}: not built yet in this version");
-            assert!(fault.starts_with(&start), "{fault}");
-            for word in *accepted {
-                read(&[], &[(name, word)]);
-            }
-        }
-        let flag = flag_of(setting.name);
-        let by_flag = resolution(&[&format!("{flag}=some value")], &[]).settings;
-        assert!(by_flag.is_err(), "{flag}");
-    }
-}
-
-#[test]
 fn truths_of_today() {
     read(
         &["--enable-ssl=no", "--allow-repositories", "*"],
