@@ -190,6 +190,9 @@ PASTED = {
     "make check": "not by itself: `make test` begins with it",
     "skopeo copy": "skopeo_logs_in",
     "htpasswd -B": "skopeo_logs_in",
+    "aws-ecr-proxy pull": "images_are_carried_to_a_site_without_a_network",
+    "aws-ecr-proxy export": "images_are_carried_to_a_site_without_a_network",
+    "aws-ecr-proxy import": "images_are_carried_to_a_site_without_a_network",
     "ctr -n k8s.io images import": "not tried: containerd needs mounts that a test's container forbids",
 }
 
