@@ -4,6 +4,8 @@
 //! Nothing is unpacked: a blob is read from where it is in the archive, so that neither memory nor
 //! disk is needed for it. Names are looked up, never followed.
 
+#[cfg(any(fuzzing, test))]
+pub mod fuzz;
 mod tar;
 
 use std::collections::HashMap;
