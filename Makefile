@@ -109,7 +109,7 @@ check: ## formatting, clippy, unit and integration tests; needs Rust alone (2 to
 	tests/rings $(CHECK)
 
 .PHONY: test
-test: ## every test: check's, end to end, fuzz; installs what they need (10 to 15 min from a fresh clone)
+test: ## every test: check's, end to end, fuzz; installs what they need (13 to 20 min from a fresh clone)
 	@$(SETUP) rust build lint static image test fuzz
 	tests/rings $(CHECK) doc image e2e fuzz
 
