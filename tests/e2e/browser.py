@@ -15,6 +15,7 @@ import urllib.parse
 import urllib.request
 
 # A cold start on a busy machine of two cores.
+START_ATTEMPTS = 3
 START_SECONDS = 60
 ANSWER_SECONDS = 60
 
@@ -86,34 +87,45 @@ class Browser:
     """One Chromium with one tab. Use as a context."""
 
     def __init__(self):
-        self.folder = tempfile.mkdtemp(prefix="chromium-")
-        # The sandbox needs rights that a test in a container has not; the page is our own.
-        self.process = subprocess.Popen(
-            ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
-             "--disable-dev-shm-usage", "--disable-background-networking",
-             "--disable-component-update", "--remote-debugging-port=0", "--hide-scrollbars",
-             f"--user-data-dir={self.folder}", "about:blank"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        # On a busy machine it ends at its start now and then, before it has opened a page.
+        for attempt in range(1, START_ATTEMPTS + 1):
+            self._start()
+            address = self._address()
+            if address:
+                break
+            self.stop()
+            if attempt == START_ATTEMPTS:
+                raise BrowserError(f"chromium did not start: {self.said}")
         self.events, self.number = [], 0
-        self.socket = WebSocket(self._address())
+        self.socket = WebSocket(address)
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
 
+    def _start(self):
+        self.folder = tempfile.mkdtemp(prefix="chromium-")
+        with open(os.path.join(self.folder, "said"), "wb") as said:
+            # The sandbox needs rights that a test in a container has not; the page is our own.
+            self.process = subprocess.Popen(
+                ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
+                 "--disable-dev-shm-usage", "--disable-background-networking",
+                 "--disable-component-update", "--remote-debugging-port=0", "--hide-scrollbars",
+                 f"--user-data-dir={self.folder}", "about:blank"],
+                stdout=subprocess.DEVNULL, stderr=said, start_new_session=True)
+
     def _address(self):
-        """The tab's own address."""
+        """The tab's own address; none when the browser ended or took too long."""
         deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(OSError, ValueError, IndexError):
                 with open(os.path.join(self.folder, "DevToolsActivePort")) as file:
                     port = int(file.readline())
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=5) as reply:
                     tabs = [tab for tab in json.load(reply) if tab["type"] == "page"]
                 return tabs[0]["webSocketDebuggerUrl"]
-            if self.process.poll() is not None:
-                break
             time.sleep(0.1)
-        self.stop()
-        raise BrowserError("chromium did not start")
+        with open(os.path.join(self.folder, "said"), errors="replace") as said:
+            self.said = f"it ended with {self.process.poll()}: {said.read()[-1000:]}"
+        return None
 
     def __enter__(self):
         return self
