@@ -95,6 +95,15 @@ impl ScrubPass {
         .to_string()
     }
 
+    /// The file's, or what this process knows when its last pass ended later: a full disk does not
+    /// take the file, and that pass must not begin again at once.
+    fn or_later(self, ours: &Self) -> Self {
+        match ours.ended > self.ended {
+            true => ours.clone(),
+            false => self,
+        }
+    }
+
     /// How long it is until a pass is to begin, or to go on.
     fn wait(&self, now: SystemTime, interval: Duration) -> Duration {
         let Some(started) = self.started.filter(|_| self.last.is_none()) else {
@@ -145,8 +154,10 @@ impl Scrubber {
     pub fn run(&self) {
         let begun = Instant::now();
         let first_after = self.interval.min(FIRST_AFTER);
+        let mut ours = ScrubPass::default();
         loop {
-            let mut pass = read(&self.store);
+            let mut pass = read(&self.store).or_later(&ours);
+            note(&pass);
             let mut wait = pass.wait(SystemTime::now(), self.interval);
             if pass.started.is_none() {
                 wait = first_after.saturating_sub(begun.elapsed());
@@ -156,7 +167,10 @@ impl Scrubber {
                 .is_zero()
                 .then(|| self.store.lock("scrub", Duration::ZERO));
             match lock.flatten() {
-                Some(_lock) => self.pass(&mut pass),
+                Some(_lock) => {
+                    self.pass(&mut pass);
+                    ours = pass;
+                }
                 None => thread::sleep(wait.clamp(Duration::from_millis(100), LOOK)),
             }
         }
@@ -371,14 +385,30 @@ fn read(store: &Store) -> ScrubPass {
     let path = path(store);
     let is_small = fs::metadata(&path).is_ok_and(|found| found.len() <= FILE_BYTES_MAX);
     let text = is_small.then(|| fs::read(&path).ok()).flatten();
-    let pass = ScrubPass::parse(&text.unwrap_or_default());
-    note(&pass);
-    pass
+    ScrubPass::parse(&text.unwrap_or_default())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bug_a_disk_that_took_no_file_had_the_cache_scrubbed_without_end() {
+        let at = |seconds| Some(UNIX_EPOCH + Duration::from_secs(seconds));
+        let pass = |started, ended| ScrubPass {
+            started: at(started),
+            ended: at(ended),
+            last: None,
+        };
+        let (ours, interval) = (pass(1000, 1100), Duration::from_secs(600));
+        let now = UNIX_EPOCH + Duration::from_secs(1200);
+        for kept in [ScrubPass::default(), pass(100, 200)] {
+            let known = kept.or_later(&ours);
+            assert_eq!(known.wait(now, interval), Duration::from_secs(400));
+        }
+        // Another process has ended a later one.
+        assert_eq!(pass(1150, 1190).or_later(&ours), pass(1150, 1190));
+    }
 
     #[test]
     fn a_pass_is_due_by_the_clock_and_goes_on_after_a_restart() {

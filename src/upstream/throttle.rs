@@ -87,8 +87,9 @@ fn portion(whole: Duration, roll: u64) -> Duration {
 pub(super) fn throttling(reply: &Incoming, body: &[u8]) -> Option<Option<Duration>> {
     let asked = reply.headers.first("Retry-After");
     let says = || {
-        let text = String::from_utf8_lossy(body);
-        WORDS.iter().any(|word| text.contains(word))
+        let mut text = String::from_utf8_lossy(body).into_owned();
+        text.retain(|c| !c.is_whitespace());
+        WORDS.iter().any(|word| is_code(&text, word))
     };
     let is_throttling = match reply.status {
         429 => true,
@@ -97,6 +98,18 @@ pub(super) fn throttling(reply: &Incoming, body: &[u8]) -> Option<Option<Duratio
         _ => false,
     };
     is_throttling.then(|| asked.and_then(|text| retry_after(text, SystemTime::now())))
+}
+
+/// True when an error document has this code. A message may repeat what a client asked for; there
+/// JSON and XML escape what would make it a code.
+fn is_code(text: &str, word: &str) -> bool {
+    [
+        format!("\"code\":\"{word}\""),
+        format!("\"__type\":\"{word}\""),
+        format!("<Code>{word}</Code>"),
+    ]
+    .iter()
+    .any(|code| text.contains(code))
 }
 
 /// Reads `Retry-After`: seconds or a date (RFC 9110 §10.2.3).
@@ -188,6 +201,10 @@ mod tests {
         ] {
             assert_eq!(asked(status, None, body), None, "{status}");
         }
+        let named = br#"{"errors":[{"code":"X","message":"no \"code\":\"SlowDown\" SlowDown"}]}"#;
+        assert_eq!(asked(400, None, named), None, "a client can name anything");
+        let spaced = b"{ \"__type\" : \"ThrottlingException\" }";
+        assert_eq!(asked(400, None, spaced), Some(None));
         let now = SystemTime::UNIX_EPOCH;
         let date = |text| retry_after(text, now);
         assert_eq!(date("Thu, 01 Jan 1970 00:00:09 GMT"), Some(SECOND * 9));

@@ -527,7 +527,7 @@ fn refuse(place: &Place, path: &Path, why: &str) {
 }
 
 #[test]
-fn a_hundred_gigabytes_of_zeros_and_a_million_entries_cost_nothing() {
+fn a_hundred_gigabytes_of_zeros_and_200_000_entries_cost_nothing() {
     let place = Place::of("r.test");
     let path = place.path("x.tar");
     // A file with a hole: its length is its own, and its blob is larger than the cache may be.
