@@ -135,6 +135,12 @@ measure: ## memory, /healthz under load, 16 clients of one blob, CPU beside ngin
 	$(MAKE) static
 	tests/e2e/measure.py
 
+.PHONY: bench
+bench: ## ours beside nginx and distribution's registry, as ratios; ROUNDS=1 SIZE=4m WORK="cold TLS" for a try
+	@$(SETUP) rust build static test measure
+	[ -n "$${PROXY_BIN:-}" ] || $(MAKE) static
+	benches/bench.py
+
 .PHONY: simulate
 simulate: ## 1,000 nodes pull 1 GB through two tiers: upstream bytes, the slowest node; ARGS="--replicas 1"
 	@python3 benches/simulate.py $(ARGS)
