@@ -379,3 +379,19 @@ def a_simulated_site_asks_for_each_byte_once(_fixtures, _bench):
     want(40 <= slow["slowest_seconds"] <= 80, slow)
     direct = simulate("--bytes", "100000000", "--direct")
     want(direct["upstream_bytes"] == 20 * 100_000_000, direct)
+
+
+@check("bench")
+def haproxys_files_for_hosts_and_for_kubernetes_say_the_same(_fixtures, _bench):
+    def lines(path):
+        with open(path) as file:
+            found = {line.strip() for line in file if line.startswith("  ")}
+        return {line for line in found if not line.startswith(("#", "server "))}
+
+    hosts = lines(os.path.join(FOLDER, "haproxy.cfg"))
+    cluster = lines(os.path.join(ROOT, "deploy", "kubernetes", "replicas", "haproxy.cfg"))
+    names = " resolvers cluster init-addr libc,none"
+    cluster = {line.removesuffix(names) for line in cluster}
+    want(hosts < cluster, "not for Kubernetes:", hosts - cluster)
+    own = {"parse-resolv-conf", "hold valid 5s", "monitor-uri /haproxy-alive"}
+    want(cluster - hosts == own, "for Kubernetes alone:", cluster - hosts - own)
