@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{LazyLock, Mutex};
 use std::time::{Instant, SystemTime};
 
+use crate::label::label;
 use crate::locked::Locked;
 
 /// Minutes that are kept: a day.
@@ -20,79 +21,43 @@ pub const FAILURES_MAX: usize = 100;
 /// Longest text of a failure's field.
 const TEXT_BYTES_MAX: usize = 512;
 
-/// How a request under `/v2` ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// From the cache.
-    Hit,
-    /// From the cache, which upstream could not confirm.
-    Stale,
-    /// From upstream: it was not in the cache, or is not kept there.
-    Miss,
-    /// Anything else that went well: lists, logins, uploads.
-    Other,
-    /// The client was told that it may not, or that its request is wrong.
-    Refused,
-    /// The fault was here or upstream.
-    Failed,
-}
-
-impl Outcome {
-    /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 6] = [
-        Self::Hit,
-        Self::Stale,
-        Self::Miss,
-        Self::Other,
-        Self::Refused,
-        Self::Failed,
-    ];
-
-    /// As documents name it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Stale => "stale",
-            Self::Miss => "miss",
-            Self::Other => "other",
-            Self::Refused => "refused",
-            Self::Failed => "failed",
-        }
+label! {
+    /// How a request under `/v2` ended.
+    pub enum Outcome {
+        /// From the cache.
+        Hit = "hit",
+        /// From the cache, which upstream could not confirm.
+        Stale = "stale",
+        /// From upstream: it was not in the cache, or is not kept there.
+        Miss = "miss",
+        /// Anything else that went well: lists, logins, uploads.
+        Other = "other",
+        /// The client was told that it may not, or that its request is wrong.
+        Refused = "refused",
+        /// The fault was here or upstream.
+        Failed = "failed",
     }
 }
 
-/// Bytes that are counted by the minute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bytes {
-    /// To clients, out of the cache: upstream did not have to send them.
-    Saved,
-    /// To clients, from upstream.
-    Upstream,
-    /// Removed from the cache to hold the quota.
-    Evicted,
-}
-
-impl Bytes {
-    /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 3] = [Self::Saved, Self::Upstream, Self::Evicted];
-
-    /// As documents name it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Saved => "saved_bytes",
-            Self::Upstream => "upstream_bytes",
-            Self::Evicted => "evicted_bytes",
-        }
+label! {
+    /// Bytes that are counted by the minute.
+    pub enum Bytes {
+        /// To clients, out of the cache: upstream did not have to send them.
+        Saved = "saved_bytes",
+        /// To clients, from upstream.
+        Upstream = "upstream_bytes",
+        /// Removed from the cache to hold the quota.
+        Evicted = "evicted_bytes",
     }
 }
 
-/// The numbers of one minute.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Minute {
-    /// Requests by [`Outcome`].
-    pub requests: [u32; Outcome::ALL.len()],
-    /// Bytes by [`Bytes`].
-    pub bytes: [u64; Bytes::ALL.len()],
+/// Numbers of a minute: requests by [`Outcome`], then bytes by [`Bytes`].
+pub const NUMBERS: usize = Outcome::ALL.len() + Bytes::ALL.len();
+
+/// The names of a minute's numbers.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    let outcomes = Outcome::ALL.iter().map(|outcome| outcome.name());
+    outcomes.chain(Bytes::ALL.iter().map(|kind| kind.name()))
 }
 
 /// A place in the ring.
@@ -153,19 +118,22 @@ impl History {
         }
     }
 
-    /// The minutes up to this one, the oldest first: since the start, and at most [`MINUTES`].
-    pub fn until(&self, minute: u32) -> Vec<Minute> {
+    /// The numbers of the minutes up to this one, the oldest first: since the start, and at most
+    /// [`MINUTES`].
+    pub fn until(&self, minute: u32) -> Vec<[u64; NUMBERS]> {
         let first = minute.saturating_sub(u32::try_from(MINUTES).unwrap_or(0)) + 1;
-        let read = |minute| {
-            let slot = self.place(minute)?;
-            (slot.minute.load(Relaxed) == minute).then(|| Minute {
-                requests: slot.requests.each_ref().map(|count| count.load(Relaxed)),
-                bytes: slot.bytes.each_ref().map(|sum| sum.load(Relaxed)),
-            })
-        };
         (first..=minute)
-            .map(|minute| read(minute).unwrap_or_default())
+            .map(|minute| self.read(minute).unwrap_or_default())
             .collect()
+    }
+
+    /// The numbers of a minute; none when nothing was counted in it.
+    fn read(&self, minute: u32) -> Option<[u64; NUMBERS]> {
+        let slot = self.place(minute)?;
+        let requests = slot.requests.iter().map(|count| count.load(Relaxed).into());
+        let mut numbers = requests.chain(slot.bytes.iter().map(|sum| sum.load(Relaxed)));
+        let is_its = slot.minute.load(Relaxed) == minute;
+        is_its.then(|| std::array::from_fn(|_| numbers.next().unwrap_or_default()))
     }
 
     /// The place of a minute, cleared of what was a day before.
@@ -258,9 +226,9 @@ mod tests {
         history.add(Bytes::Saved, 5, 3);
         let minutes = history.until(3);
         assert_eq!(minutes.len(), 3);
-        assert_eq!(minutes[0].requests, [1, 0, 0, 0, 0, 0]);
-        assert_eq!(minutes[1], Minute::default());
-        assert_eq!((minutes[2].requests[5], minutes[2].bytes[0]), (1, 12));
+        assert_eq!(minutes[0], [1, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(minutes[1], [0; NUMBERS]);
+        assert_eq!((minutes[2][5], minutes[2][6]), (1, 12));
     }
 
     #[test]
@@ -269,13 +237,13 @@ mod tests {
         let day = u32::try_from(MINUTES).unwrap();
         history.count(Outcome::Miss, 5);
         assert_eq!(history.until(day).len(), MINUTES);
-        assert_eq!(history.until(day)[4].requests[2], 1);
+        assert_eq!(history.until(day)[4][2], 1);
         // Nobody counted in the minute that has the same place.
-        assert_eq!(history.until(day + 5)[MINUTES - 1], Minute::default());
+        assert_eq!(history.until(day + 5)[MINUTES - 1], [0; NUMBERS]);
         history.count(Outcome::Hit, day + 5);
         let minutes = history.until(day + 5);
         assert_eq!(minutes.len(), MINUTES);
-        assert_eq!(minutes[MINUTES - 1].requests, [1, 0, 0, 0, 0, 0]);
+        assert_eq!(minutes[MINUTES - 1], [1, 0, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! `main → cli → app → {door, pool} → {proxy, pages, status} → {aws, cache} → upstream →
 //! {config, image_name, message, hash} → oci → {metrics, log, clock} →
 //! {address, budget, calendar, history, permits, platforms, prefetched, random, range, secret,
-//! transfers, uri} → locked`.
+//! transfers, uri} → {label, locked}`.
 
 pub mod address;
 pub mod app;
@@ -24,6 +24,7 @@ pub mod door;
 pub mod hash;
 pub mod history;
 pub mod image_name;
+mod label;
 pub mod locked;
 pub mod log;
 pub mod message;

@@ -1,27 +1,9 @@
 //! Counters. Owns: every number that the process keeps about itself. Must not: log, lock, or
 //! allocate while it counts.
 //!
-//! `status/metrics.rs` shows them under `/metrics`; a test there holds it to this list.
+//! `status/metrics.rs` shows them under `/metrics`.
 
-/// An enum whose variants are the values of one label.
-macro_rules! label {
-    ($(#[$about:meta])* $name:ident { $($(#[$of:meta])* $variant:ident = $text:literal,)+ }) => {
-        $(#[$about])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum $name { $($(#[$of])* $variant,)+ }
-
-        impl $name {
-            /// Every value, in order.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
-
-            /// As labels and the log have it.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$variant => $text,)+ }
-            }
-        }
-    };
-}
-
+mod by_name;
 mod counter;
 mod histogram;
 pub mod registries;
@@ -33,9 +15,11 @@ pub use counter::{Counter, Gauge, Held};
 pub use histogram::{BOUNDS, Histogram};
 pub use requests::{CacheOutcome, Finished, Method, Route, Source};
 
+use crate::label::label;
+
 label! {
     /// How a download into the cache ended.
-    DownloadEnd {
+    pub enum DownloadEnd {
         /// The blob is whole.
         Done = "done",
         /// Upstream failed, or sent something else.
@@ -47,67 +31,106 @@ label! {
     }
 }
 
+/// Downloads of blobs into the cache, by how they ended.
+static DOWNLOADS_ENDED: [Counter; DownloadEnd::ALL.len()] =
+    [const { Counter::new() }; DownloadEnd::ALL.len()];
+
 impl DownloadEnd {
     /// Counts a download that ended so.
     pub fn count(self) {
-        if let Some(ended) = DOWNLOADS_ENDED.get(self as usize) {
-            ended.inc();
-        }
+        counter::add(&DOWNLOADS_ENDED, self as usize, 1);
+    }
+
+    /// How many downloads ended in each way.
+    pub fn counts() -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = DOWNLOADS_ENDED.iter().map(Counter::get);
+        Self::ALL.iter().map(|end| end.name()).zip(counts)
     }
 }
 
-/// Connections of clients that are open.
-pub static CONNECTIONS: Gauge = Gauge::new();
-/// Requests whose reply is not whole yet.
-pub static REQUESTS_RUNNING: Gauge = Gauge::new();
-/// Heads that wait for a worker's decision, or for a lane to one.
-pub static DECISIONS_WAITING: Gauge = Gauge::new();
-/// Workers that decide.
-pub static WORKERS_BUSY: Gauge = Gauge::new();
-/// Connections of clients, refused ones too.
-pub static CONNECTIONS_ACCEPTED: Counter = Counter::new();
-/// Connections refused because the cap was reached or a thread was refused.
-pub static CONNECTIONS_REFUSED: Counter = Counter::new();
-/// Body bytes that clients sent.
-pub static RECEIVED_BYTES: Counter = Counter::new();
-/// TLS handshakes that failed.
-pub static TLS_HANDSHAKES_FAILED: Counter = Counter::new();
-/// Panics caught on workers and connection threads.
-pub static PANICS: Counter = Counter::new();
-/// Lanes to tiny_http that had to be closed.
-pub static LANES_LOST: Counter = Counter::new();
-/// Log lines dropped because nobody read the log.
-pub static LOG_LINES_DROPPED: Counter = Counter::new();
-/// Replies that ended in a reset because their body ended early.
-pub static REPLIES_CUT: Counter = Counter::new();
-/// Cached blobs whose bytes did not have the digest they are stored under.
-pub static CACHE_BLOBS_DAMAGED: Counter = Counter::new();
-/// Bytes that the scrub has hashed.
-pub static SCRUBBED_BYTES: Counter = Counter::new();
-/// Images evicted to hold the quota.
-pub static CACHE_IMAGES_EVICTED: Counter = Counter::new();
-/// Bytes evicted to hold the quota.
-pub static CACHE_BYTES_EVICTED: Counter = Counter::new();
-/// Downloads of blobs into the cache, by how they ended.
-pub static DOWNLOADS_ENDED: [Counter; DownloadEnd::ALL.len()] =
-    [const { Counter::new() }; DownloadEnd::ALL.len()];
-/// Bytes that such downloads brought.
-pub static DOWNLOADED_BYTES: Counter = Counter::new();
-/// Downloads that went on where an earlier one, or an earlier connection, had stopped.
-pub static DOWNLOADS_RESUMED: Counter = Counter::new();
-/// Clients that joined a download that was running.
-pub static DOWNLOADS_JOINED: Counter = Counter::new();
-/// Downloads whose bytes did not have their digest.
-pub static DIGEST_FAILURES: Counter = Counter::new();
-/// Times the cache could not be written.
-pub static CACHE_WRITE_FAILURES: Counter = Counter::new();
-/// ECR tokens obtained.
-pub static TOKENS_OBTAINED: Counter = Counter::new();
-/// Attempts to obtain one that failed.
-pub static TOKENS_FAILED: Counter = Counter::new();
-/// Passwords checked with bcrypt.
-pub static PASSWORD_CHECKS: Counter = Counter::new();
-/// Logins refused because name or password were wrong.
-pub static LOGINS_FAILED: Counter = Counter::new();
-/// Logins delayed because too many had failed.
-pub static LOGINS_SLOWED: Counter = Counter::new();
+/// A number without labels.
+pub struct Number {
+    /// Its name, without [`text::PREFIX`].
+    pub name: &'static str,
+    /// What it is, in one sentence.
+    pub help: &'static str,
+    /// What is counted.
+    pub value: NumberValue,
+}
+
+/// A number that grows, or one that rises and falls.
+pub enum NumberValue {
+    /// Grows.
+    Counter(&'static Counter),
+    /// Rises and falls.
+    Gauge(&'static Gauge),
+}
+
+/// Makes the numbers, and the list of them.
+macro_rules! numbers {
+    ($(#[doc = $help:literal] $number:ident: $kind:ident = $name:literal,)+) => {
+        $(#[doc = $help] pub static $number: $kind = $kind::new();)+
+
+        /// Every number that has no labels.
+        pub static NUMBERS: &[Number] = &[$(Number {
+            name: $name,
+            help: $help.trim_ascii_start(),
+            value: NumberValue::$kind(&$number),
+        }),+];
+    };
+}
+
+numbers! {
+    /// Workers that decide about a request.
+    WORKERS_BUSY: Gauge = "workers_busy",
+    /// Requests in the queue for a worker.
+    DECISIONS_WAITING: Gauge = "decisions_waiting",
+    /// Panics that were caught.
+    PANICS: Counter = "panics_total",
+    /// Lanes to the workers that were lost.
+    LANES_LOST: Counter = "lanes_lost_total",
+    /// Log lines dropped because nobody read the log.
+    LOG_LINES_DROPPED: Counter = "log_lines_dropped_total",
+    /// Connections of clients that are open.
+    CONNECTIONS: Gauge = "connections",
+    /// Connections of clients, refused ones too.
+    CONNECTIONS_ACCEPTED: Counter = "connections_accepted_total",
+    /// Connections refused because there were too many.
+    CONNECTIONS_REFUSED: Counter = "connections_refused_total",
+    /// TLS handshakes with clients that failed.
+    TLS_HANDSHAKES_FAILED: Counter = "tls_handshakes_failed_total",
+    /// Requests that are being answered.
+    REQUESTS_RUNNING: Gauge = "requests_running",
+    /// Body bytes that clients sent.
+    RECEIVED_BYTES: Counter = "received_bytes_total",
+    /// Replies that were cut, because their source or the client failed.
+    REPLIES_CUT: Counter = "replies_cut_total",
+    /// Passwords checked.
+    PASSWORD_CHECKS: Counter = "password_checks_total",
+    /// Logins refused because name or password were wrong.
+    LOGINS_FAILED: Counter = "logins_failed_total",
+    /// Logins put off because too many had failed.
+    LOGINS_SLOWED: Counter = "logins_slowed_total",
+    /// Bytes that fills brought.
+    DOWNLOADED_BYTES: Counter = "filled_bytes_total",
+    /// Clients that joined a fill that was running.
+    DOWNLOADS_JOINED: Counter = "fills_joined_total",
+    /// Fills that went on where an earlier one, or an earlier connection, had stopped.
+    DOWNLOADS_RESUMED: Counter = "fills_resumed_total",
+    /// Downloads whose bytes did not have their digest.
+    DIGEST_FAILURES: Counter = "digest_failures_total",
+    /// ECR tokens obtained.
+    TOKENS_OBTAINED: Counter = "tokens_obtained_total",
+    /// Attempts to obtain an ECR token that failed.
+    TOKENS_FAILED: Counter = "token_failures_total",
+    /// Images evicted to hold the quota.
+    CACHE_IMAGES_EVICTED: Counter = "cache_evicted_images_total",
+    /// Bytes evicted to hold the quota.
+    CACHE_BYTES_EVICTED: Counter = "cache_evicted_bytes_total",
+    /// Cached blobs whose bytes did not have their digest; they are fetched again.
+    CACHE_BLOBS_DAMAGED: Counter = "cache_damaged_blobs_total",
+    /// Bytes that the scrub has read and hashed.
+    SCRUBBED_BYTES: Counter = "cache_scrubbed_bytes_total",
+    /// Times the cache could not be written.
+    CACHE_WRITE_FAILURES: Counter = "cache_write_failures_total",
+}

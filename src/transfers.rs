@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crate::label::label;
 use crate::locked::Locked;
 
 /// Transfers listed at a time: four for each of the connections that are usual. Others run unlisted
@@ -25,25 +26,15 @@ const UNKNOWN: u64 = u64::MAX;
 /// The transfers of this process.
 pub static TRANSFERS: Transfers = Transfers::new();
 
-/// What a transfer does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TransferKind {
-    /// From upstream into the cache.
-    Fill,
-    /// To a client.
-    Pull,
-    /// From a client to upstream.
-    Push,
-}
-
-impl TransferKind {
-    /// As documents and the log name it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Fill => "fill",
-            Self::Pull => "pull",
-            Self::Push => "push",
-        }
+label! {
+    /// What a transfer does.
+    pub enum TransferKind {
+        /// From upstream into the cache.
+        Fill = "fill",
+        /// To a client.
+        Pull = "pull",
+        /// From a client to upstream.
+        Push = "push",
     }
 }
 

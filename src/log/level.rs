@@ -1,27 +1,20 @@
 //! Levels and formats of lines. Owns: their names. Must not: write a line.
 
-/// How much a line matters.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    /// Details, for a person who hunts a fault.
-    Debug,
-    /// Normal events.
-    #[default]
-    Info,
-    /// Something failed and the process copes.
-    Warn,
-    /// Something failed that somebody must mend.
-    Error,
-}
+use crate::label::label;
 
-impl Level {
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Debug => "DEBUG",
-            Self::Info => "INFO",
-            Self::Warn => "WARN",
-            Self::Error => "ERROR",
-        }
+label! {
+    /// How much a line matters.
+    #[derive(Default, PartialOrd, Ord)]
+    pub enum Level {
+        /// Details, for a person who hunts a fault.
+        Debug = "DEBUG",
+        /// Normal events.
+        #[default]
+        Info = "INFO",
+        /// Something failed and the process copes.
+        Warn = "WARN",
+        /// Something failed that somebody must mend.
+        Error = "ERROR",
     }
 }
 

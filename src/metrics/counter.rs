@@ -28,6 +28,13 @@ impl Counter {
     }
 }
 
+/// Adds `count` to the counter of this number, if there is one.
+pub(super) fn add(counters: &[Counter], index: usize, count: u64) {
+    if let Some(counter) = counters.get(index) {
+        counter.add(count);
+    }
+}
+
 /// A number of things that are there now.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicI64);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::counter::Counter;
+use super::counter::{Counter, add};
 
 /// Upper bounds: microseconds, and the label `le`. A hit takes under 1 ms, a large layer an hour.
 pub const BOUNDS: [(u64, &str); 16] = [
@@ -25,7 +25,7 @@ pub const BOUNDS: [(u64, &str); 16] = [
 ];
 
 /// Times, counted by [`BOUNDS`].
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Histogram {
     /// By bound; the last one has no bound.
     counts: [Counter; BOUNDS.len() + 1],
@@ -44,9 +44,7 @@ impl Histogram {
     pub fn observe(&self, time: Duration) {
         let time_us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         let bound = BOUNDS.partition_point(|(bound_us, _)| *bound_us < time_us);
-        if let Some(count) = self.counts.get(bound) {
-            count.inc();
-        }
+        add(&self.counts, bound, 1);
         self.sum_us.add(time_us);
     }
 

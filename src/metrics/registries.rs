@@ -1,31 +1,25 @@
 //! Calls to registries. Owns: their numbers, one set for each registry. Must not: know why a call
 //! failed.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use super::counter::Counter;
+use super::by_name::ByName;
+use super::counter::{Counter, add};
 use super::histogram::Histogram;
 
 /// Registries with numbers of their own; a proxy knows a handful. Where clients can name further
 /// ones (`UPSTREAM_AUTH=none`), those beyond share one set.
 pub const REGISTRIES_MAX: usize = 64;
-/// The name of that set.
-const OTHER: &str = "other";
 /// Stages at which a call may fail.
 pub const STAGES_MAX: usize = 12;
-/// Classes of statuses, `1xx` to `5xx`.
+/// Classes of statuses.
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
-static REGISTRIES: [OnceLock<RegistryCounters>; REGISTRIES_MAX] =
-    [const { OnceLock::new() }; REGISTRIES_MAX];
-static OTHERS: OnceLock<RegistryCounters> = OnceLock::new();
+static REGISTRIES: ByName<1, RegistryCounters> = ByName::new(REGISTRIES_MAX);
 
 /// The numbers of one registry.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct RegistryCounters {
-    /// The registry's name.
-    pub name: String,
     /// How long it took until the head of its reply had come.
     pub head_times: Histogram,
     replies: [Counter; CLASSES.len()],
@@ -34,29 +28,16 @@ pub struct RegistryCounters {
 }
 
 impl RegistryCounters {
-    fn new(name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            head_times: Histogram::new(),
-            replies: [const { Counter::new() }; CLASSES.len()],
-            errors: [const { Counter::new() }; STAGES_MAX],
-            is_circuit_open: AtomicBool::new(false),
-        }
-    }
-
     /// Counts a reply of this status.
     pub fn count_reply(&self, status: u16) {
-        let class = usize::from(status / 100).checked_sub(1);
-        if let Some(replies) = class.and_then(|class| self.replies.get(class)) {
-            replies.inc();
+        if let Some(class) = usize::from(status / 100).checked_sub(1) {
+            add(&self.replies, class, 1);
         }
     }
 
     /// Counts a failure at the stage of this number.
     pub fn count_error(&self, stage: usize) {
-        if let Some(errors) = self.errors.get(stage) {
-            errors.inc();
-        }
+        add(&self.errors, stage, 1);
     }
 
     /// Says whether requests fail at once, since the registry was out of reach.
@@ -85,20 +66,14 @@ impl RegistryCounters {
     }
 }
 
-/// The numbers of a registry. Takes no lock, but for the first call with a new name.
+/// The numbers of a registry.
 pub fn counters_of(name: &str) -> &'static RegistryCounters {
-    for slot in &REGISTRIES {
-        let counters = slot.get_or_init(|| RegistryCounters::new(name));
-        if counters.name == name {
-            return counters;
-        }
-    }
-    OTHERS.get_or_init(|| RegistryCounters::new(OTHER))
+    REGISTRIES.of([name])
 }
 
-/// The numbers of all registries so far.
-pub fn all() -> impl Iterator<Item = &'static RegistryCounters> {
-    REGISTRIES.iter().chain([&OTHERS]).map_while(OnceLock::get)
+/// The numbers of all registries so far, with their names.
+pub fn all() -> impl Iterator<Item = (&'static str, &'static RegistryCounters)> {
+    REGISTRIES.all().map(|([name], counters)| (name, counters))
 }
 
 #[cfg(test)]
@@ -106,13 +81,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_registry_counts_for_itself_and_too_many_count_together() {
+    fn each_registry_counts_for_itself() {
         let name = |number| format!("registries-test-{number}.example");
         let (one, two) = (counters_of(&name(1)), counters_of(&name(2)));
         assert!(!std::ptr::eq(one, two) && std::ptr::eq(one, counters_of(&name(1))));
         one.count_reply(206);
         one.count_reply(503);
         one.count_reply(999);
+        one.count_reply(0);
         one.count_error(3);
         one.count_error(STAGES_MAX);
         let replies: Vec<_> = one.replies().map(|(_, count)| count).collect();
@@ -120,12 +96,5 @@ mod tests {
         assert_eq!(one.errors().nth(3), Some(1));
         assert_eq!(one.errors().sum::<u64>(), 1);
         assert_eq!(two.replies().map(|(_, count)| count).sum::<u64>(), 0);
-        for number in 0..=REGISTRIES_MAX {
-            counters_of(&name(number));
-        }
-        let beyond = counters_of(&name(REGISTRIES_MAX + 1));
-        assert_eq!(beyond.name, OTHER);
-        assert!(std::ptr::eq(one, counters_of(&name(1))));
-        assert_eq!(all().count(), REGISTRIES_MAX + 1);
     }
 }

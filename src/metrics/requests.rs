@@ -5,12 +5,13 @@
 
 use std::time::Duration;
 
-use super::counter::Counter;
+use super::counter::{Counter, add};
 use super::histogram::Histogram;
+use crate::label::label;
 
 label! {
     /// What a request is for, by the form of its path.
-    Route {
+    pub enum Route {
         /// `/v2/`
         Base = "base",
         /// A blob.
@@ -67,7 +68,7 @@ impl Route {
 
 label! {
     /// The method of a request.
-    Method {
+    pub enum Method {
         /// DELETE
         Delete = "DELETE",
         /// GET
@@ -95,7 +96,7 @@ impl Method {
 
 label! {
     /// The part that the cache had in an answer, as `X-Cache` shows it.
-    CacheOutcome {
+    pub enum CacheOutcome {
         /// Not kept.
         Bypass = "bypass",
         /// It was there.
@@ -111,7 +112,7 @@ label! {
 
 label! {
     /// Where the bytes of a reply come from.
-    Source {
+    pub enum Source {
         /// The cache.
         Cache = "cache",
         /// The proxy itself: pages and error documents.
@@ -150,11 +151,23 @@ pub struct RequestKind {
 
 impl RequestKind {
     fn index(self) -> usize {
-        let last = STATUSES.len() - 1;
         let status = STATUSES.iter().position(|known| *known == self.status);
         let methods = self.route as usize * Method::ALL.len() + self.method as usize;
-        let statuses = methods * STATUSES.len() + status.unwrap_or(last);
+        let statuses = methods * STATUSES.len() + status.unwrap_or(STATUSES.len() - 1);
         statuses * OUTCOMES + outcome_index(self.cache)
+    }
+
+    /// The kind with that index.
+    fn at(index: usize) -> Option<Self> {
+        let (statuses, cache) = (index / OUTCOMES, index % OUTCOMES);
+        let (methods, status) = (statuses / STATUSES.len(), statuses % STATUSES.len());
+        let (route, method) = (methods / Method::ALL.len(), methods % Method::ALL.len());
+        Some(Self {
+            route: *Route::ALL.get(route)?,
+            method: *Method::ALL.get(method)?,
+            status: *STATUSES.get(status)?,
+            cache: CacheOutcome::ALL.get(cache).copied(),
+        })
     }
 }
 
@@ -202,89 +215,45 @@ pub fn record(finished: &Finished) {
     }
 }
 
-/// Calls `visit` with each kind of request that has come, and how many did.
-pub fn each_kind(mut visit: impl FnMut(RequestKind, u64)) {
-    let mut counts = REQUESTS.iter().map(Counter::get);
-    for route in Route::ALL {
-        for method in Method::ALL {
-            for status in STATUSES {
-                for cache in outcomes() {
-                    let count = counts.next().unwrap_or_default();
-                    if count > 0 {
-                        let (route, method) = (*route, *method);
-                        visit(
-                            RequestKind {
-                                route,
-                                method,
-                                status,
-                                cache,
-                            },
-                            count,
-                        );
-                    }
-                }
-            }
-        }
-    }
+/// Each kind of request that has come, and how many did.
+pub fn kinds() -> impl Iterator<Item = (RequestKind, u64)> {
+    let counts = REQUESTS.iter().map(Counter::get).enumerate();
+    let counted = counts.filter(|(_, count)| *count > 0);
+    counted.filter_map(|(index, count)| Some((RequestKind::at(index)?, count)))
 }
 
-/// Body bytes that clients got from there.
-pub fn sent_bytes(source: Source) -> u64 {
-    SENT_BYTES.get(source as usize).map_or(0, Counter::get)
+/// Body bytes that clients got, by where they came from.
+pub fn sent_bytes() -> impl Iterator<Item = (&'static str, u64)> {
+    let bytes = SENT_BYTES.iter().map(Counter::get);
+    Source::ALL.iter().map(|source| source.name()).zip(bytes)
 }
 
 /// How long requests took, by route.
-pub fn durations() -> impl Iterator<Item = (Route, &'static Histogram)> {
-    Route::ALL.iter().copied().zip(&DURATIONS)
+pub fn durations() -> impl Iterator<Item = (&'static str, &'static Histogram)> {
+    Route::ALL.iter().map(|route| route.name()).zip(&DURATIONS)
 }
 
 /// How long requests took until their reply began, by the cache's part.
-pub fn first_bytes() -> impl Iterator<Item = (Option<CacheOutcome>, &'static Histogram)> {
-    outcomes().zip(&FIRST_BYTES)
-}
-
-/// Every outcome of the cache, and none.
-fn outcomes() -> impl Iterator<Item = Option<CacheOutcome>> {
-    CacheOutcome::ALL.iter().copied().map(Some).chain([None])
+pub fn first_bytes() -> impl Iterator<Item = (&'static str, &'static Histogram)> {
+    let outcomes = CacheOutcome::ALL.iter().map(|outcome| outcome.name());
+    outcomes.chain(["none"]).zip(&FIRST_BYTES)
 }
 
 fn outcome_index(cache: Option<CacheOutcome>) -> usize {
     cache.map_or(CacheOutcome::ALL.len(), |cache| cache as usize)
 }
 
-fn add(counters: &[Counter], index: usize, count: u64) {
-    if let Some(counter) = counters.get(index) {
-        counter.add(count);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashSet;
 
     #[test]
     fn every_kind_has_a_counter_of_its_own() {
-        let mut indices = HashSet::new();
-        for route in Route::ALL.iter().copied() {
-            for method in Method::ALL.iter().copied() {
-                for status in STATUSES {
-                    for cache in outcomes() {
-                        let kind = RequestKind {
-                            route,
-                            method,
-                            status,
-                            cache,
-                        };
-                        assert!(
-                            kind.index() < KINDS && indices.insert(kind.index()),
-                            "{kind:?}"
-                        );
-                    }
-                }
-            }
+        for index in 0..KINDS {
+            let kind = RequestKind::at(index).unwrap();
+            assert_eq!(kind.index(), index, "{kind:?}");
         }
-        assert_eq!(indices.len(), KINDS);
+        assert_eq!(RequestKind::at(KINDS), None);
     }
 
     #[test]
@@ -306,14 +275,14 @@ mod tests {
         assert_eq!(finished.source(), Source::Cache);
         record(&finished);
         record(&finished);
-        let mut found = Vec::new();
-        each_kind(|kind, count| found.push((kind, count)));
+        let found: Vec<_> = kinds().collect();
         // A status that is not in the list is 0.
         assert!(
             found.contains(&(RequestKind { status: 0, ..kind }, 2)),
             "{found:?}"
         );
-        assert!(sent_bytes(Source::Cache) >= 14);
+        let from_cache = sent_bytes().find(|(source, _)| *source == "cache");
+        assert!(from_cache.unwrap().1 >= 14);
     }
 
     #[test]

@@ -7,31 +7,22 @@ use std::fmt::{Display, Write as _};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::histogram::{BOUNDS, Histogram};
+use crate::label::label;
 
 /// `Content-Type` of the format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Every name begins with it.
 pub const PREFIX: &str = "aws_ecr_proxy_";
 
-/// What a family's numbers are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MetricKind {
-    /// They only grow.
-    Counter,
-    /// They rise and fall.
-    Gauge,
-    /// Times by size.
-    Histogram,
-}
-
-impl MetricKind {
-    /// As `# TYPE` has it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Counter => "counter",
-            Self::Gauge => "gauge",
-            Self::Histogram => "histogram",
-        }
+label! {
+    /// What a family's numbers are.
+    pub enum MetricKind {
+        /// They only grow.
+        Counter = "counter",
+        /// They rise and fall.
+        Gauge = "gauge",
+        /// Times by size.
+        Histogram = "histogram",
     }
 }
 
@@ -64,6 +55,24 @@ impl<'a> Samples<'a> {
         self.sample("", labels, value);
     }
 
+    /// Writes a number for each value of a label.
+    pub fn each<'v>(
+        &mut self,
+        label: &str,
+        numbers: impl Iterator<Item = (&'v str, impl Display)>,
+    ) {
+        for (value, number) in numbers {
+            self.with(&[(label, value)], number);
+        }
+    }
+
+    /// Writes a number without labels; nothing when there is none.
+    pub fn optional(&mut self, value: Option<impl Display>) {
+        if let Some(value) = value {
+            self.plain(value);
+        }
+    }
+
     /// Writes a point in time; nothing when there is none.
     pub fn time(&mut self, labels: &[Label<'_>], time: Option<SystemTime>) {
         if let Some(since) = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok()) {
@@ -72,7 +81,7 @@ impl<'a> Samples<'a> {
     }
 
     /// Writes a histogram, if it has counted anything.
-    pub fn histogram(&mut self, label: Label<'_>, histogram: &Histogram) {
+    fn histogram(&mut self, label: Label<'_>, histogram: &Histogram) {
         let counts = histogram.cumulative();
         let [.., all] = counts;
         if all == 0 {
@@ -84,6 +93,15 @@ impl<'a> Samples<'a> {
         }
         self.sample("_sum", &[label], histogram.sum_seconds());
         self.sample("_count", &[label], all);
+    }
+
+    /// Writes a histogram for each value of a label.
+    pub fn histograms<'v>(
+        &mut self,
+        label: &str,
+        histograms: impl Iterator<Item = (&'v str, &'v Histogram)>,
+    ) {
+        histograms.for_each(|(value, times)| self.histogram((label, value), times));
     }
 
     fn sample(&mut self, suffix: &str, labels: &[Label<'_>], value: impl Display) {

@@ -15,7 +15,7 @@ use crate::cache::moves::TagMove;
 use crate::cache::scrub;
 use crate::calendar::format_rfc3339;
 use crate::config::{COMMIT, VERSION};
-use crate::history::{self, Bytes, FAILURES, Failure, HISTORY, Minute, Outcome};
+use crate::history::{self, FAILURES, Failure, HISTORY};
 use crate::metrics;
 use crate::oci::Registry;
 use crate::prefetched::{PREFETCHED, PrefetchRound, PrefetchedImage};
@@ -198,45 +198,29 @@ fn prefetch(round: &PrefetchRound) -> Value {
 
 /// The last 24 hours in sums.
 fn day() -> Value {
-    let mut sums = Map::new();
     let minutes = HISTORY.until(history::minute_now());
-    for (name, series) in series(&minutes) {
-        sums.insert(name.to_owned(), series.iter().sum::<u64>().into());
-    }
-    Value::Object(sums)
+    let sum = |number| Value::from(series(&minutes, number).sum::<u64>());
+    let names = history::names().enumerate();
+    names
+        .map(|(number, name)| (name.to_owned(), sum(number)))
+        .collect()
 }
 
 /// The last 24 hours, since the start at the longest, by the minute; the last number of each series
 /// is this minute's.
 pub(super) fn history() -> Value {
     let minutes = HISTORY.until(history::minute_now());
-    let mut document = Map::new();
-    document.insert("minutes".to_owned(), minutes.len().into());
-    for (name, series) in series(&minutes) {
-        document.insert(name.to_owned(), series.into());
+    let mut document = Map::from_iter([("minutes".to_owned(), minutes.len().into())]);
+    for (number, name) in history::names().enumerate() {
+        document.insert(name.to_owned(), series(&minutes, number).collect());
     }
     Value::Object(document)
 }
 
-fn series(minutes: &[Minute]) -> Vec<(&'static str, Vec<u64>)> {
-    let requests = Outcome::ALL.iter().map(|outcome| {
-        let count = |minute: &Minute| minute.requests.get(*outcome as usize).copied();
-        let counts = minutes
-            .iter()
-            .map(|minute| count(minute).unwrap_or_default().into());
-        (outcome.name(), counts.collect())
-    });
-    let bytes = Bytes::ALL.iter().map(|kind| {
-        let sum = |minute: &Minute| minute.bytes.get(*kind as usize).copied();
-        (
-            kind.name(),
-            minutes
-                .iter()
-                .map(|minute| sum(minute).unwrap_or_default())
-                .collect(),
-        )
-    });
-    requests.chain(bytes).collect()
+/// One number of each minute.
+fn series(minutes: &[[u64; history::NUMBERS]], number: usize) -> impl Iterator<Item = u64> {
+    let numbers = minutes.iter().filter_map(move |minute| minute.get(number));
+    numbers.copied()
 }
 
 fn failure(failure: &Failure) -> Value {

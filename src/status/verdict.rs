@@ -1,24 +1,17 @@
 //! The traffic light. Owns: which state the proxy is in, and the one sentence that says so. Must
 //! not: look anything up.
 
-/// What the proxy can do now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ProxyState {
-    /// Pulls and pushes.
-    Ready,
-    /// Pulls of what is in the cache.
-    CacheOnly,
-    /// Nothing.
-    NotReady,
-}
+use crate::label::label;
 
-impl ProxyState {
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Ready => "ready",
-            Self::CacheOnly => "cache_only",
-            Self::NotReady => "not_ready",
-        }
+label! {
+    /// What the proxy can do now.
+    pub(super) enum ProxyState {
+        /// Pulls and pushes.
+        Ready = "ready",
+        /// Pulls of what is in the cache.
+        CacheOnly = "cache_only",
+        /// Nothing.
+        NotReady = "not_ready",
     }
 }
 

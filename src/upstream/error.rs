@@ -4,6 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::label::label;
 use crate::metrics::registries::STAGES_MAX;
 use crate::oci::Registry;
 
@@ -40,76 +41,43 @@ impl UpstreamError {
     }
 }
 
-/// The stage at which an exchange with upstream failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// No authorization to send.
-    Authorize,
-    /// The client's own body failed or ended early.
-    ClientBody,
-    /// No connection.
-    Connect,
-    /// A redirect that may not be followed, or whose target refuses.
-    Redirect,
-    /// The registry refuses an authorization that is fresh.
-    Refused,
-    /// The name has no address.
-    Resolve,
-    /// The connection broke, or what came was not HTTP.
-    Transfer,
-    /// A time-out.
-    Timeout,
-    /// A certificate or handshake.
-    Tls,
-    /// Too many exchanges at a time.
-    Queue,
-    /// Nothing may be asked: `OFFLINE` is set, or the client wants what the cache has alone.
-    Offline,
-    /// The registry asked us to come later.
-    Throttled,
+label! {
+    /// The stage at which an exchange with upstream failed.
+    pub enum Stage {
+        /// No authorization to send.
+        Authorize = "authorize",
+        /// The client's own body failed or ended early.
+        ClientBody = "client-body",
+        /// No connection.
+        Connect = "connect",
+        /// A redirect that may not be followed, or whose target refuses.
+        Redirect = "redirect",
+        /// The registry refuses an authorization that is fresh.
+        Refused = "authorization refused",
+        /// The name has no address.
+        Resolve = "resolve",
+        /// The connection broke, or what came was not HTTP.
+        Transfer = "transfer",
+        /// A time-out.
+        Timeout = "timeout",
+        /// A certificate or handshake.
+        Tls = "tls",
+        /// Too many exchanges at a time.
+        Queue = "queue",
+        /// Nothing may be asked: `OFFLINE` is set, or the client wants what the cache has alone.
+        Offline = "offline",
+        /// The registry asked us to come later.
+        Throttled = "throttled",
+    }
 }
 
 impl Stage {
-    /// Every stage, in order.
-    pub const ALL: [Self; 12] = [
-        Self::Authorize,
-        Self::ClientBody,
-        Self::Connect,
-        Self::Redirect,
-        Self::Refused,
-        Self::Resolve,
-        Self::Transfer,
-        Self::Timeout,
-        Self::Tls,
-        Self::Queue,
-        Self::Offline,
-        Self::Throttled,
-    ];
-
     /// True when the registry could not be reached at all, so that others need not try at once.
     pub const fn is_out_of_reach(self) -> bool {
         matches!(
             self,
             Self::Connect | Self::Resolve | Self::Timeout | Self::Tls
         )
-    }
-
-    /// One word for logs.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Authorize => "authorize",
-            Self::ClientBody => "client-body",
-            Self::Connect => "connect",
-            Self::Offline => "offline",
-            Self::Queue => "queue",
-            Self::Redirect => "redirect",
-            Self::Refused => "authorization refused",
-            Self::Resolve => "resolve",
-            Self::Timeout => "timeout",
-            Self::Throttled => "throttled",
-            Self::Tls => "tls",
-            Self::Transfer => "transfer",
-        }
     }
 }
 
@@ -142,8 +110,8 @@ mod tests {
 
     #[test]
     fn stages_are_counted_by_their_place_in_the_list() {
-        for (place, stage) in Stage::ALL.into_iter().enumerate() {
-            assert_eq!(stage as usize, place, "{stage:?}");
+        for (place, stage) in Stage::ALL.iter().enumerate() {
+            assert_eq!(*stage as usize, place, "{stage:?}");
         }
     }
 }

@@ -31,7 +31,7 @@ const LAYERS: [&[&str]; 12] = [
         "transfers",
         "uri",
     ],
-    &["locked"],
+    &["label", "locked"],
 ];
 /// These know only the layers from `config` down.
 const LOW_SIGHTED: [&str; 2] = ["door", "pool"];
