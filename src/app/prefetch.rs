@@ -117,7 +117,7 @@ fn run_round(proxy: &Proxy, settings: &PrefetchSettings, names: &[ImageName]) {
         "prefetch round ended",
         &[
             ("images", &names.len()),
-            ("failed", &failed),
+            ("images_failed", &failed),
             ("blobs", &blobs),
             ("bytes", &bytes),
             ("ms", &begun.elapsed().as_millis()),

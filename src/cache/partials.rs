@@ -148,16 +148,16 @@ impl Store {
     /// # Errors
     /// The disk's own, and a download that somebody replaced or removed meanwhile.
     pub fn publish(&self, digest: &Digest, file: &File) -> io::Result<()> {
-        // A blob needs none, and it may take a block.
-        let _ = rustix::fs::fremovexattr(file, MARK);
         file.sync_all()?;
         let from = self.partial_path(digest);
-        let ours = file.metadata()?;
         if !processes::is_at(file, &from)? {
             // Renaming it would publish bytes that nobody has verified.
             let why = format!("the download of {digest} was replaced while it was verified");
             return Err(io::Error::other(why));
         }
+        // A blob needs none, and it may take a block. A download without one counts as synced.
+        let _ = rustix::fs::fremovexattr(file, MARK);
+        let ours = file.metadata()?;
         self.move_in(digest, &from, files::on_disk(&ours))?;
         self.partial_shrunk(ours.len());
         self.set_verified(digest, Stamp::of(&file.metadata()?));
@@ -253,5 +253,16 @@ mod tests {
         store.publish(&digest, &partial.file).unwrap();
         let (blob, _) = store.open_blob(&digest).unwrap().unwrap();
         assert_eq!(read_mark(&blob), None);
+    }
+
+    #[test]
+    fn bug_a_download_lost_its_mark_before_its_bytes_were_synced() {
+        let cache = Cache::new();
+        let digest = digest_of(b"hello");
+        let partial = cache.store.partial(&digest).unwrap();
+        cache.store.fresh_partial(&digest).unwrap();
+        // What fails between the two leaves the mark.
+        assert!(cache.store.publish(&digest, &partial.file).is_err());
+        assert_eq!(read_mark(&partial.file), Some((this_boot(), 0)));
     }
 }

@@ -73,7 +73,12 @@ pub const FIELDS: &[(&str, FieldType, &str)] = &[
     ("host", Text, "`Host` of the request"),
     ("idle_s", Number, "time since the last byte"),
     ("image", Text, "registry, repository and digest"),
-    ("images", Number, "images evicted"),
+    ("images", Number, "number of images"),
+    (
+        "images_failed",
+        Number,
+        "images that are not whole or not confirmed",
+    ),
     ("kind", Text, "`fill` into the cache, `pull` or `push`"),
     ("left", Number, "lanes left"),
     ("limit", Text, "name of the limit"),

@@ -37,6 +37,8 @@ CALLS = ("open,openat,creat,close,write,pwrite64,pwritev,ftruncate,rename,rename
          "fsetxattr,fremovexattr")
 LINE = re.compile(r"^(\d+) +(?:<\.\.\. (\w+) resumed>(.*)|(\w+)\((.*))$", re.S)
 START_SECONDS = 60
+QUIET = {"PATH": os.environ["PATH"], "LISTEN_HOST": "127.0.0.1", "LISTEN_PORT": "0",
+         "AWS_EC2_METADATA_DISABLED": "true", "LOG_LEVEL": "INFO"}
 
 
 class Fault(Exception):
@@ -47,13 +49,17 @@ class Fault(Exception):
 
 
 class Record:
-    """The changes below a folder, in order, out of what strace wrote."""
+    """The changes below a folder, in order, out of what strace wrote of processes that ran one
+    after the other."""
 
-    def __init__(self, trace, root):
+    def __init__(self, root):
         self.root, self.ops, self.fds, self.count, self.sizes = root, [], {}, 0, {}
         # What each name means at the end of what was read so far: the number of a file.
         self.names = {root: 0}
-        begun = {}
+
+    def read(self, trace):
+        """Adds what one process did, and removes what strace wrote of it."""
+        begun, self.fds = {}, {}
         with open(trace, encoding="latin-1") as lines:
             for line in lines:
                 found = LINE.match(line.rstrip("\n"))
@@ -71,6 +77,7 @@ class Record:
                         self.fds.pop(int(begun[pid].rstrip(", )")), None)
                     continue
                 self.add(name, arguments)
+        os.remove(trace)
 
     def add(self, name, text):
         """One call that has ended."""
@@ -323,15 +330,19 @@ class Disk:
 class Proxy:
     """A proxy on a cache directory, which `wrap` may record."""
 
+    running = set()
+
     def __init__(self, command, env, cache, wrap=()):
         self.log = tempfile.TemporaryFile("w+")
-        quiet = {"PATH": os.environ["PATH"], "LISTEN_HOST": "127.0.0.1", "LISTEN_PORT": "0",
-                 "AWS_EC2_METADATA_DISABLED": "true", "LOG_LEVEL": "INFO"}
-        self.process = subprocess.Popen([*wrap, *command], env={**quiet, **env, "CACHE_DIR": cache},
-                                        stderr=self.log, stdin=subprocess.DEVNULL)
+        self.process = subprocess.Popen([*wrap, *command], env={**QUIET, **env, "CACHE_DIR": cache},
+                                        stderr=self.log, stdin=subprocess.DEVNULL,
+                                        start_new_session=True)
+        self.running.add(self)
         self.address = self.wait_for(r"listening on (127\.0\.0\.1:\d+)")
         if cache != "off":
-            self.wait_for("cache counted")
+            # Offline, a directory that was lost while it was made stays as it is.
+            self.wait_for("cache was not counted|cache counted" if "OFFLINE" in env
+                          else "cache counted")
 
     def text(self):
         self.log.seek(0)
@@ -365,17 +376,19 @@ class Proxy:
             return 0, None, {"error": str(error)}
 
     def kill(self):
+        # With strace, which would leave it running.
         with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.log.close()
+        self.running.discard(self)
 
     def stop(self):
         self.process.terminate()
         code = self.process.wait(60)
-        self.log.close()
         if code != 0:
-            raise Fault(f"the proxy ended with {code}")
+            raise Fault(f"the proxy ended with {code}:\n{self.text()[-3000:]}")
+        self.kill()
 
 
 def digest_of(data):
@@ -429,57 +442,116 @@ def pull(proxy, tag, image, must):
 
 
 class Work:
-    """Pulls, pushes and evictions of a proxy on a small cache, recorded."""
+    """Pulls, pushes and evictions of a proxy on a small cache, then an import and a proxy that
+    prefetches, recorded."""
 
     def __init__(self, command, env, folder, chance):
-        self.command, self.env = command, {**env, "CACHE_TAG_TTL": "forever"}
+        self.command, self.folder = command, folder
+        self.env = {**env, "CACHE_TAG_TTL": "forever"}
         self.root = os.path.join(folder, "cache")
         seeding = Proxy(command, env, "off")
-        self.images = {f"t{n}": push(seeding, f"t{n}", chance.random()) for n in range(12)}
+        def push_some(proxy, letter, count):
+            return {f"{letter}{n}": push(proxy, f"{letter}{n}", chance.random())
+                    for n in range(count)}
+        pulled = push_some(seeding, "t", 12)
+        # What is here when the command that brings it has ended: the number of changes by then.
+        self.promised = {}
+        self.imported, self.prefetched = (push_some(seeding, letter, 2) for letter in "if")
         seeding.kill()
-        trace = os.path.join(folder, "trace")
-        wrap = ["strace", "-f", "-qq", "-xx", "-s", "1000000", "--seccomp-bpf",
-                "-e", f"trace={CALLS}", "-e", "signal=none", "-o", trace]
-        small = {**self.env, "CACHE_MAX_SIZE": "2m"}
-        proxy = Proxy(command, small, self.root, wrap)
-        tags = list(self.images)
-        threads = [threading.Thread(target=self.pull_some, args=(proxy, chance.sample(tags, 12)))
+        self.images = {**pulled, **self.imported, **self.prefetched}
+        self.record = Record(self.root)
+        self.trace = os.path.join(folder, "trace")
+        self.wrap = ["strace", "-f", "-qq", "-xx", "-s", "1000000", "--seccomp-bpf",
+                     "-e", f"trace={CALLS}", "-e", "signal=none", "-o", self.trace]
+        self.small = {**self.env, "CACHE_MAX_SIZE": "2m"}
+        archive = self.export()
+        self.serve(lambda: push_some(self.proxy, "p", 3), list(pulled), chance)
+        self.import_archive(archive)
+        self.prefetch()
+
+    def export(self):
+        """An archive of the images that are to be imported."""
+        archive, names = os.path.join(self.folder, "images.tar"), self.names(self.imported)
+        env = {**self.env, "CACHE_DIR": os.path.join(self.folder, "other-cache")}
+        self.run(["pull", *names], env)
+        self.run(["export", *names, "--to", archive], env)
+        return archive
+
+    @staticmethod
+    def names(images):
+        """What the settings and commands call them."""
+        return [f"team/app:{tag}" for tag in images]
+
+    def run(self, arguments, env, wrap=()):
+        """Runs a command of the binary to its end."""
+        ran = subprocess.run([*wrap, *self.command, *arguments], env={**QUIET, **env},
+                             stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                             timeout=START_SECONDS)
+        if ran.returncode:
+            raise Fault(f"{arguments} ended with {ran.returncode}: {ran.stdout}{ran.stderr}")
+
+    def serve(self, push_more, tags, chance):
+        """A proxy that clients pull from and push to, until it has evicted."""
+        self.proxy = Proxy(self.command, self.small, self.root, self.wrap)
+        threads = [threading.Thread(target=self.pull_some, args=(chance.sample(tags, 12),))
                    for _ in range(2)]
         for thread in threads:
             thread.start()
-        pushed = {f"p{n}": push(proxy, f"p{n}", chance.random()) for n in range(3)}
+        self.images.update(push_more())
         for thread in threads:
             thread.join()
-        self.images.update(pushed)
-        proxy.wait_for("cache evicted")
+        self.proxy.wait_for("cache evicted")
         # The index follows within seconds.
         time.sleep(4)
-        # A signal to strace would not reach the proxy.
-        with open(f"/proc/{proxy.process.pid}/task/{proxy.process.pid}/children",
-                  encoding="ascii") as children:
-            os.kill(int(children.read().split()[0]), signal.SIGTERM)
-        proxy.stop()
-        self.record = Record(trace, self.root)
-        os.remove(trace)
+        self.end_proxy()
 
-    def pull_some(self, proxy, tags):
+    def end_proxy(self):
+        """Ends the proxy, and reads what it did."""
+        # A signal to strace would not reach the proxy.
+        pid = self.proxy.process.pid
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as children:
+            os.kill(int(children.read().split()[0]), signal.SIGTERM)
+        self.proxy.stop()
+        self.record.read(self.trace)
+
+    def import_archive(self, archive):
+        """An import, for which other images have to go."""
+        self.run(["import", archive], {**self.small, "CACHE_DIR": self.root}, self.wrap)
+        self.record.read(self.trace)
+        self.promised.update(dict.fromkeys(self.imported, len(self.record.ops)))
+
+    def prefetch(self):
+        """A proxy that prefetches, for which other images have to go."""
+        names = ",".join(self.names(self.prefetched))
+        env = {**self.small, "PREFETCH": names, "PREFETCH_INTERVAL": "1s"}
+        self.proxy = Proxy(self.command, env, self.root, self.wrap)
+        said = self.proxy.wait_for("prefetch round ended.*")
+        self.end_proxy()
+        if '"images_failed":0' not in said:
+            raise Fault(f"not all is prefetched: {said}")
+        self.promised.update(dict.fromkeys(self.prefetched, len(self.record.ops)))
+
+    def pull_some(self, tags):
         for tag in tags:
-            pull(proxy, tag, self.images[tag], False)
+            pull(self.proxy, tag, self.images[tag], False)
 
     def cut(self, to, chance, reorder):
         """One power cut; raises a fault when anything is wrong afterwards."""
         ops = self.record.ops
-        # Not before the layout is there: then there is nothing to lose.
+        # Not before the layout is there: then there is nothing to lose. Now and then just when a
+        # command has ended, and says so.
         cut = chance.randint(1, len(ops))
+        if chance.random() < 0.1:
+            cut = chance.choice(list(self.promised.values()))
         disk = Disk(self.record, cut, chance, reorder)
         disk.write(self.root, to)
         self.check_blobs(to, cut)
         # Without order, the name of an evicted image may come back: it counts as absent.
         evicted = {os.path.basename(op[1]) for op in ops[:cut] if op[0] == "remove"}
         self.check_tags(to, evicted if reorder else set())
-        offline = Proxy(self.command, {**self.env, "ECR": "http://127.0.0.1:9"}, to)
+        offline = Proxy(self.command, {**self.env, "OFFLINE": "true"}, to)
         for tag, image in self.images.items():
-            pull(offline, tag, image, False)
+            pull(offline, tag, image, self.is_promised(tag, cut))
         offline.kill()
         online = Proxy(self.command, self.env, to)
         for tag in chance.sample(list(self.images), 4):
@@ -487,10 +559,22 @@ class Work:
         online.stop()
         self.check_blobs(to, 0)
 
+    def is_promised(self, tag, cut):
+        """True for an image that was here for good, and of which nothing was evicted since."""
+        begun = self.promised.get(tag)
+        if begun is None or begun > cut:
+            return False
+        manifest, blobs = self.images[tag]
+        names = {digest.removeprefix("sha256:") for digest in [digest_of(manifest), *blobs]}
+        gone = {os.path.basename(op[1]) for op in self.record.ops[begun:cut] if op[0] == "remove"}
+        return not gone & {tag, *names}
+
     def check_blobs(self, to, cut):
         """Blobs are what their names say, and none is lost that was durable."""
         folder = os.path.join(to, "blobs/sha256")
         found = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        # A start makes and removes an empty file in each folder; the next one does it again.
+        found.discard("temp-probe")
         for name in found:
             with open(os.path.join(folder, name), "rb") as file:
                 if hashlib.sha256(file.read()).hexdigest() != name:
@@ -533,18 +617,21 @@ class Work:
 def cuts(command, env, folder, count, seed, reorder=False):
     """`count` power cuts, over records of several runs; how many changes each run made."""
     chance, sizes = random.Random(seed), []
-    for at in range(count):
-        if at % 50 == 0:
-            shutil.rmtree(os.path.join(folder, "run"), ignore_errors=True)
-            os.makedirs(os.path.join(folder, "run"))
-            work = Work(command, env, os.path.join(folder, "run"), chance)
-            sizes.append(len(work.record.ops))
-        to = os.path.join(folder, f"cut-{at}")
-        try:
+    try:
+        for at in range(count):
+            if at % 50 == 0:
+                shutil.rmtree(os.path.join(folder, "run"), ignore_errors=True)
+                os.makedirs(os.path.join(folder, "run"))
+                work = Work(command, env, os.path.join(folder, "run"), chance)
+                sizes.append(len(work.record.ops))
+            to = os.path.join(folder, f"cut-{at}")
             work.cut(to, chance, reorder)
-        except Fault as fault:
-            raise Fault(f"power cut {at} (SEED={seed}): {fault}") from fault
-        shutil.rmtree(to)
+            shutil.rmtree(to)
+    except Fault as fault:
+        raise Fault(f"power cut {at} (SEED={seed}): {fault}") from fault
+    finally:
+        for proxy in list(Proxy.running):
+            proxy.kill()
     return sizes
 
 

@@ -255,7 +255,7 @@ fn pulls_go_on_while_the_other_process_evicts() {
 
 #[test]
 fn a_process_killed_at_random_harms_neither_the_other_nor_the_cache() {
-    const KILLS: usize = 20;
+    const KILLS: usize = 50;
     let settings = [("CACHE_MAX_SIZE", "8m"), ("CACHE_TAG_TTL", "0s")];
     let mut cached = Cached::with(&settings);
     let second = second(&cached, &settings);
@@ -288,7 +288,7 @@ fn a_process_killed_at_random_harms_neither_the_other_nor_the_cache() {
                             .count()
                     });
                 }
-                std::thread::sleep(Duration::from_millis(random.below(250)));
+                std::thread::sleep(Duration::from_millis(random.below(120)));
                 cached.kill();
             });
             cached.start_again();

@@ -578,7 +578,7 @@ impl Random {
     reason = "a failure is tried again with its seed"
 )]
 fn an_import_that_is_killed_leaves_a_clean_cache_and_is_gone_on_with() {
-    const KILLS: usize = 40;
+    const KILLS: usize = 50;
     let site = Cached::start();
     let layers: Vec<Layer> = (0..6).map(|n| Layer::of_noise(3 << 20, n)).collect();
     let image = site.standin.put_image("team/app", "1.0", &layers);

@@ -35,6 +35,7 @@ mod identity_metadata;
 mod identity_outage;
 mod imports;
 mod kept;
+mod kills;
 mod layers;
 mod limits;
 mod listings;

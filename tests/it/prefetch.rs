@@ -242,6 +242,15 @@ fn images_are_kept_fresh_with_their_referrers() {
 }
 
 #[test]
+fn bug_a_round_had_no_number_of_failed_images_in_json() {
+    let site = prefetching("team/app:none", &[("LOG_FORMAT", "json")], |_| {});
+    let line = site.proxy().wait_for_log("prefetch round ended");
+    let line = &line[line.find('{').expect("JSON")..];
+    let line: Value = serde_json::from_str(line).expect("a whole line");
+    assert_eq!(line["images_failed"], 1, "{line}");
+}
+
+#[test]
 fn the_list_is_read_again_and_platforms_are_picked() {
     let lists = Scratch::new();
     let list = lists.path().join("list");
@@ -330,20 +339,17 @@ fn prefetch_waits_while_a_client_waits_for_a_blob() {
     reason = "a failure is tried again with its seed"
 )]
 fn a_proxy_that_is_killed_while_it_prefetches_leaves_a_clean_cache() {
-    const KILLS: usize = 30;
+    const KILLS: usize = 50;
     let site = Cached::start();
-    let place = Place::of(&site.standin.registry_url().replace("http://", ""));
+    let registry = site.standin.registry_url().replace("http://", "");
     let names: Vec<String> = (0..6).map(|n| format!("team/app:{n}")).collect();
     for (n, name) in names.iter().enumerate() {
         let (repository, tag) = name.split_once(':').unwrap();
         site.standin
-            .put_image(repository, tag, &[Layer::of_noise(1 << 20, n as u64)]);
+            .put_image(repository, tag, &[Layer::of_noise(256 << 10, n as u64)]);
     }
-    let seed = std::process::id().into();
-    println!("seed {seed}");
-    let mut random = Random(seed);
     let list = names.join(",");
-    for _ in 0..KILLS {
+    let start = |place: &Place| {
         let mut command = Proxy::command();
         command
             .envs(site.standin.settings())
@@ -351,20 +357,28 @@ fn a_proxy_that_is_killed_while_it_prefetches_leaves_a_clean_cache() {
         command
             .env("PREFETCH", &list)
             .env("PREFETCH_INTERVAL", "1s");
-        let proxy = Proxy::start_command(command);
-        std::thread::sleep(Duration::from_millis(random.below(1500)));
+        Proxy::start_command(command)
+    };
+    let seed = std::process::id().into();
+    println!("seed {seed}");
+    let mut random = Random(seed);
+    let mut place = Place::of(&registry);
+    for kill in 0..KILLS {
+        // Until all of it is there, which takes a few rounds that are killed.
+        if kill % 5 == 0 {
+            place = Place::of(&registry);
+        }
+        let proxy = start(&place);
+        let asked = site.standin.requests().len();
+        wait_until("a round has begun", PATIENCE, || {
+            site.standin.requests().len() > asked
+        });
+        std::thread::sleep(Duration::from_millis(random.below(60)));
         // Dropping it kills it.
         drop(proxy);
         place.check_clean();
     }
-    let mut command = Proxy::command();
-    command
-        .envs(site.standin.settings())
-        .env("CACHE_DIR", place.path("cache"));
-    command
-        .env("PREFETCH", &list)
-        .env("PREFETCH_INTERVAL", "1s");
-    let proxy = Proxy::start_command(command);
+    let proxy = start(&place);
     let whole = || {
         let got = Http::get_once(proxy.address(), "/metrics").text();
         got.contains("aws_ecr_proxy_prefetch_images{state=\"whole\"} 6")
