@@ -9,6 +9,7 @@
 //! Locks: the map of running fills, and each fill's state; both held for a few reads and writes of
 //! memory, never across I/O.
 
+mod ahead;
 mod download;
 mod follow;
 mod growing;

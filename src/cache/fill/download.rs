@@ -2,11 +2,12 @@
 //! Must not: know its readers; it tells the growing state, and they look there.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::ahead::{PIECE_BYTES, ReadAhead};
 use super::growing::{COPY_BYTES, FillEnd, Growing};
 use crate::cache::disk::Disk;
 use crate::cache::sweep::Reservation;
@@ -68,6 +69,16 @@ enum Try {
     Broken(UpstreamError),
     /// To be tried again from the first byte: upstream does not go on where we are.
     Restarted,
+}
+
+/// A body by pieces. A small one is not worth a thread.
+fn read_pieces(body: Box<dyn Read + Send>, have: u64, total: u64) -> io::Result<Box<dyn BufRead>> {
+    let missing = usize::try_from(total.saturating_sub(have)).unwrap_or(usize::MAX);
+    if missing > PIECE_BYTES {
+        return Ok(Box::new(ReadAhead::start(body, have)?));
+    }
+    let capacity = missing.clamp(1, COPY_BYTES);
+    Ok(Box::new(BufReader::with_capacity(capacity, body)))
 }
 
 impl<'a> Fill<'a> {
@@ -188,7 +199,7 @@ impl<'a> Fill<'a> {
         if self.have > 0 {
             headers.add("Range", format!("bytes={}-", self.have));
         }
-        let mut fetched = match self.growing.ask(&headers) {
+        let fetched = match self.growing.ask(&headers) {
             Ok(fetched) => fetched,
             Err(error) => return Try::Broken(error),
         };
@@ -222,7 +233,7 @@ impl<'a> Fill<'a> {
             }
             return Try::End(outcome);
         }
-        self.copy(&mut *fetched.reply.body)
+        self.copy(fetched.reply.body)
     }
 
     /// True when the process was stopped after the last byte and before the blob was published.
@@ -285,22 +296,25 @@ impl<'a> Fill<'a> {
         self.show();
     }
 
-    fn copy(&mut self, body: &mut dyn Read) -> Try {
+    fn copy(&mut self, body: Box<dyn Read + Send>) -> Try {
         let total = self.growing.total();
-        let mut buffer = vec![0; COPY_BYTES];
+        let mut body = match read_pieces(body, self.have, total) {
+            Ok(body) => body,
+            Err(error) => return Try::Broken(self.new_fault(error.to_string())),
+        };
         loop {
-            let count = match body.read(&mut buffer) {
-                Ok(count) => count,
+            let piece = match body.fill_buf() {
+                Ok(piece) => piece,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Try::Broken(self.new_fault(error.to_string())),
             };
+            let count = piece.len();
             if count == 0 && self.have == total {
                 return Try::Complete;
             }
             if count == 0 {
                 return Try::Broken(self.new_fault(format!("body ended at byte {}", self.have)));
             }
-            let piece = buffer.get(..count).unwrap_or_default();
             if self.have + count as u64 > total {
                 self.discard();
                 let why = "body is longer than its length".to_owned();
@@ -312,6 +326,7 @@ impl<'a> Fill<'a> {
             if let Err(error) = self.hash_piece(piece, total) {
                 return self.disk_failed("partial file", &error);
             }
+            body.consume(count);
             metrics::DOWNLOADED_BYTES.add(count as u64);
             self.disk.store.add_used(i64::try_from(count).unwrap_or(0));
             if let Some(reserved) = &mut self.reserved {
