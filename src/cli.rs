@@ -15,6 +15,7 @@ mod status;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use self::command::{Action, Wanted};
@@ -115,8 +116,13 @@ fn run_with_settings(
         }
         Action::Serve => serve(settings),
         Action::Status => {
-            let watch = arguments.flags.contains(&"--watch");
-            status::run(&settings, status::Form { json, watch }, out, err)
+            let form = status::Form {
+                json,
+                watch: arguments.flags.contains(&"--watch"),
+                login: arguments.value("--login").map(Path::new),
+                certificate: arguments.value("--certificate").map(Path::new),
+            };
+            status::run(&settings, form, out, err)
         }
         _ => {
             let shown = print_settings(&effective, json, out, err);

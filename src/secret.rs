@@ -4,7 +4,7 @@
 use std::fmt::{self, Display};
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 
 /// Shorter words are not taken for base64.
 const BASE64_LENGTH_MIN: usize = 6;
@@ -35,6 +35,11 @@ impl<T> Display for Secret<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }
+}
+
+/// The value of `Authorization` for a login, `USER:PASSWORD` (RFC 7617 §2).
+pub fn basic_authorization(login: &Secret<String>) -> Secret<String> {
+    Secret::new(format!("Basic {}", STANDARD.encode(login.expose())))
 }
 
 /// The words of a secret that must not be seen: itself without a scheme in front, as in a value of
@@ -73,5 +78,11 @@ mod tests {
             "*** *** Some(***)"
         );
         assert_eq!(*secret.expose(), "hunter2");
+    }
+
+    #[test]
+    fn a_login_is_as_in_rfc_7617_section_2() {
+        let login = basic_authorization(&Secret::new("Aladdin:open sesame".to_owned()));
+        assert_eq!(login.expose(), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
     }
 }

@@ -90,10 +90,16 @@ pub(super) static COMMANDS: &[Command] = &[
         )
     },
     Command {
-        details: "It asks the proxy that these settings describe.",
+        details: "It asks the proxy that these settings describe. A login is sent to the \
+                  certificate in SSL_CERTIFICATE alone, where there is one.",
         flags: &[
             ("--json", "the document of /status.json"),
             ("--watch", "again each two seconds, until a key stops it"),
+            ("--login", "file with USER:PASSWORD, where AUTH_FILE holds"),
+            (
+                "--certificate",
+                "PEM file with certificate and key, for SSL_CLIENT_CA",
+            ),
         ],
         ..command("status", "show what the running proxy does", Action::Status)
     },

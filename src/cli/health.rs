@@ -9,10 +9,13 @@ use super::output::{complain, fail, print};
 use super::running::{self, LocalQuestion, ProxyAddress};
 use crate::config::Settings;
 use crate::log::Format;
+use crate::upstream::loopback::LoopbackCertificates;
 
 /// What is asked. Container engines give a health check 5 s and more, and a proxy that is well
 /// answers within one; `/readyz` has one line.
 const READYZ: LocalQuestion<'static> = LocalQuestion {
+    tls: None,
+    authorization: None,
     target: "/readyz",
     command: "health",
     limit: Duration::from_secs(3),
@@ -25,7 +28,12 @@ pub(super) fn run(settings: &Settings, out: &mut dyn Write, err: &mut dyn Write)
         Ok(place) => place,
         Err(why) => return complain(err, Format::Text, &[why]),
     };
-    let answer = running::ask(&place, settings.tls.enabled, READYZ);
+    let question = LocalQuestion {
+        // Nothing secret is asked or answered, and the probes need no certificate of ours.
+        tls: settings.tls.enabled.then(LoopbackCertificates::default),
+        ..READYZ
+    };
+    let answer = running::ask(&place, question);
     let answer = answer.map(|(status, body)| (status, body.trim().replace(char::is_control, " ")));
     match answer {
         Ok((200, reason)) => print(out, err, &format!("{reason}\n")),

@@ -13,11 +13,16 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::config::{ListenHost, Settings, VERSION};
-use crate::upstream::loopback;
+use crate::secret::Secret;
+use crate::upstream::loopback::{self, LoopbackCertificates};
 
 /// What is asked for, and what it may take.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LocalQuestion<'a> {
+    /// Files for TLS; none where the proxy speaks plain HTTP.
+    pub(super) tls: Option<LoopbackCertificates<'a>>,
+    /// The value of `Authorization`.
+    pub(super) authorization: Option<&'a Secret<String>>,
     /// Path and query.
     pub(super) target: &'a str,
     /// The command that asks; part of `User-Agent`.
@@ -113,18 +118,15 @@ const fn reachable(host: IpAddr) -> IpAddr {
 ///
 /// # Errors
 /// When there is no answer in time, or it is not HTTP.
-pub(super) fn ask(
-    place: &ProxyAddress,
-    tls: bool,
-    question: LocalQuestion<'_>,
-) -> io::Result<(u16, String)> {
+pub(super) fn ask(place: &ProxyAddress, question: LocalQuestion<'_>) -> io::Result<(u16, String)> {
     let stream = Timed::connect(place, question.limit)?;
-    if tls {
-        // What is asked and answered is no secret, and the probes need no certificate of ours.
-        let stream = loopback::dangerous_unverified(place.ip(), stream)?;
-        return exchange(stream, &place.host(), question);
+    match question.tls {
+        Some(files) => {
+            let stream = loopback::connect(place.ip(), stream, files)?;
+            exchange(stream, &place.host(), question)
+        }
+        None => exchange(stream, &place.host(), question),
     }
-    exchange(stream, &place.host(), question)
 }
 
 fn exchange(
@@ -135,10 +137,14 @@ fn exchange(
     let LocalQuestion {
         target, command, ..
     } = question;
-    let request = format!(
+    let mut request = format!(
         "GET {target} HTTP/1.1\r\nHost: {host}\r\n\
-         User-Agent: aws-ecr-proxy/{VERSION} {command}\r\nConnection: close\r\n\r\n"
+         User-Agent: aws-ecr-proxy/{VERSION} {command}\r\nConnection: close\r\n"
     );
+    if let Some(value) = question.authorization {
+        request.push_str(&format!("Authorization: {}\r\n", value.expose()));
+    }
+    request.push_str("\r\n");
     stream.write_all(request.as_bytes())?;
     stream.flush()?;
     let mut reply = Vec::new();
@@ -247,14 +253,16 @@ mod tests {
         // The listener's backlog takes the connection; nobody ever answers.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let place = ProxyAddress::Tcp(listener.local_addr().unwrap());
-        for tls in [false, true] {
+        for tls in [None, Some(LoopbackCertificates::default())] {
             let question = LocalQuestion {
+                tls,
+                authorization: None,
                 target: "/readyz",
                 command: "test",
                 limit: Duration::from_millis(30),
                 bytes_max: 1024,
             };
-            let error = ask(&place, tls, question).unwrap_err();
+            let error = ask(&place, question).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         }
     }

@@ -1,7 +1,9 @@
 //! `status`: the running proxy's `/status.json` in a terminal. Owns: its words. Must not: know more
 //! than that document says.
 
-use std::io::{IsTerminal as _, Write};
+use std::fs::File;
+use std::io::{IsTerminal as _, Read as _, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -11,15 +13,15 @@ use super::progress::{bar, bytes};
 use super::running::{self, LocalQuestion, ProxyAddress};
 use crate::config::{EXIT_OK, Settings};
 use crate::log::Format;
+use crate::secret::{Secret, basic_authorization};
+use crate::upstream::loopback::LoopbackCertificates;
 
-/// What is asked. The document is made in a moment; the largest one, with 200 transfers and 100
-/// failures, has some 300 KB.
-const STATUS: LocalQuestion<'static> = LocalQuestion {
-    target: "/status.json",
-    command: "status",
-    limit: Duration::from_secs(5),
-    bytes_max: 4 << 20,
-};
+/// The document is made in a moment.
+const LIMIT: Duration = Duration::from_secs(5);
+/// The largest document, with 200 transfers and 100 failures, has some 300 KB.
+const BYTES_MAX: usize = 4 << 20;
+/// Longest login: a password of bcrypt has 72 bytes.
+const LOGIN_BYTES_MAX: u64 = 1024;
 /// Time between two looks with `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// Failures that are shown.
@@ -27,59 +29,98 @@ const FAILURES_SHOWN: usize = 5;
 /// Clears a terminal and goes to its beginning (ECMA-48: CUP, ED).
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
-/// How the status is shown.
+/// What the command line asks for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Form {
+pub(super) struct Form<'a> {
     /// The document itself.
     pub(super) json: bool,
     /// Again and again, until the output or the proxy is gone.
     pub(super) watch: bool,
+    /// A file with `USER:PASSWORD`.
+    pub(super) login: Option<&'a Path>,
+    /// A PEM file with our certificate and its key.
+    pub(super) certificate: Option<&'a Path>,
 }
 
 /// Shows the status of the proxy that runs with the same settings.
-pub(super) fn run(settings: &Settings, form: Form, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
-    let place = match ProxyAddress::of_status(settings) {
-        Ok(place) => place,
-        Err(why) => return complain(err, Format::Text, &[why]),
+pub(super) fn run(
+    settings: &Settings,
+    form: Form<'_>,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> u8 {
+    let place = ProxyAddress::of_status(settings);
+    let login = form.login.map(read_login).transpose();
+    let (place, login) = match (place, login) {
+        (Ok(place), Ok(login)) => (place, login),
+        (Err(why), _) | (_, Err(why)) => return complain(err, Format::Text, &[why]),
+    };
+    // At an address of its own it is plain HTTP. A secret goes to the certificate that we know.
+    let is_tls = settings.tls.enabled && settings.metrics.listen.is_none();
+    let known = settings.tls.certificate.as_deref();
+    let question = LocalQuestion {
+        tls: is_tls.then_some(LoopbackCertificates {
+            proxy: known.filter(|_| login.is_some()),
+            client: form.certificate,
+        }),
+        authorization: login.as_ref(),
+        target: "/status.json",
+        command: "status",
+        limit: LIMIT,
+        bytes_max: BYTES_MAX,
     };
     let clears = form.watch && !form.json && std::io::stdout().is_terminal();
     loop {
-        // At an address of its own it is plain HTTP.
-        let tls = settings.tls.enabled && settings.metrics.listen.is_none();
-        let text = match ask(&place, tls) {
-            Ok(text) => text,
+        let shown = match ask(&place, question, form.json) {
+            Ok(shown) => shown,
             Err(why) => return fail(out, err, &format!("{why}\n")),
-        };
-        let shown = match (form.json, serde_json::from_str(&text)) {
-            (true, _) => format!("{}\n", text.trim_end()),
-            (false, Ok(document)) => describe(&document),
-            (false, Err(error)) => {
-                return fail(out, err, &format!("{place} answered no JSON: {error}\n"));
-            }
         };
         let before = if clears { CLEAR } else { "" };
         // A reader that has gone has seen what it wanted.
         let written = write!(out, "{before}{shown}").and_then(|()| out.flush());
-        if !form.watch || written.is_err() {
-            return if written.is_ok() {
-                EXIT_OK
-            } else {
-                print(out, err, "")
-            };
+        match written {
+            Ok(()) if !form.watch => return EXIT_OK,
+            Ok(()) => std::thread::sleep(WATCH_INTERVAL),
+            Err(_) => return print(out, err, ""),
         }
-        std::thread::sleep(WATCH_INTERVAL);
     }
 }
 
-fn ask(place: &ProxyAddress, tls: bool) -> Result<String, String> {
-    match running::ask(place, tls, STATUS) {
-        Ok((200, body)) => Ok(body),
-        Ok((401 | 403, _)) => Err(format!(
-            "{place} asks for a login or a client certificate; open http(s)://{place}/ in a browser"
+/// The value of `Authorization` for the login in a file.
+fn read_login(path: &Path) -> Result<Secret<String>, String> {
+    let fault = |why: &str| format!("--login={}: {why}", path.display());
+    let mut text = String::new();
+    let file =
+        File::open(path).and_then(|file| file.take(LOGIN_BYTES_MAX).read_to_string(&mut text));
+    let text = Secret::new(text);
+    file.map_err(|error| fault(&error.to_string()))?;
+    let line = text.expose().lines().next().unwrap_or_default();
+    match line.find(':') {
+        Some(1..) => Ok(basic_authorization(&Secret::new(line.to_owned()))),
+        _ => Err(fault("expected USER:PASSWORD in its first line")),
+    }
+}
+
+/// The status, as it is shown.
+fn ask(place: &ProxyAddress, question: LocalQuestion<'_>, json: bool) -> Result<String, String> {
+    let answer = running::ask(place, question);
+    let (status, body) = answer.map_err(|error| format!("no answer from {place}: {error}"))?;
+    match (status, question.authorization) {
+        (200, _) if json => Ok(format!("{}\n", body.trim_end())),
+        (200, _) => match serde_json::from_str(&body) {
+            Ok(document) => Ok(describe(&document)),
+            Err(error) => Err(format!("{place} answered no JSON: {error}")),
+        },
+        (401, None) => Err(format!(
+            "{place} asks for a login: give --login a file with USER:PASSWORD"
         )),
-        Ok((404, _)) => Err(format!("{place} has no status page: STATUS_PAGE=false")),
-        Ok((status, body)) => Err(format!("{place} answered {status}: {}", body.trim())),
-        Err(error) => Err(format!("no answer from {place}: {error}")),
+        (401, Some(_)) => Err(format!("{place} refuses the login")),
+        (403, _) => Err(format!(
+            "{place} asks for a client certificate: give --certificate a PEM file with one and its \
+             key"
+        )),
+        (404, _) => Err(format!("{place} has no status page: STATUS_PAGE=false")),
+        _ => Err(format!("{place} answered {status}: {}", body.trim())),
     }
 }
 

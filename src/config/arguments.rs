@@ -17,19 +17,23 @@ const SLIP_EDITS_MAX: usize = 2;
 const SLIP_LENGTH_MAX: usize = 64;
 
 /// Flags that are no settings; the commands say which of them they take.
-pub(super) const COMMAND_FLAGS: [&str; 7] = [
+pub(super) const COMMAND_FLAGS: [&str; 9] = [
     "--as",
+    "--certificate",
     "--host",
     "--json",
+    "--login",
     "--platform",
     "--since",
     "--to",
     "--watch",
 ];
 /// Those that have a value, with an example.
-const VALUES: [(&str, &str); 5] = [
+const VALUES: [(&str, &str); 7] = [
     ("--as", "registry.example.com/team/app"),
+    ("--certificate", "client.pem"),
     ("--host", "proxy.example.com:8080"),
+    ("--login", "status.login"),
     ("--platform", "linux/amd64"),
     ("--since", "last-week.tar"),
     ("--to", "images.tar"),

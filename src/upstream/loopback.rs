@@ -1,71 +1,131 @@
-//! TLS to the proxy on the same machine, for `health`. Owns: a client that believes any
-//! certificate: the one it meets need not name `127.0.0.1`, nor be trusted here. Must not: be used
-//! for anything that sends a secret, or that believes what it is told.
+//! TLS to the proxy on the same machine, for `health` and `status`. Owns: a client that believes
+//! any certificate, or one alone: the one it meets need not name `127.0.0.1`, nor be trusted here.
+//! Must not: send a secret to a proxy whose certificate is not known.
 
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
+};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme, StreamOwned,
+};
 
-/// Speaks TLS over `stream` to `host` without checking its certificate. The first use shakes hands.
+/// PEM files of the two ends.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LoopbackCertificates<'a> {
+    /// The proxy's own certificate comes first in it. None: any is believed.
+    pub proxy: Option<&'a Path>,
+    /// Our own certificate and its key.
+    pub client: Option<&'a Path>,
+}
+
+/// Speaks TLS over `stream` to `host`. The first use shakes hands.
 ///
 /// # Errors
-/// When TLS cannot be set up; nothing is sent before the first use.
-pub fn dangerous_unverified<S: Read + Write>(
+/// When a file cannot be used; nothing is sent before the first use.
+pub fn connect<S: Read + Write>(
     host: IpAddr,
     stream: S,
+    files: LoopbackCertificates<'_>,
 ) -> io::Result<impl Read + Write> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+    let only = files.proxy.map(read_certificate).transpose()?;
+    let verifier = LoopbackVerifier {
+        provider: Arc::clone(&provider),
+        only,
+    };
+    let config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(io::Error::other)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(BelieveAll(provider)))
-        .with_no_client_auth();
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let config = match files.client {
+        None => config.with_no_client_auth(),
+        Some(path) => {
+            let key = PrivateKeyDer::from_pem_file(path).map_err(|error| fault(path, error))?;
+            config
+                .with_client_auth_cert(vec![read_certificate(path)?], key)
+                .map_err(|error| fault(path, error))?
+        }
+    };
     let connection = ClientConnection::new(Arc::new(config), ServerName::from(host));
     let connection = connection.map_err(io::Error::other)?;
     Ok(StreamOwned::new(connection, stream))
 }
 
-#[derive(Debug)]
-struct BelieveAll(Arc<CryptoProvider>);
+/// The first certificate of a PEM file.
+fn read_certificate(path: &Path) -> io::Result<CertificateDer<'static>> {
+    CertificateDer::from_pem_file(path).map_err(|error| fault(path, error))
+}
 
-impl ServerCertVerifier for BelieveAll {
+fn fault(path: &Path, error: impl std::fmt::Display) -> io::Error {
+    io::Error::other(format!("{}: {error}", path.display()))
+}
+
+#[derive(Debug)]
+struct LoopbackVerifier {
+    provider: Arc<CryptoProvider>,
+    /// The one certificate that is believed; none: all are.
+    only: Option<CertificateDer<'static>>,
+}
+
+impl LoopbackVerifier {
+    /// Judges a signature, where it matters whose it is.
+    fn judge(
+        &self,
+        verify: impl FnOnce(&WebPkiSupportedAlgorithms) -> Result<HandshakeSignatureValid, Error>,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        match self.only {
+            Some(_) => verify(&self.provider.signature_verification_algorithms),
+            None => Ok(HandshakeSignatureValid::assertion()),
+        }
+    }
+}
+
+impl ServerCertVerifier for LoopbackVerifier {
     fn verify_server_cert(
         &self,
-        _end_entity: &CertificateDer<'_>,
+        end_entity: &CertificateDer<'_>,
         _intermediates: &[CertificateDer<'_>],
         _server_name: &ServerName<'_>,
         _ocsp_response: &[u8],
         _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
+    ) -> Result<ServerCertVerified, Error> {
+        match &self.only {
+            Some(only) if only != end_entity => Err(Error::General(
+                "the proxy shows another certificate than the first in SSL_CERTIFICATE".to_owned(),
+            )),
+            _ => Ok(ServerCertVerified::assertion()),
+        }
     }
 
     fn verify_tls12_signature(
         &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.judge(|algorithms| verify_tls12_signature(message, cert, dss, algorithms))
     }
 
     fn verify_tls13_signature(
         &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.judge(|algorithms| verify_tls13_signature(message, cert, dss, algorithms))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        let algorithms = self.0.signature_verification_algorithms;
+        let algorithms = self.provider.signature_verification_algorithms;
         algorithms.supported_schemes()
     }
 }

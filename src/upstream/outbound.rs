@@ -3,14 +3,11 @@
 
 use std::net::IpAddr;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-
 use super::address_rule::is_local;
 use super::resolver::is_localhost;
 use crate::config::{OutboundSettings, ProxyException, ProxyUrl};
 use crate::oci::{self, Scheme};
-use crate::secret::Secret;
+use crate::secret::{Secret, basic_authorization};
 
 /// The proxies and the exceptions.
 #[derive(Debug, Default)]
@@ -48,7 +45,7 @@ impl Proxies {
                 port: url.port,
                 shown: url.shown(),
                 setting,
-                authorization: url.login.as_ref().map(basic),
+                authorization: url.login.as_ref().map(basic_authorization),
             })
         };
         Self {
@@ -110,11 +107,6 @@ fn is_in(address: IpAddr, net: IpAddr, bits: u8) -> bool {
     let host_bits = u32::from(bits).abs_diff(all);
     let prefix = |bits: u128| bits.checked_shr(host_bits).unwrap_or_default();
     prefix(found) == prefix(wanted)
-}
-
-/// RFC 7617 §2.
-fn basic(login: &Secret<String>) -> Secret<String> {
-    Secret::new(format!("Basic {}", STANDARD.encode(login.expose())))
 }
 
 #[cfg(test)]
@@ -240,11 +232,5 @@ mod tests {
         assert!(!is_proxied(&zero, "https://8.8.8.8"));
         assert!(!is_proxied(&zero, "https://[2001:db8::1]"));
         assert!(is_proxied(&zero, "https://r.example"));
-    }
-
-    #[test]
-    fn a_login_is_as_in_rfc_7617_section_2() {
-        let login = basic(&Secret::new("Aladdin:open sesame".to_owned()));
-        assert_eq!(login.expose(), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
     }
 }

@@ -61,7 +61,6 @@ const FENCES: [(&str, &[&str]); 12] = [
             "proxy/login/",
             "secret.rs",
             "status/page.rs",
-            "upstream/outbound.rs",
         ],
     ),
     ("bcrypt", &["proxy/login/htpasswd.rs"]),

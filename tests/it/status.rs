@@ -449,7 +449,7 @@ fn the_command_says_why_it_cannot() {
     };
     for (address, why) in [
         (off.address(), "STATUS_PAGE=false"),
-        (login.address(), "asks for a login"),
+        (login.address(), "give --login a file with USER:PASSWORD"),
         (gone, "no answer from 127.0.0.1:"),
     ] {
         let output = command(address, &[], &[]).output().unwrap();
@@ -482,4 +482,51 @@ fn watching_goes_on_until_the_reader_is_gone() {
     let mut ended = || watching.try_wait().unwrap();
     wait_until("the command has ended", SOON, || ended().is_some());
     assert_eq!(ended().unwrap().code(), Some(0));
+}
+
+#[test]
+fn the_command_logs_in_and_shows_a_certificate() {
+    let pki = Pki::new();
+    let client = pki.authority.sign("operator.example", 2090);
+    let client = client.certificate.pem() + &client.key.serialize_pem();
+    let client = pki.write("client.pem", &client);
+    let login = pki.write("login", "alice:open sesame\n");
+    let wrong = pki.write("wrong", "alice:closed sesame\n");
+    let odd = pki.write("odd", "open sesame\n");
+    let mut settings = pki.settings_with_clients();
+    settings.push(("AUTH_FILE", pki.write("htpasswd", crate::login::CHEAP)));
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(n, v)| (*n, v.as_str())).collect();
+    let front = Front::with(Options::default(), &settings);
+    let other = Pki::new();
+    let other = other.path("tls.crt");
+    let (certificate, mut strange) = (["--certificate", &client], settings.clone());
+    strange.push(("SSL_CERTIFICATE", other.to_str().unwrap()));
+    for (flags, settings, code, why) in [
+        (["--login", &login], &settings, 0, "Ready: pulls and pushes"),
+        (["--login", &wrong], &settings, 1, "refuses the login"),
+        (["--login", &odd], &settings, 64, "expected USER:PASSWORD"),
+        (["--login", "/absent"], &settings, 64, "--login=/absent: "),
+        (
+            ["--login", &login],
+            &strange,
+            1,
+            "shows another certificate",
+        ),
+        (["--json", "--json"], &settings, 1, "give --login a file"),
+    ] {
+        let arguments = [flags, certificate].concat();
+        let output = command(front.address(), &arguments, settings);
+        let output = { output }.output().unwrap();
+        let [text, said] =
+            [output.stdout, output.stderr].map(|said| String::from_utf8(said).unwrap());
+        assert_eq!(output.status.code(), Some(code), "{flags:?}: {text}{said}");
+        assert!(
+            (text.clone() + &said).contains(why),
+            "{flags:?}: {text}{said}"
+        );
+        assert!(!text.contains("sesame") && !said.contains("sesame"));
+    }
+    let without = command(front.address(), &["--login", &login], &settings).output();
+    let text = String::from_utf8(without.unwrap().stdout).unwrap();
+    assert!(text.contains("give --certificate a PEM file"), "{text}");
 }
