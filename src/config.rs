@@ -34,7 +34,7 @@ use crate::calendar;
 use crate::secret::Secret;
 
 pub use access::AccessSettings;
-pub use arguments::{Arguments, nearest};
+pub use arguments::{Arguments, nearest, takes_value};
 pub use aws::{
     AwsSettings, ProfileEndpoints, REGION_LENGTH_MAX, StsEndpoints, is_role_arn, is_session_name,
 };

@@ -132,10 +132,11 @@ fn explain(address: SocketAddr, error: &io::Error, names: &str) -> String {
             Some(owner) => format!("the port is taken by {owner}; stop that, or set {names}"),
             None => format!("the port is taken; set {names}"),
         },
-        io::ErrorKind::PermissionDenied => "a low port needs CAP_NET_BIND_SERVICE: set \
-            LISTEN_PORT=8080, give the process that capability (AmbientCapabilities= of systemd, \
-            --cap-add of a container), or let systemd bind the port (aws-ecr-proxy.socket)"
-            .to_owned(),
+        io::ErrorKind::PermissionDenied => format!(
+            "a low port needs CAP_NET_BIND_SERVICE: choose one from 1024 on ({names}), give the \
+             process that capability (AmbientCapabilities= of systemd, --cap-add of a container), \
+             or let systemd bind the port (aws-ecr-proxy.socket)"
+        ),
         _ => format!("set {names}"),
     };
     format!("cannot listen on {address}: {error}; {remedy}")

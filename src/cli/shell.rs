@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use super::client;
 use super::command::COMMANDS;
-use crate::config::{self, Setting, VERSION, flag_of};
+use crate::config::{self, VERSION, flag_of, takes_value};
 
 /// The completions of a shell.
 ///
@@ -17,19 +17,17 @@ pub(super) fn completions(shell: &str) -> Result<String, String> {
         "fish" => Ok(fish()),
         "zsh" => Ok(zsh()),
         _ => Err(format!(
-            "{shell:?}: unknown shell, expected one of bash zsh fish"
+            "{shell:?}: unknown shell, expected one of {SHELLS}"
         )),
     }
 }
 
-/// The settings.
-fn settings() -> impl Iterator<Item = &'static Setting> {
-    config::table_rows()
-}
+const SHELLS: &str = "bash zsh fish";
 
 /// All flags, each once: those of settings, then those of commands.
 fn flags() -> Vec<String> {
-    let mut flags: Vec<String> = settings().map(|setting| flag_of(setting.name)).collect();
+    let settings = config::table_rows().map(|setting| flag_of(setting.name));
+    let mut flags: Vec<String> = settings.collect();
     for (flag, _) in COMMANDS.iter().flat_map(|command| command.flags) {
         if !flags.iter().any(|known| known == flag) {
             flags.push((*flag).to_owned());
@@ -44,21 +42,26 @@ fn command_names() -> String {
     names.join(" ")
 }
 
-fn clients() -> String {
-    client::names().collect::<Vec<_>>().join(" ")
+/// The words that may follow a command, for those where it is one of a few.
+fn following() -> [(&'static str, String); 3] {
+    [
+        ("client", client::names().collect::<Vec<_>>().join(" ")),
+        ("completions", SHELLS.to_owned()),
+        ("help", command_names()),
+    ]
 }
 
 fn bash() -> String {
-    let (commands, flags, clients) = (command_names(), flags().join(" "), clients());
+    let (commands, flags) = (command_names(), flags().join(" "));
+    let following = following().map(|(name, words)| format!("{name}:2:*) words='{words}' ;;"));
+    let following = following.join("\n        ");
     format!(
         "_aws_ecr_proxy() {{
     local word=${{COMP_WORDS[COMP_CWORD]}} words
     case \"${{COMP_WORDS[1]}}:$COMP_CWORD:$word\" in
         *:-*) words='{flags}' ;;
         *:1:*) words='{commands}' ;;
-        client:2:*) words='{clients}' ;;
-        completions:2:*) words='bash zsh fish' ;;
-        help:2:*) words='{commands}' ;;
+        {following}
         *) COMPREPLY=($(compgen -f -- \"$word\")); return ;;
     esac
     COMPREPLY=($(compgen -W \"$words\" -- \"$word\"))
@@ -69,53 +72,54 @@ complete -F _aws_ecr_proxy aws-ecr-proxy
 }
 
 fn zsh() -> String {
-    let mut text = String::from("#compdef aws-ecr-proxy\n_arguments \\\n");
+    let mut text = String::from("#compdef aws-ecr-proxy\nlocal rest='*:file:_files'\n");
+    text.push_str("case $words[2] in\n");
+    for (name, words) in following() {
+        let _ = writeln!(text, "  {name}) rest='2:word:({words})' ;;");
+    }
+    text.push_str("esac\n_arguments \\\n");
     for flag in flags() {
-        let _ = writeln!(text, "  '{flag}=[see aws-ecr-proxy help]:value:_files' \\");
+        let value = match takes_value(&flag) {
+            true => "=[see aws-ecr-proxy help]:value:_files",
+            false => "[see aws-ecr-proxy help]",
+        };
+        let _ = writeln!(text, "  '{flag}{value}' \\");
     }
     let commands = COMMANDS.iter().map(|command| {
         let about = command.about.replace('\'', "'\\''").replace(':', "\\:");
         format!("{}\\:\"{about}\"", command.name)
     });
     let commands: Vec<String> = commands.collect();
-    let _ = writeln!(text, "  '1:command:(({}))' \\", commands.join(" "));
-    let _ = writeln!(text, "  '2:argument:({} bash zsh fish)'", clients());
+    let _ = writeln!(text, "  '1:command:(({}))' \"$rest\"", commands.join(" "));
     text
 }
 
 fn fish() -> String {
     let quoted = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"));
     let mut text = String::new();
-    let to = "complete -c aws-ecr-proxy";
+    let mut complete = |rule: String| {
+        let _ = writeln!(text, "complete -c aws-ecr-proxy {rule}");
+    };
+    // `-r` takes a value, a file by default; `-f` takes none.
+    let flag_rule = |flag: &str, about: &str| {
+        let value = if takes_value(flag) { "-r" } else { "-f" };
+        let flag = flag.trim_start_matches('-');
+        format!("{value} -l {flag} -d {}", quoted(about))
+    };
+    for setting in config::table_rows() {
+        complete(flag_rule(&flag_of(setting.name), setting.meaning));
+    }
     for command in COMMANDS {
         let (name, about) = (command.name, quoted(command.about));
-        let _ = writeln!(
-            text,
-            "{to} -f -n __fish_use_subcommand -a {name} -d {about}"
-        );
-    }
-    for setting in settings() {
-        let (flag, about) = (flag_of(setting.name), quoted(setting.meaning));
-        let _ = writeln!(
-            text,
-            "{to} -r -l {} -d {about}",
-            flag.trim_start_matches('-')
-        );
-    }
-    for command in COMMANDS {
+        complete(format!("-f -n __fish_use_subcommand -a {name} -d {about}"));
         for (flag, about) in command.flags {
-            let (name, flag) = (command.name, flag.trim_start_matches('-'));
-            let about = quoted(about);
-            let seen = format!("'__fish_seen_subcommand_from {name}'");
-            let _ = writeln!(text, "{to} -f -n {seen} -l {flag} -d {about}");
+            let rule = flag_rule(flag, about);
+            complete(format!("-n '__fish_seen_subcommand_from {name}' {rule}"));
         }
     }
-    for (command, words) in [
-        ("client", clients()),
-        ("completions", "bash zsh fish".into()),
-    ] {
-        let seen = format!("'__fish_seen_subcommand_from {command}'");
-        let _ = writeln!(text, "{to} -f -n {seen} -a {}", quoted(&words));
+    for (name, words) in following() {
+        let seen = format!("-n '__fish_seen_subcommand_from {name}'");
+        complete(format!("-f {seen} -a {}", quoted(&words)));
     }
     text
 }
@@ -142,7 +146,7 @@ pub(super) fn manual_page() -> String {
         ".SH SETTINGS\nEach is a flag and, in the same words, an environment variable. A flag \
          beats a variable, which beats the default.\n",
     );
-    for setting in settings() {
+    for setting in config::table_rows() {
         let (flag, name) = (roff(&flag_of(setting.name)), roff(setting.name));
         let preset = roff(setting.preset.text());
         let _ = writeln!(
@@ -233,7 +237,7 @@ mod tests {
         for command in COMMANDS {
             assert!(shown.contains(command.name), "{}", command.name);
         }
-        for setting in settings() {
+        for setting in config::table_rows() {
             assert!(shown.contains(&flag_of(setting.name)), "{}", setting.name);
         }
     }

@@ -153,11 +153,16 @@ impl Arguments {
     }
 }
 
+/// True for a flag behind which a value stands: that of any setting, and some of commands.
+pub fn takes_value(flag: &str) -> bool {
+    let is_switch = COMMAND_FLAGS.contains(&flag) || flag == "--help";
+    !is_switch || VALUES.iter().any(|(known, _)| *known == flag)
+}
+
 /// The flag that a word is; its value may stand behind an equals sign.
 fn command_flag(text: &str) -> Option<&'static str> {
     let name = text.split_once('=').map_or(text, |(name, _)| name);
-    let has_value = |flag: &str| VALUES.iter().any(|(known, _)| *known == flag);
-    let is = |flag: &&str| text == *flag || (name == *flag && has_value(flag));
+    let is = |flag: &&str| text == *flag || (name == *flag && takes_value(flag));
     COMMAND_FLAGS.into_iter().find(is)
 }
 

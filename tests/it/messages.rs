@@ -219,3 +219,33 @@ fn an_image_over_the_quota_is_told_with_both_sizes() {
     let said = cached.proxy().log().matches("image is larger than").count();
     assert_eq!(said, 1);
 }
+
+#[test]
+fn a_low_port_without_the_right_is_told_with_every_way_to_get_it() {
+    // A network of its own, where nothing is configured, and root without that one right.
+    let namespace = ["--user", "--map-root-user", "--net", "setpriv"];
+    let arguments = [&namespace[..], &["--bounding-set=-net_bind_service"]].concat();
+    let low = ("LISTEN_PORT", "443");
+    let metrics = ("METRICS_LISTEN", "127.0.0.1:443");
+    for (command, setting, names) in [
+        ("serve", low, "LISTEN_HOST or LISTEN_PORT"),
+        ("check", low, "LISTEN_HOST or LISTEN_PORT"),
+        ("serve", metrics, "METRICS_LISTEN"),
+    ] {
+        let mut proxy = Proxy::command_through("unshare", &arguments);
+        proxy.arg(command).env("CACHE_DIR", "off");
+        let output = proxy.env(setting.0, setting.1).output().expect("unshare");
+        let told =
+            String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        contains_all(
+            &told,
+            &[
+                "cannot listen on 127.0.0.1:443: Permission denied",
+                "a low port needs CAP_NET_BIND_SERVICE",
+                &format!("choose one from 1024 on ({names})"),
+                "aws-ecr-proxy.socket",
+            ],
+        );
+    }
+}
