@@ -130,14 +130,14 @@ fuzz: ## free fuzzing, other inputs each time, FUZZ_MINUTES (1) for each parser;
 	fuzz/run --free $(ONLY)
 
 .PHONY: measure
-measure: ## memory, /healthz under load, 16 clients of one blob, CPU beside nginx: medians of 5
-	@$(SETUP) rust build static test measure
+measure: ## memory, /healthz under load, 16 clients of one blob: medians of 5, with their bounds
+	@$(SETUP) rust build static test
 	$(MAKE) static
 	tests/e2e/measure.py
 
 .PHONY: bench
-bench: ## ours beside nginx and distribution's registry, as ratios; ROUNDS=1 SIZE=4m WORK="cold TLS" for a try
-	@$(SETUP) rust build static test measure
+bench: ## beside nginx and distribution's registry, as ratios, in docs/performance.md (15 min); ROUNDS=1 WORK="cold"
+	@$(SETUP) rust build static test
 	[ -n "$${PROXY_BIN:-}" ] || $(MAKE) static
 	benches/bench.py
 

@@ -1,8 +1,8 @@
 """The clients of the bench. Owns how blobs are pulled and small requests are made, and what that cost
 the clients themselves; knows nothing of who answers.
 
-Blobs: one process for each core, each with its share of the connections; without TLS the kernel drops
-what came instead of copying it (MSG_TRUNC), so that a client costs next to nothing. Small requests:
+Blobs: one process for each core, a thread for each client; without TLS the kernel drops what came
+instead of copying it (MSG_TRUNC), so that a client costs next to nothing. Small requests:
 wrk, and ab for HEAD, which wrk cannot do.
 """
 
@@ -10,9 +10,10 @@ import concurrent.futures
 import multiprocessing
 import os
 import re
-import selectors
 import socket
+import struct
 import subprocess
+import tempfile
 import time
 import typing
 
@@ -29,78 +30,6 @@ ACCEPT = "application/vnd.oci.image.manifest.v1+json, */*"
 SILENCE_SECONDS = 60
 PIECE = 4 << 20
 TLS_PIECE = 256 << 10
-# So that the connections of every process are open when the first request goes out.
-HEAD_START_SECONDS = 0.02
-
-
-class Pulled(typing.NamedTuple):
-    """What some clients got: seconds until the first byte, until the last one, and what it cost."""
-
-    first: float
-    seconds: float
-    bytes: int
-    client_cpu: float
-
-
-class Client:
-    """A connection that asks for one path after the other."""
-
-    def __init__(self, door, paths):
-        self.paths, self.left, self.bytes = list(paths), 0, 0
-        self.first = self.end = None
-        self.socket = socket.create_connection(("127.0.0.1", door.port), SILENCE_SECONDS)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.tls = door.ca is not None
-        self.buffer = memoryview(bytearray(TLS_PIECE if self.tls else PIECE))
-        if self.tls:
-            context = ssl.create_default_context(cafile=door.ca)
-            self.socket = context.wrap_socket(self.socket, server_hostname="localhost")
-
-    def ask(self):
-        """Sends the next request; false when all were answered."""
-        if not self.paths:
-            self.end = time.monotonic()
-            return False
-        head = f"GET {self.paths.pop(0)} HTTP/1.1\r\nHost: localhost\r\nAccept: {ACCEPT}\r\n\r\n"
-        self.socket.sendall(head.encode())
-        self.head = b""
-        return True
-
-    def read_head(self):
-        """Reads until the head is there. What came with it of the body counts."""
-        self.head += self.socket.recv(16384)
-        end = self.head.find(b"\r\n\r\n")
-        if end < 0:
-            if not self.head:
-                raise Failed("the connection was closed instead of an answer")
-            return
-        head, body = self.head[:end], len(self.head) - end - 4
-        if b" 200 " not in head[:15]:
-            raise Failed(f"not answered with 200: {self.head[:300]}")
-        self.left = int(re.search(rb"(?i)\r\ncontent-length: *(\d+)", head).group(1)) - body
-        self.bytes += body
-        self.head = None
-
-    def read(self):
-        """Reads what is there; false at the end of the last answer."""
-        if self.head is not None:
-            self.read_head()
-        else:
-            self.read_body()
-        if self.first is None and self.bytes:
-            self.first = time.monotonic()
-        return self.ask() if self.head is None and self.left == 0 else True
-
-    def read_body(self):
-        buffer = self.buffer[:self.left]
-        if self.tls:
-            count = self.socket.recv_into(buffer)
-        else:
-            count = self.socket.recv_into(buffer, 0, socket.MSG_TRUNC)
-        if count == 0:
-            raise Failed(f"the body ended {self.left} bytes early")
-        self.left -= count
-        self.bytes += count
 
 
 class Door(typing.NamedTuple):
@@ -110,39 +39,71 @@ class Door(typing.NamedTuple):
     ca: str | None = None
 
 
+class Pulled(typing.NamedTuple):
+    """What some clients got: seconds until the last of them had its first byte, and until the end;
+    bytes; and what it cost them."""
+
+    first: float
+    seconds: float
+    bytes: int
+    client_cpu: float
+
+
+def connect(door):
+    """A connection, through its handshake. Nothing is waited for longer than SILENCE_SECONDS."""
+    connection = socket.create_connection(("127.0.0.1", door.port))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A time-out of Python's own would cost a poll for each read.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", SILENCE_SECONDS, 0))
+    if door.ca:
+        context = ssl.create_default_context(cafile=door.ca)
+        connection = context.wrap_socket(connection, server_hostname="localhost")
+    return connection
+
+
+def read_head(connection, path):
+    """Reads the head of an answer; the bytes of the body that came with it, and those to come."""
+    head, end = b"", -1
+    while end < 0:
+        piece = connection.recv(16384)
+        if not piece:
+            raise Failed(f"{path}: the connection was closed instead of an answer")
+        head += piece
+        end = head.find(b"\r\n\r\n")
+    if b" 200 " not in head[:15]:
+        raise Failed(f"{path} was not answered with 200: {head[:300]}")
+    came = len(head) - end - 4
+    return came, int(re.search(rb"(?i)\r\ncontent-length: *(\d+)", head).group(1)) - came
+
+
+def pull_paths(door, paths, begin_at):
+    """One client; the moments of its first byte and of the last, and the bytes."""
+    first, total = None, 0
+    buffer = memoryview(bytearray(TLS_PIECE if door.ca else PIECE))
+    drop = () if door.ca else (0, socket.MSG_TRUNC)
+    with connect(door) as connection:
+        time.sleep(max(0, begin_at - time.monotonic()))
+        for path in paths:
+            head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {ACCEPT}\r\n\r\n"
+            connection.sendall(head.encode())
+            came, left = read_head(connection, path)
+            while left:
+                first = first or (time.monotonic() if came else None)
+                count = connection.recv_into(buffer[:left], *drop)
+                if count == 0:
+                    raise Failed(f"{path} ended {left} bytes early")
+                came, left = came + count, left - count
+            first = first or time.monotonic()
+            total += came
+    return first, time.monotonic(), total
+
+
 def pull_share(door, shares, begin_at):
-    """The clients of one process; moments of first bytes and of the end, bytes, processor time."""
+    """The clients of one process, each in a thread; what each of them got, and processor time."""
     cpu = time.process_time()
-    clients = [Client(door, paths) for paths in shares]
-    time.sleep(max(0, begin_at - time.monotonic()))
-    begin = time.monotonic()
-    with selectors.DefaultSelector() as waiting:
-        for client in clients:
-            client.ask()
-            client.socket.setblocking(False)
-            waiting.register(client.socket, selectors.EVENT_READ, client)
-        while waiting.get_map():
-            events = waiting.select(SILENCE_SECONDS)
-            if not events:
-                raise Failed(f"nothing came for {SILENCE_SECONDS} s")
-            for key, _ in events:
-                if not read_ready(key.data):
-                    waiting.unregister(key.fileobj)
-                    key.fileobj.close()
-    return (begin, [client.first for client in clients], max(client.end for client in clients),
-            sum(client.bytes for client in clients), time.process_time() - cpu)
-
-
-def read_ready(client):
-    """Reads from a socket that has something; with TLS all of it, since epoll does not see what the
-    TLS library holds."""
-    try:
-        while client.read():
-            if not client.tls:
-                return True
-    except (ssl.SSLWantReadError, BlockingIOError):
-        return True
-    return False
+    with concurrent.futures.ThreadPoolExecutor(len(shares)) as threads:
+        clients = list(threads.map(lambda paths: pull_paths(door, paths, begin_at), shares))
+    return clients, time.process_time() - cpu
 
 
 class Generator:
@@ -157,15 +118,16 @@ class Generator:
     def pull(self, door, shares):
         """Each of `shares` is the paths that one client asks for, one after the other."""
         parts = [part for part in (shares[at::self.count] for at in range(self.count)) if part]
-        begin_at = time.monotonic() + HEAD_START_SECONDS * (1 + len(shares) / 8)
-        futures = [self.pool.submit(pull_share, door, part, begin_at) for part in parts]
+        # By then all are connected.
+        begin = time.monotonic() + 0.02 + 0.004 * len(shares)
+        futures = [self.pool.submit(pull_share, door, part, begin) for part in parts]
         done = [future.result() for future in futures]
-        begin = min(part[0] for part in done)
+        clients = [client for part, _ in done for client in part]
         return Pulled(
-            first=max(first for part in done for first in part[1]) - begin,
-            seconds=max(part[2] for part in done) - begin,
-            bytes=sum(part[3] for part in done),
-            client_cpu=sum(part[4] for part in done))
+            first=max(first for first, _, _ in clients) - begin,
+            seconds=max(end for _, end, _ in clients) - begin,
+            bytes=sum(count for _, _, count in clients),
+            client_cpu=sum(cpu for _, cpu in done))
 
     def close(self):
         self.pool.shutdown(cancel_futures=True)
@@ -182,19 +144,28 @@ class Rate(typing.NamedTuple):
 
 def cipher_of(door):
     """The cipher that a contestant and our clients agree on."""
-    client = Client(door, [])
-    with client.socket:
-        return " ".join(map(str, client.socket.cipher()[1::-1]))
+    with connect(door) as connection:
+        return " ".join(map(str, connection.cipher()[1::-1]))
 
 
 MS = {"us": 0.001, "ms": 1, "s": 1000}
 
 
-def wrk(url, connections, seconds, *options):
-    """Requests of one URL over so many connections."""
+def wrk(url, connections, seconds, paths=(), pause_ms=0):
+    """GETs of one URL over so many connections, or of these paths in turns; with a pause after each
+    answer."""
     threads = min(connections, os.cpu_count())
-    said = run_tool(["wrk", f"-t{threads}", f"-c{connections}", f"-d{seconds}s", "--latency",
-                     "-H", f"Accept: {ACCEPT}", *options, url])
+    lines = []
+    if paths:
+        lines += ["local paths = {" + ",".join(f'"{path}"' for path in paths) + "}; local at = 0",
+                  "request = function() at = at % #paths + 1; return wrk.format(nil, paths[at]) end"]
+    if pause_ms:
+        lines += [f"delay = function() return {pause_ms} end"]
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write("\n".join(lines))
+        script.flush()
+        said = run_tool(["wrk", f"-t{threads}", f"-c{connections}", f"-d{seconds}s", "--latency",
+                         "-H", f"Accept: {ACCEPT}", "-s", script.name, url])
     wrong = re.search(r"Non-2xx.*|Socket errors.*", said)
     if wrong:
         raise Failed(f"wrk of {url}: {wrong.group()}")
@@ -205,11 +176,25 @@ def wrk(url, connections, seconds, *options):
                 rank["50"], rank["99"])
 
 
+def heads(url, connections, seconds):
+    """HEADs of one URL over so many connections."""
+    with tempfile.NamedTemporaryFile("r", suffix=".csv") as table:
+        said = run_tool(["ab", "-q", "-k", "-i", "-c", str(connections), "-t", str(seconds),
+                         "-n", "300000", "-H", f"Accept: {ACCEPT}", "-e", table.name, url])
+        rank = dict(line.strip().split(",") for line in table)
+    if "Non-2xx" in said or not re.search(r"Failed requests: +0\n", said):
+        raise Failed(f"ab of {url}: {said}")
+    return Rate(int(re.search(r"Complete requests: +(\d+)", said).group(1)),
+                float(re.search(r"Requests per second: +([\d.]+)", said).group(1)),
+                float(rank["50"]), float(rank["99"]))
+
+
 def run_tool(command):
+    """Runs a load generator; what it said."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     except FileNotFoundError:
-        raise Failed(f"no {command[0]}: run `tests/e2e/setup measure test`") from None
+        raise Failed(f"no {command[0]}: run `tests/e2e/setup test`") from None
     if done.returncode != 0:
         raise Failed(f"{command} ended with {done.returncode}: {done.stderr[-500:]}")
     return done.stdout

@@ -249,31 +249,6 @@ def kill_loop(bench, upstream, count):
 # === CPU ===
 
 
-def cpu_seconds(pids):
-    """User and system time of these processes, without those that have ended."""
-    ticks = 0
-    for pid in pids:
-        try:
-            with open(f"/proc/{pid}/stat") as file:
-                fields = file.read().rpartition(")")[2].split()
-        except FileNotFoundError:
-            # nginx's cache loader ends after a minute; it has used no time.
-            continue
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def children(pid):
-    """The processes that this one has started."""
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True)
-    return [int(word) for word in found.stdout.split()]
-
-
-def fetch(url):
-    """Pulls a URL into nothing."""
-    run("curl", "-sS", "--fail", "-o", "/dev/null", url, timeout=120)
-
-
 def descriptor_names(cache):
     """The names in the cache's index.json."""
     with open(os.path.join(cache, "index.json")) as file:

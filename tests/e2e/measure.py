@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The figures of the proxy: resident memory of a 300 MB pull, /healthz under three loads, 16 clients
-of one cold blob, and the CPU time of a cached one beside nginx.
+"""Bounds of the proxy that need no rival: resident memory of a 300 MB pull, /healthz under three loads,
+and 16 clients of one cold blob. What others do in its place is measured by `make bench`.
 
 Run by `make measure`; each figure is the median of 5 runs, with its bound beside it. The checks use
 the same loads at ten times the bounds, since a time on a shared machine says little.
@@ -8,7 +8,6 @@ the same loads at ten times the bounds, since a time on a shared machine says li
 
 import contextlib
 import hashlib
-import os
 import shutil
 import socket
 import statistics
@@ -16,7 +15,7 @@ import sys
 import time
 
 from images import MIB, Layout
-from parts import Bench, Failed, end_on_signals, free_port, random_bytes, wait_port
+from parts import Bench, Failed, end_on_signals, random_bytes
 
 RUNS = 5
 RESIDENT_MAX_MB = 64
@@ -27,10 +26,6 @@ CROWD = 16
 CROWD_BYTES = 120 * 1000 * 1000
 CROWD_RATE = 40 * 1000 * 1000
 CROWD_FACTOR_MAX = 1.2
-
-# A cached blob, pulled as often as makes 2 GiB.
-HIT_BYTES = 256 * MIB
-HIT_PULLS = 8
 
 # What the loads leave behind never ends by itself, so a drain would only wait.
 SHORT_GRACE = {"SHUTDOWN_GRACE": "1s"}
@@ -159,73 +154,6 @@ def crowd(bench, upstream):
     return seconds[1] / seconds[0], peaks[1]
 
 
-def start_nginx(bench, upstream):
-    """nginx with a cache of its own, as the nginx proxies have it, in front of the same blobs; the
-    process and its port."""
-    folder, port = bench.fresh("nginx"), free_port()
-    config = os.path.join(folder, "nginx.conf")
-    user = "user root;" if os.geteuid() == 0 else ""
-    temporary = "".join(
-        f"{kind}_temp_path {folder}/{kind};" for kind in
-        ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"])
-    with open(config, "w") as file:
-        file.write(f"""
-            {user} daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
-            events {{ worker_connections 256; }}
-            http {{
-                {temporary}
-                access_log off; sendfile on; tcp_nopush on; proxy_max_temp_file_size 0;
-                proxy_cache_path {folder}/cache keys_zone=blobs:10m max_size=2g use_temp_path=off;
-                server {{
-                    listen 127.0.0.1:{port};
-                    location / {{
-                        proxy_pass {upstream.layers.url}; proxy_cache blobs;
-                        proxy_cache_key $uri; proxy_cache_valid 200 1d;
-                        add_header X-Cache-Status $upstream_cache_status;
-                    }}
-                }}
-            }}""")
-    process = bench.start("nginx", ["nginx", "-e", f"{folder}/error.log", "-c", config])
-    wait_port(process, port)
-    return process, port
-
-
-def cpu_of_hits(pids, url):
-    """CPU seconds that these processes take to hand out 2 GiB from their cache."""
-    import cached
-
-    begin = cached.cpu_seconds(pids)
-    for _ in range(HIT_PULLS):
-        cached.fetch(url)
-    return cached.cpu_seconds(pids) - begin
-
-
-def hits_beside_nginx(bench, upstream):
-    """Pairs of CPU seconds, ours and nginx's, in turns."""
-    import cached
-
-    digest = upstream.seed_blob("team/hit", random_bytes(HIT_BYTES))
-    name = digest.partition(":")[2]
-    proxy = upstream.proxy(bench.fresh("cache-hit"), LOG_LEVEL="INFO")
-    nginx, port = start_nginx(bench, upstream)
-    ours = f"{proxy.url}/v2/team/hit/blobs/{digest}"
-    theirs = f"http://127.0.0.1:{port}/docker/registry/v2/blobs/sha256/{name[:2]}/{name}/data"
-    for url in [ours, theirs]:
-        cached.fetch(url)
-    # What was whole a moment ago is in the cache a moment later.
-    time.sleep(1)
-    before = upstream.layers.seen()["gets"]
-    pids = [nginx.pid, *cached.children(nginx.pid)]
-    pairs = [(cpu_of_hits([proxy.process.pid], ours), cpu_of_hits(pids, theirs))
-             for _ in range(RUNS)]
-    missed = upstream.layers.seen()["gets"] - before
-    if missed:
-        raise Failed(f"{missed} of the pulls were no hits")
-    proxy.process.stop()
-    nginx.stop()
-    return pairs
-
-
 def cache_figures(bench):
     """Prints the figures of the cache; whether each bound was kept."""
     import cached
@@ -238,10 +166,6 @@ def cache_figures(bench):
     kept = [report(f"{what}, single = 1", [factor for factor, _ in runs], "", CROWD_FACTOR_MAX, 2)]
     peaks = [peak for _, peak in runs]
     kept.append(report("peak resident memory of that", peaks, "MB", RESIDENT_MAX_MB))
-    pairs = hits_beside_nginx(bench, upstream)
-    report("CPU of cached hits, 2 GiB, ours", [ours for ours, _ in pairs], "s", None, 2)
-    report("CPU of cached hits, 2 GiB, nginx", [theirs for _, theirs in pairs], "s", None, 2)
-    report("the same, ours / nginx", [ours / theirs for ours, theirs in pairs], "", None, 2)
     return kept
 
 
