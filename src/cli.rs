@@ -6,6 +6,7 @@ mod check;
 mod client;
 mod command;
 mod health;
+mod images;
 mod kept;
 mod output;
 mod progress;
@@ -19,7 +20,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use self::command::{Action, Wanted};
-use self::output::{complain, print};
+use self::images::ImageCommand;
+use self::output::{Streams, columns, complain, finish, print};
 use crate::app;
 use crate::config::{
     self, Arguments, COMMIT, Effective, Fault, Preset, Resolution, Settings, VERSION,
@@ -104,16 +106,7 @@ fn run_with_settings(
                 Err(why) => complain(err, Format::Text, &[why]),
             }
         }
-        Action::Export => carry::export(&settings, &wanted.words, arguments, out, err),
-        Action::Import => carry::import(&settings, word.unwrap_or_default(), arguments, out, err),
         Action::Health => health::run(&settings, out, err),
-        Action::List => kept::list(&settings, json, out, err),
-        Action::Pull => carry::pull(&settings, &wanted.words, arguments, out, err),
-        Action::Remove => kept::remove(&settings, &wanted.words, out, err),
-        Action::Verify => {
-            let platforms = arguments.value("--platform");
-            kept::verify(&settings, &wanted.words, platforms, (out, err))
-        }
         Action::Serve => serve(settings),
         Action::Status => {
             let form = status::Form {
@@ -124,12 +117,33 @@ fn run_with_settings(
             };
             status::run(&settings, form, out, err)
         }
-        _ => {
+        Action::Settings => {
             let shown = print_settings(&effective, json, out, err);
             complain(err, Format::Text, &settings.warnings);
             shown
         }
+        _ => {
+            let command = ImageCommand {
+                settings: &settings,
+                words: &wanted.words,
+                arguments,
+            };
+            run_on_images(action, command, &mut Streams { out, err })
+        }
     }
+}
+
+fn run_on_images(action: Action, command: ImageCommand<'_>, streams: &mut Streams<'_>) -> u8 {
+    let name = command.arguments.words.first().map_or("", String::as_str);
+    let ended = match action {
+        Action::Export => carry::export(command, streams),
+        Action::Import => carry::import(command, streams),
+        Action::List => kept::list(command, streams),
+        Action::Pull => carry::pull(command, streams),
+        Action::Remove => kept::remove(command, streams),
+        _ => kept::verify(command, streams),
+    };
+    finish(name, ended, streams)
 }
 
 fn print_settings(
@@ -195,15 +209,7 @@ fn write_table(effective: &[Effective]) -> String {
             [row.setting.name.to_owned(), value, origin.replace('`', "")]
         })
         .collect();
-    let width = |column: fn(&[String; 3]) -> &String| {
-        let widths = rows.iter().map(|row| column(row).chars().count());
-        widths.max().unwrap_or(0).min(COLUMN_WIDTH_MAX)
-    };
-    let (names, values) = (width(|[name, _, _]| name), width(|[_, value, _]| value));
-    let lines = rows
-        .iter()
-        .map(|[name, value, origin]| format!("{name:names$}  {value:values$}  {origin}\n"));
-    lines.collect()
+    columns(&rows, COLUMN_WIDTH_MAX)
 }
 
 /// `LOG_FORMAT`, even when other settings are at fault: a log store reads the faults, too.

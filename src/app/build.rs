@@ -12,6 +12,7 @@ use crate::cache::store::OpenError;
 use crate::cache::{self, Cache};
 use crate::clock::SystemClock;
 use crate::config::{CacheDir, ImageGlobs, Settings, UpstreamAuth};
+use crate::image_name::ImageName;
 use crate::log;
 use crate::upstream::client::Client;
 use crate::upstream::dns::Dns;
@@ -128,8 +129,16 @@ pub fn cache_directory(settings: &Settings) -> Option<PathBuf> {
 /// The images that eviction never touches: those of `PIN`, else those of `PREFETCH`. Reads the file
 /// of the latter; while that cannot be read, it names none.
 pub fn pins(settings: &Settings) -> Pins {
+    pins_with(
+        settings,
+        settings.prefetch.images.read().unwrap_or_default(),
+    )
+}
+
+/// The same, where the images of `PREFETCH` are known.
+pub(super) fn pins_with(settings: &Settings, prefetched: Vec<ImageName>) -> Pins {
     let names = match settings.pin == ImageGlobs::default() {
-        true => settings.prefetch.images.read().unwrap_or_default(),
+        true => prefetched,
         false => Vec::new(),
     };
     Pins {

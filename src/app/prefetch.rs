@@ -51,7 +51,8 @@ fn run(proxy: &Proxy, all: &Settings, cache: &Cache) -> ! {
         match settings.images.read() {
             Ok(names) => {
                 // The list may have changed.
-                cache.sweeper.pin(build::pins(all));
+                let pins = build::pins_with(all, names.clone());
+                cache.sweeper.pin(pins);
                 run_round(proxy, settings, &names);
             }
             Err(why) => {

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub(super) use self::tar::{END, headers, padding};
+use super::links::is_media_type;
 use crate::hash::matches;
 use crate::oci::Digest;
 use crate::platforms::Platforms;
@@ -99,13 +100,6 @@ impl ArchiveBlob {
     pub const fn left(&self) -> u64 {
         self.left
     }
-
-    /// Leaves out the next bytes.
-    pub(super) fn skip(&mut self, bytes: u64) {
-        let bytes = bytes.min(self.left);
-        self.at += bytes;
-        self.left -= bytes;
-    }
 }
 
 impl Read for ArchiveBlob {
@@ -175,14 +169,17 @@ impl Archive {
     ///
     /// # Errors
     /// The disk's own, and a name that is no regular file.
-    pub fn blob(&self, digest: &Digest) -> io::Result<Option<ArchiveBlob>> {
+    pub fn blob(&self, digest: &Digest) -> Result<Option<ArchiveBlob>, String> {
         match &self.content {
             Content::Tar { file, blobs } => Ok(blobs.get(digest).map(|(at, size)| ArchiveBlob {
                 file: Arc::clone(file),
                 at: *at,
                 left: *size,
             })),
-            Content::Folder => open_file(&self.path.join(blob_name(digest))),
+            Content::Folder => {
+                let name = blob_name(digest);
+                open_file(&self.path.join(&name)).map_err(|error| format!("{name}: {error}"))
+            }
         }
     }
 
@@ -192,10 +189,7 @@ impl Archive {
     /// What is wrong with it, with its name.
     pub fn manifest(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, String> {
         let name = blob_name(digest);
-        let blob = self
-            .blob(digest)
-            .map_err(|error| format!("{name}: {error}"))?;
-        let Some(blob) = blob else {
+        let Some(blob) = self.blob(digest)? else {
             return Ok(None);
         };
         let bytes = read_whole(blob, &name, limit)?;
@@ -341,8 +335,9 @@ fn parse_image(descriptor: &Value) -> Result<ArchiveImage, String> {
     let text = |key: &str| descriptor.get(key).and_then(Value::as_str);
     let digest = text("digest").unwrap_or_default().parse::<Digest>();
     let digest = digest.map_err(|error| format!("index.json: {}", error.message))?;
-    let media_type = text("mediaType").filter(|kind| kind.contains('/'));
-    let media_type = media_type.ok_or_else(|| format!("index.json: {digest}: has no mediaType"))?;
+    let media_type = text("mediaType").filter(|kind| is_media_type(kind));
+    let media_type = media_type
+        .ok_or_else(|| format!("index.json: {digest}: has no mediaType, or an odd one"))?;
     let name = annotation(descriptor, CONTAINERD_NAME);
     Ok(ArchiveImage {
         media_type: media_type.to_owned(),

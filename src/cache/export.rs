@@ -16,7 +16,7 @@ use super::archive::{self, Archive, EXPORT, Origin, PLATFORMS, REF_NAME};
 use super::closure::{Closure, ClosureWalk, ImagePart, MemberKind, NO_PLATFORM, ReferrerIndex};
 use super::files;
 use super::manifest::list_named;
-use super::names::{Names, Scope};
+use super::names::{Names, OwnedScope, Scope};
 use super::store::Store;
 use crate::hash::Hasher;
 use crate::oci::{Digest, Reference};
@@ -85,7 +85,7 @@ impl Exporter<'_> {
     /// An image that is not here, or that lacks a blob; what is wrong with `since`.
     pub fn plan(
         &self,
-        images: &[(Scope<'_>, Reference)],
+        images: &[(OwnedScope, Reference)],
         since: Option<&Path>,
     ) -> Result<ExportPlan, String> {
         let since_name = since.and_then(Path::file_name);
@@ -99,7 +99,7 @@ impl Exporter<'_> {
         };
         let since = since.map(read).transpose()?;
         for (scope, reference) in images {
-            self.add_image(&mut plan, *scope, reference, since.as_ref())?;
+            self.add_image(&mut plan, scope.scope(), reference, since.as_ref())?;
         }
         Ok(plan)
     }

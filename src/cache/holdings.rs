@@ -49,17 +49,8 @@ impl Holdings<'_> {
     /// Calls `visit` for every image: by registry, repository and tag, then those without a tag by
     /// their digests. Blocks, for as long as it takes to read every manifest.
     pub fn each(&self, visit: &mut dyn FnMut(CachedImage<'_>)) {
-        for registry in &self.names.registries() {
-            for name in self.names.repositories(registry) {
-                if let Ok(repository) = name.parse() {
-                    let repository = &repository;
-                    let scope = Scope {
-                        registry,
-                        repository,
-                    };
-                    self.each_in(scope, visit);
-                }
-            }
+        for place in self.names.scopes() {
+            self.each_in(place.scope(), visit);
         }
     }
 

@@ -4,6 +4,12 @@
 //! A layout is read twice: first every blob that is missing here is hashed, then it is copied. So a
 //! layout that is damaged, or does not fit, changes nothing. A tag is written last, when all that
 //! the image needs is on the disk; what was copied before a crash is not copied again.
+//!
+//! A proxy may evict meanwhile. It leaves young blobs that nothing names, so those that were copied
+//! are kept young. An image gets its name while nobody evicts: then all of it is there, or what is
+//! gone is copied again.
+
+mod naming;
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Read as _};
@@ -11,21 +17,25 @@ use std::os::unix::fs::FileExt as _;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::archive::{Archive, ArchiveBlob, ArchiveImage, Origin, blob_name};
-use super::changes::Moment;
+use serde_json::Value;
+
+pub use self::naming::Naming;
+use self::naming::is_referrer_tag;
+use super::archive::{Archive, ArchiveImage, Origin, blob_name};
 use super::closure::NO_PLATFORM;
 use super::disk::Disk;
 use super::export::Progress;
-use super::manifest::ManifestContent;
-use super::names::{Scope, TagEntry};
+use super::links::is_media_type;
+use super::manifest::{ManifestContent, Named};
+use super::names::{OwnedScope, TagEntry};
 use super::partials::Partial;
 use crate::hash::Hasher;
-use crate::image_name::ImageName;
-use crate::oci::{Digest, Registry, Repository, Tag};
-use crate::platforms::Platforms;
+use crate::oci::{Digest, Tag};
 
 /// Largest manifest: four times what registries take.
 const MANIFEST_BYTES_MAX: u64 = 16 << 20;
+/// Largest index that lists nothing, with annotations.
+const EMPTY_INDEX_BYTES_MAX: usize = 64 << 10;
 /// Manifests below one another: an index of an index is rare.
 const DEPTH_MAX: usize = 8;
 /// Manifests and blobs of all images together: as many as an archive has entries.
@@ -40,28 +50,23 @@ const FOLLOW_TIMEOUT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(50);
 /// Room left free on the disk for everything else that writes there.
 const FREE_BYTES_MIN: u64 = 1 << 20;
-
-/// How the images of a layout are called here.
-#[derive(Debug, Clone, Default)]
-pub struct Naming {
-    /// `--as`: the registry and repository of all of them.
-    pub place: Option<(Registry, Repository)>,
-    /// `--as` with a tag: that of the one image.
-    pub tag: Option<Tag>,
-    /// The registry of names without one.
-    pub default: Option<Registry>,
-}
+/// Another process evicts a blob that nothing names when it is ten minutes old (`sweep.rs`).
+const RENEW_INTERVAL: Duration = Duration::from_secs(60);
+/// Longest wait for another process that evicts: it looks at every file.
+const EVICTION_TIMEOUT: Duration = Duration::from_secs(300);
+/// An image that is evicted while it is copied is copied again, so often at the most.
+const KEEP_ATTEMPTS: usize = 3;
 
 /// An image that is taken over.
 #[derive(Debug)]
 pub struct ImportImage {
-    registry: Registry,
-    repository: Repository,
+    /// Its name here.
+    pub name: String,
+    /// Where it is kept.
+    pub place: OwnedScope,
     /// None for what has no tag, such as a signature.
     tag: Option<Tag>,
-    root: Digest,
-    media_type: String,
-    /// With their media types; what names another comes after it.
+    /// With their media types; what names another comes after it, so that its own is the last.
     manifests: Vec<(Digest, String)>,
     blobs: Vec<(Digest, u64)>,
     /// Platforms that are not in the layout.
@@ -69,32 +74,18 @@ pub struct ImportImage {
 }
 
 impl ImportImage {
-    fn scope(&self) -> Scope<'_> {
-        Scope {
-            registry: &self.registry,
-            repository: &self.repository,
-        }
-    }
-
-    /// Its name here.
-    pub fn name(&self) -> String {
-        match &self.tag {
-            Some(tag) => format!("{}:{}", self.scope(), tag.as_str()),
-            None => format!("{}@{}", self.scope(), self.root),
-        }
-    }
-
-    /// Its registry here.
-    pub const fn registry(&self) -> &Registry {
-        &self.registry
-    }
-
     /// True for a signature or another artifact of an image.
     pub fn is_referrer(&self) -> bool {
-        self.tag
-            .as_ref()
-            .is_none_or(|tag| is_referrer_tag(tag.as_str()))
+        self.tag.as_ref().is_none_or(is_referrer_tag)
     }
+}
+
+/// A manifest that is still to be read.
+struct ManifestEntry {
+    digest: Digest,
+    media_type: String,
+    platform: Option<String>,
+    depth: usize,
 }
 
 /// Takes a layout into the cache.
@@ -106,80 +97,100 @@ pub struct Importer<'a> {
 }
 
 impl Importer<'_> {
-    /// Names all images of the layout, and finds what they are made of. What has no tag and what
-    /// belongs to an image comes before that image.
+    /// Takes all images of the layout into the cache. Blocks, for as long as it takes to read the
+    /// layout twice.
     ///
     /// # Errors
-    /// An image without a name, a manifest or blob that is neither in the layout nor in the cache,
-    /// a manifest whose content is not what its digest says.
-    pub fn plan(&self, naming: &Naming) -> Result<Vec<ImportImage>, String> {
-        let listed = &self.archive.images;
-        let mut names = Vec::new();
-        for image in listed {
-            names.push(resolve_name(image, naming)?);
+    /// What is wrong with the layout, with the name of the entry: then nothing is kept. A disk that
+    /// fails or is full, or a layout that changes meanwhile: then the images before are kept.
+    pub fn import(
+        &self,
+        naming: &Naming,
+        progress: Progress<'_>,
+    ) -> Result<Vec<ImportImage>, String> {
+        let images = self.plan(naming)?;
+        let total = self.check(&images, progress)?;
+        let mut done = 0;
+        for image in &images {
+            self.keep(image, &mut |bytes| {
+                done += bytes;
+                progress("import", done, total);
+            })?;
         }
-        check_names(&names, naming)?;
-        let mut images = Vec::new();
-        let mut count = 0;
-        for (listed, (registry, repository, tag)) in listed.iter().zip(names) {
+        Ok(images)
+    }
+
+    /// Names all images of the layout, and finds what they are made of. What has no tag and what
+    /// belongs to an image comes before that image.
+    fn plan(&self, naming: &Naming) -> Result<Vec<ImportImage>, String> {
+        let (mut images, mut seen, mut count) = (Vec::new(), HashMap::new(), 0);
+        for listed in &self.archive.images {
+            let (place, tag) = naming.resolve(listed)?;
+            let name = match &tag {
+                Some(tag) => format!("{}:{}", place.scope(), tag.as_str()),
+                None => format!("{}@{}", place.scope(), listed.digest),
+            };
+            match seen.insert(name.clone(), &listed.digest) {
+                Some(before) if *before == listed.digest => continue,
+                Some(_) => return Err(naming.describe_double(&name)),
+                None => {}
+            }
             let mut image = ImportImage {
-                registry,
-                repository,
+                name,
+                place,
                 tag,
-                root: listed.digest.clone(),
-                media_type: listed.media_type.clone(),
                 manifests: Vec::new(),
                 blobs: Vec::new(),
                 absent: Vec::new(),
             };
-            self.walk(&mut image, &listed.platforms)?;
+            self.walk(&mut image, listed)?;
             count += image.manifests.len() + image.blobs.len();
             if count > DIGESTS_MAX {
                 let why = format!("names more than {DIGESTS_MAX} blobs; import it in parts");
-                return Err(format!("{}: {why}", image.name()));
+                return Err(format!("{}: {why}", image.name));
             }
             images.push(image);
+        }
+        if images.is_empty() {
+            return Err("index.json: lists no image".to_owned());
         }
         images.sort_by_key(|image| !image.is_referrer());
         Ok(images)
     }
 
     /// Finds all that an image is made of.
-    fn walk(&self, image: &mut ImportImage, platforms: &Platforms) -> Result<(), String> {
-        let mut seen = HashSet::new();
-        let mut open = vec![(image.root.clone(), image.media_type.clone(), None, 0)];
-        let mut has_part = false;
-        while let Some((digest, media_type, platform, depth)) = open.pop() {
-            if !seen.insert(digest.clone()) {
+    fn walk(&self, image: &mut ImportImage, listed: &ArchiveImage) -> Result<(), String> {
+        let (mut manifests, mut blobs, mut has_part) = (HashSet::new(), HashSet::new(), false);
+        let mut open = vec![ManifestEntry {
+            digest: listed.digest.clone(),
+            media_type: listed.media_type.clone(),
+            platform: None,
+            depth: 0,
+        }];
+        while let Some(entry) = open.pop() {
+            let digest = entry.digest;
+            if !manifests.insert(digest.clone()) {
                 continue;
             }
-            if depth > DEPTH_MAX {
-                let why = format!("manifests below one another, at most {DEPTH_MAX}");
-                return Err(format!("{}: {digest}: has more than {why}", image.name()));
-            }
-            let Some(bytes) = self.read_manifest(&digest)? else {
-                if depth > 0 && self.may_be_absent(platform.as_deref(), platforms) {
-                    image
-                        .absent
-                        .push(platform.unwrap_or_else(|| digest.to_string()));
-                    continue;
+            let Some(content) = self.read_content(&digest)? else {
+                let may_be_absent = entry.depth > 0 && self.may_be_absent(&entry.platform, listed);
+                if !may_be_absent {
+                    return Err(self.describe_missing(&image.name, &digest));
                 }
-                return Err(self.describe_missing(image, &digest));
+                let platform = entry.platform.unwrap_or_else(|| digest.to_string());
+                image.absent.push(platform);
+                continue;
             };
-            let content = ManifestContent::read(&bytes);
-            image.manifests.push((digest, media_type));
-            has_part |= !content.is_index;
+            image.manifests.push((digest, entry.media_type));
+            if content.is_index {
+                open.extend(children(&image.name, content, entry.depth + 1)?);
+                continue;
+            }
+            has_part = true;
             for named in content.named {
-                match named.media_type {
-                    Some(kind) => {
-                        let platform = content.platforms.get(&named.digest).cloned();
-                        open.push((named.digest, kind, platform, depth + 1));
-                    }
-                    None if seen.insert(named.digest.clone()) => {
-                        let size = self.find_blob(image, &named.digest, named.size)?;
-                        image.blobs.push((named.digest, size));
-                    }
-                    None => {}
+                if blobs.insert(named.digest.clone()) {
+                    let size = self.find_blob(&image.name, &named)?;
+                    image.blobs.push((named.digest, size));
                 }
             }
         }
@@ -190,54 +201,63 @@ impl Importer<'_> {
             true => Ok(()),
             false => Err(format!(
                 "{}: no platform of it is in the layout",
-                image.name()
+                image.name
             )),
         }
     }
 
     fn read_manifest(&self, digest: &Digest) -> Result<Option<Vec<u8>>, String> {
-        if let Some(bytes) = self.archive.manifest(digest, MANIFEST_BYTES_MAX)? {
-            return Ok(Some(bytes));
-        }
+        // The cache removes one that is damaged.
         let stored = self.disk.store.read(digest, MANIFEST_BYTES_MAX);
-        stored.map_err(|error| error.to_string())
+        match stored.map_err(|error| error.to_string())? {
+            Some(bytes) => Ok(Some(bytes)),
+            None => self.archive.manifest(digest, MANIFEST_BYTES_MAX),
+        }
+    }
+
+    /// None for a manifest that is neither in the layout nor in the cache.
+    fn read_content(&self, digest: &Digest) -> Result<Option<ManifestContent>, String> {
+        let Some(bytes) = self.read_manifest(digest)? else {
+            return Ok(None);
+        };
+        let content = ManifestContent::read(&bytes);
+        match content.named.is_empty() && !is_empty_index(&bytes) {
+            false => Ok(Some(content)),
+            true => Err(format!(
+                "{}: is no manifest, or one that can be read in two ways",
+                blob_name(digest)
+            )),
+        }
     }
 
     /// Other programs write the platform of their machine, and the index as it was.
-    fn may_be_absent(&self, platform: Option<&str>, platforms: &Platforms) -> bool {
-        let is_left_out = platform.is_some_and(|platform| !platforms.picks(platform));
+    fn may_be_absent(&self, platform: &Option<String>, listed: &ArchiveImage) -> bool {
+        let platform = platform.as_deref();
+        let is_left_out = platform.is_some_and(|platform| !listed.platforms.picks(platform));
         let is_foreign = self.archive.origin == Origin::Foreign;
         is_foreign || is_left_out || platform == Some(NO_PLATFORM)
     }
 
     /// The size of a blob that is here, or in the layout with the size that its manifest says.
-    fn find_blob(
-        &self,
-        image: &ImportImage,
-        digest: &Digest,
-        size: Option<u64>,
-    ) -> Result<u64, String> {
-        let fits = |found: &u64| size.is_none_or(|size| size == *found);
-        if let Some(stored) = self.disk.store.size(digest).filter(fits) {
+    fn find_blob(&self, image: &str, named: &Named) -> Result<u64, String> {
+        let fits = |found: &u64| named.size.is_none_or(|size| size == *found);
+        if let Some(stored) = self.disk.store.size(&named.digest).filter(fits) {
             return Ok(stored);
         }
-        let name = blob_name(digest);
-        let blob = self
-            .archive
-            .blob(digest)
-            .map_err(|error| format!("{name}: {error}"))?;
-        let blob = blob.ok_or_else(|| self.describe_missing(image, digest))?;
-        match fits(&blob.left()) {
-            true => Ok(blob.left()),
+        let blob = self.archive.blob(&named.digest)?;
+        let found = blob.ok_or_else(|| self.describe_missing(image, &named.digest))?;
+        let found = found.left();
+        match fits(&found) {
+            true => Ok(found),
             false => Err(format!(
-                "{name}: has {} bytes, and its manifest says {}",
-                blob.left(),
-                size.unwrap_or_default()
+                "{}: has {found} bytes, and its manifest says {}",
+                blob_name(&named.digest),
+                named.size.unwrap_or_default()
             )),
         }
     }
 
-    fn describe_missing(&self, image: &ImportImage, digest: &Digest) -> String {
+    fn describe_missing(&self, image: &str, digest: &Digest) -> String {
         let remedy = match &self.archive.origin {
             Origin::Delta(base) => format!(
                 "it was exported with --since {base}; import that first, or export it without \
@@ -245,40 +265,31 @@ impl Importer<'_> {
             ),
             Origin::Export | Origin::Foreign => "the layout is not whole".to_owned(),
         };
-        let name = image.name();
-        format!("{name}: {digest} is neither in the layout nor in the cache: {remedy}")
+        format!("{image}: {digest} is neither in the layout nor in the cache: {remedy}")
     }
 
-    /// Hashes every blob that is missing here. Writes nothing. Returns how many bytes that are.
-    ///
-    /// # Errors
-    /// A blob with another digest than its name, and blobs for which there is no room.
-    pub fn check(&self, images: &[ImportImage], progress: Progress<'_>) -> Result<u64, String> {
-        let missing = self.missing(images);
-        let total: u64 = missing.values().sum();
-        let quota = self.disk.sweeper.quota();
-        let largest = missing.iter().max_by_key(|(_, size)| **size);
-        let free = self
-            .disk
-            .store
-            .free_bytes()
-            .map_err(|error| error.to_string())?;
-        // What is in the cache may be evicted.
-        let used = self.disk.store.used_bytes();
-        let free = free.saturating_sub(FREE_BYTES_MIN).saturating_add(used);
-        for (limit, what) in [(quota, "CACHE_MAX_SIZE"), (free, "the free space")] {
-            if let (true, Some((digest, size))) = (total > limit, largest) {
-                return Err(format!(
-                    "{}: has {size} of {total} bytes that are missing here, and {what} is {limit} \
-                     bytes",
-                    blob_name(digest)
-                ));
+    /// Hashes every blob, in the cache and else in the layout. Writes nothing, but a damaged blob
+    /// of the cache goes. Returns how many bytes are missing here.
+    fn check(&self, images: &[ImportImage], progress: Progress<'_>) -> Result<u64, String> {
+        let mut seen = HashSet::new();
+        let blobs = images.iter().flat_map(|image| &image.blobs);
+        let blobs: Vec<_> = blobs.filter(|(digest, _)| seen.insert(digest)).collect();
+        let total = blobs.iter().map(|(_, size)| size).sum();
+        let (mut done, mut missing) = (0, Vec::new());
+        for (digest, size) in blobs {
+            let stored = self.disk.store.open_verified(digest, u64::MAX);
+            let stored = stored.map_err(|error| format!("{digest}: {error}"))?;
+            if stored.is_none_or(|blob| blob.size != *size) {
+                missing.push((digest, *size));
+                continue;
             }
+            done += size;
+            progress("verify", done, total);
         }
-        let mut done = 0;
+        self.check_room(&missing)?;
         for (digest, size) in &missing {
             let mut hasher = Hasher::new(digest);
-            self.read(digest, 0, &mut |piece, _| {
+            self.read(digest, &mut |piece, _| {
                 hasher.update(piece);
                 done += piece.len() as u64;
                 progress("verify", done, total);
@@ -289,122 +300,139 @@ impl Importer<'_> {
                 return Err(format!("{}: {why}", blob_name(digest)));
             }
         }
-        Ok(total)
+        Ok(missing.iter().map(|(_, size)| size).sum())
     }
 
-    fn missing(&self, images: &[ImportImage]) -> HashMap<Digest, u64> {
-        let blobs = images.iter().flat_map(|image| &image.blobs);
-        let missing = blobs.filter(|(digest, size)| self.disk.store.size(digest) != Some(*size));
-        missing.cloned().collect()
+    fn check_room(&self, missing: &[(&Digest, u64)]) -> Result<(), String> {
+        let store = &self.disk.store;
+        let total: u64 = missing.iter().map(|(_, size)| size).sum();
+        let free = store.free_bytes().map_err(|error| error.to_string())?;
+        // What is in the cache may be evicted.
+        let free = free.saturating_sub(FREE_BYTES_MIN) + store.used_bytes();
+        let quota = self.disk.sweeper.quota();
+        let largest = missing.iter().max_by_key(|(_, size)| *size);
+        for (limit, what) in [(quota, "CACHE_MAX_SIZE"), (free, "the free space")] {
+            if let (true, Some((digest, size))) = (total > limit, largest) {
+                return Err(format!(
+                    "{}: has {size} of {total} bytes that are missing here, and {what} is {limit} \
+                     bytes",
+                    blob_name(digest)
+                ));
+            }
+        }
+        Ok(())
     }
 
-    /// Reads a blob of the layout from an offset on.
+    /// Reads a blob of the layout, piece by piece, each with its offset.
     fn read(
         &self,
         digest: &Digest,
-        from: u64,
         take: &mut dyn FnMut(&[u8], u64) -> io::Result<()>,
     ) -> Result<(), String> {
         let fault = |error: io::Error| format!("{}: {error}", blob_name(digest));
-        let mut blob: ArchiveBlob = self
-            .archive
-            .blob(digest)
-            .and_then(|blob| blob.ok_or_else(|| io::ErrorKind::NotFound.into()))
-            .map_err(fault)?;
-        blob.skip(from);
-        let mut buffer = vec![0; COPY_BYTES];
-        let mut at = from;
+        let blob = self.archive.blob(digest)?;
+        let mut blob = blob.ok_or_else(|| fault(io::ErrorKind::NotFound.into()))?;
+        let (mut buffer, mut at) = (vec![0; COPY_BYTES], 0);
         loop {
             let count = blob.read(&mut buffer).map_err(fault)?;
-            let piece = buffer.get(..count).filter(|piece| !piece.is_empty());
-            let Some(piece) = piece else {
+            let piece = buffer.get(..count).unwrap_or_default();
+            if piece.is_empty() {
                 return Ok(());
-            };
+            }
             take(piece, at).map_err(fault)?;
             at += count as u64;
         }
     }
 
     /// Keeps an image: its blobs, its manifests, the links of both, and its tag when all of them
-    /// are on the disk. What is here already is not read again.
+    /// are on the disk. What is here already is not copied again.
     ///
     /// # Errors
     /// The disk's own; no room; a layout that has changed since it was checked. There is no tag
     /// then.
-    pub fn keep(
+    fn keep(&self, image: &ImportImage, on_copied: &mut dyn FnMut(u64)) -> Result<(), String> {
+        let store = &self.disk.store;
+        let digests = image.blobs.iter().map(|(digest, _)| digest);
+        let _readings: Vec<_> = digests.map(|digest| store.reading(digest)).collect();
+        for _ in 0..KEEP_ATTEMPTS {
+            self.copy_missing(image, on_copied)?;
+            let lock = store.lock("evict", EVICTION_TIMEOUT);
+            let _lock = lock.ok_or("another process evicts; try again")?;
+            if image.blobs.iter().all(|(digest, _)| store.has(digest)) {
+                let named = self.set_names(image);
+                return named.map_err(|error| format!("{}: {error}", image.name));
+            }
+        }
+        let why = "was evicted while it was copied: CACHE_MAX_SIZE is small; try again";
+        Err(format!("{}: {why}", image.name))
+    }
+
+    fn copy_missing(
         &self,
         image: &ImportImage,
-        total: u64,
-        done: &mut u64,
-        progress: Progress<'_>,
+        on_copied: &mut dyn FnMut(u64),
     ) -> Result<(), String> {
-        let fault = |error: io::Error| format!("{}: {error}", image.name());
-        let (store, names, scope) = (&self.disk.store, &self.disk.names, image.scope());
-        let members = image.manifests.iter().map(|(digest, _)| digest);
-        let members = members.chain(image.blobs.iter().map(|(digest, _)| digest));
-        let _readings: Vec<_> = members
-            .clone()
-            .map(|digest| store.reading(digest))
-            .collect();
+        let (mut copied, mut renewed): (Vec<&Digest>, _) = (Vec::new(), Instant::now());
         for (digest, size) in &image.blobs {
-            if store.size(digest) != Some(*size) {
-                self.copy(digest, *size, &mut |count| {
-                    *done += count;
-                    progress("import", *done, total);
-                })?;
+            if self.disk.store.size(digest) == Some(*size) {
+                continue;
             }
+            self.copy(digest, *size, &mut |bytes| {
+                on_copied(bytes);
+                if renewed.elapsed() >= RENEW_INTERVAL {
+                    copied
+                        .iter()
+                        .for_each(|digest| self.disk.store.renew(digest));
+                    renewed = Instant::now();
+                }
+            })?;
+            copied.push(digest);
         }
-        if let Some((digest, _)) = image.blobs.iter().find(|(digest, _)| !store.has(digest)) {
-            let why = "was evicted meanwhile: CACHE_MAX_SIZE is small; try again";
-            return Err(format!("{}: {digest} {why}", image.name()));
-        }
+        Ok(())
+    }
+
+    /// Writes manifests, links, and the tag when all of that is on the disk.
+    fn set_names(&self, image: &ImportImage) -> io::Result<()> {
+        let (names, scope) = (&self.disk.names, image.place.scope());
         let now = names.changes.now();
         for (digest, media_type) in &image.manifests {
-            if let Some(bytes) = self.read_manifest(digest)? {
-                store.put(digest, &bytes).map_err(fault)?;
-            }
-            names
-                .link_manifest(scope, digest, media_type, now)
-                .map_err(fault)?;
+            let bytes = self.read_manifest(digest).map_err(io::Error::other)?;
+            self.disk.store.put(digest, &bytes.unwrap_or_default())?;
+            names.link_manifest(scope, digest, media_type, now)?;
         }
         for (digest, size) in &image.blobs {
-            names
-                .link_verified_blob(scope, digest, *size, now)
-                .map_err(fault)?;
+            names.link_verified_blob(scope, digest, *size, now)?;
         }
-        names.sync_links(scope, members).map_err(fault)?;
-        self.set_tag(image, now).map_err(fault)?;
+        let manifests = image.manifests.iter().map(|(digest, _)| digest);
+        let blobs = image.blobs.iter().map(|(digest, _)| digest);
+        names.sync_links(scope, manifests.chain(blobs))?;
+        if names.remembered_registry().is_none() {
+            names.remember_registry(&image.place.registry)?;
+        }
+        if let (Some(tag), Some((root, media_type))) = (&image.tag, image.manifests.last()) {
+            let entry = TagEntry {
+                digest: root.clone(),
+                media_type: media_type.clone(),
+                confirmed: SystemTime::now(),
+            };
+            names.set_tag(scope, "", tag, entry, now)?;
+        }
         self.disk.sweeper.mark_dirty();
         Ok(())
     }
 
-    fn set_tag(&self, image: &ImportImage, now: Moment) -> io::Result<()> {
-        let names = &self.disk.names;
-        if names.remembered_registry().is_none() {
-            names.remember_registry(&image.registry)?;
-        }
-        let Some(tag) = &image.tag else {
-            return Ok(());
-        };
-        let entry = TagEntry {
-            digest: image.root.clone(),
-            media_type: image.media_type.clone(),
-            confirmed: SystemTime::now(),
-        };
-        names.set_tag(image.scope(), "", tag, entry, now)
-    }
-
     /// Opens the file for a blob. None when another process has brought the blob meanwhile.
-    fn open_partial(&self, digest: &Digest, size: u64) -> Result<Option<Partial>, String> {
+    fn open_partial(&self, digest: &Digest) -> Result<Option<Partial>, String> {
         let store = &self.disk.store;
-        let fault = |error: io::Error| format!("{}: {error}", blob_name(digest));
+        let fault = |why: String| format!("{}: {why}", blob_name(digest));
         let (mut length, mut until) = (0, Instant::now() + FOLLOW_TIMEOUT);
         loop {
-            let partial = store.partial(digest).map_err(fault)?;
+            let partial = store.partial(digest);
+            let partial = partial.map_err(|error| fault(error.to_string()))?;
             if partial.is_ours {
                 return Ok(Some(partial));
             }
-            if store.size(digest) == Some(size) {
+            if store.has(digest) {
                 return Ok(None);
             }
             if partial.length > length {
@@ -412,145 +440,94 @@ impl Importer<'_> {
             }
             if Instant::now() >= until {
                 let why = "another process downloads it, and gets no further; stop it";
-                return Err(format!("{}: {why}", blob_name(digest)));
+                return Err(fault(why.to_owned()));
             }
             thread::sleep(LOOK);
         }
     }
 
-    /// Copies a blob, and goes on where an earlier import has stopped.
+    /// Copies a blob. What an earlier import left of it is compared, and not written again.
     fn copy(
         &self,
         digest: &Digest,
         size: u64,
-        progress: &mut dyn FnMut(u64),
+        on_copied: &mut dyn FnMut(u64),
     ) -> Result<(), String> {
-        let store = &self.disk.store;
-        let fault = |error: io::Error| format!("{}: {error}", blob_name(digest));
-        let Some(partial) = self.open_partial(digest, size)? else {
+        let (store, sweeper) = (&self.disk.store, &self.disk.sweeper);
+        let fault = |why: String| format!("{}: {why}", blob_name(digest));
+        let Some(Partial {
+            mut file,
+            mut length,
+            ..
+        }) = self.open_partial(digest)?
+        else {
             return Ok(());
         };
-        let (mut file, mut hasher) = (partial.file, Hasher::new(digest));
-        let mut have = 0;
-        let mut buffer = vec![0; COPY_BYTES];
-        while have < partial.length.min(size) {
-            let count = file.read_at(&mut buffer, have).map_err(fault)?;
-            hasher.update(buffer.get(..count).unwrap_or_default());
-            have += count as u64;
+        if length > size {
+            let fresh = store.fresh_partial(digest);
+            (file, length) = (fresh.map_err(|error| fault(error.to_string()))?, 0);
         }
-        let mut room = self
-            .disk
-            .sweeper
-            .make_room(size.saturating_sub(have), Instant::now() + ROOM_TIMEOUT)
-            .ok_or_else(|| format!("{}: no room in CACHE_MAX_SIZE", blob_name(digest)))?;
-        for attempt in 0..2 {
-            if attempt > 0 || partial.length > size {
-                // What was left of an earlier download is not the beginning of the blob.
-                (file, hasher, have) = (
-                    store.fresh_partial(digest).map_err(fault)?,
-                    Hasher::new(digest),
-                    0,
-                );
-            }
-            progress(have);
-            self.read(digest, have, &mut |piece, at| {
+        let room = sweeper.make_room(size - length, Instant::now() + ROOM_TIMEOUT);
+        let mut room = room.ok_or_else(|| fault("no room in CACHE_MAX_SIZE".to_owned()))?;
+        let (mut hasher, mut kept) = (Hasher::new(digest), vec![0; COPY_BYTES]);
+        self.read(digest, &mut |piece, at| {
+            hasher.update(piece);
+            let (count, end) = (piece.len() as u64, at + piece.len() as u64);
+            let kept = kept.get_mut(..piece.len()).unwrap_or_default();
+            let is_kept = end <= length && file.read_exact_at(kept, at).is_ok() && kept == piece;
+            if !is_kept {
                 file.write_all_at(piece, at)?;
-                hasher.update(piece);
-                let count = piece.len() as u64;
-                store.add_used(i64::try_from(count).unwrap_or_default());
-                room.spend(count);
-                progress(count);
-                Ok(())
-            })?;
-            if hasher.clone().finish() == digest.as_str() {
-                return store.publish(digest, &file).map_err(fault);
             }
+            let grown = end.saturating_sub(length.max(at));
+            store.add_used(i64::try_from(grown).unwrap_or_default());
+            room.spend(grown);
+            on_copied(count);
+            Ok(())
+        })?;
+        if hasher.finish() != digest.as_str() {
+            store.discard_partial(digest);
+            return Err(fault("has changed since it was verified".to_owned()));
         }
-        store.discard_partial(digest);
-        Err(format!(
-            "{}: has changed since it was verified",
-            blob_name(digest)
-        ))
+        let published = store.publish(digest, &file);
+        published.map_err(|error| fault(error.to_string()))
     }
 }
 
-type Place = (Registry, Repository, Option<Tag>);
-
-/// The name of an image here: by `--as`, else by the layout, whose names may lack the registry.
-fn resolve_name(image: &ArchiveImage, naming: &Naming) -> Result<Place, String> {
-    let name = image.name.as_deref().unwrap_or_default();
-    let unnamed = || {
-        format!(
-            "index.json calls {} {name:?}, which names no registry and repository: give them with \
-             --as REGISTRY/REPOSITORY:TAG",
-            image.digest
-        )
-    };
-    // A word alone is a tag, as `skopeo copy … oci:DIR:v1` and containerd write it.
-    let (named, tag) = match name.parse::<Tag>() {
-        Ok(tag) => (None, Some(tag)),
-        Err(_) if name.is_empty() => (None, None),
-        Err(_) => {
-            let named: ImageName = name.parse().map_err(|why| format!("index.json: {why}"))?;
-            let tag = named
-                .digest()
-                .map_or_else(|| named.tag().cloned(), |_| None);
-            (Some(named), tag)
-        }
-    };
-    if let Some((registry, repository)) = &naming.place {
-        let is_free = |tag: &Tag| !is_referrer_tag(tag.as_str());
-        let is_digest = named.as_ref().is_some_and(|named| named.digest().is_some());
-        let given = naming
-            .tag
-            .clone()
-            .filter(|_| !is_digest && tag.as_ref().is_none_or(is_free));
-        let tag = given.or(tag);
-        return match tag.is_some() || is_digest {
-            true => Ok((registry.clone(), repository.clone(), tag)),
-            false => Err(unnamed()),
-        };
+/// What an index lists.
+fn children(
+    image: &str,
+    index: ManifestContent,
+    depth: usize,
+) -> Result<Vec<ManifestEntry>, String> {
+    if depth > DEPTH_MAX {
+        let why = format!("more than {DEPTH_MAX} manifests below one another");
+        return Err(format!("{image}: has {why}"));
     }
-    let named = named.ok_or_else(unnamed)?;
-    let registry = match named.host() {
-        Some(host) => Some(
-            host.parse()
-                .map_err(|why| format!("index.json: {name:?}: {why}"))?,
-        ),
-        None => naming.default.clone(),
+    let entry = |named: Named| {
+        let digest = named.digest;
+        let media_type = named.media_type.filter(|kind| is_media_type(kind));
+        let media_type = media_type
+            .ok_or_else(|| format!("{image}: lists {digest} without a media type of its own"))?;
+        Ok(ManifestEntry {
+            platform: index.platforms.get(&digest).cloned(),
+            digest,
+            media_type,
+            depth,
+        })
     };
-    Ok((
-        registry.ok_or_else(unnamed)?,
-        named.repository().clone(),
-        tag,
-    ))
+    index.named.into_iter().map(entry).collect()
 }
 
-/// # Errors
-/// Two images with one name.
-fn check_names(names: &[Place], naming: &Naming) -> Result<(), String> {
-    let mut seen = HashSet::new();
-    for (registry, repository, tag) in names {
-        let Some(tag) = tag else {
-            continue;
-        };
-        if !seen.insert((registry.name(), repository.as_str(), tag.as_str())) {
-            let name = format!("{registry}/{repository}:{}", tag.as_str());
-            let remedy = match naming.place {
-                Some(_) => "leave --as or its tag away",
-                None => "two images have this name",
-            };
-            return Err(format!("index.json: {name} is there twice: {remedy}"));
-        }
-    }
-    Ok(())
-}
-
-fn is_referrer_tag(tag: &str) -> bool {
-    let rest = tag
-        .strip_prefix("sha256-")
-        .or_else(|| tag.strip_prefix("sha512-"));
-    rest.is_some_and(|rest| rest.len() >= 64)
+/// True for an index that lists nothing, which is no fault.
+fn is_empty_index(bytes: &[u8]) -> bool {
+    let bytes = Some(bytes).filter(|bytes| bytes.len() <= EMPTY_INDEX_BYTES_MAX);
+    let document = bytes.and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok());
+    document.is_some_and(|document| {
+        let lists_nothing = document.get("manifests").and_then(Value::as_array);
+        lists_nothing.is_some_and(Vec::is_empty)
+            && document.get("config").is_none()
+            && document.get("layers").is_none()
+    })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::files;
 use super::names::{Names, Scope};
 use super::store::Store;
-use crate::oci::{Repository, Tag};
+use crate::oci::Tag;
 
 /// Writes the index anew if anything in it has changed: one descriptor for every cached tag whose
 /// manifest is here, named `host/repository:tag` (image-spec `annotations.md`). Says how many there
@@ -19,18 +19,9 @@ use crate::oci::{Repository, Tag};
 /// The disk's own.
 pub fn write_index(store: &Store, names: &Names) -> io::Result<usize> {
     let mut manifests = Vec::new();
-    for registry in names.registries() {
-        for name in names.repositories(&registry) {
-            let Ok(repository) = name.parse::<Repository>() else {
-                continue;
-            };
-            let scope = Scope {
-                registry: &registry,
-                repository: &repository,
-            };
-            for tag in names.tags(scope) {
-                manifests.extend(descriptor(store, names, scope, &tag));
-            }
+    for place in names.scopes() {
+        for tag in names.tags(place.scope()) {
+            manifests.extend(descriptor(store, names, place.scope(), &tag));
         }
     }
     let count = manifests.len();

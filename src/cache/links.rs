@@ -281,14 +281,18 @@ pub(super) fn parse_link(text: &str) -> Option<Link> {
         });
     }
     let media_type = line.trim_end_matches(' ');
-    let graphic = media_type
-        .bytes()
-        .all(|b| b.is_ascii_graphic() || b == b' ');
-    let fits = text.len() as u64 <= LINK_BYTES_MAX && media_type.len() > 2;
-    (fits && graphic && media_type.contains('/')).then(|| Link {
+    let fits = text.len() as u64 <= LINK_BYTES_MAX;
+    (fits && is_media_type(media_type)).then(|| Link {
         media_type: Some(media_type.to_owned()),
         size: None,
     })
+}
+
+/// True for a media type that a link can hold.
+pub(super) fn is_media_type(text: &str) -> bool {
+    let is_graphic = |b: u8| b.is_ascii_graphic() || b == b' ';
+    let fits = text.len() > 2 && (text.len() as u64) < LINK_BYTES_MAX;
+    fits && text.bytes().all(is_graphic) && text.contains('/') && !text.ends_with(' ')
 }
 
 fn digest_of(hex: &str) -> Option<Digest> {

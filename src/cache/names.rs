@@ -22,11 +22,11 @@ use std::time::{Duration, SystemTime};
 
 use super::changes::{Changes, Fact, Moment};
 use super::files;
-pub use super::paths::Scope;
 use super::paths::{
     GONE, LINKS, LISTS, Paths, REFERRERS, file_names, folder_names, is_partition, modified,
     read_text, unusable_name,
 };
+pub use super::paths::{OwnedScope, Scope};
 use super::pending::PendingQueue;
 use super::processes;
 pub use super::tagfile::TagEntry;
@@ -464,6 +464,21 @@ impl Names {
         let mut names = folder_names(&self.paths.repos);
         names.sort_unstable();
         names.iter().filter_map(|name| name.parse().ok()).collect()
+    }
+
+    /// Every repository that holds tags or links, by registry and name.
+    pub fn scopes(&self) -> Vec<OwnedScope> {
+        let registries = self.registries().into_iter();
+        let scopes = registries.flat_map(|registry| {
+            let names = self.repositories(&registry).into_iter();
+            let names = names.filter_map(|name| name.parse().ok());
+            let scopes = names.map(|repository| OwnedScope {
+                registry: registry.clone(),
+                repository,
+            });
+            scopes.collect::<Vec<_>>()
+        });
+        scopes.collect()
     }
 
     /// Every tag file. One that cannot be read names no digest.

@@ -44,6 +44,25 @@ impl fmt::Display for Scope<'_> {
     }
 }
 
+/// The same, with names of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnedScope {
+    /// The registry.
+    pub registry: Registry,
+    /// The name of the repository there.
+    pub repository: Repository,
+}
+
+impl OwnedScope {
+    /// As everything takes it.
+    pub const fn scope(&self) -> Scope<'_> {
+        Scope {
+            registry: &self.registry,
+            repository: &self.repository,
+        }
+    }
+}
+
 /// The folder `repos/`.
 #[derive(Debug)]
 pub(super) struct Paths {

@@ -9,7 +9,7 @@
 //! have written, and it leaves young blobs that nothing names yet.
 //!
 //! Locks: the state, held for arithmetic and to wait on; under it only the store's account and the
-//! queue of links. Never across I/O.
+//! queue of links. Never across I/O. The pins, a leaf.
 
 mod bonds;
 mod evict;
@@ -17,7 +17,7 @@ mod survey;
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use self::evict::PinnedRoom;
@@ -63,7 +63,7 @@ pub struct Sweeper {
     images: AtomicU64,
     /// Another process uses the directory, or has used it since the last count.
     is_shared: AtomicBool,
-    pins: OnceLock<Pins>,
+    pins: Mutex<Arc<Pins>>,
     /// Bytes on disk that pinned images need, as of the last eviction.
     pinned: AtomicU64,
     is_full_of_pins: AtomicBool,
@@ -132,7 +132,7 @@ impl Sweeper {
             quota,
             images: AtomicU64::new(0),
             is_shared: AtomicBool::new(false),
-            pins: OnceLock::new(),
+            pins: Mutex::default(),
             pinned: AtomicU64::new(0),
             is_full_of_pins: AtomicBool::new(false),
             state: Mutex::default(),
@@ -141,9 +141,13 @@ impl Sweeper {
         })
     }
 
-    /// Lets eviction never touch these images. Only the first call counts.
+    /// Lets eviction never touch these images, instead of those that were named before.
     pub fn pin(&self, pins: Pins) {
-        let _ = self.pins.set(pins);
+        *self.pins.locked() = Arc::new(pins);
+    }
+
+    fn pins(&self) -> Arc<Pins> {
+        Arc::clone(&self.pins.locked())
     }
 
     /// Removes an image with all that nothing else needs, though it was used just now. Says how
@@ -154,8 +158,9 @@ impl Sweeper {
     pub fn remove(&self, scope: Scope<'_>, reference: &Reference) -> Result<u64, String> {
         let lock = self.store.lock("evict", REMOVE_TIMEOUT);
         let _lock = lock.ok_or("another process evicts; try again")?;
+        let pins = self.pins();
         let rules = EvictionRules {
-            pins: self.pins.get_or_init(Pins::default),
+            pins: &pins,
             unnamed_since: None,
         };
         let removed = evict::remove(&self.store, &self.names, rules, scope, reference);
@@ -440,8 +445,9 @@ impl Sweeper {
             self.room.notify_all();
             self.state.locked().stopped || is_late()
         };
+        let pins = self.pins();
         let rules = EvictionRules {
-            pins: self.pins.get_or_init(Pins::default),
+            pins: &pins,
             unnamed_since,
         };
         let pinned = evict::evict(&self.store, &self.names, rules, target, &stop);

@@ -126,7 +126,10 @@ pub(super) static COMMANDS: &[Command] = &[
                   damaged; each blob is hashed. Without IMAGE it looks at all of the cache. It \
                   changes nothing, and may run beside a proxy. It ends with 0 when all is \
                   complete, else with 1.",
-        flags: &[("--platform", "only these, as in linux/amd64,linux/arm64")],
+        flags: &[(
+            "--platform",
+            "only these, as in linux/amd64; else PREFETCH_PLATFORMS",
+        )],
         ..command(
             "verify",
             "tell whether images are complete in the cache",

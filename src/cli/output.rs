@@ -1,13 +1,84 @@
-//! The output of commands. Owns: writing to standard output and standard error, and the exit code
-//! that follows. Must not: know any command.
+//! The output of commands. Owns: writing to standard output and standard error, the exit code that
+//! follows, and columns. Must not: know any command.
 
 use std::io::{self, Write};
 
 use crate::config::{EXIT_FAILED, EXIT_OK, EXIT_SETTINGS};
 use crate::log::{self, Format, Level};
 
+/// Where a command writes.
+pub(super) struct Streams<'a> {
+    pub(super) out: &'a mut dyn Write,
+    pub(super) err: &'a mut dyn Write,
+}
+
+impl Streams<'_> {
+    /// As [`print`] has it.
+    pub(super) fn print(&mut self, text: &str) -> u8 {
+        print(self.out, self.err, text)
+    }
+
+    /// Says something on standard error that is no fault.
+    pub(super) fn note(&mut self, text: &str) {
+        complain(self.err, Format::Text, &[text]);
+    }
+}
+
+/// Why a command has not done what it was to do.
+#[derive(Debug)]
+pub(super) enum CommandFault {
+    /// All that is wrong with its words and flags.
+    Usage(Vec<String>),
+    /// Anything else.
+    Failed(String),
+}
+
+impl From<String> for CommandFault {
+    fn from(why: String) -> Self {
+        Self::Failed(why)
+    }
+}
+
+/// Tells why a command has failed. Returns its exit code.
+pub(super) fn finish(
+    command: &str,
+    ended: Result<u8, CommandFault>,
+    streams: &mut Streams<'_>,
+) -> u8 {
+    match ended {
+        Ok(code) => code,
+        Err(CommandFault::Usage(faults)) => complain(streams.err, Format::Text, &faults),
+        Err(CommandFault::Failed(why)) => {
+            fail(streams.out, streams.err, &format!("{command}: {why}\n"))
+        }
+    }
+}
+
+/// Rows in columns as wide as their widest text, or `widest`.
+pub(super) fn columns<const N: usize>(rows: &[[String; N]], widest: usize) -> String {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, text) in widths.iter_mut().zip(row) {
+            *width = text.chars().count().max(*width).min(widest);
+        }
+    }
+    let lines = rows.iter().map(|row| {
+        let cells = row.iter().zip(widths);
+        let cells = cells.map(|(text, width)| format!("{text:width$}"));
+        let line = cells.collect::<Vec<_>>().join("  ");
+        format!("{}\n", line.trim_end())
+    });
+    lines.collect()
+}
+
+/// Text that cannot steer a terminal: names and faults may come from anybody.
+fn tame(text: &str) -> String {
+    text.replace(|c: char| c.is_control() && !matches!(c, '\n' | '\t'), "?")
+}
+
 /// Prints to standard output. A reader that has gone (`| head`) has seen what it wanted.
 pub(super) fn print(out: &mut dyn Write, err: &mut dyn Write, text: &str) -> u8 {
+    let text = tame(text);
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => EXIT_OK,
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => EXIT_OK,
@@ -33,7 +104,7 @@ pub(super) fn complain(
     for fault in faults {
         // When standard error is closed, the exit code is all that is left.
         let _ = match format {
-            Format::Text => writeln!(err, "aws-ecr-proxy: {fault}"),
+            Format::Text => writeln!(err, "aws-ecr-proxy: {}", tame(&fault.to_string())),
             Format::Json => {
                 let fields: [log::Field<'_>; 1] = [("error", fault)];
                 let line = log::format_line(format, Level::Error, "bad setting", &fields);

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use standin::image::INDEX;
 use standin::{Layer, digest};
 
+use crate::offline::{set_writable, without_rights};
 use crate::support::{Cached, Proxy, Scratch};
 
 /// A command's end, and what it wrote.
@@ -368,12 +369,16 @@ fn entry(name: &str, kind: u8, content: &[u8]) -> Vec<u8> {
 
 /// A good layout of one image, as entries of a tar.
 fn good() -> Vec<Vec<u8>> {
-    let layer = b"layer".to_vec();
-    let manifest = json!({"layers": [{"digest": digest(&layer), "size": 5}]}).to_string();
+    layout("r.test/app:1", b"layer")
+}
+
+/// A layout of one image with one layer.
+fn layout(name: &str, layer: &[u8]) -> Vec<Vec<u8>> {
+    let manifest = json!({"layers": [{"digest": digest(layer), "size": layer.len()}]}).to_string();
     let index = json!({"manifests": [{
         "digest": digest(manifest.as_bytes()),
         "mediaType": standin::image::MANIFEST,
-        "annotations": {"org.opencontainers.image.ref.name": "r.test/app:1"},
+        "annotations": {"org.opencontainers.image.ref.name": name},
     }]});
     let blob = |content: &[u8]| {
         let name = format!("blobs/{}", digest(content).replace(':', "/"));
@@ -383,8 +388,55 @@ fn good() -> Vec<Vec<u8>> {
         entry("oci-layout", b'0', br#"{"imageLayoutVersion":"1.0.0"}"#),
         entry("index.json", b'0', index.to_string().as_bytes()),
         blob(manifest.as_bytes()),
-        blob(&layer),
+        blob(layer),
     ]
+}
+
+#[test]
+fn bug_an_import_evicted_pinned_images() {
+    let place = Place::of("r.test");
+    let (path, cache) = (place.path("x.tar"), place.path("cache"));
+    let cache = cache.to_str().unwrap();
+    let settings = [
+        ("CACHE_DIR", cache),
+        ("CACHE_MAX_SIZE", "1m"),
+        ("PIN", "app:keep"),
+    ];
+    for (number, tag) in ["keep", "2", "3", "4"].into_iter().enumerate() {
+        let layer = vec![u8::try_from(number).unwrap(); 400 << 10];
+        let entries = layout(&format!("r.test/app:{tag}"), &layer);
+        fs::write(&path, [entries.concat(), vec![0; 1024]].concat()).unwrap();
+        let ran = run(&["import", path.to_str().unwrap()], &settings);
+        assert_eq!(ran.code, Some(0), "{}", ran.text);
+    }
+    let verify = |tag: &str| run(&["verify", &format!("r.test/app:{tag}")], &settings);
+    assert_eq!(verify("keep").code, Some(0), "{}", verify("keep").text);
+    assert!(verify("2").text.contains("is not in the cache"));
+}
+
+#[test]
+fn bug_a_directory_that_nobody_may_write_was_not_exported_from() {
+    let place = Place::of("r.test");
+    let (cache, path, to) = (
+        place.path("cache"),
+        place.path("x.tar"),
+        place.path("y.tar"),
+    );
+    fs::write(&path, [good().concat(), vec![0; 1024]].concat()).unwrap();
+    assert_eq!(place.import(&path).code, Some(0));
+    let export = || {
+        let mut command = without_rights();
+        command.args(["export", "r.test/app:1", "--to", to.to_str().unwrap()]);
+        command.env("CACHE_DIR", &cache).output().unwrap()
+    };
+    set_writable(&cache, false);
+    let (before, exported) = (place.files(), export());
+    assert!(exported.status.success(), "{exported:?}");
+    assert!(before == place.files());
+    set_writable(&cache, true);
+    // Where no cache was, there is none afterwards.
+    fs::rename(&cache, place.path("away")).unwrap();
+    assert!(!export().status.success() && !cache.exists());
 }
 
 /// The good archive with another entry at a place.

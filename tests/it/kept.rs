@@ -245,10 +245,20 @@ fn remove_takes_an_image_and_leaves_what_others_need() {
 
 #[test]
 fn a_pinned_image_outlives_a_full_cache() {
+    outlive_a_full_cache(("PIN", "team/app:keep"));
+}
+
+#[test]
+fn an_image_that_is_prefetched_outlives_a_full_cache() {
+    outlive_a_full_cache(("PREFETCH", "team/app:keep"));
+}
+
+fn outlive_a_full_cache(pin: (&str, &str)) {
     const SIZE: usize = 400 << 10;
     let settings = [
         ("CACHE_MAX_SIZE", "1m"),
-        ("PIN", "team/app:keep"),
+        ("PREFETCH_INTERVAL", "168h"),
+        pin,
         ("SCRUB_INTERVAL", "0s"),
         ("CACHE_TAG_TTL", "forever"),
     ];

@@ -272,7 +272,7 @@ fn a_wrong_clock_changes_nothing() {
 }
 
 /// Changes who may write a directory and all below it.
-fn set_writable(folder: &Path, writable: bool) {
+pub(crate) fn set_writable(folder: &Path, writable: bool) {
     let mode = if writable { "u+w" } else { "a-w" };
     let mut command = Command::new("chmod");
     let done = command.args(["-R", mode]).arg(folder).status();
@@ -280,7 +280,7 @@ fn set_writable(folder: &Path, writable: bool) {
 }
 
 /// The proxy without root's right to write where nobody may.
-fn without_rights() -> Command {
+pub(crate) fn without_rights() -> Command {
     if rustix::process::geteuid().is_root() {
         return Proxy::command_through("setpriv", &["--bounding-set", "-dac_override"]);
     }

@@ -58,6 +58,7 @@ fn what_is_no_layout_is_refused_by_name() {
     let huge = b" ".repeat(usize::try_from(INDEX_BYTES_MAX + 1).unwrap());
     let odd_digest = index(&json!({"digest": "md5:00", "mediaType": "a/b"}));
     let no_type = index(&json!({"digest": digest.as_str()}));
+    let odd_type = index(&json!({"digest": digest.as_str(), "mediaType": "a/b\r\nX: y"}));
     let short = format!("blobs/sha256/{}", "a".repeat(63));
     for (files, why) in [
         (vec![], "oci-layout is not in it"),
@@ -78,6 +79,7 @@ fn what_is_no_layout_is_refused_by_name() {
             "index.json: digest \"md5:00\"",
         ),
         (vec![MARKER, ("index.json", &no_type)], "has no mediaType"),
+        (vec![MARKER, ("index.json", &odd_type)], "has no mediaType"),
         (
             vec![MARKER, ("index.json", &good), ("blobs/md5/00", b"")],
             "\"blobs/md5/00\": is no name",

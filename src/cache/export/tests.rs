@@ -18,6 +18,13 @@ impl Exported {
     }
 }
 
+fn app(cache: &Cache) -> OwnedScope {
+    OwnedScope {
+        registry: cache.registry.clone(),
+        repository: "app".parse().unwrap(),
+    }
+}
+
 fn export(
     cache: &Cache,
     tag: &str,
@@ -31,7 +38,7 @@ fn export(
         platforms: &platforms.parse().unwrap(),
     };
     let reference = tag.parse().unwrap();
-    let plan = cache.with("app", |scope| exporter.plan(&[(scope, reference)], since))?;
+    let plan = exporter.plan(&[(app(cache), reference)], since)?;
     let exported = Exported { scratch, plan };
     exporter.write(&exported.plan, &exported.path(), &mut |_, _, _| {})?;
     Ok(exported)
@@ -86,9 +93,7 @@ fn a_damaged_blob_fails_by_name_and_leaves_no_file() {
         platforms: &Platforms::default(),
     };
     let reference = "v1".parse().unwrap();
-    let plan = cache
-        .with("app", |scope| exporter.plan(&[(scope, reference)], None))
-        .unwrap();
+    let plan = exporter.plan(&[(app(&cache), reference)], None).unwrap();
     for to in ["out.tar", "out"] {
         let to = scratch.path().join(to);
         let fault = exporter.write(&plan, &to, &mut |_, _, _| {}).unwrap_err();

@@ -156,6 +156,25 @@ fn pins_that_fill_the_quota_keep_others_out() {
 }
 
 #[test]
+fn bug_images_that_were_pinned_later_were_evicted() {
+    let cache = Cache::new();
+    let image = cache.image("a:v1", &[&layer(1)], 10);
+    let sweeper = sweeper(&cache, used(&cache) + 1000);
+    sweeper.count();
+    for (pins, stays) in [
+        (pinned("b:*"), None),
+        (pinned("a:*"), Some(true)),
+        (Pins::default(), Some(false)),
+    ] {
+        sweeper.pin(pins);
+        if let Some(stays) = stays {
+            assert_eq!(sweeper.make_room(10_000, soon()).is_none(), stays);
+            assert_eq!(cache.is_whole("a", &image, &[&layer(1)]), stays);
+        }
+    }
+}
+
+#[test]
 fn what_upstream_no_longer_has_stays_for_longer() {
     const DAY: u64 = 24 * 60 * 60;
     let cache = Cache::new();
