@@ -14,6 +14,7 @@ import tempfile
 import time
 
 from parts import (
+    Failed,
     Proxy,
     basic,
     free_port,
@@ -29,6 +30,8 @@ MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONNECTIONS = 4096
 # Room in memory for the upstream's files, so that only the contestants write to the disk.
 MEMORY_FOLDER, MEMORY_NEEDED = "/dev/shm", 2 << 30
+# What a small blob and its link take there: a page and an inode each.
+BLOB_ROOM = 10_000
 NGINX_ANY = """
     {user} daemon off; worker_processes auto; worker_rlimit_nofile 16384; pid {folder}/pid;
     error_log {folder}/error.log;
@@ -295,6 +298,10 @@ proxy: {{remoteurl: "https://localhost:{upstream.registry}"}}
 def fill_cache(bench, upstream, count):
     """Writes the files of a cache with so many small blobs; its folder, and their digests. They are
     in memory where there is room, since a disk takes minutes to remove them."""
+    free = shutil.disk_usage(upstream.folder).free
+    if free < count * BLOB_ROOM:
+        raise Failed(f"{count} blobs need {count * BLOB_ROOM >> 20} MiB in {upstream.folder}, "
+                     f"which has {free >> 20} MiB")
     cache = tempfile.mkdtemp(prefix="cache-full-", dir=upstream.folder)
     start_ours(bench, upstream, cache).process.stop()
     blobs = os.path.join(cache, "blobs", "sha256")
