@@ -12,7 +12,6 @@ A ratio is the median of the rounds' ratios. Owns the rounds and the table.
 """
 
 import datetime
-import http.client
 import math
 import os
 import platform
@@ -29,6 +28,8 @@ sys.path.insert(0, os.path.join(ROOT, "tests", "e2e"))
 sys.dont_write_bytecode = True
 
 import generator  # noqa: E402  before all that loads OpenSSL: it chooses the cipher
+import http.client  # noqa: E402
+
 import chart  # noqa: E402
 import contestants  # noqa: E402
 import works  # noqa: E402
@@ -155,6 +156,13 @@ def circumstances(lab, seconds):
 """
 
 
+def is_drawn(row):
+    """Whether the chart has this row: those that are for the reader of the table are left out."""
+    what = row.figure.split(",")[0]
+    return row.ratio is not None and not math.isnan(row.ratio) and (
+        bool(row.aims) or what in ("throughput", "requests", "total", "time", "CPU", "p99"))
+
+
 def write(folder, rows, facts):
     """Writes table and chart; what stands outside of the marks stays."""
     path = os.path.join(folder, "performance.md")
@@ -172,7 +180,7 @@ def write(folder, rows, facts):
     with open(path, "w") as file:
         file.write(f"{before}{BEGIN}\n{table}{END}{after}")
     with open(os.path.join(folder, "performance.svg"), "w") as file:
-        file.write(chart.draw([row for row in rows if row.ratio is not None and not math.isnan(row.ratio)]))
+        file.write(chart.draw([row for row in rows if is_drawn(row)]))
 
 
 def bench(chosen):

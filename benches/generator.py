@@ -13,11 +13,14 @@ import re
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 import typing
 
 # OpenSSL reads this once, when it is loaded. The programs that we start have their own.
+if "ssl" in sys.modules:
+    raise ImportError("generator comes before all that loads OpenSSL")
 os.environ["OPENSSL_CONF"] = os.path.join(os.path.dirname(os.path.abspath(__file__)), "clients.cnf")
 import ssl  # noqa: E402
 
