@@ -309,9 +309,9 @@ fn send_file(
     (offset, length): (u64, u64),
     sent: &mut Sent<'_>,
 ) -> Result<(), WriteFault> {
-    let mut done = 0;
+    let (mut done, mut buffer) = (0, Vec::new());
     while done < length {
-        match socket.send_file(file, offset + done, length - done) {
+        match socket.send_file(file, offset + done, length - done, &mut buffer) {
             Ok(0) => {
                 return Err(WriteFault::Source(
                     "the cached file is too short".to_owned(),
