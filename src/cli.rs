@@ -95,10 +95,7 @@ fn run_with_settings(
         (Err(faults), _) => return complain(err, Format::Text, &faults),
     };
     match action {
-        Action::Check => {
-            let wish = check::Wish { image: word, json };
-            check::run(&settings, &effective, wish, out, err)
-        }
+        Action::Check => check::run(&settings, &effective, (word, json), out, err),
         Action::Client => {
             let client = word.unwrap_or_default();
             match client::write(client, arguments.value("--host"), &settings) {

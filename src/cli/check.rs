@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use self::image::Rights;
-use self::outcome::StepOutcome;
+use self::outcome::{StepOutcome, StepResult, noted, ok, parts, skipped};
+use self::steps::Target;
 use super::output::print;
 use crate::app;
 use crate::aws::ecr;
@@ -51,42 +52,29 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 /// Widest name of a step.
 const WHAT_WIDTH: usize = 8;
 
-/// What the command line asks for.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Wish<'a> {
-    /// An image whose repository is to be tried, too.
-    pub(super) image: Option<&'a str>,
-    /// One JSON document instead of a table.
-    pub(super) json: bool,
-}
-
-/// Tries everything with these settings; returns the exit code.
+/// Tries everything with these settings; returns the exit code. `image`: one whose repository is to
+/// be tried, too. `json`: one document instead of a table.
 pub(super) fn run(
     settings: &Settings,
     effective: &[Effective],
-    wish: Wish<'_>,
+    (image, json): (Option<&str>, bool),
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> u8 {
     log::init(settings.log_level, settings.log_format);
     log::hook_panics();
-    let mut check = Check::new(out, err, TOTAL);
-    check.json = wish.json;
-    let image = wish.image.map(str::parse::<ImageName>).transpose();
-    let code = match image {
-        Ok(image) => check.run(settings, effective, image),
+    let mut check = Check::new(out, err, json);
+    match image.map(str::parse::<ImageName>).transpose() {
+        Ok(image) => check.run(&Arc::new(settings.clone()), effective, image),
         Err(why) => {
-            check.print_row("image", &StepOutcome::Failed(why));
+            check.print_row("image", &Err(why));
             check.code = EXIT_SETTINGS;
-            check.finish()
         }
-    };
+    }
+    let code = check.finish();
     log::flush(FLUSH_LIMIT);
     code
 }
-
-/// A registry, and the value of `Authorization` that it gets.
-type WithToken = (Registry, Option<Secret<String>>);
 
 /// Prints the faults of the settings: nothing else can be tried.
 pub(super) fn print_faults(
@@ -95,14 +83,16 @@ pub(super) fn print_faults(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> u8 {
-    let mut check = Check::new(out, err, TOTAL);
-    check.json = json;
+    let mut check = Check::new(out, err, json);
     for fault in faults {
-        check.print_row("settings", &StepOutcome::Failed(fault.to_string()));
+        check.print_row("settings", &Err(fault.to_string()));
     }
     check.code = EXIT_SETTINGS;
     check.finish()
 }
+
+/// A registry, and the value of `Authorization` that it gets.
+type WithToken = (Registry, Option<Secret<String>>);
 
 /// The check as it runs; it prints each line when its step ends.
 struct Check<'a> {
@@ -117,47 +107,42 @@ struct Check<'a> {
 }
 
 impl<'a> Check<'a> {
-    fn new(out: &'a mut dyn Write, err: &'a mut dyn Write, total: Duration) -> Self {
+    fn new(out: &'a mut dyn Write, err: &'a mut dyn Write, json: bool) -> Self {
         Self {
             out,
             err,
-            deadline: Instant::now() + total,
+            deadline: Instant::now() + TOTAL,
             code: EXIT_OK,
-            json: false,
+            json,
             rows: Vec::new(),
         }
     }
 
     /// From the inside out, so that the first failure is the one to mend.
-    fn run(mut self, settings: &Settings, effective: &[Effective], image: Option<ImageName>) -> u8 {
-        self.print_row("settings", &StepOutcome::Ok(list_given(effective)));
+    fn run(&mut self, settings: &Arc<Settings>, effective: &[Effective], image: Option<ImageName>) {
+        self.print_row("settings", &ok(list_given(effective)));
         for warning in &settings.warnings {
-            self.print_row("settings", &StepOutcome::Failed(warning.clone()));
+            self.print_row("settings", &Err(warning.clone()));
         }
-        let own = Arc::new(settings.clone());
         let disk = [
-            ("cache", steps::probe_cache as fn(&Settings) -> StepOutcome),
+            ("cache", steps::probe_cache as fn(&Settings) -> StepResult),
             ("quota", steps::judge_quota),
             ("port", steps::try_port),
             ("tls", steps::load_tls),
             ("logins", steps::load_logins),
         ];
         for (what, step) in disk {
-            let own = Arc::clone(&own);
-            self.run_step(what, DISK_LIMIT, move || step(&own));
+            let own = Arc::clone(settings);
+            self.run_step(what, DISK_LIMIT, move |_| step(&own));
         }
         if settings.offline {
-            for what in ["identity", "token", "clock", "registry", "image"] {
-                let why = "OFFLINE=true: nobody is asked".to_owned();
-                self.print_row(what, &StepOutcome::Skipped(why));
-            }
-            return self.finish();
+            let network = ["identity", "token", "clock", "registry", "image"];
+            return self.skip(&network, "OFFLINE=true: nobody is asked");
         }
         match app::new_client(settings, POOL) {
-            Ok(client) => self.check_network(&own, &Arc::new(client), image),
-            Err(why) => self.print_row("network", &StepOutcome::Failed(why)),
+            Ok(client) => self.check_network(settings, &Arc::new(client), image),
+            Err(why) => self.print_row("network", &Err(why)),
         }
-        self.finish()
     }
 
     /// Prints the document, where there is to be one; returns the exit code.
@@ -175,16 +160,14 @@ impl<'a> Check<'a> {
     /// The steps that need the network.
     fn check_network(
         &mut self,
-        settings: &Arc<Settings>,
+        settings: &Settings,
         client: &Arc<Client>,
         image: Option<ImageName>,
     ) {
         let named = settings.registries.clone();
         let found = if settings.upstream_auth == UpstreamAuth::None {
-            for what in ["identity", "token", "clock"] {
-                let why = "not needed: UPSTREAM_AUTH=none".to_owned();
-                self.print_row(what, &StepOutcome::Skipped(why));
-            }
+            let aws = ["identity", "token", "clock"];
+            self.skip(&aws, "not needed: UPSTREAM_AUTH=none");
             named.into_iter().map(|registry| (registry, None)).collect()
         } else {
             self.compare_regions(settings);
@@ -192,24 +175,24 @@ impl<'a> Check<'a> {
         };
         if found.is_empty() {
             let why = "not known: set ECR, or mend the token, which names one";
-            self.print_row("registry", &StepOutcome::Skipped(why.into()));
+            self.skip(&["registry"], why);
         }
-        let first = image.as_ref().and_then(|image| {
-            let fits = |(at, (registry, _)): &(usize, &WithToken)| image.is_in(registry, *at == 0);
-            Some(found.iter().enumerate().find(fits)?.1.clone())
-        });
-        for (registry, token) in found {
-            self.check_registry(settings, client, registry, token);
+        for (registry, token) in &found {
+            self.check_registry(settings, client, registry, token.as_ref());
         }
-        match (image, first) {
-            (Some(image), Some(target)) => self.check_image(settings, client, target, image),
-            (Some(_), None) => {
-                let why = "no registry in ECR has this host; name it as ECR does";
-                self.print_row("manifest", &StepOutcome::Failed(why.into()));
+        let Some(image) = image else {
+            let why = "name an image to try the rights on its repository: check IMAGE";
+            return self.skip(&["image"], why);
+        };
+        let mut places = found.into_iter().enumerate();
+        match places.find(|(place, (registry, _))| image.is_in(registry, *place == 0)) {
+            Some((_, (_, None))) if settings.upstream_auth == UpstreamAuth::Ecr => {
+                self.skip(&["manifest", "layer"], "no token to ask with");
             }
-            (None, _) => {
-                let why = "name an image to try the rights on its repository: check IMAGE";
-                self.print_row("image", &StepOutcome::Skipped(why.into()));
+            Some((_, target)) => self.check_image(settings, client, target, image),
+            None => {
+                let why = "no registry in ECR has this host; name it as ECR does";
+                self.print_row("manifest", &Err(why.to_owned()));
             }
         }
     }
@@ -222,41 +205,85 @@ impl<'a> Check<'a> {
         for registry in &settings.registries {
             if let Some(own) = ecr::region_of(registry).filter(|own| own != set) {
                 let why = format!("AWS_REGION={set}, and {registry} is in {own}, which counts");
-                self.print_row("region", &StepOutcome::Noted(why));
+                self.print_row("region", &noted(why));
             }
         }
+    }
+
+    /// Finds the identity and fetches a token for each registry. Without a registry in the settings
+    /// the token names one.
+    fn fetch_tokens(&mut self, named: Vec<Registry>, tokens: &Arc<Tokens>) -> Vec<WithToken> {
+        let asked = Arc::clone(tokens);
+        let credentials = self.run_bounded("identity", IDENTITY_LIMIT, move |_| {
+            asked.find_credentials()
+        });
+        let credentials = match credentials {
+            Ok(credentials) => credentials,
+            Err(why) => {
+                self.print_row("identity", &Err(why));
+                self.skip(&["token"], "no credentials to fetch one with");
+                self.skip(&["clock"], "AWS was not asked");
+                return named.into_iter().map(|registry| (registry, None)).collect();
+            }
+        };
+        let asked = Arc::clone(tokens);
+        self.run_step("identity", IDENTITY_LIMIT, move |_| {
+            steps::find_identity(&asked, &credentials)
+        });
+        let wanted = match named.is_empty() {
+            true => vec![None],
+            false => named.into_iter().map(Some).collect(),
+        };
+        let mut found = Vec::new();
+        for registry in wanted {
+            let (asked, about) = (Arc::clone(tokens), registry.clone());
+            let token = self.run_giving("token", TOKEN_LIMIT, move |_| {
+                steps::fetch_token(&asked, about.as_ref())
+            });
+            let own = token.as_ref().and_then(|token| token.registry.clone());
+            let value = token.map(|token| token.value);
+            found.extend(registry.or(own).map(|registry| (registry, value)));
+        }
+        self.print_row("clock", &steps::compare_clocks(tokens));
+        found
     }
 
     /// The way to one registry, and to the layers behind it.
     fn check_registry(
         &mut self,
-        settings: &Arc<Settings>,
+        settings: &Settings,
         client: &Arc<Client>,
-        registry: Registry,
-        token: Option<Secret<String>>,
+        registry: &Registry,
+        token: Option<&Secret<String>>,
     ) {
-        let (way, url) = (Arc::clone(client), registry.url());
-        self.run_step("proxy", DNS_LIMIT, move || {
-            steps::try_outbound_proxy(&way, &url, DNS_LIMIT)
+        let target = Arc::new(Target {
+            client: Arc::clone(client),
+            auth: settings.upstream_auth,
+            registry: registry.clone(),
+            token: token.cloned(),
         });
-        let (way, asked) = (Arc::clone(client), registry.clone());
-        self.run_step("dns", DNS_LIMIT, move || {
-            steps::look_up(&way, &asked, DNS_LIMIT)
-        });
-        let hosts = storage::hosts(settings, &registry);
-        let (way, auth) = (Arc::clone(client), settings.upstream_auth);
-        self.run_step("registry", REGISTRY_LIMIT, move || {
-            steps::ask_registry(&way, &registry, token.as_ref(), auth, REGISTRY_LIMIT)
-        });
+        let way = [
+            (
+                "proxy",
+                DNS_LIMIT,
+                Target::try_outbound_proxy as fn(&Target, Duration) -> StepResult,
+            ),
+            ("dns", DNS_LIMIT, Target::look_up),
+            ("registry", REGISTRY_LIMIT, Target::ask_registry),
+        ];
+        for (what, limit, step) in way {
+            let target = Arc::clone(&target);
+            self.run_step(what, limit, move |limit| step(&target, limit));
+        }
+        let hosts = storage::hosts(settings, registry);
         if hosts.is_empty() {
             let why = "where this registry keeps layers is not known; check IMAGE tries it";
-            self.print_row("storage", &StepOutcome::Skipped(why.into()));
+            self.skip(&["storage"], why);
         }
         for host in hosts {
             let way = Arc::clone(client);
-            self.run_step("storage", REGISTRY_LIMIT, move || {
-                storage::reach(&way, &host, REGISTRY_LIMIT)
-            });
+            let reach = move |limit| storage::reach(&way, &host, limit);
+            self.run_step("storage", REGISTRY_LIMIT, reach);
         }
     }
 
@@ -272,90 +299,58 @@ impl<'a> Check<'a> {
         let rights = Rights::new(client, redirects, target, image, REGISTRY_LIMIT);
         let rights = Arc::new(rights);
         let asked = Arc::clone(&rights);
-        let read = self.run_bounded("manifest", REGISTRY_LIMIT * 2, move || {
-            asked.read_manifest()
-        });
-        let (verdict, layer) = read.unwrap_or_else(|why| (StepOutcome::Failed(why), None));
-        self.print_row("manifest", &verdict);
-        match layer {
-            Some(layer) => {
-                let read = move || rights.read_layer(&layer);
+        let read = move |_| asked.read_manifest();
+        match self.run_giving("manifest", REGISTRY_LIMIT * 2, read) {
+            Some(Some(layer)) => {
+                let read = move |_| rights.read_layer(&layer);
                 self.run_step("layer", REGISTRY_LIMIT * 2, read);
             }
-            None => self.print_row(
-                "layer",
-                &StepOutcome::Skipped("there is none to try".into()),
-            ),
+            _ => self.skip(&["layer"], "there is none to try"),
         }
     }
 
-    /// Finds the identity and fetches a token for each registry. Without a registry in the settings
-    /// the token names one.
-    fn fetch_tokens(&mut self, named: Vec<Registry>, tokens: &Arc<Tokens>) -> Vec<WithToken> {
-        let asked = Arc::clone(tokens);
-        let who = self.run_bounded("identity", IDENTITY_LIMIT, move || {
-            steps::find_identity(&asked)
-        });
-        let (who, has_credentials) = who.unwrap_or_else(|why| (StepOutcome::Failed(why), false));
-        self.print_row("identity", &who);
-        let wanted = if named.is_empty() {
-            vec![None]
-        } else {
-            named.into_iter().map(Some).collect()
-        };
-        let mut found = Vec::new();
-        for registry in wanted {
-            if !has_credentials {
-                self.print_row(
-                    "token",
-                    &StepOutcome::Skipped("no credentials to fetch one with".into()),
-                );
-                found.extend(registry.map(|registry| (registry, None)));
-                continue;
-            }
-            let (asked, about) = (Arc::clone(tokens), registry.clone());
-            let token = self.run_bounded("token", TOKEN_LIMIT, move || {
-                steps::fetch_token(&asked, about.as_ref())
-            });
-            let (verdict, token) = token.unwrap_or_else(|why| (StepOutcome::Failed(why), None));
-            self.print_row("token", &verdict);
-            let own = token.as_ref().and_then(|token| token.registry.clone());
-            let value = token.map(|token| token.value);
-            found.extend(registry.or(own).map(|registry| (registry, value)));
+    /// Prints steps that are not tried.
+    fn skip(&mut self, steps: &[&str], why: &str) {
+        for what in steps {
+            self.print_row(what, &skipped(why));
         }
-        if has_credentials {
-            self.print_row("clock", &steps::compare_clocks(tokens));
-        } else {
-            let why = "AWS was not asked".to_owned();
-            self.print_row("clock", &StepOutcome::Skipped(why));
-        }
-        found
     }
 
-    /// Runs a step, prints its line, and returns the verdict.
+    /// Runs a step within its limit, and prints its line.
     fn run_step(
         &mut self,
         what: &str,
         limit: Duration,
-        step: impl FnOnce() -> StepOutcome + Send + 'static,
-    ) -> StepOutcome {
-        let verdict = self
-            .run_bounded(what, limit, step)
-            .unwrap_or_else(StepOutcome::Failed);
-        self.print_row(what, &verdict);
-        verdict
+        step: impl FnOnce(Duration) -> StepResult + Send + 'static,
+    ) {
+        self.run_giving(what, limit, move |limit| Ok((step(limit)?, ())));
+    }
+
+    /// The same with what the step found for those that follow; none when it failed.
+    fn run_giving<T: Send + 'static>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        step: impl FnOnce(Duration) -> Result<(StepOutcome, T), String> + Send + 'static,
+    ) -> Option<T> {
+        let (result, found) = match self.run_bounded(what, limit, step) {
+            Ok((outcome, found)) => (Ok(outcome), Some(found)),
+            Err(why) => (Err(why), None),
+        };
+        self.print_row(what, &result);
+        found
     }
 
     /// Runs `step` on a thread of its own and waits for it, at most `limit` and at most until the
     /// deadline of the whole check. A step that hangs is abandoned: the process ends soon.
     ///
     /// # Errors
-    /// Why there is no outcome.
+    /// Why it failed, or why there is no outcome.
     fn run_bounded<T: Send + 'static>(
         &self,
         what: &str,
         limit: Duration,
-        step: impl FnOnce() -> T + Send + 'static,
+        step: impl FnOnce(Duration) -> Result<T, String> + Send + 'static,
     ) -> Result<T, String> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -366,44 +361,43 @@ impl<'a> Check<'a> {
         }
         let limit = limit.min(left);
         let (done, outcome) = sync_channel(1);
-        let run = move || drop(done.send(step()));
+        let run = move || drop(done.send(step(limit)));
         Builder::new()
             .name(format!("check-{what}"))
             .stack_size(STACK_BYTES)
             .spawn(run)
             .map_err(|error| format!("no thread to try it with: {error}"))?;
-        outcome.recv_timeout(limit).map_err(|error| match error {
-            RecvTimeoutError::Timeout => {
-                format!("no outcome within {} s", limit.as_secs().max(1))
-            }
-            RecvTimeoutError::Disconnected => {
-                "it ended without an outcome; the log says why".to_owned()
-            }
-        })
+        outcome
+            .recv_timeout(limit)
+            .unwrap_or_else(|error| match error {
+                RecvTimeoutError::Timeout => {
+                    let seconds = limit.as_secs().max(1);
+                    Err(format!("no outcome within {seconds} s"))
+                }
+                RecvTimeoutError::Disconnected => {
+                    Err("it ended without an outcome; the log says why".to_owned())
+                }
+            })
     }
 
-    fn print_row(&mut self, what: &str, verdict: &StepOutcome) {
-        if let StepOutcome::Failed(_) = verdict {
+    fn print_row(&mut self, what: &str, result: &StepResult) {
+        if result.is_err() {
             self.code = EXIT_FAILED;
         }
+        let (word, detail) = parts(result);
         if self.json {
-            let (word, detail) = verdict.parts();
             let row = json!({ "step": what, "outcome": word.to_lowercase(), "detail": detail });
             self.rows.push(row);
             return;
         }
+        // One line, whatever the detail holds.
+        let detail = detail.replace(char::is_control, " ");
+        let line = format!("{word:4}  {what:WHAT_WIDTH$}  {detail}\n");
         // A table that cannot be printed is a failed check.
-        if print(self.out, self.err, &format_line(what, verdict)) != EXIT_OK {
+        if print(self.out, self.err, &line) != EXIT_OK {
             self.code = EXIT_FAILED;
         }
     }
-}
-
-/// `ok|note|skip|FAIL  what  detail`, one line whatever the detail holds.
-fn format_line(what: &str, verdict: &StepOutcome) -> String {
-    let (word, detail) = verdict.parts();
-    let detail = detail.replace(char::is_control, " ");
-    format!("{word:4}  {what:WHAT_WIDTH$}  {detail}\n")
 }
 
 /// Which settings are given, without their values.

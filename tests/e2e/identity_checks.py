@@ -16,6 +16,7 @@ from parts import (
     ACCOUNT,
     HERE,
     REGION,
+    VENV,
     Failed,
     Host,
     free_port,
@@ -61,13 +62,22 @@ class Account:
         reply = self.moto.request("POST", "/moto-api/reset-auth", free.encode(), plain)
         want(reply.status == 200, "reset-auth answered", reply.status)
 
-    def user_without_rights(self):
+    def user(self, name):
         """A key that AWS knows, and no more."""
         self.enforce("inf")
-        self._call("iam", "CreateUser", UserName="nobody")
-        key = self._call("iam", "CreateAccessKey", UserName="nobody")
+        self._call("iam", "CreateUser", UserName=name)
+        key = self._call("iam", "CreateAccessKey", UserName=name)
         self.enforce()
-        return key
+        SECRETS[f"key of {name}"] = field(key, "SecretAccessKey")
+        return {"AWS_ACCESS_KEY_ID": field(key, "AccessKeyId"),
+                "AWS_SECRET_ACCESS_KEY": field(key, "SecretAccessKey")}
+
+    def grant(self, name, *actions):
+        """The user may do this and nothing else."""
+        self.enforce("inf")
+        policy = {"PolicyName": "p", "PolicyDocument": allow(*actions)}
+        self._call("iam", "PutUserPolicy", UserName=name, **policy)
+        self.enforce()
 
     def machine(self):
         """The role's session, as metadata endpoints hand it out."""
@@ -175,11 +185,18 @@ class Site:
         return {"AWS_CONFIG_FILE": self.write(f"{name}.ini", base + text), "AWS_PROFILE": "dev"}
 
 
-def run_check(env):
+def run_check(env, *words):
     """`aws-ecr-proxy check` with these settings."""
     base = {"PATH": os.environ["PATH"], "CACHE_DIR": "off"}
-    command = [*proxy_command(), "check"]
+    command = [*proxy_command(), "check", *words]
     return subprocess.run(command, env={**base, **env}, capture_output=True, text=True, timeout=70)
+
+
+def fails_at(checked, step, remedy):
+    """The check failed at that step alone, and says what to do."""
+    lines = [line for line in checked.stdout.splitlines() if line.startswith("FAIL")]
+    want(checked.returncode == 1 and len(lines) == 1, checked.stdout)
+    want(lines[0].startswith(f"FAIL  {step:8}  ") and remedy in lines[0], checked.stdout)
 
 
 def identities(fixtures):
@@ -276,20 +293,38 @@ def an_instance_like_motos_pulls(_fixtures, site):
 
 @check("identities")
 def an_identity_without_rights_is_told_what_to_grant(_fixtures, site):
-    account = site.account
-    key = account.user_without_rights()
-    SECRETS["key of nobody"] = field(key, "SecretAccessKey")
-    keys = {"AWS_ACCESS_KEY_ID": field(key, "AccessKeyId"),
-            "AWS_SECRET_ACCESS_KEY": field(key, "SecretAccessKey")}
+    keys = site.account.user("nobody")
     checked = run_check(site.env(**keys))
     want(checked.returncode == 1, "check passed without rights:", checked.stdout)
-    want("grant ecr:GetAuthorizationToken" in checked.stdout, checked.stdout)
+    fails_at(checked, "token", "grant ecr:GetAuthorizationToken")
     proxy = site.bench.proxy(site.env(**keys), name="proxy-nobody", wait_ready=False)
     wait_until(proxy.process, "a refusal", lambda: "no new ECR token" in proxy.process.text())
     reply = proxy.get(f"/v2/{IMAGE.replace(':', '/manifests/')}")
     want(reply.status == 503, "status", reply.status)
     want(b"AccessDenied" in reply.body and b"via environment" in reply.body, reply.body)
     proxy.process.stop()
+
+
+@check("identities")
+def check_names_each_missing_action(_fixtures, site):
+    """IAM's own refusals, down to the registry's."""
+    keys = site.account.user("reader")
+    behind, port = site.behind, free_port()
+    command = [os.path.join(VENV, "python"), os.path.join(HERE, "rights.py"), str(port),
+               "--registry", behind.registry.address, "--aws", site.account.moto.url]
+    env = {**keys, "AWS_DEFAULT_REGION": REGION, "AWS_EC2_METADATA_DISABLED": "true"}
+    registry = Host(site.bench.start("rights", command, env), port)
+    wait_port(registry.process, port)
+    settings = site.env(ECR=registry.url, **keys)
+    granted = []
+    for step, action in [("token", "ecr:GetAuthorizationToken"), ("manifest", "ecr:BatchGetImage"),
+                         ("layer", "ecr:GetDownloadUrlForLayer")]:
+        fails_at(run_check(settings, IMAGE), step, f"grant {action}")
+        granted.append(action)
+        site.account.grant("reader", *granted)
+    checked = run_check(settings, IMAGE)
+    want(checked.returncode == 0, checked.stdout)
+    registry.process.stop()
 
 
 @check("layout")

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::outcome::StepOutcome;
+use super::outcome::{StepOutcome, StepResult, ok};
 use super::storage;
 use crate::aws::ecr::EcrHost;
 use crate::image_name::ImageName;
@@ -76,16 +76,13 @@ impl Rights {
         }
     }
 
-    /// Fetches the manifest; returns the digest of a layer, too, when there is one.
-    pub(super) fn read_manifest(&self) -> (StepOutcome, Option<Digest>) {
+    /// Fetches the manifest; gives the digest of a layer, too, when there is one.
+    pub(super) fn read_manifest(&self) -> Result<(StepOutcome, Option<Digest>), String> {
         let mut reference = self.image.reference().as_str().to_owned();
         for _ in 0..STEPS_MAX {
             let headers = Headers::from_iter([("Accept", ACCEPT)]);
             let target = format!("/v2/{}/manifests/{reference}", self.image.repository());
-            let body = match self.get(&target, &headers, MANIFEST_BYTES_MAX, "ecr:BatchGetImage") {
-                Ok((body, _)) => body,
-                Err(why) => return (StepOutcome::Failed(why), None),
-            };
+            let (body, _) = self.get(&target, &headers, MANIFEST_BYTES_MAX, "ecr:BatchGetImage")?;
             let document: Value = serde_json::from_slice(&body).unwrap_or_default();
             let digest_at = |path: &str| document.pointer(path)?.as_str().map(str::to_owned);
             if let Some(digest) = digest_at("/manifests/0/digest") {
@@ -94,28 +91,23 @@ impl Rights {
             }
             let layer = digest_at("/layers/0/digest").or_else(|| digest_at("/fsLayers/0/blobSum"));
             let layer = layer.and_then(|layer| layer.parse().ok());
-            let size = body.len();
-            let detail = format!("GET {}{target}: {size} bytes", self.registry.url());
-            return (StepOutcome::Ok(detail), layer);
+            let (url, size) = (self.registry.url(), body.len());
+            let detail = format!("GET {url}{target}: {size} bytes");
+            return Ok((StepOutcome::Ok(detail), layer));
         }
-        let why = "its index leads to an index, and to no manifest";
-        (StepOutcome::Failed(why.to_owned()), None)
+        Err("its index leads to an index, and to no manifest".to_owned())
     }
 
     /// Fetches the first byte of a layer, from wherever the registry sends us.
-    pub(super) fn read_layer(&self, digest: &Digest) -> StepOutcome {
+    pub(super) fn read_layer(&self, digest: &Digest) -> StepResult {
         let headers = Headers::from_iter([("Range", "bytes=0-0")]);
         let target = format!("/v2/{}/blobs/{digest}", self.image.repository());
-        match self.get(&target, &headers, 1, "ecr:GetDownloadUrlForLayer") {
-            Ok((_, redirected)) => {
-                let way = match redirected {
-                    true => "by the host that the registry named",
-                    false => "by the registry itself",
-                };
-                StepOutcome::Ok(format!("the first byte of {digest} was sent {way}"))
-            }
-            Err(why) => StepOutcome::Failed(why),
-        }
+        let (_, redirected) = self.get(&target, &headers, 1, "ecr:GetDownloadUrlForLayer")?;
+        let way = match redirected {
+            true => "by the host that the registry named",
+            false => "by the registry itself",
+        };
+        ok(format!("the first byte of {digest} was sent {way}"))
     }
 
     /// The beginning of the body, and whether another host than the registry sent it.

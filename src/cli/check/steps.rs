@@ -2,15 +2,15 @@
 //! how long it may take as a whole.
 
 use std::io::Read as _;
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::outcome::StepOutcome;
+use super::outcome::{StepOutcome, StepResult, noted, ok, skipped};
 use crate::app::{self, listen};
 use crate::aws::token::{FoundCredentials, FoundToken, Tokens};
 use crate::cache::probe;
-use crate::calendar;
+use crate::calendar::format_rfc3339;
 use crate::clock::SystemClock;
 use crate::config::{Settings, UpstreamAuth};
 use crate::door::{ServerTls, TlsFiles};
@@ -32,260 +32,228 @@ const ATTEMPTS: u32 = 2;
 /// Addresses shown of a name.
 const ADDRESSES_SHOWN: usize = 4;
 
-pub(super) fn probe_cache(settings: &Settings) -> StepOutcome {
+pub(super) fn probe_cache(settings: &Settings) -> StepResult {
     let Some(directory) = app::cache_directory(settings) else {
-        return StepOutcome::Skipped("off: set CACHE_DIR for a cache".into());
+        return skipped("off: set CACHE_DIR for a cache");
     };
     if settings.offline {
-        return match probe::look(&directory) {
-            Ok(found) => {
-                let (root, used) = (found.root.display(), gib(found.used_bytes));
-                StepOutcome::Ok(format!("{root} can be read, {used} in it"))
-            }
-            Err(error) => StepOutcome::Failed(error.to_string()),
-        };
+        let found = probe::look(&directory).map_err(|error| error.to_string())?;
+        let (root, used) = (found.root.display(), gib(found.used_bytes));
+        return ok(format!("{root} can be read, {used} in it"));
     }
-    match probe::probe(&directory) {
-        Ok(found) => {
-            let state = if found.is_there {
-                "can be written"
-            } else {
-                "can be made"
-            };
-            StepOutcome::Ok(format!(
-                "{} {state}, {} free, quota {}",
-                found.root.display(),
-                gib(found.free_bytes),
-                gib(settings.cache_max_size)
-            ))
-        }
-        Err(error) => StepOutcome::Failed(error.to_string()),
-    }
+    let found = probe::probe(&directory).map_err(|error| error.to_string())?;
+    let state = match found.is_there {
+        true => "can be written",
+        false => "can be made",
+    };
+    let (free, quota) = (gib(found.free_bytes), gib(settings.cache_max_size));
+    let root = found.root.display();
+    ok(format!("{root} {state}, {free} free, quota {quota}"))
 }
 
 /// Compares the quota with what the disk can hold.
-pub(super) fn judge_quota(settings: &Settings) -> StepOutcome {
+pub(super) fn judge_quota(settings: &Settings) -> StepResult {
     if settings.offline {
-        return StepOutcome::Skipped("OFFLINE=true: nothing is added".into());
+        return skipped("OFFLINE=true: nothing is added");
     }
     let found = app::cache_directory(settings).map(|directory| probe::probe(&directory));
     let Some(Ok(found)) = found else {
-        return StepOutcome::Skipped("there is no cache to judge".into());
+        return skipped("there is no cache to judge");
     };
-    let (room, quota) = (
-        found.free_bytes.saturating_add(found.used_bytes),
-        settings.cache_max_size,
-    );
-    let (shown, all) = (gib(quota), gib(room));
-    if room >= quota {
-        return StepOutcome::Ok(format!("{shown}, and the disk has room for {all}"));
-    }
-    StepOutcome::Noted(format!(
-        "{shown}, and the disk has room for {all}: it is full before the quota is; set \
-         CACHE_MAX_SIZE below {all}"
-    ))
-}
-
-pub(super) fn try_port(settings: &Settings) -> StepOutcome {
-    match listen::try_out(settings) {
-        Ok(seen) => StepOutcome::Ok(seen),
-        Err(why) => StepOutcome::Failed(why),
+    let room = found.free_bytes.saturating_add(found.used_bytes);
+    let (shown, all) = (gib(settings.cache_max_size), gib(room));
+    let seen = format!("{shown}, and the disk has room for {all}");
+    match room >= settings.cache_max_size {
+        true => ok(seen),
+        false => noted(format!(
+            "{seen}: it is full before the quota is; set CACHE_MAX_SIZE below {all}"
+        )),
     }
 }
 
-pub(super) fn load_tls(settings: &Settings) -> StepOutcome {
+pub(super) fn try_port(settings: &Settings) -> StepResult {
+    ok(listen::try_out(settings)?)
+}
+
+pub(super) fn load_tls(settings: &Settings) -> StepResult {
     let set = &settings.tls;
     let (true, Some(certificate), Some(key)) = (set.enabled, &set.certificate, &set.key) else {
-        return StepOutcome::Skipped("off: ENABLE_SSL is not true".into());
+        return skipped("off: ENABLE_SSL is not true");
     };
+    let own = certificate.display();
     let files = TlsFiles {
         certificate: certificate.clone(),
         key: key.clone(),
         client_ca: set.client_ca.clone(),
     };
-    match ServerTls::load(files) {
-        Ok(tls) => {
-            let until = tls.good_until();
-            let until = until.map_or_else(|| "unknown".to_owned(), calendar::format_rfc3339);
-            if tls.good_until().is_some_and(|end| end <= SystemTime::now()) {
-                let name = certificate.display();
-                let why = format!("SSL_CERTIFICATE={name} ended {until}: renew it");
-                return StepOutcome::Failed(why);
-            }
-            let names = tls.names().join(", ");
-            if names.is_empty() {
-                return StepOutcome::Failed(format!(
-                    "SSL_CERTIFICATE={}: it has no subjectAltName, and clients look at no other \
-                     name; make one with the names of this host",
-                    certificate.display()
-                ));
-            }
-            let own = certificate.display();
-            StepOutcome::Ok(format!("{own}, for {names}, good until {until}"))
-        }
-        Err(faults) => StepOutcome::Failed(faults.join("; ")),
+    let tls = ServerTls::load(files).map_err(|faults| faults.join("; "))?;
+    let until = show_end(tls.good_until());
+    if tls.good_until().is_some_and(|end| end <= SystemTime::now()) {
+        return Err(format!("SSL_CERTIFICATE={own} ended {until}: renew it"));
     }
+    let names = tls.names().join(", ");
+    if names.is_empty() {
+        return Err(format!(
+            "SSL_CERTIFICATE={own}: it has no subjectAltName, and clients look at no other name; \
+             make one with the names of this host"
+        ));
+    }
+    ok(format!("{own}, for {names}, good until {until}"))
 }
 
-pub(super) fn load_logins(settings: &Settings) -> StepOutcome {
+fn show_end(end: Option<SystemTime>) -> String {
+    end.map_or_else(|| "unknown".to_owned(), format_rfc3339)
+}
+
+pub(super) fn load_logins(settings: &Settings) -> StepResult {
     let Some(path) = &settings.access.auth_file else {
-        return StepOutcome::Skipped("clients need none: AUTH_FILE is not set".into());
+        return skipped("clients need none: AUTH_FILE is not set");
     };
-    match Logins::open(path, Arc::new(SystemClock)) {
-        Ok(logins) => StepOutcome::Ok(format!("{} users in {}", logins.count(), path.display())),
-        Err(why) => StepOutcome::Failed(format!("AUTH_FILE={why}")),
+    let logins = Logins::open(path, Arc::new(SystemClock));
+    let logins = logins.map_err(|why| format!("AUTH_FILE={why}"))?;
+    ok(format!("{} users in {}", logins.count(), path.display()))
+}
+
+/// Finds out whose the credentials are.
+pub(super) fn find_identity(tokens: &Tokens, credentials: &FoundCredentials) -> StepResult {
+    let until = match credentials.expires {
+        Some(end) => format!("until {}", format_rfc3339(end)),
+        None => "without an end".to_owned(),
+    };
+    let whose = format!("{}, credentials {until}", credentials.source);
+    match tokens.find_identity() {
+        Ok(identity) => ok(format!("{} via {whose}", identity.arn)),
+        Err(fault) if fault.refused => Err(fault.text),
+        // Pulls do not need STS once there are credentials.
+        Err(fault) => skipped(format!("not told, {whose}: {}", fault.text)),
     }
 }
 
-/// Finds the identity, its source and the end of its credentials. The flag is true when there are
-/// credentials at all.
-pub(super) fn find_identity(tokens: &Tokens) -> (StepOutcome, bool) {
-    let credentials = match tokens.find_credentials() {
-        Ok(credentials) => credentials,
-        Err(why) => return (StepOutcome::Failed(why), false),
-    };
-    let whose = describe(&credentials);
-    let verdict = match tokens.find_identity() {
-        Ok(identity) => StepOutcome::Ok(format!("{} via {whose}", identity.arn)),
-        Err(fault) if fault.refused => StepOutcome::Failed(fault.text),
-        // Pulls do not need STS once there are credentials.
-        Err(fault) => StepOutcome::Skipped(format!("not told, {whose}: {}", fault.text)),
-    };
-    (verdict, true)
-}
-
-fn describe(credentials: &FoundCredentials) -> String {
-    let until = credentials.expires.map_or_else(
-        || "without an end".to_owned(),
-        |end| format!("until {}", calendar::format_rfc3339(end)),
-    );
-    format!("{}, credentials {until}", credentials.source)
-}
-
-/// Fetches a token; the verdict says when it ends and how far our clock is off.
+/// Fetches a token; the outcome says when it ends.
 pub(super) fn fetch_token(
     tokens: &Tokens,
     registry: Option<&Registry>,
-) -> (StepOutcome, Option<FoundToken>) {
-    let token = match tokens.find_token(registry) {
-        Ok(token) => token,
-        Err(why) => return (StepOutcome::Failed(why), None),
-    };
-    let until = token
-        .expires
-        .map_or_else(|| "unknown".to_owned(), calendar::format_rfc3339);
-    let detail = format!("of {}, until {until}", token.region);
-    (StepOutcome::Ok(detail), Some(token))
+) -> Result<(StepOutcome, FoundToken), String> {
+    let token = tokens.find_token(registry)?;
+    let detail = format!("of {}, until {}", token.region, show_end(token.expires));
+    Ok((StepOutcome::Ok(detail), token))
 }
 
 /// Compares the clocks, after AWS has answered.
-pub(super) fn compare_clocks(tokens: &Tokens) -> StepOutcome {
+pub(super) fn compare_clocks(tokens: &Tokens) -> StepResult {
     let behind = tokens.clock_behind_s();
     let off = behind.unsigned_abs();
     if off <= CLOCK_OFF_S {
-        return StepOutcome::Ok(format!("{off} s off AWS's, as far as AWS has answered"));
+        return ok(format!("{off} s off AWS's, as far as AWS has answered"));
     }
     let way = if behind > 0 { "behind" } else { "ahead of" };
-    StepOutcome::Failed(format!(
+    Err(format!(
         "this machine's clock is {off} s {way} AWS's: signatures are corrected, but certificates \
          are judged by it; set it (timedatectl set-ntp true, chronyc makestep)"
     ))
 }
 
-/// What follows from the settings alone for the way out.
-pub(super) fn try_outbound_proxy(client: &Client, url: &str, limit: Duration) -> StepOutcome {
-    let Some((host, port, shown)) = client.outbound_proxy_address(url) else {
-        return StepOutcome::Skipped(format!("none leads to {url}"));
-    };
-    let connected = client
-        .addresses(&host, Instant::now() + limit)
-        .map_err(|fault| fault.to_string())
-        .and_then(|found| {
-            let mut tries = found.into_iter().map(|address| {
-                TcpStream::connect_timeout(&(address, port).into(), limit / ATTEMPTS)
-                    .map_err(|error| format!("{address}:{port}: {error}"))
-            });
-            let first = tries.next().unwrap_or_else(|| Err("no address".to_owned()));
-            first.or_else(|why| tries.find_map(Result::ok).ok_or(why))
-        });
-    match connected {
-        Ok(_) => StepOutcome::Ok(format!("{shown} leads to {url}")),
-        Err(why) => StepOutcome::Failed(format!(
-            "{shown} is to lead to {url}, and is out of reach: {why}; mend it, or set NO_PROXY"
-        )),
+/// A registry, and how it is asked.
+pub(super) struct Target {
+    pub(super) client: Arc<Client>,
+    pub(super) auth: UpstreamAuth,
+    pub(super) registry: Registry,
+    /// The value of `Authorization`.
+    pub(super) token: Option<Secret<String>>,
+}
+
+impl Target {
+    /// What follows from the settings alone for the way out.
+    pub(super) fn try_outbound_proxy(&self, limit: Duration) -> StepResult {
+        let url = self.registry.url();
+        let Some((host, port, shown)) = self.client.outbound_proxy_address(&url) else {
+            return skipped(format!("none leads to {url}"));
+        };
+        let found = self.client.addresses(&host, Instant::now() + limit);
+        let connected = found
+            .map_err(|fault| fault.to_string())
+            .and_then(|found| connect_to_any(&found, port, limit));
+        match connected {
+            Ok(()) => ok(format!("{shown} leads to {url}")),
+            Err(why) => Err(format!(
+                "{shown} is to lead to {url}, and is out of reach: {why}; mend it, or set NO_PROXY"
+            )),
+        }
+    }
+
+    pub(super) fn look_up(&self, limit: Duration) -> StepResult {
+        let host = self.registry.host();
+        if let Some(proxy) = self.client.outbound_proxy(&self.registry.url()) {
+            return skipped(format!("{host} is looked up by {proxy}"));
+        }
+        let found = self.client.addresses(host, Instant::now() + limit);
+        let found = found.map_err(|fault| {
+            format!("{fault}; check the name in ECR, and RESOLVER or /etc/resolv.conf")
+        })?;
+        let shown = found.iter().take(ADDRESSES_SHOWN);
+        let shown: Vec<String> = shown.map(ToString::to_string).collect();
+        ok(format!("{host} is {}", shown.join(", ")))
+    }
+
+    /// Sends `GET /v2/`, with which every client begins (distribution-spec, end-1).
+    pub(super) fn ask_registry(&self, limit: Duration) -> StepResult {
+        let url = format!("{}/v2/", self.registry.url());
+        let mut headers = Headers::new();
+        if let Some(token) = &self.token {
+            headers.set("Authorization", token.expose());
+        }
+        let asked = Instant::now();
+        let outgoing = Outgoing {
+            method: "GET",
+            url: &url,
+            headers: &headers,
+            head_deadline: asked + limit,
+            whole: true,
+            addresses: AddressRule::Any,
+        };
+        let reply = self.client.send(outgoing).map_err(|fault| {
+            format!("GET {url}: {fault}; check network, firewall, HTTPS_PROXY and AWS_CA_BUNDLE")
+        })?;
+        let (status, took) = (reply.status, asked.elapsed().as_millis());
+        let seen = format!("GET {url} {status} in {took} ms");
+        let remedy = match (status, &self.token, self.auth) {
+            (200, ..) if !is_registry(&reply) => {
+                "it is a web site and no registry: a private registry is \
+                 ACCOUNT.dkr.ecr.REGION.amazonaws.com, ECR Public is public.ecr.aws; check ECR"
+            }
+            (200, ..) => return ok(seen),
+            (401, None, UpstreamAuth::Ecr) => {
+                return ok(format!("{seen}: within reach, asked without a token"));
+            }
+            (401, _, UpstreamAuth::None) => {
+                "it asks for a login, and UPSTREAM_AUTH is none: set UPSTREAM_AUTH=ecr for ECR \
+                 itself"
+            }
+            (400 | 401 | 403, ..) => {
+                "it refuses the token: check that the registry is in the token's region and \
+                 partition, and its policy"
+            }
+            (429, ..) => "it throttles: try again later",
+            (500.., ..) => "it fails: try again later",
+            _ => "is it a registry? check ECR",
+        };
+        Err(format!(
+            "{seen}{}; {remedy}",
+            quote(reply, self.token.as_ref())
+        ))
     }
 }
 
-pub(super) fn look_up(client: &Client, registry: &Registry, limit: Duration) -> StepOutcome {
-    let host = registry.host();
-    if let Some(proxy) = client.outbound_proxy(&registry.url()) {
-        return StepOutcome::Skipped(format!("{host} is looked up by {proxy}"));
+/// Connects to the first of a few addresses that takes it.
+fn connect_to_any(addresses: &[IpAddr], port: u16, limit: Duration) -> Result<(), String> {
+    let mut why = "no address".to_owned();
+    for address in addresses {
+        match TcpStream::connect_timeout(&(*address, port).into(), limit / ATTEMPTS) {
+            Ok(_) => return Ok(()),
+            Err(error) => why = format!("{address}:{port}: {error}"),
+        }
     }
-    match client.addresses(host, Instant::now() + limit) {
-        Ok(found) => {
-            let shown = found.iter().take(ADDRESSES_SHOWN);
-            let shown: Vec<String> = shown.map(ToString::to_string).collect();
-            StepOutcome::Ok(format!("{host} is {}", shown.join(", ")))
-        }
-        Err(fault) => StepOutcome::Failed(format!(
-            "{fault}; check the name in ECR, and RESOLVER or /etc/resolv.conf"
-        )),
-    }
-}
-
-/// Sends `GET /v2/`, with which every client begins (distribution-spec, end-1).
-pub(super) fn ask_registry(
-    client: &Client,
-    registry: &Registry,
-    token: Option<&Secret<String>>,
-    auth: UpstreamAuth,
-    limit: Duration,
-) -> StepOutcome {
-    let url = format!("{}/v2/", registry.url());
-    let mut headers = Headers::new();
-    if let Some(token) = token {
-        headers.set("Authorization", token.expose());
-    }
-    let asked = Instant::now();
-    let outgoing = Outgoing {
-        method: "GET",
-        url: &url,
-        headers: &headers,
-        head_deadline: asked + limit,
-        whole: true,
-        addresses: AddressRule::Any,
-    };
-    let reply = match client.send(outgoing) {
-        Ok(reply) => reply,
-        Err(fault) => {
-            return StepOutcome::Failed(format!(
-                "GET {url}: {fault}; check network, firewall, HTTPS_PROXY and AWS_CA_BUNDLE"
-            ));
-        }
-    };
-    let (status, took) = (reply.status, asked.elapsed().as_millis());
-    let seen = format!("GET {url} {status} in {took} ms");
-    let remedy = match (status, token, auth) {
-        (200, ..) if !is_registry(&reply) => {
-            "it is a web site and no registry: a private registry is \
-             ACCOUNT.dkr.ecr.REGION.amazonaws.com, ECR Public is public.ecr.aws; check ECR"
-        }
-        (200, ..) => return StepOutcome::Ok(seen),
-        (401, None, UpstreamAuth::Ecr) => {
-            return StepOutcome::Ok(format!("{seen}: within reach, asked without a token"));
-        }
-        (401, _, UpstreamAuth::None) => {
-            "it asks for a login, and UPSTREAM_AUTH is none: set UPSTREAM_AUTH=ecr for ECR itself"
-        }
-        (400 | 401 | 403, ..) => {
-            "it refuses the token: check that the registry is in the token's region and partition, \
-             and its policy"
-        }
-        (429, ..) => "it throttles: try again later",
-        (500.., ..) => "it fails: try again later",
-        _ => "is it a registry? check ECR",
-    };
-    StepOutcome::Failed(format!("{seen}{}; {remedy}", quote(reply, token)))
+    Err(why)
 }
 
 /// True for an answer that says that it is a registry's (distribution-spec, "Determining Support"),

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::outcome::StepOutcome;
+use super::outcome::{StepResult, ok};
 use crate::aws::ecr;
 use crate::config::Settings;
 use crate::message::Headers;
@@ -13,22 +13,22 @@ use crate::upstream::{AddressRule, Stage};
 
 /// The URLs of the hosts that `registry` redirects layers to, as far as they are known.
 pub(super) fn hosts(settings: &Settings, registry: &Registry) -> Vec<String> {
+    let scheme = match registry.scheme() {
+        Scheme::Http => "http",
+        Scheme::Https => "https",
+    };
     let bucket = ecr::layer_host(registry).map(|host| format!("https://{host}"));
     // `.suffix` is no host that could be asked.
     let set = settings
         .blob_hosts
         .iter()
         .filter(|host| !host.starts_with('.'));
-    let scheme = match registry.scheme() {
-        Scheme::Http => "http",
-        Scheme::Https => "https",
-    };
     let set = set.map(|host| format!("{scheme}://{host}"));
     bucket.into_iter().chain(set).collect()
 }
 
 /// Connects to a host of layers, and waits for any answer: nothing is asked that it could grant.
-pub(super) fn reach(client: &Client, url: &str, limit: Duration) -> StepOutcome {
+pub(super) fn reach(client: &Client, url: &str, limit: Duration) -> StepResult {
     let asked = Instant::now();
     let outgoing = Outgoing {
         method: "GET",
@@ -38,16 +38,14 @@ pub(super) fn reach(client: &Client, url: &str, limit: Duration) -> StepOutcome 
         whole: false,
         addresses: AddressRule::Any,
     };
-    match client.send(outgoing) {
-        Ok(reply) => {
-            let took = asked.elapsed().as_millis();
-            let status = reply.status;
-            StepOutcome::Ok(format!(
-                "{url} answers ({status}, asked for nothing) in {took} ms"
-            ))
-        }
-        Err(fault) => StepOutcome::Failed(format!("{fault}; {}", remedy(fault.stage))),
-    }
+    let sent = client.send(outgoing);
+    let status = sent
+        .map_err(|fault| format!("{fault}; {}", remedy(fault.stage)))?
+        .status;
+    let took = asked.elapsed().as_millis();
+    ok(format!(
+        "{url} answers ({status}, asked for nothing) in {took} ms"
+    ))
 }
 
 /// What opens the way to S3 after a failure at that stage.

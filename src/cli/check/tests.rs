@@ -11,7 +11,8 @@ const SHORT: Duration = Duration::from_millis(20);
 
 fn checked(total: Duration, steps: impl FnOnce(&mut Check<'_>)) -> (u8, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let mut check = Check::new(&mut out, &mut err, total);
+    let mut check = Check::new(&mut out, &mut err, false);
+    check.deadline = Instant::now() + total;
     steps(&mut check);
     let code = check.code;
     (code, String::from_utf8(out).unwrap())
@@ -20,18 +21,16 @@ fn checked(total: Duration, steps: impl FnOnce(&mut Check<'_>)) -> (u8, String) 
 #[test]
 fn each_step_is_one_line_and_one_failure_fails_all() {
     let (code, out) = checked(TOTAL, |check| {
-        check.run_step("cache", DISK_LIMIT, || StepOutcome::Skipped("off".into()));
-        check.run_step("identity", DISK_LIMIT, || StepOutcome::Ok("arn".into()));
+        check.run_step("cache", DISK_LIMIT, |_| skipped("off"));
+        check.run_step("identity", DISK_LIMIT, |_| ok("arn"));
     });
     assert_eq!(
         (code, out.as_str()),
         (EXIT_OK, "skip  cache     off\nok    identity  arn\n")
     );
     let (code, out) = checked(TOTAL, |check| {
-        check.run_step("token", DISK_LIMIT, || {
-            StepOutcome::Failed("no\r\nok    forged".into())
-        });
-        check.run_step("dns", DISK_LIMIT, || StepOutcome::Ok("fine".into()));
+        check.run_step("token", DISK_LIMIT, |_| Err("no\r\nok    forged".into()));
+        check.run_step("dns", DISK_LIMIT, |_| ok("fine"));
     });
     let expected = "FAIL  token     no  ok    forged\nok    dns       fine\n";
     assert_eq!((code, out.as_str()), (EXIT_FAILED, expected));
@@ -42,12 +41,12 @@ fn a_step_that_hangs_is_left_behind() {
     let (release, hold) = channel::<()>();
     let begun = Instant::now();
     let (code, out) = checked(TOTAL, |check| {
-        check.run_step("cache", SHORT, move || {
+        check.run_step("cache", SHORT, move |_| {
             // Ends with the test.
             let _ = hold.recv();
-            StepOutcome::Ok(String::new())
+            ok(String::new())
         });
-        check.run_step("dns", DISK_LIMIT, || StepOutcome::Ok("fine".into()));
+        check.run_step("dns", DISK_LIMIT, |_| ok("fine"));
     });
     assert!(begun.elapsed() < DISK_LIMIT);
     assert_eq!(code, EXIT_FAILED);
@@ -61,7 +60,7 @@ fn a_step_that_hangs_is_left_behind() {
 #[test]
 fn no_step_is_begun_when_the_time_is_over() {
     let (code, out) = checked(Duration::ZERO, |check| {
-        check.run_step("dns", DISK_LIMIT, || panic!("begun"));
+        check.run_step("dns", DISK_LIMIT, |_| panic!("begun"));
     });
     assert_eq!(code, EXIT_FAILED);
     assert!(out.starts_with("FAIL  dns       not tried: "), "{out}");
@@ -70,7 +69,9 @@ fn no_step_is_begun_when_the_time_is_over() {
 #[test]
 fn a_step_that_panics_has_no_outcome() {
     let (code, out) = checked(TOTAL, |check| {
-        check.run_step("dns", DISK_LIMIT, || panic!("this panic belongs to a test"));
+        check.run_step("dns", DISK_LIMIT, |_| {
+            panic!("this panic belongs to a test")
+        });
     });
     assert_eq!(code, EXIT_FAILED);
     assert!(
