@@ -207,12 +207,14 @@ def main():
     chosen = [w for w in works.WORKS if not wanted or any(word in w.name for word in wanted)]
     if not chosen:
         raise Failed(f"no work has {wanted} in its name: {'; '.join(w.name for w in works.WORKS)}")
+    is_try = wanted or works.TRY or ROUNDS < FULL_ROUNDS
+    folder = os.environ.get("DOCS") or (None if is_try else os.path.join(ROOT, "docs"))
+    if folder:
+        os.makedirs(folder, exist_ok=True)
     print(f"# {proxy_command()[0]}, {ROUNDS} rounds, blob of {works.SIZE // works.MIB} MiB", flush=True)
     show(HEAD)
     rows, facts = bench(chosen)
     print(facts)
-    is_try = wanted or works.TRY or ROUNDS < FULL_ROUNDS
-    folder = os.environ.get("DOCS") or (None if is_try else os.path.join(ROOT, "docs"))
     if folder:
         write(folder, rows, facts)
     # Nobody else's failure is ours.
