@@ -166,6 +166,7 @@ def status_page_shows_hostile_names_as_text(fixtures, rig):
         browser.show(1400)
         open_page(browser, proxy, shows("team/odd:1", "linux/" + MARKUP, "onerror=alert(1)>"))
         want(browser.run("document.querySelectorAll('img').length") == 0, "markup came alive")
+        picture(browser, "hostile")
         no_faults(browser, proxy)
 
 
@@ -192,4 +193,5 @@ def status_page_with_10_000_images(fixtures, rig):
                     "box.dispatchEvent(new Event('input'));")
         browser.wait(shows("11 of 10,001", "crowd/r42:v79"))
         want(browser.run("document.querySelectorAll('#images tr').length") == 11, "rows")
+        picture(browser, "crowd-360")
         no_faults(browser, proxy)
