@@ -10,14 +10,13 @@ use std::collections::{HashMap, HashSet};
 use super::manifest::{ManifestContent, platform_of_config};
 use super::names::{Names, Scope, TagEntry};
 use super::store::Store;
+use super::tree::{ManifestWalk, TreeManifest};
 use crate::oci::{Digest, Reference, Tag};
 
 /// The platform of an attestation, which nobody runs (buildkit).
 pub const NO_PLATFORM: &str = "unknown/unknown";
 /// The platform of an image that names none, such as a chart.
 pub const ANY_PLATFORM: &str = "any";
-/// Manifests below one another: an index of an index is rare, and a signature's signature is two.
-const DEPTH_MAX: usize = 8;
 /// Largest configuration that is read: those of usual images are a few KB.
 const CONFIG_BYTES_MAX: u64 = 512 * 1024;
 /// How cosign ends the tag of what it attached to a manifest (`sha256-<hex>.sig`). The tag with no
@@ -274,16 +273,9 @@ impl<'a> ClosureWalk<'a> {
     }
 }
 
-/// A manifest that is still to be read.
-struct ManifestVisit {
-    digest: Digest,
-    size: Option<u64>,
-    platform: Option<String>,
-    depth: usize,
-}
-
 struct Walker<'a> {
     walk: ClosureWalk<'a>,
+    tree: ManifestWalk,
     closure: Closure,
     /// Whether each member is here.
     seen: HashMap<Digest, bool>,
@@ -296,6 +288,7 @@ impl<'a> Walker<'a> {
     fn new(walk: ClosureWalk<'a>) -> Self {
         Self {
             walk,
+            tree: ManifestWalk::new(walk.bounds.members),
             closure: Closure::default(),
             seen: HashMap::new(),
             bytes_read: 0,
@@ -304,51 +297,30 @@ impl<'a> Walker<'a> {
     }
 
     fn walk(&mut self, root: &Digest) {
-        let mut open = vec![ManifestVisit {
-            digest: root.clone(),
-            size: None,
-            platform: None,
-            depth: 0,
-        }];
-        while let Some(visit) = open.pop() {
-            // Each manifest is read once, so that those that name each other in a circle end.
-            if self.seen.contains_key(&visit.digest) {
-                continue;
-            }
-            let is_full = self.closure.members.len() >= self.walk.bounds.members;
-            if is_full || visit.depth > DEPTH_MAX {
-                self.closure.is_cut = true;
-                continue;
-            }
-            self.visit(visit, &mut open);
+        self.tree.enter(root);
+        while let Some(found) = self.tree.advance() {
+            self.visit(found);
         }
+        self.closure.is_cut |= self.tree.is_cut();
     }
 
-    fn visit(&mut self, visit: ManifestVisit, open: &mut Vec<ManifestVisit>) {
-        let content = self.read(&visit.digest);
+    fn visit(&mut self, found: TreeManifest) {
+        let content = self.read(&found.digest);
         let is_here = content.is_some();
         let content = content.unwrap_or_default();
+        self.tree.descend(&found, &content);
         let kind = match content.is_index {
             true => MemberKind::Index,
             false => MemberKind::Manifest,
         };
-        let size = self.walk.store.size(&visit.digest).filter(|_| is_here);
-        let platform = visit.platform.as_deref();
-        self.add(&visit.digest, kind, (size, visit.size), platform);
+        let size = self.walk.store.size(&found.digest).filter(|_| is_here);
+        let platform = found.platform;
+        self.add(&found.digest, kind, (size, found.size), platform.as_deref());
         if content.is_index {
-            let children = content.named.into_iter().rev().map(|named| ManifestVisit {
-                platform: content.platforms.get(&named.digest).cloned(),
-                digest: named.digest,
-                size: named.size,
-                depth: visit.depth + 1,
-            });
-            return open.extend(children);
+            return;
         }
-        let platform = visit.platform.or_else(|| self.platform(&content));
-        let mut missing = Vec::new();
-        if !is_here {
-            missing.push(visit.digest.clone());
-        }
+        let platform = platform.or_else(|| self.platform(&content));
+        let mut missing = Vec::from_iter((!is_here).then(|| found.digest.clone()));
         for named in content.named {
             let kind = match content.config.as_ref() == Some(&named.digest) {
                 true => MemberKind::Config,
@@ -359,15 +331,15 @@ impl<'a> Walker<'a> {
                 missing.push(named.digest);
             }
         }
-        let part = ImagePart {
-            manifest: visit.digest,
+        let parts = match self.refers {
+            true => &mut self.closure.referrers,
+            false => &mut self.closure.parts,
+        };
+        parts.push(ImagePart {
+            manifest: found.digest,
             platform: platform.unwrap_or_else(|| ANY_PLATFORM.to_owned()),
             missing,
-        };
-        match self.refers {
-            true => self.closure.referrers.push(part),
-            false => self.closure.parts.push(part),
-        }
+        });
     }
 
     /// A manifest that is here and not damaged. One that cannot be read, or that is too large,
@@ -375,20 +347,17 @@ impl<'a> Walker<'a> {
     fn read(&mut self, digest: &Digest) -> Option<ManifestContent> {
         let bounds = self.walk.bounds;
         let left = bounds.total_bytes.saturating_sub(self.bytes_read);
-        match self
+        let bytes = self
             .walk
             .store
-            .read(digest, bounds.manifest_bytes.min(left))
-        {
-            Ok(bytes) => bytes.map(|bytes| {
-                self.bytes_read += bytes.len() as u64;
-                ManifestContent::read(&bytes)
-            }),
-            Err(_) => {
-                self.closure.is_cut = true;
-                Some(ManifestContent::default())
-            }
-        }
+            .read(digest, bounds.manifest_bytes.min(left));
+        let Ok(bytes) = bytes else {
+            self.closure.is_cut = true;
+            return Some(ManifestContent::default());
+        };
+        let bytes = bytes?;
+        self.bytes_read += bytes.len() as u64;
+        Some(ManifestContent::read(&bytes))
     }
 
     fn platform(&self, content: &ManifestContent) -> Option<String> {

@@ -18,8 +18,9 @@ use crate::locked::Locked as _;
 use crate::oci::Digest;
 
 /// Digests that are read from one manifest; it may name more, which are then looked up one by one
-/// when they are asked for. docker builds 127 layers, ECR takes 4,200 (its quotas).
-pub const DESCRIPTORS_MAX: usize = 4_200;
+/// when they are asked for. docker builds 127 layers, ECR takes 4,200 (its quotas), and there is
+/// the configuration.
+pub const DESCRIPTORS_MAX: usize = 4_201;
 /// Fields kept of all descriptors of one manifest: nine of each, those of its platform among them.
 /// What begins after them is skipped.
 const FIELDS_MAX: usize = 9 * DESCRIPTORS_MAX;
@@ -84,6 +85,8 @@ pub struct ManifestContent {
     pub platforms: HashMap<Digest, String>,
     /// The manifest that it refers to, as a signature does.
     pub subject: Option<Digest>,
+    /// It names more than is read.
+    pub is_cut: bool,
 }
 
 impl ManifestContent {
@@ -93,12 +96,14 @@ impl ManifestContent {
         let digest = |field: &Kept| field.text("digest")?.parse().ok();
         let children = document.list("manifests");
         let platforms = children.filter_map(|child| Some((digest(child)?, child.platform()?)));
+        let (named, is_cut) = named_in(&document);
         Self {
             is_index: document.list("manifests").next().is_some(),
             config: document.get("config").and_then(digest),
             platforms: platforms.collect(),
             subject: document.get("subject").and_then(digest),
-            named: named_in(&document),
+            named,
+            is_cut,
         }
     }
 }
@@ -115,13 +120,14 @@ pub fn platform_of_config(config: &[u8]) -> Option<String> {
 /// (distribution-spec "Pushing Manifests with Subject"), so it vouches for nothing. Neither are
 /// foreign layers, whose bytes are elsewhere: no registry looks whether it has them.
 pub fn list_named(manifest: &[u8]) -> Vec<Named> {
-    named_in(&read(manifest))
+    named_in(&read(manifest)).0
 }
 
-fn named_in(document: &Kept) -> Vec<Named> {
+/// What is named, and whether there is more.
+fn named_in(document: &Kept) -> (Vec<Named>, bool) {
     let mut named = Vec::new();
     if !document.is_of_one_kind() {
-        return named;
+        return (named, false);
     }
     // `blobs`: the artifact manifest of OCI 1.1's release candidates. `fsLayers`: Docker's schema
     // 1.
@@ -136,8 +142,12 @@ fn named_in(document: &Kept) -> Vec<Named> {
     named.extend(manifests.filter_map(|child| child.describe("digest", child.text("mediaType"))));
     let mut seen = HashSet::new();
     named.retain(|named| seen.insert(named.digest.clone()));
+    let mut lists = ["layers", "blobs", "fsLayers", "manifests"].into_iter();
+    let is_skipped = |part: &Kept| matches!(part, Kept::Skipped);
+    let is_cut =
+        named.len() > DESCRIPTORS_MAX || lists.any(|key| document.list(key).any(is_skipped));
     named.truncate(DESCRIPTORS_MAX);
-    named
+    (named, is_cut)
 }
 
 /// What a list of referrers says of a manifest, if that refers to `subject` (distribution-spec
@@ -375,7 +385,7 @@ impl<'de> Visitor<'de> for Keep<'_> {
         while let Some(value) = list.next_element_seed(self.of(JsonPlace::Inside))? {
             let is_kept = match &value {
                 Kept::Object(fields) => !fields.is_empty(),
-                Kept::Skipped => kept.is_empty(),
+                Kept::Skipped => !matches!(kept.last(), Some(Kept::Skipped)),
                 _ => false,
             };
             if is_kept {

@@ -43,6 +43,7 @@ pub mod scrub;
 pub mod store;
 pub mod sweep;
 mod tagfile;
+pub mod tree;
 pub mod uploads;
 mod verified;
 pub mod verify;

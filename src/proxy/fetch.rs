@@ -21,6 +21,7 @@ use crate::cache::closure::{ANY_PLATFORM, NO_PLATFORM};
 use crate::cache::held::MANIFEST_BYTES_MAX;
 use crate::cache::manifest::ManifestContent;
 use crate::cache::names::Scope;
+use crate::cache::tree::ManifestWalk;
 use crate::hash::Hasher;
 use crate::image_name::ImageName;
 use crate::locked::Locked as _;
@@ -112,9 +113,7 @@ fn fetch(
         repository: &repository,
         wanted,
     };
-    let root = fetching.fetch_root(&reference)?;
-    fetched.digest = Some(root.digest.clone());
-    let manifests = fetching.fetch_children(root, fetched);
+    let manifests = fetching.fetch_manifests(&reference, fetched)?;
     fetching.fetch_blobs(&manifests, fetched);
     fetching.fetch_referrers(&manifests, fetched);
     fetched.faults.truncate(FAULTS_MAX);
@@ -206,36 +205,45 @@ impl ImageWork<'_> {
         })
     }
 
-    /// Fetches the manifests below the root, for the platforms that are wanted.
-    fn fetch_children(&self, root: KeptManifest, fetched: &mut FetchedImage) -> Vec<KeptManifest> {
-        let mut seen = HashSet::from([root.digest.clone()]);
-        let mut manifests = vec![root];
-        let mut at = 0;
-        while let Some(index) = manifests.get(at) {
-            at += 1;
-            let children = index
-                .content
-                .named
-                .iter()
-                .filter(|_| index.content.is_index);
-            let wanted = children.filter(|named| {
-                let platform = index.content.platforms.get(&named.digest);
-                let platform = platform.map_or(ANY_PLATFORM, String::as_str);
-                platform == NO_PLATFORM || self.wanted.platforms.picks(platform)
-            });
-            let wanted: Vec<Digest> = wanted.map(|named| named.digest.clone()).collect();
-            for digest in wanted {
-                if !seen.insert(digest.clone()) || manifests.len() >= MANIFESTS_MAX {
-                    continue;
+    /// Fetches the manifests of the image, for the platforms that are wanted.
+    ///
+    /// # Errors
+    /// Why its own manifest was not fetched.
+    fn fetch_manifests(
+        &self,
+        reference: &Reference,
+        fetched: &mut FetchedImage,
+    ) -> Result<Vec<KeptManifest>, String> {
+        let root = self.fetch_root(reference)?;
+        fetched.digest = Some(root.digest.clone());
+        let mut tree = ManifestWalk::new(MANIFESTS_MAX);
+        tree.enter(&root.digest);
+        let (mut root, mut manifests) = (Some(root), Vec::new());
+        while let Some(found) = tree.advance() {
+            let platform = found.platform.as_deref().unwrap_or(ANY_PLATFORM);
+            if platform != NO_PLATFORM && !self.wanted.platforms.picks(platform) {
+                continue;
+            }
+            let kept = root.take().map_or_else(
+                || {
+                    let reference = Reference::Digest(found.digest.clone());
+                    self.read_manifest(self.get_manifest(&reference), &reference)
+                },
+                Ok,
+            );
+            match kept {
+                Ok(manifest) => {
+                    tree.descend(&found, &manifest.content);
+                    manifests.push(manifest);
                 }
-                let reference = Reference::Digest(digest);
-                match self.read_manifest(self.get_manifest(&reference), &reference) {
-                    Ok(manifest) => manifests.push(manifest),
-                    Err(why) => fetched.faults.push(why),
-                }
+                Err(why) => fetched.faults.push(why),
             }
         }
-        manifests
+        if tree.is_cut() {
+            let why = format!("it has more than {MANIFESTS_MAX} manifests, or one is too large");
+            fetched.faults.push(why);
+        }
+        Ok(manifests)
     }
 
     fn fetch_blobs(&self, manifests: &[KeptManifest], fetched: &mut FetchedImage) {

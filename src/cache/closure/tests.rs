@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::cache::manifest::DESCRIPTORS_MAX;
 use crate::cache::scratch::{Cache, IMAGE, INDEX, digest_of};
+use crate::cache::tree::DEPTH_MAX;
 
 const ARM: &str = "linux/arm64/v8";
 
@@ -193,4 +195,38 @@ fn what_is_damaged_or_absent_is_missing() {
         assert_eq!(parts(&closure), [(ANY_PLATFORM, 1)]);
         assert!(closure.parts[0].is_absent() && closure.bytes_here() == 0);
     }
+}
+
+#[test]
+fn bug_a_manifest_that_another_one_names_as_its_layer_was_not_looked_into() {
+    let cache = Cache::new();
+    let hidden = image(&cache, "app", b"layer", &json!({}));
+    let blob = |digest: &Digest| json!({"digest": digest.as_str()});
+    let config = cache.blob("app", b"{}");
+    let document = json!({"config": blob(&config), "layers": [blob(&hidden)]});
+    let first = cache.manifest("app", IMAGE, &document, 5);
+    let index = cache.index("app:v1", &[&first, &hidden], 5);
+    cache.store.remove(&digest_of(b"layer")).unwrap();
+    let closure = walk(&cache).closure(&index);
+    assert_eq!(parts(&closure), [(ANY_PLATFORM, 0), (ANY_PLATFORM, 1)]);
+    assert!(!closure.is_whole());
+}
+
+#[test]
+fn bug_an_image_that_names_more_than_is_read_was_whole() {
+    let cache = Cache::new();
+    let of_layers = |count: usize| {
+        let blob = cache.blob("app", b"layer");
+        // Different digests that need not be here.
+        let layer = |n: usize| json!({"digest": digest_of(&n.to_le_bytes()).as_str(), "size": 5});
+        let layers = (1..count)
+            .map(layer)
+            .chain([json!({"digest": blob.as_str()})]);
+        let document = json!({"layers": layers.collect::<Vec<_>>()});
+        walk(&cache).closure(&cache.manifest("app", IMAGE, &document, 5))
+    };
+    let most = of_layers(DESCRIPTORS_MAX);
+    assert!(!most.is_cut && most.members.len() == 1 + DESCRIPTORS_MAX);
+    let more = of_layers(DESCRIPTORS_MAX + 1);
+    assert!(more.is_cut && !more.is_whole());
 }
