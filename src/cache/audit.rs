@@ -3,20 +3,15 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::Read as _;
 use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::closure::{ImagePart, NO_PLATFORM};
+use super::closure::NO_PLATFORM;
 use super::holdings::CachedImage;
-use super::names::{Names, Scope};
+use super::names::Names;
 use super::store::Store;
-use crate::hash::Hasher;
 use crate::oci::Digest;
-
-/// Bytes hashed at a time.
-const PIECE_BYTES: usize = 1 << 20;
 
 /// What hashing a blob has shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,47 +92,35 @@ impl<'a> Audit<'a> {
                 }
                 continue;
             }
-            self.part(&part.platform, part, &mut faults);
+            for digest in &part.missing {
+                self.look_at(&part.platform, digest, &mut faults);
+            }
         }
-        for part in &closure.referrers {
-            self.part("what refers to it", part, &mut faults);
+        for digest in closure.referrers.iter().flat_map(|part| &part.missing) {
+            self.look_at("what refers to it", digest, &mut faults);
         }
         // A layer that several parts need is told once, by the first of them.
         for member in &closure.members {
-            let of = member.platform.as_deref();
-            if member.is_here && of.is_none_or(picks) {
-                let of = of.unwrap_or("the image");
-                self.blob(of, &member.digest, &mut faults);
+            let platform = member.platform.as_deref();
+            if member.is_here && platform.is_none_or(picks) {
+                let part = platform.unwrap_or("the image");
+                self.look_at(part, &member.digest, &mut faults);
             }
         }
         faults
     }
 
-    fn part(&mut self, name: &str, part: &ImagePart, faults: &mut ImageFaults) {
-        for digest in &part.missing {
-            match self.condition(digest) {
-                BlobCondition::Damaged(why) => {
-                    faults.damaged += 1;
-                    faults
-                        .broken
-                        .push(format!("{name}: damaged {digest}: {why}"));
-                }
-                _ => faults.broken.push(format!("{name}: missing {digest}")),
-            }
-        }
-    }
-
-    fn blob(&mut self, name: &str, digest: &Digest, faults: &mut ImageFaults) {
-        match self.condition(digest) {
-            BlobCondition::Missing => faults.broken.push(format!("{name}: missing {digest}")),
+    /// Adds what is wrong with a digest, if anything is.
+    fn look_at(&mut self, part: &str, digest: &Digest, faults: &mut ImageFaults) {
+        let fault = match self.condition(digest) {
+            BlobCondition::Whole => return,
+            BlobCondition::Missing => format!("{part}: missing {digest}"),
             BlobCondition::Damaged(why) => {
                 faults.damaged += 1;
-                faults
-                    .broken
-                    .push(format!("{name}: damaged {digest}: {why}"));
+                format!("{part}: damaged {digest}: {why}")
             }
-            BlobCondition::Whole => {}
-        }
+        };
+        faults.broken.push(fault);
     }
 
     /// Forgets what was missing or damaged, so that it is looked at again: a proxy that uses the
@@ -164,21 +147,10 @@ impl<'a> Audit<'a> {
             Ok(None) => return BlobCondition::Missing,
             Err(error) => return damaged(error.to_string()),
         };
-        let (mut hasher, mut piece) = (Hasher::new(digest), vec![0; PIECE_BYTES]);
-        let mut file = &*blob.file;
-        loop {
-            match file.read(&mut piece) {
-                Ok(0) => break,
-                Ok(count) => {
-                    hasher.update(piece.get(..count).unwrap_or_default());
-                    (self.on_hashed)(count as u64);
-                }
-                Err(error) => return damaged(error.to_string()),
-            }
-        }
-        match hasher.finish() {
-            found if found == digest.as_str() => BlobCondition::Whole,
-            found => damaged(format!("its {} bytes have {found}", blob.size)),
+        match blob.hash(digest, self.on_hashed) {
+            Ok(found) if found == digest.as_str() => BlobCondition::Whole,
+            Ok(found) => damaged(format!("its {} bytes have {found}", blob.size)),
+            Err(error) => damaged(error.to_string()),
         }
     }
 
@@ -218,30 +190,14 @@ impl<'a> Audit<'a> {
         if index != Some(true) {
             faults.push("index.json is no index".to_owned());
         }
-        for registry in &self.names.registries() {
-            for name in self.names.repositories(registry) {
-                let Ok(repository) = name.parse() else {
-                    continue;
-                };
-                let repository = &repository;
-                self.tags_in(
-                    Scope {
-                        registry,
-                        repository,
-                    },
-                    &mut faults,
-                );
-            }
+        for place in self.names.scopes() {
+            let scope = place.scope();
+            let tags = self.names.tag_uses(scope).into_iter();
+            let unreadable = tags.filter(|found| found.digests.is_empty());
+            let fault = |tag: &str| format!("{scope}:{tag} cannot be read");
+            faults.extend(unreadable.map(|found| fault(found.tag.as_str())));
         }
         faults
-    }
-
-    fn tags_in(&self, scope: Scope<'_>, faults: &mut Vec<String>) {
-        let tags = self.names.tag_uses(scope).into_iter();
-        let unreadable = tags.filter(|found| found.digests.is_empty());
-        faults.extend(
-            unreadable.map(|found| format!("{scope}:{} cannot be read", found.tag.as_str())),
-        );
     }
 }
 

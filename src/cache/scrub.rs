@@ -5,8 +5,8 @@
 //! again from a repository that it belongs to. Blobs go in the order of their digests, so that a
 //! restart goes on where the last run was.
 
+use std::collections::HashMap;
 use std::fs;
-use std::io::Read as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -18,9 +18,9 @@ use serde_json::{Value, json};
 use super::files;
 use super::fill::{BlobRequest, Fills, Joined};
 use super::names::{Names, Scope};
-use super::store::{Blob, Store};
+use super::store::Store;
 use super::verified::Stamp;
-use crate::hash::{Hasher, matches};
+use crate::hash::matches;
 use crate::log;
 use crate::message::Headers;
 use crate::metrics;
@@ -30,8 +30,6 @@ use crate::upstream::exchange::{Call, Upstream};
 
 /// The file that says how far it is.
 const FILE: &str = "aws-ecr-proxy-scrub";
-/// Bytes hashed at a time.
-const PIECE_BYTES: usize = 256 * 1024;
 /// Least and most bytes in a second. The least lets a small cache be done in a while; the most is a
 /// tenth of what a disk of today reads.
 const RATE_MIN: u64 = 4 << 20;
@@ -181,26 +179,29 @@ impl Scrubber {
             pass.started = Some(SystemTime::now());
         }
         let (begun, mut saved) = (Instant::now(), Instant::now());
-        let (mut blobs, mut damaged) = (0_u64, 0_u64);
-        let rate = self.rate();
-        for digests in (0..16).map(|first| self.digests(first)) {
-            for digest in digests {
-                if pass
-                    .last
-                    .as_ref()
-                    .is_some_and(|last| order(&digest) <= order(last))
-                {
-                    continue;
-                }
-                blobs += 1;
-                damaged += u64::from(!self.check(&digest, rate));
-                pass.last = Some(digest);
-                if saved.elapsed() >= SAVE_INTERVAL {
-                    self.save(pass);
-                    saved = Instant::now();
-                }
+        let (mut blobs, mut damaged, mut wanted) = (0_u64, 0, Vec::new());
+        let (rate, before) = (self.rate(), pass.last.take());
+        let is_done = |digest: &Digest| {
+            let last = before.as_ref();
+            last.is_some_and(|last| order(digest) <= order(last))
+        };
+        for digest in (0..16).flat_map(|first| self.digests(first)) {
+            if is_done(&digest) {
+                continue;
+            }
+            blobs += 1;
+            if !self.check(&digest, rate) {
+                damaged += 1;
+                wanted.push(digest.clone());
+            }
+            pass.last = Some(digest);
+            if saved.elapsed() >= SAVE_INTERVAL {
+                self.save(pass);
+                self.fetch_again(std::mem::take(&mut wanted));
+                saved = Instant::now();
             }
         }
+        self.fetch_again(wanted);
         pass.last = None;
         pass.ended = Some(SystemTime::now());
         self.save(pass);
@@ -231,77 +232,62 @@ impl Scrubber {
         digests
     }
 
-    /// Hashes a blob. False for a damaged one, which is then fetched again.
+    /// Hashes a blob. False for a damaged one, which is gone then.
     fn check(&self, digest: &Digest, rate: u64) -> bool {
         let Ok(Some(blob)) = self.store.blob(digest) else {
             return true;
         };
-        let is_whole = self.hash(digest, &blob, rate);
-        let now = blob.file.metadata().map(|metadata| Stamp::of(&metadata));
-        if now.ok() != Some(blob.stamp) {
-            return true;
-        }
-        if is_whole {
-            self.store.set_verified(digest, blob.stamp);
-            return true;
-        }
-        self.store.remove_damaged(digest, blob.stamp);
-        drop(blob);
-        self.fetch_again(digest);
-        false
-    }
-
-    fn hash(&self, digest: &Digest, blob: &Blob, rate: u64) -> bool {
-        let (mut hasher, mut piece) = (Hasher::new(digest), vec![0; PIECE_BYTES]);
-        let mut file = &*blob.file;
-        loop {
-            let count = match file.read(&mut piece) {
-                Ok(0) => return hasher.finish() == digest.as_str(),
-                Ok(count) => count,
-                // A sector that cannot be read is damage, too.
-                Err(_) => return false,
-            };
-            hasher.update(piece.get(..count).unwrap_or_default());
-            let bytes = count as u64;
+        let found = blob.hash(digest, &mut |bytes| {
             metrics::SCRUBBED_BYTES.add(bytes);
             let pause = Duration::from_micros(bytes.saturating_mul(1_000_000) / rate.max(1));
             let is_live = !TRANSFERS.running().0.is_empty();
             thread::sleep(if is_live { pause * LIVE_FACTOR } else { pause });
+        });
+        let now = blob.file.metadata().map(|metadata| Stamp::of(&metadata));
+        if now.ok() != Some(blob.stamp) {
+            return true;
+        }
+        // A sector that cannot be read is damage, too.
+        let is_whole = found.is_ok_and(|found| found == digest.as_str());
+        match is_whole {
+            true => self.store.set_verified(digest, blob.stamp),
+            false => self.store.remove_damaged(digest, blob.stamp),
+        }
+        is_whole
+    }
+
+    /// Fetches blobs for one of the repositories that each belongs to, by one look at all of them.
+    /// Without upstream a blob stays away until a client asks for it.
+    fn fetch_again(&self, mut wanted: Vec<Digest>) {
+        let mut asked = HashMap::new();
+        let places = match wanted.is_empty() {
+            true => Vec::new(),
+            false => self.names.scopes(),
+        };
+        for mut place in places {
+            if let Some(registry) = self.find_registry(&place.registry) {
+                place.registry = registry;
+            }
+            wanted.retain(|digest| {
+                let Some(link) = self.names.link(place.scope(), digest) else {
+                    return true;
+                };
+                let asked = asked.entry(digest.clone()).or_insert(0);
+                *asked += 1;
+                let is_kept = match link.media_type {
+                    Some(media_type) => self.fetch_manifest(place.scope(), digest, &media_type),
+                    None => self.fetch_blob(place.scope(), digest),
+                };
+                !is_kept && *asked < REPOSITORIES_MAX
+            });
         }
     }
 
-    /// Fetches a blob for one of the repositories that it belongs to. Without upstream it stays
-    /// away until a client asks for it.
-    fn fetch_again(&self, digest: &Digest) {
-        let mut asked = 0;
-        for named in self.names.registries() {
-            let registry = self.registries.iter().find(|r| r.name() == named.name());
-            let remembered = || self.names.remembered_registry();
-            let remembered = registry.cloned().or_else(remembered);
-            let registry = remembered.filter(|r| r.name() == named.name());
-            let registry = &registry.unwrap_or(named);
-            for name in self.names.repositories(registry) {
-                let Ok(repository) = name.parse() else {
-                    continue;
-                };
-                let repository = &repository;
-                let scope = Scope {
-                    registry,
-                    repository,
-                };
-                let Some(link) = self.names.link(scope, digest) else {
-                    continue;
-                };
-                asked += 1;
-                let is_kept = match link.media_type {
-                    Some(media_type) => self.fetch_manifest(scope, digest, &media_type),
-                    None => self.fetch_blob(scope, digest),
-                };
-                if is_kept || asked >= REPOSITORIES_MAX {
-                    return;
-                }
-            }
-        }
+    /// How a registry is spoken to: the folder does not say it.
+    fn find_registry(&self, named: &Registry) -> Option<Registry> {
+        let known = self.registries.iter().cloned();
+        let mut known = known.chain(self.names.remembered_registry());
+        known.find(|registry| registry.name() == named.name())
     }
 
     fn fetch_blob(&self, scope: Scope<'_>, digest: &Digest) -> bool {

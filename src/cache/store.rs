@@ -57,6 +57,33 @@ pub struct Blob {
     pub reading: Reading,
 }
 
+impl Blob {
+    /// Hashes its bytes as `digest` has them, from the start; `on_piece` is told of the bytes of
+    /// each piece. Call it once: it reads the file to its end.
+    ///
+    /// # Errors
+    /// The disk's own: a sector that cannot be read.
+    pub(super) fn hash(
+        &self,
+        digest: &Digest,
+        on_piece: &mut dyn FnMut(u64),
+    ) -> io::Result<String> {
+        let (mut hasher, mut piece) = (Hasher::new(digest), vec![0; VERIFY_BYTES]);
+        let mut file = &*self.file;
+        loop {
+            let count = match file.read(&mut piece) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                read => read?,
+            };
+            if count == 0 {
+                return Ok(hasher.finish());
+            }
+            hasher.update(piece.get(..count).unwrap_or_default());
+            on_piece(count as u64);
+        }
+    }
+}
+
 /// While it lives, eviction leaves the digest alone, be it complete or growing.
 #[derive(Debug)]
 pub struct Reading {
@@ -201,16 +228,7 @@ impl Store {
         if blob.verified {
             return Ok(Some(blob));
         }
-        let mut hasher = Hasher::new(digest);
-        let mut piece = vec![0; VERIFY_BYTES];
-        let mut rest = (&*blob.file).take(blob.size);
-        loop {
-            match rest.read(&mut piece)? {
-                0 => break,
-                count => hasher.update(piece.get(..count).unwrap_or_default()),
-            }
-        }
-        if hasher.finish() == digest.as_str() {
+        if blob.hash(digest, &mut |_| {})? == digest.as_str() {
             self.set_verified(digest, blob.stamp);
             return Ok(Some(blob));
         }

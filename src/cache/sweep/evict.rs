@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use super::survey::{EvictionRules, EvictionUnit, Id, MANIFEST_BYTES_MAX, Survey};
+use super::survey::{EvictionRules, EvictionUnit, Id, MANIFEST_BYTES_MAX, Release, Survey};
 use crate::cache::manifest::list_named;
 use crate::cache::names::{Names, Scope};
 use crate::cache::store::Store;
@@ -141,8 +141,8 @@ pub(super) fn remove(
         let Some(found) = eviction.survey.places.get(place) else {
             continue;
         };
-        let alone = eviction.survey.needed_by_it_alone(found, image);
-        eviction.take_out(place, image, &alone);
+        let release = eviction.survey.plan_release(found, image);
+        eviction.take_out(place, image, &release);
     }
     names.prune(scope);
     Ok(before.saturating_sub(store.used_bytes()))
@@ -221,7 +221,8 @@ impl<'a> Eviction<'a> {
         let Some(place) = self.survey.places.get(number) else {
             return false;
         };
-        let alone = self.survey.needed_by_it_alone(place, image);
+        let release = self.survey.plan_release(place, image);
+        let alone = &release.alone;
         if alone.iter().any(|id| self.is_read(*id)) {
             return false;
         }
@@ -236,12 +237,12 @@ impl<'a> Eviction<'a> {
         if self.names.last_use(place.scope(), tag, manifests) > image.accessed {
             return false;
         }
-        self.take_out(number, image, &alone);
+        self.take_out(number, image, &release);
         true
     }
 
     /// Removes an image, and those of its digests that no other repository needs.
-    fn take_out(&mut self, number: usize, image: &EvictionUnit, alone: &[Id]) {
+    fn take_out(&mut self, number: usize, image: &EvictionUnit, release: &Release) {
         let Some(place) = self.survey.places.get(number) else {
             return;
         };
@@ -249,7 +250,7 @@ impl<'a> Eviction<'a> {
         if let Some(tag) = &image.tag {
             self.names.remove_tag(place.scope(), tag);
         }
-        for id in alone {
+        for id in &release.alone {
             for tag in place.attached.get(id).into_iter().flatten() {
                 self.names.remove_tag(place.scope(), tag);
             }
@@ -258,8 +259,8 @@ impl<'a> Eviction<'a> {
             }
         }
         self.changed.insert(number);
-        self.survey.release(number, image);
-        for id in alone {
+        self.survey.release(number, release);
+        for id in &release.alone {
             if self.survey.node(*id).is_some_and(|node| node.uses == 0) {
                 self.remove_blob(*id);
             }

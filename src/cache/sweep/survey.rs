@@ -18,10 +18,10 @@ pub(super) use super::bonds::Id;
 use crate::cache::closure::subject_of_tag;
 use crate::cache::links::LinkUse;
 use crate::cache::manifest::ManifestContent;
-use crate::cache::names::{Names, Scope};
+use crate::cache::names::{Names, OwnedScope, Scope};
 use crate::cache::pins::Pins;
 use crate::cache::store::Store;
-use crate::oci::{Digest, Reference, Registry, Repository, Tag};
+use crate::oci::{Digest, Reference, Tag};
 
 /// Largest manifest that is read: four times what registries take (distribution-spec: 4 MiB).
 pub(super) const MANIFEST_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -65,8 +65,7 @@ pub(super) struct Need {
 /// A repository.
 #[derive(Debug)]
 pub(super) struct RepositorySurvey {
-    registry: Registry,
-    repository: Repository,
+    name: OwnedScope,
     /// Links: when each was used, and whether it is a manifest's.
     links: HashMap<Id, (SystemTime, bool)>,
     /// Everything that its tags and manifests need.
@@ -77,11 +76,8 @@ pub(super) struct RepositorySurvey {
 }
 
 impl RepositorySurvey {
-    pub(super) fn scope(&self) -> Scope<'_> {
-        Scope {
-            registry: &self.registry,
-            repository: &self.repository,
-        }
+    pub(super) const fn scope(&self) -> Scope<'_> {
+        self.name.scope()
     }
 
     /// True for a digest with a manifest's link.
@@ -108,6 +104,30 @@ pub(super) struct EvictionUnit {
     pub(super) pages: Option<PathBuf>,
 }
 
+impl EvictionUnit {
+    /// Digests that no repository has as an image.
+    const fn of(roots: Vec<Id>, accessed: SystemTime) -> Self {
+        Self {
+            accessed,
+            due: accessed,
+            pinned: false,
+            place: None,
+            tag: None,
+            roots,
+            pages: None,
+        }
+    }
+}
+
+/// What goes with an image.
+#[derive(Debug, Default)]
+pub(super) struct Release {
+    /// The digests that its repository no longer needs then; what names another comes first.
+    pub(super) alone: Vec<Id>,
+    /// How many of its holders each digest loses.
+    held: HashMap<Id, u32>,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Survey {
     pub(super) nodes: Vec<Node>,
@@ -132,26 +152,16 @@ impl Survey {
                 node.modified = entry.modified;
             }
         })?;
-        for registry in names.registries() {
-            for name in names.repositories(&registry) {
-                if let Ok(repository) = name.parse() {
-                    survey.add_place(store, names, rules.pins, (&registry, repository));
-                }
-            }
+        for name in names.scopes() {
+            survey.add_place(store, names, rules.pins, name);
         }
         survey.add_unnamed(rules.unnamed_since);
         let pages = names.page_folders().into_iter();
-        survey
-            .images
-            .extend(pages.map(|(folder, accessed)| EvictionUnit {
-                accessed,
-                due: accessed,
-                pinned: false,
-                place: None,
-                tag: None,
-                roots: Vec::new(),
-                pages: Some(folder),
-            }));
+        let pages = pages.map(|(folder, accessed)| EvictionUnit {
+            pages: Some(folder),
+            ..EvictionUnit::of(Vec::new(), accessed)
+        });
+        survey.images.extend(pages);
         survey.images.sort_by_key(|image| image.due);
         Ok(survey)
     }
@@ -174,29 +184,24 @@ impl Survey {
         self.named.get(&id).map_or(&[], |named| named)
     }
 
-    /// The digests that a repository no longer needs once the image is gone.
-    pub(super) fn needed_by_it_alone(
-        &self,
-        place: &RepositorySurvey,
-        image: &EvictionUnit,
-    ) -> Vec<Id> {
-        let mut released: HashMap<Id, u32> = HashMap::new();
-        let (mut open, mut alone) = (image.roots.clone(), Vec::new());
+    /// What the image's repository no longer needs once the image is gone.
+    pub(super) fn plan_release(&self, place: &RepositorySurvey, image: &EvictionUnit) -> Release {
+        let (mut open, mut release) = (image.roots.clone(), Release::default());
         while let Some(id) = open.pop() {
             let Some(need) = place.needs.get(&id) else {
                 continue;
             };
-            let count = released.entry(id).or_insert(0);
+            let count = release.held.entry(id).or_insert(0);
             *count += 1;
             if *count != need.holders {
                 continue;
             }
-            alone.push(id);
+            release.alone.push(id);
             if need.is_manifest {
                 open.extend(self.held_by(place, id));
             }
         }
-        alone
+        release
     }
 
     /// Why there is no image that goes by this reference.
@@ -244,25 +249,19 @@ impl Survey {
         bytes
     }
 
-    /// Takes the image out: the counts are those of a repository without it.
-    pub(super) fn release(&mut self, place: usize, image: &EvictionUnit) {
-        let mut open = image.roots.clone();
-        while let Some(id) = open.pop() {
-            let Some(place) = self.places.get_mut(place) else {
-                return;
-            };
-            let Some(need) = place.needs.get_mut(&id) else {
-                continue;
-            };
-            need.holders = need.holders.saturating_sub(1);
-            if need.holders > 0 {
-                continue;
+    /// Takes an image out: the counts are those of a repository without it.
+    pub(super) fn release(&mut self, place: usize, release: &Release) {
+        let Some(place) = self.places.get_mut(place) else {
+            return;
+        };
+        for (id, count) in &release.held {
+            if let Some(need) = place.needs.get_mut(id) {
+                need.holders = need.holders.saturating_sub(*count);
             }
-            if place.needs.remove(&id).is_some_and(|need| need.is_manifest) {
-                open.extend(place.bonds.of(id));
-                open.extend(self.names_in(id).iter().map(|(child, _)| *child));
-            }
-            if let Some(node) = self.node_mut(id) {
+        }
+        for id in &release.alone {
+            place.needs.remove(id);
+            if let Some(node) = self.nodes.get_mut(*id as usize) {
                 node.uses = node.uses.saturating_sub(1);
             }
         }
@@ -291,16 +290,9 @@ impl Survey {
         id
     }
 
-    fn add_place(
-        &mut self,
-        store: &Store,
-        names: &Names,
-        pins: &Pins,
-        (registry, repository): (&Registry, Repository),
-    ) {
+    fn add_place(&mut self, store: &Store, names: &Names, pins: &Pins, name: OwnedScope) {
         let mut place = RepositorySurvey {
-            registry: registry.clone(),
-            repository,
+            name,
             links: HashMap::new(),
             needs: HashMap::new(),
             bonds: Bonds::default(),
@@ -461,13 +453,11 @@ impl Survey {
                 let is_gone = digests.iter().any(|digest| gone.contains(digest));
                 let grace = if is_gone { GONE_GRACE } else { Duration::ZERO };
                 EvictionUnit {
-                    accessed,
                     due: accessed.checked_add(grace).unwrap_or(accessed),
                     pinned: pins.hold(place.scope(), tag.as_ref(), &digests),
                     place: Some(used.survey.places.len()),
                     tag,
-                    roots,
-                    pages: None,
+                    ..EvictionUnit::of(roots, accessed)
                 }
             })
             .collect();
@@ -487,15 +477,7 @@ impl Survey {
             let links = places.filter_map(|place| self.places.get(*place as usize)?.links.get(&id));
             let accessed = links.map(|(accessed, _)| *accessed).max();
             let accessed = accessed.unwrap_or(node.modified);
-            self.images.push(EvictionUnit {
-                accessed,
-                due: accessed,
-                pinned: false,
-                place: None,
-                tag: None,
-                roots: vec![id],
-                pages: None,
-            });
+            self.images.push(EvictionUnit::of(vec![id], accessed));
         }
     }
 
