@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use self::tar::TarFile;
 pub(super) use self::tar::{END, headers, padding};
 use super::links::is_media_type;
 use crate::hash::matches;
@@ -46,8 +47,7 @@ const COMPRESSED: [(&[u8], &str); 4] = [
 /// A layout.
 #[derive(Debug)]
 pub struct Archive {
-    path: PathBuf,
-    content: Content,
+    files: ArchiveFiles,
     /// What its `index.json` lists.
     pub images: Vec<ArchiveImage>,
     /// Whether `export` has made it, and how.
@@ -78,16 +78,7 @@ pub struct ArchiveImage {
     pub platforms: Platforms,
 }
 
-#[derive(Debug)]
-enum Content {
-    Folder,
-    Tar {
-        file: Arc<File>,
-        blobs: HashMap<Digest, (u64, u64)>,
-    },
-}
-
-/// The content of a blob.
+/// The content of a file.
 #[derive(Debug)]
 pub struct ArchiveBlob {
     file: Arc<File>,
@@ -104,18 +95,13 @@ impl ArchiveBlob {
 
 impl Read for ArchiveBlob {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.left)
-            .unwrap_or(usize::MAX)
-            .min(buffer.len());
-        let count = self
-            .file
-            .read_at(buffer.get_mut(..most).unwrap_or_default(), self.at)?;
-        if count == 0 && most > 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.at += count as u64;
-        self.left -= count as u64;
-        Ok(count)
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX);
+        let most = most.min(buffer.len());
+        let piece = buffer.get_mut(..most).unwrap_or_default();
+        self.file.read_exact_at(piece, self.at)?;
+        self.at += most as u64;
+        self.left -= most as u64;
+        Ok(most)
     }
 }
 
@@ -125,43 +111,16 @@ impl Archive {
     /// # Errors
     /// What is wrong with it, with the name of the entry.
     pub fn open(path: &Path) -> Result<Self, String> {
-        let metadata = fs::metadata(path).map_err(|error| error.to_string())?;
-        match metadata.is_dir() {
-            true => Self::open_folder(path),
-            false if metadata.is_file() => Self::open_tar(path, metadata.len()),
-            false => Err("expected a directory or a tar file".to_owned()),
-        }
+        Self::of_files(ArchiveFiles::open(path)?)
     }
 
-    fn open_folder(path: &Path) -> Result<Self, String> {
-        let read = |name: &str, limit: u64| {
-            let blob = open_file(&path.join(name)).map_err(|error| format!("{name}: {error}"));
-            let blob = blob?.ok_or_else(|| format!("{name} is not there: {}", no_layout()))?;
-            read_whole(blob, name, limit)
-        };
-        check_marker(&read("oci-layout", MARKER_BYTES_MAX)?)?;
-        let (images, origin) = parse_index(&read("index.json", INDEX_BYTES_MAX)?)?;
+    fn of_files(files: ArchiveFiles) -> Result<Self, String> {
+        check_marker(&files.read("oci-layout", MARKER_BYTES_MAX)?)?;
+        let (images, origin) = parse_index(&files.read("index.json", INDEX_BYTES_MAX)?)?;
         Ok(Self {
-            path: path.to_owned(),
-            content: Content::Folder,
+            files,
             images,
             origin,
-        })
-    }
-
-    fn open_tar(path: &Path, length: u64) -> Result<Self, String> {
-        let file = File::open(path).map_err(|error| error.to_string())?;
-        let read = |buffer: &mut [u8], offset: u64| file.read_exact_at(buffer, offset);
-        refuse_compressed(&read)?;
-        let found = read_tar(&read, length)?;
-        Ok(Self {
-            path: path.to_owned(),
-            content: Content::Tar {
-                blobs: found.blobs,
-                file: Arc::new(file),
-            },
-            images: found.images,
-            origin: found.origin,
         })
     }
 
@@ -170,17 +129,7 @@ impl Archive {
     /// # Errors
     /// The disk's own, and a name that is no regular file.
     pub fn blob(&self, digest: &Digest) -> Result<Option<ArchiveBlob>, String> {
-        match &self.content {
-            Content::Tar { file, blobs } => Ok(blobs.get(digest).map(|(at, size)| ArchiveBlob {
-                file: Arc::clone(file),
-                at: *at,
-                left: *size,
-            })),
-            Content::Folder => {
-                let name = blob_name(digest);
-                open_file(&self.path.join(&name)).map_err(|error| format!("{name}: {error}"))
-            }
-        }
+        self.files.find(&blob_name(digest))
     }
 
     /// Reads a manifest, and checks its digest. None when it is not in the layout.
@@ -189,7 +138,7 @@ impl Archive {
     /// What is wrong with it, with its name.
     pub fn manifest(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, String> {
         let name = blob_name(digest);
-        let Some(blob) = self.blob(digest)? else {
+        let Some(blob) = self.files.find(&name)? else {
             return Ok(None);
         };
         let bytes = read_whole(blob, &name, limit)?;
@@ -208,65 +157,85 @@ pub(super) fn read_index(path: &Path) -> Result<Vec<ArchiveImage>, String> {
     parse_index(&bytes).map(|(images, _)| images)
 }
 
-/// What is in a tar.
-pub(super) struct TarContent {
-    blobs: HashMap<Digest, (u64, u64)>,
-    pub(super) images: Vec<ArchiveImage>,
-    origin: Origin,
+/// The files of a layout.
+#[derive(Debug)]
+enum ArchiveFiles {
+    Folder(PathBuf),
+    /// Where each is in a tar, and its size.
+    Tar(Arc<File>, HashMap<String, (u64, u64)>),
 }
 
-/// Finds the layout in a tar of `length` bytes.
-pub(super) fn read_tar(read: tar::ReadAt<'_>, length: u64) -> Result<TarContent, String> {
-    let files = tar::list(read, length)?;
-    let whole = |name: &str, limit: u64| {
-        let file = files.iter().find(|file| file.name == name);
-        let file = file.ok_or_else(|| match files.iter().any(|f| f.name == "manifest.json") {
-            true => format!(
-                "{name} is not in it: it is of an old `docker save`; make a layout of it with \
-                 `skopeo copy docker-archive:FILE oci-archive:OTHER`"
-            ),
-            false => format!("{name} is not in it: {}", no_layout()),
-        })?;
-        refuse_larger(name, file.size, limit)?;
-        let mut bytes = vec![0; usize::try_from(file.size).unwrap_or_default()];
-        read(&mut bytes, file.offset).map_err(|error| format!("{name}: {error}"))?;
-        Ok::<_, String>(bytes)
-    };
-    check_marker(&whole("oci-layout", MARKER_BYTES_MAX)?)?;
-    let (images, origin) = parse_index(&whole("index.json", INDEX_BYTES_MAX)?)?;
-    let mut blobs = HashMap::new();
-    for file in &files {
-        if let Some(name) = file.name.strip_prefix("blobs/") {
-            let digest = name.replacen('/', ":", 1).parse().map_err(|_| {
-                let expected = "expected blobs/sha256/<64 hex digits>, or sha512 with 128";
-                format!("{:?}: is no name of a blob; {expected}", file.name)
-            })?;
-            blobs.insert(digest, (file.offset, file.size));
+impl ArchiveFiles {
+    fn open(path: &Path) -> Result<Self, String> {
+        let metadata = fs::metadata(path).map_err(|error| error.to_string())?;
+        if metadata.is_dir() {
+            return Ok(Self::Folder(path.to_owned()));
+        }
+        if !metadata.is_file() {
+            return Err("expected a directory or a tar file".to_owned());
+        }
+        let file = File::open(path).map_err(|error| error.to_string())?;
+        Self::in_tar(file, metadata.len())
+    }
+
+    fn in_tar(file: File, length: u64) -> Result<Self, String> {
+        let read = |buffer: &mut [u8], offset: u64| file.read_exact_at(buffer, offset);
+        refuse_compressed(&read)?;
+        let mut files = HashMap::new();
+        for TarFile { name, offset, size } in tar::list(&read, length)? {
+            if let Some(blob) = name.strip_prefix("blobs/") {
+                let digest: Result<Digest, _> = blob.replacen('/', ":", 1).parse();
+                digest.map_err(|_| {
+                    let expected = "expected blobs/sha256/<64 hex digits>, or sha512 with 128";
+                    format!("{name:?}: is no name of a blob; {expected}")
+                })?;
+            }
+            files.insert(name, (offset, size));
+        }
+        Ok(Self::Tar(Arc::new(file), files))
+    }
+
+    fn find(&self, name: &str) -> Result<Option<ArchiveBlob>, String> {
+        match self {
+            Self::Folder(root) => {
+                open_file(&root.join(name)).map_err(|error| format!("{name}: {error}"))
+            }
+            Self::Tar(file, files) => Ok(files.get(name).map(|(at, left)| ArchiveBlob {
+                file: Arc::clone(file),
+                at: *at,
+                left: *left,
+            })),
         }
     }
-    Ok(TarContent {
-        blobs,
-        images,
-        origin,
-    })
+
+    fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>, String> {
+        if let Some(blob) = self.find(name)? {
+            return read_whole(blob, name, limit);
+        }
+        let why = match self.find("manifest.json")? {
+            Some(_) => {
+                "it is of an old `docker save`; make a layout of it with `skopeo copy \
+                 docker-archive:FILE oci-archive:OTHER`"
+            }
+            None => {
+                "expected an OCI image layout, as `export` or `skopeo copy … oci:DIR:NAME` makes it"
+            }
+        };
+        Err(format!("{name} is not in it: {why}"))
+    }
 }
 
 fn refuse_compressed(read: tar::ReadAt<'_>) -> Result<(), String> {
     let mut start = [0; 6];
     // What is shorter is no archive, and is refused as such.
     let _ = read(&mut start, 0);
-    let found = COMPRESSED
-        .iter()
-        .find(|(magic, _)| start.starts_with(magic));
-    found.map_or(Ok(()), |(_, program)| {
-        Err(format!(
+    let mut known = COMPRESSED.iter();
+    match known.find(|(magic, _)| start.starts_with(magic)) {
+        None => Ok(()),
+        Some((_, program)) => Err(format!(
             "it is compressed; unpack it with `{program}` first"
-        ))
-    })
-}
-
-fn no_layout() -> &'static str {
-    "expected an OCI image layout, as `export` or `skopeo copy … oci:DIR:NAME` makes it"
+        )),
+    }
 }
 
 /// Where a blob is in a layout.
@@ -289,20 +258,16 @@ fn open_file(path: &Path) -> io::Result<Option<ArchiveBlob>> {
     }))
 }
 
-fn refuse_larger(name: &str, size: u64, limit: u64) -> Result<(), String> {
-    match size <= limit {
-        true => Ok(()),
-        false => Err(format!(
-            "{name}: has {size} bytes, at most {limit} are read"
-        )),
-    }
-}
-
 fn read_whole(mut blob: ArchiveBlob, name: &str, limit: u64) -> Result<Vec<u8>, String> {
-    refuse_larger(name, blob.left, limit)?;
-    let mut bytes = Vec::with_capacity(usize::try_from(blob.left).unwrap_or_default());
-    blob.read_to_end(&mut bytes)
-        .map_err(|error| format!("{name}: {error}"))?;
+    let size = blob.left;
+    if size > limit {
+        return Err(format!(
+            "{name}: has {size} bytes, at most {limit} are read"
+        ));
+    }
+    let mut bytes = Vec::new();
+    let read = blob.read_to_end(&mut bytes);
+    read.map_err(|error| format!("{name}: {error}"))?;
     Ok(bytes)
 }
 

@@ -126,7 +126,7 @@ fn a_directory_is_read_without_following_links() {
     fs::create_dir_all(path.join("blobs/sha256")).unwrap();
     let fault = Archive::open(&path).unwrap_err();
     assert!(
-        fault.contains("oci-layout is not there: expected an OCI image layout"),
+        fault.contains("oci-layout is not in it: expected an OCI image layout"),
         "{fault}"
     );
     fs::write(path.join("oci-layout"), MARKER.1).unwrap();
