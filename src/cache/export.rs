@@ -22,8 +22,6 @@ use crate::hash::Hasher;
 use crate::oci::{Digest, Reference};
 use crate::platforms::Platforms;
 
-/// Bytes copied at a time.
-const COPY_BYTES: usize = 128 * 1024;
 /// Digests that a fault names.
 const NAMED_MAX: usize = 5;
 /// Bytes of a manifest at the most, as everywhere.
@@ -73,9 +71,18 @@ impl ExportPlan {
 }
 
 /// What the other side has.
+#[derive(Default)]
 struct Since {
     archive: Option<Archive>,
     known: HashSet<Digest>,
+}
+
+impl Since {
+    fn has(&self, digest: &Digest, size: u64) -> bool {
+        let archive = self.archive.as_ref();
+        let stored = archive.and_then(|archive| archive.blob(digest).ok().flatten());
+        self.known.contains(digest) || stored.is_some_and(|blob| blob.left() == size)
+    }
 }
 
 impl Exporter<'_> {
@@ -93,13 +100,25 @@ impl Exporter<'_> {
             since: since_name.map(|name| name.to_string_lossy().into_owned()),
             ..ExportPlan::default()
         };
-        let read = |path: &Path| {
+        let since = since.map(|path| {
             let since = self.read_since(path);
             since.map_err(|why| format!("--since={}: {why}", path.display()))
-        };
-        let since = since.map(read).transpose()?;
-        for (scope, reference) in images {
-            self.add_image(&mut plan, scope.scope(), reference, since.as_ref())?;
+        });
+        let since = since.transpose()?.unwrap_or_default();
+        let mut digests = HashSet::new();
+        for (place, reference) in images {
+            self.add_image(&mut plan, place.scope(), reference, &mut digests)?;
+        }
+        for digest in digests {
+            let size = self.store.size(&digest);
+            let size = size.ok_or_else(|| format!("{digest} was evicted meanwhile"))?;
+            match since.has(&digest, size) {
+                true => plan.known += 1,
+                false => {
+                    plan.blobs
+                        .insert(archive::blob_name(&digest), (digest, size));
+                }
+            }
         }
         Ok(plan)
     }
@@ -109,76 +128,52 @@ impl Exporter<'_> {
         plan: &mut ExportPlan,
         scope: Scope<'_>,
         reference: &Reference,
-        since: Option<&Since>,
+        digests: &mut HashSet<Digest>,
     ) -> Result<(), String> {
         let walk = ClosureWalk::new(self.store, self.names);
         let name = match reference {
             Reference::Tag(tag) => format!("{scope}:{}", tag.as_str()),
             Reference::Digest(digest) => format!("{scope}@{digest}"),
         };
-        let root = walk
-            .root(scope, reference)
-            .filter(|root| self.store.has(root));
-        let root = root.ok_or_else(|| {
+        let root = walk.root(scope, reference);
+        let root = root.filter(|root| self.store.has(root)).ok_or_else(|| {
             format!("{name} is not in the cache; fetch it with `aws-ecr-proxy pull {name}`")
         })?;
         let index = ReferrerIndex::read(self.store, self.names, scope);
         let closure = walk.closure_with_referrers(scope, &root, &index);
-        let (mut digests, missing) = self.choose(&closure, self.platforms);
         if closure.is_cut {
             return Err(format!(
                 "{name} is larger than any image that registries take"
             ));
         }
+        let (chosen, missing) = self.choose(&closure, self.platforms);
         if !missing.is_empty() {
             return Err(describe_missing(&name, &missing, &closure));
         }
+        digests.extend(chosen);
         self.describe(plan, name, scope, &root)?;
-        for part in &closure.referrers {
-            if let Some(missing) = part.missing.first() {
-                let manifest = &part.manifest;
-                plan.left_out.push(format!(
+        for ImagePart {
+            manifest, missing, ..
+        } in &closure.referrers
+        {
+            match missing.first() {
+                None => self.describe(plan, format!("{scope}@{manifest}"), scope, manifest)?,
+                Some(missing) => plan.left_out.push(format!(
                     "{manifest}, which refers to {root}: lacks {missing}"
-                ));
-                continue;
+                )),
             }
-            self.describe(
-                plan,
-                format!("{scope}@{}", part.manifest),
-                scope,
-                &part.manifest,
-            )?;
-            digests.extend(self.contents(part));
         }
-        // An index of referrers is of use when all of them come with it.
-        let attached = closure.attached.iter().filter(|_| plan.left_out.is_empty());
-        for (tag, entry) in attached.collect::<Vec<_>>() {
-            self.describe(
-                plan,
-                format!("{scope}:{}", tag.as_str()),
-                scope,
-                &entry.digest,
-            )?;
-        }
-        self.add_blobs(plan, digests, since)
-    }
-
-    fn add_blobs(
-        &self,
-        plan: &mut ExportPlan,
-        digests: Vec<Digest>,
-        since: Option<&Since>,
-    ) -> Result<(), String> {
-        for digest in digests {
-            let size = self.store.size(&digest);
-            let size = size.ok_or_else(|| format!("{digest} was evicted meanwhile"))?;
-            let path = archive::blob_name(&digest);
-            if plan.blobs.contains_key(&path) {
-                continue;
-            }
-            match since.is_some_and(|since| since.has(&digest, size)) {
-                true => plan.known += 1,
-                false => drop(plan.blobs.insert(path, (digest, size))),
+        let whole = closure
+            .referrers
+            .iter()
+            .filter(|part| part.missing.is_empty());
+        digests.extend(whole.flat_map(|part| self.contents(part)));
+        for (tag, entry) in &closure.attached {
+            // An index of referrers is of use when all of them come with it.
+            if walk.closure(&entry.digest).is_whole() {
+                digests.insert(entry.digest.clone());
+                let name = format!("{scope}:{}", tag.as_str());
+                self.describe(plan, name, scope, &entry.digest)?;
             }
         }
         Ok(())
@@ -187,17 +182,16 @@ impl Exporter<'_> {
     /// The digests of the image for these platforms, and those that are missing. Attestations go
     /// along when they are here.
     fn choose(&self, closure: &Closure, platforms: &Platforms) -> (Vec<Digest>, Vec<Digest>) {
-        let indexes = closure
-            .members
-            .iter()
-            .filter(|m| m.kind == MemberKind::Index);
+        let indexes = closure.members.iter();
+        let indexes = indexes.filter(|member| member.kind == MemberKind::Index);
         let mut digests: Vec<Digest> = indexes.map(|index| index.digest.clone()).collect();
         let mut missing = Vec::new();
         for part in &closure.parts {
-            let is_attestation = part.platform == NO_PLATFORM;
-            if is_attestation && part.missing.is_empty() {
-                digests.extend(self.contents(part));
-            } else if !is_attestation && platforms.picks(&part.platform) {
+            let is_chosen = match part.platform.as_str() {
+                NO_PLATFORM => part.missing.is_empty(),
+                platform => platforms.picks(platform),
+            };
+            if is_chosen {
                 missing.extend(part.missing.iter().cloned());
                 digests.extend(self.contents(part));
             }
@@ -206,16 +200,10 @@ impl Exporter<'_> {
     }
 
     fn contents(&self, part: &ImagePart) -> Vec<Digest> {
-        let bytes = self
-            .store
-            .read(&part.manifest, MANIFEST_BYTES_MAX)
-            .ok()
-            .flatten();
-        let named = list_named(&bytes.unwrap_or_default()).into_iter();
-        let digests = named.map(|named| named.digest);
-        std::iter::once(part.manifest.clone())
-            .chain(digests)
-            .collect()
+        let bytes = self.store.read(&part.manifest, MANIFEST_BYTES_MAX);
+        let named = list_named(&bytes.ok().flatten().unwrap_or_default());
+        let digests = named.into_iter().map(|named| named.digest);
+        digests.chain([part.manifest.clone()]).collect()
     }
 
     fn describe(
@@ -245,24 +233,23 @@ impl Exporter<'_> {
     /// What the other side has: the blobs in a layout, and of an earlier export or an `index.json`
     /// alone all that its images are made of.
     fn read_since(&self, path: &Path) -> Result<Since, String> {
-        let is_index = path.is_file() && path.extension().is_some_and(|end| end == "json");
-        let (archive, images) = match is_index {
-            true => (None, archive::read_index(path)?),
+        let mut since = Since::default();
+        let images = match path.is_file() && path.extension().is_some_and(|end| end == "json") {
+            true => archive::read_index(path)?,
             false => {
-                let archive = Archive::open(path)?;
-                let images = match archive.origin {
+                let archive = since.archive.insert(Archive::open(path)?);
+                match archive.origin {
                     Origin::Foreign => Vec::new(),
                     Origin::Export | Origin::Delta(_) => archive.images.clone(),
-                };
-                (Some(archive), images)
+                }
             }
         };
-        let mut known = HashSet::new();
         for image in images {
             let closure = ClosureWalk::new(self.store, self.names).closure(&image.digest);
-            known.extend(self.choose(&closure, &image.platforms).0);
+            let (chosen, _) = self.choose(&closure, &image.platforms);
+            since.known.extend(chosen);
         }
-        Ok(Since { archive, known })
+        Ok(since)
     }
 
     /// Writes a layout to a directory, or to a file whose name ends with `.tar`.
@@ -276,85 +263,52 @@ impl Exporter<'_> {
         progress: Progress<'_>,
     ) -> Result<(), String> {
         let fault = |error: io::Error| format!("{}: {error}", to.display());
-        let folder = match to.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
+        let is_tar = is_tar(to)?;
+        let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or_else(|| Path::new("."));
         let temp = folder.join(files::temp_name());
-        let written = self.write_files(plan, to, &temp, progress);
-        let written = written.and_then(|()| fs::rename(&temp, to).map_err(fault));
+        let written = LayoutWriter::create(&temp, is_tar)
+            .and_then(|layout| self.write_files(plan, layout, progress))
+            .and_then(|()| fs::rename(&temp, to));
         if written.is_err() {
-            let _ = fs::remove_dir_all(&temp);
-            let _ = fs::remove_file(&temp);
-            return written;
+            let _ = fs::remove_dir_all(&temp).or_else(|_| fs::remove_file(&temp));
         }
-        files::sync_directory(folder).map_err(fault)
+        let synced = written.and_then(|()| files::sync_directory(folder));
+        synced.map_err(fault)
     }
 
     fn write_files(
         &self,
         plan: &ExportPlan,
-        to: &Path,
-        temp: &Path,
+        mut layout: LayoutWriter,
         progress: Progress<'_>,
-    ) -> Result<(), String> {
-        let fault = |error: io::Error| format!("{}: {error}", to.display());
-        let mut layout = LayoutWriter::create(temp, is_tar(to)?).map_err(fault)?;
+    ) -> io::Result<()> {
         let (total, mut done) = (plan.bytes(), 0);
-        let mut folder = String::new();
-        layout.folder("blobs/").map_err(fault)?;
         for (path, (digest, size)) in &plan.blobs {
-            let above = format!("blobs/{}/", digest.algorithm());
-            if folder != above {
-                layout.folder(&above).map_err(fault)?;
-                folder = above;
-            }
-            let damaged = |why: String| format!("{digest}: {why}; `verify` says more");
-            let mut blob = self
-                .store
-                .blob(digest)
-                .map_err(|error| damaged(error.to_string()))?;
-            let blob = blob.as_mut().filter(|blob| blob.size == *size);
-            let blob = blob.ok_or_else(|| damaged("it was evicted meanwhile".to_owned()))?;
+            let damaged = |why| io::Error::other(format!("{digest}: {why}; `verify` says more"));
+            let blob = self.store.blob(digest)?.filter(|blob| blob.size == *size);
+            let blob = blob.ok_or_else(|| damaged("it was evicted meanwhile"))?;
             let mut hasher = Hasher::new(digest);
-            let out = layout.begin(path, *size).map_err(fault)?;
-            let mut buffer = vec![0; COPY_BYTES];
-            let mut left = (&*blob.file).take(*size);
-            loop {
-                let count = left
-                    .read(&mut buffer)
-                    .map_err(|error| damaged(error.to_string()))?;
-                let piece = buffer.get(..count).filter(|piece| !piece.is_empty());
-                let Some(piece) = piece else {
-                    break;
-                };
-                hasher.update(piece);
-                out.write_all(piece).map_err(fault)?;
-                done += count as u64;
-                progress("export", done, total);
+            layout.add(path, *size, &mut |out| {
+                files::each_piece((&*blob.file).take(*size), &mut |piece| {
+                    hasher.update(piece);
+                    done += piece.len() as u64;
+                    progress("export", done, total);
+                    out.write_all(piece)
+                })
+            })?;
+            if hasher.finish() != digest.as_str() {
+                return Err(damaged("the cached blob is damaged"));
             }
-            if left.limit() > 0 || hasher.finish() != digest.as_str() {
-                return Err(damaged("the cached blob is damaged".to_owned()));
-            }
-            layout.end(*size).map_err(fault)?;
         }
-        for (name, document) in [("index.json", plan.index()), ("oci-layout", marker())] {
+        let marker = json!({"imageLayoutVersion": "1.0.0"});
+        for (name, document) in [("index.json", plan.index()), ("oci-layout", marker)] {
             let text = document.to_string();
-            let out = layout.begin(name, text.len() as u64).map_err(fault)?;
-            out.write_all(text.as_bytes()).map_err(fault)?;
-            layout.end(text.len() as u64).map_err(fault)?;
+            layout.add(name, text.len() as u64, &mut |out| {
+                files::each_piece(text.as_bytes(), &mut |piece| out.write_all(piece))
+            })?;
         }
-        layout.finish().map_err(fault)
-    }
-}
-
-impl Since {
-    fn has(&self, digest: &Digest, size: u64) -> bool {
-        let stored = self
-            .archive
-            .as_ref()
-            .and_then(|archive| archive.blob(digest).ok().flatten());
-        self.known.contains(digest) || stored.is_some_and(|blob| blob.left() == size)
+        layout.finish()
     }
 }
 
@@ -373,10 +327,6 @@ impl ExportPlan {
     }
 }
 
-fn marker() -> Value {
-    json!({"imageLayoutVersion": "1.0.0"})
-}
-
 fn describe_missing(name: &str, missing: &[Digest], closure: &Closure) -> String {
     let shown: Vec<&str> = missing.iter().take(NAMED_MAX).map(Digest::as_str).collect();
     let more = match missing.len() - shown.len() {
@@ -384,37 +334,35 @@ fn describe_missing(name: &str, missing: &[Digest], closure: &Closure) -> String
         more => format!(" and {more} more"),
     };
     let whole = closure.parts.iter().filter(|part| part.missing.is_empty());
-    let whole = whole
-        .map(|part| part.platform.as_str())
-        .filter(|name| *name != NO_PLATFORM);
-    let whole: Vec<&str> = whole.collect();
-    let partly = match whole.is_empty() {
-        true => String::new(),
-        false => format!(
+    let whole = whole.map(|part| part.platform.as_str());
+    let whole: Vec<&str> = whole.filter(|name| *name != NO_PLATFORM).collect();
+    let partly = match whole.as_slice() {
+        [] => String::new(),
+        whole => format!(
             ", or export what is whole with `--platform {}`",
             whole.join(",")
         ),
     };
+    let shown = shown.join(", ");
     format!(
-        "{name} is not whole in the cache: {}{more} missing; fetch it with `aws-ecr-proxy pull \
-         {name}`{partly}",
-        shown.join(", ")
+        "{name} is not whole in the cache: {shown}{more} missing; fetch it with `aws-ecr-proxy \
+         pull {name}`{partly}"
     )
 }
 
 /// # Errors
 /// A place that cannot be written to.
 fn is_tar(to: &Path) -> Result<bool, String> {
-    let end = to
-        .extension()
-        .and_then(|end| end.to_str())
-        .unwrap_or_default();
-    if COMPRESSED.contains(&end) {
+    let end = to.extension().unwrap_or_default().to_ascii_lowercase();
+    if COMPRESSED.iter().any(|compressed| end == *compressed) {
         let why = "layers are compressed already: name a file that ends with .tar";
         return Err(format!("{}: {why}", to.display()));
     }
     if end == "tar" || to.is_file() {
         return Ok(true);
+    }
+    if to.exists() && !to.is_dir() {
+        return Err(format!("{}: expected a directory or a file", to.display()));
     }
     match fs::read_dir(to).map(|mut entries| entries.next().is_none()) {
         Ok(false) => Err(format!(
@@ -427,63 +375,55 @@ fn is_tar(to: &Path) -> Result<bool, String> {
 
 /// Writes the files of a layout.
 enum LayoutWriter {
-    Folder {
-        root: PathBuf,
-        file: Option<File>,
-        folders: Vec<PathBuf>,
-    },
+    Folder(PathBuf),
     Tar(BufWriter<File>),
 }
 
+/// Writes the content of a file; says how many bytes that were.
+type WriteContent<'a> = &'a mut dyn FnMut(&mut dyn Write) -> io::Result<u64>;
+
 impl LayoutWriter {
     fn create(path: &Path, is_tar: bool) -> io::Result<Self> {
-        if is_tar {
-            return Ok(Self::Tar(BufWriter::new(File::create_new(path)?)));
+        match is_tar {
+            true => Ok(Self::Tar(BufWriter::new(File::create_new(path)?))),
+            false => fs::create_dir(path).map(|()| Self::Folder(path.to_owned())),
         }
-        fs::create_dir(path)?;
-        let (root, file, folders) = (path.to_owned(), None, vec![path.to_owned()]);
-        Ok(Self::Folder {
-            root,
-            file,
-            folders,
-        })
     }
 
-    fn folder(&mut self, name: &str) -> io::Result<()> {
-        match self {
-            Self::Tar(file) => file.write_all(&archive::headers(name, 0)),
-            Self::Folder { root, folders, .. } => {
-                folders.push(root.join(name));
-                fs::create_dir(root.join(name))
+    /// Adds a file of `size` bytes.
+    fn add(&mut self, name: &str, size: u64, content: WriteContent<'_>) -> io::Result<()> {
+        let written = match self {
+            Self::Tar(tar) => {
+                tar.write_all(&archive::headers(name, size))?;
+                let written = content(tar)?;
+                tar.write_all(&vec![0; archive::padding(size)])?;
+                written
             }
-        }
-    }
-
-    fn begin(&mut self, name: &str, size: u64) -> io::Result<&mut dyn Write> {
-        match self {
-            Self::Tar(file) => {
-                file.write_all(&archive::headers(name, size))?;
-                Ok(file)
+            Self::Folder(root) => {
+                let path = root.join(name);
+                fs::create_dir_all(path.parent().unwrap_or(root))?;
+                let mut file = File::create_new(path)?;
+                let written = content(&mut file)?;
+                file.sync_all()?;
+                written
             }
-            Self::Folder { root, file, .. } => Ok(file.insert(File::create_new(root.join(name))?)),
-        }
-    }
-
-    fn end(&mut self, size: u64) -> io::Result<()> {
-        match self {
-            Self::Tar(file) => file.write_all(&vec![0; archive::padding(size)]),
-            Self::Folder { file, .. } => file.take().map_or(Ok(()), |file| file.sync_all()),
+        };
+        match written == size {
+            true => Ok(()),
+            false => Err(io::Error::other(format!("{name}: was cut meanwhile"))),
         }
     }
 
     fn finish(self) -> io::Result<()> {
         match self {
-            Self::Tar(mut file) => {
-                file.write_all(&archive::END)?;
-                file.into_inner()?.sync_all()
+            Self::Tar(mut tar) => {
+                tar.write_all(&archive::END)?;
+                tar.into_inner()?.sync_all()
             }
-            Self::Folder { folders, .. } => folders
+            Self::Folder(root) => ["", "blobs", "blobs/sha256", "blobs/sha512"]
+                .map(|name| root.join(name))
                 .iter()
+                .filter(|folder| folder.exists())
                 .try_for_each(|folder| files::sync_directory(folder)),
         }
     }

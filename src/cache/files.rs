@@ -2,7 +2,7 @@
 //! temporary files. Must not: know what is in a file.
 
 use std::fs::{self, File, Metadata};
-use std::io::{self, Write as _};
+use std::io::{self, Read, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -11,6 +11,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What the name of every temporary file begins with.
 const PREFIX: &str = "temp-";
+/// Bytes of a file that are read at a time.
+const PIECE_BYTES: usize = 128 * 1024;
 
 /// Replaces `path` with a file that holds `bytes`: a temporary file in `temps` (same file system),
 /// fsync, rename, fsync of the directory. Makes missing directories.
@@ -78,6 +80,22 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::options().write(true).create_new(true).open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+/// Reads to the end, piece by piece. Says how many bytes that were.
+pub(super) fn each_piece(
+    mut from: impl Read,
+    take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<u64> {
+    let (mut buffer, mut total) = (vec![0; PIECE_BYTES], 0);
+    loop {
+        let count = from.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(total);
+        }
+        take(buffer.get(..count).unwrap_or_default())?;
+        total += count as u64;
+    }
 }
 
 /// Makes a rename in `path` outlive a power cut.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::SystemTime;
 
-use super::closure::{Closure, ClosureWalk, ReferrerIndex};
+use super::closure::{Closure, ClosureWalk, ImagePart, NO_PLATFORM, ReferrerIndex};
 use super::names::{Names, Scope, TagEntry};
 use super::store::Store;
 use crate::oci::{Digest, Reference, Tag};
@@ -33,6 +33,35 @@ impl CachedImage<'_> {
             Some(tag) => format!("{}:{}", self.scope, tag.as_str()),
             None => format!("{}@{}", self.scope, self.digest),
         }
+    }
+}
+
+/// The platforms of an image, by what is here of each; attestations are left out.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct PlatformsHere {
+    /// Every blob is here.
+    pub whole: Vec<String>,
+    /// Blobs are missing.
+    pub partial: Vec<String>,
+    /// Not even the manifest is here.
+    pub absent: Vec<String>,
+}
+
+impl PlatformsHere {
+    /// Those of these parts.
+    pub fn of(parts: &[ImagePart]) -> Self {
+        let mut here = Self::default();
+        for part in parts.iter().filter(|part| part.platform != NO_PLATFORM) {
+            let list = match part {
+                part if part.missing.is_empty() => &mut here.whole,
+                part if part.is_absent() => &mut here.absent,
+                _ => &mut here.partial,
+            };
+            if !list.contains(&part.platform) {
+                list.push(part.platform.clone());
+            }
+        }
+        here
     }
 }
 

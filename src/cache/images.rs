@@ -4,14 +4,16 @@
 //! Only names and times are read of all tags. Manifests are read of the few on the page that was
 //! asked for.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::closure::{ClosureBounds, ClosureWalk, ImagePart, NO_PLATFORM};
+use super::closure::{ClosureBounds, ClosureWalk};
+use super::holdings::PlatformsHere;
 use super::names::{Names, Scope};
 use super::paths::{file_names, modified};
 use super::store::Store;
-use crate::oci::{Digest, Registry, Repository, Tag};
+use crate::oci::{Digest, Tag};
 
 /// Images on one page.
 pub const PAGE_MAX: usize = 100;
@@ -48,12 +50,8 @@ pub struct Image {
     pub tag: String,
     /// The manifest that it means; none when that is not here.
     pub digest: Option<Digest>,
-    /// Platforms of which every blob is here, such as `linux/arm64/v8`.
-    pub platforms: Vec<String>,
-    /// Platforms of which blobs are missing.
-    pub incomplete: Vec<String>,
-    /// Platforms of which not even the manifest is here.
-    pub absent: Vec<String>,
+    /// Its platforms, such as `linux/arm64/v8`.
+    pub platforms: PlatformsHere,
     /// Bytes of all that is here of it.
     pub size: u64,
     /// When a client last pulled it.
@@ -73,13 +71,6 @@ pub struct ImagePage {
     pub total: usize,
     /// False when there was no time, or no room, for all of them.
     pub is_whole: bool,
-}
-
-/// A tag that was found.
-struct FoundImages {
-    place: usize,
-    tag: Tag,
-    pulled: SystemTime,
 }
 
 /// The files of the cache that are read.
@@ -106,99 +97,58 @@ impl Files<'_> {
     ) -> ImagePage {
         let words = query.search.split_whitespace().map(str::to_lowercase);
         let words: Vec<String> = words.collect();
-        let (mut places, mut found) = (Vec::new(), Vec::new());
+        let mut found = Vec::new();
         let mut page = ImagePage {
             is_whole: true,
             ..ImagePage::default()
         };
-        for place in self.places(is_allowed) {
+        let mut places = self.names.scopes();
+        places.retain(|place| is_allowed(place.repository.as_str()));
+        for place in &places {
+            let scope = place.scope();
             if Instant::now() >= deadline || page.total >= TAGS_MAX {
                 page.is_whole = false;
                 break;
             }
-            let tags = tags_of(self.names, place.scope(), TAGS_MAX - page.total);
+            let tags = tags_of(self.names, scope, TAGS_MAX - page.total);
             page.total += tags.len();
-            let number = places.len();
-            let fits = tags
-                .into_iter()
-                .filter(|(tag, _)| fits(place.scope(), tag, &words));
-            found.extend(fits.map(|(tag, pulled)| FoundImages {
-                place: number,
-                tag,
-                pulled,
-            }));
-            places.push(place);
+            let tags = tags.into_iter();
+            let fitting = tags.filter(|(tag, _)| fits(scope, tag, &words));
+            found.extend(fitting.map(|(tag, pulled)| (scope, tag, pulled)));
         }
         page.matching = found.len();
-        found.sort_by_key(|found| std::cmp::Reverse(found.pulled));
+        found.sort_by_key(|(_, _, pulled)| Reverse(*pulled));
         let limit = query.limit.min(PAGE_MAX);
-        for found in found.into_iter().skip(query.offset).take(limit) {
+        for (scope, tag, pulled) in found.into_iter().skip(query.offset).take(limit) {
             page.is_whole &= Instant::now() < deadline;
-            let place = places.get(found.place).filter(|_| page.is_whole);
-            page.images
-                .extend(place.map(|place| self.describe(place.scope(), &found)));
+            if page.is_whole {
+                page.images.push(self.describe(scope, &tag, pulled));
+            }
         }
         page
     }
 
-    /// The repositories that are allowed.
-    fn places(&self, is_allowed: &dyn Fn(&str) -> bool) -> impl Iterator<Item = ImageRepository> {
-        let registries = self.names.registries().into_iter();
-        registries.flat_map(move |registry| {
-            let names = self.names.repositories(&registry).into_iter();
-            let names = names.filter(|name| is_allowed(name));
-            names.filter_map(move |name| {
-                Some(ImageRepository {
-                    registry: registry.clone(),
-                    repository: name.parse().ok()?,
-                })
-            })
-        })
-    }
-
-    fn describe(&self, scope: Scope<'_>, found: &FoundImages) -> Image {
-        let entries = self.names.tag_anywhere(scope, &found.tag);
-        let mut image = Image {
-            registry: scope.registry.to_string(),
-            repository: scope.repository.to_string(),
-            tag: found.tag.as_str().to_owned(),
-            digest: None,
-            platforms: Vec::new(),
-            incomplete: Vec::new(),
-            absent: Vec::new(),
-            size: 0,
-            pulled: found.pulled,
-            confirmed: entries.first().map(|entry| entry.confirmed),
-        };
-        let store = self.store;
-        let here = entries.into_iter().find(|entry| store.has(&entry.digest));
-        let Some(entry) = here else {
-            return image;
-        };
+    fn describe(&self, scope: Scope<'_>, tag: &Tag, pulled: SystemTime) -> Image {
+        let entries = self.names.tag_anywhere(scope, tag);
+        let confirmed = entries.first().map(|entry| entry.confirmed);
+        let mut entries = entries.into_iter();
+        let digest = entries.find_map(|entry| Some(entry.digest).filter(|d| self.store.has(d)));
         let walk = ClosureWalk {
-            store,
+            store: self.store,
             names: self.names,
             bounds: BOUNDS,
         };
-        let closure = walk.closure(&entry.digest);
-        image.note_parts(&closure.parts);
-        image.size = closure.bytes_here();
-        image.digest = Some(entry.digest);
-        image
-    }
-}
-
-/// A repository.
-struct ImageRepository {
-    registry: Registry,
-    repository: Repository,
-}
-
-impl ImageRepository {
-    const fn scope(&self) -> Scope<'_> {
-        Scope {
-            registry: &self.registry,
-            repository: &self.repository,
+        let closure = digest.as_ref().map(|digest| walk.closure(digest));
+        let closure = closure.unwrap_or_default();
+        Image {
+            registry: scope.registry.to_string(),
+            repository: scope.repository.to_string(),
+            tag: tag.as_str().to_owned(),
+            digest,
+            platforms: PlatformsHere::of(&closure.parts),
+            size: closure.bytes_here(),
+            pulled,
+            confirmed,
         }
     }
 }
@@ -228,21 +178,6 @@ fn fits(scope: Scope<'_>, tag: &Tag, words: &[String]) -> bool {
     }
     let name = format!("{scope}:{}", tag.as_str()).to_lowercase();
     words.iter().all(|word| name.contains(word))
-}
-
-impl Image {
-    fn note_parts(&mut self, parts: &[ImagePart]) {
-        for part in parts {
-            let list = match part {
-                part if part.missing.is_empty() => &mut self.platforms,
-                part if part.is_absent() => &mut self.absent,
-                _ => &mut self.incomplete,
-            };
-            if part.platform != NO_PLATFORM && !list.contains(&part.platform) {
-                list.push(part.platform.clone());
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -301,7 +236,7 @@ mod tests {
         let image = |cache| listed(cache, "", 0).images.remove(0);
         let before = image(&cache);
         assert_eq!(
-            (before.platforms, before.incomplete),
+            (before.platforms.whole, before.platforms.partial),
             (vec!["any".into()], vec![])
         );
         assert_eq!(
@@ -311,7 +246,7 @@ mod tests {
         cache.store.remove(&cache.blob("app", b"layer")).unwrap();
         let after = image(&cache);
         assert_eq!(
-            (after.platforms, after.incomplete),
+            (after.platforms.whole, after.platforms.partial),
             (vec![], vec!["any".into()])
         );
         assert_eq!(after.size, before.size - 5);
@@ -325,7 +260,8 @@ mod tests {
         cache.index("app:v1", &[&one, &gone], 5);
         cache.store.remove(&gone).unwrap();
         let image = listed(&cache, "", 0).images.remove(0);
-        let counts = [&image.platforms, &image.incomplete, &image.absent].map(Vec::len);
+        let here = &image.platforms;
+        let counts = [&here.whole, &here.partial, &here.absent].map(Vec::len);
         assert_eq!(counts, [1, 0, 1]);
     }
 

@@ -12,7 +12,7 @@
 mod naming;
 
 use std::collections::{HashMap, HashSet};
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -25,6 +25,7 @@ use super::archive::{Archive, ArchiveImage, Origin, blob_name};
 use super::closure::NO_PLATFORM;
 use super::disk::Disk;
 use super::export::Progress;
+use super::files;
 use super::links::is_media_type;
 use super::manifest::{ManifestContent, Named};
 use super::names::{OwnedScope, TagEntry};
@@ -40,8 +41,6 @@ const EMPTY_INDEX_BYTES_MAX: usize = 64 << 10;
 const DEPTH_MAX: usize = 8;
 /// Manifests and blobs of all images together: as many as an archive has entries.
 const DIGESTS_MAX: usize = 200_000;
-/// Bytes copied at a time.
-const COPY_BYTES: usize = 128 * 1024;
 /// Longest time for making room for one blob.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(60);
 /// Another process may download a blob that it gets no byte of for so long.
@@ -289,7 +288,7 @@ impl Importer<'_> {
         self.check_room(&missing)?;
         for (digest, size) in &missing {
             let mut hasher = Hasher::new(digest);
-            self.read(digest, &mut |piece, _| {
+            self.read(digest, &mut |piece| {
                 hasher.update(piece);
                 done += piece.len() as u64;
                 progress("verify", done, total);
@@ -323,25 +322,16 @@ impl Importer<'_> {
         Ok(())
     }
 
-    /// Reads a blob of the layout, piece by piece, each with its offset.
+    /// Reads a blob of the layout, piece by piece.
     fn read(
         &self,
         digest: &Digest,
-        take: &mut dyn FnMut(&[u8], u64) -> io::Result<()>,
+        take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<(), String> {
         let fault = |error: io::Error| format!("{}: {error}", blob_name(digest));
         let blob = self.archive.blob(digest)?;
-        let mut blob = blob.ok_or_else(|| fault(io::ErrorKind::NotFound.into()))?;
-        let (mut buffer, mut at) = (vec![0; COPY_BYTES], 0);
-        loop {
-            let count = blob.read(&mut buffer).map_err(fault)?;
-            let piece = buffer.get(..count).unwrap_or_default();
-            if piece.is_empty() {
-                return Ok(());
-            }
-            take(piece, at).map_err(fault)?;
-            at += count as u64;
-        }
+        let blob = blob.ok_or_else(|| fault(io::ErrorKind::NotFound.into()))?;
+        files::each_piece(blob, take).map(drop).map_err(fault)
     }
 
     /// Keeps an image: its blobs, its manifests, the links of both, and its tag when all of them
@@ -469,19 +459,20 @@ impl Importer<'_> {
         }
         let room = sweeper.make_room(size - length, Instant::now() + ROOM_TIMEOUT);
         let mut room = room.ok_or_else(|| fault("no room in CACHE_MAX_SIZE".to_owned()))?;
-        let (mut hasher, mut kept) = (Hasher::new(digest), vec![0; COPY_BYTES]);
-        self.read(digest, &mut |piece, at| {
+        let (mut hasher, mut at, mut kept) = (Hasher::new(digest), 0, Vec::new());
+        self.read(digest, &mut |piece| {
             hasher.update(piece);
-            let (count, end) = (piece.len() as u64, at + piece.len() as u64);
-            let kept = kept.get_mut(..piece.len()).unwrap_or_default();
-            let is_kept = end <= length && file.read_exact_at(kept, at).is_ok() && kept == piece;
-            if !is_kept {
+            kept.resize(piece.len(), 0);
+            let end = at + piece.len() as u64;
+            let is_read = end <= length && file.read_exact_at(&mut kept, at).is_ok();
+            if !is_read || kept != piece {
                 file.write_all_at(piece, at)?;
             }
             let grown = end.saturating_sub(length.max(at));
             store.add_used(i64::try_from(grown).unwrap_or_default());
             room.spend(grown);
-            on_copied(count);
+            on_copied(end - at);
+            at = end;
             Ok(())
         })?;
         if hasher.finish() != digest.as_str() {

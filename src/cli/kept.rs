@@ -1,8 +1,6 @@
 //! `list`, `verify` and `remove`: what the cache has. Owns: their words. Must not: ask upstream, or
 //! need a proxy that runs.
 
-use std::collections::HashSet;
-
 use serde_json::{Value, json};
 
 use super::images::ImageCommand;
@@ -10,9 +8,8 @@ use super::output::{CommandFault, Streams, columns};
 use super::progress::{Progress, bytes};
 use crate::app;
 use crate::cache::audit::{Audit, ImageFaults};
-use crate::cache::closure::NO_PLATFORM;
 use crate::cache::disk::Disk;
-use crate::cache::holdings::{CachedImage, Holdings};
+use crate::cache::holdings::{CachedImage, Holdings, PlatformsHere};
 use crate::cache::moves::TagMove;
 use crate::cache::names::OwnedScope;
 use crate::cache::pins::Pins;
@@ -60,18 +57,7 @@ pub(super) fn list(
 /// An image as `list --json` has it.
 fn describe(image: &CachedImage<'_>, settings: &Settings, pins: &Pins) -> Value {
     let (scope, closure) = (image.scope, &image.closure);
-    let (mut whole, mut partial, mut absent) = (Vec::new(), Vec::new(), Vec::new());
-    let mut seen = HashSet::new();
-    for part in &closure.parts {
-        let list = match part {
-            part if part.missing.is_empty() => &mut whole,
-            part if part.is_absent() => &mut absent,
-            _ => &mut partial,
-        };
-        if part.platform != NO_PLATFORM && seen.insert((&part.platform, part.missing.len())) {
-            list.push(part.platform.as_str());
-        }
-    }
+    let here = PlatformsHere::of(&closure.parts);
     let tag = image.tag.as_ref().map(|tag| tag.as_str());
     let frozen = &settings.freeze_tags;
     let is_frozen = |tag| frozen.matches(scope.registry.name(), scope.repository.as_str(), tag);
@@ -81,9 +67,9 @@ fn describe(image: &CachedImage<'_>, settings: &Settings, pins: &Pins) -> Value 
         "tag": tag,
         "digest": image.digest.as_str(),
         "is_whole": closure.is_whole(),
-        "platforms": whole,
-        "incomplete": partial,
-        "absent": absent,
+        "platforms": here.whole,
+        "incomplete": here.partial,
+        "absent": here.absent,
         "bytes": closure.bytes_here(),
         "referrers": closure.referrers.len(),
         "pulled": format_rfc3339(image.pulled),

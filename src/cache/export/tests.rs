@@ -130,6 +130,49 @@ fn since_leaves_out_what_the_other_side_has() {
 }
 
 #[test]
+fn bug_a_signature_was_left_out_for_another_that_is_not_whole() {
+    let cache = Cache::new();
+    let root = cache.image("app:v1", &[b"layer"], 5);
+    let lost = cache.blob("app", b"lost");
+    let referrer = json!({
+        "layers": [{"digest": lost.as_str()}],
+        "subject": {"digest": root.as_str()},
+    });
+    let referrer = cache.manifest("app", "a/b", &referrer, 5);
+    let tag = format!("sha256-{}.sig", root.hex());
+    let signature = cache.image(&format!("app:{tag}"), &[b"signature"], 5);
+    cache.store.remove(&lost).unwrap();
+    let exported = export(&cache, "v1", "all", None).unwrap();
+    let names: Vec<&String> = exported.plan.images.keys().collect();
+    let expected = [
+        format!("host.example/app:{tag}"),
+        "host.example/app:v1".to_owned(),
+        format!("host.example/app@{signature}"),
+    ];
+    assert_eq!(names, expected.iter().collect::<Vec<_>>());
+    assert!(exported.digests().contains(&&digest_of(b"signature")));
+    let left_out = &exported.plan.left_out;
+    assert!(left_out[0].contains(referrer.as_str()) && left_out.len() == 1);
+    assert!(!exported.digests().contains(&&referrer));
+}
+
+#[test]
+fn bug_what_two_images_share_was_counted_twice() {
+    let cache = Cache::new();
+    cache.image("app:v1", &[b"base", b"one"], 5);
+    cache.image("app:v2", &[b"base", b"two"], 5);
+    let first = export(&cache, "v1", "all", None).unwrap();
+    let exporter = Exporter {
+        store: &cache.store,
+        names: &cache.names,
+        platforms: &Platforms::default(),
+    };
+    let images = ["v1", "v2"].map(|tag| (app(&cache), tag.parse().unwrap()));
+    let plan = exporter.plan(&images, Some(&first.path())).unwrap();
+    assert_eq!((plan.known, plan.blob_count()), (3, 2));
+}
+
+#[test]
 fn a_place_that_cannot_be_written_to_is_refused() {
     let scratch = Scratch::new();
     for name in ["a.tar.gz", "a.tgz", "a.tar.zst"] {
@@ -137,6 +180,9 @@ fn a_place_that_cannot_be_written_to_is_refused() {
         assert!(fault.contains("compressed already"), "{fault}");
     }
     assert!(is_tar(&scratch.path().join("a.tar")).unwrap());
+    assert!(is_tar(&scratch.path().join("A.TAR")).unwrap());
+    let fault = is_tar(Path::new("/dev/null")).unwrap_err();
+    assert!(fault.contains("expected a directory or a file"), "{fault}");
     assert!(!is_tar(&scratch.path().join("new")).unwrap());
     fs::write(scratch.path().join("file"), "").unwrap();
     assert!(is_tar(scratch.path()).unwrap_err().contains("is not empty"));
