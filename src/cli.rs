@@ -114,33 +114,23 @@ fn run_with_settings(
             };
             status::run(&settings, form, out, err)
         }
-        Action::Settings => {
-            let shown = print_settings(&effective, json, out, err);
-            complain(err, Format::Text, &settings.warnings);
-            shown
-        }
-        _ => {
+        Action::Images(run) => {
             let command = ImageCommand {
                 settings: &settings,
                 words: &wanted.words,
                 arguments,
             };
-            run_on_images(action, command, &mut Streams { out, err })
+            let name = arguments.words.first().map_or("", String::as_str);
+            let mut streams = Streams { out, err };
+            finish(name, run(command, &mut streams), &mut streams)
+        }
+        // `settings`; the others need none.
+        _ => {
+            let shown = print_settings(&effective, json, out, err);
+            complain(err, Format::Text, &settings.warnings);
+            shown
         }
     }
-}
-
-fn run_on_images(action: Action, command: ImageCommand<'_>, streams: &mut Streams<'_>) -> u8 {
-    let name = command.arguments.words.first().map_or("", String::as_str);
-    let ended = match action {
-        Action::Export => carry::export(command, streams),
-        Action::Import => carry::import(command, streams),
-        Action::List => kept::list(command, streams),
-        Action::Pull => carry::pull(command, streams),
-        Action::Remove => kept::remove(command, streams),
-        _ => kept::verify(command, streams),
-    };
-    finish(name, ended, streams)
 }
 
 fn print_settings(

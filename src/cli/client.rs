@@ -4,58 +4,25 @@
 //! `docs/clients.md` shows the same files.
 
 use crate::config::{ListenHost, Settings};
-use crate::oci::{Registry, is_authority};
-
-/// A client: its name, where its file belongs, the character that begins a comment, the file.
-struct ClientFile {
-    name: &'static str,
-    place: &'static str,
-    comment: Option<&'static str>,
-    text: &'static str,
-}
+use crate::oci::is_authority;
 
 /// The proxy's address in the files.
 const HOST: &str = "proxy.example.com:8080";
 /// The registry in the files.
 const REGISTRY: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 
-const FILES: [ClientFile; 5] = [
-    ClientFile {
-        name: "docker",
-        place: "/etc/docker/daemon.json",
-        // JSON has no comments.
-        comment: None,
-        text: include_str!("client/docker.json"),
-    },
-    ClientFile {
-        name: "containerd",
-        place: "/etc/containerd/certs.d/123456789012.dkr.ecr.eu-west-1.amazonaws.com/hosts.toml",
-        comment: Some("#"),
-        text: include_str!("client/containerd.toml"),
-    },
-    ClientFile {
-        name: "podman",
-        place: "/etc/containers/registries.conf.d/ecr.conf",
-        comment: Some("#"),
-        text: include_str!("client/podman.toml"),
-    },
-    ClientFile {
-        name: "flux",
-        place: "the repository that Flux reads, or kubectl apply -f -",
-        comment: Some("#"),
-        text: include_str!("client/flux.yaml"),
-    },
-    ClientFile {
-        name: "kubernetes",
-        place: "kubectl apply -f -, with the nodes' runtime set up as for containerd or CRI-O",
-        comment: Some("#"),
-        text: include_str!("client/kubernetes.yaml"),
-    },
+/// The clients and their files. JSON has no comments; the others begin with their place.
+const FILES: [(&str, &str); 5] = [
+    ("docker", include_str!("client/docker.json")),
+    ("containerd", include_str!("client/containerd.toml")),
+    ("podman", include_str!("client/podman.toml")),
+    ("flux", include_str!("client/flux.yaml")),
+    ("kubernetes", include_str!("client/kubernetes.yaml")),
 ];
 
 /// The clients' names.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
-    FILES.iter().map(|file| file.name)
+    FILES.iter().map(|(name, _)| *name)
 }
 
 /// The file of a client, for the proxy at `host`, else where the settings say that it listens.
@@ -68,12 +35,10 @@ pub(super) fn write(
     settings: &Settings,
 ) -> Result<String, String> {
     let mut files = FILES.iter();
-    let file = files.find(|file| file.name == client).ok_or_else(|| {
+    let (_, text) = files.find(|(name, _)| *name == client).ok_or_else(|| {
         let names: Vec<&str> = names().collect();
-        format!(
-            "{client:?}: unknown client, expected one of {}",
-            names.join(" ")
-        )
+        let names = names.join(" ");
+        format!("{client:?}: unknown client, expected one of {names}")
     })?;
     if let Some(odd) = host.filter(|host| !is_authority(host)) {
         return Err(format!(
@@ -81,24 +46,20 @@ pub(super) fn write(
         ));
     }
     let host = host.map_or_else(|| own_address(settings), str::to_owned);
-    let is_plain = !settings.tls.enabled;
-    let registry = settings.registries.first().map(Registry::name);
-    let fill = |text: &str| {
-        let text = match is_plain {
-            true => text.to_owned(),
-            // With a certificate that clients trust, nothing has to be allowed.
-            false => text
-                .replace(&format!("http://{HOST}"), &format!("https://{HOST}"))
-                .replace("insecure: true", "insecure: false")
-                .replace("insecure = true", "insecure = false")
-                .replace(&format!("[\"{HOST}\"]"), "[]"),
-        };
-        text.replace(HOST, &host)
-            .replace(REGISTRY, registry.unwrap_or(REGISTRY))
+    let text = match settings.tls.enabled {
+        // With a certificate that clients trust, nothing has to be allowed.
+        true => text
+            .replace(&format!("http://{HOST}"), &format!("https://{HOST}"))
+            .replace("insecure: true", "insecure: false")
+            .replace("insecure = true", "insecure = false")
+            .replace(&format!("[\"{HOST}\"]"), "[]"),
+        false => (*text).to_owned(),
     };
-    let place = fill(file.place);
-    let head = file.comment.map(|comment| format!("{comment} {place}\n"));
-    Ok(head.unwrap_or_default() + &fill(file.text))
+    let text = text.replace(HOST, &host);
+    Ok(match settings.registries.first() {
+        Some(registry) => text.replace(REGISTRY, registry.name()),
+        None => text,
+    })
 }
 
 /// The address under which this host's own clients reach the proxy.
@@ -121,17 +82,11 @@ mod tests {
     #[test]
     fn the_document_shows_the_same_files() {
         let document = std::fs::read_to_string("docs/clients.md").unwrap();
-        for file in super::FILES {
-            let block = format!("\n{}```\n", file.text);
+        for (name, text) in super::FILES {
+            let block = format!("\n{text}```\n");
             assert!(
                 document.contains(&block),
-                "{} is not in docs/clients.md",
-                file.name
-            );
-            let place = file.place.split(',').next().unwrap();
-            assert!(
-                document.contains(place),
-                "{place} is not in docs/clients.md"
+                "{name} is not in docs/clients.md"
             );
         }
     }

@@ -1,6 +1,9 @@
 //! The commands. Owns: the one table of them, their help, and finding the one that was meant. Must
 //! not: run one.
 
+use super::images::ImageCommand;
+use super::output::{CommandFault, Streams};
+use super::{carry, kept};
 use crate::config::{self, Arguments, VERSION};
 
 /// A command, and how it is called.
@@ -12,210 +15,130 @@ pub(super) struct Command {
     /// What its own help says beyond that.
     pub(super) details: &'static str,
     /// Its own flags, and what each does.
-    pub(super) flags: &'static [(&'static str, &'static str)],
+    pub(super) flags: &'static [CommandFlag],
     pub(super) action: Action,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A flag, and what it does.
+type CommandFlag = (&'static str, &'static str);
+
+/// What a command does.
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Action {
     Check,
     Client,
     Completions,
-    Export,
     Health,
     Help,
-    Import,
-    List,
+    Images(fn(ImageCommand<'_>, &mut Streams<'_>) -> Result<u8, CommandFault>),
     Man,
-    Pull,
-    Remove,
     Serve,
     Settings,
     Status,
-    Verify,
     Version,
 }
 
-const fn command(name: &'static str, about: &'static str, action: Action) -> Command {
-    Command {
-        name,
-        usage: "",
-        about,
-        details: "",
-        flags: &[],
-        action,
-    }
-}
-
-/// Every command.
+/// Every command, a few lines each.
+#[rustfmt::skip]
 pub(super) static COMMANDS: &[Command] = &[
-    Command {
+    Command { name: "serve", usage: "", action: Action::Serve,
+        about: "run the proxy; also without a command",
         details: "It runs until SIGTERM or SIGINT, which let running transfers end. SIGHUP reads \
                   certificates and logins again.",
-        ..command(
-            "serve",
-            "run the proxy; also without a command",
-            Action::Serve,
-        )
-    },
-    Command {
+        flags: &[] },
+    Command { name: "health", usage: "", action: Action::Health,
+        about: "ask the running proxy whether it is ready",
         details: "It asks /readyz over loopback and ends with 0 or 1: a health check for an image \
                   without a shell.",
-        ..command(
-            "health",
-            "ask the running proxy whether it is ready",
-            Action::Health,
-        )
-    },
-    Command {
-        usage: "[IMAGE]",
+        flags: &[] },
+    Command { name: "check", usage: "[IMAGE]", action: Action::Check,
+        about: "try settings, files, identity, token, registry, storage",
         details: "It tries everything that a pull needs, and says what to mend. With IMAGE it \
                   fetches a manifest and one byte of a layer, and so tries the rights on the \
                   repository. It ends with 0 when nothing failed, 1 when something did, 64 when a \
                   setting is at fault.",
-        flags: &[("--json", "one JSON document instead of a table")],
-        ..command(
-            "check",
-            "try settings, files, identity, token, registry, storage",
-            Action::Check,
-        )
-    },
-    Command {
+        flags: &[JSON] },
+    Command { name: "settings", usage: "", action: Action::Settings,
+        about: "show the effective settings and their origin",
         details: "Secrets are hidden.",
-        flags: &[("--json", "one JSON document instead of a table")],
-        ..command(
-            "settings",
-            "show the effective settings and their origin",
-            Action::Settings,
-        )
-    },
-    Command {
+        flags: &[JSON] },
+    Command { name: "status", usage: "", action: Action::Status,
+        about: "show what the running proxy does",
         details: "It asks the proxy that these settings describe. A login is sent to the \
                   certificate in SSL_CERTIFICATE alone, where there is one.",
         flags: &[
             ("--json", "the document of /status.json"),
             ("--watch", "again each two seconds, until a key stops it"),
             ("--login", "file with USER:PASSWORD, where AUTH_FILE holds"),
-            (
-                "--certificate",
-                "PEM file with certificate and key, for SSL_CLIENT_CA",
-            ),
-        ],
-        ..command("status", "show what the running proxy does", Action::Status)
-    },
-    Command {
+            ("--certificate", "PEM file with certificate and key, for SSL_CLIENT_CA"),
+        ] },
+    Command { name: "client", action: Action::Client,
         usage: "docker|containerd|podman|flux|kubernetes",
+        about: "print a client's own configuration for this proxy",
         details: "The address is where the settings say that the proxy listens; --host gives \
                   another.",
-        flags: &[("--host", "HOST:PORT of the proxy, as the client reaches it")],
-        ..command(
-            "client",
-            "print a client's own configuration for this proxy",
-            Action::Client,
-        )
-    },
-    Command {
+        flags: &[("--host", "HOST:PORT of the proxy, as the client reaches it")] },
+    Command { name: "list", usage: "", action: Action::Images(kept::list),
+        about: "list the images in the cache",
         details: "One line an image: with a tag or without one, by registry, repository and tag. \
                   It reads the directory; no proxy need run.",
-        flags: &[("--json", "one JSON document instead of a table")],
-        ..command("list", "list the images in the cache", Action::List)
-    },
-    Command {
-        usage: "[IMAGE]…",
+        flags: &[JSON] },
+    Command { name: "verify", usage: "[IMAGE]…", action: Action::Images(kept::verify),
+        about: "tell whether images are complete in the cache",
         details: "It says of each image whether it is complete, and which digests are missing or \
                   damaged; each blob is hashed. Without IMAGE it looks at all of the cache. It \
                   changes nothing, and may run beside a proxy. It ends with 0 when all is \
                   complete, else with 1.",
-        flags: &[(
-            "--platform",
-            "only these, as in linux/amd64; else PREFETCH_PLATFORMS",
-        )],
-        ..command(
-            "verify",
-            "tell whether images are complete in the cache",
-            Action::Verify,
-        )
-    },
-    Command {
-        usage: "IMAGE…",
+        flags: &[("--platform", "only these, as in linux/amd64; else PREFETCH_PLATFORMS")] },
+    Command { name: "remove", usage: "IMAGE…", action: Action::Images(kept::remove),
+        about: "remove images from the cache",
         details: "It removes tags, or digests with all their tags, and then what no other image \
                   needs. A pinned image stays. It may run beside a proxy.",
-        ..command("remove", "remove images from the cache", Action::Remove)
-    },
-    Command {
-        usage: "IMAGE…",
+        flags: &[] },
+    Command { name: "pull", usage: "IMAGE…", action: Action::Images(carry::pull),
+        about: "fetch images into the cache",
         details: "It fetches what the cache lacks of each image and of what refers to it, also \
                   while a proxy uses the directory. It ends with 1 when something failed.",
-        flags: &[(
-            "--platform",
-            "only these, as in linux/amd64,linux/arm64; else all",
-        )],
-        ..command("pull", "fetch images into the cache", Action::Pull)
-    },
-    Command {
-        usage: "IMAGE…",
+        flags: &[("--platform", "only these, as in linux/amd64,linux/arm64; else all")] },
+    Command { name: "export", usage: "IMAGE…", action: Action::Images(carry::export),
+        about: "write cached images as an OCI layout",
         details: "The layout (image-spec image-layout.md) has the images with their signatures and \
                   other referrers. The other side takes it with `import`; skopeo and others read \
                   it, too. With --since it has only the blobs that the other side lacks.",
         flags: &[
             ("--to", "a new directory, or a file that ends with .tar"),
-            (
-                "--since",
-                "an earlier export, or the other side's cache or index.json",
-            ),
-            ("--platform", "only these, as in linux/amd64,linux/arm64"),
-        ],
-        ..command(
-            "export",
-            "write cached images as an OCI layout",
-            Action::Export,
-        )
-    },
-    Command {
-        usage: "DIR|FILE.tar",
+            ("--since", "an earlier export, or the other side's cache or index.json"),
+            PLATFORM,
+        ] },
+    Command { name: "import", usage: "DIR|FILE.tar", action: Action::Images(carry::import),
+        about: "read an OCI layout into the cache",
         details: "All of it is verified before anything is kept. An import that was stopped goes \
                   on where it was. A tag appears when its whole image is here.",
-        flags: &[(
-            "--as",
-            "REGISTRY/REPOSITORY[:TAG] instead of the names in it",
-        )],
-        ..command(
-            "import",
-            "read an OCI layout into the cache",
-            Action::Import,
-        )
-    },
-    Command {
-        usage: "bash|zsh|fish",
+        flags: &[("--as", "REGISTRY/REPOSITORY[:TAG] instead of the names in it")] },
+    Command { name: "completions", usage: "bash|zsh|fish", action: Action::Completions,
+        about: "print the completions of a shell",
         details: "For bash: aws-ecr-proxy completions bash > \
                   /usr/share/bash-completion/completions/aws-ecr-proxy",
-        ..command(
-            "completions",
-            "print the completions of a shell",
-            Action::Completions,
-        )
-    },
-    Command {
+        flags: &[] },
+    Command { name: "man", usage: "", action: Action::Man,
+        about: "print the manual page",
         details: "aws-ecr-proxy man | man -l -",
-        ..command("man", "print the manual page", Action::Man)
-    },
-    Command {
-        usage: "[COMMAND]",
-        ..command(
-            "help",
-            "show this, or the help of a command; also --help and -h",
-            Action::Help,
-        )
-    },
-    command(
-        "version",
-        "show version, commit and build date",
-        Action::Version,
-    ),
+        flags: &[] },
+    Command { name: "help", usage: "[COMMAND]", action: Action::Help,
+        about: "show this, or the help of a command; also --help and -h",
+        details: "",
+        flags: &[] },
+    Command { name: "version", usage: "", action: Action::Version,
+        about: "show version, commit and build date",
+        details: "",
+        flags: &[] },
 ];
 
+const JSON: CommandFlag = ("--json", "one JSON document instead of a table");
+const PLATFORM: CommandFlag = ("--platform", "only these, as in linux/amd64,linux/arm64");
+
 /// What the command line asks for.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Wanted {
     pub(super) action: Action,
     /// The words behind the command: one at the most, unless its usage ends with `…`.

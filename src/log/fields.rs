@@ -20,7 +20,8 @@ pub enum FieldType {
 }
 use FieldType::{Boolean, Number, Text};
 
-/// Every field: its name, its type, its meaning.
+/// Every field: its name, its type, its meaning; one line each.
+#[rustfmt::skip]
 pub const FIELDS: &[(&str, FieldType, &str)] = &[
     ("time", Text, "when, in UTC (RFC 3339)"),
     ("level", Text, "`DEBUG`, `INFO`, `WARN` or `ERROR`"),
@@ -37,29 +38,17 @@ pub const FIELDS: &[(&str, FieldType, &str)] = &[
     ("bytes", Number, "bytes of the body; of a request: sent"),
     ("bytes_per_s", Number, "rate of a transfer of late"),
     ("bytes_total", Number, "bytes in all"),
-    (
-        "cache",
-        Text,
-        "`hit`, `miss`, `revalidated`, `stale` or `bypass`",
-    ),
+    ("cache", Text, "`hit`, `miss`, `revalidated`, `stale` or `bypass`"),
     ("certificate", Text, "file of the certificate"),
     ("clients", Number, "clients that get a download's bytes"),
     ("connections_cut", Number, "transfers cut at the end"),
     ("connections_max", Number, "connections at a time"),
     ("count", Number, "number of sockets"),
-    (
-        "credentials_until",
-        Text,
-        "end of the credentials, or `unlimited`",
-    ),
+    ("credentials_until", Text, "end of the credentials, or `unlimited`"),
     ("damaged", Number, "blobs that were damaged"),
     ("digest", Text, "digest of the manifest or blob"),
     ("directory", Text, "directory of the cache"),
-    (
-        "duration_ms",
-        Number,
-        "from the head of the request to the end of the reply",
-    ),
+    ("duration_ms", Number, "from the head of the request to the end of the reply"),
     ("error", Text, "what went wrong"),
     ("expires", Text, "end of a token or of credentials"),
     ("failed", Boolean, "whether something could not be fetched"),
@@ -74,11 +63,7 @@ pub const FIELDS: &[(&str, FieldType, &str)] = &[
     ("idle_s", Number, "time since the last byte"),
     ("image", Text, "registry, repository and digest"),
     ("images", Number, "number of images"),
-    (
-        "images_failed",
-        Number,
-        "images that are not whole or not confirmed",
-    ),
+    ("images_failed", Number, "images that are not whole or not confirmed"),
     ("kind", Text, "`fill` into the cache, `pull` or `push`"),
     ("left", Number, "lanes left"),
     ("limit", Text, "name of the limit"),
@@ -107,18 +92,10 @@ pub const FIELDS: &[(&str, FieldType, &str)] = &[
     ("region", Text, "AWS region"),
     ("registry", Text, "registry, or all of them"),
     ("renew_in_s", Number, "until the token is renewed"),
-    (
-        "repeated",
-        Number,
-        "lines with the same text that were left out",
-    ),
+    ("repeated", Number, "lines with the same text that were left out"),
     ("repository", Text, "repository"),
     ("seconds", Number, "how far a clock is off, or went ahead"),
-    (
-        "source",
-        Text,
-        "where the credentials or the region come from",
-    ),
+    ("source", Text, "where the credentials or the region come from"),
     ("status", Number, "status of the reply"),
     ("tag", Text, "tag"),
     ("target_bytes", Number, "size that eviction aims at"),
@@ -126,11 +103,7 @@ pub const FIELDS: &[(&str, FieldType, &str)] = &[
     ("tls", Boolean, "whether the port speaks TLS"),
     ("to", Text, "scheme, host and port of what is called"),
     ("upstream_fault", Text, "stage at which upstream failed"),
-    (
-        "upstream_request_id",
-        Text,
-        "`x-amzn-requestid` of the registry",
-    ),
+    ("upstream_request_id", Text, "`x-amzn-requestid` of the registry"),
     ("upstream_status", Number, "status of upstream"),
     ("used_bytes", Number, "size of the cache"),
     ("user_agent", Text, "`User-Agent` of the request"),
