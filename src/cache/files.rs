@@ -1,14 +1,17 @@
-//! Writing small files so that a crash leaves the old one or the new one. Owns: the names of
-//! temporary files. Must not: know what is in a file.
+//! Writing small files so that a crash leaves the old one or the new one, and noting their use.
+//! Owns: the names of temporary files. Must not: know what is in a file.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// A use is noted again after this time: eviction asks for no finer order, and of thousands of
+/// clients that pull one image at once, a hundred a second make the three calls of the system.
+pub(super) const USE_INTERVAL: Duration = Duration::from_millis(10);
 /// What the name of every temporary file begins with.
 const PREFIX: &str = "temp-";
 /// Bytes of a file that are read at a time.
@@ -37,6 +40,13 @@ pub(super) fn replace_unsynced(temps: &Path, path: &Path, bytes: &[u8]) -> io::R
         let _ = fs::remove_file(&temp);
     }
     written
+}
+
+/// Writes `bytes` over a file that is as long, without fsync. A reader, or a power cut, may find some
+/// of the old bytes among the new ones.
+pub(super) fn overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let file = File::options().write(true).open(path)?;
+    file.write_all_at(bytes, 0)
 }
 
 /// Bytes that a file or directory takes on the disk: whole blocks (stat(2): `st_blocks` counts
@@ -101,6 +111,21 @@ pub(super) fn each_piece(
 /// Makes a rename in `path` outlive a power cut.
 pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
+}
+
+/// Notes that a file was used, once in [`USE_INTERVAL`].
+pub(super) fn touch(path: &Path, now: SystemTime) {
+    let age = now.duration_since(super::paths::modified(path));
+    if age.map_or(true, |age| age >= USE_INTERVAL) {
+        set_used(path, now);
+    }
+}
+
+pub(super) fn set_used(path: &Path, now: SystemTime) {
+    // It may be absent. Where it cannot be written, the order of eviction stays as it was.
+    if let Ok(file) = File::options().write(true).open(path) {
+        let _ = file.set_modified(now);
+    }
 }
 
 /// A name no other temporary file has, of this process or an earlier one.

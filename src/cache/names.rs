@@ -30,7 +30,7 @@ pub use super::paths::{OwnedScope, Scope};
 use super::pending::PendingQueue;
 use super::processes;
 pub use super::tagfile::TagEntry;
-use super::tagfile::{TAG_FILE_BYTES_MAX, TagFile};
+use super::tagfile::{TAG_FILE_BYTES_MAX, TagFile, is_another_time};
 use crate::hash;
 use crate::locked::Locked as _;
 use crate::oci::{Digest, Registry, Repository, Tag};
@@ -38,9 +38,6 @@ use crate::oci::{Digest, Registry, Repository, Tag};
 /// Partitions kept of a repository, that of no `CACHE_KEY` among them. Clients choose them, and
 /// each has a folder. One that is taken away costs a question upstream for each of its tags.
 const PARTITIONS_MAX: usize = 128;
-/// A use is noted again after this time: eviction asks for no finer order, and of thousands of
-/// clients that pull one image at once, a hundred a second make the three calls of the system.
-const USE_INTERVAL: Duration = Duration::from_millis(10);
 /// What a directory takes on the disk, as long as it is small.
 const BLOCK_BYTES: u64 = 4096;
 /// Locks between processes for the files, each for a part of them.
@@ -122,9 +119,10 @@ impl Names {
         let is_new = path.parent().is_some_and(|folder| !folder.exists());
         let mut before = None;
         let is_kept = self.keep(scope, &facts, asked_at, &path, || {
-            let mut file = read_tag(&path);
+            let text = read_tag_text(&path);
+            let mut file = TagFile::parse(&text);
             before = file.set(entry);
-            self.write(&path, file.to_json().as_bytes())
+            self.rewrite_tag(&path, &text, &file)
         })?;
         if let Some(before) = before.filter(|before| is_kept && *before != digest) {
             self.note_move(scope, tag, (&before, &digest), confirmed)?;
@@ -153,13 +151,24 @@ impl Names {
         let path = path.ok_or_else(unusable_name)?;
         let facts = [Fact::Tag(tag), Fact::Present(digest)];
         let confirmed = self.keep(scope, &facts, asked_at, &path, || {
-            let mut file = read_tag(&path);
+            let text = read_tag_text(&path);
+            let mut file = TagFile::parse(&text);
             match file.confirm(digest, now) {
-                true => self.write(&path, file.to_json().as_bytes()),
+                true => self.rewrite_tag(&path, &text, &file),
                 false => Ok(()),
             }
         });
         confirmed.map(|_| ())
+    }
+
+    /// Replaces a tag's file. Another time of confirmation alone need not outlive a power cut, and
+    /// costs no fsync.
+    fn rewrite_tag(&self, path: &Path, before: &str, file: &TagFile) -> io::Result<()> {
+        let after = file.to_json();
+        match is_another_time(before, &after) {
+            true => files::overwrite(path, after.as_bytes()),
+            false => self.write(path, after.as_bytes()),
+        }
     }
 
     /// Removes a tag from all partitions.
@@ -195,14 +204,14 @@ impl Names {
     pub fn touch_link(&self, scope: Scope<'_>, digest: &Digest) {
         let path = self.paths.link(scope, digest);
         path.into_iter()
-            .for_each(|path| touch(&path, SystemTime::now()));
+            .for_each(|path| files::touch(&path, SystemTime::now()));
     }
 
     /// Notes that a tag was used now.
     pub fn touch_tag(&self, scope: Scope<'_>, partition: &str, tag: &Tag) {
         let path = self.paths.tag(scope, partition, tag);
         path.into_iter()
-            .for_each(|path| touch(&path, SystemTime::now()));
+            .for_each(|path| files::touch(&path, SystemTime::now()));
     }
 
     #[cfg(test)]
@@ -216,7 +225,7 @@ impl Names {
     ) {
         let tag = tag.and_then(|tag| self.paths.tag(scope, partition, tag));
         for path in tag.into_iter().chain(self.paths.link(scope, digest)) {
-            set_used(&path, now);
+            files::set_used(&path, now);
         }
     }
 
@@ -302,21 +311,6 @@ impl Names {
         }
         found.sort_unstable();
         found
-    }
-}
-
-/// Notes that a file was used, once in [`USE_INTERVAL`].
-fn touch(path: &Path, now: SystemTime) {
-    let age = now.duration_since(modified(path));
-    if age.map_or(true, |age| age >= USE_INTERVAL) {
-        set_used(path, now);
-    }
-}
-
-fn set_used(path: &Path, now: SystemTime) {
-    // It may be absent. Where it cannot be written, the order of eviction stays as it was.
-    if let Ok(file) = File::options().write(true).open(path) {
-        let _ = file.set_modified(now);
     }
 }
 
@@ -583,8 +577,12 @@ fn metadata_on_disk(path: &Path) -> u64 {
 }
 
 fn read_tag(path: &Path) -> TagFile {
-    let text = read_text(path, TAG_FILE_BYTES_MAX);
-    text.map_or_else(TagFile::default, |text| TagFile::parse(&text))
+    TagFile::parse(&read_tag_text(path))
+}
+
+/// Empty where there is none.
+fn read_tag_text(path: &Path) -> String {
+    read_text(path, TAG_FILE_BYTES_MAX).unwrap_or_default()
 }
 
 #[cfg(test)]

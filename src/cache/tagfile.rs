@@ -98,6 +98,14 @@ impl TagFile {
     }
 }
 
+/// True when two texts differ in digits alone: as long as milliseconds have 13 of them, that is the
+/// time of the same entries, in the same order.
+pub(super) fn is_another_time(before: &str, after: &str) -> bool {
+    let mut pairs = before.bytes().zip(after.bytes());
+    before.len() == after.len()
+        && pairs.all(|(b, a)| b == a || (b.is_ascii_digit() && a.is_ascii_digit()))
+}
+
 fn parse_entry(value: &Value) -> Option<TagEntry> {
     let confirmed = Duration::from_millis(value.get("confirmed")?.as_u64()?);
     Some(TagEntry {
@@ -142,6 +150,38 @@ mod tests {
         let read = TagFile::parse(&file.to_json());
         let expected = [entry(2, "b/b", 7), entry(3, "a/a", 6)];
         assert_eq!(read.into_entries(), expected);
+    }
+
+    #[test]
+    fn another_time_is_told_from_another_entry() {
+        let text = |entries: &[TagEntry]| {
+            let mut file = TagFile::default();
+            for entry in entries {
+                file.set(entry.clone());
+            }
+            file.to_json()
+        };
+        let now = 1_700_000_000;
+        let before = text(&[entry(0xaa, "a/a", now), entry(0xbb, "b/b", now - 9)]);
+        for (after, is_another) in [
+            (
+                text(&[entry(0xaa, "a/a", now + 7), entry(0xbb, "b/b", now)]),
+                true,
+            ),
+            // The order changes with the newest.
+            (
+                text(&[entry(0xaa, "a/a", now), entry(0xbb, "b/b", now + 1)]),
+                false,
+            ),
+            (text(&[entry(0xaa, "a/a", now)]), false),
+            (
+                text(&[entry(0xcc, "a/a", now), entry(0xbb, "b/b", now)]),
+                false,
+            ),
+            (String::new(), false),
+        ] {
+            assert_eq!(is_another_time(&before, &after), is_another, "{after}");
+        }
     }
 
     #[test]

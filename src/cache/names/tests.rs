@@ -4,6 +4,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::*;
 use crate::cache::changes::Moment;
+use crate::cache::files::{USE_INTERVAL, set_used, touch};
 use crate::cache::scratch::Scratch;
 
 struct Case {
