@@ -42,8 +42,8 @@ pub(super) fn replace_unsynced(temps: &Path, path: &Path, bytes: &[u8]) -> io::R
     written
 }
 
-/// Writes `bytes` over a file that is as long, without fsync. A reader, or a power cut, may find some
-/// of the old bytes among the new ones.
+/// Writes `bytes` over a file that is as long, without fsync. A reader, or a power cut, may find
+/// some of the old bytes among the new ones.
 pub(super) fn overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let file = File::options().write(true).open(path)?;
     file.write_all_at(bytes, 0)
