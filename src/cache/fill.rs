@@ -66,6 +66,11 @@ impl Fills {
         }
     }
 
+    /// Waits as long as the rate of the background asks for bytes of other answers, which have come.
+    pub fn keep_rate(&self, bytes: u64) {
+        self.pace.wait(bytes, || true);
+    }
+
     /// Joins the download of a blob, or begins it, and waits until upstream has answered. Blocks
     /// for [`HEAD_TIMEOUT`] and a little at the longest.
     pub fn join(self: &Arc<Self>, wanted: &BlobRequest) -> Joined {

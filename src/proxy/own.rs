@@ -13,6 +13,7 @@ use super::purpose::Purpose;
 use super::query::Query;
 use super::registries::{Choice, ResolvedRequest};
 use crate::message::{Body, Piece, Pieces, Reply, Request, RequestBody};
+use crate::metrics::CacheOutcome;
 use crate::oci::{Registry, Route};
 use crate::upstream::exchange::HEAD_TIMEOUT;
 
@@ -46,6 +47,7 @@ impl OwnClient<'_> {
             headers: fields,
             ..(**self.like).clone()
         };
+        let is_blob = matches!(route, Route::Blob(..));
         let resolved = ResolvedRequest {
             choice: Choice::Known(self.registry.clone()),
             route,
@@ -66,7 +68,28 @@ impl OwnClient<'_> {
             purpose: self.purpose,
             deadline: Instant::now() + HEAD_TIMEOUT,
         };
-        dispatch::run(self.parts, accepted, body)
+        let reply = dispatch::run(self.parts, accepted, body);
+        if self.purpose == Purpose::Prefetch && !is_blob {
+            self.keep_rate(&reply);
+        }
+        reply
+    }
+
+    /// Waits for what a manifest or a list has taken of `PREFETCH_RATE`, if it came from upstream.
+    /// Blobs wait while they come.
+    fn keep_rate(&self, reply: &Reply) {
+        let length = match &reply.body {
+            Body::Bytes(bytes) => Some(bytes.len() as u64),
+            Body::Pieces { length, .. } => *length,
+            _ => None,
+        };
+        let is_old = matches!(
+            reply.outcome.cache,
+            Some(CacheOutcome::Hit | CacheOutcome::Revalidated | CacheOutcome::Stale)
+        );
+        if let (Some(cache), Some(length), false) = (&self.parts.cache, length, is_old) {
+            cache.fills.keep_rate(length);
+        }
     }
 }
 

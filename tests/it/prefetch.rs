@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use standin::{Fault, Image, Layer, Match, Server};
 
 use crate::carry::{Place, Random, run};
@@ -303,6 +303,32 @@ fn a_rate_holds_for_the_background_and_no_client_waits_for_it() {
         "{:?}",
         begun.elapsed()
     );
+}
+
+#[test]
+fn bug_manifests_did_not_count_for_the_rate() {
+    let begun = Instant::now();
+    let mut found = None;
+    let site = prefetching("team/app:1.0", &[("PREFETCH_RATE", "64k")], |site| {
+        let config = site.standin.add_blob("team/app", b"{}");
+        let document = json!({
+            "schemaVersion": 2,
+            "mediaType": standin::image::MANIFEST,
+            "config": {"mediaType": "application/json", "digest": config, "size": 2},
+            "layers": [],
+            "annotations": {"filling": "x".repeat(256 << 10)},
+        });
+        let bytes = document.to_string().into_bytes();
+        let kind = standin::image::MANIFEST;
+        site.standin.add_manifest("team/app", "1.0", kind, &bytes);
+        found = Some(config);
+    });
+    let config = found.unwrap();
+    wait_until("the configuration is here", PATIENCE, || {
+        blobs(&site.scratch).contains(&config)
+    });
+    // The manifest alone takes 4 s.
+    assert!(begun.elapsed() >= Duration::from_secs(4));
 }
 
 #[test]

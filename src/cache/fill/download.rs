@@ -333,7 +333,9 @@ impl<'a> Fill<'a> {
                 reserved.spend(count as u64);
             }
             self.show();
-            self.growing.pace.wait(count as u64, &self.growing.transfer);
+            let transfer = &self.growing.transfer;
+            let is_background = || transfer.is_background();
+            self.growing.pace.wait(count as u64, is_background);
         }
     }
 

@@ -8,7 +8,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::locked::Locked as _;
-use crate::transfers::Transfer;
 
 /// Longest wait until a client that has joined is seen.
 const LOOK: Duration = Duration::from_millis(50);
@@ -29,9 +28,9 @@ impl Pace {
         }
     }
 
-    /// Waits until so many bytes that have come were due. Not when a client waits for the transfer.
-    pub(super) fn wait(&self, bytes: u64, transfer: &Transfer) {
-        let Some(rate) = self.bytes_per_second.filter(|_| transfer.is_background()) else {
+    /// Waits until so many bytes that have come were due, or until a client waits for them.
+    pub(super) fn wait(&self, bytes: u64, is_background: impl Fn() -> bool) {
+        let Some(rate) = self.bytes_per_second.filter(|_| is_background()) else {
             return;
         };
         let time = Duration::from_millis(bytes.saturating_mul(1000) / rate.max(1));
@@ -42,7 +41,7 @@ impl Pace {
             *next = Some(due);
             due
         };
-        while transfer.is_background() {
+        while is_background() {
             let left = due.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
@@ -55,23 +54,24 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transfers::{Subject, TransferKind};
+    use crate::transfers::{Subject, Transfer, TransferKind};
 
     #[test]
     fn only_what_no_client_waits_for_is_slowed_down() {
         let transfer = Transfer::new(TransferKind::Fill, false, Subject::default(), None);
+        let is_background = || transfer.is_background();
         let pace = Pace::new(Some(1000));
         let begun = Instant::now();
-        pace.wait(1 << 40, &transfer);
+        pace.wait(1 << 40, is_background);
         transfer.set_background(true);
-        Pace::new(None).wait(1 << 40, &transfer);
+        Pace::new(None).wait(1 << 40, is_background);
         assert!(begun.elapsed() < Duration::from_secs(30));
-        pace.wait(50, &transfer);
-        pace.wait(50, &transfer);
+        pace.wait(50, is_background);
+        pace.wait(50, is_background);
         assert!(begun.elapsed() >= Duration::from_millis(100));
         // A client joins meanwhile.
         thread::scope(|scope| {
-            scope.spawn(|| pace.wait(1 << 40, &transfer));
+            scope.spawn(|| pace.wait(1 << 40, is_background));
             transfer.set_background(false);
         });
         assert!(begun.elapsed() < Duration::from_secs(60));
