@@ -1,7 +1,7 @@
 //! Whether what is in the cache is what it says. Owns: hashing blobs, and the words for what is
 //! missing or damaged. Must not: change or remove anything.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::sync::Arc;
 
@@ -50,7 +50,8 @@ pub struct Audit<'a> {
     pub names: &'a Names,
     /// Called with the bytes of each piece that was hashed.
     pub on_hashed: &'a mut dyn FnMut(u64),
-    known: HashMap<Digest, BlobCondition>,
+    whole: HashSet<Digest>,
+    faulty: HashMap<Digest, BlobCondition>,
 }
 
 impl<'a> Audit<'a> {
@@ -60,13 +61,14 @@ impl<'a> Audit<'a> {
             store,
             names,
             on_hashed,
-            known: HashMap::new(),
+            whole: HashSet::new(),
+            faulty: HashMap::new(),
         }
     }
 
     /// Blobs that were hashed, or looked for.
     pub fn blob_count(&self) -> usize {
-        self.known.len()
+        self.whole.len() + self.faulty.len()
     }
 
     /// Looks at an image, for the platforms that `picks` takes. Blocks while its blobs are hashed.
@@ -126,17 +128,22 @@ impl<'a> Audit<'a> {
     /// Forgets what was missing or damaged, so that it is looked at again: a proxy that uses the
     /// cache may have evicted or fetched it meanwhile.
     pub fn forget_faults(&mut self) {
-        self.known
-            .retain(|_, condition| *condition == BlobCondition::Whole);
+        self.faulty.clear();
     }
 
     /// Hashes a blob, unless that was done before.
     pub fn condition(&mut self, digest: &Digest) -> BlobCondition {
-        if let Some(known) = self.known.get(digest) {
+        if self.whole.contains(digest) {
+            return BlobCondition::Whole;
+        }
+        if let Some(known) = self.faulty.get(digest) {
             return known.clone();
         }
         let condition = self.hash(digest);
-        self.known.insert(digest.clone(), condition.clone());
+        match condition {
+            BlobCondition::Whole => drop(self.whole.insert(digest.clone())),
+            _ => drop(self.faulty.insert(digest.clone(), condition.clone())),
+        }
         condition
     }
 
@@ -164,7 +171,7 @@ impl<'a> Audit<'a> {
         digests.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
         let mut faults = Vec::new();
         for digest in digests {
-            if self.known.contains_key(&digest) {
+            if self.whole.contains(&digest) || self.faulty.contains_key(&digest) {
                 continue;
             }
             if let BlobCondition::Damaged(why) = self.condition(&digest) {

@@ -144,10 +144,14 @@ pub struct ReferrerIndex {
 impl ReferrerIndex {
     /// Reads the manifests of a repository. Blocks, for as long as that takes.
     pub fn read(store: &Store, names: &Names, scope: Scope<'_>) -> Self {
-        let mut index = Self::default();
         let links = names.link_uses(scope).into_iter();
-        let manifests = links.filter(|link| link.manifest).map(|link| link.digest);
-        let manifests: HashSet<Digest> = manifests.collect();
+        let manifests = links.filter(|link| link.manifest);
+        Self::of(store, manifests.map(|link| link.digest).collect())
+    }
+
+    /// Reads these manifests. Blocks, for as long as that takes.
+    pub fn of(store: &Store, manifests: HashSet<Digest>) -> Self {
+        let mut index = Self::default();
         for digest in &manifests {
             let bytes = store.read(digest, ClosureBounds::WHOLE.manifest_bytes);
             let Some(bytes) = bytes.ok().flatten() else {
@@ -178,7 +182,7 @@ impl ReferrerIndex {
         self.parts.contains(digest)
     }
 
-    fn of(&self, subject: &Digest) -> &[Digest] {
+    fn referrers_of(&self, subject: &Digest) -> &[Digest] {
         self.by_subject.get(subject).map_or(&[], Vec::as_slice)
     }
 }
@@ -247,7 +251,7 @@ impl<'a> ClosureWalk<'a> {
                 continue;
             }
             let subject = member.digest.clone();
-            for digest in index.of(&subject) {
+            for digest in index.referrers_of(&subject) {
                 walker.walk(digest);
             }
             for (tag, entry) in self.attached(scope, &subject) {

@@ -87,11 +87,35 @@ impl Holdings<'_> {
     /// all.
     pub fn find<'s>(&self, scope: Scope<'s>, reference: &Reference) -> Option<CachedImage<'s>> {
         let index = ReferrerIndex::read(self.store, self.names, scope);
+        self.find_in(scope, reference, &index)
+    }
+
+    /// An image as it is by now: a proxy may have evicted, replaced or fetched it. What has come
+    /// to refer to it is left out, so that few manifests are read. None when it is gone.
+    pub fn look_again<'s>(&self, image: &CachedImage<'s>) -> Option<CachedImage<'s>> {
+        let members = image.closure.members.iter();
+        let members = members.map(|member| member.digest.clone());
+        let is_manifest = |digest: &Digest| {
+            let link = self.names.link(image.scope, digest);
+            link.is_some_and(|link| link.media_type.is_some())
+        };
+        let index = ReferrerIndex::of(self.store, members.filter(is_manifest).collect());
+        let tag = image.tag.clone().map(Reference::Tag);
+        let reference = tag.unwrap_or_else(|| image.digest.clone().into());
+        self.find_in(image.scope, &reference, &index)
+    }
+
+    fn find_in<'s>(
+        &self,
+        scope: Scope<'s>,
+        reference: &Reference,
+        index: &ReferrerIndex,
+    ) -> Option<CachedImage<'s>> {
         match reference {
-            Reference::Tag(tag) => self.tagged(scope, tag, SystemTime::UNIX_EPOCH, &index),
+            Reference::Tag(tag) => self.tagged(scope, tag, SystemTime::UNIX_EPOCH, index),
             Reference::Digest(digest) => {
                 self.names.link(scope, digest)?;
-                Some(self.untagged(scope, digest, SystemTime::UNIX_EPOCH, &index))
+                Some(self.untagged(scope, digest, SystemTime::UNIX_EPOCH, index))
             }
         }
     }
@@ -218,5 +242,43 @@ mod tests {
         assert_eq!(find("a", image.as_str()), Some(by_digest));
         assert_eq!(find("a", "v2"), None);
         assert_eq!(find("b", image.as_str()), None);
+    }
+
+    #[test]
+    fn bug_each_image_with_a_fault_had_all_manifests_read_again() {
+        let cache = Cache::new();
+        let subject = cache.image("a:v0", &[b"one"], 5);
+        let layer = cache.blob("a", b"signature");
+        let document = serde_json::json!({
+            "layers": [{"digest": layer.as_str()}],
+            "subject": {"digest": subject.as_str()},
+        });
+        let signature = cache.manifest("a", IMAGE, &document, 6);
+        let other = cache.image("a:v1", &[b"two"], 5);
+        let holdings = Holdings {
+            store: &cache.store,
+            names: &cache.names,
+        };
+        let counts = |image: CachedImage<'_>| {
+            let Closure {
+                parts, referrers, ..
+            } = image.closure;
+            (parts[0].missing.len(), referrers.len())
+        };
+        cache.with("a", |scope| {
+            let image = holdings.find(scope, &"v0".parse().unwrap()).unwrap();
+            let again = || holdings.look_again(&image);
+            // A manifest that is no part of it may be gone, and nobody looks.
+            let path = cache.scratch.path().join("blobs/sha256").join(other.hex());
+            std::fs::write(&path, "damaged").unwrap();
+            assert_eq!(counts(again().unwrap()), (0, 1));
+            assert!(path.exists(), "it was not read");
+            cache.names.remove_link(scope, &signature);
+            assert_eq!(counts(again().unwrap()), (0, 0));
+            cache.store.remove(&digest_of(b"one")).unwrap();
+            assert_eq!(counts(again().unwrap()), (1, 0));
+            cache.names.remove_tag(scope, &"v0".parse().unwrap());
+            assert!(again().is_none());
+        });
     }
 }

@@ -17,7 +17,6 @@ use crate::cache::store::Store;
 use crate::calendar::format_rfc3339;
 use crate::config::{EXIT_FAILED, EXIT_OK, Settings};
 use crate::image_name::ImageName;
-use crate::oci::Reference;
 use crate::platforms::Platforms;
 
 /// Characters of a digest that are shown in a table: enough to tell images apart.
@@ -207,9 +206,7 @@ impl Verification<'_, '_> {
         if !faults.is_none() {
             // A proxy that runs may have evicted, replaced or fetched it meanwhile.
             audit.forget_faults();
-            let tag = image.tag.clone().map(Reference::Tag);
-            let reference = tag.unwrap_or_else(|| image.digest.clone().into());
-            let Some(again) = holdings(self.disk).find(image.scope, &reference) else {
+            let Some(again) = holdings(self.disk).look_again(image) else {
                 return;
             };
             faults = audit.image(&again, &picks);
