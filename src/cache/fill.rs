@@ -66,7 +66,7 @@ impl Fills {
         }
     }
 
-    /// Waits as long as the rate of the background asks for bytes of other answers, which have come.
+    /// Waits as the rate of the background asks, for bytes of other answers that have come.
     pub fn keep_rate(&self, bytes: u64) {
         self.pace.wait(bytes, || true);
     }
