@@ -178,16 +178,14 @@ pub struct Failures(Mutex<VecDeque<Failure>>);
 impl Failures {
     /// Keeps a failure; the oldest goes when there are too many.
     pub fn add(&self, mut failure: Failure) {
-        let texts = [
+        for text in [
             &mut failure.request,
             &mut failure.method,
             &mut failure.target,
-        ];
-        for text in texts
-            .into_iter()
-            .chain([&mut failure.error, &mut failure.peer])
-        {
-            cut(text);
+            &mut failure.error,
+            &mut failure.peer,
+        ] {
+            text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
         }
         let mut kept = self.0.locked();
         kept.truncate(FAILURES_MAX - 1);
@@ -199,14 +197,6 @@ impl Failures {
         let kept = self.0.locked();
         kept.iter().cloned().collect()
     }
-}
-
-fn cut(text: &mut String) {
-    let mut end = text.len().min(TEXT_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
 }
 
 #[cfg(test)]

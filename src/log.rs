@@ -18,7 +18,7 @@ mod text;
 use std::fmt::{Display, Write as _};
 use std::io::Write as _;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock};
+use std::sync::{LazyLock, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::calendar::format_rfc3339;
@@ -108,27 +108,22 @@ pub fn enabled(level: Level) -> bool {
 
 /// Logs at DEBUG.
 pub fn debug(message: &str, fields: &[Field<'_>]) {
-    write(Level::Debug, message, fields);
+    at(Level::Debug, message, fields);
 }
 
 /// Logs at INFO.
 pub fn info(message: &str, fields: &[Field<'_>]) {
-    write(Level::Info, message, fields);
+    at(Level::Info, message, fields);
 }
 
 /// Logs at WARN.
 pub fn warn(message: &str, fields: &[Field<'_>]) {
-    write(Level::Warn, message, fields);
+    at(Level::Warn, message, fields);
 }
 
 /// Logs at ERROR.
 pub fn error(message: &str, fields: &[Field<'_>]) {
-    write(Level::Error, message, fields);
-}
-
-/// Logs at `level`.
-pub fn at(level: Level, message: &str, fields: &[Field<'_>]) {
-    write(level, message, fields);
+    at(Level::Error, message, fields);
 }
 
 /// Logs what a request or a connection can cause. A line with the same message and the same text is
@@ -143,18 +138,16 @@ pub fn cause(
         return;
     }
     let text = text.to_string();
-    let noted = repeats().note(Instant::now(), level, message, (name, &text));
+    let noted = REPEATS
+        .locked()
+        .note(Instant::now(), level, message, (name, &text));
     let Some(repeated) = noted else { return };
     let mut fields = fields.to_vec();
     fields.push((name, &text));
     if repeated > 0 {
         fields.push(("repeated", &repeated));
     }
-    write(level, message, &fields);
-}
-
-fn repeats() -> MutexGuard<'static, Repeats> {
-    REPEATS.locked()
+    at(level, message, &fields);
 }
 
 /// A request target fit for a log: the path, and those query parameters that carry no secret.
@@ -191,7 +184,8 @@ fn value_text(value: &dyn Display) -> String {
     text
 }
 
-fn write(level: Level, message: &str, fields: &[Field<'_>]) {
+/// Logs at `level`.
+pub fn at(level: Level, message: &str, fields: &[Field<'_>]) {
     if !enabled(level) {
         return;
     }
@@ -232,7 +226,7 @@ fn text_line(time: SystemTime, level: Level, message: &str, fields: &[Field<'_>]
         "{} {} {}",
         format_rfc3339(time),
         level.name(),
-        one_line(message)
+        message.replace(['\n', '\r'], " ")
     );
     for (name, value) in fields {
         let value = value_text(value);
@@ -265,10 +259,6 @@ fn json_line(time: SystemTime, level: Level, message: &str, fields: &[Field<'_>]
     line
 }
 
-fn one_line(message: &str) -> String {
-    message.replace(['\n', '\r'], " ")
-}
-
 fn write_lines(lines: &Receiver<Queued>) {
     let mut looked = Instant::now();
     let mut reported = 0;
@@ -298,7 +288,7 @@ fn write_lines(lines: &Receiver<Queued>) {
 
 /// Writes how often causes repeated that nobody logs any more.
 fn write_left_out(age: Duration) {
-    let left_out = repeats().take(Instant::now(), age);
+    let left_out = REPEATS.locked().take(Instant::now(), age);
     for cause in left_out {
         let fields: [Field<'_>; 2] = [(cause.name, &cause.text), ("repeated", &cause.count)];
         write_stderr(&line(cause.level, cause.message, &fields));

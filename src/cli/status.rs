@@ -55,7 +55,8 @@ pub(super) fn run(
         (Ok(place), Ok(login)) => (place, login),
         (Err(why), _) | (_, Err(why)) => return complain(err, Format::Text, &[why]),
     };
-    // At an address of its own it is plain HTTP. A secret goes to the certificate that we know.
+    // At an address of its own it is plain HTTP, without login. A secret goes to the certificate
+    // that we know.
     let is_tls = settings.tls.enabled && settings.metrics.listen.is_none();
     let known = settings.tls.certificate.as_deref();
     let question = LocalQuestion {
@@ -63,7 +64,7 @@ pub(super) fn run(
             proxy: known.filter(|_| login.is_some()),
             client: form.certificate,
         }),
-        authorization: login.as_ref(),
+        authorization: login.as_ref().filter(|_| settings.metrics.listen.is_none()),
         target: "/status.json",
         command: "status",
         limit: LIMIT,

@@ -11,11 +11,8 @@ pub(super) fn shorten(text: &mut String, bytes_max: usize) {
 
 /// The beginning of `text`: at most so many bytes, and whole characters.
 pub(super) fn cut(text: &str, bytes_max: usize) -> &str {
-    let mut end = text.len().min(bytes_max);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.get(..end).unwrap_or_default()
+    text.get(..text.floor_char_boundary(bytes_max))
+        .unwrap_or_default()
 }
 
 /// A JSON string. The text format quotes in the same way, so that no value can forge a line.

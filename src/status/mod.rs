@@ -24,8 +24,8 @@ use crate::uri::{decode_leniently, parameter, query_of};
 
 /// Longest wait for another listing of images to end.
 const LISTING_TIMEOUT: Duration = Duration::from_secs(5);
-/// Said in `Retry-After` when it did not end.
-const LISTING_RETRY_SECONDS: &str = "5";
+/// Said in `Retry-After` when there are too many listings or scrapes.
+const RETRY_SECONDS: &str = "5";
 /// Tags that moved, in one document.
 const MOVES_MAX: usize = 50;
 /// Longest search.
@@ -64,45 +64,44 @@ impl Status {
     /// `/status.json`. `?history` adds the last day by the minute, `?images=OFFSET` (with
     /// `limit=COUNT` and `search=WORDS`) a page of images. Blocks while images are read.
     fn document(&self, query: &str) -> Reply {
-        let mut document = snapshot::document(&self.sources);
-        let names = || {
-            query
-                .split('&')
-                .map(|pair| pair.split('=').next().unwrap_or_default())
+        let asks = |name: &str| {
+            let mut names = query.split('&').map(|pair| pair.split('=').next());
+            names.any(|other| other == Some(name))
         };
-        if names().any(|name| name == "history") {
+        let mut document = snapshot::document(&self.sources);
+        if asks("history") {
             document.insert("history".into(), snapshot::history());
         }
-        let asked = match names().any(|name| name == "images") {
-            true => match read_image_query(query) {
-                Ok(asked) => Some(asked),
-                Err(error) => return refuse(&error),
-            },
-            false => None,
-        };
-        if let (Some(cache), Some(asked)) = (&self.sources.cache, asked) {
-            let Some(_turn) = self.listing.take(Instant::now() + LISTING_TIMEOUT) else {
-                let why = "images are being listed for others; try again";
-                let refusal = refuse(&OciError::new(ErrorCode::Unavailable, why));
-                return refusal.with("Retry-After", LISTING_RETRY_SECONDS);
-            };
-            let allowed = |name: &str| self.sources.allowed.matches(name);
-            let files = Files {
-                store: &cache.store,
-                names: &cache.names,
-            };
-            let images = files.images(&asked, &allowed);
-            let moves = self.tag_moves(cache);
-            document.insert("images".into(), snapshot::images(&images, &moves));
+        if asks("images") {
+            match self.images(query) {
+                Ok(images) => document.extend(images.map(|images| ("images".into(), images))),
+                Err(refusal) => return *refusal,
+            }
         }
         let text = serde_json::Value::Object(document).to_string();
         Reply::new(200, "application/json", text)
             .with("Cache-Control", "no-store")
             .with("X-Content-Type-Options", "nosniff")
     }
-}
 
-impl Status {
+    /// The page of images that is asked for, with the tags that moved; none without a cache.
+    fn images(&self, query: &str) -> Result<Option<serde_json::Value>, Box<Reply>> {
+        let asked = read_image_query(query).map_err(|error| Box::new(refuse(&error)))?;
+        let Some(cache) = &self.sources.cache else {
+            return Ok(None);
+        };
+        let Some(_turn) = self.listing.take(Instant::now() + LISTING_TIMEOUT) else {
+            let why = "images are being listed for others; try again";
+            return Err(Box::new(ask_again_later(why)));
+        };
+        let files = Files {
+            store: &cache.store,
+            names: &cache.names,
+        };
+        let images = files.images(&asked, &|name| self.sources.allowed.matches(name));
+        Ok(Some(snapshot::images(&images, &self.tag_moves(cache))))
+    }
+
     /// The last tags that moved, of all registries.
     fn tag_moves(&self, cache: &Cache) -> Vec<(String, TagMove)> {
         let registries = cache.names.registries().into_iter();
@@ -139,8 +138,7 @@ fn read_image_query(query: &str) -> Result<ImageQuery, OciError> {
 pub fn answer_metrics(sources: &Arc<Sources>, request: &Request) -> Answer {
     let answer = || match metrics::answer(sources) {
         Ok(reply) => reply,
-        Err(why) => refuse(&OciError::new(ErrorCode::Unavailable, why))
-            .with("Retry-After", LISTING_RETRY_SECONDS),
+        Err(why) => ask_again_later(why),
     };
     Answer::Now(refuse_other_methods(request).unwrap_or_else(answer))
 }
@@ -152,6 +150,11 @@ fn refuse_other_methods(request: &Request) -> Option<Reply> {
     let why = format!("{} is not allowed here; use GET or HEAD", request.method);
     let refusal = refuse(&OciError::new(ErrorCode::Unsupported, why));
     Some(refusal.with("Allow", "GET, HEAD"))
+}
+
+fn ask_again_later(why: &str) -> Reply {
+    let refusal = refuse(&OciError::new(ErrorCode::Unavailable, why));
+    refusal.with("Retry-After", RETRY_SECONDS)
 }
 
 fn refuse(error: &OciError) -> Reply {

@@ -35,45 +35,45 @@ pub(super) struct Facts {
 
 /// The state, and why.
 pub(super) fn judge(facts: &Facts) -> (ProxyState, String) {
-    if facts.draining {
-        return (ProxyState::NotReady, "Not ready: shutting down.".to_owned());
-    }
-    if facts.offline {
-        return match facts.has_content {
-            true => (
-                ProxyState::CacheOnly,
-                "Offline: serving the cache alone.".to_owned(),
-            ),
-            false => (
-                ProxyState::NotReady,
-                "Not ready: offline, and the cache is empty.".to_owned(),
-            ),
-        };
-    }
-    let why = match (&facts.no_token, facts.unreachable) {
-        (Some(why), _) => format!("no ECR token ({why})"),
-        (None, true) => {
-            let why = facts.last_error.as_deref().unwrap_or("no answer");
+    let why = match facts {
+        Facts { draining: true, .. } => {
+            return (ProxyState::NotReady, "Not ready: shutting down.".to_owned());
+        }
+        Facts {
+            offline: true,
+            has_content: true,
+            ..
+        } => {
+            let sentence = "Offline: serving the cache alone.";
+            return (ProxyState::CacheOnly, sentence.to_owned());
+        }
+        Facts { offline: true, .. } => "offline, and the cache is empty".to_owned(),
+        Facts {
+            no_token: Some(why),
+            ..
+        } => format!("no ECR token ({why})"),
+        Facts {
+            unreachable: true,
+            last_error,
+            ..
+        } => {
+            let why = last_error.as_deref().unwrap_or("no answer");
             format!("the registry is out of reach ({why})")
         }
-        (None, false) => {
-            let registry = facts
-                .registry
-                .as_deref()
-                .unwrap_or("the registry of the identity");
-            return (
-                ProxyState::Ready,
-                format!("Ready: pulls and pushes go to {registry}."),
-            );
+        Facts { registry, .. } => {
+            let registry = registry.as_deref();
+            let registry = registry.unwrap_or("the registry of the identity");
+            let sentence = format!("Ready: pulls and pushes go to {registry}.");
+            return (ProxyState::Ready, sentence);
         }
     };
-    if facts.has_content {
-        return (
+    match facts.has_content {
+        true => (
             ProxyState::CacheOnly,
             format!("Serving from the cache alone: {why}."),
-        );
+        ),
+        false => (ProxyState::NotReady, format!("Not ready: {why}.")),
     }
-    (ProxyState::NotReady, format!("Not ready: {why}."))
 }
 
 #[cfg(test)]
