@@ -30,6 +30,8 @@ use super::links::is_media_type;
 use super::manifest::{ManifestContent, Named};
 use super::names::{OwnedScope, TagEntry};
 use super::partials::Partial;
+use super::tree::ManifestWalk;
+use crate::config::ImageGlobs;
 use crate::hash::Hasher;
 use crate::oci::{Digest, Tag};
 
@@ -37,8 +39,6 @@ use crate::oci::{Digest, Tag};
 const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 /// Largest index that lists nothing, with annotations.
 const EMPTY_INDEX_BYTES_MAX: usize = 64 << 10;
-/// Manifests below one another: an index of an index is rare.
-const DEPTH_MAX: usize = 8;
 /// Manifests and blobs of all images together: as many as an archive has entries.
 const DIGESTS_MAX: usize = 200_000;
 /// Longest time for making room for one blob.
@@ -79,20 +79,14 @@ impl ImportImage {
     }
 }
 
-/// A manifest that is still to be read.
-struct ManifestEntry {
-    digest: Digest,
-    media_type: String,
-    platform: Option<String>,
-    depth: usize,
-}
-
 /// Takes a layout into the cache.
 pub struct Importer<'a> {
     /// The cache.
     pub disk: &'a Disk,
     /// The layout.
     pub archive: &'a Archive,
+    /// `FREEZE_TAGS`: these tags do not move.
+    pub frozen: &'a ImageGlobs,
 }
 
 impl Importer<'_> {
@@ -142,6 +136,7 @@ impl Importer<'_> {
                 blobs: Vec::new(),
                 absent: Vec::new(),
             };
+            self.refuse_frozen(&image, listed)?;
             self.walk(&mut image, listed)?;
             count += image.manifests.len() + image.blobs.len();
             if count > DIGESTS_MAX {
@@ -157,41 +152,65 @@ impl Importer<'_> {
         Ok(images)
     }
 
+    /// # Errors
+    /// The image would move a frozen tag; other media types of the tag stay as they are.
+    fn refuse_frozen(&self, image: &ImportImage, listed: &ArchiveImage) -> Result<(), String> {
+        let (scope, Some(tag)) = (image.place.scope(), &image.tag) else {
+            return Ok(());
+        };
+        let (registry, repository) = (scope.registry.name(), scope.repository.as_str());
+        let is_frozen = self.frozen.matches(registry, repository, tag.as_str());
+        let entries = self.disk.names.tag(scope, "", tag);
+        let mut others = entries
+            .iter()
+            .filter(|entry| entry.media_type == listed.media_type && entry.digest != listed.digest);
+        match others.next().filter(|_| is_frozen) {
+            None => Ok(()),
+            Some(entry) => Err(format!(
+                "{}: FREEZE_TAGS keeps it at {}; give it another tag with --as",
+                image.name, entry.digest
+            )),
+        }
+    }
+
     /// Finds all that an image is made of.
     fn walk(&self, image: &mut ImportImage, listed: &ArchiveImage) -> Result<(), String> {
-        let (mut manifests, mut blobs, mut has_part) = (HashSet::new(), HashSet::new(), false);
-        let mut open = vec![ManifestEntry {
-            digest: listed.digest.clone(),
-            media_type: listed.media_type.clone(),
-            platform: None,
-            depth: 0,
-        }];
-        while let Some(entry) = open.pop() {
-            let digest = entry.digest;
-            if !manifests.insert(digest.clone()) {
-                continue;
-            }
-            let Some(content) = self.read_content(&digest)? else {
-                let may_be_absent = entry.depth > 0 && self.may_be_absent(&entry.platform, listed);
-                if !may_be_absent {
-                    return Err(self.describe_missing(&image.name, &digest));
+        let (mut blobs, mut has_part) = (HashSet::new(), false);
+        let mut walk = ManifestWalk::new(DIGESTS_MAX);
+        walk.enter(&listed.digest);
+        while let Some(mut found) = walk.advance() {
+            let is_root = found.digest == listed.digest;
+            let Some(content) = self.read_content(&found.digest)? else {
+                if is_root || !self.may_be_absent(found.platform.as_deref(), listed) {
+                    return Err(self.describe_missing(&image.name, &found.digest));
                 }
-                let platform = entry.platform.unwrap_or_else(|| digest.to_string());
-                image.absent.push(platform);
+                let platform = found.platform;
+                image
+                    .absent
+                    .push(platform.unwrap_or_else(|| found.digest.to_string()));
                 continue;
             };
-            image.manifests.push((digest, entry.media_type));
-            if content.is_index {
-                open.extend(children(&image.name, content, entry.depth + 1)?);
-                continue;
+            walk.descend(&found, &content);
+            if is_root {
+                found.media_type = Some(listed.media_type.clone());
             }
-            has_part = true;
-            for named in content.named {
+            let media_type = found.media_type.filter(|kind| is_media_type(kind));
+            let media_type = media_type.ok_or_else(|| {
+                let what = "is listed without a media type of its own";
+                format!("{}: {} {what}", image.name, found.digest)
+            })?;
+            image.manifests.push((found.digest, media_type));
+            has_part |= !content.is_index;
+            for named in content.named.into_iter().filter(|_| !content.is_index) {
                 if blobs.insert(named.digest.clone()) {
                     let size = self.find_blob(&image.name, &named)?;
                     image.blobs.push((named.digest, size));
                 }
             }
+        }
+        if walk.is_cut() {
+            let why = "is larger or deeper than any image that registries take";
+            return Err(format!("{}: {why}", image.name));
         }
         // So that children are kept before the index that names them.
         image.manifests.reverse();
@@ -230,8 +249,7 @@ impl Importer<'_> {
     }
 
     /// Other programs write the platform of their machine, and the index as it was.
-    fn may_be_absent(&self, platform: &Option<String>, listed: &ArchiveImage) -> bool {
-        let platform = platform.as_deref();
+    fn may_be_absent(&self, platform: Option<&str>, listed: &ArchiveImage) -> bool {
         let is_left_out = platform.is_some_and(|platform| !listed.platforms.picks(platform));
         let is_foreign = self.archive.origin == Origin::Foreign;
         is_foreign || is_left_out || platform == Some(NO_PLATFORM)
@@ -387,7 +405,8 @@ impl Importer<'_> {
         let now = names.changes.now();
         for (digest, media_type) in &image.manifests {
             let bytes = self.read_manifest(digest).map_err(io::Error::other)?;
-            self.disk.store.put(digest, &bytes.unwrap_or_default())?;
+            let gone = || io::Error::other(format!("{digest} was evicted meanwhile; try again"));
+            self.disk.store.put(digest, &bytes.ok_or_else(gone)?)?;
             names.link_manifest(scope, digest, media_type, now)?;
         }
         for (digest, size) in &image.blobs {
@@ -482,31 +501,6 @@ impl Importer<'_> {
         let published = store.publish(digest, &file);
         published.map_err(|error| fault(error.to_string()))
     }
-}
-
-/// What an index lists.
-fn children(
-    image: &str,
-    index: ManifestContent,
-    depth: usize,
-) -> Result<Vec<ManifestEntry>, String> {
-    if depth > DEPTH_MAX {
-        let why = format!("more than {DEPTH_MAX} manifests below one another");
-        return Err(format!("{image}: has {why}"));
-    }
-    let entry = |named: Named| {
-        let digest = named.digest;
-        let media_type = named.media_type.filter(|kind| is_media_type(kind));
-        let media_type = media_type
-            .ok_or_else(|| format!("{image}: lists {digest} without a media type of its own"))?;
-        Ok(ManifestEntry {
-            platform: index.platforms.get(&digest).cloned(),
-            digest,
-            media_type,
-            depth,
-        })
-    };
-    index.named.into_iter().map(entry).collect()
 }
 
 /// True for an index that lists nothing, which is no fault.

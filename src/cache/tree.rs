@@ -14,6 +14,8 @@ pub const DEPTH_MAX: usize = 8;
 pub struct TreeManifest {
     /// Its digest.
     pub digest: Digest,
+    /// Its media type, as its index has it.
+    pub media_type: Option<String>,
     /// Its length in bytes, as its index has it.
     pub size: Option<u64>,
     /// Its platform, as its index has it.
@@ -45,6 +47,7 @@ impl ManifestWalk {
     pub fn enter(&mut self, root: &Digest) {
         self.open.push(TreeManifest {
             digest: root.clone(),
+            media_type: None,
             size: None,
             platform: None,
             depth: 0,
@@ -58,6 +61,7 @@ impl ManifestWalk {
         for named in children.filter(|named| !self.met.contains(&named.digest)) {
             self.open.push(TreeManifest {
                 digest: named.digest.clone(),
+                media_type: named.media_type.clone(),
                 size: named.size,
                 platform: content.platforms.get(&named.digest).cloned(),
                 depth: from.depth + 1,

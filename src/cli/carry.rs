@@ -10,7 +10,6 @@ use super::output::{CommandFault, Streams};
 use super::progress::{Progress, bytes};
 use crate::app::CacheFiller;
 use crate::cache::archive::Archive;
-use crate::cache::disk::Disk;
 use crate::cache::export::Exporter;
 use crate::cache::import::{ImportImage, Importer, Naming};
 use crate::cache::names::OwnedScope;
@@ -114,7 +113,17 @@ pub(super) fn import(
         default: command.default_registry(&disk.names),
         ..naming
     };
-    let imported = import_into(&disk, Path::new(from), &naming);
+    let imported = Archive::open(Path::new(from)).and_then(|archive| {
+        let mut progress = Progress::new();
+        let importer = Importer {
+            disk: &disk,
+            archive: &archive,
+            frozen: &command.settings.freeze_tags,
+        };
+        importer.import(&naming, &mut |step, done, total| {
+            progress.show(step, done, total);
+        })
+    });
     // Images before one that failed are here.
     disk.sweeper.write_all();
     let images = imported.map_err(|why| format!("{from}: {why}"))?;
@@ -128,17 +137,6 @@ pub(super) fn import(
     }
     let lines: String = images.iter().map(describe_imported).collect();
     Ok(streams.print(&lines))
-}
-
-fn import_into(disk: &Disk, from: &Path, naming: &Naming) -> Result<Vec<ImportImage>, String> {
-    let mut progress = Progress::new();
-    let importer = Importer {
-        disk,
-        archive: &Archive::open(from)?,
-    };
-    importer.import(naming, &mut |step, done, total| {
-        progress.show(step, done, total);
-    })
 }
 
 fn describe_imported(image: &ImportImage) -> String {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::cache::export::Exporter;
 use crate::cache::scratch::{Cache, Scratch, digest_of};
+use crate::cache::tree::DEPTH_MAX;
 
 const QUOTA: u64 = 1 << 30;
 
@@ -50,12 +51,18 @@ fn layout(
     (scratch, path)
 }
 
+fn importer<'a>(disk: &'a Disk, archive: &'a Archive) -> Importer<'a> {
+    static NONE: std::sync::LazyLock<ImageGlobs> = std::sync::LazyLock::new(ImageGlobs::default);
+    Importer {
+        disk,
+        archive,
+        frozen: &NONE,
+    }
+}
+
 fn import(cache: &Cache, path: &Path, naming: &Naming) -> Result<Vec<ImportImage>, String> {
     let (disk, archive) = (disk(cache), Archive::open(path)?);
-    let importer = Importer {
-        disk: &disk,
-        archive: &archive,
-    };
+    let importer = importer(&disk, &archive);
     importer.import(naming, &mut |_, _, _| {})
 }
 
@@ -109,10 +116,7 @@ fn an_export_comes_back_whole() {
     // Another time nothing is copied.
     let disk = disk(&to);
     let archive = Archive::open(&path).unwrap();
-    let importer = Importer {
-        disk: &disk,
-        archive: &archive,
-    };
+    let importer = importer(&disk, &archive);
     let images = importer.plan(&Naming::default()).unwrap();
     assert_eq!(importer.check(&images, &mut |_, _, _| {}), Ok(0));
 }
@@ -144,10 +148,7 @@ fn bug_a_blob_that_was_evicted_meanwhile_was_missing_in_the_end() {
     let evicting = to.store.lock("evict", Duration::ZERO).unwrap();
     let evicting = std::sync::Mutex::new(Some(evicting));
     let (disk, archive) = (disk(&to), Archive::open(&path).unwrap());
-    let importer = Importer {
-        disk: &disk,
-        archive: &archive,
-    };
+    let importer = importer(&disk, &archive);
     // The one blob that is not here is copied while another process evicts the other one.
     importer
         .import(&Naming::default(), &mut |step, _, _| {
@@ -157,6 +158,54 @@ fn bug_a_blob_that_was_evicted_meanwhile_was_missing_in_the_end() {
         })
         .unwrap();
     assert!(to.is_whole("app", &image, &[b"old", b"new"]));
+}
+
+#[test]
+fn a_manifest_that_was_evicted_meanwhile_is_no_empty_one() {
+    let from = Cache::new();
+    from.image("app:v1", &[b"base"], 5);
+    let (_first, base) = layout(&from, &["v1"], "all", None);
+    let image = from.image("app:v2", &[b"base"], 5);
+    from.index("app:v3", &[&image], 5);
+    let (_second, delta) = layout(&from, &["v3"], "all", Some(&base));
+    fs::remove_file(delta.join(blob_name(&image))).ok();
+    let to = Cache::new();
+    import(&to, &base, &Naming::default()).unwrap();
+    let (disk, archive) = (disk(&to), Archive::open(&delta).unwrap());
+    let importer = importer(&disk, &archive);
+    let images = importer.plan(&Naming::default()).unwrap();
+    to.store.remove(&image).unwrap();
+    let fault = importer.keep(&images[0], &mut |_| {}).unwrap_err();
+    assert!(fault.contains("was evicted meanwhile"), "{fault}");
+    assert!(!to.store.has(&image));
+}
+
+#[test]
+fn bug_an_import_moved_a_frozen_tag() {
+    let from = Cache::new();
+    let old = from.image("app:v1", &[b"old"], 5);
+    let (_first, before) = layout(&from, &["v1"], "all", None);
+    from.image("app:v1", &[b"new"], 6);
+    let (_second, after) = layout(&from, &["v1"], "all", None);
+    let (to, frozen) = (Cache::new(), ImageGlobs::parse("app:v*").unwrap());
+    let disk = disk(&to);
+    let import = |path: &Path| {
+        let archive = Archive::open(path).unwrap();
+        let importer = Importer {
+            frozen: &frozen,
+            ..importer(&disk, &archive)
+        };
+        importer.import(&Naming::default(), &mut |_, _, _| {})
+    };
+    for _ in 0..2 {
+        assert_eq!(import(&before).unwrap().len(), 1);
+    }
+    let fault = import(&after).unwrap_err();
+    assert!(
+        fault.contains(&format!("FREEZE_TAGS keeps it at {old}")),
+        "{fault}"
+    );
+    assert!(!to.store.has(&digest_of(b"new")));
 }
 
 #[test]
@@ -336,10 +385,7 @@ fn manifests_below_one_another_have_an_end() {
     };
     fs::write(path.join("index.json"), index(&deep).to_string()).unwrap();
     let fault = import(&Cache::new(), &path, &Naming::default()).unwrap_err();
-    assert!(
-        fault.contains("more than 8 manifests below one another"),
-        "{fault}"
-    );
+    assert!(fault.contains("larger or deeper than any image"), "{fault}");
     fs::write(path.join("index.json"), index(&digest).to_string()).unwrap();
     import(&Cache::new(), &path, &Naming::default()).unwrap();
 }
@@ -360,10 +406,7 @@ fn what_does_not_fit_is_refused_before_it_is_read() {
         ..disk(&to)
     };
     let archive = Archive::open(&path).unwrap();
-    let importer = Importer {
-        disk: &small,
-        archive: &archive,
-    };
+    let importer = importer(&small, &archive);
     let images = importer.plan(&Naming::default()).unwrap();
     let fault = importer.check(&images, &mut |_, _, _| {}).unwrap_err();
     let largest = digest_of(b"another layer");
@@ -392,10 +435,7 @@ fn a_partial_blob_is_gone_on_with_if_it_is_the_beginning() {
         partial.file.write_all_at(left, 0).unwrap();
         drop(partial);
         let (disk, archive) = (disk(&to), Archive::open(&path).unwrap());
-        let importer = Importer {
-            disk: &disk,
-            archive: &archive,
-        };
+        let importer = importer(&disk, &archive);
         let images = importer.plan(&Naming::default()).unwrap();
         let mut done = 0;
         importer
