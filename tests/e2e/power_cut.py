@@ -358,7 +358,9 @@ class Proxy:
             if self.process.poll() is not None:
                 break
             time.sleep(0.02)
-        raise Fault(f"the proxy does not say {pattern!r}:\n{self.text()[-3000:]}")
+        code = self.process.poll()
+        raise Fault(f"the proxy (exit code {code}) does not say {pattern!r}:\n"
+                    f"{self.text()[-3000:]}")
 
     def ask(self, method, target, data=None, headers=None):
         """Status, body and headers; a reply that is cut has no body."""
