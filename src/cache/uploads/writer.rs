@@ -22,6 +22,9 @@ use crate::permits::Permits;
 pub(super) const IDLE_MAX: Duration = Duration::from_secs(10 * 60);
 /// Bytes that wait for the thread at the most: a burst of the network, and little memory.
 const QUEUE_BYTES_MAX: usize = 1 << 20;
+/// Bytes that are handed over in one piece at the most: the kernel writes a few large pieces with
+/// half the work of many small ones.
+const PIECE_BYTES: usize = 128 * 1024;
 /// Room is reserved in steps of so much where the length is not known.
 const RESERVE_BYTES: u64 = 32 << 20;
 /// Longest wait for room under the quota.
@@ -41,6 +44,9 @@ pub(super) struct Queue {
 struct CopyQueue {
     items: VecDeque<Item>,
     bytes: usize,
+    /// The buffer of a piece that was written, for the next one: the allocator would give it back
+    /// to the system, and the system would clear it each time.
+    spare: Vec<u8>,
     /// The connection is done with it.
     closed: bool,
     /// The thread is done: whether there is a blob now.
@@ -78,9 +84,21 @@ impl Queue {
             return None;
         }
         state.bytes += bytes.len();
-        state.items.push_back(Item::Bytes(bytes.to_vec()));
+        let was_empty = state.items.is_empty();
+        match state.items.back_mut() {
+            Some(Item::Bytes(piece)) if piece.len() + bytes.len() <= PIECE_BYTES => {
+                piece.extend_from_slice(bytes);
+            }
+            _ => {
+                let mut piece = std::mem::take(&mut state.spare);
+                piece.extend_from_slice(bytes);
+                state.items.push_back(Item::Bytes(piece));
+            }
+        }
         drop(state);
-        self.changed.notify_all();
+        if was_empty {
+            self.changed.notify_all();
+        }
         Some(begun.elapsed())
     }
 
@@ -126,11 +144,14 @@ impl Queue {
                 return None;
             }
             if let Some(item) = state.items.pop_front() {
+                let was_full = state.bytes > QUEUE_BYTES_MAX;
                 if let Item::Bytes(bytes) = &item {
                     state.bytes -= bytes.len();
                 }
                 drop(state);
-                self.changed.notify_all();
+                if was_full {
+                    self.changed.notify_all();
+                }
                 return Some(item);
             }
             let left = until.saturating_duration_since(Instant::now());
@@ -142,10 +163,17 @@ impl Queue {
         }
     }
 
+    /// Takes the buffer of a piece that was written.
+    fn reuse(&self, mut piece: Vec<u8>) {
+        piece.clear();
+        self.state.locked().spare = piece;
+    }
+
     fn end(&self, kept: bool) {
         let mut state = self.state.locked();
         state.ended = Some(kept);
         state.items.clear();
+        state.spare = Vec::new();
         drop(state);
         self.changed.notify_all();
     }
@@ -185,6 +213,7 @@ fn run(disk: &Disk, queue: &Queue) -> bool {
                 if !writing.write(&bytes) {
                     return false;
                 }
+                queue.reuse(bytes);
             }
             Item::Expect(bytes) => {
                 if !writing.reserve(bytes) {
