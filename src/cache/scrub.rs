@@ -4,12 +4,13 @@
 //! A blob that is not what its name says is removed, as one that a client meets is, and fetched
 //! again from a repository that it belongs to. Blobs go in the order of their digests, so that a
 //! restart goes on where the last run was.
+//!
+//! Lock: how far it is, held to copy it.
 
 use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -21,6 +22,7 @@ use super::names::{Names, Scope};
 use super::store::Store;
 use super::verified::Stamp;
 use crate::hash::matches;
+use crate::locked::Locked as _;
 use crate::log;
 use crate::message::Headers;
 use crate::metrics;
@@ -334,28 +336,25 @@ impl Scrubber {
     }
 }
 
-/// Times of the last pass, for those who ask what the process does: seconds since the epoch.
-static ENDED: AtomicU64 = AtomicU64::new(0);
-/// Hundredths of the pass that runs, and one; 0 for none.
-static PERCENT: AtomicU64 = AtomicU64::new(0);
+/// How far it is, for those who ask what the process does.
+static PASS: Mutex<ScrubPass> = Mutex::new(ScrubPass {
+    started: None,
+    ended: None,
+    last: None,
+});
 
 fn note(pass: &ScrubPass) {
-    let ended = pass
-        .ended
-        .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-    ENDED.store(ended.unwrap_or_default().as_secs(), Relaxed);
-    PERCENT.store(pass.percent().map_or(0, |percent| percent + 1), Relaxed);
+    PASS.locked().clone_from(pass);
 }
 
 /// When the last whole pass ended.
 pub fn last_end() -> Option<SystemTime> {
-    let seconds = ENDED.load(Relaxed);
-    (seconds > 0).then(|| UNIX_EPOCH + Duration::from_secs(seconds))
+    PASS.locked().ended
 }
 
 /// Hundredths of the pass that runs.
 pub fn percent() -> Option<u64> {
-    PERCENT.load(Relaxed).checked_sub(1)
+    PASS.locked().percent()
 }
 
 /// Blobs go by the first digit of their digests, then by all of it.

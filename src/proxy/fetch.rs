@@ -22,7 +22,7 @@ use crate::cache::held::MANIFEST_BYTES_MAX;
 use crate::cache::manifest::ManifestContent;
 use crate::cache::names::Scope;
 use crate::cache::tree::ManifestWalk;
-use crate::hash::Hasher;
+use crate::hash::sha256_hex;
 use crate::image_name::ImageName;
 use crate::locked::Locked as _;
 use crate::message::{Body, Headers, Peer, Piece, Reply, Request};
@@ -44,6 +44,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const KEPT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Faults that are told of one image.
 const FAULTS_MAX: usize = 20;
+
+const NOT_KEPT: &str = "was not kept: the log says why";
 
 /// An image that is wanted in the cache.
 pub struct ImageFetch<'a> {
@@ -181,20 +183,15 @@ impl ImageWork<'_> {
         let bytes = bytes.ok_or_else(|| format!("manifest {name} broke off, or is too large"))?;
         let digest = match reference {
             Reference::Digest(digest) => digest.clone(),
-            Reference::Tag(_) => {
-                let mut hasher = Hasher::sha256();
-                hasher.update(&bytes);
-                hasher
-                    .finish()
-                    .parse()
-                    .map_err(|_| format!("manifest {name} has no digest"))?
-            }
+            Reference::Tag(_) => format!("sha256:{}", sha256_hex(&bytes))
+                .parse()
+                .map_err(|_| format!("manifest {name} has no digest"))?,
         };
         let is_kept = self.cache_has(&digest);
         let content = ManifestContent::read(&bytes);
         match is_kept {
             true => Ok(KeptManifest { digest, content }),
-            false => Err(format!("manifest {name} was not kept: the log says why")),
+            false => Err(format!("manifest {name} {NOT_KEPT}")),
         }
     }
 
@@ -264,41 +261,33 @@ impl ImageWork<'_> {
         let progress = |bytes: u64| {
             (self.wanted.progress)(done.fetch_add(bytes, Relaxed) + bytes, total);
         };
-        let (waiting, results) = (Mutex::new(missing.into_iter()), Mutex::new(Vec::new()));
+        let (waiting, fetched) = (Mutex::new(missing.into_iter()), Mutex::new(fetched));
+        let next = || waiting.locked().next();
         let work = || {
-            loop {
-                let Some((digest, _)) = waiting.locked().next() else {
-                    return;
-                };
+            while let Some((digest, _)) = next() {
                 let result = self.fetch_blob(digest, &progress);
-                results
-                    .locked()
-                    .push(result.map_err(|why| format!("blob {digest}: {why}")));
+                let mut fetched = fetched.locked();
+                match result {
+                    Ok(bytes) => {
+                        fetched.blobs += 1;
+                        fetched.bytes += bytes;
+                    }
+                    Err(why) => fetched.faults.push(format!("blob {digest}: {why}")),
+                }
             }
         };
+        let further = match self.wanted.is_background {
+            true => 0,
+            false => BLOBS_AT_A_TIME - 1,
+        };
         thread::scope(|scope| {
-            // A thread that is refused is no fault: this one does its work.
-            let further = if self.wanted.is_background {
-                0
-            } else {
-                BLOBS_AT_A_TIME - 1
-            };
             for _ in 0..further {
-                let _ = thread::Builder::new()
-                    .name("pull".into())
-                    .spawn_scoped(scope, work);
+                let thread = thread::Builder::new().name("pull".into());
+                // A thread that is refused is no fault: this one does its work.
+                let _ = thread.spawn_scoped(scope, work);
             }
             work();
         });
-        for result in results.into_inner().unwrap_or_default() {
-            match result {
-                Ok(bytes) => {
-                    fetched.blobs += 1;
-                    fetched.bytes += bytes;
-                }
-                Err(why) => fetched.faults.push(why),
-            }
-        }
     }
 
     fn fetch_blob(&self, digest: &Digest, progress: &dyn Fn(u64)) -> Result<u64, String> {
@@ -307,16 +296,11 @@ impl ImageWork<'_> {
         let reply = self
             .client
             .get(route, format!("/v2/{}/blobs/{digest}", self.repository));
-        let mut pieces = match (reply.status, reply.body) {
-            (200, Body::Pieces { pieces, .. }) => pieces,
-            (200, _) => return Err("was not kept: the log says why".to_owned()),
-            (status, body) => {
-                return Err(describe(Reply {
-                    status,
-                    body,
-                    ..reply
-                }));
-            }
+        if reply.status != 200 {
+            return Err(describe(reply));
+        }
+        let Body::Pieces { mut pieces, .. } = reply.body else {
+            return Err(NOT_KEPT.to_owned());
         };
         let mut bytes = 0;
         loop {
@@ -331,7 +315,7 @@ impl ImageWork<'_> {
         let until = Instant::now() + KEPT_TIMEOUT;
         while !self.cache_has(digest) {
             if Instant::now() >= until {
-                return Err("was not kept: the log says why".to_owned());
+                return Err(NOT_KEPT.to_owned());
             }
             thread::sleep(LOOK);
         }
