@@ -21,7 +21,7 @@ use std::process::ExitCode;
 
 use self::command::{Action, Wanted};
 use self::images::ImageCommand;
-use self::output::{Streams, columns, complain, finish, print};
+use self::output::{Streams, columns, complain, finish};
 use crate::app;
 use crate::config::{
     self, Arguments, COMMIT, Effective, Fault, Preset, Resolution, Settings, VERSION,
@@ -60,17 +60,15 @@ pub fn run(
         }
     };
     let word = wanted.word();
+    let mut streams = Streams { out, err };
     let text = match wanted.action {
         Action::Completions => shell::completions(word.unwrap_or_default()),
         Action::Help => command::help(word),
         Action::Man => Ok(shell::manual_page()),
         Action::Version => Ok(version()),
-        _ => return run_with_settings(&wanted, &arguments, environment, (out, err), serve),
+        _ => return run_with_settings(&wanted, &arguments, environment, &mut streams, serve),
     };
-    match text {
-        Ok(text) => print(out, err, &text),
-        Err(why) => complain(err, Format::Text, &[why]),
-    }
+    streams.print_result(text)
 }
 
 /// Runs a command that needs the settings.
@@ -78,7 +76,7 @@ fn run_with_settings(
     wanted: &Wanted,
     arguments: &Arguments,
     environment: &[(OsString, OsString)],
-    (out, err): (&mut dyn Write, &mut dyn Write),
+    streams: &mut Streams<'_>,
     serve: impl FnOnce(Settings) -> u8,
 ) -> u8 {
     let (action, word) = (wanted.action, wanted.word());
@@ -86,24 +84,24 @@ fn run_with_settings(
     let (settings, effective) = resolve(arguments, environment);
     let settings = match (settings, action) {
         (Ok(settings), _) => settings,
-        (Err(faults), Action::Check) => return check::print_faults(&faults, json, out, err),
-        (Err(faults), Action::Serve) => return complain(err, log_format(&effective), &faults),
-        (Err(faults), Action::Settings) => {
-            print_settings(&effective, json, out, err);
-            return complain(err, Format::Text, &faults);
+        (Err(faults), Action::Check) => return check::print_faults(&faults, json, streams),
+        (Err(faults), Action::Serve) => {
+            return complain(streams.err, log_format(&effective), &faults);
         }
-        (Err(faults), _) => return complain(err, Format::Text, &faults),
+        (Err(faults), Action::Settings) => {
+            print_settings(&effective, json, streams);
+            return streams.complain(&faults);
+        }
+        (Err(faults), _) => return streams.complain(&faults),
     };
     match action {
-        Action::Check => check::run(&settings, &effective, (word, json), out, err),
+        Action::Check => check::run(&settings, &effective, (word, json), streams),
         Action::Client => {
             let client = word.unwrap_or_default();
-            match client::write(client, arguments.value("--host"), &settings) {
-                Ok(text) => print(out, err, &text),
-                Err(why) => complain(err, Format::Text, &[why]),
-            }
+            let host = arguments.value("--host");
+            streams.print_result(client::write(client, host, &settings))
         }
-        Action::Health => health::run(&settings, out, err),
+        Action::Health => health::run(&settings, streams),
         Action::Serve => serve(settings),
         Action::Status => {
             let form = status::Form {
@@ -112,7 +110,7 @@ fn run_with_settings(
                 login: arguments.value("--login").map(Path::new),
                 certificate: arguments.value("--certificate").map(Path::new),
             };
-            status::run(&settings, form, out, err)
+            status::run(&settings, form, streams)
         }
         Action::Images(run) => {
             let command = ImageCommand {
@@ -121,28 +119,22 @@ fn run_with_settings(
                 arguments,
             };
             let name = arguments.words.first().map_or("", String::as_str);
-            let mut streams = Streams { out, err };
-            finish(name, run(command, &mut streams), &mut streams)
+            finish(name, run(command, streams), streams)
         }
         // `settings`; the others need none.
         _ => {
-            let shown = print_settings(&effective, json, out, err);
-            complain(err, Format::Text, &settings.warnings);
+            let shown = print_settings(&effective, json, streams);
+            streams.complain(&settings.warnings);
             shown
         }
     }
 }
 
-fn print_settings(
-    effective: &[Effective],
-    json: bool,
-    out: &mut dyn Write,
-    err: &mut dyn Write,
-) -> u8 {
-    match json {
-        true => print(out, err, &write_json(effective)),
-        false => print(out, err, &write_table(effective)),
-    }
+fn print_settings(effective: &[Effective], json: bool, streams: &mut Streams<'_>) -> u8 {
+    streams.print(&match json {
+        true => write_json(effective),
+        false => write_table(effective),
+    })
 }
 
 /// Reads the settings; the rules about registries' names are `app`'s. With a fault among them, the

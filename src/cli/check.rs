@@ -7,7 +7,6 @@ mod outcome;
 mod steps;
 mod storage;
 
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread::Builder;
@@ -18,7 +17,7 @@ use serde_json::{Value, json};
 use self::image::Rights;
 use self::outcome::{StepOutcome, StepResult, noted, ok, parts, skipped};
 use self::steps::Target;
-use super::output::print;
+use super::output::Streams;
 use crate::app;
 use crate::aws::ecr;
 use crate::aws::token::Tokens;
@@ -58,12 +57,11 @@ pub(super) fn run(
     settings: &Settings,
     effective: &[Effective],
     (image, json): (Option<&str>, bool),
-    out: &mut dyn Write,
-    err: &mut dyn Write,
+    streams: &mut Streams<'_>,
 ) -> u8 {
     log::init(settings.log_level, settings.log_format);
     log::hook_panics();
-    let mut check = Check::new(out, err, json);
+    let mut check = Check::new(streams, json);
     match image.map(str::parse::<ImageName>).transpose() {
         Ok(image) => check.run(&Arc::new(settings.clone()), effective, image),
         Err(why) => {
@@ -77,13 +75,8 @@ pub(super) fn run(
 }
 
 /// Prints the faults of the settings: nothing else can be tried.
-pub(super) fn print_faults(
-    faults: &[Fault],
-    json: bool,
-    out: &mut dyn Write,
-    err: &mut dyn Write,
-) -> u8 {
-    let mut check = Check::new(out, err, json);
+pub(super) fn print_faults(faults: &[Fault], json: bool, streams: &mut Streams<'_>) -> u8 {
+    let mut check = Check::new(streams, json);
     for fault in faults {
         check.print_row("settings", &Err(fault.to_string()));
     }
@@ -95,9 +88,8 @@ pub(super) fn print_faults(
 type WithToken = (Registry, Option<Secret<String>>);
 
 /// The check as it runs; it prints each line when its step ends.
-struct Check<'a> {
-    out: &'a mut dyn Write,
-    err: &'a mut dyn Write,
+struct Check<'a, 'b> {
+    streams: &'a mut Streams<'b>,
     deadline: Instant,
     /// The exit code so far.
     code: u8,
@@ -106,11 +98,10 @@ struct Check<'a> {
     rows: Vec<Value>,
 }
 
-impl<'a> Check<'a> {
-    fn new(out: &'a mut dyn Write, err: &'a mut dyn Write, json: bool) -> Self {
+impl<'a, 'b> Check<'a, 'b> {
+    fn new(streams: &'a mut Streams<'b>, json: bool) -> Self {
         Self {
-            out,
-            err,
+            streams,
             deadline: Instant::now() + TOTAL,
             code: EXIT_OK,
             json,
@@ -151,7 +142,7 @@ impl<'a> Check<'a> {
             return self.code;
         }
         let document = json!({ "ok": self.code == EXIT_OK, "steps": self.rows });
-        match print(self.out, self.err, &format!("{document:#}\n")) {
+        match self.streams.print(&format!("{document:#}\n")) {
             EXIT_OK => self.code,
             failed => failed,
         }
@@ -394,7 +385,7 @@ impl<'a> Check<'a> {
         let detail = detail.replace(char::is_control, " ");
         let line = format!("{word:4}  {what:WHAT_WIDTH$}  {detail}\n");
         // A table that cannot be printed is a failed check.
-        if print(self.out, self.err, &line) != EXIT_OK {
+        if self.streams.print(&line) != EXIT_OK {
             self.code = EXIT_FAILED;
         }
     }

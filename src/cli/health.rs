@@ -2,13 +2,11 @@
 //! a shell. Owns: that question, and what is made of the answer. Must not: wait longer than its
 //! limit.
 
-use std::io::Write;
 use std::time::Duration;
 
-use super::output::{complain, fail, print};
+use super::output::Streams;
 use super::running::{self, LocalQuestion, ProxyAddress};
 use crate::config::Settings;
-use crate::log::Format;
 use crate::upstream::loopback::LoopbackCertificates;
 
 /// What is asked. Container engines give a health check 5 s and more, and a proxy that is well
@@ -23,10 +21,10 @@ const READYZ: LocalQuestion<'static> = LocalQuestion {
 };
 
 /// Asks `/readyz` of the proxy that runs with the same settings.
-pub(super) fn run(settings: &Settings, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
+pub(super) fn run(settings: &Settings, streams: &mut Streams<'_>) -> u8 {
     let place = match ProxyAddress::of(settings) {
         Ok(place) => place,
-        Err(why) => return complain(err, Format::Text, &[why]),
+        Err(why) => return streams.complain(&[why]),
     };
     let question = LocalQuestion {
         // Nothing secret is asked or answered, and the probes need no certificate of ours.
@@ -36,18 +34,17 @@ pub(super) fn run(settings: &Settings, out: &mut dyn Write, err: &mut dyn Write)
     let answer = running::ask(&place, question);
     let answer = answer.map(|(status, body)| (status, body.trim().replace(char::is_control, " ")));
     match answer {
-        Ok((200, reason)) => print(out, err, &format!("{reason}\n")),
-        Ok((status, reason)) => fail(out, err, &format!("not ready: {status} {reason}\n")),
-        Err(error) => fail(out, err, &format!("no answer from {place}: {error}\n")),
+        Ok((200, reason)) => streams.print(&format!("{reason}\n")),
+        Ok((status, reason)) => streams.fail(&format!("not ready: {status} {reason}\n")),
+        Err(error) => streams.fail(&format!("no answer from {place}: {error}\n")),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::tests::try_run;
-    use super::*;
     use crate::config::{EXIT_FAILED, EXIT_OK, EXIT_SETTINGS};
-    use std::io::Read as _;
+    use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
     use std::thread;
 

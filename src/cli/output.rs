@@ -13,14 +13,42 @@ pub(super) struct Streams<'a> {
 }
 
 impl Streams<'_> {
-    /// As [`print`] has it.
+    /// Prints to standard output. A reader that has gone (`| head`) has seen what it wanted.
     pub(super) fn print(&mut self, text: &str) -> u8 {
-        print(self.out, self.err, text)
+        let text = tame(text);
+        let written = self.out.write_all(text.as_bytes());
+        match written.and_then(|()| self.out.flush()) {
+            Ok(()) => EXIT_OK,
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => EXIT_OK,
+            Err(error) => {
+                let _ = writeln!(self.err, "aws-ecr-proxy: standard output failed: {error}");
+                EXIT_FAILED
+            }
+        }
+    }
+
+    /// Prints a reason to standard output, where container engines look for it.
+    pub(super) fn fail(&mut self, text: &str) -> u8 {
+        self.print(text);
+        EXIT_FAILED
+    }
+
+    /// Writes faults to standard error, in text.
+    pub(super) fn complain(&mut self, faults: &[impl std::fmt::Display]) -> u8 {
+        complain(self.err, Format::Text, faults)
+    }
+
+    /// Prints a text, or says why there is none.
+    pub(super) fn print_result(&mut self, text: Result<String, String>) -> u8 {
+        match text {
+            Ok(text) => self.print(&text),
+            Err(why) => self.complain(&[why]),
+        }
     }
 
     /// Says something on standard error that is no fault.
     pub(super) fn note(&mut self, text: &str) {
-        complain(self.err, Format::Text, &[text]);
+        self.complain(&[text]);
     }
 }
 
@@ -47,10 +75,8 @@ pub(super) fn finish(
 ) -> u8 {
     match ended {
         Ok(code) => code,
-        Err(CommandFault::Usage(faults)) => complain(streams.err, Format::Text, &faults),
-        Err(CommandFault::Failed(why)) => {
-            fail(streams.out, streams.err, &format!("{command}: {why}\n"))
-        }
+        Err(CommandFault::Usage(faults)) => streams.complain(&faults),
+        Err(CommandFault::Failed(why)) => streams.fail(&format!("{command}: {why}\n")),
     }
 }
 
@@ -74,25 +100,6 @@ pub(super) fn columns<const N: usize>(rows: &[[String; N]], widest: usize) -> St
 /// Text that cannot steer a terminal: names and faults may come from anybody.
 fn tame(text: &str) -> String {
     text.replace(|c: char| c.is_control() && !matches!(c, '\n' | '\t'), "?")
-}
-
-/// Prints to standard output. A reader that has gone (`| head`) has seen what it wanted.
-pub(super) fn print(out: &mut dyn Write, err: &mut dyn Write, text: &str) -> u8 {
-    let text = tame(text);
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => EXIT_OK,
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => EXIT_OK,
-        Err(error) => {
-            let _ = writeln!(err, "aws-ecr-proxy: standard output failed: {error}");
-            EXIT_FAILED
-        }
-    }
-}
-
-/// Prints a reason to standard output, where container engines look for it.
-pub(super) fn fail(out: &mut dyn Write, err: &mut dyn Write, text: &str) -> u8 {
-    print(out, err, text);
-    EXIT_FAILED
 }
 
 /// Writes faults of the settings to standard error, in the format of the log.

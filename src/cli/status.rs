@@ -2,17 +2,16 @@
 //! than that document says.
 
 use std::fs::File;
-use std::io::{IsTerminal as _, Read as _, Write};
+use std::io::{IsTerminal as _, Read as _};
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::output::{complain, fail, print};
+use super::output::Streams;
 use super::progress::{bar, bytes};
 use super::running::{self, LocalQuestion, ProxyAddress};
 use crate::config::{EXIT_OK, Settings};
-use crate::log::Format;
 use crate::secret::{Secret, basic_authorization};
 use crate::upstream::loopback::LoopbackCertificates;
 
@@ -43,17 +42,12 @@ pub(super) struct Form<'a> {
 }
 
 /// Shows the status of the proxy that runs with the same settings.
-pub(super) fn run(
-    settings: &Settings,
-    form: Form<'_>,
-    out: &mut dyn Write,
-    err: &mut dyn Write,
-) -> u8 {
+pub(super) fn run(settings: &Settings, form: Form<'_>, streams: &mut Streams<'_>) -> u8 {
     let place = ProxyAddress::of_status(settings);
     let login = form.login.map(read_login).transpose();
     let (place, login) = match (place, login) {
         (Ok(place), Ok(login)) => (place, login),
-        (Err(why), _) | (_, Err(why)) => return complain(err, Format::Text, &[why]),
+        (Err(why), _) | (_, Err(why)) => return streams.complain(&[why]),
     };
     // At an address of its own it is plain HTTP, without login. A secret goes to the certificate
     // that we know.
@@ -74,15 +68,15 @@ pub(super) fn run(
     loop {
         let shown = match ask(&place, question, form.json) {
             Ok(shown) => shown,
-            Err(why) => return fail(out, err, &format!("{why}\n")),
+            Err(why) => return streams.fail(&format!("{why}\n")),
         };
         let before = if clears { CLEAR } else { "" };
         // A reader that has gone has seen what it wanted.
-        let written = write!(out, "{before}{shown}").and_then(|()| out.flush());
+        let written = write!(streams.out, "{before}{shown}").and_then(|()| streams.out.flush());
         match written {
             Ok(()) if !form.watch => return EXIT_OK,
             Ok(()) => std::thread::sleep(WATCH_INTERVAL),
-            Err(_) => return print(out, err, ""),
+            Err(_) => return streams.print(""),
         }
     }
 }

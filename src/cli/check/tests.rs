@@ -9,9 +9,13 @@ use crate::config::{self, Arguments};
 
 const SHORT: Duration = Duration::from_millis(20);
 
-fn checked(total: Duration, steps: impl FnOnce(&mut Check<'_>)) -> (u8, String) {
+fn checked(total: Duration, steps: impl FnOnce(&mut Check<'_, '_>)) -> (u8, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let mut check = Check::new(&mut out, &mut err, false);
+    let mut streams = Streams {
+        out: &mut out,
+        err: &mut err,
+    };
+    let mut check = Check::new(&mut streams, false);
     check.deadline = Instant::now() + total;
     steps(&mut check);
     let code = check.code;
