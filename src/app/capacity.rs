@@ -22,6 +22,8 @@ const DESCRIPTORS_PER_LISTENER: u64 = 2;
 /// signal, token, resolve, sweep, referrers, reload, drain, the five that tiny_http starts with,
 /// and some to spare.
 const THREADS_RESERVED: u64 = 20;
+/// Threads of one download into the cache: one reads ahead for the other.
+const THREADS_PER_FILL: u64 = 2;
 /// Descriptors of one download into the cache: its file, and upstream.
 const DESCRIPTORS_PER_FILL: u64 = 2;
 /// Descriptors of one upload that is kept: its file.
@@ -52,7 +54,7 @@ pub(super) fn fit_connections(
     let threads = THREADS_RESERVED
         + settings.workers as u64
         + lanes
-        + fills
+        + THREADS_PER_FILL * fills
         + kept_uploads
         + listeners
         + operators;
