@@ -159,7 +159,9 @@ impl ReferrerIndex {
             };
             let content = ManifestContent::read(&bytes);
             if content.is_index {
+                // Those that are not here take no memory: nobody asks for them.
                 let children = content.named.into_iter().map(|named| named.digest);
+                let children = children.filter(|digest| manifests.contains(digest));
                 index.parts.extend(children);
             }
             let Some(subject) = content.subject else {

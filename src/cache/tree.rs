@@ -9,6 +9,10 @@ use crate::oci::Digest;
 /// Manifests below one another: an index of an index is rare.
 pub const DEPTH_MAX: usize = 8;
 
+/// Digests that the manifests of one image name: an archive has as many entries. Callers keep what
+/// they read, some 150 bytes for each.
+const NAMED_MAX: usize = 200_000;
+
 /// A manifest that a walk has come to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TreeManifest {
@@ -29,6 +33,7 @@ pub struct ManifestWalk {
     open: Vec<TreeManifest>,
     met: HashSet<Digest>,
     manifests_max: usize,
+    named: usize,
     is_cut: bool,
 }
 
@@ -39,6 +44,7 @@ impl ManifestWalk {
             open: Vec::new(),
             met: HashSet::new(),
             manifests_max,
+            named: 0,
             is_cut: false,
         }
     }
@@ -57,6 +63,7 @@ impl ManifestWalk {
     /// Lets the walk go on with what an index names, in that order. Other manifests end there.
     pub fn descend(&mut self, from: &TreeManifest, content: &ManifestContent) {
         self.is_cut |= content.is_cut;
+        self.named += content.named.len();
         let children = content.named.iter().filter(|_| content.is_index).rev();
         for named in children.filter(|named| !self.met.contains(&named.digest)) {
             self.open.push(TreeManifest {
@@ -75,7 +82,8 @@ impl ManifestWalk {
             if self.met.contains(&found.digest) {
                 continue;
             }
-            if found.depth <= DEPTH_MAX && self.met.len() < self.manifests_max {
+            let has_room = self.met.len() < self.manifests_max && self.named <= NAMED_MAX;
+            if found.depth <= DEPTH_MAX && has_room {
                 self.met.insert(found.digest.clone());
                 return Some(found);
             }
@@ -95,6 +103,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::cache::manifest::DESCRIPTORS_MAX;
     use crate::cache::scratch::digest_of;
 
     fn index(children: &[&Digest]) -> ManifestContent {
@@ -145,5 +154,21 @@ mod tests {
         walk.descend(&found, &index(&[&names[1], &names[2]]));
         assert_eq!(walk.advance().unwrap().digest, names[1]);
         assert_eq!((walk.advance(), walk.is_cut()), (None, true));
+        // Manifests that each name as much as is read.
+        let many: Vec<Digest> = (0..DESCRIPTORS_MAX)
+            .map(|n| digest_of(&n.to_le_bytes()))
+            .collect();
+        let wide = index(&many.iter().collect::<Vec<_>>());
+        let mut walk = ManifestWalk::new(DESCRIPTORS_MAX);
+        walk.enter(&names[0]);
+        let mut count = 0;
+        while let Some(found) = walk.advance() {
+            walk.descend(&found, &wide);
+            count += 1;
+        }
+        assert_eq!(
+            (count, walk.is_cut()),
+            (NAMED_MAX / DESCRIPTORS_MAX + 1, true)
+        );
     }
 }

@@ -237,8 +237,8 @@ impl ImageWork<'_> {
             }
         }
         if tree.is_cut() {
-            let why = format!("it has more than {MANIFESTS_MAX} manifests, or one is too large");
-            fetched.faults.push(why);
+            let why = "it has more manifests or blobs than any image that registries take";
+            fetched.faults.push(why.to_owned());
         }
         Ok(manifests)
     }
