@@ -3,7 +3,7 @@
 
 use standin::{Dns, Fault, Match, Options, Role, Server, Standin};
 
-use crate::support::{Cached, Front, Pki, Proxy, Scratch};
+use crate::support::{Cached, Front, Pki, Proxy, SOON, Scratch, wait_until};
 use crate::upstream_hostile::{Scripted, forms_of, reply};
 
 pub(crate) struct Run {
@@ -331,6 +331,10 @@ fn another_proxy_as_upstream_needs_neither_identity_nor_token() {
 fn the_cache_of_a_running_proxy_is_looked_at_and_not_touched() {
     let cached = Cached::start();
     let directory = cached.scratch.path().to_owned();
+    // The proxy's own sweep writes it, some time after the start.
+    wait_until("the index is written", SOON, || {
+        directory.join("index.json").exists()
+    });
     let list = || {
         let mut command = std::process::Command::new("find");
         let listed = command.arg(&directory).output().unwrap().stdout;

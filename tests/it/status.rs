@@ -118,7 +118,10 @@ fn a_pulled_image_and_its_hits_are_shown() {
     );
     pull(&cached, "1.0");
     cached.get("/v2/team/app/manifests/1.0");
-    let after = status(&cached, "?images=0&search=TEAM%20app&history");
+    let look = || status(&cached, "?images=0&search=TEAM%20app&history");
+    // A reply is counted once it is written.
+    wait_until("the hit is counted", SOON, || look()["day"]["hit"] == 1);
+    let after = look();
     let image = &after["images"]["list"][0];
     assert_eq!(image["repository"], "team/app");
     assert_eq!(
