@@ -13,7 +13,7 @@ use super::endpoint;
 use super::fault::AwsFault;
 use crate::config::AwsSettings;
 use crate::message::Headers;
-use crate::oci::{self, Registry, Scheme};
+use crate::oci::{self, Registry, Repository, Scheme};
 use crate::secret::Secret;
 
 /// The only region of ECR Public's API.
@@ -139,6 +139,21 @@ pub fn layer_host(registry: &Registry) -> Option<String> {
     Some(format!(
         "prod-{region}-starport-layer-bucket.s3.{stack}{region}.{suffix}"
     ))
+}
+
+/// The ARN of a repository in a private registry; none in any other registry.
+pub fn repository_arn(registry: &Registry, repository: &Repository) -> Option<String> {
+    match EcrHost::parse(registry.authority())? {
+        EcrHost::Private {
+            account, region, ..
+        } => {
+            let partition = endpoint::partition(&region).id;
+            Some(format!(
+                "arn:{partition}:ecr:{region}:{account}:repository/{repository}"
+            ))
+        }
+        EcrHost::Public => None,
+    }
 }
 
 /// The region in the name of a private registry.

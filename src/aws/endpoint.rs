@@ -7,6 +7,8 @@ use crate::oci;
 /// A partition: a set of regions with its own domains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Partition {
+    /// Its name in ARNs.
+    pub(super) id: &'static str,
     /// The beginning of its regions' names.
     prefix: &'static str,
     /// The domain of IPv4 endpoints.
@@ -18,8 +20,14 @@ pub(super) struct Partition {
     pub(super) registry_dual_stack_suffix: Option<&'static str>,
 }
 
-const fn new(prefix: &'static str, suffix: &'static str, dual_stack: &'static str) -> Partition {
+const fn new(
+    id: &'static str,
+    prefix: &'static str,
+    suffix: &'static str,
+    dual_stack: &'static str,
+) -> Partition {
     Partition {
+        id,
         prefix,
         suffix,
         dual_stack_suffix: dual_stack,
@@ -29,22 +37,24 @@ const fn new(prefix: &'static str, suffix: &'static str, dual_stack: &'static st
 
 /// All partitions (`partitions.json` of the AWS SDKs). The last one has every other region, also
 /// one that we do not know, as the SDKs have it.
-pub(super) const PARTITIONS: [Partition; 7] = [
+#[rustfmt::skip]
+pub(super) const PARTITIONS: [Partition; 8] = [
     Partition {
         registry_dual_stack_suffix: Some("on.amazonwebservices.com.cn"),
-        ..new("cn-", "amazonaws.com.cn", "api.amazonwebservices.com.cn")
+        ..new("aws-cn", "cn-", "amazonaws.com.cn", "api.amazonwebservices.com.cn")
     },
-    new("eusc-", "amazonaws.eu", "api.amazonwebservices.eu"),
-    new("us-iso-", "c2s.ic.gov", "api.aws.ic.gov"),
-    new("us-isob-", "sc2s.sgov.gov", "api.aws.scloud"),
-    new("eu-isoe-", "cloud.adc-e.uk", "api.cloud-aws.adc-e.uk"),
-    new("us-isof-", "csp.hci.ic.gov", "api.aws.hci.ic.gov"),
-    // AWS GovCloud (us-gov-) has the domains of this one, too.
+    new("aws-eusc", "eusc-", "amazonaws.eu", "api.amazonwebservices.eu"),
+    new("aws-iso", "us-iso-", "c2s.ic.gov", "api.aws.ic.gov"),
+    new("aws-iso-b", "us-isob-", "sc2s.sgov.gov", "api.aws.scloud"),
+    new("aws-iso-e", "eu-isoe-", "cloud.adc-e.uk", "api.cloud-aws.adc-e.uk"),
+    new("aws-iso-f", "us-isof-", "csp.hci.ic.gov", "api.aws.hci.ic.gov"),
+    // GovCloud has the domains of the last one.
+    Partition { id: "aws-us-gov", prefix: "us-gov-", ..AWS },
     AWS,
 ];
 const AWS: Partition = Partition {
     registry_dual_stack_suffix: Some("on.aws"),
-    ..new("", "amazonaws.com", "api.aws")
+    ..new("aws", "", "amazonaws.com", "api.aws")
 };
 
 /// The partition of a region.

@@ -303,3 +303,24 @@ fn layers_are_in_a_bucket_of_the_region() {
         assert_eq!(layer_host(&other.parse().unwrap()), None);
     }
 }
+
+#[test]
+fn bug_the_arn_of_a_repository_had_the_partition_of_another_cloud() {
+    for (region, domain, partition) in [
+        ("eu-west-1", "amazonaws.com", "aws"),
+        ("us-gov-west-1", "amazonaws.com", "aws-us-gov"),
+        ("cn-north-1", "amazonaws.com.cn", "aws-cn"),
+        ("eusc-de-east-1", "amazonaws.eu", "aws-eusc"),
+        ("us-iso-east-1", "c2s.ic.gov", "aws-iso"),
+        ("us-isob-east-1", "sc2s.sgov.gov", "aws-iso-b"),
+        ("eu-isoe-west-1", "cloud.adc-e.uk", "aws-iso-e"),
+        ("us-isof-south-1", "csp.hci.ic.gov", "aws-iso-f"),
+    ] {
+        let registry = format!("123456789012.dkr.ecr.{region}.{domain}");
+        let arn = repository_arn(&registry.parse().unwrap(), &"team/app".parse().unwrap());
+        let expected = format!("arn:{partition}:ecr:{region}:123456789012:repository/team/app");
+        assert_eq!(arn, Some(expected));
+    }
+    let public = "public.ecr.aws".parse().unwrap();
+    assert_eq!(repository_arn(&public, &"team/app".parse().unwrap()), None);
+}

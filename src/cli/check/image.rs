@@ -9,10 +9,10 @@ use serde_json::Value;
 
 use super::outcome::{StepOutcome, StepResult, ok};
 use super::storage;
-use crate::aws::ecr::EcrHost;
+use crate::aws::ecr;
 use crate::image_name::ImageName;
 use crate::message::{Headers, RequestBody};
-use crate::oci::{Digest, Registry, Repository};
+use crate::oci::{Digest, Registry};
 use crate::secret::Secret;
 use crate::upstream::client::Client;
 use crate::upstream::exchange::{Call, Upstream};
@@ -156,7 +156,9 @@ impl Rights {
             401 | 403 => {
                 let action = named_action(&said).unwrap_or(action);
                 let repository = self.image.repository();
-                format!("grant {action} on {}", arn(&self.registry, repository))
+                let arn = ecr::repository_arn(&self.registry, repository);
+                let place = arn.unwrap_or_else(|| format!("the repository {repository}"));
+                format!("grant {action} on {place}")
             }
             404 => "there is no such image: check its name and tag, and the registry".to_owned(),
             _ => "try again later".to_owned(),
@@ -171,22 +173,6 @@ fn named_action(said: &str) -> Option<&str> {
     let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != ':' && c != '-');
     rest.get(..end.unwrap_or(rest.len()))
         .filter(|action| action.starts_with("ecr"))
-}
-
-fn arn(registry: &Registry, repository: &Repository) -> String {
-    match EcrHost::parse(registry.authority()) {
-        Some(EcrHost::Private {
-            account, region, ..
-        }) => {
-            let partition = match region.split('-').next() {
-                Some("cn") => "aws-cn",
-                Some("us") if region.starts_with("us-gov-") => "aws-us-gov",
-                _ => "aws",
-            };
-            format!("arn:{partition}:ecr:{region}:{account}:repository/{repository}")
-        }
-        _ => format!("the repository {repository}"),
-    }
 }
 
 #[cfg(test)]
