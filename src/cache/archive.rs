@@ -115,8 +115,8 @@ impl Archive {
     }
 
     fn of_files(files: ArchiveFiles) -> Result<Self, String> {
-        check_marker(&files.read("oci-layout", MARKER_BYTES_MAX)?)?;
-        let (images, origin) = parse_index(&files.read("index.json", INDEX_BYTES_MAX)?)?;
+        check_marker(&files.expect("oci-layout", MARKER_BYTES_MAX)?)?;
+        let (images, origin) = parse_index(&files.expect("index.json", INDEX_BYTES_MAX)?)?;
         Ok(Self {
             files,
             images,
@@ -128,7 +128,7 @@ impl Archive {
     ///
     /// # Errors
     /// The disk's own, and a name that is no regular file.
-    pub fn blob(&self, digest: &Digest) -> Result<Option<ArchiveBlob>, String> {
+    pub fn blob(&self, digest: &Digest) -> io::Result<Option<ArchiveBlob>> {
         self.files.find(&blob_name(digest))
     }
 
@@ -138,10 +138,9 @@ impl Archive {
     /// What is wrong with it, with its name.
     pub fn manifest(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, String> {
         let name = blob_name(digest);
-        let Some(blob) = self.files.find(&name)? else {
+        let Some(bytes) = self.files.read(&name, limit)? else {
             return Ok(None);
         };
-        let bytes = read_whole(blob, &name, limit)?;
         match matches(digest, &bytes) {
             true => Ok(Some(bytes)),
             false => Err(format!("{name}: its content has another digest")),
@@ -195,11 +194,9 @@ impl ArchiveFiles {
         Ok(Self::Tar(Arc::new(file), files))
     }
 
-    fn find(&self, name: &str) -> Result<Option<ArchiveBlob>, String> {
+    fn find(&self, name: &str) -> io::Result<Option<ArchiveBlob>> {
         match self {
-            Self::Folder(root) => {
-                open_file(&root.join(name)).map_err(|error| format!("{name}: {error}"))
-            }
+            Self::Folder(root) => open_file(&root.join(name)),
             Self::Tar(file, files) => Ok(files.get(name).map(|(at, left)| ArchiveBlob {
                 file: Arc::clone(file),
                 at: *at,
@@ -208,16 +205,23 @@ impl ArchiveFiles {
         }
     }
 
-    fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>, String> {
-        if let Some(blob) = self.find(name)? {
-            return read_whole(blob, name, limit);
+    fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>, String> {
+        let found = self
+            .find(name)
+            .map_err(|error| format!("{name}: {error}"))?;
+        found.map(|blob| read_whole(blob, name, limit)).transpose()
+    }
+
+    fn expect(&self, name: &str, limit: u64) -> Result<Vec<u8>, String> {
+        if let Some(bytes) = self.read(name, limit)? {
+            return Ok(bytes);
         }
-        let why = match self.find("manifest.json")? {
-            Some(_) => {
+        let why = match self.find("manifest.json") {
+            Ok(Some(_)) => {
                 "it is of an old `docker save`; make a layout of it with `skopeo copy \
                  docker-archive:FILE oci-archive:OTHER`"
             }
-            None => {
+            _ => {
                 "expected an OCI image layout, as `export` or `skopeo copy … oci:DIR:NAME` makes it"
             }
         };

@@ -89,6 +89,8 @@ pub struct ImagePart {
     pub manifest: Digest,
     /// Such as `linux/arm64/v8`; [`ANY_PLATFORM`] when none is named.
     pub platform: String,
+    /// The manifest, and all that it names.
+    pub digests: Vec<Digest>,
     /// What is missing of it. It may be the manifest itself.
     pub missing: Vec<Digest>,
 }
@@ -326,6 +328,7 @@ impl<'a> Walker<'a> {
             return;
         }
         let platform = platform.or_else(|| self.platform(&content));
+        let mut digests = vec![found.digest.clone()];
         let mut missing = Vec::from_iter((!is_here).then(|| found.digest.clone()));
         for named in content.named {
             let kind = match content.config.as_ref() == Some(&named.digest) {
@@ -334,8 +337,9 @@ impl<'a> Walker<'a> {
             };
             let size = self.walk.store.size(&named.digest);
             if !self.add(&named.digest, kind, (size, named.size), platform.as_deref()) {
-                missing.push(named.digest);
+                missing.push(named.digest.clone());
             }
+            digests.push(named.digest);
         }
         let parts = match self.refers {
             true => &mut self.closure.referrers,
@@ -344,6 +348,7 @@ impl<'a> Walker<'a> {
         parts.push(ImagePart {
             manifest: found.digest,
             platform: platform.unwrap_or_else(|| ANY_PLATFORM.to_owned()),
+            digests,
             missing,
         });
     }

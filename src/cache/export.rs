@@ -13,9 +13,8 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::archive::{self, Archive, EXPORT, Origin, PLATFORMS, REF_NAME};
-use super::closure::{Closure, ClosureWalk, ImagePart, MemberKind, NO_PLATFORM, ReferrerIndex};
+use super::closure::{Closure, ClosureWalk, MemberKind, NO_PLATFORM, ReferrerIndex};
 use super::files;
-use super::manifest::list_named;
 use super::names::{Names, OwnedScope, Scope};
 use super::store::Store;
 use crate::hash::Hasher;
@@ -24,8 +23,6 @@ use crate::platforms::Platforms;
 
 /// Digests that a fault names.
 const NAMED_MAX: usize = 5;
-/// Bytes of a manifest at the most, as everywhere.
-const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 /// Names of compressed files. Layers are compressed already.
 const COMPRESSED: [&str; 5] = ["gz", "tgz", "zst", "xz", "bz2"];
 
@@ -146,28 +143,23 @@ impl Exporter<'_> {
                 "{name} is larger than any image that registries take"
             ));
         }
-        let (chosen, missing) = self.choose(&closure, self.platforms);
+        let (chosen, missing) = choose(&closure, self.platforms);
         if !missing.is_empty() {
             return Err(describe_missing(&name, &missing, &closure));
         }
         digests.extend(chosen);
         self.describe(plan, name, scope, &root)?;
-        for ImagePart {
-            manifest, missing, ..
-        } in &closure.referrers
-        {
-            match missing.first() {
-                None => self.describe(plan, format!("{scope}@{manifest}"), scope, manifest)?,
-                Some(missing) => plan.left_out.push(format!(
+        for part in &closure.referrers {
+            let manifest = &part.manifest;
+            if let Some(missing) = part.missing.first() {
+                plan.left_out.push(format!(
                     "{manifest}, which refers to {root}: lacks {missing}"
-                )),
+                ));
+                continue;
             }
+            digests.extend(part.digests.iter().cloned());
+            self.describe(plan, format!("{scope}@{manifest}"), scope, manifest)?;
         }
-        let whole = closure
-            .referrers
-            .iter()
-            .filter(|part| part.missing.is_empty());
-        digests.extend(whole.flat_map(|part| self.contents(part)));
         for (tag, entry) in &closure.attached {
             // An index of referrers is of use when all of them come with it.
             if walk.closure(&entry.digest).is_whole() {
@@ -177,33 +169,6 @@ impl Exporter<'_> {
             }
         }
         Ok(())
-    }
-
-    /// The digests of the image for these platforms, and those that are missing. Attestations go
-    /// along when they are here.
-    fn choose(&self, closure: &Closure, platforms: &Platforms) -> (Vec<Digest>, Vec<Digest>) {
-        let indexes = closure.members.iter();
-        let indexes = indexes.filter(|member| member.kind == MemberKind::Index);
-        let mut digests: Vec<Digest> = indexes.map(|index| index.digest.clone()).collect();
-        let mut missing = Vec::new();
-        for part in &closure.parts {
-            let is_chosen = match part.platform.as_str() {
-                NO_PLATFORM => part.missing.is_empty(),
-                platform => platforms.picks(platform),
-            };
-            if is_chosen {
-                missing.extend(part.missing.iter().cloned());
-                digests.extend(self.contents(part));
-            }
-        }
-        (digests, missing)
-    }
-
-    fn contents(&self, part: &ImagePart) -> Vec<Digest> {
-        let bytes = self.store.read(&part.manifest, MANIFEST_BYTES_MAX);
-        let named = list_named(&bytes.ok().flatten().unwrap_or_default());
-        let digests = named.into_iter().map(|named| named.digest);
-        digests.chain([part.manifest.clone()]).collect()
     }
 
     fn describe(
@@ -246,7 +211,7 @@ impl Exporter<'_> {
         };
         for image in images {
             let closure = ClosureWalk::new(self.store, self.names).closure(&image.digest);
-            let (chosen, _) = self.choose(&closure, &image.platforms);
+            let (chosen, _) = choose(&closure, &image.platforms);
             since.known.extend(chosen);
         }
         Ok(since)
@@ -325,6 +290,26 @@ impl ExportPlan {
             "annotations": {EXPORT: origin},
         })
     }
+}
+
+/// The digests of the image for these platforms, and those that are missing. Attestations go along
+/// when they are here.
+fn choose(closure: &Closure, platforms: &Platforms) -> (Vec<Digest>, Vec<Digest>) {
+    let indexes = closure.members.iter();
+    let indexes = indexes.filter(|member| member.kind == MemberKind::Index);
+    let mut digests: Vec<Digest> = indexes.map(|index| index.digest.clone()).collect();
+    let mut missing = Vec::new();
+    for part in &closure.parts {
+        let is_chosen = match part.platform.as_str() {
+            NO_PLATFORM => part.missing.is_empty(),
+            platform => platforms.picks(platform),
+        };
+        if is_chosen {
+            digests.extend(part.digests.iter().cloned());
+            missing.extend(part.missing.iter().cloned());
+        }
+    }
+    (digests, missing)
 }
 
 fn describe_missing(name: &str, missing: &[Digest], closure: &Closure) -> String {

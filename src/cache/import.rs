@@ -261,7 +261,7 @@ impl Importer<'_> {
         if let Some(stored) = self.disk.store.size(&named.digest).filter(fits) {
             return Ok(stored);
         }
-        let blob = self.archive.blob(&named.digest)?;
+        let blob = at(&named.digest, self.archive.blob(&named.digest))?;
         let found = blob.ok_or_else(|| self.describe_missing(image, &named.digest))?;
         let found = found.left();
         match fits(&found) {
@@ -289,15 +289,21 @@ impl Importer<'_> {
     /// of the cache goes. Returns how many bytes are missing here.
     fn check(&self, images: &[ImportImage], progress: Progress<'_>) -> Result<u64, String> {
         let mut seen = HashSet::new();
-        let blobs = images.iter().flat_map(|image| &image.blobs);
-        let blobs: Vec<_> = blobs.filter(|(digest, _)| seen.insert(digest)).collect();
-        let total = blobs.iter().map(|(_, size)| size).sum();
+        let blobs = images.iter().flat_map(|image| {
+            let blobs = image.blobs.iter();
+            blobs.map(move |(digest, size)| (image, digest, *size))
+        });
+        let blobs: Vec<_> = blobs
+            .filter(|(_, digest, _)| seen.insert(*digest))
+            .collect();
+        let total = blobs.iter().map(|(_, _, size)| size).sum();
         let (mut done, mut missing) = (0, Vec::new());
-        for (digest, size) in blobs {
+        for (image, digest, size) in blobs {
             let stored = self.disk.store.open_verified(digest, u64::MAX);
-            let stored = stored.map_err(|error| format!("{digest}: {error}"))?;
-            if stored.is_none_or(|blob| blob.size != *size) {
-                missing.push((digest, *size));
+            if at(digest, stored)?.is_none_or(|blob| blob.size != size) {
+                let blob = at(digest, self.archive.blob(digest))?;
+                blob.ok_or_else(|| self.describe_missing(&image.name, digest))?;
+                missing.push((digest, size));
                 continue;
             }
             done += size;
@@ -306,12 +312,13 @@ impl Importer<'_> {
         self.check_room(&missing)?;
         for (digest, size) in &missing {
             let mut hasher = Hasher::new(digest);
-            self.read(digest, &mut |piece| {
+            let read = self.read(digest, &mut |piece| {
                 hasher.update(piece);
                 done += piece.len() as u64;
                 progress("verify", done, total);
                 Ok(())
-            })?;
+            });
+            at(digest, read)?;
             if hasher.finish() != digest.as_str() {
                 let why = format!("its {size} bytes have another digest");
                 return Err(format!("{}: {why}", blob_name(digest)));
@@ -345,11 +352,9 @@ impl Importer<'_> {
         &self,
         digest: &Digest,
         take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
-    ) -> Result<(), String> {
-        let fault = |error: io::Error| format!("{}: {error}", blob_name(digest));
-        let blob = self.archive.blob(digest)?;
-        let blob = blob.ok_or_else(|| fault(io::ErrorKind::NotFound.into()))?;
-        files::each_piece(blob, take).map(drop).map_err(fault)
+    ) -> io::Result<()> {
+        let blob = self.archive.blob(digest)?.ok_or(io::ErrorKind::NotFound)?;
+        files::each_piece(blob, take).map(drop)
     }
 
     /// Keeps an image: its blobs, its manifests, the links of both, and its tag when all of them
@@ -385,15 +390,15 @@ impl Importer<'_> {
             if self.disk.store.size(digest) == Some(*size) {
                 continue;
             }
-            self.copy(digest, *size, &mut |bytes| {
+            let ended = self.copy(digest, *size, &mut |bytes| {
                 on_copied(bytes);
                 if renewed.elapsed() >= RENEW_INTERVAL {
-                    copied
-                        .iter()
-                        .for_each(|digest| self.disk.store.renew(digest));
+                    let copied = copied.iter();
+                    copied.for_each(|digest| self.disk.store.renew(digest));
                     renewed = Instant::now();
                 }
-            })?;
+            });
+            at(digest, ended)?;
             copied.push(digest);
         }
         Ok(())
@@ -431,13 +436,11 @@ impl Importer<'_> {
     }
 
     /// Opens the file for a blob. None when another process has brought the blob meanwhile.
-    fn open_partial(&self, digest: &Digest) -> Result<Option<Partial>, String> {
+    fn open_partial(&self, digest: &Digest) -> io::Result<Option<Partial>> {
         let store = &self.disk.store;
-        let fault = |why: String| format!("{}: {why}", blob_name(digest));
         let (mut length, mut until) = (0, Instant::now() + FOLLOW_TIMEOUT);
         loop {
-            let partial = store.partial(digest);
-            let partial = partial.map_err(|error| fault(error.to_string()))?;
+            let partial = store.partial(digest)?;
             if partial.is_ours {
                 return Ok(Some(partial));
             }
@@ -449,35 +452,25 @@ impl Importer<'_> {
             }
             if Instant::now() >= until {
                 let why = "another process downloads it, and gets no further; stop it";
-                return Err(fault(why.to_owned()));
+                return Err(io::Error::other(why));
             }
             thread::sleep(LOOK);
         }
     }
 
     /// Copies a blob. What an earlier import left of it is compared, and not written again.
-    fn copy(
-        &self,
-        digest: &Digest,
-        size: u64,
-        on_copied: &mut dyn FnMut(u64),
-    ) -> Result<(), String> {
-        let (store, sweeper) = (&self.disk.store, &self.disk.sweeper);
-        let fault = |why: String| format!("{}: {why}", blob_name(digest));
-        let Some(Partial {
-            mut file,
-            mut length,
-            ..
-        }) = self.open_partial(digest)?
-        else {
+    fn copy(&self, digest: &Digest, size: u64, on_copied: &mut dyn FnMut(u64)) -> io::Result<()> {
+        let store = &self.disk.store;
+        let Some(partial) = self.open_partial(digest)? else {
             return Ok(());
         };
-        if length > size {
-            let fresh = store.fresh_partial(digest);
-            (file, length) = (fresh.map_err(|error| fault(error.to_string()))?, 0);
-        }
-        let room = sweeper.make_room(size - length, Instant::now() + ROOM_TIMEOUT);
-        let mut room = room.ok_or_else(|| fault("no room in CACHE_MAX_SIZE".to_owned()))?;
+        let (file, length) = match partial.length > size {
+            true => (store.fresh_partial(digest)?, 0),
+            false => (partial.file, partial.length),
+        };
+        let until = Instant::now() + ROOM_TIMEOUT;
+        let room = self.disk.sweeper.make_room(size - length, until);
+        let mut room = room.ok_or_else(|| io::Error::other("no room in CACHE_MAX_SIZE"))?;
         let (mut hasher, mut at, mut kept) = (Hasher::new(digest), 0, Vec::new());
         self.read(digest, &mut |piece| {
             hasher.update(piece);
@@ -494,13 +487,17 @@ impl Importer<'_> {
             at = end;
             Ok(())
         })?;
-        if hasher.finish() != digest.as_str() {
-            store.discard_partial(digest);
-            return Err(fault("has changed since it was verified".to_owned()));
+        if hasher.finish() == digest.as_str() {
+            return store.publish(digest, &file);
         }
-        let published = store.publish(digest, &file);
-        published.map_err(|error| fault(error.to_string()))
+        store.discard_partial(digest);
+        Err(io::Error::other("has changed since it was verified"))
     }
+}
+
+/// Names the blob in a fault.
+fn at<T>(digest: &Digest, result: io::Result<T>) -> Result<T, String> {
+    result.map_err(|error| format!("{}: {error}", blob_name(digest)))
 }
 
 /// True for an index that lists nothing, which is no fault.

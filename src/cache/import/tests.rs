@@ -291,6 +291,14 @@ fn a_delta_needs_its_base() {
     );
     assert!(before == files(&to));
     import(&to, &base, &Naming::default()).unwrap();
+    // What is damaged is not there.
+    fs::write(to.store.root().join(blob_name(&lost)), "BASE").unwrap();
+    let fault = import(&to, &delta, &Naming::default()).unwrap_err();
+    assert!(
+        fault.contains(lost.as_str()) && fault.contains("import that"),
+        "{fault}"
+    );
+    import(&to, &base, &Naming::default()).unwrap();
     import(&to, &delta, &Naming::default()).unwrap();
     assert!(to.is_whole("app", &new, &[b"base", b"two"]));
 }
