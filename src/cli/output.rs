@@ -121,3 +121,28 @@ pub(super) fn complain(
     }
     EXIT_SETTINGS
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bug_names_out_of_an_archive_steered_the_terminal() {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut streams = Streams {
+            out: &mut out,
+            err: &mut err,
+        };
+        streams.print("li\x1b[31mnux\r\u{9b}\tx\n");
+        streams.note("--as=\x1b[2J");
+        assert_eq!(out, b"li?[31mnux??\tx\n");
+        assert_eq!(err, b"aws-ecr-proxy: --as=?[2J\n");
+    }
+
+    #[test]
+    fn a_column_is_as_wide_as_its_widest_text_or_as_allowed() {
+        let rows = [["a", "bb", "c"], ["dddd", "e", ""]].map(|row| row.map(str::to_owned));
+        assert_eq!(columns(&rows, 9), "a     bb  c\ndddd  e\n");
+        assert_eq!(columns(&rows, 2), "a   bb  c\ndddd  e\n");
+    }
+}

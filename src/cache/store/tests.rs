@@ -268,3 +268,19 @@ fn the_disk_says_what_is_free() {
     let scratch = Scratch::new();
     assert!(open(&scratch).free_bytes().unwrap() > 0);
 }
+
+#[test]
+fn a_blob_that_is_renewed_looks_new() {
+    let scratch = Scratch::new();
+    let (store, digest) = (open(&scratch), digest_of(b"layer"));
+    store.put(&digest, b"layer").unwrap();
+    let file = File::options().append(true).open(store.blob_path(&digest));
+    let file = file.unwrap();
+    file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    store.renew(&digest);
+    let age = file.metadata().unwrap().modified().unwrap().elapsed();
+    assert!(age.unwrap_or_default() < Duration::from_secs(3600));
+    let gone = digest_of(b"gone");
+    store.renew(&gone);
+    assert!(!store.has(&gone));
+}
