@@ -24,17 +24,24 @@ impl Pins {
             let mut globs = self.globs.iter();
             globs.any(|globs| globs.matches(registry, repository, tag.as_str()))
         };
-        let by_name = |name: &ImageName| {
-            let is_first = self.default_registry.as_ref();
-            let is_first = is_first.is_none_or(|first| first.name() == registry);
-            name.repository() == scope.repository
-                && name.is_in(scope.registry, is_first)
-                && match name.digest() {
-                    Some(digest) => digests.contains(&digest),
-                    None => name.tag() == tag,
-                }
+        let by_name = |name: &ImageName| match name.digest() {
+            Some(digest) => digests.contains(&digest),
+            None => name.tag() == tag,
         };
-        tag.is_some_and(by_glob) || self.names.iter().any(by_name)
+        tag.is_some_and(by_glob) || self.names_in(scope).any(by_name)
+    }
+
+    /// The digests of a repository that are pinned by name.
+    pub(super) fn digests<'a>(&'a self, scope: Scope<'a>) -> impl Iterator<Item = &'a Digest> {
+        self.names_in(scope).filter_map(ImageName::digest)
+    }
+
+    fn names_in<'a>(&'a self, scope: Scope<'a>) -> impl Iterator<Item = &'a ImageName> {
+        let first = self.default_registry.as_ref();
+        let is_first = first.is_none_or(|first| first.name() == scope.registry.name());
+        self.names.iter().filter(move |name| {
+            name.repository() == scope.repository && name.is_in(scope.registry, is_first)
+        })
     }
 }
 

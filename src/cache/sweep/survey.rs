@@ -321,7 +321,7 @@ impl Survey {
             tag.0 = tag.0.max(found.accessed);
             tag.1.extend(roots);
         }
-        self.bind_referrers(store, &mut place, &mut tags);
+        self.bind_referrers(store, &mut place, pins, &mut tags);
         for (_, roots) in tags.values_mut() {
             roots.sort_unstable();
             roots.dedup();
@@ -329,18 +329,20 @@ impl Survey {
                 self.hold(store, &mut place, (*root, true));
             }
         }
-        let untagged = self.hold_untagged(store, &mut place);
+        let mut untagged = self.hold_untagged(store, &mut place);
+        self.hold_pinned(store, &mut place, pins, &mut untagged);
         let gone = names.gone(place.scope());
         self.add_images(&place, (pins, &gone), tags, untagged);
         self.places.push(place);
     }
 
     /// Lets each manifest hold what refers to it, by a subject or by the name of a tag. Such a tag
-    /// is no image of its own.
+    /// is no image of its own, unless it is pinned.
     fn bind_referrers(
         &mut self,
         store: &Store,
         place: &mut RepositorySurvey,
+        pins: &Pins,
         tags: &mut HashMap<Tag, (SystemTime, Vec<Id>)>,
     ) {
         let manifests = place.links.iter().filter(|(_, (_, manifest))| *manifest);
@@ -356,7 +358,9 @@ impl Survey {
         }
         tags.retain(|tag, (accessed, roots)| {
             let subject = subject_of_tag(tag).and_then(|digest| self.find(&digest));
-            let Some(subject) = subject.filter(|id| self.is_manifest_here(place, *id)) else {
+            let subject = subject.filter(|id| self.is_manifest_here(place, *id));
+            let is_pinned = pins.hold(place.scope(), Some(tag), &[]);
+            let Some(subject) = subject.filter(|_| !is_pinned) else {
                 return true;
             };
             for root in &*roots {
@@ -424,6 +428,26 @@ impl Survey {
             self.hold(store, place, (*root, true));
         }
         roots
+    }
+
+    /// Makes manifests that are pinned by their digests images of their own: they may belong to
+    /// others, which go.
+    fn hold_pinned(
+        &mut self,
+        store: &Store,
+        place: &mut RepositorySurvey,
+        pins: &Pins,
+        untagged: &mut Vec<Id>,
+    ) {
+        let pinned = pins.digests(place.scope());
+        let pinned = pinned.filter_map(|digest| self.find(digest));
+        let pinned: Vec<Id> = pinned
+            .filter(|id| place.is_manifest(*id) && !untagged.contains(id))
+            .collect();
+        for id in pinned {
+            self.hold(store, place, (id, true));
+            untagged.push(id);
+        }
     }
 
     fn add_images(

@@ -125,6 +125,33 @@ fn a_pinned_image_stays_with_all_it_needs() {
 }
 
 #[test]
+fn bug_a_manifest_that_was_pinned_by_its_digest_went_with_its_index() {
+    let cache = Cache::new();
+    let amd = cache.image("a", &[&layer(1)], 10);
+    let arm = cache.image("a", &[&layer(2)], 10);
+    let index = cache.index("a:v1", &[&amd, &arm], 10);
+    let pins = Pins {
+        names: vec![format!("host.example/a@{amd}").parse().unwrap()],
+        ..Pins::default()
+    };
+    let bytes = evict_with(&cache, &pins, 0).unwrap().bytes;
+    assert!(cache.is_whole("a", &amd, &[&layer(1)]));
+    assert!(!cache.store.has(&index) && !cache.store.has(&arm));
+    assert_eq!(bytes, cache.store.used_bytes());
+}
+
+#[test]
+fn bug_a_tag_that_was_pinned_went_with_what_it_is_attached_to() {
+    let cache = Cache::new();
+    let image = cache.image("a:v1", &[&layer(1)], 10);
+    let tag = format!("sha256-{}.sig", image.hex());
+    let signed = cache.image(&format!("a:{tag}"), &[&layer(2)], 10);
+    evict_with(&cache, &pinned("a:sha256-*"), 0);
+    assert_eq!(tags(&cache, "a"), [tag]);
+    assert!(cache.is_whole("a", &signed, &[&layer(2)]) && !cache.store.has(&image));
+}
+
+#[test]
 fn an_image_is_pinned_by_its_digest() {
     let cache = Cache::new();
     let kept = cache.image("a", &[&layer(1)], 10);
