@@ -8,7 +8,8 @@ the very binary is tried that users run, and no file system has to be trusted.
 * Names are lost from a random point on: file systems with a journal keep their order, and a name
   is durable when its directory was synced after it. (With POWER_REORDER=1 any of them may be lost,
   as on file systems without one.)
-* Of bytes that were not synced, each write by itself is kept, lost, or left as zeros.
+* Of bytes that were not synced, each write by itself is kept, lost, or left as zeros; one over bytes
+  that were synced is kept or lost.
 
 Run by `make power-cuts`; CUTS (200) and SEED change what it does.
 """
@@ -290,8 +291,10 @@ class Disk:
         """The bytes of each file: what was synced, and of the rest a part."""
         last_sync = {op[1]: at for at, op in enumerate(ops) if op[0] == "sync"}
         mode = self.chance.choice(["kept", "lost", "zeros", "any"])
-        files = {}
+        files, synced = {}, {}
         for at, op in enumerate(ops):
+            if op[0] == "sync":
+                synced[op[1]] = len(files.get(op[1], b""))
             if op[0] not in ("write", "truncate"):
                 continue
             data = files.setdefault(op[1], bytearray())
@@ -305,8 +308,11 @@ class Disk:
             if op[0] == "truncate":
                 del data[op[2]:]
                 continue
-            start, piece = op[2], op[3] if how == "kept" else bytes(len(op[3]))
+            start, piece = op[2], op[3]
             data.extend(bytes(max(0, start - len(data))))
+            if how == "zeros":
+                old = bytes(data[start:min(start + len(piece), synced.get(op[1], 0))])
+                piece = old + bytes(len(piece) - len(old))
             data[start:start + len(piece)] = piece
         return files
 
