@@ -144,12 +144,12 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
     let connections = capacity::fit_connections(settings, listeners, cache_directory.is_some())?;
     let (upstream, tokens) = build::open_upstream(settings, connections.min(POOL_MAX), &on_lost)?;
     let draining = Arc::new(AtomicBool::new(false));
-    let cache = build::open_cache(settings, cache_directory, &upstream, &on_lost)?;
+    let cache = build::open_cache(settings, cache_directory, &upstream)?;
     let access = Access::new(&settings.access, settings.offline, logins);
     let decide = build_decide(
         settings,
         access,
-        upstream,
+        Arc::clone(&upstream),
         tokens.clone(),
         cache.clone(),
         (connections, Arc::clone(&draining)),
@@ -170,8 +170,16 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
     let own_door = |socket: OwnSocket| socket.open(workers.clone(), Arc::clone(&on_lost));
     let operators = operators_socket.map(own_door).transpose()?.map(Arc::new);
     let (sockets, main) = (bound.listeners, Entrance::Main);
-    let door = Door::open(sockets, workers.clone(), limits, tls, main, on_lost)
-        .map_err(|error| format!("thread accept: {error}"))?;
+    let door = Door::open(
+        sockets,
+        workers.clone(),
+        limits,
+        tls,
+        main,
+        Arc::clone(&on_lost),
+    )
+    .map_err(|error| format!("thread accept: {error}"))?;
+    build::start_cache(settings, cache.as_deref(), &upstream, &on_lost)?;
     announce(settings, &bound.addresses, connections);
     if settings.has_notify_socket {
         notify::start(workers)?;

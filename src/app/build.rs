@@ -148,13 +148,12 @@ pub(super) fn pins_with(settings: &Settings, prefetched: Vec<ImageName>) -> Pins
     }
 }
 
-/// Opens the cache, unless it is off, and starts its threads. When the directory cannot be used,
-/// the log says so and the proxy runs without a cache: it is still of use.
+/// Opens the cache, unless it is off. When the directory cannot be used, the log says so and the
+/// proxy runs without a cache: it is still of use.
 pub(super) fn open_cache(
     settings: &Settings,
     directory: Option<PathBuf>,
     upstream: &Arc<Upstream>,
-    on_lost: &OnLost,
 ) -> Result<Option<Arc<Cache>>, String> {
     let Some(directory) = directory else {
         let why = "OFFLINE=true serves the cache alone, and there is none: set CACHE_DIR";
@@ -182,6 +181,28 @@ pub(super) fn open_cache(
             return Ok(None);
         }
     };
+    let root = cache.store.root().display();
+    log::info(
+        "cache opened",
+        &[
+            ("directory", &root),
+            ("quota_bytes", &settings.cache_max_size),
+            ("read_only", &cache.store.is_read_only()),
+            ("offline", &settings.offline),
+        ],
+    );
+    Ok(Some(cache))
+}
+
+/// Starts the threads of the cache, if there is one. They begin with looking at every file: a proxy
+/// opens its door before, since on few cores that would delay it.
+pub(super) fn start_cache(
+    settings: &Settings,
+    cache: Option<&Cache>,
+    upstream: &Arc<Upstream>,
+    on_lost: &OnLost,
+) -> Result<(), String> {
+    let Some(cache) = cache else { return Ok(()) };
     let sweeper = Arc::clone(&cache.sweeper);
     threads::start_vital("sweep", CACHE_STACK_BYTES, on_lost, move || sweeper.run())?;
     let verifier = Arc::clone(&cache.verifier);
@@ -196,15 +217,5 @@ pub(super) fn open_cache(
         );
         threads::start("scrub", CACHE_STACK_BYTES, move || scrubber.run())?;
     }
-    let root = cache.store.root().display();
-    log::info(
-        "cache opened",
-        &[
-            ("directory", &root),
-            ("quota_bytes", &settings.cache_max_size),
-            ("read_only", &cache.store.is_read_only()),
-            ("offline", &settings.offline),
-        ],
-    );
-    Ok(Some(cache))
+    Ok(())
 }
