@@ -331,15 +331,15 @@ fn another_proxy_as_upstream_needs_neither_identity_nor_token() {
 fn the_cache_of_a_running_proxy_is_looked_at_and_not_touched() {
     let cached = Cached::start();
     let directory = cached.scratch.path().to_owned();
-    // The proxy's own sweep writes it, some time after the start.
-    wait_until("the index is written", SOON, || {
-        directory.join("index.json").exists()
-    });
     let list = || {
         let mut command = std::process::Command::new("find");
         let listed = command.arg(&directory).output().unwrap().stdout;
         String::from_utf8(listed).unwrap()
     };
+    // The proxy's own sweep writes the index, some time after the start.
+    wait_until("the index is written", SOON, || {
+        list().contains("/locks/index") && !list().contains("/temp-")
+    });
     let before = list();
     let directory_text = directory.to_str().unwrap();
     let run = check(&cached.standin, &[("CACHE_DIR", directory_text)]);
