@@ -291,9 +291,8 @@ impl Attempt<'_> {
     }
 
     /// Our token, in the forms in which it may come back.
-    pub(super) fn secrets(&self) -> Option<Arc<Secrets>> {
-        let value = self.grant.value.as_ref()?;
-        Some(Arc::new(Secrets::new(value)))
+    pub(super) const fn secrets(&self) -> Option<&Arc<Secrets>> {
+        self.grant.value.as_ref()
     }
 
     /// The fields for the registry. They name the request, so that its log and ours match, and the
@@ -319,7 +318,7 @@ fn authorize(headers: &Headers, grant: &Grant) -> Headers {
     let mut headers = headers.clone();
     headers.remove("Authorization");
     if let Some(value) = &grant.value {
-        headers.add("Authorization", value.expose());
+        headers.add("Authorization", value.authorization().expose());
     }
     headers
 }
@@ -405,7 +404,7 @@ mod tests {
     fn a_clients_authorization_is_replaced() {
         let headers = Headers::from_iter([("authorization", "Basic client")]);
         let grant = Grant {
-            value: Some(Secret::new("Basic ours".into())),
+            value: Some(Arc::new(Secrets::new(Secret::new("Basic ours".into())))),
             generation: 1,
         };
         assert_eq!(

@@ -2,10 +2,11 @@
 //! not: know how an AWS identity comes about.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::secrets::Secrets;
 use crate::oci::Registry;
-use crate::secret::Secret;
 
 /// Gives out the `Authorization` value for a registry. Implemented by the token thread's front.
 pub trait Authorizer: Send + Sync {
@@ -54,7 +55,7 @@ pub trait Authorizer: Send + Sync {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
     /// The whole field value (`Basic …`); none when the registry wants no authorization.
-    pub value: Option<Secret<String>>,
+    pub value: Option<Arc<Secrets>>,
     /// Grows with each token.
     pub generation: u64,
 }

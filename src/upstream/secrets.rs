@@ -30,9 +30,14 @@ const SIGNS: [(&str, &str); 8] = [
 /// Bytes read from a body at a time. Each reply holds as much for as long as its client reads.
 const READ_BYTES: usize = 16 * 1024;
 
-/// One token in all the forms in which it may come back.
+/// One token, and all the forms in which it may come back. To find them takes a millisecond, so
+/// they are found once for each token.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Secrets {
-    words: Vec<SoughtText>,
+    authorization: Secret<String>,
+    words: Secret<Vec<SoughtText>>,
+    /// True for a byte that one of the words begins with.
+    first_bytes: Secret<Box<[bool; 256]>>,
 }
 
 impl Secrets {
@@ -40,7 +45,7 @@ impl Secrets {
     /// for `Basic` also `user:password` and the password (RFC 7617 §2), each of them plain,
     /// percent-encoded once or twice, in base64's form for URLs, and with its signs escaped as
     /// writers of JSON do.
-    pub fn new(authorization: &Secret<String>) -> Self {
+    pub fn new(authorization: Secret<String>) -> Self {
         let mut forms: Vec<String> = Vec::new();
         for word in words_of(authorization.expose()) {
             // It is as secret without the padding, which some leave out and some escape.
@@ -55,14 +60,27 @@ impl Secrets {
                 }
             }
         }
-        Self {
-            words: forms.into_iter().map(SoughtText::new).collect(),
+        let mut first_bytes = Box::new([false; 256]);
+        for byte in forms.iter().filter_map(|form| form.bytes().next()) {
+            if let Some(begins) = first_bytes.get_mut(usize::from(byte)) {
+                *begins = true;
+            }
         }
+        Self {
+            authorization,
+            words: Secret::new(forms.into_iter().map(SoughtText::new).collect()),
+            first_bytes: Secret::new(first_bytes),
+        }
+    }
+
+    /// The value of `Authorization` itself.
+    pub const fn authorization(&self) -> &Secret<String> {
+        &self.authorization
     }
 
     /// Removes the fields that hold it, and guards the body.
     pub fn remove_from(self: &Arc<Self>, reply: &mut Incoming) {
-        if self.words.is_empty() {
+        if self.words.expose().is_empty() {
             return;
         }
         reply
@@ -104,7 +122,7 @@ impl Secrets {
 
     /// The place of the first of its forms, at or after `from`.
     fn find(&self, bytes: &[u8], from: usize) -> Option<(usize, usize)> {
-        let found = self.words.iter().filter_map(|word| {
+        let found = self.words.expose().iter().filter_map(|word| {
             let start = word.find(bytes, from)?;
             Some((start, start + word.text.len()))
         });
@@ -113,13 +131,16 @@ impl Secrets {
 
     /// How many bytes at the end may be the beginning of it.
     fn begun_at_end(&self, bytes: &[u8]) -> usize {
-        let longest = self.words.iter().map(|word| word.text.len()).max();
+        let words = self.words.expose();
+        let longest = words.iter().map(|word| word.text.len()).max();
         let most = longest.unwrap_or_default().saturating_sub(1);
         let first = bytes.len().saturating_sub(most);
         let begins = |at: &usize| {
             let end = bytes.get(*at..).unwrap_or_default();
-            let mut words = self.words.iter();
-            words.any(|word| word.text.as_bytes().starts_with(end))
+            // Most bytes begin no word, and one look tells.
+            let first_byte = usize::from(end.first().copied().unwrap_or_default());
+            let may_begin = self.first_bytes.expose().get(first_byte) == Some(&true);
+            may_begin && words.iter().any(|w| w.text.as_bytes().starts_with(end))
         };
         let start = (first..bytes.len()).find(begins);
         start.map_or(0, |start| bytes.len() - start)
@@ -140,19 +161,22 @@ fn lower_escapes(encoded: &str) -> String {
 }
 
 /// A text that is looked for, by Horspool's method: words are long, so most bytes are skipped.
+#[derive(PartialEq, Eq)]
 struct SoughtText {
     text: String,
     /// How far to go on when a window ends with this byte.
-    skips: Box<[usize; 256]>,
+    skips: Box<[u16; 256]>,
 }
 
 impl SoughtText {
     fn new(text: String) -> Self {
         let last = text.len().saturating_sub(1);
-        let mut skips = Box::new([text.len(); 256]);
+        // To go on by less finds the same.
+        let short = |count: usize| u16::try_from(count).unwrap_or(u16::MAX);
+        let mut skips = Box::new([short(text.len()); 256]);
         for (at, byte) in text.bytes().enumerate().take(last) {
             if let Some(skip) = skips.get_mut(usize::from(byte)) {
-                *skip = last - at;
+                *skip = short(last - at);
             }
         }
         Self { text, skips }
@@ -165,7 +189,8 @@ impl SoughtText {
                 return Some(start);
             }
             let last = window.last().copied().unwrap_or_default();
-            start += self.skips.get(usize::from(last)).copied().unwrap_or(1);
+            let skip = self.skips.get(usize::from(last)).copied();
+            start += usize::from(skip.unwrap_or(1));
         }
         None
     }
@@ -244,7 +269,7 @@ mod tests {
     const TOKEN: &str = "QVdTOnBhc3Mvd29yZCsx";
 
     fn secrets() -> Arc<Secrets> {
-        Arc::new(Secrets::new(&Secret::new(format!("Basic {TOKEN}"))))
+        Arc::new(Secrets::new(Secret::new(format!("Basic {TOKEN}"))))
     }
 
     /// Gives out a few bytes at a time.
@@ -309,9 +334,7 @@ mod tests {
 
     #[test]
     fn bug_a_token_without_its_padding_was_not_found() {
-        let padded = Secrets::new(&Secret::new(
-            "Basic QVdTOmV5SndZWGxzYjJGa0lqb2k9".to_owned(),
-        ));
+        let padded = Secrets::new(Secret::new("Basic QVdTOmV5SndZWGxzYjJGa0lqb2k9".to_owned()));
         // In it `AWS:eyJwYXlsb2FkIjoi=`.
         for form in [
             "eyJwYXlsb2FkIjoi",
@@ -385,10 +408,11 @@ mod tests {
 
     #[test]
     fn short_words_are_not_looked_for() {
-        let secrets = Secrets::new(&Secret::new("Basic YTpi".to_owned()));
+        let secrets = Secrets::new(Secret::new("Basic YTpi".to_owned()));
         let mut text = "YTpi a:b b".to_owned();
         secrets.mask_text(&mut text);
         assert_eq!(text, "YTpi a:b b");
         secrets.mask(&mut []);
+        assert!(!format!("{secrets:?}").contains("YTpi"));
     }
 }

@@ -1,11 +1,13 @@
 //! The token of one region. Owns: when to fetch the next one, and what callers get meanwhile, as
 //! functions of the time handed in. Must not: read a clock, lock, log or call anybody.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::attempts::{Attempts, Availability, DoublingWait, portion};
 use crate::oci::Registry;
 use crate::secret::Secret;
+use crate::upstream::secrets::Secrets;
 
 /// A token that has ended by AWS's word, or nearly so, is used this long all the same: either clock
 /// may be wrong, and asking anew for every request would only add throttling.
@@ -25,7 +27,7 @@ const REACTIVE_QUIET: Duration = Duration::from_secs(5 * 60);
 #[derive(Debug, Clone)]
 pub(super) struct Token {
     /// The value of `Authorization`.
-    pub(super) value: Secret<String>,
+    pub(super) value: Arc<Secrets>,
     /// Its number.
     pub(super) generation: u64,
     /// Not sent after this.
@@ -98,7 +100,7 @@ impl RegionState {
         };
         let wait = (wait - portion(wait / 10, roll)).max(RENEWAL_GAP_MIN);
         self.token = Some(Token {
-            value: new.value,
+            value: Arc::new(Secrets::new(new.value)),
             generation: new.generation,
             good_until: now + life,
             life,

@@ -414,7 +414,7 @@ impl Authorizer for Tokens {
 
 fn grant(token: &Token) -> Grant {
     Grant {
-        value: Some(token.value.clone()),
+        value: Some(Arc::clone(&token.value)),
         generation: token.generation,
     }
 }

@@ -17,6 +17,7 @@ use crate::secret::Secret;
 use crate::upstream::client::Client;
 use crate::upstream::exchange::{Call, Upstream};
 use crate::upstream::redirect::Redirects;
+use crate::upstream::secrets::Secrets;
 use crate::upstream::{AuthFault, Authorizer, Grant, Stage};
 
 /// Largest manifest that is read, as the proxy itself has it.
@@ -31,7 +32,7 @@ const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json";
 
 /// Gives the one token that `check` has fetched.
-struct FetchedToken(Option<Secret<String>>);
+struct FetchedToken(Option<Arc<Secrets>>);
 
 impl Authorizer for FetchedToken {
     fn header(&self, _: &Registry, _: Instant) -> Result<Grant, AuthFault> {
@@ -67,6 +68,7 @@ impl Rights {
         image: ImageName,
         limit: Duration,
     ) -> Self {
+        let token = token.map(|token| Arc::new(Secrets::new(token)));
         let token = Arc::new(FetchedToken(token));
         Self {
             upstream: Upstream::new(Arc::clone(client), token, redirects, 1, 1),

@@ -267,7 +267,7 @@ fn is_registry(reply: &Incoming) -> bool {
 /// The text of a refusal, without our token; empty when it has none or is HTML.
 fn quote(mut reply: Incoming, token: Option<&Secret<String>>) -> String {
     if let Some(token) = token {
-        Arc::new(Secrets::new(token)).remove_from(&mut reply);
+        Arc::new(Secrets::new(token.clone())).remove_from(&mut reply);
     }
     let mut said = Vec::new();
     let _ = reply.body.take(QUOTED_BYTES_MAX).read_to_end(&mut said);

@@ -93,7 +93,7 @@ fn token(text: &str, expires: u64) -> fake::Scripted {
 }
 
 fn value(grant: &Grant) -> &str {
-    grant.value.as_ref().unwrap().expose()
+    grant.value.as_ref().unwrap().authorization().expose()
 }
 
 #[test]
@@ -108,6 +108,9 @@ fn the_configured_registrys_token_is_fetched_without_being_asked() {
     bench.first_token();
     let grant = bench.header(EU).unwrap();
     assert_eq!((value(&grant), grant.generation), ("Basic one", 1));
+    // Bug: the forms of a token were looked for anew for each request.
+    let again = bench.header(EU).unwrap().value.unwrap();
+    assert!(Arc::ptr_eq(&grant.value.unwrap(), &again));
     let deadline = bench.clock.monotonic();
     assert_eq!(bench.tokens.default_registry(deadline).unwrap().host(), EU);
     let status = bench.tokens.status();
