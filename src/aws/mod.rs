@@ -8,8 +8,6 @@ mod credentials;
 pub mod ecr;
 mod endpoint;
 mod fault;
-#[cfg(any(fuzzing, test))]
-pub mod fuzz;
 mod imds;
 mod redact;
 mod sigv4;
@@ -18,6 +16,9 @@ mod sources;
 pub mod sts;
 pub mod token;
 mod xml;
+
+#[cfg(any(fuzzing, test))]
+pub use self::sources::profile::fuzz;
 
 #[cfg(test)]
 mod fake;

@@ -5,6 +5,7 @@
 //! disk is needed for it. Names are looked up, never followed.
 
 #[cfg(any(fuzzing, test))]
+#[path = "../../fuzz/hooks/archive.rs"]
 pub mod fuzz;
 mod tar;
 

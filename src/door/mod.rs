@@ -13,6 +13,7 @@ mod connection;
 mod connections;
 mod cross_origin;
 #[cfg(any(fuzzing, test))]
+#[path = "../../fuzz/hooks/door.rs"]
 pub mod fuzz;
 mod head;
 mod lanes;

@@ -22,6 +22,7 @@ mod exchange;
 pub mod fetch;
 mod follow;
 #[cfg(any(fuzzing, test))]
+#[path = "../../fuzz/hooks/proxy.rs"]
 pub mod fuzz;
 mod headers;
 mod links;

@@ -3,7 +3,8 @@
 
 mod files;
 #[cfg(any(fuzzing, test))]
-pub(in crate::aws) mod fuzz;
+#[path = "../../../fuzz/hooks/profile.rs"]
+pub mod fuzz;
 mod ini;
 mod plan;
 

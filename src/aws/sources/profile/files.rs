@@ -315,9 +315,9 @@ pub(super) fn text<'a>(properties: &'a Properties, key: &str) -> Option<&'a str>
 }
 
 #[cfg(test)]
-mod botocore_tests;
-#[cfg(test)]
 mod tests {
+    mod botocore;
+
     use super::super::super::super::fake::Folder;
     use super::*;
 

@@ -4,10 +4,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::super::super::super::fake::Folder;
-use super::*;
+use super::super::*;
+use crate::aws::fake::Folder;
 
-const CASES: &str = include_str!("../../../../../tests/data/aws_files.json");
+const CASES: &str = include_str!("../../../../../../tests/data/aws_files.json");
 const REFUSED: &str = "refused";
 
 /// The differences that are kept: the case, our answer, and the reason.

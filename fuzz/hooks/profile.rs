@@ -1,5 +1,5 @@
-//! The entry points of the fuzzer for the shared AWS files, compiled for it and for tests. Owns:
-//! the rules that hold for any text, and its outcome in words. Must not: be part of the program.
+//! The entry point of the fuzzer for the shared AWS files, compiled for it and for tests. Owns: the
+//! rules that hold for any bytes, and their outcome in words. Must not: be part of the program.
 
 use std::fmt::Write as _;
 
@@ -13,12 +13,15 @@ const FOLLOWED_MAX: usize = 64;
 /// A word in all values; no fault may show it.
 const MARK: &str = "hunter2";
 
-/// Reads `text` as a file. A fault names the number of a line and no value; every profile leads to
-/// keys or to a fault. Returns the sections, and the end of each profile's way.
+/// A shared credentials or config file. A fault names the number of a line and no value; every
+/// profile leads to keys or to a fault. Returns the sections, and the end of each profile's way.
 ///
 /// # Panics
 /// When that does not hold.
-pub(in crate::aws) fn profile(text: &str) -> String {
+pub fn profile(bytes: &[u8]) -> String {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return "no text".to_owned();
+    };
     let marked = ini::parse(&text.replace('=', &format!("={MARK} ")));
     let marked = marked.unwrap_or_default();
     let sections = marked.sections.iter().map(|(_, section)| &section.fault);
