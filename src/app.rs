@@ -40,10 +40,10 @@ use crate::door::{
     CrossOrigin, Door, DoorLimits, Drained, Lanes, MinRate, ServerTls, TlsFiles, Workers,
 };
 use crate::log;
-use crate::message::{Answer, Desk, Entrance, Request};
+use crate::message::{Answer, Decider, Desk, Entrance, Request};
 use crate::metrics::repositories;
 use crate::pages::{self, Pages};
-use crate::pool::{Decide, Pool};
+use crate::pool::Pool;
 use crate::proxy::Proxy;
 use crate::proxy::access::Access;
 use crate::proxy::login::Logins;
@@ -146,7 +146,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
     let draining = Arc::new(AtomicBool::new(false));
     let cache = build::open_cache(settings, cache_directory, &upstream)?;
     let access = Access::new(&settings.access, settings.offline, logins);
-    let decide = build_decide(
+    let decider = build_decider(
         settings,
         access,
         Arc::clone(&upstream),
@@ -155,18 +155,9 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
         (connections, Arc::clone(&draining)),
         &on_lost,
     )?;
-    let desk = Arc::new(Desk::default());
-    let workers = |error| format!("workers: {error}");
-    let pool = Pool::start(settings.workers, &desk, &decide, &on_lost).map_err(workers)?;
-    let lanes_lost = Arc::clone(&on_lost);
-    let half_lost = Box::new(move || lanes_lost("lanes to tiny_http"));
-    let lanes = Lanes::open(pool.address(), settings.lanes, half_lost)
-        .map_err(|error| format!("lanes to tiny_http: {error}"))?;
-    pool.seal().map_err(workers)?;
+    let workers = start_workers(settings, decider, &on_lost)?;
     let limits = door_limits(settings, connections);
     let reloader = Reloader::start(watched, &on_lost)?;
-    let lanes = Arc::new(lanes);
-    let workers = Workers { lanes, desk };
     let own_door = |socket: OwnSocket| socket.open(workers.clone(), Arc::clone(&on_lost));
     let operators = operators_socket.map(own_door).transpose()?.map(Arc::new);
     let (sockets, main) = (bound.listeners, Entrance::Main);
@@ -192,6 +183,27 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
         draining,
         reloader,
         _socket_file: bound.file,
+    })
+}
+
+/// Starts the workers, and opens the lanes to them.
+fn start_workers(
+    settings: &Settings,
+    decider: Arc<Decider>,
+    on_lost: &OnLost,
+) -> Result<Workers, String> {
+    let fault = |error| format!("workers: {error}");
+    let desk = Arc::new(Desk::default());
+    let pool = Pool::start(settings.workers, &desk, &decider, on_lost).map_err(fault)?;
+    let on_lost = Arc::clone(on_lost);
+    let half_lost = Box::new(move || on_lost("lanes to tiny_http"));
+    let lanes = Lanes::open(pool.address(), settings.lanes, half_lost)
+        .map_err(|error| format!("lanes to tiny_http: {error}"))?;
+    pool.seal().map_err(fault)?;
+    Ok(Workers {
+        lanes: Arc::new(lanes),
+        desk,
+        decider,
     })
 }
 
@@ -321,8 +333,8 @@ fn watch_signals(events: &Sender<Event>) -> Result<(), String> {
     })
 }
 
-/// Builds the function that the workers run: `/v2` goes to the proxy, all else to the pages.
-fn build_decide(
+/// Builds what decides: `/v2` goes to the proxy, all else to the pages.
+fn build_decider(
     settings: &Settings,
     access: Access,
     upstream: Arc<Upstream>,
@@ -330,7 +342,7 @@ fn build_decide(
     cache: Option<Arc<Cache>>,
     (connections, draining): (usize, Arc<AtomicBool>),
     on_lost: &OnLost,
-) -> Result<Arc<Decide>, String> {
+) -> Result<Arc<Decider>, String> {
     let sources = Arc::new(Sources {
         registries: settings.registries.clone(),
         offline: settings.offline,
@@ -365,7 +377,7 @@ fn build_decide(
         _ => readiness::of_token(tokens, cache, settings.registries.clone()),
     };
     let pages = Pages::new(readiness, draining, version.to_string());
-    Ok(Arc::new(move |request: &Arc<Request>| {
+    let decide = move |request: &Arc<Request>| {
         let refusal = pages::refusal_without_certificate(request);
         if let Some(refusal) = refusal.filter(|_| !operators.is_open(request)) {
             return Answer::Now(refusal);
@@ -377,7 +389,8 @@ fn build_decide(
         }
         let answer = operators.answer(request);
         answer.unwrap_or_else(|| Answer::Now(pages.answer(request)))
-    }))
+    };
+    Ok(Arc::new(Decider::new(decide)))
 }
 
 impl RunningProxy {

@@ -1,6 +1,7 @@
 //! Messages between door, pool and proxy. Owns: [`Request`], [`RequestBody`], [`Answer`],
-//! [`Reply`], [`Body`], [`Buffered`], [`Headers`] and the [`Desk`] where an answer waits for its
-//! connection. Must not: touch a socket, or know who is on the other side.
+//! [`Reply`], [`Body`], [`Buffered`], [`Headers`], the [`Decider`] that turns a request into an
+//! answer, and the [`Desk`] where an answer waits for its connection. Must not: touch a socket, or
+//! know who is on the other side.
 //!
 //! Locks: [`Desk`]'s one mutex, held for a map operation only.
 
@@ -12,11 +13,13 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::budget::Share;
 use crate::locked::Locked as _;
-use crate::log::RequestScope;
+use crate::log::{self, RequestScope};
+use crate::metrics;
 pub use note::LogNote;
 pub use peer::{Certificate, Entrance, Peer};
 
@@ -447,6 +450,28 @@ impl Reply {
     pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
         self.headers.set(name, value);
         self
+    }
+}
+
+type Decide = dyn Fn(&Arc<Request>) -> Answer + Send + Sync;
+
+/// Decides what a request gets. It touches memory only: no network, no file, no waiting.
+pub struct Decider(Box<Decide>);
+
+impl Decider {
+    /// Wraps a function that touches memory only.
+    pub fn new(decide: impl Fn(&Arc<Request>) -> Answer + Send + Sync + 'static) -> Self {
+        Self(Box::new(decide))
+    }
+
+    /// The decision; none when deciding panicked, which is logged and counted.
+    pub fn decide(&self, request: &Arc<Request>) -> Option<Answer> {
+        let answer = catch_unwind(AssertUnwindSafe(|| (self.0)(request)));
+        if answer.is_err() {
+            metrics::PANICS.inc();
+            log::error("a decision panicked", &[("method", &request.method)]);
+        }
+        answer.ok()
     }
 }
 

@@ -1,5 +1,5 @@
-//! The workers. Owns: tiny_http (nobody else names it), the worker threads, and the panic boundary
-//! around a decision. Must not: decide anything itself, read a body, or write more than one byte.
+//! The workers. Owns: tiny_http (nobody else names it) and the worker threads. Must not: decide
+//! anything itself, read a body, or write more than one byte.
 //!
 //! tiny_http listens on a private abstract unix socket. Once the door's lanes are up, the listener
 //! is shut down, so that nothing else ever reaches it. The server itself is never dropped: its
@@ -12,12 +12,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::message::{ANSWERED, Answer, Desk, PANICKED, Request};
+use crate::message::{ANSWERED, Decider, Desk, PANICKED};
 use crate::random::unguessable;
 use crate::{log, metrics};
-
-/// Decides what a request gets. Touches memory only: no network, no file, no waiting.
-pub type Decide = dyn Fn(&Arc<Request>) -> Answer + Send + Sync;
 
 /// Errors of `recv` that are borne: one is expected when the listener is shut down.
 const RECEIVE_ERRORS_MAX: usize = 4;
@@ -39,7 +36,7 @@ impl Pool {
     pub fn start(
         workers: usize,
         desk: &Arc<Desk>,
-        decide: &Arc<Decide>,
+        decider: &Arc<Decider>,
         on_lost: &Arc<dyn Fn(&str) + Send + Sync>,
     ) -> io::Result<Self> {
         let name = format!("aws-ecr-proxy-{:016x}{:016x}", unguessable(), unguessable());
@@ -50,12 +47,12 @@ impl Pool {
         let server: &'static tiny_http::Server = Box::leak(Box::new(server));
         let errors = Arc::new(AtomicUsize::new(0));
         for number in 1..=workers {
-            let (desk, decide) = (Arc::clone(desk), Arc::clone(decide));
+            let (desk, decider) = (Arc::clone(desk), Arc::clone(decider));
             let (errors, on_lost) = (Arc::clone(&errors), Arc::clone(on_lost));
             let name = format!("worker-{number}");
             let run = move || {
                 let name = std::thread::current().name().unwrap_or_default().to_owned();
-                let run = AssertUnwindSafe(|| take_requests(server, &desk, &*decide, &errors));
+                let run = AssertUnwindSafe(|| take_requests(server, &desk, &decider, &errors));
                 // Returns only when tiny_http itself is broken.
                 let _ = catch_unwind(run);
                 on_lost(&name);
@@ -83,10 +80,10 @@ impl Pool {
     }
 }
 
-fn take_requests(server: &tiny_http::Server, desk: &Desk, decide: &Decide, errors: &AtomicUsize) {
+fn take_requests(server: &tiny_http::Server, desk: &Desk, decider: &Decider, errors: &AtomicUsize) {
     loop {
         match server.recv() {
-            Ok(request) => answer_request(request, desk, decide),
+            Ok(request) => answer_request(request, desk, decider),
             Err(error) => {
                 log::debug("tiny_http stopped listening", &[("reason", &error)]);
                 if errors.fetch_add(1, Ordering::Relaxed) >= RECEIVE_ERRORS_MAX {
@@ -100,12 +97,12 @@ fn take_requests(server: &tiny_http::Server, desk: &Desk, decide: &Decide, error
 
 /// The number of a slot in, one byte out. The writer is taken first: a `Request` that is dropped
 /// with its writer answers 500 by itself.
-fn answer_request(request: tiny_http::Request, desk: &Desk, decide: &Decide) {
+fn answer_request(request: tiny_http::Request, desk: &Desk, decider: &Decider) {
     let slot = request.url().trim_start_matches('/').parse().unwrap_or(0);
     let mut writer = request.into_writer();
     let _busy = metrics::WORKERS_BUSY.hold();
     let answered = desk.take_up(slot).is_none_or(|(request, scope)| {
-        match scope.run(|| decide_safely(&request, decide)) {
+        match scope.run(|| decider.decide(&request)) {
             Some(answer) => desk.answer(slot, answer),
             None => return false,
         }
@@ -114,14 +111,4 @@ fn answer_request(request: tiny_http::Request, desk: &Desk, decide: &Decide) {
     let byte = if answered { ANSWERED } else { PANICKED };
     // A lane that is gone is noticed at its other end.
     let _ = writer.write_all(&[byte]).and_then(|()| writer.flush());
-}
-
-/// None when deciding panicked.
-fn decide_safely(request: &Arc<Request>, decide: &Decide) -> Option<Answer> {
-    let answer = catch_unwind(AssertUnwindSafe(|| decide(request)));
-    if answer.is_err() {
-        metrics::PANICS.inc();
-        log::error("a worker panicked", &[("method", &request.method)]);
-    }
-    answer.ok()
 }

@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::fs::{Mode, OFlags};
+
 /// A use is noted again after this time: eviction asks for no finer order, and of thousands of
 /// clients that pull one image at once, a hundred a second make the three calls of the system.
 pub(super) const USE_INTERVAL: Duration = Duration::from_millis(10);
@@ -114,15 +116,37 @@ pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
 }
 
 /// Notes that a file was used, once in [`USE_INTERVAL`].
-pub(super) fn touch(path: &Path, now: SystemTime) {
-    let age = now.duration_since(super::paths::modified(path));
-    if age.map_or(true, |age| age >= USE_INTERVAL) {
-        set_used(path, now);
+pub(super) fn touch(file: &File, now: SystemTime) {
+    let modified = file.metadata().and_then(|metadata| metadata.modified());
+    let age = modified.map_or(None, |modified| now.duration_since(modified).ok());
+    if age.is_none_or(|age| age >= USE_INTERVAL) {
+        // Where it cannot be written, the order of eviction stays as it was.
+        let _ = file.set_modified(now);
     }
 }
 
+/// Opens a file for reading, in one call of the system: the standard library on musl makes two.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
+}
+
+/// Reads at most `limit` bytes of a file of about `usual` bytes: in one call when it has fewer.
+pub(super) fn read(mut file: &File, usual: usize, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; usual];
+    let count = file.read(&mut bytes)?;
+    // A file of a disk gives fewer than it was asked for at its end alone.
+    let is_whole = count < bytes.len();
+    bytes.truncate(count);
+    if !is_whole {
+        let left = limit.saturating_sub(count as u64);
+        file.take(left).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
 pub(super) fn set_used(path: &Path, now: SystemTime) {
-    // It may be absent. Where it cannot be written, the order of eviction stays as it was.
     if let Ok(file) = File::options().write(true).open(path) {
         let _ = file.set_modified(now);
     }

@@ -43,32 +43,31 @@ pub struct TaggedManifest {
 impl Cache {
     /// A manifest that the cache holds for this repository. Reading counts as use.
     pub fn manifest(&self, scope: Scope<'_>, digest: &Digest) -> Option<Manifest> {
-        let media_type = self.names.link(scope, digest)?.media_type?;
-        let body = self.manifest_body(digest)?;
-        self.names.touch_link(scope, digest);
         Some(Manifest {
             digest: digest.clone(),
-            media_type,
-            body,
+            media_type: self.names.use_link(scope, digest)?.media_type?,
+            body: self.manifest_body(digest)?,
         })
     }
 
     /// The body of a manifest, whatever repository it belongs to. Its digest has been checked.
     pub fn manifest_body(&self, digest: &Digest) -> Option<WholeBody> {
-        if self.store.size(digest)? <= UNCOUNTED_BYTES_MAX {
-            return self.manifest_bytes(digest).map(WholeBody::Bytes);
-        }
-        match self.store.open_verified(digest, MANIFEST_BYTES_MAX) {
-            Ok(found) => found.map(|blob| WholeBody::File {
-                file: blob.file,
-                offset: 0,
-                length: blob.size,
-            }),
-            Err(error) => {
-                self.disk_faults.report("manifest", &error);
-                None
+        let small = self.store.read_small(digest, UNCOUNTED_BYTES_MAX);
+        let body = small.and_then(|small| match small {
+            Some(bytes) => Ok(Some(WholeBody::Bytes(bytes.into()))),
+            None => {
+                let large = self.store.open_verified(digest, MANIFEST_BYTES_MAX)?;
+                Ok(large.map(|blob| WholeBody::File {
+                    file: blob.file,
+                    offset: 0,
+                    length: blob.size,
+                }))
             }
-        }
+        });
+        body.unwrap_or_else(|error| {
+            self.disk_faults.report("manifest", &error);
+            None
+        })
     }
 
     /// The bytes of a manifest, whatever repository it belongs to.
@@ -84,20 +83,18 @@ impl Cache {
         }
     }
 
-    /// What a tag means: newest confirmation first, one manifest a media type. Each is read, and
-    /// counts as used, when the iterator comes to it.
+    /// What a tag means: newest confirmation first, one manifest a media type. Asking counts as use
+    /// of the tag. Each manifest is read, and counts as used, when the iterator comes to it.
     pub fn find_tagged(
         &self,
         scope: Scope<'_>,
         partition: &str,
         tag: &Tag,
     ) -> impl Iterator<Item = TaggedManifest> {
-        let entries = self.names.tag(scope, partition, tag);
+        let entries = self.names.use_tag(scope, partition, tag);
         entries.into_iter().filter_map(move |entry| {
-            let manifest = self.manifest(scope, &entry.digest)?;
-            self.names.touch_tag(scope, partition, tag);
             Some(TaggedManifest {
-                manifest,
+                manifest: self.manifest(scope, &entry.digest)?,
                 confirmed: entry.confirmed,
                 is_fresh: self.is_fresh(entry.confirmed),
             })

@@ -13,9 +13,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::changes::{Fact, Moment};
+use super::files;
 use super::manifest::Named;
 use super::names::Names;
-use super::paths::{GONE, LINKS, Scope, file_names, read_text, unusable_name};
+use super::paths::{GONE, LINKS, Scope, file_names, open_text, read_text, unusable_name};
 use super::pending::PendingLinks;
 use crate::oci::Digest;
 
@@ -59,6 +60,18 @@ impl Names {
                 size: links.blobs.get(digest).copied().flatten(),
             })
         })
+    }
+
+    /// The same, which counts as a use of the digest.
+    pub fn use_link(&self, scope: Scope<'_>, digest: &Digest) -> Option<Link> {
+        let path = self.paths.link(scope, digest)?;
+        let opened = open_text(&path, LINK_BYTES_MAX);
+        let link = opened.and_then(|(text, file)| {
+            files::touch(&file, SystemTime::now());
+            parse_link(&text)
+        });
+        // It may be pending.
+        link.or_else(|| self.link(scope, digest))
     }
 
     /// Notes that all that a manifest names belongs to a repository. The files are written later,
@@ -199,7 +212,7 @@ impl Names {
             fs::File::open(&path)?.sync_all()?;
             folder = path.parent().map(Path::to_owned);
         }
-        folder.map_or(Ok(()), |folder| super::files::sync_directory(&folder))
+        folder.map_or(Ok(()), |folder| files::sync_directory(&folder))
     }
 
     /// Removes a link: the digest does not belong to the repository any more.

@@ -24,7 +24,7 @@ use super::changes::{Changes, Fact, Moment};
 use super::files;
 use super::paths::{
     GONE, LINKS, LISTS, Paths, REFERRERS, file_names, folder_names, is_partition, modified,
-    read_text, unusable_name,
+    open_text, read_text, unusable_name,
 };
 pub use super::paths::{OwnedScope, Scope};
 use super::pending::PendingQueue;
@@ -97,6 +97,16 @@ impl Names {
     pub fn tag(&self, scope: Scope<'_>, partition: &str, tag: &Tag) -> Vec<TagEntry> {
         let path = self.paths.tag(scope, partition, tag);
         path.map_or_else(Vec::new, |path| read_tag(&path).into_entries())
+    }
+
+    /// The same, which counts as a use of the tag.
+    pub fn use_tag(&self, scope: Scope<'_>, partition: &str, tag: &Tag) -> Vec<TagEntry> {
+        let path = self.paths.tag(scope, partition, tag);
+        let opened = path.and_then(|path| open_text(&path, TAG_FILE_BYTES_MAX));
+        opened.map_or_else(Vec::new, |(text, file)| {
+            files::touch(&file, SystemTime::now());
+            TagFile::parse(&text).into_entries()
+        })
     }
 
     /// Sets the manifest that a tag means for the entry's media type, and notes it when that was
@@ -198,20 +208,6 @@ impl Names {
                 self.remove_file(&path);
             }
         }
-    }
-
-    /// Notes that a digest was used now.
-    pub fn touch_link(&self, scope: Scope<'_>, digest: &Digest) {
-        let path = self.paths.link(scope, digest);
-        path.into_iter()
-            .for_each(|path| files::touch(&path, SystemTime::now()));
-    }
-
-    /// Notes that a tag was used now.
-    pub fn touch_tag(&self, scope: Scope<'_>, partition: &str, tag: &Tag) {
-        let path = self.paths.tag(scope, partition, tag);
-        path.into_iter()
-            .for_each(|path| files::touch(&path, SystemTime::now()));
     }
 
     #[cfg(test)]

@@ -6,10 +6,11 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use super::files;
 use crate::oci::{Digest, Registry, Repository, Tag};
 
 /// Longest name of a file (`NAME_MAX` of every Linux file system in use).
@@ -155,10 +156,14 @@ pub(super) fn is_partition(name: &str) -> bool {
 
 /// Reads at most `limit` bytes of a text file. One that cannot be read counts as absent.
 pub(super) fn read_text(path: &Path, limit: u64) -> Option<String> {
-    let mut text = String::with_capacity(TEXT_BYTES);
-    let file = File::open(path).ok()?;
-    file.take(limit).read_to_string(&mut text).ok()?;
-    Some(text)
+    open_text(path, limit).map(|(text, _)| text)
+}
+
+/// The same, with the open file.
+pub(super) fn open_text(path: &Path, limit: u64) -> Option<(String, File)> {
+    let file = files::open(path).ok()?;
+    let bytes = files::read(&file, TEXT_BYTES, limit).ok()?;
+    Some((String::from_utf8(bytes).ok()?, file))
 }
 
 /// When a file was modified last; the epoch for one that is absent.

@@ -245,12 +245,30 @@ impl Store {
         let Some((file, stamp)) = self.open_blob(digest)? else {
             return Ok(None);
         };
-        let size = stamp.size();
-        refuse_larger(digest, size, limit)?;
+        refuse_larger(digest, stamp.size(), limit)?;
+        self.read_opened(digest, &file, stamp)
+    }
+
+    /// The same; a blob of more than `limit` bytes is none.
+    ///
+    /// # Errors
+    /// The disk's own.
+    pub fn read_small(&self, digest: &Digest, limit: u64) -> io::Result<Option<Vec<u8>>> {
+        match self.open_blob(digest)? {
+            Some((file, stamp)) if stamp.size() <= limit => self.read_opened(digest, &file, stamp),
+            _ => Ok(None),
+        }
+    }
+
+    fn read_opened(
+        &self,
+        digest: &Digest,
+        file: &File,
+        stamp: Stamp,
+    ) -> io::Result<Option<Vec<u8>>> {
         // Exactly as many as there are: a vector that grows by itself takes twice the memory.
-        let capacity = usize::try_from(size).unwrap_or_default();
-        let mut bytes = Vec::with_capacity(capacity);
-        file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+        let mut bytes = Vec::with_capacity(usize::try_from(stamp.size()).unwrap_or_default());
+        file.take(stamp.size()).read_to_end(&mut bytes)?;
         if matches(digest, &bytes) {
             return Ok(Some(bytes));
         }
@@ -420,7 +438,7 @@ impl Store {
     }
 
     pub(super) fn open_blob(&self, digest: &Digest) -> io::Result<Option<(File, Stamp)>> {
-        let file = match File::open(self.blob_path(digest)) {
+        let file = match files::open(&self.blob_path(digest)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::body::{BodyFault, BodyReader};
 use super::connections::{Connection, DoorState};
 use super::head::{BodyFraming, Head, HeadParser};
-use super::lanes::LaneFault;
+use super::lanes::NoDecision;
 use super::log_line::LogLine;
 use super::recent;
 use super::reply::{self, ReplyContext, Written};
@@ -39,10 +39,13 @@ pub(super) fn serve(shared: &DoorState, connection: &Arc<Connection>, peer: &Pee
     let Some(peer) = shake_hands(shared, peer, &mut socket) else {
         return;
     };
+    let mut decides = Decides::Worker;
     // The drain closes connections that are idle at its start. Others end here when they are idle.
-    while serve_one(shared, connection, &peer, &mut socket) == Next::Request
+    while serve_one(shared, connection, &peer, &mut socket, decides) == Next::Request
         && !shared.is_draining()
-    {}
+    {
+        decides = Decides::OwnThread;
+    }
     socket.end_tls();
 }
 
@@ -133,6 +136,14 @@ fn refuse_unread(peer: &Peer, socket: &mut ClientSocket, error: &OciError) {
     write_and_log(line, socket, error_reply(error), context);
 }
 
+/// Who decides what a request gets. A worker does for the first one of a connection, so that a
+/// crowd of clients queues in front of the workers. Those that follow have nobody to wait for.
+#[derive(Clone, Copy)]
+enum Decides {
+    Worker,
+    OwnThread,
+}
+
 #[derive(PartialEq, Eq)]
 enum Next {
     Close,
@@ -151,6 +162,7 @@ fn serve_one(
     connection: &Connection,
     peer: &Peer,
     socket: &mut ClientSocket,
+    decides: Decides,
 ) -> Next {
     let head = match read_head(shared, connection, socket) {
         Ok(head) => head,
@@ -168,7 +180,7 @@ fn serve_one(
     };
     let running = metrics::REQUESTS_RUNNING.hold();
     let scope = request_id::scope(&head.headers, head.http11);
-    let written = scope.run(|| answer(shared, peer, socket, head, &scope));
+    let written = scope.run(|| answer(shared, peer, socket, head, (&scope, decides)));
     drop(running);
     connection.set_idle();
     if written.keep_alive {
@@ -186,7 +198,7 @@ fn answer(
     peer: &Peer,
     socket: &mut ClientSocket,
     head: Head,
-    scope: &RequestScope,
+    (scope, decides): (&RequestScope, Decides),
 ) -> Written {
     let started = Instant::now();
     let (http11, keep_alive) = (head.http11, head.keep_alive);
@@ -201,7 +213,13 @@ fn answer(
     let cross_origin = &shared.limits.cross_origin;
     let (mut reply, body_done) = match cross_origin.preflight(&request.method, &request.headers) {
         Some(reply) => (reply, framing == BodyFraming::Length(0)),
-        None => get_reply(shared, socket, &request, (framing, expects_continue), scope),
+        None => {
+            let decided = match decides {
+                Decides::Worker => shared.workers.decide(&request, scope),
+                Decides::OwnThread => shared.workers.decide_here(&request),
+            };
+            get_reply(shared, socket, decided, (framing, expects_continue))
+        }
     };
     cross_origin.mark(&request.headers, &mut reply);
     let context = ReplyContext {
@@ -261,28 +279,21 @@ fn read_head(
     }
 }
 
-/// Gets the reply: from a worker, and from the exchange the worker named. Also says whether the
-/// request's body was read to its end. `body` is its framing, and whether the client waits for
-/// `100 Continue` before it sends it.
+/// Gets the reply that was decided on, perhaps from an exchange. Also says whether the request's
+/// body was read to its end. `body` is its framing, and whether the client waits for `100 Continue`
+/// before it sends it.
 fn get_reply(
     shared: &DoorState,
     socket: &mut ClientSocket,
-    request: &Arc<Request>,
+    decided: Result<Answer, NoDecision>,
     body: (BodyFraming, bool),
-    scope: &RequestScope,
 ) -> (Reply, bool) {
     let (framing, expects_continue) = body;
-    let desk = &shared.workers.desk;
-    let slot = desk.open(Arc::clone(request), scope.clone());
-    let waiting = metrics::DECISIONS_WAITING.hold();
-    let asked = shared.workers.lanes.ask(slot);
-    drop(waiting);
-    let answer = desk.close(slot);
     let has_no_body = framing == BodyFraming::Length(0);
-    let exchange = match (asked, answer) {
-        (Ok(()), Some(Answer::Now(reply))) => return (reply, has_no_body),
-        (Ok(()), Some(Answer::Later(exchange))) => exchange,
-        (fault, _) => return (lane_fault_reply(fault), has_no_body),
+    let exchange = match decided {
+        Ok(Answer::Now(reply)) => return (reply, has_no_body),
+        Ok(Answer::Later(exchange)) => exchange,
+        Err(fault) => return (no_decision_reply(fault), has_no_body),
     };
     let length = match framing {
         BodyFraming::Chunked => None,
@@ -322,15 +333,14 @@ fn body_fault_reply(fault: &BodyFault, outcome: LogNote) -> Reply {
     reply
 }
 
-fn lane_fault_reply(fault: Result<(), LaneFault>) -> Reply {
+fn no_decision_reply(fault: NoDecision) -> Reply {
     match fault {
-        Err(LaneFault::Busy) => {
+        NoDecision::Busy => {
             let error = OciError::new(ErrorCode::Unavailable, "all workers are busy; try again");
             error_reply(&error).with("Retry-After", RETRY_AFTER_SECONDS)
         }
-        Err(LaneFault::Panicked) => internal_error("the worker panicked"),
-        Err(LaneFault::Lost) => internal_error("the lane to the worker was lost"),
-        Ok(()) => internal_error("the worker left no answer"),
+        NoDecision::Panicked => internal_error("the decision panicked"),
+        NoDecision::Lost => internal_error("the lane to the worker was lost"),
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::request_id;
 use crate::locked::Locked as _;
 use crate::log::RequestScope;
-use crate::message::{ANSWERED, Answer, Desk, Headers, PANICKED, Peer, Reply, Request};
+use crate::message::{ANSWERED, Answer, Decider, Desk, Headers, PANICKED, Peer, Reply, Request};
 use crate::{log, metrics};
 
 /// Longest wait for a worker's decision, which touches memory only: far above any, so that only a
@@ -23,14 +23,14 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for a free lane: the same, for the lane before ours.
 const LANE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a lane brought no answer.
+/// Why there is no decision about a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LaneFault {
+pub(super) enum NoDecision {
     /// All lanes were busy for too long.
     Busy,
-    /// The lane broke; it is closed.
+    /// The lane broke, or brought no answer.
     Lost,
-    /// The worker panicked; the lane is good.
+    /// Deciding panicked; the lane is good.
     Panicked,
 }
 
@@ -41,11 +41,33 @@ pub struct Workers {
     pub lanes: Arc<Lanes>,
     /// Where requests and answers wait.
     pub desk: Arc<Desk>,
+    /// What they run.
+    pub decider: Arc<Decider>,
 }
 
 impl Workers {
+    /// Asks a worker what a request gets. Blocks while all lanes are busy, and for a worker that
+    /// hangs, 20 s at most.
+    pub(super) fn decide(
+        &self,
+        request: &Arc<Request>,
+        scope: &RequestScope,
+    ) -> Result<Answer, NoDecision> {
+        let slot = self.desk.open(Arc::clone(request), scope.clone());
+        let waiting = metrics::DECISIONS_WAITING.hold();
+        let asked = self.lanes.ask(slot);
+        drop(waiting);
+        let answer = self.desk.close(slot);
+        asked.and_then(|()| answer.ok_or(NoDecision::Lost))
+    }
+
+    /// Decides it on the thread of the caller.
+    pub(super) fn decide_here(&self, request: &Arc<Request>) -> Result<Answer, NoDecision> {
+        self.decider.decide(request).ok_or(NoDecision::Panicked)
+    }
+
     /// Asks a worker for a page of ours, as a connection does for its client. None when no worker
-    /// answers at once. Blocks while all lanes are busy, and for a worker that hangs, 20 s at most.
+    /// answers at once. Blocks as [`Self::decide`] does.
     pub fn get(&self, target: &str) -> Option<Reply> {
         let id = request_id::made();
         let scope = RequestScope::new(id.clone(), None, String::new());
@@ -56,10 +78,8 @@ impl Workers {
             peer: Peer::on_unix_socket(),
             id,
         };
-        let slot = self.desk.open(Arc::new(request), scope);
-        let asked = self.lanes.ask(slot);
-        match (asked, self.desk.close(slot)) {
-            (Ok(()), Some(Answer::Now(reply))) => Some(reply),
+        match self.decide(&Arc::new(request), &scope) {
+            Ok(Answer::Now(reply)) => Some(reply),
             _ => None,
         }
     }
@@ -115,21 +135,21 @@ impl Lanes {
     }
 
     /// Tells a worker of the request in a slot, and waits until its answer is on the desk.
-    pub(super) fn ask(&self, slot: u64) -> Result<(), LaneFault> {
-        let lane = self.borrow().ok_or(LaneFault::Busy)?;
+    pub(super) fn ask(&self, slot: u64) -> Result<(), NoDecision> {
+        let lane = self.borrow().ok_or(NoDecision::Busy)?;
         match send_number(&lane, slot) {
             Ok(byte @ (ANSWERED | PANICKED)) => {
                 self.give_back(lane);
                 if byte == ANSWERED {
                     Ok(())
                 } else {
-                    Err(LaneFault::Panicked)
+                    Err(NoDecision::Panicked)
                 }
             }
             other => {
                 drop(lane);
                 self.count_lost(&other);
-                Err(LaneFault::Lost)
+                Err(NoDecision::Lost)
             }
         }
     }
@@ -217,7 +237,7 @@ mod tests {
     #[test]
     fn a_panic_costs_no_lane() {
         let (lanes, alarms) = lanes(1, b"kpk");
-        assert_eq!(lanes.ask(1), Err(LaneFault::Panicked));
+        assert_eq!(lanes.ask(1), Err(NoDecision::Panicked));
         assert_eq!(lanes.ask(1), Ok(()));
         assert_eq!((lanes.alive(), alarms.load(Ordering::Relaxed)), (1, 0));
     }
@@ -225,18 +245,23 @@ mod tests {
     #[test]
     fn a_lane_that_answers_anything_else_is_closed() {
         let (lanes, alarms) = lanes(2, b"kH");
-        assert_eq!(lanes.ask(1), Err(LaneFault::Lost));
+        assert_eq!(lanes.ask(1), Err(NoDecision::Lost));
         assert_eq!((lanes.alive(), alarms.load(Ordering::Relaxed)), (1, 0));
-        assert_eq!(lanes.ask(1), Err(LaneFault::Lost));
+        assert_eq!(lanes.ask(1), Err(NoDecision::Lost));
         assert_eq!((lanes.alive(), alarms.load(Ordering::Relaxed)), (0, 1));
-        assert_eq!(lanes.ask(1), Err(LaneFault::Busy));
+        assert_eq!(lanes.ask(1), Err(NoDecision::Busy));
     }
 
     #[test]
     fn workers_that_do_not_answer_give_no_sign_of_life() {
         let (lanes, _) = lanes(1, b"kkp");
         let (lanes, desk) = (Arc::new(lanes), Arc::new(Desk::default()));
-        let workers = Workers { lanes, desk };
+        let decider = Arc::new(Decider::new(|_| unreachable!()));
+        let workers = Workers {
+            lanes,
+            desk,
+            decider,
+        };
         // The byte came without an answer; then a panic; then the lane is lost, as it is when a
         // worker hangs; then there is none.
         for _ in 0..4 {

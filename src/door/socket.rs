@@ -30,6 +30,8 @@ pub(super) struct ClientSocket {
     buffer: Vec<u8>,
     used: usize,
     received: Received,
+    /// The time limit that reads have at present.
+    read_timeout: Duration,
     pace: Pace,
 }
 
@@ -46,13 +48,14 @@ impl ClientSocket {
             buffer: Vec::new(),
             used: 0,
             received: Received::default(),
+            read_timeout: Duration::ZERO,
             pace,
         })
     }
 
     /// The first byte that comes, which stays where it is; none when the client closed.
-    pub(super) fn peek(&self, deadline: Instant) -> io::Result<Option<u8>> {
-        set_read_deadline(&self.stream, deadline)?;
+    pub(super) fn peek(&mut self, deadline: Instant) -> io::Result<Option<u8>> {
+        set_read_deadline(&self.stream, &mut self.read_timeout, deadline)?;
         let mut byte = [0];
         loop {
             let flags = rustix::net::RecvFlags::PEEK;
@@ -76,6 +79,7 @@ impl ClientSocket {
         let mut timed = TimedReader {
             stream: &self.stream,
             received: &mut self.received,
+            timeout: &mut self.read_timeout,
             deadline,
         };
         let certificate = session.handshake(&mut timed, &mut &*self.stream)?;
@@ -136,6 +140,7 @@ impl ClientSocket {
         let mut timed = TimedReader {
             stream: &self.stream,
             received: &mut self.received,
+            timeout: &mut self.read_timeout,
             deadline,
         };
         let mut paced = PacedWriter {
@@ -251,12 +256,13 @@ pub(super) struct Received {
 struct TimedReader<'a> {
     stream: &'a ClientStream,
     received: &'a mut Received,
+    timeout: &'a mut Duration,
     deadline: Instant,
 }
 
 impl Read for TimedReader<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        set_read_deadline(self.stream, self.deadline)?;
+        set_read_deadline(self.stream, self.timeout, self.deadline)?;
         let count = read_uninterrupted(self.stream, into)?;
         self.received.bytes = self.received.bytes.saturating_add(count as u64);
         self.received.last = Some(Instant::now());
@@ -310,12 +316,24 @@ impl Write for PacedWriter<'_> {
     }
 }
 
-fn set_read_deadline(stream: &ClientStream, deadline: Instant) -> io::Result<()> {
+/// Makes the next read end by `deadline`, or up to a millisecond later: so a time limit that is
+/// `set` already is often the right one, and costs no call of the system.
+fn set_read_deadline(
+    stream: &ClientStream,
+    set: &mut Duration,
+    deadline: Instant,
+) -> io::Result<()> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return Err(io::ErrorKind::TimedOut.into());
     }
-    stream.set_read_timeout(left.max(Duration::from_millis(1)))
+    let limit = Duration::from_millis(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
+        + Duration::from_millis(1);
+    if limit != *set {
+        stream.set_read_timeout(limit)?;
+        *set = limit;
+    }
+    Ok(())
 }
 
 /// With a read time-out set, a signal interrupts even a restartable read (signal(7)).

@@ -73,6 +73,23 @@ fn panics_cost_one_request_each_and_nothing_more() {
     });
 }
 
+#[test]
+fn a_worker_decides_a_connections_first_request_and_its_own_thread_the_others() {
+    let server = Server::start(DoorLimits::new(10), |_| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or_default().to_owned();
+        Answer::Now(Reply::new(200, "text/plain", name))
+    });
+    for _ in 0..2 {
+        let mut client = Http::connect(server.address());
+        assert!(client.get("/").text().starts_with("worker-"));
+        for _ in 0..2 {
+            assert!(client.get("/").text().starts_with("conn-"));
+        }
+    }
+    server.assert_whole();
+}
+
 /// Numbers that look like chance and are the same every time (xorshift64*, Marsaglia 2003).
 struct Chance(u64);
 

@@ -374,8 +374,8 @@ fn no_name_leads_out_of_the_directory() {
                 .confirm_tag(scope, partition, &latest, &digest(1), at(1), Moment::LAST)
                 .is_err()
         );
-        names.touch_tag(scope, partition, &latest);
-        names.touch_link(scope, &digest(1));
+        assert_eq!(names.use_tag(scope, partition, &latest), []);
+        assert!(names.use_link(scope, &digest(1)).is_none());
         names.remove_tag(scope, &latest);
         names.prune(scope);
         assert!(names.tags(scope).is_empty());
@@ -575,7 +575,7 @@ fn a_use_is_noted_again_after_a_while() {
     fs::write(&path, "x").unwrap();
     set_used(&path, at(1000));
     let noted_at = |now| {
-        touch(&path, now);
+        touch(&File::open(&path).unwrap(), now);
         modified(&path)
     };
     let nearly = at(1000) + USE_INTERVAL - Duration::from_millis(1);

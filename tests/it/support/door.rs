@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use aws_ecr_proxy::door::{Door, DoorLimits, Lanes, Listener, ServerTls, Workers};
 use aws_ecr_proxy::log::{Format, Level};
-use aws_ecr_proxy::message::{Answer, Desk, Entrance, Reply, Request};
+use aws_ecr_proxy::message::{Answer, Decider, Desk, Entrance, Reply, Request};
 use aws_ecr_proxy::metrics::LANES_LOST;
-use aws_ecr_proxy::pool::{Decide, Pool};
+use aws_ecr_proxy::pool::Pool;
 
 /// Workers of such a server: fewer than lanes, as in production.
 const WORKERS: usize = 2;
@@ -56,14 +56,19 @@ impl Server {
             alarms.fetch_add(1, Ordering::SeqCst);
         });
         let desk = Arc::new(Desk::default());
-        let decide: Arc<Decide> = Arc::new(move |request: &Arc<Request>| decide(request));
-        let pool = Pool::start(WORKERS, &desk, &decide, &on_lost).expect("workers");
+        let decider = Decider::new(move |request: &Arc<Request>| decide(request));
+        let decider = Arc::new(decider);
+        let pool = Pool::start(WORKERS, &desk, &decider, &on_lost).expect("workers");
         let lanes = Lanes::open(pool.address(), LANES, alarm).expect("lanes");
         pool.seal().expect("a sealed socket");
         let mut listeners = others;
         listeners.push(listener.into());
         let lanes = Arc::new(lanes);
-        let workers = Workers { lanes, desk };
+        let workers = Workers {
+            lanes,
+            desk,
+            decider,
+        };
         let door = Door::open(listeners, workers, limits, tls, Entrance::Main, on_lost);
         let door = door.expect("a door");
         Self {
