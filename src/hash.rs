@@ -61,15 +61,19 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 pub fn matches(digest: &Digest, bytes: &[u8]) -> bool {
     let mut hasher = Hasher::new(digest);
     hasher.update(bytes);
-    hasher.finish() == digest.as_str()
+    hex_digits(hasher.context.finish().as_ref()).eq(digest.hex().chars())
 }
 
 fn with_hex(prefix: &str, bytes: &[u8]) -> String {
     let mut text = String::with_capacity(prefix.len() + 2 * bytes.len());
     text.push_str(prefix);
-    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    text.extend(digits.filter_map(|digit| char::from_digit(digit.into(), 16)));
+    text.extend(hex_digits(bytes));
     text
+}
+
+fn hex_digits(bytes: &[u8]) -> impl Iterator<Item = char> {
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits.filter_map(|digit| char::from_digit(digit.into(), 16))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// Longest repository name with its registry left out (distribution-spec: many clients take 255
 /// characters for host and name together; ECR itself takes 256 for the name).
@@ -168,9 +169,10 @@ pub fn split_port(authority: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// A repository's name: components of lower-case words (distribution-spec "Pulling manifests").
+/// A repository's name: components of lower-case words (distribution-spec "Pulling manifests"). A
+/// clone shares the text.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Repository(String);
+pub struct Repository(Arc<str>);
 
 impl Repository {
     /// The name.
@@ -195,7 +197,7 @@ impl FromStr for Repository {
             return Err(OciError::new(ErrorCode::NameInvalid, why));
         }
         if text.split('/').all(is_name_component) {
-            return Ok(Self(text.to_owned()));
+            return Ok(Self(text.into()));
         }
         let why = format!(
             "repository name {text:?}: expected lower-case words joined by one of . _ __ - and /"
@@ -244,9 +246,9 @@ impl FromStr for Tag {
 }
 
 /// A content digest of a registered algorithm: `sha256:` and 64, or `sha512:` and 128, lower-case
-/// hex digits (image-spec `descriptor.md`).
+/// hex digits (image-spec `descriptor.md`). A clone shares the text.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Digest(String);
+pub struct Digest(Arc<str>);
 
 impl Digest {
     /// `algorithm:hex`.
@@ -292,7 +294,7 @@ impl FromStr for Digest {
                 return Err(OciError::new(ErrorCode::DigestInvalid, why));
             }
         }
-        Ok(Self(text.to_owned()))
+        Ok(Self(text.into()))
     }
 }
 

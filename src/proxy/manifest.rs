@@ -398,10 +398,10 @@ impl ManifestPull<'_> {
             (false, false) => (200, manifest.body.clone().into()),
         };
         let headers = Headers::from_iter([
-            (API_VERSION.0, API_VERSION.1.to_owned()),
-            ("Content-Type", manifest.media_type.clone()),
-            (DIGEST_FIELD, manifest.digest.to_string()),
-            ("ETag", etag),
+            API_VERSION,
+            ("Content-Type", &manifest.media_type),
+            (DIGEST_FIELD, manifest.digest.as_str()),
+            ("ETag", &etag),
         ]);
         let reply = Reply {
             status,
