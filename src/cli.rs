@@ -1,6 +1,7 @@
 //! Running a command. Owns: what each prints, and the exit code. Must not: read the environment
 //! (`config` does), or build the proxy (`app` does).
 
+mod bounded;
 mod carry;
 mod check;
 mod client;

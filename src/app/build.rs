@@ -20,7 +20,7 @@ use crate::upstream::exchange::Upstream;
 use crate::upstream::outbound::Proxies;
 use crate::upstream::redirect::Redirects;
 use crate::upstream::resolver::Resolver;
-use crate::upstream::{Anonymous, Authorizer};
+use crate::upstream::{Authorizer, FixedToken};
 
 /// Stack of the token thread: TLS and JSON, measured well below.
 const TOKEN_STACK_BYTES: usize = 512 * 1024;
@@ -43,7 +43,7 @@ pub(super) fn open_upstream(
     let tokens = start_tokens(settings, &client, on_lost)?;
     let authorizer: Arc<dyn Authorizer> = match &tokens {
         Some(tokens) => Arc::clone(tokens) as Arc<dyn Authorizer>,
-        None => Arc::new(Anonymous),
+        None => Arc::new(FixedToken::default()),
     };
     let upstream = Upstream::new(
         client,

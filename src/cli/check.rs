@@ -1,34 +1,31 @@
 //! `check`: everything that a pull needs, tried once, as a table. Owns: what is tried, in which
-//! order, for how long, and the words. Must not: open the cache (a proxy may run beside it), show a
+//! order, for how long, and the rows. Must not: open the cache (a proxy may run beside it), show a
 //! secret, or outlast its limit, whatever hangs.
 
+mod account;
 mod image;
+mod local;
 mod outcome;
-mod steps;
-mod storage;
+mod way;
 
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use self::account::Account;
 use self::image::Rights;
-use self::outcome::{StepOutcome, StepResult, noted, ok, parts, skipped};
-use self::steps::Target;
+use self::outcome::{StepResult, noted, ok, skipped};
+use self::way::{ANSWER_LIMIT, DNS_LIMIT, Way};
+use super::bounded;
 use super::output::Streams;
 use crate::app;
 use crate::aws::ecr;
-use crate::aws::token::Tokens;
 use crate::config::{
     EXIT_FAILED, EXIT_OK, EXIT_SETTINGS, Effective, Fault, Origin, Settings, UpstreamAuth,
 };
 use crate::image_name::ImageName;
 use crate::log;
-use crate::oci::Registry;
-use crate::secret::Secret;
-use crate::upstream::client::Client;
 
 /// Longest time for all steps together: people wait a minute, and so do deployments.
 const TOTAL: Duration = Duration::from_secs(55);
@@ -38,12 +35,8 @@ const DISK_LIMIT: Duration = Duration::from_secs(5);
 const IDENTITY_LIMIT: Duration = Duration::from_secs(28);
 /// One token: a call of 15 s, and room for a second one where the clock was off.
 const TOKEN_LIMIT: Duration = Duration::from_secs(20);
-/// One name.
-const DNS_LIMIT: Duration = Duration::from_secs(6);
-/// One registry's answer, connecting included.
-const REGISTRY_LIMIT: Duration = Duration::from_secs(10);
-/// Stack of a step's thread: TLS and JSON.
-const STACK_BYTES: usize = 1 << 20;
+/// An index and a manifest; or a layer, by way of its registry.
+const IMAGE_LIMIT: Duration = Duration::from_secs(20);
 /// Idle connections: nothing is asked twice.
 const POOL: usize = 1;
 /// Longest wait for the last log lines.
@@ -62,10 +55,10 @@ pub(super) fn run(
     log::init(settings.log_level, settings.log_format);
     log::hook_panics();
     let mut check = Check::new(streams, json);
-    match image.map(str::parse::<ImageName>).transpose() {
+    match image.map(str::parse).transpose() {
         Ok(image) => check.run(&Arc::new(settings.clone()), effective, image),
         Err(why) => {
-            check.print_row("image", &Err(why));
+            check.print_row("image", Err(why));
             check.code = EXIT_SETTINGS;
         }
     }
@@ -78,14 +71,11 @@ pub(super) fn run(
 pub(super) fn print_faults(faults: &[Fault], json: bool, streams: &mut Streams<'_>) -> u8 {
     let mut check = Check::new(streams, json);
     for fault in faults {
-        check.print_row("settings", &Err(fault.to_string()));
+        check.print_row("settings", Err(fault.to_string()));
     }
     check.code = EXIT_SETTINGS;
     check.finish()
 }
-
-/// A registry, and the value of `Authorization` that it gets.
-type WithToken = (Registry, Option<Secret<String>>);
 
 /// The check as it runs; it prints each line when its step ends.
 struct Check<'a, 'b> {
@@ -111,271 +101,113 @@ impl<'a, 'b> Check<'a, 'b> {
 
     /// From the inside out, so that the first failure is the one to mend.
     fn run(&mut self, settings: &Arc<Settings>, effective: &[Effective], image: Option<ImageName>) {
-        self.print_row("settings", &ok(list_given(effective)));
+        self.print_row("settings", ok(list_given(effective)));
         for warning in &settings.warnings {
-            self.print_row("settings", &Err(warning.clone()));
+            self.print_row("settings", Err(warning.clone()));
         }
-        let disk = [
-            ("cache", steps::probe_cache as fn(&Settings) -> StepResult),
-            ("quota", steps::judge_quota),
-            ("port", steps::try_port),
-            ("tls", steps::load_tls),
-            ("logins", steps::load_logins),
-        ];
-        for (what, step) in disk {
-            let own = Arc::clone(settings);
-            self.run_step(what, DISK_LIMIT, move |_| step(&own));
+        for (what, step) in local::STEPS {
+            self.run_step(what, DISK_LIMIT, settings, step);
         }
         if settings.offline {
-            let network = ["identity", "token", "clock", "registry", "image"];
-            return self.skip(&network, "OFFLINE=true: nobody is asked");
+            for what in ["identity", "token", "clock", "registry", "image"] {
+                self.print_row(what, skipped("OFFLINE=true: nobody is asked"));
+            }
+            return;
         }
         match app::new_client(settings, POOL) {
-            Ok(client) => self.check_network(settings, &Arc::new(client), image),
-            Err(why) => self.print_row("network", &Err(why)),
-        }
-    }
-
-    /// Prints the document, where there is to be one; returns the exit code.
-    fn finish(self) -> u8 {
-        if !self.json {
-            return self.code;
-        }
-        let document = json!({ "ok": self.code == EXIT_OK, "steps": self.rows });
-        match self.streams.print(&format!("{document:#}\n")) {
-            EXIT_OK => self.code,
-            failed => failed,
+            Ok(client) => {
+                let account = Account::new(Arc::clone(settings), Arc::new(client));
+                self.check_network(&Arc::new(account), image);
+            }
+            Err(why) => self.print_row("network", Err(why)),
         }
     }
 
     /// The steps that need the network.
-    fn check_network(
-        &mut self,
-        settings: &Settings,
-        client: &Arc<Client>,
-        image: Option<ImageName>,
-    ) {
-        let named = settings.registries.clone();
-        let found = if settings.upstream_auth == UpstreamAuth::None {
-            let aws = ["identity", "token", "clock"];
-            self.skip(&aws, "not needed: UPSTREAM_AUTH=none");
-            named.into_iter().map(|registry| (registry, None)).collect()
-        } else {
-            self.compare_regions(settings);
-            self.fetch_tokens(named, &app::new_tokens(settings, client))
-        };
-        if found.is_empty() {
-            let why = "not known: set ECR, or mend the token, which names one";
-            self.skip(&["registry"], why);
+    fn check_network(&mut self, account: &Arc<Account>, image: Option<ImageName>) {
+        for remark in compare_regions(&account.settings) {
+            self.print_row("region", noted(remark));
         }
-        for (registry, token) in &found {
-            self.check_registry(settings, client, registry, token.as_ref());
+        self.run_step("identity", IDENTITY_LIMIT, account, Account::find_identity);
+        let ways = Way::all(account);
+        for way in &ways {
+            self.run_step("token", TOKEN_LIMIT, way, Way::fetch_token);
         }
-        let Some(image) = image else {
-            let why = "name an image to try the rights on its repository: check IMAGE";
-            return self.skip(&["image"], why);
-        };
-        let mut places = found.into_iter().enumerate();
-        match places.find(|(place, (registry, _))| image.is_in(registry, *place == 0)) {
-            Some((_, (_, None))) if settings.upstream_auth == UpstreamAuth::Ecr => {
-                self.skip(&["manifest", "layer"], "no token to ask with");
+        self.run_step("clock", DISK_LIMIT, account, Account::compare_clocks);
+        for way in &ways {
+            match way.registry() {
+                Ok(_) => self.check_way(way),
+                Err(why) => self.print_row("registry", skipped(why)),
             }
-            Some((_, target)) => self.check_image(settings, client, target, image),
+        }
+        match image {
+            Some(image) => self.check_image(&ways, image),
             None => {
-                let why = "no registry in ECR has this host; name it as ECR does";
-                self.print_row("manifest", &Err(why.to_owned()));
+                let why = "name an image to try the rights on its repository: check IMAGE";
+                self.print_row("image", skipped(why));
             }
         }
-    }
-
-    /// Says where `AWS_REGION` counts for nothing.
-    fn compare_regions(&mut self, settings: &Settings) {
-        let Some(set) = settings.aws.region.as_deref() else {
-            return;
-        };
-        for registry in &settings.registries {
-            if let Some(own) = ecr::region_of(registry).filter(|own| own != set) {
-                let why = format!("AWS_REGION={set}, and {registry} is in {own}, which counts");
-                self.print_row("region", &noted(why));
-            }
-        }
-    }
-
-    /// Finds the identity and fetches a token for each registry. Without a registry in the settings
-    /// the token names one.
-    fn fetch_tokens(&mut self, named: Vec<Registry>, tokens: &Arc<Tokens>) -> Vec<WithToken> {
-        let asked = Arc::clone(tokens);
-        let credentials = self.run_bounded("identity", IDENTITY_LIMIT, move |_| {
-            asked.find_credentials()
-        });
-        let credentials = match credentials {
-            Ok(credentials) => credentials,
-            Err(why) => {
-                self.print_row("identity", &Err(why));
-                self.skip(&["token"], "no credentials to fetch one with");
-                self.skip(&["clock"], "AWS was not asked");
-                return named.into_iter().map(|registry| (registry, None)).collect();
-            }
-        };
-        let asked = Arc::clone(tokens);
-        self.run_step("identity", IDENTITY_LIMIT, move |_| {
-            steps::find_identity(&asked, &credentials)
-        });
-        let wanted = match named.is_empty() {
-            true => vec![None],
-            false => named.into_iter().map(Some).collect(),
-        };
-        let mut found = Vec::new();
-        for registry in wanted {
-            let (asked, about) = (Arc::clone(tokens), registry.clone());
-            let token = self.run_giving("token", TOKEN_LIMIT, move |_| {
-                steps::fetch_token(&asked, about.as_ref())
-            });
-            let own = token.as_ref().and_then(|token| token.registry.clone());
-            let value = token.map(|token| token.value);
-            found.extend(registry.or(own).map(|registry| (registry, value)));
-        }
-        self.print_row("clock", &steps::compare_clocks(tokens));
-        found
     }
 
     /// The way to one registry, and to the layers behind it.
-    fn check_registry(
-        &mut self,
-        settings: &Settings,
-        client: &Arc<Client>,
-        registry: &Registry,
-        token: Option<&Secret<String>>,
-    ) {
-        let target = Arc::new(Target {
-            client: Arc::clone(client),
-            auth: settings.upstream_auth,
-            registry: registry.clone(),
-            token: token.cloned(),
-        });
-        let way = [
-            (
-                "proxy",
-                DNS_LIMIT,
-                Target::try_outbound_proxy as fn(&Target, Duration) -> StepResult,
-            ),
-            ("dns", DNS_LIMIT, Target::look_up),
-            ("registry", REGISTRY_LIMIT, Target::ask_registry),
-        ];
-        for (what, limit, step) in way {
-            let target = Arc::clone(&target);
-            self.run_step(what, limit, move |limit| step(&target, limit));
-        }
-        let hosts = storage::hosts(settings, registry);
+    fn check_way(&mut self, way: &Arc<Way>) {
+        self.run_step("proxy", DNS_LIMIT, way, Way::try_outbound_proxy);
+        self.run_step("dns", DNS_LIMIT, way, Way::look_up);
+        self.run_step("registry", ANSWER_LIMIT, way, Way::ask_registry);
+        let hosts = way.storage_hosts();
         if hosts.is_empty() {
             let why = "where this registry keeps layers is not known; check IMAGE tries it";
-            self.skip(&["storage"], why);
+            self.print_row("storage", skipped(why));
         }
         for host in hosts {
-            let way = Arc::clone(client);
-            let reach = move |limit| storage::reach(&way, &host, limit);
-            self.run_step("storage", REGISTRY_LIMIT, reach);
+            let reach = move |way: &Way| way.reach_storage(&host);
+            self.run_step("storage", ANSWER_LIMIT, way, reach);
         }
     }
 
     /// The rights on one repository.
-    fn check_image(
-        &mut self,
-        settings: &Settings,
-        client: &Arc<Client>,
-        target: WithToken,
-        image: ImageName,
-    ) {
-        let redirects = app::redirects(settings);
-        let rights = Rights::new(client, redirects, target, image, REGISTRY_LIMIT);
-        let rights = Arc::new(rights);
-        let asked = Arc::clone(&rights);
-        let read = move |_| asked.read_manifest();
-        match self.run_giving("manifest", REGISTRY_LIMIT * 2, read) {
-            Some(Some(layer)) => {
-                let read = move |_| rights.read_layer(&layer);
-                self.run_step("layer", REGISTRY_LIMIT * 2, read);
-            }
-            _ => self.skip(&["layer"], "there is none to try"),
-        }
-    }
-
-    /// Prints steps that are not tried.
-    fn skip(&mut self, steps: &[&str], why: &str) {
-        for what in steps {
-            self.print_row(what, &skipped(why));
-        }
-    }
-
-    /// Runs a step within its limit, and prints its line.
-    fn run_step(
-        &mut self,
-        what: &str,
-        limit: Duration,
-        step: impl FnOnce(Duration) -> StepResult + Send + 'static,
-    ) {
-        self.run_giving(what, limit, move |limit| Ok((step(limit)?, ())));
-    }
-
-    /// The same with what the step found for those that follow; none when it failed.
-    fn run_giving<T: Send + 'static>(
-        &mut self,
-        what: &str,
-        limit: Duration,
-        step: impl FnOnce(Duration) -> Result<(StepOutcome, T), String> + Send + 'static,
-    ) -> Option<T> {
-        let (result, found) = match self.run_bounded(what, limit, step) {
-            Ok((outcome, found)) => (Ok(outcome), Some(found)),
-            Err(why) => (Err(why), None),
+    fn check_image(&mut self, ways: &[Arc<Way>], image: ImageName) {
+        let mut ways = ways.iter().enumerate();
+        let found = ways.find(|(place, way)| {
+            let registry = way.registry();
+            registry.is_ok_and(|registry| image.is_in(registry, *place == 0))
+        });
+        let Some((_, way)) = found else {
+            let why = "no registry in ECR has this host; name it as ECR does";
+            return self.print_row("manifest", Err(why.to_owned()));
         };
-        self.print_row(what, &result);
-        found
+        let rights = Arc::new(Rights::new(Arc::clone(way), image));
+        self.run_step("manifest", IMAGE_LIMIT, &rights, Rights::read_manifest);
+        self.run_step("layer", IMAGE_LIMIT, &rights, Rights::read_layer);
     }
 
-    /// Runs `step` on a thread of its own and waits for it, at most `limit` and at most until the
-    /// deadline of the whole check. A step that hangs is abandoned: the process ends soon.
-    ///
-    /// # Errors
-    /// Why it failed, or why there is no outcome.
-    fn run_bounded<T: Send + 'static>(
-        &self,
+    /// Runs a step within its limit and the time that is left, and prints its line. A step that
+    /// hangs is left behind.
+    fn run_step<C: Send + Sync + 'static>(
+        &mut self,
         what: &str,
         limit: Duration,
-        step: impl FnOnce(Duration) -> Result<T, String> + Send + 'static,
-    ) -> Result<T, String> {
+        context: &Arc<C>,
+        step: impl FnOnce(&C) -> StepResult + Send + 'static,
+    ) {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        let result = if left.is_zero() {
             let total = TOTAL.as_secs();
-            return Err(format!(
+            Err(format!(
                 "not tried: the steps before it took {total} s, all there is"
-            ));
-        }
-        let limit = limit.min(left);
-        let (done, outcome) = sync_channel(1);
-        let run = move || drop(done.send(step(limit)));
-        Builder::new()
-            .name(format!("check-{what}"))
-            .stack_size(STACK_BYTES)
-            .spawn(run)
-            .map_err(|error| format!("no thread to try it with: {error}"))?;
-        outcome
-            .recv_timeout(limit)
-            .unwrap_or_else(|error| match error {
-                RecvTimeoutError::Timeout => {
-                    let seconds = limit.as_secs().max(1);
-                    Err(format!("no outcome within {seconds} s"))
-                }
-                RecvTimeoutError::Disconnected => {
-                    Err("it ended without an outcome; the log says why".to_owned())
-                }
-            })
+            ))
+        } else {
+            let context = Arc::clone(context);
+            bounded::within(limit.min(left), move || step(&context)).flatten()
+        };
+        self.print_row(what, result);
     }
 
-    fn print_row(&mut self, what: &str, result: &StepResult) {
-        if result.is_err() {
+    fn print_row(&mut self, what: &str, result: StepResult) {
+        let (word, detail) = result.unwrap_or_else(|why| {
             self.code = EXIT_FAILED;
-        }
-        let (word, detail) = parts(result);
+            ("FAIL", why)
+        });
         if self.json {
             let row = json!({ "step": what, "outcome": word.to_lowercase(), "detail": detail });
             self.rows.push(row);
@@ -385,9 +217,17 @@ impl<'a, 'b> Check<'a, 'b> {
         let detail = detail.replace(char::is_control, " ");
         let line = format!("{word:4}  {what:WHAT_WIDTH$}  {detail}\n");
         // A table that cannot be printed is a failed check.
-        if self.streams.print(&line) != EXIT_OK {
-            self.code = EXIT_FAILED;
+        self.code = self.code.max(self.streams.print(&line));
+    }
+
+    /// Prints the document, where there is to be one; returns the exit code.
+    fn finish(self) -> u8 {
+        if !self.json {
+            return self.code;
         }
+        let document = json!({ "ok": self.code == EXIT_OK, "steps": self.rows });
+        self.code
+            .max(self.streams.print(&format!("{document:#}\n")))
     }
 }
 
@@ -399,6 +239,22 @@ fn list_given(effective: &[Effective]) -> String {
         0 => "none given, all are the defaults".to_owned(),
         count => format!("{count} given: {}", names.join(", ")),
     }
+}
+
+/// Where `AWS_REGION` counts for nothing.
+fn compare_regions(settings: &Settings) -> Vec<String> {
+    let Some(set) = settings.aws.region.as_deref() else {
+        return Vec::new();
+    };
+    let registries = settings.registries.iter();
+    let registries = registries.filter(|_| settings.upstream_auth == UpstreamAuth::Ecr);
+    let remarks = registries.filter_map(|registry| {
+        let own = ecr::region_of(registry).filter(|own| own != set)?;
+        Some(format!(
+            "AWS_REGION={set}, and {registry} is in {own}, which counts"
+        ))
+    });
+    remarks.collect()
 }
 
 #[cfg(test)]

@@ -60,19 +60,23 @@ pub struct Grant {
     pub generation: u64,
 }
 
-/// The authorizer for an upstream that wants no authorization, such as another `aws-ecr-proxy`.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Anonymous;
+/// Gives the one value that there is. Without one it is the authorizer for an upstream that wants
+/// no authorization, such as another `aws-ecr-proxy`.
+#[derive(Debug, Clone, Default)]
+pub struct FixedToken(pub Option<Arc<Secrets>>);
 
-impl Authorizer for Anonymous {
+impl Authorizer for FixedToken {
     fn header(&self, _registry: &Registry, _deadline: Instant) -> Result<Grant, AuthFault> {
         Ok(Grant {
-            value: None,
+            value: self.0.clone(),
             generation: 0,
         })
     }
 
-    fn renew(&self, _: &Registry, _: u64, _: Instant) -> Result<Grant, AuthFault> {
+    fn renew(&self, registry: &Registry, _: u64, deadline: Instant) -> Result<Grant, AuthFault> {
+        if self.0.is_some() {
+            return self.header(registry, deadline);
+        }
         let why = "the upstream asks for a login and UPSTREAM_AUTH is none; set it to ecr";
         Err(AuthFault(why.to_owned()))
     }

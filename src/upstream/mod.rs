@@ -29,5 +29,5 @@ mod throttle;
 
 pub use self::address_rule::AddressRule;
 pub use self::api::{Api, ApiCall, ApiReply};
-pub use self::authorizer::{Anonymous, AuthFault, Authorizer, Grant};
+pub use self::authorizer::{AuthFault, Authorizer, FixedToken, Grant};
 pub use self::error::{OFFLINE, Stage, UpstreamError};

@@ -213,10 +213,14 @@ fn a_clock_that_is_off_is_told() {
 #[test]
 fn a_registry_that_refuses_or_is_away_is_told_with_a_remedy() {
     let refusals = [
-        (Fault::Unauthorized401, "401", "refuses the token"),
+        (
+            Fault::Unauthorized401,
+            "401",
+            "with a fresh token too; check that this identity may use this registry",
+        ),
         (
             Fault::ExpiredToken403,
-            "authorization token has expired",
+            "the token has expired",
             "the token's region",
         ),
         (Fault::status(503), "503", "try again later"),
@@ -324,7 +328,11 @@ fn another_proxy_as_upstream_needs_neither_identity_nor_token() {
     // ECR itself wants a token.
     let run = check(&front.standin, &[("UPSTREAM_AUTH", "none")]);
     assert_eq!(run.code, Some(1));
-    run.is("registry", "FAIL", &["401", "set UPSTREAM_AUTH=ecr"]);
+    run.is(
+        "registry",
+        "FAIL",
+        &["401", "UPSTREAM_AUTH is none; set it to ecr"],
+    );
 }
 
 #[test]
@@ -347,7 +355,7 @@ fn the_cache_of_a_running_proxy_is_looked_at_and_not_touched() {
     run.is(
         "cache",
         "ok",
-        &[directory_text, "can be written", "GiB free, quota 75.0 GiB"],
+        &[directory_text, "can be written", " free, quota 75.0 GiB"],
     );
     assert_eq!(list(), before);
 }

@@ -2,28 +2,19 @@
 //! naming the action that is missing. Must not: download more than a manifest and a
 //! byte.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
-use super::outcome::{StepOutcome, StepResult, ok};
-use super::storage;
+use super::outcome::{StepResult, ok, skipped};
+use super::way::{BODY_BYTES_MAX, Way, quote};
 use crate::aws::ecr;
 use crate::image_name::ImageName;
-use crate::message::{Headers, RequestBody};
-use crate::oci::{Digest, Registry};
-use crate::secret::Secret;
-use crate::upstream::client::Client;
-use crate::upstream::exchange::{Call, Upstream};
-use crate::upstream::redirect::Redirects;
-use crate::upstream::secrets::Secrets;
-use crate::upstream::{AuthFault, Authorizer, Grant, Stage};
+use crate::message::Headers;
+use crate::oci::Digest;
 
 /// Largest manifest that is read, as the proxy itself has it.
 const MANIFEST_BYTES_MAX: u64 = 4 << 20;
-/// A refusal is quoted up to so many characters.
-const QUOTED_CHARACTERS_MAX: usize = 300;
 /// An index leads to a manifest, and no further.
 const STEPS_MAX: usize = 2;
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
@@ -31,55 +22,27 @@ const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.docker.distribution.manifest.v2+json";
 
-/// Gives the one token that `check` has fetched.
-struct FetchedToken(Option<Arc<Secrets>>);
-
-impl Authorizer for FetchedToken {
-    fn header(&self, _: &Registry, _: Instant) -> Result<Grant, AuthFault> {
-        let value = self.0.clone();
-        Ok(Grant {
-            value,
-            generation: 0,
-        })
-    }
-
-    fn renew(&self, _: &Registry, _: u64, _: Instant) -> Result<Grant, AuthFault> {
-        Err(AuthFault("it is fresh".to_owned()))
-    }
-
-    fn default_registry(&self, _: Instant) -> Result<Registry, AuthFault> {
-        Err(AuthFault("set ECR".to_owned()))
-    }
-}
-
 /// A repository that is asked, and how.
 pub(super) struct Rights {
-    upstream: Upstream,
-    registry: Registry,
+    way: Arc<Way>,
     image: ImageName,
-    limit: Duration,
+    /// Of the manifest that was read.
+    layer: OnceLock<Digest>,
 }
 
 impl Rights {
-    pub(super) fn new(
-        client: &Arc<Client>,
-        redirects: Redirects,
-        (registry, token): (Registry, Option<Secret<String>>),
-        image: ImageName,
-        limit: Duration,
-    ) -> Self {
-        let token = token.map(|token| Arc::new(Secrets::new(token)));
-        let token = Arc::new(FetchedToken(token));
+    pub(super) const fn new(way: Arc<Way>, image: ImageName) -> Self {
         Self {
-            upstream: Upstream::new(Arc::clone(client), token, redirects, 1, 1),
-            registry,
+            way,
             image,
-            limit,
+            layer: OnceLock::new(),
         }
     }
 
-    /// Fetches the manifest; gives the digest of a layer, too, when there is one.
-    pub(super) fn read_manifest(&self) -> Result<(StepOutcome, Option<Digest>), String> {
+    pub(super) fn read_manifest(&self) -> StepResult {
+        if self.way.lacks_token() {
+            return skipped("no token to ask with");
+        }
         let mut reference = self.image.reference().as_str().to_owned();
         for _ in 0..STEPS_MAX {
             let headers = Headers::from_iter([("Accept", ACCEPT)]);
@@ -92,19 +55,27 @@ impl Rights {
                 continue;
             }
             let layer = digest_at("/layers/0/digest").or_else(|| digest_at("/fsLayers/0/blobSum"));
-            let layer = layer.and_then(|layer| layer.parse().ok());
-            let (url, size) = (self.registry.url(), body.len());
-            let detail = format!("GET {url}{target}: {size} bytes");
-            return Ok((StepOutcome::Ok(detail), layer));
+            if let Some(layer) = layer.and_then(|layer| layer.parse().ok()) {
+                let _ = self.layer.set(layer);
+            }
+            return ok(format!("GET {target}: {} bytes", body.len()));
         }
         Err("its index leads to an index, and to no manifest".to_owned())
     }
 
     /// Fetches the first byte of a layer, from wherever the registry sends us.
-    pub(super) fn read_layer(&self, digest: &Digest) -> StepResult {
+    pub(super) fn read_layer(&self) -> StepResult {
+        let Some(digest) = self.layer.get() else {
+            return skipped("there is none to try");
+        };
         let headers = Headers::from_iter([("Range", "bytes=0-0")]);
         let target = format!("/v2/{}/blobs/{digest}", self.image.repository());
-        let (_, redirected) = self.get(&target, &headers, 1, "ecr:GetDownloadUrlForLayer")?;
+        let (_, redirected) = self.get(
+            &target,
+            &headers,
+            BODY_BYTES_MAX,
+            "ecr:GetDownloadUrlForLayer",
+        )?;
         let way = match redirected {
             true => "by the host that the registry named",
             false => "by the registry itself",
@@ -120,52 +91,30 @@ impl Rights {
         bytes_max: u64,
         action: &str,
     ) -> Result<(Vec<u8>, bool), String> {
-        let deadline = Instant::now() + self.limit;
-        let call = Call {
-            registry: &self.registry,
-            method: "GET",
-            target,
-            headers,
-            patience: self.limit,
-            whole: false,
-        };
-        let mut nothing = std::io::empty();
-        let mut body = RequestBody::new(&mut nothing, Some(0));
-        let fetched = self.upstream.fetch(call, &mut body);
-        let mut fetched = fetched.map_err(|fault| {
-            let is_storage = fault.stage == Stage::Redirect || fault.to != self.registry.url();
-            match is_storage {
-                true => format!("{fault}; {}", storage::remedy(fault.stage)),
-                false => format!("GET {target}: {fault}"),
-            }
-        })?;
-        let body = fetched.reply.read_body(bytes_max, deadline);
-        let body = body.map_err(|error| format!("GET {target} broke off: {error}"))?;
-        match fetched.reply.status {
-            200 | 206 => Ok((body, fetched.redirected)),
-            status => Err(self.explain(status, target, &body, action)),
-        }
-    }
-
-    /// Words for a refusal; a 403 names the action that the identity lacks.
-    fn explain(&self, status: u16, target: &str, body: &[u8], action: &str) -> String {
-        let said: String = String::from_utf8_lossy(body)
-            .chars()
-            .filter(|c| !c.is_control())
-            .take(QUOTED_CHARACTERS_MAX)
-            .collect();
-        let remedy = match status {
-            401 | 403 => {
-                let action = named_action(&said).unwrap_or(action);
-                let repository = self.image.repository();
-                let arn = ecr::repository_arn(&self.registry, repository);
-                let place = arn.unwrap_or_else(|| format!("the repository {repository}"));
-                format!("grant {action} on {place}")
-            }
+        let what = format!("GET {target}");
+        let fetched = self.way.get(target, headers, bytes_max);
+        let (fetched, body) = fetched.map_err(|fault| self.way.explain(&what, &fault))?;
+        let remedy = match fetched.reply.status {
+            200 | 206 => return Ok((body, fetched.redirected)),
+            403 => self.name_grant(&String::from_utf8_lossy(&body), action),
             404 => "there is no such image: check its name and tag, and the registry".to_owned(),
             _ => "try again later".to_owned(),
         };
-        format!("GET {target} {status}: {said}; {remedy}")
+        Err(quote(
+            &format!("{what} {}", fetched.reply.status),
+            &body,
+            &remedy,
+        ))
+    }
+
+    /// The action that the identity lacks: the one that a refusal names, else `action`.
+    fn name_grant(&self, said: &str, action: &str) -> String {
+        let repository = self.image.repository();
+        let registry = self.way.registry();
+        let arn = registry.map(|registry| ecr::repository_arn(registry, repository));
+        let place = arn.ok().flatten();
+        let place = place.unwrap_or_else(|| format!("the repository {repository}"));
+        format!("grant {} on {place}", named_action(said).unwrap_or(action))
     }
 }
 

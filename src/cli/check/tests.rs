@@ -9,6 +9,11 @@ use crate::config::{self, Arguments};
 
 const SHORT: Duration = Duration::from_millis(20);
 
+/// What a step without a context gets.
+fn nothing() -> Arc<()> {
+    Arc::default()
+}
+
 fn checked(total: Duration, steps: impl FnOnce(&mut Check<'_, '_>)) -> (u8, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let mut streams = Streams {
@@ -25,16 +30,18 @@ fn checked(total: Duration, steps: impl FnOnce(&mut Check<'_, '_>)) -> (u8, Stri
 #[test]
 fn each_step_is_one_line_and_one_failure_fails_all() {
     let (code, out) = checked(TOTAL, |check| {
-        check.run_step("cache", DISK_LIMIT, |_| skipped("off"));
-        check.run_step("identity", DISK_LIMIT, |_| ok("arn"));
+        check.run_step("cache", DISK_LIMIT, &nothing(), |()| skipped("off"));
+        check.run_step("identity", DISK_LIMIT, &nothing(), |()| ok("arn"));
     });
     assert_eq!(
         (code, out.as_str()),
         (EXIT_OK, "skip  cache     off\nok    identity  arn\n")
     );
     let (code, out) = checked(TOTAL, |check| {
-        check.run_step("token", DISK_LIMIT, |_| Err("no\r\nok    forged".into()));
-        check.run_step("dns", DISK_LIMIT, |_| ok("fine"));
+        check.run_step("token", DISK_LIMIT, &nothing(), |()| {
+            Err("no\r\nok    forged".into())
+        });
+        check.run_step("dns", DISK_LIMIT, &nothing(), |()| ok("fine"));
     });
     let expected = "FAIL  token     no  ok    forged\nok    dns       fine\n";
     assert_eq!((code, out.as_str()), (EXIT_FAILED, expected));
@@ -45,12 +52,12 @@ fn a_step_that_hangs_is_left_behind() {
     let (release, hold) = channel::<()>();
     let begun = Instant::now();
     let (code, out) = checked(TOTAL, |check| {
-        check.run_step("cache", SHORT, move |_| {
+        check.run_step("cache", SHORT, &nothing(), move |()| {
             // Ends with the test.
             let _ = hold.recv();
             ok(String::new())
         });
-        check.run_step("dns", DISK_LIMIT, |_| ok("fine"));
+        check.run_step("dns", DISK_LIMIT, &nothing(), |()| ok("fine"));
     });
     assert!(begun.elapsed() < DISK_LIMIT);
     assert_eq!(code, EXIT_FAILED);
@@ -64,7 +71,7 @@ fn a_step_that_hangs_is_left_behind() {
 #[test]
 fn no_step_is_begun_when_the_time_is_over() {
     let (code, out) = checked(Duration::ZERO, |check| {
-        check.run_step("dns", DISK_LIMIT, |_| panic!("begun"));
+        check.run_step("dns", DISK_LIMIT, &nothing(), |()| panic!("begun"));
     });
     assert_eq!(code, EXIT_FAILED);
     assert!(out.starts_with("FAIL  dns       not tried: "), "{out}");
@@ -73,7 +80,7 @@ fn no_step_is_begun_when_the_time_is_over() {
 #[test]
 fn a_step_that_panics_has_no_outcome() {
     let (code, out) = checked(TOTAL, |check| {
-        check.run_step("dns", DISK_LIMIT, |_| {
+        check.run_step("dns", DISK_LIMIT, &nothing(), |()| {
             panic!("this panic belongs to a test")
         });
     });
@@ -92,7 +99,7 @@ fn the_limits_fit_into_a_minute() {
         IDENTITY_LIMIT,
         TOKEN_LIMIT,
         DNS_LIMIT,
-        REGISTRY_LIMIT,
+        ANSWER_LIMIT,
     ] {
         assert!(limit < TOTAL);
     }

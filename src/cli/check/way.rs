@@ -1,0 +1,274 @@
+//! The steps of `check` on the way to one registry, and to the layers behind it. Owns: one try
+//! each, and what its outcome means. Must not: print, or need a signed URL.
+
+use std::net::TcpStream;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use super::account::Account;
+use super::local::show_end;
+use super::outcome::{StepResult, ok, skipped};
+use crate::app;
+use crate::aws::ecr;
+use crate::aws::token::FoundToken;
+use crate::config::UpstreamAuth;
+use crate::message::Headers;
+use crate::oci::{Registry, Scheme};
+use crate::upstream::client::Outgoing;
+use crate::upstream::exchange::{Call, Fetched, Upstream};
+use crate::upstream::incoming::Incoming;
+use crate::upstream::secrets::Secrets;
+use crate::upstream::{AddressRule, Api as _, FixedToken, Stage, UpstreamError};
+
+/// One name, or one connection to an outbound proxy.
+pub(super) const DNS_LIMIT: Duration = Duration::from_secs(6);
+/// One answer, connecting included.
+pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// A refusal is quoted up to so many characters.
+const QUOTED_CHARACTERS_MAX: usize = 300;
+/// Bytes that are read of an answer that is no manifest; a refusal has words.
+pub(super) const BODY_BYTES_MAX: u64 = 4 << 10;
+/// Addresses that share the time for connecting.
+const ATTEMPTS: u32 = 2;
+/// Addresses shown of a name.
+const ADDRESSES_SHOWN: usize = 4;
+
+/// A registry, and how it is asked.
+pub(super) struct Way {
+    account: Arc<Account>,
+    /// None: the one that the token names.
+    named: Option<Registry>,
+    token: OnceLock<FoundToken>,
+}
+
+impl Way {
+    /// The ways to the registries of the settings, else to that of the identity.
+    pub(super) fn all(account: &Arc<Account>) -> Vec<Arc<Self>> {
+        let named = &account.settings.registries;
+        let mut names: Vec<Option<Registry>> = named.iter().cloned().map(Some).collect();
+        if names.is_empty() {
+            names.push(None);
+        }
+        let way = |named| Self {
+            account: Arc::clone(account),
+            named,
+            token: OnceLock::new(),
+        };
+        names.into_iter().map(way).map(Arc::new).collect()
+    }
+
+    /// The registry.
+    ///
+    /// # Errors
+    /// Why it is not known.
+    pub(super) fn registry(&self) -> Result<&Registry, String> {
+        let own = || self.token.get()?.registry.as_ref();
+        let found = self.named.as_ref().or_else(own);
+        found.ok_or_else(|| "not known: set ECR, or mend the token, which names one".to_owned())
+    }
+
+    pub(super) fn fetch_token(&self) -> StepResult {
+        let tokens = match self.account.tokens() {
+            Ok(tokens) => tokens,
+            Err(why) => return skipped(why),
+        };
+        let token = tokens.find_token(self.named.as_ref())?;
+        let detail = format!("of {}, until {}", token.region, show_end(token.expires));
+        let _ = self.token.set(token);
+        ok(detail)
+    }
+
+    /// True when the registry wants a token that there is not.
+    pub(super) fn lacks_token(&self) -> bool {
+        self.account.settings.upstream_auth == UpstreamAuth::Ecr && self.token.get().is_none()
+    }
+
+    pub(super) fn try_outbound_proxy(&self) -> StepResult {
+        let url = self.registry()?.url();
+        let client = &self.account.client;
+        let Some((host, port, shown)) = client.outbound_proxy_address(&url) else {
+            return skipped(format!("none leads to {url}"));
+        };
+        let found = client.addresses(&host, Instant::now() + DNS_LIMIT);
+        let found = found.map_err(|fault| format!("{shown} is to lead to {url}: {fault}"))?;
+        let mut why = "no address".to_owned();
+        for address in found {
+            let connected =
+                TcpStream::connect_timeout(&(address, port).into(), DNS_LIMIT / ATTEMPTS);
+            match connected {
+                Ok(_) => return ok(format!("{shown} leads to {url}")),
+                Err(error) => why = format!("{address}:{port}: {error}"),
+            }
+        }
+        Err(format!(
+            "{shown} is to lead to {url}, and is out of reach: {why}; mend it, or set NO_PROXY"
+        ))
+    }
+
+    pub(super) fn look_up(&self) -> StepResult {
+        let (registry, client) = (self.registry()?, &self.account.client);
+        let host = registry.host();
+        if let Some(proxy) = client.outbound_proxy(&registry.url()) {
+            return skipped(format!("{host} is looked up by {proxy}"));
+        }
+        let found = client.addresses(host, Instant::now() + DNS_LIMIT);
+        let found = found.map_err(|fault| {
+            format!("{fault}; check the name in ECR, and RESOLVER or /etc/resolv.conf")
+        })?;
+        let shown = found.iter().take(ADDRESSES_SHOWN);
+        let shown: Vec<String> = shown.map(ToString::to_string).collect();
+        ok(format!("{host} is {}", shown.join(", ")))
+    }
+
+    /// Sends `GET /v2/`, with which every client begins (distribution-spec, end-1).
+    pub(super) fn ask_registry(&self) -> StepResult {
+        let what = format!("GET {}/v2/", self.registry()?.url());
+        let asked = Instant::now();
+        let (reply, body) = match self.get("/v2/", &Headers::new(), BODY_BYTES_MAX) {
+            Ok((fetched, body)) => (fetched.reply, body),
+            Err(fault) if fault.stage == Stage::Refused && self.lacks_token() => {
+                return ok(format!("{what} 401: within reach, asked without a token"));
+            }
+            Err(fault) => return Err(self.explain(&what, &fault)),
+        };
+        let seen = format!(
+            "{what} {} in {} ms",
+            reply.status,
+            asked.elapsed().as_millis()
+        );
+        let remedy = match reply.status {
+            200 if is_registry(&reply) => return ok(seen),
+            200 => {
+                "it is a web site and no registry: a private registry is \
+                 ACCOUNT.dkr.ecr.REGION.amazonaws.com, ECR Public is public.ecr.aws; check ECR"
+            }
+            400 | 403 => {
+                "it refuses the token: check that the registry is in the token's region and \
+                 partition, and its policy"
+            }
+            429 => "it throttles: try again later",
+            500.. => "it fails: try again later",
+            _ => "is it a registry? check ECR",
+        };
+        Err(quote(&seen, &body, remedy))
+    }
+
+    /// Sends a GET as pulls do. Gives the answer, and the beginning of its body.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub(super) fn get(
+        &self,
+        target: &str,
+        headers: &Headers,
+        bytes_max: u64,
+    ) -> Result<(Fetched, Vec<u8>), UpstreamError> {
+        let unknown = |why| UpstreamError::new(Stage::Authorize, "the registry", why);
+        let registry = self.registry().map_err(unknown)?;
+        let token = self.token.get().map(|token| token.value.clone());
+        let token = FixedToken(token.map(Secrets::new).map(Arc::new));
+        let redirects = app::redirects(&self.account.settings);
+        let client = Arc::clone(&self.account.client);
+        let upstream = Upstream::new(client, Arc::new(token), redirects, 1, 1);
+        let deadline = Instant::now() + ANSWER_LIMIT;
+        let mut fetched = upstream.fetch_bodiless(Call {
+            registry,
+            method: "GET",
+            target,
+            headers,
+            patience: ANSWER_LIMIT,
+            whole: false,
+        })?;
+        let body = fetched.reply.read_body(bytes_max, deadline);
+        let broken = |error| UpstreamError::at(registry, Stage::Transfer, format!("{error}"));
+        Ok((fetched, body.map_err(broken)?))
+    }
+
+    /// Words for the lack of an answer.
+    pub(super) fn explain(&self, what: &str, fault: &UpstreamError) -> String {
+        let is_registry = self
+            .registry()
+            .is_ok_and(|registry| registry.url() == fault.to);
+        let remedy = match fault.stage {
+            // These say what to do.
+            Stage::Authorize | Stage::Refused => return format!("{what}: {fault}"),
+            Stage::Redirect => storage_remedy(fault.stage),
+            _ if is_registry => "check network, firewall, HTTPS_PROXY and AWS_CA_BUNDLE",
+            _ => storage_remedy(fault.stage),
+        };
+        format!("{what}: {fault}; {remedy}")
+    }
+
+    /// The URLs of the hosts that the registry redirects layers to, as far as they are known.
+    pub(super) fn storage_hosts(&self) -> Vec<String> {
+        let Ok(registry) = self.registry() else {
+            return Vec::new();
+        };
+        let scheme = match registry.scheme() {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        };
+        let bucket = ecr::layer_host(registry).map(|host| format!("https://{host}"));
+        // `.suffix` is no host that could be asked.
+        let set = self.account.settings.blob_hosts.iter();
+        let set = set.filter(|host| !host.starts_with('.'));
+        let set = set.map(|host| format!("{scheme}://{host}"));
+        bucket.into_iter().chain(set).collect()
+    }
+
+    /// Connects to a host of layers, and waits for any answer: nothing is asked that it could
+    /// grant.
+    pub(super) fn reach_storage(&self, url: &str) -> StepResult {
+        let asked = Instant::now();
+        let sent = self.account.client.send(Outgoing {
+            method: "GET",
+            url: &format!("{url}/"),
+            headers: &Headers::new(),
+            head_deadline: asked + ANSWER_LIMIT,
+            whole: false,
+            addresses: AddressRule::Any,
+        });
+        let reply = sent.map_err(|fault| format!("{fault}; {}", storage_remedy(fault.stage)))?;
+        let (status, took) = (reply.status, asked.elapsed().as_millis());
+        ok(format!(
+            "{url} answers ({status}, asked for nothing) in {took} ms"
+        ))
+    }
+}
+
+/// What opens the way to S3 after a failure at that stage.
+const fn storage_remedy(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Resolve => {
+            "no layer can be pulled: let RESOLVER or /etc/resolv.conf look up S3's names, and \
+             check AWS_REGION and the region in ECR"
+        }
+        Stage::Tls => {
+            "no layer can be pulled: something on the way answers in S3's place; set AWS_CA_BUNDLE \
+             to its authority, or let S3 pass"
+        }
+        _ => {
+            "no layer can be pulled: open the firewall for this host (443), or give the subnet's \
+             route table the S3 gateway endpoint (com.amazonaws.REGION.s3) with a policy that \
+             allows s3:GetObject on this bucket"
+        }
+    }
+}
+
+/// True for an answer that says that it is a registry's (distribution-spec, "Determining Support"),
+/// or at least is no page for people.
+fn is_registry(reply: &Incoming) -> bool {
+    let media_type = reply.headers.first("Content-Type").unwrap_or_default();
+    let version = reply.headers.first("Docker-Distribution-Api-Version");
+    version.is_some() || media_type.trim_start().starts_with("application/json")
+}
+
+/// A refusal with its own words, unless it is a page for people, and with ours.
+pub(super) fn quote(seen: &str, body: &[u8], remedy: &str) -> String {
+    let said = String::from_utf8_lossy(body);
+    let said: String = said.trim().chars().take(QUOTED_CHARACTERS_MAX).collect();
+    match said.is_empty() || said.starts_with('<') {
+        true => format!("{seen}; {remedy}"),
+        false => format!("{seen}: {said}; {remedy}"),
+    }
+}
