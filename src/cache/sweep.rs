@@ -11,7 +11,6 @@
 //! Locks: the state, held for arithmetic and to wait on; under it only the store's account and the
 //! queue of links. Never across I/O. The pins, a leaf.
 
-mod bonds;
 mod evict;
 mod survey;
 

@@ -1,9 +1,10 @@
 //! Taking away what was not used for longest. Owns: the order in which things go. Must not: touch
 //! what is being read, or a blob that an image which stays still needs.
 
+use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
-use super::survey::{EvictionRules, EvictionUnit, Id, MANIFEST_BYTES_MAX, Release, Survey};
+use super::survey::{EvictionRules, EvictionUnit, Id, MANIFEST_BYTES_MAX, Survey};
 use crate::cache::manifest::list_named;
 use crate::cache::names::{Names, Scope};
 use crate::cache::store::Store;
@@ -11,7 +12,6 @@ use crate::history::{self, Bytes, HISTORY};
 use crate::log::{self, Level};
 use crate::metrics;
 use crate::oci::Reference;
-use std::collections::HashSet;
 
 /// What pinned images leave.
 #[derive(Debug, Clone, Copy)]
@@ -115,34 +115,40 @@ pub(super) fn remove(
     let is_same = |place: Scope<'_>| {
         place.registry.name() == scope.registry.name() && place.repository == scope.repository
     };
-    let mut places = survey.places.iter();
-    let place = places.position(|place| is_same(place.scope()));
-    let place = place.ok_or("the cache has nothing of this repository")?;
-    let root = match reference {
-        Reference::Digest(digest) => survey.find(digest),
-        Reference::Tag(_) => None,
+    let mut places = survey.places.iter().enumerate();
+    let place = places.find(|(_, place)| is_same(place.scope()));
+    let (number, place) = place.ok_or("the cache has nothing of this repository")?;
+    let (tag, digest) = match reference {
+        Reference::Tag(tag) => (Some(tag), None),
+        Reference::Digest(digest) => (None, survey.find(digest)),
     };
-    let is_meant = |image: &&EvictionUnit| {
-        let is_named = match reference {
-            Reference::Tag(tag) => image.tag.as_ref() == Some(tag),
-            Reference::Digest(_) => root.is_some_and(|root| image.roots.contains(&root)),
-        };
-        image.place == Some(place) && is_named
-    };
-    let meant: Vec<EvictionUnit> = survey.images.iter().filter(is_meant).cloned().collect();
+    let images = survey.images.iter();
+    let images = images.filter(|image| image.place == Some(number));
+    let (meant, others): (Vec<_>, Vec<_>) = images.partition(|image| match digest {
+        Some(digest) => image.roots.contains(&digest),
+        None => tag.is_some() && image.tag.as_ref() == tag,
+    });
     if meant.is_empty() {
-        return Err(survey.explain_absence(place, reference, root));
+        let why = match place.has(tag, digest) {
+            true => "it belongs to another image here, and goes with that",
+            false => "it is not in the cache",
+        };
+        return Err(why.to_owned());
     }
     if meant.iter().any(|image| image.pinned) {
         return Err("it is pinned: let PIN, PREFETCH and FREEZE_TAGS name it no more".to_owned());
     }
+    let mut met = HashSet::new();
+    for image in others {
+        survey.reach(place, &image.roots, &mut met);
+    }
+    let mut units: Vec<EvictionUnit> = meant.into_iter().cloned().collect();
+    for image in &mut units {
+        image.alone = survey.reach(place, &image.roots, &mut met);
+    }
     let mut eviction = Eviction::new(store, names, survey);
-    for image in &meant {
-        let Some(found) = eviction.survey.places.get(place) else {
-            continue;
-        };
-        let release = eviction.survey.plan_release(found, image);
-        eviction.take_out(place, image, &release);
+    for image in &units {
+        eviction.take_out(image, &image.alone);
     }
     names.prune(scope);
     Ok(before.saturating_sub(store.used_bytes()))
@@ -152,6 +158,8 @@ struct Eviction<'a> {
     store: &'a Store,
     names: &'a Names,
     survey: Survey,
+    /// What images need that were to go and have to stay, by repository.
+    stays: HashMap<usize, HashSet<Id>>,
     /// Repositories that have lost something; their empty folders go at the end.
     changed: HashSet<usize>,
     /// What came since the survey.
@@ -164,6 +172,7 @@ impl<'a> Eviction<'a> {
             store,
             names,
             survey,
+            stays: HashMap::new(),
             changed: HashSet::new(),
             arrived: HashSet::new(),
         }
@@ -183,7 +192,10 @@ impl<'a> Eviction<'a> {
             self.hold_arrivals();
             match self.remove_unless_used(&image) {
                 true => evicted += 1,
-                false => stays = true,
+                false => {
+                    stays = true;
+                    self.hold(&image);
+                }
             }
         }
         for place in &self.changed {
@@ -198,8 +210,8 @@ impl<'a> Eviction<'a> {
     fn hold_arrivals(&mut self) {
         for digest in self.store.arrivals() {
             let bytes = self.store.read(&digest, MANIFEST_BYTES_MAX).ok().flatten();
-            let named = bytes.map_or_else(Vec::new, |bytes| list_named(&bytes));
-            let named = named.into_iter().map(|named| named.digest);
+            let named = list_named(&bytes.unwrap_or_default()).into_iter();
+            let named = named.map(|named| named.digest);
             self.arrived.extend(self.survey.find(&digest));
             for digest in named.chain([digest]) {
                 let id = self.survey.find(&digest);
@@ -210,94 +222,77 @@ impl<'a> Eviction<'a> {
         }
     }
 
+    /// Lets everything stay that an image needs which was to go and stays.
+    fn hold(&mut self, image: &EvictionUnit) {
+        let Some(number) = image.place else {
+            return;
+        };
+        if let Some(place) = self.survey.places.get(number) {
+            let stays = self.stays.entry(number).or_default();
+            self.survey.reach(place, &image.roots, stays);
+        }
+    }
+
     fn remove_unless_used(&mut self, image: &EvictionUnit) -> bool {
         if let Some(pages) = &image.pages {
             self.names.remove_pages(pages);
             return true;
         }
-        let Some(number) = image.place else {
-            return image.roots.iter().all(|id| self.remove_unnamed(*id));
-        };
-        let Some(place) = self.survey.places.get(number) else {
-            return false;
-        };
-        let release = self.survey.plan_release(place, image);
-        let alone = &release.alone;
+        let stays = image.place.and_then(|number| self.stays.get(&number));
+        let goes = |id: &Id| stays.is_none_or(|stays| !stays.contains(id));
+        let alone: Vec<Id> = image.alone.iter().copied().filter(goes).collect();
         if alone.iter().any(|id| self.is_read(*id)) {
             return false;
         }
-        let mut arrived = alone.iter().filter(|id| self.arrived.contains(id));
-        if arrived.any(|id| place.is_manifest(*id)) {
-            // Another tag, perhaps of this repository, means it by now.
-            return false;
+        if let Some(place) = image.place.and_then(|place| self.survey.places.get(place)) {
+            let manifests = || alone.iter().filter(|id| place.is_manifest(**id));
+            if manifests().any(|id| self.arrived.contains(id)) {
+                // Another tag, perhaps of this repository, means it by now.
+                return false;
+            }
+            let digests = manifests().filter_map(|id| Some(&self.survey.node(*id)?.digest));
+            let tag = image.tag.as_ref();
+            if self.names.last_use(place.scope(), tag, digests) > image.accessed {
+                return false;
+            }
         }
-        let manifests = alone.iter().filter(|id| place.is_manifest(**id));
-        let manifests = manifests.filter_map(|id| Some(&self.survey.node(*id)?.digest));
-        let tag = image.tag.as_ref();
-        if self.names.last_use(place.scope(), tag, manifests) > image.accessed {
-            return false;
-        }
-        self.take_out(number, image, &release);
+        self.take_out(image, &alone);
         true
     }
 
-    /// Removes an image, and those of its digests that no other repository needs.
-    fn take_out(&mut self, number: usize, image: &EvictionUnit, release: &Release) {
-        let Some(place) = self.survey.places.get(number) else {
-            return;
-        };
-        // Names first: what a crash leaves then is blobs without a name, which the next pass takes.
-        if let Some(tag) = &image.tag {
-            self.names.remove_tag(place.scope(), tag);
-        }
-        for id in &release.alone {
-            for tag in place.attached.get(id).into_iter().flatten() {
+    /// Removes an image: its names, and of what only it needs the digests that no other repository
+    /// needs. Names first: what a crash leaves then is blobs without one, which the next pass takes.
+    fn take_out(&mut self, image: &EvictionUnit, alone: &[Id]) {
+        if let Some(place) = image.place.and_then(|place| self.survey.places.get(place)) {
+            let attached = alone.iter().filter_map(|id| place.attached.get(id));
+            for tag in image.tag.iter().chain(attached.flatten()) {
                 self.names.remove_tag(place.scope(), tag);
             }
-            if let Some(node) = self.survey.node(*id) {
+            for node in alone.iter().filter_map(|id| self.survey.node(*id)) {
                 self.names.remove_link(place.scope(), &node.digest);
             }
+            self.changed.extend(image.place);
         }
-        self.changed.insert(number);
-        self.survey.release(number, release);
-        for id in &release.alone {
-            if self.survey.node(*id).is_some_and(|node| node.uses == 0) {
-                self.remove_blob(*id);
+        for id in alone {
+            let Some(node) = self.survey.node_mut(*id) else {
+                continue;
+            };
+            node.uses = node.uses.saturating_sub(1);
+            if node.uses > 0 || !node.here {
+                continue;
+            }
+            if let Err(error) = self.store.remove(&node.digest) {
+                // A disk that fails keeps all of them, and each pull that needs room tries again.
+                let fields: [log::Field<'_>; 1] = [("digest", &node.digest)];
+                let what = "a blob could not be evicted";
+                log::cause(Level::Warn, what, ("error", &error), &fields);
             }
         }
-    }
-
-    /// A blob that no manifest names may be linked in any repository.
-    fn remove_unnamed(&mut self, id: Id) -> bool {
-        let node = self.survey.node(id).filter(|node| node.uses <= 1);
-        let Some(node) = node.filter(|_| !self.is_read(id)) else {
-            return false;
-        };
-        for number in &node.linked_in {
-            if let Some(place) = self.survey.places.get(*number as usize) {
-                self.names.remove_link(place.scope(), &node.digest);
-                self.changed.insert(*number as usize);
-            }
-        }
-        self.remove_blob(id);
-        true
     }
 
     /// True while a client reads a digest that no other repository needs.
     fn is_read(&self, id: Id) -> bool {
         let node = self.survey.node(id).filter(|node| node.uses <= 1);
         node.is_some_and(|node| self.store.is_read(&node.digest))
-    }
-
-    fn remove_blob(&self, id: Id) {
-        let Some(node) = self.survey.node(id).filter(|node| node.here) else {
-            return;
-        };
-        if let Err(error) = self.store.remove(&node.digest) {
-            // A disk that fails keeps all of them, and each pull that needs room tries again.
-            let fields: [log::Field<'_>; 1] = [("digest", &node.digest)];
-            let what = "a blob could not be evicted";
-            log::cause(Level::Warn, what, ("error", &error), &fields);
-        }
     }
 }

@@ -1,33 +1,34 @@
 //! What is in the cache, as eviction needs to see it: which images there are, when each was used
-//! last, and what holds each blob. Owns: nothing that lasts. Must not: change anything.
+//! last, and what goes with each. Owns: nothing that lasts. Must not: change anything.
 //!
 //! An image is a tag with all it names, or a manifest that was pulled by digest alone, or a blob
 //! that no known manifest names. Signatures and other artifacts that refer to an image belong to
-//! it, so that it is whole or gone. A digest is held by the manifests that name it, not by images,
-//! so that time and memory grow with what is named, however the manifests are chained: near 400
-//! bytes for each digest of a repository, while an eviction runs.
+//! it, so that it is whole or gone. Of the images of a repository that need a digest, it goes with
+//! the one that goes last. So each digest is met once in each repository, however the manifests
+//! are chained: near 400 bytes for each, while an eviction runs.
 
+use std::cmp::Reverse;
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
-use super::bonds::Bonds;
-pub(super) use super::bonds::Id;
 use crate::cache::closure::subject_of_tag;
-use crate::cache::links::LinkUse;
 use crate::cache::manifest::ManifestContent;
 use crate::cache::names::{Names, OwnedScope, Scope};
 use crate::cache::pins::Pins;
 use crate::cache::store::Store;
-use crate::oci::{Digest, Reference, Tag};
+use crate::oci::{Digest, Tag};
 
 /// Largest manifest that is read: four times what registries take (distribution-spec: 4 MiB).
 pub(super) const MANIFEST_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// What upstream no longer has counts as used so much later: nobody can fetch it again.
 const GONE_GRACE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// A digest's place in the survey.
+pub(super) type Id = u32;
 
 /// What stays, however long ago it was used.
 #[derive(Debug, Clone, Copy)]
@@ -47,19 +48,17 @@ pub(super) struct Node {
     /// Bytes that it takes on the disk.
     size: u64,
     modified: SystemTime,
+    /// It came lately, so that another process may be about to name it.
+    is_young: bool,
     /// Repositories that need it.
     pub(super) uses: u32,
-    /// Repositories that it is linked in, by their place in [`Survey::places`].
-    pub(super) linked_in: Vec<u32>,
 }
 
-/// How a repository needs a digest.
-#[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Need {
-    /// Tags and manifests of the repository that name it.
-    pub(super) holders: u32,
-    /// It holds in turn what it names.
-    pub(super) is_manifest: bool,
+/// What a manifest leads to.
+#[derive(Debug, Default)]
+struct ManifestNode {
+    names: Vec<Id>,
+    subject: Option<Id>,
 }
 
 /// A repository.
@@ -68,9 +67,8 @@ pub(super) struct RepositorySurvey {
     name: OwnedScope,
     /// Links: when each was used, and whether it is a manifest's.
     links: HashMap<Id, (SystemTime, bool)>,
-    /// Everything that its tags and manifests need.
-    pub(super) needs: HashMap<Id, Need>,
-    bonds: Bonds,
+    /// By the manifest that they refer to.
+    referrers: HashMap<Id, Vec<Id>>,
     /// Tags of signatures, which go with the manifest that was signed.
     pub(super) attached: HashMap<Id, Vec<Tag>>,
 }
@@ -80,9 +78,22 @@ impl RepositorySurvey {
         self.name.scope()
     }
 
+    /// Every digest with a manifest's link.
+    fn manifests(&self) -> impl Iterator<Item = Id> {
+        let links = self.links.iter().filter(|(_, (_, manifest))| *manifest);
+        links.map(|(id, _)| *id)
+    }
+
     /// True for a digest with a manifest's link.
     pub(super) fn is_manifest(&self, id: Id) -> bool {
         self.links.get(&id).is_some_and(|(_, manifest)| *manifest)
+    }
+
+    /// True for a tag or digest that is here, though perhaps as a part of an image.
+    pub(super) fn has(&self, tag: Option<&Tag>, id: Option<Id>) -> bool {
+        let mut attached = self.attached.values().flatten();
+        attached.any(|other| Some(other) == tag)
+            || id.is_some_and(|id| self.links.contains_key(&id))
     }
 }
 
@@ -92,56 +103,49 @@ pub(super) struct EvictionUnit {
     pub(super) accessed: SystemTime,
     /// What goes first has the earliest time: that of its last use, or a later one when upstream no
     /// longer has it.
-    pub(super) due: SystemTime,
+    due: SystemTime,
     /// It stays.
     pub(super) pinned: bool,
-    /// Its repository; none for a blob that no manifest names, and for pages.
+    /// Its repository; none for a blob that is linked nowhere, and for pages.
     pub(super) place: Option<usize>,
     pub(super) tag: Option<Tag>,
     /// The manifests of the tag, one for each media type, or the one digest.
     pub(super) roots: Vec<Id>,
+    /// What no image of the repository needs that goes later. What names another comes first.
+    pub(super) alone: Vec<Id>,
     /// A folder of pages of lists.
     pub(super) pages: Option<PathBuf>,
 }
 
 impl EvictionUnit {
-    /// Digests that no repository has as an image.
-    const fn of(roots: Vec<Id>, accessed: SystemTime) -> Self {
+    /// Digests that no tag means.
+    const fn of(place: Option<usize>, roots: Vec<Id>, accessed: SystemTime) -> Self {
         Self {
             accessed,
             due: accessed,
             pinned: false,
-            place: None,
+            place,
             tag: None,
             roots,
+            alone: Vec::new(),
             pages: None,
         }
     }
-}
-
-/// What goes with an image.
-#[derive(Debug, Default)]
-pub(super) struct Release {
-    /// The digests that its repository no longer needs then; what names another comes first.
-    pub(super) alone: Vec<Id>,
-    /// How many of its holders each digest loses.
-    held: HashMap<Id, u32>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Survey {
     pub(super) nodes: Vec<Node>,
     pub(super) places: Vec<RepositorySurvey>,
+    /// In the order in which they are to go.
     pub(super) images: Vec<EvictionUnit>,
     ids: HashMap<Digest, Id>,
-    /// What each manifest names, and whether that is a manifest too; read once.
-    named: HashMap<Id, Rc<[(Id, bool)]>>,
-    /// What each manifest refers to.
-    subjects: HashMap<Id, Id>,
+    /// Manifests that were read.
+    manifests: HashMap<Id, ManifestNode>,
 }
 
 impl Survey {
-    /// Looks at everything; images come in the order in which they are to go.
+    /// Looks at everything.
     pub(super) fn take(store: &Store, names: &Names, rules: EvictionRules<'_>) -> io::Result<Self> {
         let mut survey = Self::default();
         store.count(&mut |entry| {
@@ -150,16 +154,27 @@ impl Survey {
                 node.here = true;
                 node.size = entry.size;
                 node.modified = entry.modified;
+                let since = rules.unnamed_since;
+                node.is_young = since.is_some_and(|since| node.modified > since);
             }
         })?;
         for name in names.scopes() {
-            survey.add_place(store, names, rules.pins, name);
+            survey.add_place(store, names, rules, name);
         }
-        survey.add_unnamed(rules.unnamed_since);
+        let ids = 0..Id::try_from(survey.nodes.len()).unwrap_or(Id::MAX);
+        for (id, node) in ids.zip(&mut survey.nodes) {
+            if node.here && node.uses == 0 && !node.is_young {
+                node.uses = 1;
+                survey.images.push(EvictionUnit {
+                    alone: vec![id],
+                    ..EvictionUnit::of(None, Vec::new(), node.modified)
+                });
+            }
+        }
         let pages = names.page_folders().into_iter();
         let pages = pages.map(|(folder, accessed)| EvictionUnit {
             pages: Some(folder),
-            ..EvictionUnit::of(Vec::new(), accessed)
+            ..EvictionUnit::of(None, Vec::new(), accessed)
         });
         survey.images.extend(pages);
         survey.images.sort_by_key(|image| image.due);
@@ -179,97 +194,37 @@ impl Survey {
         self.nodes.get_mut(id as usize)
     }
 
-    /// What a manifest that was read by the survey names.
-    pub(super) fn names_in(&self, id: Id) -> &[(Id, bool)] {
-        self.named.get(&id).map_or(&[], |named| named)
-    }
-
-    /// What the image's repository no longer needs once the image is gone.
-    pub(super) fn plan_release(&self, place: &RepositorySurvey, image: &EvictionUnit) -> Release {
-        let (mut open, mut release) = (image.roots.clone(), Release::default());
+    /// Adds all that these digests of a repository need to `met`. Says what was not in it before:
+    /// what names another comes first.
+    pub(super) fn reach(
+        &self,
+        place: &RepositorySurvey,
+        roots: &[Id],
+        met: &mut HashSet<Id>,
+    ) -> Vec<Id> {
+        let (mut open, mut new) = (roots.to_vec(), Vec::new());
         while let Some(id) = open.pop() {
-            let Some(need) = place.needs.get(&id) else {
-                continue;
-            };
-            let count = release.held.entry(id).or_insert(0);
-            *count += 1;
-            if *count != need.holders {
-                continue;
-            }
-            release.alone.push(id);
-            if need.is_manifest {
+            if met.insert(id) {
+                new.push(id);
                 open.extend(self.held_by(place, id));
             }
         }
-        release
-    }
-
-    /// Why there is no image that goes by this reference.
-    pub(super) fn explain_absence(
-        &self,
-        place: usize,
-        reference: &Reference,
-        root: Option<Id>,
-    ) -> String {
-        let Some(place) = self.places.get(place) else {
-            return String::new();
-        };
-        let is_attached = |tag: &Tag| place.attached.values().flatten().any(|other| other == tag);
-        let is_part = match reference {
-            Reference::Tag(tag) => is_attached(tag),
-            Reference::Digest(_) => root.is_some_and(|root| place.needs.contains_key(&root)),
-        };
-        match is_part {
-            true => "it belongs to another image here, and goes with that".to_owned(),
-            false => "it is not in the cache".to_owned(),
-        }
-    }
-
-    /// What a manifest holds: what it names, and what refers to it.
-    fn held_by(&self, place: &RepositorySurvey, id: Id) -> Vec<Id> {
-        let named = self.names_in(id).iter().map(|(child, _)| *child);
-        named.chain(place.bonds.of(id).iter().copied()).collect()
+        new
     }
 
     /// Bytes on disk of all that pinned images need.
     pub(super) fn pinned_bytes(&self) -> u64 {
-        let (mut seen, mut bytes) = (HashSet::new(), 0_u64);
-        for image in self.images.iter().filter(|image| image.pinned) {
-            let Some(place) = image.place.and_then(|place| self.places.get(place)) else {
-                continue;
-            };
-            let mut open = image.roots.clone();
-            while let Some(id) = open.pop() {
-                if seen.insert(id) {
-                    bytes += self.node(id).map_or(0, |node| node.size);
-                    open.extend(self.held_by(place, id));
-                }
-            }
-        }
-        bytes
+        let pinned = self.images.iter().filter(|image| image.pinned);
+        let ids: HashSet<Id> = pinned.flat_map(|image| &image.alone).copied().collect();
+        let nodes = ids.into_iter().filter_map(|id| self.node(id));
+        nodes.map(|node| node.size).sum()
     }
 
-    /// Takes an image out: the counts are those of a repository without it.
-    pub(super) fn release(&mut self, place: usize, release: &Release) {
-        let Some(place) = self.places.get_mut(place) else {
-            return;
-        };
-        for (id, count) in &release.held {
-            if let Some(need) = place.needs.get_mut(id) {
-                need.holders = need.holders.saturating_sub(*count);
-            }
-        }
-        for id in &release.alone {
-            place.needs.remove(id);
-            if let Some(node) = self.nodes.get_mut(*id as usize) {
-                node.uses = node.uses.saturating_sub(1);
-            }
-        }
-    }
-
-    fn digests(&self, ids: &[Id]) -> Vec<&Digest> {
-        let nodes = ids.iter().filter_map(|id| self.node(*id));
-        nodes.map(|node| &node.digest).collect()
+    /// What a manifest holds: what it names, and what refers to it.
+    fn held_by<'a>(&'a self, place: &'a RepositorySurvey, id: Id) -> impl Iterator<Item = Id> + 'a {
+        let named = self.manifests.get(&id).map(|manifest| &manifest.names);
+        let referrers = place.referrers.get(&id);
+        named.into_iter().chain(referrers).flatten().copied()
     }
 
     fn id(&mut self, digest: &Digest) -> Id {
@@ -283,291 +238,203 @@ impl Survey {
             here: false,
             size: 0,
             modified: SystemTime::UNIX_EPOCH,
+            is_young: false,
             uses: 0,
-            linked_in: Vec::new(),
         });
         self.ids.insert(digest.clone(), id);
         id
     }
 
-    fn add_place(&mut self, store: &Store, names: &Names, pins: &Pins, name: OwnedScope) {
+    fn add_place(
+        &mut self,
+        store: &Store,
+        names: &Names,
+        rules: EvictionRules<'_>,
+        name: OwnedScope,
+    ) {
+        let number = Some(self.places.len());
         let mut place = RepositorySurvey {
             name,
             links: HashMap::new(),
-            needs: HashMap::new(),
-            bonds: Bonds::default(),
+            referrers: HashMap::new(),
             attached: HashMap::new(),
         };
-        let number = u32::try_from(self.places.len()).unwrap_or(u32::MAX);
-        for LinkUse {
-            digest,
-            accessed,
-            manifest,
-        } in names.link_uses(place.scope())
-        {
-            let id = self.id(&digest);
-            place.links.insert(id, (accessed, manifest));
-            if let Some(node) = self.node_mut(id) {
-                node.linked_in.push(number);
+        for link in names.link_uses(place.scope()) {
+            let id = self.id(&link.digest);
+            place.links.insert(id, (link.accessed, link.manifest));
+            if link.manifest {
+                self.read(store, id);
             }
         }
         // One image a tag, whatever partitions it is in.
-        let mut tags: HashMap<Tag, (SystemTime, Vec<Id>)> = HashMap::new();
+        let mut tags: HashMap<Tag, EvictionUnit> = HashMap::new();
         for found in names.tag_uses(place.scope()) {
-            let roots: Vec<Id> = found.digests.iter().map(|digest| self.id(digest)).collect();
-            let tag = tags
-                .entry(found.tag)
-                .or_insert((found.accessed, Vec::new()));
-            tag.0 = tag.0.max(found.accessed);
-            tag.1.extend(roots);
-        }
-        self.bind_referrers(store, &mut place, pins, &mut tags);
-        for (_, roots) in tags.values_mut() {
-            roots.sort_unstable();
-            roots.dedup();
-            for root in &*roots {
-                self.hold(store, &mut place, (*root, true));
+            let image = EvictionUnit {
+                tag: Some(found.tag.clone()),
+                ..EvictionUnit::of(number, Vec::new(), found.accessed)
+            };
+            let image = tags.entry(found.tag).or_insert(image);
+            image.accessed = image.accessed.max(found.accessed);
+            for digest in &found.digests {
+                let root = self.id(digest);
+                self.read(store, root);
+                image.roots.push(root);
             }
         }
-        let mut untagged = self.hold_untagged(store, &mut place);
-        self.hold_pinned(store, &mut place, pins, &mut untagged);
+        self.bind_referrers(&mut place, rules.pins, &mut tags);
+        let tags = tags.into_values().collect();
         let gone = names.gone(place.scope());
-        self.add_images(&place, (pins, &gone), tags, untagged);
+        self.add_images(&place, rules, &gone, tags);
         self.places.push(place);
+    }
+
+    /// Reads a manifest, and those that it names.
+    fn read(&mut self, store: &Store, id: Id) {
+        let mut open = vec![id];
+        while let Some(id) = open.pop() {
+            if self.manifests.contains_key(&id) {
+                continue;
+            }
+            let node = self.node(id).filter(|node| node.here);
+            let bytes = node.and_then(|node| store.read(&node.digest, MANIFEST_BYTES_MAX).ok()?);
+            let content = ManifestContent::read(&bytes.unwrap_or_default());
+            let mut manifest = ManifestNode {
+                names: Vec::with_capacity(content.named.len()),
+                subject: content.subject.map(|subject| self.id(&subject)),
+            };
+            for named in content.named {
+                let child = self.id(&named.digest);
+                manifest.names.push(child);
+                open.extend(named.media_type.map(|_| child));
+            }
+            self.manifests.insert(id, manifest);
+        }
     }
 
     /// Lets each manifest hold what refers to it, by a subject or by the name of a tag. Such a tag
     /// is no image of its own, unless it is pinned.
     fn bind_referrers(
-        &mut self,
-        store: &Store,
+        &self,
         place: &mut RepositorySurvey,
         pins: &Pins,
-        tags: &mut HashMap<Tag, (SystemTime, Vec<Id>)>,
+        tags: &mut HashMap<Tag, EvictionUnit>,
     ) {
-        let manifests = place.links.iter().filter(|(_, (_, manifest))| *manifest);
-        let mut manifests: Vec<Id> = manifests.map(|(id, _)| *id).collect();
-        manifests.sort_unstable();
-        for id in manifests {
-            self.read_named(store, id);
-            let subject = self.subjects.get(&id).copied();
-            if let Some(subject) = subject.filter(|subject| self.is_manifest_here(place, *subject))
-            {
-                place.bonds.bind(subject, id, |id| self.names_in(id));
+        let is_here = |id: &Id| self.node(*id).is_some_and(|node| node.here);
+        let here: HashSet<Id> = place.manifests().filter(is_here).collect();
+        for id in &here {
+            let subject = self.manifests.get(id).and_then(|manifest| manifest.subject);
+            if let Some(subject) = subject.filter(|subject| here.contains(subject)) {
+                place.referrers.entry(subject).or_default().push(*id);
             }
         }
-        tags.retain(|tag, (accessed, roots)| {
+        tags.retain(|tag, image| {
             let subject = subject_of_tag(tag).and_then(|digest| self.find(&digest));
-            let subject = subject.filter(|id| self.is_manifest_here(place, *id));
+            let subject = subject.filter(|id| here.contains(id) && !image.roots.is_empty());
             let is_pinned = pins.hold(place.scope(), Some(tag), &[]);
             let Some(subject) = subject.filter(|_| !is_pinned) else {
                 return true;
             };
-            for root in &*roots {
-                self.read_named(store, *root);
-            }
-            let is_bound = |root: &Id| place.bonds.bind(subject, *root, |id| self.names_in(id));
-            if roots.is_empty() || !roots.iter().all(is_bound) {
-                return true;
-            }
             if let Some((used, _)) = place.links.get_mut(&subject) {
-                *used = (*accessed).max(*used);
+                *used = image.accessed.max(*used);
             }
-            place.attached.entry(subject).or_default().push(tag.clone());
+            let referrers = place.referrers.entry(subject).or_default();
+            referrers.append(&mut image.roots);
+            let attached = place.attached.entry(subject).or_default();
+            attached.push(tag.clone());
             false
         });
     }
 
-    fn is_manifest_here(&self, place: &RepositorySurvey, id: Id) -> bool {
-        place.is_manifest(id) && self.node(id).is_some_and(|node| node.here)
-    }
-
-    /// A tag or a manifest holds a digest, and a manifest holds what it names.
-    fn hold(&mut self, store: &Store, place: &mut RepositorySurvey, digest: (Id, bool)) {
-        let mut open = vec![digest];
-        while let Some((id, is_manifest)) = open.pop() {
-            let need = place.needs.entry(id).or_default();
-            need.holders += 1;
-            if need.holders == 1
-                && let Some(node) = self.nodes.get_mut(id as usize)
-            {
-                node.uses += 1;
-            }
-            if is_manifest || place.is_manifest(id) {
-                open.extend(self.expand(store, place, id));
-            }
-        }
-    }
-
-    /// What a manifest holds, the first time that it is met in a repository; then nothing.
-    fn expand(&mut self, store: &Store, place: &mut RepositorySurvey, id: Id) -> Vec<(Id, bool)> {
-        let need = place.needs.entry(id).or_default();
-        if std::mem::replace(&mut need.is_manifest, true) {
-            return Vec::new();
-        }
-        let named = self.read_named(store, id);
-        let referrers = place.bonds.of(id).iter().map(|referrer| (*referrer, true));
-        named.iter().copied().chain(referrers).collect()
-    }
-
-    /// Holds the manifests that no tag leads to. Those that no other manifest names are images.
-    fn hold_untagged(&mut self, store: &Store, place: &mut RepositorySurvey) -> Vec<Id> {
-        let untagged = place.links.iter().filter(|(_, (_, manifest))| *manifest);
-        let untagged = untagged.map(|(id, _)| *id);
-        let untagged: Vec<Id> = untagged
-            .filter(|id| !place.needs.contains_key(id))
-            .collect();
-        for id in &untagged {
-            for child in self.expand(store, place, *id) {
-                self.hold(store, place, child);
-            }
-        }
-        let is_root = |id: &Id| place.needs.get(id).is_none_or(|need| need.holders == 0);
-        let roots: Vec<Id> = untagged.into_iter().filter(is_root).collect();
-        for root in &roots {
-            self.hold(store, place, (*root, true));
-        }
-        roots
-    }
-
-    /// Makes manifests that are pinned by their digests images of their own: they may belong to
-    /// others, which go.
-    fn hold_pinned(
-        &mut self,
-        store: &Store,
-        place: &mut RepositorySurvey,
-        pins: &Pins,
-        untagged: &mut Vec<Id>,
-    ) {
-        let pinned = pins.digests(place.scope());
-        let pinned = pinned.filter_map(|digest| self.find(digest));
-        let pinned: Vec<Id> = pinned
-            .filter(|id| place.is_manifest(*id) && !untagged.contains(id))
-            .collect();
-        for id in pinned {
-            self.hold(store, place, (id, true));
-            untagged.push(id);
-        }
-    }
-
+    /// Adds what is in a repository: `images` are its tags. A manifest that nothing leads to is an
+    /// image, too; so is one that is pinned by its digest, as it may belong to others, which go.
     fn add_images(
         &mut self,
         place: &RepositorySurvey,
-        (pins, gone): (&Pins, &HashSet<Digest>),
-        tags: HashMap<Tag, (SystemTime, Vec<Id>)>,
-        untagged: Vec<Id>,
+        rules: EvictionRules<'_>,
+        gone: &HashSet<Digest>,
+        mut images: Vec<EvictionUnit>,
     ) {
-        let mut used = LastUse {
-            survey: self,
-            place,
-            known: HashMap::new(),
-        };
-        let tagged = tags
-            .into_iter()
-            .map(|(tag, (accessed, roots))| (Some(tag), accessed, roots));
-        let untagged = untagged
-            .into_iter()
-            .map(|root| (None, SystemTime::UNIX_EPOCH, vec![root]));
-        let images: Vec<EvictionUnit> = tagged
-            .chain(untagged)
-            .map(|(tag, accessed, roots)| {
-                let uses = roots.iter().map(|root| used.of(*root));
-                let accessed = uses.fold(accessed, SystemTime::max);
-                let digests = used.survey.digests(&roots);
-                let is_gone = digests.iter().any(|digest| gone.contains(digest));
-                let grace = if is_gone { GONE_GRACE } else { Duration::ZERO };
-                EvictionUnit {
-                    due: accessed.checked_add(grace).unwrap_or(accessed),
-                    pinned: pins.hold(place.scope(), tag.as_ref(), &digests),
-                    place: Some(used.survey.places.len()),
-                    tag,
-                    ..EvictionUnit::of(roots, accessed)
-                }
-            })
-            .collect();
-        self.images.extend(images);
+        let number = Some(self.places.len());
+        let tagged: HashSet<Id> = images.iter().flat_map(|tag| tag.roots.clone()).collect();
+        let holders = self.find_holders(place, &tagged);
+        let used = spread_uses(place, &holders);
+        let pinned = rules.pins.digests(place.scope());
+        let pinned: HashSet<Id> = pinned.filter_map(|digest| self.find(digest)).collect();
+        let is_part = |id: &Id| tagged.contains(id) || holders.contains_key(id);
+        let single = place.manifests();
+        let single = single.filter(|id| pinned.contains(id) || !is_part(id));
+        images.extend(single.map(|id| EvictionUnit::of(number, vec![id], SystemTime::UNIX_EPOCH)));
+        for image in &mut images {
+            let uses = image.roots.iter().filter_map(|id| used.get(id));
+            image.accessed = uses.fold(image.accessed, |latest, used| latest.max(*used));
+            let nodes = image.roots.iter().filter_map(|id| self.node(*id));
+            let digests: Vec<&Digest> = nodes.map(|node| &node.digest).collect();
+            image.pinned = rules.pins.hold(place.scope(), image.tag.as_ref(), &digests);
+            let is_gone = digests.iter().any(|digest| gone.contains(digest));
+            let grace = if is_gone { GONE_GRACE } else { Duration::ZERO };
+            image.due = image.accessed.checked_add(grace).unwrap_or(image.accessed);
+        }
+        images.sort_by_key(|image| (image.pinned, image.due));
+        let mut met = HashSet::new();
+        for image in images.iter_mut().rev() {
+            image.alone = self.reach(place, &image.roots, &mut met);
+        }
+        // What no image needs: blobs without a manifest, and manifests that lead to each other.
+        for (id, (accessed, _)) in &place.links {
+            let is_young = self.node(*id).is_some_and(|node| node.is_young);
+            let alone = self.reach(place, &[*id], &mut met);
+            if !alone.is_empty() && (place.is_manifest(*id) || !is_young) {
+                let accessed = *used.get(id).unwrap_or(accessed);
+                images.push(EvictionUnit {
+                    alone,
+                    ..EvictionUnit::of(number, vec![*id], accessed)
+                });
+            }
+        }
+        for id in images.iter().flat_map(|image| &image.alone) {
+            if let Some(node) = self.nodes.get_mut(*id as usize) {
+                node.uses += 1;
+            }
+        }
+        self.images.append(&mut images);
     }
 
-    /// Blobs and links that no manifest names, each an image of its own.
-    fn add_unnamed(&mut self, since: Option<SystemTime>) {
-        for (id, node) in self.nodes.iter_mut().enumerate() {
-            let is_young = node.here && since.is_some_and(|since| node.modified > since);
-            if node.uses > 0 || is_young || (!node.here && node.linked_in.is_empty()) {
+    /// The manifests of a repository that hold others, by each that they hold.
+    fn find_holders(&self, place: &RepositorySurvey, tagged: &HashSet<Id>) -> HashMap<Id, Vec<Id>> {
+        let mut open: Vec<Id> = place.manifests().chain(tagged.iter().copied()).collect();
+        let (mut met, mut holders) = (HashSet::new(), HashMap::<Id, Vec<Id>>::new());
+        while let Some(id) = open.pop() {
+            if !met.insert(id) {
                 continue;
             }
-            node.uses = 1;
-            let id = Id::try_from(id).unwrap_or(Id::MAX);
-            let places = node.linked_in.iter();
-            let links = places.filter_map(|place| self.places.get(*place as usize)?.links.get(&id));
-            let accessed = links.map(|(accessed, _)| *accessed).max();
-            let accessed = accessed.unwrap_or(node.modified);
-            self.images.push(EvictionUnit::of(vec![id], accessed));
+            let held = self.held_by(place, id);
+            for child in held.filter(|child| self.manifests.contains_key(child)) {
+                holders.entry(child).or_default().push(id);
+                open.push(child);
+            }
         }
-    }
-
-    fn read_named(&mut self, store: &Store, id: Id) -> Rc<[(Id, bool)]> {
-        if let Some(named) = self.named.get(&id) {
-            return Rc::clone(named);
-        }
-        let node = self.node(id).filter(|node| node.here);
-        let bytes = node.and_then(|node| store.read(&node.digest, MANIFEST_BYTES_MAX).ok()?);
-        let found = bytes.map_or_else(Default::default, |bytes| ManifestContent::read(&bytes));
-        if let Some(subject) = &found.subject {
-            let subject = self.id(subject);
-            self.subjects.insert(id, subject);
-        }
-        let named: Rc<[(Id, bool)]> = found
-            .named
-            .iter()
-            .map(|named| (self.id(&named.digest), named.media_type.is_some()))
-            .collect();
-        self.named.insert(id, Rc::clone(&named));
-        named
+        holders
     }
 }
 
-/// When the manifests of a repository were used last. A manifest was used when one that it names
+/// When the manifests of a repository were used last: a manifest was used when one that it holds
 /// was.
-struct LastUse<'a> {
-    survey: &'a Survey,
-    place: &'a RepositorySurvey,
-    known: HashMap<Id, SystemTime>,
-}
-
-impl LastUse<'_> {
-    /// The last use of a manifest and all below it. A list of its own takes the place of the stack,
-    /// as chains can be long.
-    fn of(&mut self, root: Id) -> SystemTime {
-        let mut open = vec![root];
-        let mut entered = HashSet::new();
-        while let Some(id) = open.last().copied() {
-            if self.known.contains_key(&id) {
-                open.pop();
-                continue;
+fn spread_uses(
+    place: &RepositorySurvey,
+    holders: &HashMap<Id, Vec<Id>>,
+) -> HashMap<Id, SystemTime> {
+    let links = place.links.iter().filter(|(_, (_, manifest))| *manifest);
+    let mut links: Vec<(SystemTime, Id)> = links.map(|(id, (used, _))| (*used, *id)).collect();
+    links.sort_unstable_by_key(|link| Reverse(*link));
+    let mut found = HashMap::new();
+    for (used, id) in links {
+        let mut open = vec![id];
+        while let Some(id) = open.pop() {
+            if let Entry::Vacant(vacant) = found.entry(id) {
+                vacant.insert(used);
+                open.extend(holders.get(&id).into_iter().flatten());
             }
-            if entered.insert(id) {
-                open.extend(self.manifests_below(id));
-                continue;
-            }
-            let own = self.place.links.get(&id).filter(|(_, manifest)| *manifest);
-            let own = own.map_or(SystemTime::UNIX_EPOCH, |(accessed, _)| *accessed);
-            let below = self.manifests_below(id);
-            let below = below.filter_map(|child| self.known.get(&child).copied());
-            let latest = below.fold(own, SystemTime::max);
-            self.known.insert(id, latest);
-            open.pop();
         }
-        let latest = self.known.get(&root).copied();
-        latest.unwrap_or(SystemTime::UNIX_EPOCH)
     }
-
-    fn manifests_below(&self, id: Id) -> impl Iterator<Item = Id> {
-        let needs = &self.place.needs;
-        let is_manifest = |id: &Id| needs.get(id).is_some_and(|need| need.is_manifest);
-        let held = match is_manifest(&id) {
-            true => self.survey.held_by(self.place, id),
-            false => Vec::new(),
-        };
-        held.into_iter().filter(is_manifest)
-    }
+    found
 }

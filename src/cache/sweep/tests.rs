@@ -216,6 +216,20 @@ fn what_is_being_read_stays() {
 }
 
 #[test]
+fn an_image_that_stays_keeps_what_it_shares_with_one_that_goes() {
+    let cache = Cache::new();
+    let old = cache.image("a:old", &[&layer(1), &layer(2)], 10);
+    let new = cache.image("a:new", &[&layer(1), &layer(3)], 20);
+    let reading = cache.store.reading(&digest_of(&layer(2)));
+    evict(&cache, 0);
+    assert!(cache.is_whole("a", &old, &[&layer(1), &layer(2)]));
+    assert!(!cache.store.has(&new) && !cache.store.has(&digest_of(&layer(3))));
+    drop(reading);
+    evict(&cache, 0);
+    assert_eq!(cache.store.used_bytes(), 0);
+}
+
+#[test]
 fn a_shared_blob_being_read_does_not_keep_the_rest() {
     let cache = Cache::new();
     let old = cache.image("a:old", &[&layer(1), &layer(2)], 10);
@@ -438,9 +452,7 @@ fn a_chain_of_manifests_is_one_image() {
     let used = |survey: &survey::Survey| survey.images[0].accessed;
     let survey = survey::Survey::take(&cache.store, &cache.names, NO_RULES).unwrap();
     assert_eq!((survey.images.len(), used(&survey)), (1, at(299)));
-    // Each of them is held by the one above it, and by nothing else.
-    let holders = survey.places[0].needs.values().map(|need| need.holders);
-    assert_eq!(holders.collect::<Vec<_>>(), [1; 301]);
+    assert_eq!(survey.images[0].alone.len(), 301);
     // Used in the middle: used as a whole.
     let middle = cache.index("a", &[&digest_of(b"the end of the chain")], 0);
     cache.with("a", |scope| {
@@ -466,9 +478,9 @@ fn chains_that_share_their_end_cost_each_link_once() {
         .collect();
     let survey = survey::Survey::take(&cache.store, &cache.names, NO_RULES).unwrap();
     assert_eq!(survey.images.len(), 100);
-    let needs = survey.places[0].needs.values();
-    // The chain with its end, and the tops with what each names beside.
-    assert_eq!(needs.map(|need| need.holders).sum::<u32>(), 100 + 100 + 200);
+    let alone = survey.images.iter().map(|image| image.alone.len());
+    // The chain with its end goes with the last one.
+    assert_eq!(alone.collect::<Vec<_>>(), [&[2; 99][..], &[103]].concat());
     drop(survey);
     evict_one(&cache);
     assert!(!cache.store.has(&tops[0]) && cache.store.has(&tops[1]));
