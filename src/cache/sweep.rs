@@ -9,14 +9,13 @@
 //! have written, and it leaves young blobs that nothing names yet.
 //!
 //! Locks: the state, held for arithmetic and to wait on; under it only the store's account and the
-//! queue of links. Never across I/O. The pins, a leaf.
+//! queue of links. Never across I/O.
 
 mod evict;
 mod survey;
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use self::evict::PinnedRoom;
@@ -32,9 +31,7 @@ use crate::oci::Reference;
 /// Least time between two writings of `index.json` (architecture.md: every few seconds at most),
 /// and how often the quota is looked at unasked.
 const TICK: Duration = Duration::from_secs(3);
-/// How often a directory that is only read is counted: another process may fill it.
-const WATCH_INTERVAL: Duration = Duration::from_secs(60);
-/// An unasked pass, or an index, that took long is not begun again before this many times as long.
+/// What took long is not done again unasked before this many times as long.
 const REST_FACTOR: u32 = 20;
 /// The thread begins to evict when less than this part of the quota is free.
 const HIGH_WATER_PART: u64 = 20;
@@ -58,35 +55,32 @@ pub struct Sweeper {
     store: Arc<Store>,
     names: Arc<Names>,
     quota: u64,
-    /// Tagged images, as of the last writing of the index.
-    images: AtomicU64,
-    /// Another process uses the directory, or has used it since the last count.
-    is_shared: AtomicBool,
-    pins: Mutex<Arc<Pins>>,
-    /// Bytes on disk that pinned images need, as of the last eviction.
-    pinned: AtomicU64,
-    is_full_of_pins: AtomicBool,
     state: Mutex<SweepState>,
-    /// For the thread: there is work.
-    work: Condvar,
-    /// For those who wait for room: a pass has ended, or room was given back.
-    room: Condvar,
+    /// There is work, a pass has ended, or room was given back.
+    changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct SweepState {
     stopped: bool,
+    /// The index is to be written.
     dirty: bool,
     /// What is on disk has been counted.
     counted: bool,
+    /// Another process has used the directory since the last count.
+    is_shared: bool,
+    /// Tagged images, as of the last writing of the index.
+    images: u64,
+    pins: Arc<Pins>,
+    /// As of the last eviction.
+    pinned: PinnedRoom,
     /// Bytes promised to fills and not yet written.
     reserved: u64,
     /// Bytes that callers wait for.
     wanted: u64,
     /// Somebody evicts.
     evicting: bool,
-    /// Evictions begun and ended.
-    begun: u64,
+    /// Evictions ended.
     ended: u64,
     /// The last one could not free what was asked of it.
     exhausted: bool,
@@ -118,7 +112,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.spend(self.left);
-        self.sweeper.room.notify_all();
+        self.sweeper.changed.notify_all();
     }
 }
 
@@ -129,24 +123,14 @@ impl Sweeper {
             store,
             names,
             quota,
-            images: AtomicU64::new(0),
-            is_shared: AtomicBool::new(false),
-            pins: Mutex::default(),
-            pinned: AtomicU64::new(0),
-            is_full_of_pins: AtomicBool::new(false),
             state: Mutex::default(),
-            work: Condvar::new(),
-            room: Condvar::new(),
+            changed: Condvar::new(),
         })
     }
 
     /// Lets eviction never touch these images, instead of those that were named before.
     pub fn pin(&self, pins: Pins) {
-        *self.pins.locked() = Arc::new(pins);
-    }
-
-    fn pins(&self) -> Arc<Pins> {
-        Arc::clone(&self.pins.locked())
+        self.state.locked().pins = Arc::new(pins);
     }
 
     /// Removes an image with all that nothing else needs, though it was used just now. Says how
@@ -157,7 +141,7 @@ impl Sweeper {
     pub fn remove(&self, scope: Scope<'_>, reference: &Reference) -> Result<u64, String> {
         let lock = self.store.lock("evict", REMOVE_TIMEOUT);
         let _lock = lock.ok_or("another process evicts; try again")?;
-        let pins = self.pins();
+        let pins = Arc::clone(&self.state.locked().pins);
         let rules = EvictionRules {
             pins: &pins,
             unnamed_since: None,
@@ -169,87 +153,92 @@ impl Sweeper {
 
     /// Bytes on disk that pinned images need, as of the last eviction.
     pub fn pinned_bytes(&self) -> u64 {
-        self.pinned.load(Relaxed)
+        self.state.locked().pinned.bytes
     }
 
     /// True when the last eviction found little but pinned images, and could not make the room that
     /// it was to make: other images are sent without being kept.
     pub fn is_full_of_pins(&self) -> bool {
-        self.is_full_of_pins.load(Relaxed)
+        self.state.locked().pinned.is_too_little
     }
 
-    fn note_pinned(&self, room: PinnedRoom) {
-        self.pinned.store(room.bytes, Relaxed);
-        let was_full = self.is_full_of_pins.swap(room.is_too_little, Relaxed);
-        if room.is_too_little && !was_full {
-            let fields: [log::Field<'_>; 2] =
-                [("pinned_bytes", &room.bytes), ("quota_bytes", &self.quota)];
-            let what = "pinned images fill the cache, and others find no room: \
-                        raise CACHE_MAX_SIZE, or let PIN name fewer";
-            log::warn(what, &fields);
-        }
+    /// Tagged images in the cache, as they were a few seconds ago.
+    pub fn image_count(&self) -> u64 {
+        self.state.locked().images
+    }
+
+    /// Bytes that the cache may have.
+    pub const fn quota(&self) -> u64 {
+        self.quota
+    }
+
+    /// Bytes on disk of all that is kept. Until the first count has ended, earlier runs' are
+    /// missing.
+    pub fn used_bytes(&self) -> u64 {
+        self.store.used_bytes() + self.names.used_bytes()
     }
 
     /// The work of the thread `sweep`; returns after [`Self::stop`].
     pub fn run(self: &Arc<Self>) {
         self.count();
-        if self.store.is_read_only() {
-            return self.watch();
-        }
-        let (mut index_due, mut pass_due) = (Instant::now(), Instant::now());
-        let mut look_due = Instant::now() + TICK;
-        while let Some(work) = self.next(index_due, pass_due) {
-            if Instant::now() >= look_due {
-                let begun = Instant::now();
+        let mut index_due = Instant::now();
+        let (mut pass_due, mut look_due) = (index_due, index_due + TICK);
+        while self.wait_for_work(index_due) {
+            let begun = Instant::now();
+            if begun >= look_due {
                 self.look_for_others();
                 look_due = rest(begun);
             }
             let begun = Instant::now();
-            if let Some(pass) = work.pass {
+            let pass = (begun >= pass_due).then(|| self.begin_pass_ahead());
+            if let Some(pass) = pass.flatten() {
                 self.evict_for_those_who_wait(pass, None);
                 pass_due = rest(begun);
             }
-            if work.links {
-                self.write_links();
-            }
-            if work.index {
+            self.write_links();
+            if self.state.locked().dirty && begun >= index_due {
                 self.write_index_now();
                 index_due = rest(begun);
             }
         }
     }
 
-    /// The work on a directory that is only read: counting what others put there.
-    fn watch(&self) {
+    /// Waits until the index is to be written, or for a while; false after [`Self::stop`].
+    fn wait_for_work(&self, index_due: Instant) -> bool {
+        let until = Instant::now() + TICK;
+        let mut state = self.state.locked();
         loop {
-            let begun = Instant::now();
-            self.write_index_now();
-            let pause = begun.elapsed().saturating_mul(REST_FACTOR);
-            let pause = pause.max(WATCH_INTERVAL);
-            let state = self.state.locked();
-            let waited = self
-                .work
-                .wait_timeout_while(state, pause, |state| !state.stopped);
-            if waited.unwrap_or_else(PoisonError::into_inner).0.stopped {
-                return;
+            let due = match state.dirty {
+                true => index_due.min(until),
+                false => until,
+            };
+            let left = due.saturating_duration_since(Instant::now());
+            if state.stopped || left.is_zero() {
+                return !state.stopped;
             }
-            self.names.count();
-            // A folder that cannot be read leaves the last count.
-            let _ = self.store.count(&mut |_| {});
+            state = self.wait(state, left);
         }
+    }
+
+    fn wait<'a>(
+        &self,
+        state: MutexGuard<'a, SweepState>,
+        left: Duration,
+    ) -> MutexGuard<'a, SweepState> {
+        let waited = self.changed.wait_timeout(state, left);
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Ends [`Self::run`] and every wait for room.
     pub fn stop(&self) {
         self.state.locked().stopped = true;
-        self.work.notify_all();
-        self.room.notify_all();
+        self.changed.notify_all();
     }
 
     /// A tag changed: the index is to be written.
     pub fn mark_dirty(&self) {
         self.state.locked().dirty = true;
-        self.work.notify_all();
+        self.changed.notify_all();
     }
 
     /// Room for `bytes` more. Evicts if need be, or waits for the one who does. None when there is
@@ -262,21 +251,18 @@ impl Sweeper {
             return None;
         }
         let mut state = self.state.locked();
-        let begun = state.begun;
+        // Only a pass that begins after this call knows of it.
+        let known = state.ended + u64::from(state.evicting);
         while state.counted && !self.fits(&state, bytes) {
             let left = deadline.saturating_duration_since(Instant::now());
-            // Only a pass that began after this call knows of it. One that freed enough leaves
-            // hope: somebody else was quicker to take the room.
-            let hopeless = state.ended > begun && state.exhausted;
+            // One that freed enough leaves hope: somebody else was quicker to take the room.
+            let hopeless = state.ended > known && state.exhausted;
             if state.stopped || hopeless || left.is_zero() {
                 return None;
             }
             state.wanted = state.wanted.saturating_add(bytes);
             state = match self.begin_pass(&mut state) {
-                None => {
-                    let waited = self.room.wait_timeout(state, left);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
+                None => self.wait(state, left),
                 Some(pass) => {
                     drop(state);
                     self.evict_for_those_who_wait(pass, Some(deadline));
@@ -295,14 +281,14 @@ impl Sweeper {
 
     /// Writes the links that wait, and the index; for shutdown.
     pub fn write_all(&self) {
-        if self.store.is_read_only() {
-            return;
-        }
         self.write_links();
         self.write_index_now();
     }
 
     fn write_links(&self) {
+        if self.store.is_read_only() {
+            return;
+        }
         let has_room = || self.used_bytes() < self.quota();
         if let Err(error) = self.names.write_links(&has_room) {
             log::warn("links were not written", &[("error", &error)]);
@@ -314,7 +300,7 @@ impl Sweeper {
         let _lock = self.store.lock("index", INDEX_TIMEOUT);
         self.state.locked().dirty = false;
         match layout::write_index(&self.store, &self.names) {
-            Ok(images) => self.images.store(images as u64, Relaxed),
+            Ok(images) => self.state.locked().images = images as u64,
             Err(error) => log::warn("index.json was not written", &[("error", &error)]),
         }
     }
@@ -323,105 +309,74 @@ impl Sweeper {
     /// and for a command that has none. Blocks, for as long as it takes to look at every file.
     pub fn count(&self) {
         let begun = Instant::now();
-        if !self.store.is_read_only() {
-            self.is_shared.store(self.tidy(), Relaxed);
-        }
-        let mut blobs = 0_u64;
-        self.names.count();
-        match self.store.count(&mut |_| blobs += 1) {
-            Ok(()) => log::info(
-                "cache counted",
-                &[
-                    ("blobs", &blobs),
-                    ("bytes", &self.used_bytes()),
-                    ("quota_bytes", &self.quota),
-                    ("ms", &begun.elapsed().as_millis()),
-                ],
-            ),
-            Err(error) => log::warn("cache was not counted", &[("error", &error)]),
-        }
+        let is_shared = self.tidy();
+        self.count_now();
+        let fields: [log::Field<'_>; 4] = [
+            ("blobs", &self.store.blob_count()),
+            ("bytes", &self.used_bytes()),
+            ("quota_bytes", &self.quota),
+            ("ms", &begun.elapsed().as_millis()),
+        ];
+        log::info("cache counted", &fields);
         let mut state = self.state.locked();
+        state.is_shared = is_shared;
         state.counted = true;
         // A crash may have left an old index.
         state.dirty = true;
     }
 
+    fn count_now(&self) {
+        self.names.count();
+        if let Err(error) = self.store.count(&mut |_| {}) {
+            log::warn("cache was not counted", &[("error", &error)]);
+        }
+    }
+
     /// Counts again when another process uses the directory, or just has. Says whether one does.
     fn look_for_others(&self) -> bool {
         let is_shared = self.tidy();
-        if self.is_shared.swap(is_shared, Relaxed) || is_shared {
-            self.names.count();
-            if let Err(error) = self.store.count(&mut |_| {}) {
-                log::warn("cache was not counted", &[("error", &error)]);
-            }
+        let was_shared = std::mem::replace(&mut self.state.locked().is_shared, is_shared);
+        if is_shared || was_shared {
+            self.count_now();
         }
+        // What others put into a directory that is only read is known by looking.
+        self.state.locked().dirty |= self.store.is_read_only();
         is_shared
     }
 
-    /// Removes what ended processes left. Says whether another one uses the directory.
+    /// Removes what ended processes left. Says whether another one uses the directory, or may.
     fn tidy(&self) -> bool {
-        self.store.tidy().unwrap_or_else(|error| {
+        let is_shared = self.store.tidy().unwrap_or_else(|error| {
             log::warn("leftovers were not removed", &[("error", &error)]);
             true
-        })
-    }
-
-    /// Tagged images in the cache, as they were a few seconds ago.
-    pub fn image_count(&self) -> u64 {
-        self.images.load(Relaxed)
-    }
-
-    /// Bytes that the cache may have.
-    pub const fn quota(&self) -> u64 {
-        self.quota
-    }
-
-    /// Waits for work; none after [`Self::stop`].
-    fn next(self: &Arc<Self>, index_due: Instant, pass_due: Instant) -> Option<Work> {
-        let mut state = self.state.locked();
-        loop {
-            if state.stopped {
-                return None;
-            }
-            let now = Instant::now();
-            let high = state.counted && !self.fits(&state, self.quota / HIGH_WATER_PART);
-            let pass = (high && now >= pass_due).then(|| self.begin_pass(&mut state));
-            let work = Work {
-                pass: pass.flatten(),
-                index: state.dirty && now >= index_due,
-                links: self.names.pending.first().is_some(),
-            };
-            if work.pass.is_some() || work.index || work.links {
-                return Some(work);
-            }
-            let pause = match state.dirty {
-                true => index_due.saturating_duration_since(now).min(TICK),
-                false => TICK,
-            };
-            let waited = self.work.wait_timeout(state, pause);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        });
+        is_shared || self.store.is_read_only()
     }
 
     /// The right to evict; none while somebody else does: each would count the other's work as
     /// lost.
     fn begin_pass(self: &Arc<Self>, state: &mut SweepState) -> Option<Pass> {
-        if std::mem::replace(&mut state.evicting, true) {
-            return None;
-        }
-        state.begun += 1;
-        Some(Pass(Arc::clone(self)))
+        let is_free = !std::mem::replace(&mut state.evicting, true);
+        is_free.then(|| Pass(Arc::clone(self)))
+    }
+
+    /// The same, when little room is left.
+    fn begin_pass_ahead(self: &Arc<Self>) -> Option<Pass> {
+        let mut state = self.state.locked();
+        let is_full = !self.fits(&state, self.quota / HIGH_WATER_PART);
+        let is_due = is_full && !self.store.is_read_only();
+        is_due.then(|| self.begin_pass(&mut state)).flatten()
     }
 
     /// One eviction, for those who wait and for the quota itself; ends at `deadline`.
     fn evict_for_those_who_wait(&self, pass: Pass, deadline: Option<Instant>) {
-        let claimed = {
+        let (claimed, pins) = {
             let state = self.state.locked();
-            state.reserved.saturating_add(state.wanted)
+            let claimed = state.reserved.saturating_add(state.wanted);
+            (claimed, Arc::clone(&state.pins))
         };
-        let target = self
-            .quota
-            .saturating_sub(claimed.max(self.quota / LOW_WATER_PART));
+        let free = claimed.max(self.quota / LOW_WATER_PART);
+        let target = self.quota.saturating_sub(free);
         let is_late = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
         let now = Instant::now();
         let patience = deadline.map(|deadline| deadline.saturating_duration_since(now));
@@ -431,42 +386,44 @@ impl Sweeper {
             self.state.locked().exhausted = deadline.is_some() && !is_late();
             return;
         }
-        let mut unnamed_since = None;
-        if self.look_for_others() {
-            unnamed_since = SystemTime::now().checked_sub(UNNAMED_FOR);
-        }
+        let is_shared = self.look_for_others();
+        let since = SystemTime::now().checked_sub(UNNAMED_FOR);
         let looks = Cell::new(0_u64);
         let stop = || {
             looks.set(looks.get() + 1);
             if !looks.get().is_multiple_of(IMAGES_A_LOOK) {
                 return false;
             }
-            self.room.notify_all();
+            self.changed.notify_all();
             self.state.locked().stopped || is_late()
         };
-        let pins = self.pins();
         let rules = EvictionRules {
             pins: &pins,
-            unnamed_since,
+            unnamed_since: since.filter(|_| is_shared),
         };
         let pinned = evict::evict(&self.store, &self.names, rules, target, &stop);
-        if let Some(room) = pinned {
-            self.note_pinned(room);
-        }
         let exhausted = self.used_bytes() > target && !is_late();
-        self.state.locked().exhausted = exhausted;
+        let mut state = self.state.locked();
+        state.exhausted = exhausted;
+        let before = state.pinned;
+        state.pinned = pinned.unwrap_or(before);
+        let is_news = state.pinned.is_too_little && !before.is_too_little;
+        drop(state);
+        if is_news {
+            let fields: [log::Field<'_>; 2] = [
+                ("pinned_bytes", &self.pinned_bytes()),
+                ("quota_bytes", &self.quota),
+            ];
+            let what = "pinned images fill the cache, and others find no room: \
+                        raise CACHE_MAX_SIZE, or let PIN name fewer";
+            log::warn(what, &fields);
+        }
         drop(pass);
     }
 
     fn fits(&self, state: &SweepState, bytes: u64) -> bool {
         let claimed = state.reserved.saturating_add(bytes);
         self.used_bytes().saturating_add(claimed) <= self.quota
-    }
-
-    /// Bytes on disk of all that is kept. Until the first count has ended, earlier runs' are
-    /// missing.
-    pub fn used_bytes(&self) -> u64 {
-        self.store.used_bytes() + self.names.used_bytes()
     }
 }
 
@@ -480,15 +437,8 @@ impl Drop for Pass {
         state.evicting = false;
         state.ended += 1;
         drop(state);
-        self.0.room.notify_all();
+        self.0.changed.notify_all();
     }
-}
-
-/// What the thread has to do.
-struct Work {
-    pass: Option<Pass>,
-    index: bool,
-    links: bool,
 }
 
 /// When work that began at `begun` and ends now may be done again unasked.

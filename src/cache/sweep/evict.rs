@@ -14,7 +14,7 @@ use crate::metrics;
 use crate::oci::Reference;
 
 /// What pinned images leave.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy)]
 pub(super) struct PinnedRoom {
     /// Bytes on disk that they need.
     pub(super) bytes: u64,
