@@ -170,7 +170,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
         Arc::clone(&on_lost),
     )
     .map_err(|error| format!("thread accept: {error}"))?;
-    build::start_cache(settings, cache.as_deref(), &upstream, &on_lost)?;
+    build::start_cache(cache.as_deref(), &on_lost)?;
     announce(settings, &bound.addresses, connections);
     if settings.has_notify_socket {
         notify::start(workers)?;
@@ -366,6 +366,7 @@ fn build_decider(
     }
     if let Some(cache) = &cache {
         prefetch::start(settings, &proxy, cache, on_lost)?;
+        build::start_scrub(settings, &proxy, cache)?;
     }
     let version = serde_json::json!({
         "version": config::VERSION,

@@ -14,6 +14,7 @@ use crate::clock::SystemClock;
 use crate::config::{CacheDir, ImageGlobs, Settings, UpstreamAuth};
 use crate::image_name::ImageName;
 use crate::log;
+use crate::proxy::Proxy;
 use crate::upstream::client::Client;
 use crate::upstream::dns::Dns;
 use crate::upstream::exchange::Upstream;
@@ -196,26 +197,27 @@ pub(super) fn open_cache(
 
 /// Starts the threads of the cache, if there is one. They begin with looking at every file: a proxy
 /// opens its door before, since on few cores that would delay it.
-pub(super) fn start_cache(
-    settings: &Settings,
-    cache: Option<&Cache>,
-    upstream: &Arc<Upstream>,
-    on_lost: &OnLost,
-) -> Result<(), String> {
+pub(super) fn start_cache(cache: Option<&Cache>, on_lost: &OnLost) -> Result<(), String> {
     let Some(cache) = cache else { return Ok(()) };
     let sweeper = Arc::clone(&cache.sweeper);
     threads::start_vital("sweep", CACHE_STACK_BYTES, on_lost, move || sweeper.run())?;
     let verifier = Arc::clone(&cache.verifier);
-    threads::start_vital("verify", CACHE_STACK_BYTES, on_lost, move || verifier.run())?;
-    if !settings.scrub_interval.is_zero() && !cache.store.is_read_only() {
-        let scrubber = Scrubber::new(
-            (Arc::clone(&cache.store), Arc::clone(&cache.names)),
-            Arc::clone(&cache.fills),
-            Arc::clone(upstream),
-            settings.registries.clone(),
-            settings.scrub_interval,
-        );
-        threads::start("scrub", CACHE_STACK_BYTES, move || scrubber.run())?;
+    threads::start_vital("verify", CACHE_STACK_BYTES, on_lost, move || verifier.run())
+}
+
+/// Starts the thread `scrub`, if it is wanted. What is damaged is fetched by way of the proxy.
+pub(super) fn start_scrub(settings: &Settings, proxy: &Proxy, cache: &Cache) -> Result<(), String> {
+    if settings.scrub_interval.is_zero() || cache.store.is_read_only() {
+        return Ok(());
     }
-    Ok(())
+    let proxy = proxy.clone();
+    let scrubber = Scrubber {
+        store: Arc::clone(&cache.store),
+        names: Arc::clone(&cache.names),
+        fetch: Box::new(move |scope, digest, is_manifest| {
+            proxy.fetch_digest(scope, digest, is_manifest)
+        }),
+        interval: settings.scrub_interval,
+    };
+    threads::start("scrub", CACHE_STACK_BYTES, move || scrubber.run())
 }

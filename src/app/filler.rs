@@ -37,7 +37,7 @@ impl CacheFiller {
         let cache = build::open_cache(settings, Some(directory), &upstream)?;
         let cache = cache.filter(|cache| !cache.store.is_read_only());
         let cache = cache.ok_or("the cache cannot be written")?;
-        build::start_cache(settings, Some(&cache), &upstream, &on_lost)?;
+        build::start_cache(Some(&cache), &on_lost)?;
         let access = Access::new(&settings.access, settings.offline, None);
         let proxy = Proxy::new(access, upstream, Some(Arc::clone(&cache)), settings);
         Ok(Self { proxy, cache })

@@ -8,7 +8,6 @@
 //! Lock: how far it is, held to copy it.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -17,18 +16,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::files;
-use super::fill::{BlobRequest, Fills, Joined};
 use super::names::{Names, Scope};
+use super::paths::read_text;
 use super::store::Store;
 use super::verified::Stamp;
-use crate::hash::matches;
 use crate::locked::Locked as _;
 use crate::log;
-use crate::message::Headers;
 use crate::metrics;
-use crate::oci::{Digest, Registry};
+use crate::oci::Digest;
 use crate::transfers::TRANSFERS;
-use crate::upstream::exchange::{Call, Upstream};
 
 /// The file that says how far it is.
 const FILE: &str = "aws-ecr-proxy-scrub";
@@ -50,49 +46,33 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(10);
 const FILE_BYTES_MAX: u64 = 4096;
 /// Repositories that are asked for one blob.
 const REPOSITORIES_MAX: usize = 4;
-/// Longest wait for a manifest that is fetched again.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
-/// Largest manifest that is fetched again.
-const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 
-/// How far the scrub is.
+/// How far the scrub is. Times are milliseconds since 1970.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct ScrubPass {
     /// When the last pass began.
-    pub started: Option<SystemTime>,
+    started: Option<u64>,
     /// When the last whole pass ended.
-    pub ended: Option<SystemTime>,
+    ended: Option<u64>,
     /// The last blob that was hashed; none between two passes.
-    pub last: Option<Digest>,
+    last: Option<Digest>,
 }
 
 impl ScrubPass {
-    fn parse(text: &[u8]) -> Self {
-        let document: Value = serde_json::from_slice(text).unwrap_or_default();
-        let time = |name: &str| {
-            let millis = Duration::from_millis(document.get(name)?.as_u64()?);
-            UNIX_EPOCH.checked_add(millis)
-        };
+    fn parse(text: &str) -> Self {
+        let document: Value = serde_json::from_str(text).unwrap_or_default();
+        let time = |name: &str| document.get(name)?.as_u64();
+        let last = document.get("last").and_then(Value::as_str);
         Self {
             started: time("started"),
             ended: time("ended"),
-            last: document
-                .get("last")
-                .and_then(|last| last.as_str()?.parse().ok()),
+            last: last.and_then(|last| last.parse().ok()),
         }
     }
 
     fn to_json(&self) -> String {
-        let millis = |time: &Option<SystemTime>| {
-            let since = time.as_ref()?.duration_since(UNIX_EPOCH).ok()?;
-            u64::try_from(since.as_millis()).ok()
-        };
-        json!({
-            "started": millis(&self.started),
-            "ended": millis(&self.ended),
-            "last": self.last.as_ref().map(Digest::as_str),
-        })
-        .to_string()
+        let last = self.last.as_ref().map(Digest::as_str);
+        json!({"started": self.started, "ended": self.ended, "last": last}).to_string()
     }
 
     /// The file's, or what this process knows when its last pass ended later: a full disk does not
@@ -105,13 +85,18 @@ impl ScrubPass {
     }
 
     /// How long it is until a pass is to begin, or to go on.
-    fn wait(&self, now: SystemTime, interval: Duration) -> Duration {
+    fn wait(&self, now: u64, interval: Duration) -> Duration {
         let Some(started) = self.started.filter(|_| self.last.is_none()) else {
             return Duration::ZERO;
         };
         // A time in the future is that of a clock that was set back.
-        now.duration_since(started)
-            .map_or(Duration::ZERO, |since| interval.saturating_sub(since))
+        let since = now.checked_sub(started).map(Duration::from_millis);
+        since.map_or(Duration::ZERO, |since| interval.saturating_sub(since))
+    }
+
+    /// When the last whole pass ended.
+    pub fn end(&self) -> Option<SystemTime> {
+        UNIX_EPOCH.checked_add(Duration::from_millis(self.ended?))
     }
 
     /// Hundredths of a pass that are done; none between two passes.
@@ -121,35 +106,23 @@ impl ScrubPass {
     }
 }
 
+/// Fetches a digest of a repository anew, as a manifest or as a blob. False when it is not here
+/// then.
+pub type FetchAgain = Box<dyn Fn(Scope<'_>, &Digest, bool) -> bool + Send>;
+
 /// Scrubs a cache.
 pub struct Scrubber {
-    store: Arc<Store>,
-    names: Arc<Names>,
-    fills: Arc<Fills>,
-    upstream: Arc<Upstream>,
-    registries: Vec<Registry>,
-    interval: Duration,
+    /// Blobs.
+    pub store: Arc<Store>,
+    /// Links.
+    pub names: Arc<Names>,
+    /// How damaged ones are fetched again.
+    pub fetch: FetchAgain,
+    /// How often everything is hashed.
+    pub interval: Duration,
 }
 
 impl Scrubber {
-    /// For the cache with these parts, once in `interval`. `registries` says how each is spoken to.
-    pub fn new(
-        (store, names): (Arc<Store>, Arc<Names>),
-        fills: Arc<Fills>,
-        upstream: Arc<Upstream>,
-        registries: Vec<Registry>,
-        interval: Duration,
-    ) -> Self {
-        Self {
-            store,
-            names,
-            fills,
-            upstream,
-            registries,
-            interval,
-        }
-    }
-
     /// The work of the thread `scrub`; it never returns.
     pub fn run(&self) {
         let begun = Instant::now();
@@ -158,10 +131,10 @@ impl Scrubber {
         loop {
             let mut pass = read(&self.store).or_later(&ours);
             note(&pass);
-            let mut wait = pass.wait(SystemTime::now(), self.interval);
-            if pass.started.is_none() {
-                wait = first_after.saturating_sub(begun.elapsed());
-            }
+            let wait = match pass.started {
+                Some(_) => pass.wait(now_millis(), self.interval),
+                None => first_after.saturating_sub(begun.elapsed()),
+            };
             // One process at a time.
             let lock = wait
                 .is_zero()
@@ -178,7 +151,7 @@ impl Scrubber {
 
     fn pass(&self, pass: &mut ScrubPass) {
         if pass.last.is_none() {
-            pass.started = Some(SystemTime::now());
+            pass.started = Some(now_millis());
         }
         let (begun, mut saved) = (Instant::now(), Instant::now());
         let (mut blobs, mut damaged, mut wanted) = (0_u64, 0, Vec::new());
@@ -205,7 +178,7 @@ impl Scrubber {
         }
         self.fetch_again(wanted);
         pass.last = None;
-        pass.ended = Some(SystemTime::now());
+        pass.ended = Some(now_millis());
         self.save(pass);
         let took = begun.elapsed().as_millis();
         let fields: [log::Field<'_>; 3] = [("blobs", &blobs), ("damaged", &damaged), ("ms", &took)];
@@ -266,65 +239,19 @@ impl Scrubber {
             true => Vec::new(),
             false => self.names.scopes(),
         };
-        for mut place in places {
-            if let Some(registry) = self.find_registry(&place.registry) {
-                place.registry = registry;
-            }
+        for place in places {
             wanted.retain(|digest| {
                 let Some(link) = self.names.link(place.scope(), digest) else {
                     return true;
                 };
                 let asked = asked.entry(digest.clone()).or_insert(0);
                 *asked += 1;
-                let is_kept = match link.media_type {
-                    Some(media_type) => self.fetch_manifest(place.scope(), digest, &media_type),
-                    None => self.fetch_blob(place.scope(), digest),
-                };
+                let fetch = |is_manifest| (self.fetch)(place.scope(), digest, is_manifest);
+                // The manifest of a platform may be linked as a blob.
+                let is_kept = link.media_type.is_none() && fetch(false) || fetch(true);
                 !is_kept && *asked < REPOSITORIES_MAX
             });
         }
-    }
-
-    /// How a registry is spoken to: the folder does not say it.
-    fn find_registry(&self, named: &Registry) -> Option<Registry> {
-        let known = self.registries.iter().cloned();
-        let mut known = known.chain(self.names.remembered_registry());
-        known.find(|registry| registry.name() == named.name())
-    }
-
-    fn fetch_blob(&self, scope: Scope<'_>, digest: &Digest) -> bool {
-        let wanted = BlobRequest {
-            registry: scope.registry.clone(),
-            repository: scope.repository.clone(),
-            digest: digest.clone(),
-            asked_at: self.names.changes.now(),
-            is_background: true,
-        };
-        match self.fills.join(&wanted) {
-            Joined::Growing(_) | Joined::Unproven(_) => true,
-            // The manifest of a platform may be linked as a blob.
-            Joined::Refused(_) => self.fetch_manifest(scope, digest, "*/*"),
-            Joined::Failed(_) | Joined::Bypass(_) => false,
-        }
-    }
-
-    fn fetch_manifest(&self, scope: Scope<'_>, digest: &Digest, media_type: &str) -> bool {
-        let headers = Headers::from_iter([("Accept", media_type)]);
-        let call = Call {
-            registry: scope.registry,
-            method: "GET",
-            target: &format!("/v2/{}/manifests/{digest}", scope.repository),
-            headers: &headers,
-            patience: FETCH_TIMEOUT,
-            whole: true,
-        };
-        let Ok(mut fetched) = self.upstream.fetch_bodiless(call) else {
-            return false;
-        };
-        let deadline = Instant::now() + FETCH_TIMEOUT;
-        let body = fetched.reply.read_body(MANIFEST_BYTES_MAX, deadline);
-        let bytes = body.ok().filter(|bytes| matches(digest, bytes));
-        bytes.is_some_and(|bytes| self.store.put(digest, &bytes).is_ok())
     }
 
     fn save(&self, pass: &ScrubPass) {
@@ -336,7 +263,6 @@ impl Scrubber {
     }
 }
 
-/// How far it is, for those who ask what the process does.
 static PASS: Mutex<ScrubPass> = Mutex::new(ScrubPass {
     started: None,
     ended: None,
@@ -347,14 +273,14 @@ fn note(pass: &ScrubPass) {
     PASS.locked().clone_from(pass);
 }
 
-/// When the last whole pass ended.
-pub fn last_end() -> Option<SystemTime> {
-    PASS.locked().ended
+/// How far this process knows the scrub to be.
+pub fn progress() -> ScrubPass {
+    PASS.locked().clone()
 }
 
-/// Hundredths of the pass that runs.
-pub fn percent() -> Option<u64> {
-    PASS.locked().percent()
+fn now_millis() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Blobs go by the first digit of their digests, then by all of it.
@@ -367,10 +293,7 @@ fn path(store: &Store) -> PathBuf {
 }
 
 fn read(store: &Store) -> ScrubPass {
-    let path = path(store);
-    let is_small = fs::metadata(&path).is_ok_and(|found| found.len() <= FILE_BYTES_MAX);
-    let text = is_small.then(|| fs::read(&path).ok()).flatten();
-    ScrubPass::parse(&text.unwrap_or_default())
+    ScrubPass::parse(&read_text(&path(store), FILE_BYTES_MAX).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -379,14 +302,13 @@ mod tests {
 
     #[test]
     fn bug_a_disk_that_took_no_file_had_the_cache_scrubbed_without_end() {
-        let at = |seconds| Some(UNIX_EPOCH + Duration::from_secs(seconds));
-        let pass = |started, ended| ScrubPass {
-            started: at(started),
-            ended: at(ended),
+        let pass = |started: u64, ended: u64| ScrubPass {
+            started: Some(started * 1000),
+            ended: Some(ended * 1000),
             last: None,
         };
         let (ours, interval) = (pass(1000, 1100), Duration::from_secs(600));
-        let now = UNIX_EPOCH + Duration::from_secs(1200);
+        let now = 1_200_000;
         for kept in [ScrubPass::default(), pass(100, 200)] {
             let known = kept.or_later(&ours);
             assert_eq!(known.wait(now, interval), Duration::from_secs(400));
@@ -397,31 +319,31 @@ mod tests {
 
     #[test]
     fn a_pass_is_due_by_the_clock_and_goes_on_after_a_restart() {
-        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
         let week = Duration::from_secs(7 * 24 * 60 * 60);
+        let week_millis = 7 * 24 * 60 * 60 * 1000;
         let mut pass = ScrubPass {
-            started: Some(at(1000)),
-            ended: Some(at(2000)),
+            started: Some(1_000_000),
+            ended: Some(2_000_000),
             last: None,
         };
-        assert_eq!(pass.wait(at(1010), week), week - Duration::from_secs(10));
-        assert_eq!(pass.wait(at(1000) + week, week), Duration::ZERO);
+        assert_eq!(pass.wait(1_010_000, week), week - Duration::from_secs(10));
+        assert_eq!(pass.wait(1_000_000 + week_millis, week), Duration::ZERO);
         assert_eq!(
-            pass.wait(at(10), week),
+            pass.wait(10_000, week),
             Duration::ZERO,
             "the clock was set back"
         );
         assert_eq!(
-            (pass.percent(), ScrubPass::default().wait(at(0), week)),
+            (pass.percent(), ScrubPass::default().wait(0, week)),
             (None, Duration::ZERO)
         );
         let half = format!("sha256:80{}", "0".repeat(62));
         pass.last = half.parse().ok();
         assert_eq!(
-            (pass.wait(at(1010), week), pass.percent()),
+            (pass.wait(1_010_000, week), pass.percent()),
             (Duration::ZERO, Some(50))
         );
-        assert_eq!(ScrubPass::parse(pass.to_json().as_bytes()), pass);
-        assert_eq!(ScrubPass::parse(b"{"), ScrubPass::default());
+        assert_eq!(ScrubPass::parse(&pass.to_json()), pass);
+        assert_eq!(ScrubPass::parse("{"), ScrubPass::default());
     }
 }

@@ -203,7 +203,8 @@ impl Sweeper {
         }
     }
 
-    /// Waits until the index is to be written, or for a while; false after [`Self::stop`].
+    /// Waits until links or the index are to be written, or for a while; false after
+    /// [`Self::stop`]. Other processes wait for the links.
     fn wait_for_work(&self, index_due: Instant) -> bool {
         let until = Instant::now() + TICK;
         let mut state = self.state.locked();
@@ -213,7 +214,7 @@ impl Sweeper {
                 false => until,
             };
             let left = due.saturating_duration_since(Instant::now());
-            if state.stopped || left.is_zero() {
+            if state.stopped || self.has_links() || left.is_zero() {
                 return !state.stopped;
             }
             state = self.wait(state, left);
@@ -285,8 +286,12 @@ impl Sweeper {
         self.write_index_now();
     }
 
+    fn has_links(&self) -> bool {
+        !self.store.is_read_only() && self.names.pending.first().is_some()
+    }
+
     fn write_links(&self) {
-        if self.store.is_read_only() {
+        if !self.has_links() {
             return;
         }
         let has_room = || self.used_bytes() < self.quota();

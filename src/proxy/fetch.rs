@@ -17,6 +17,7 @@ use super::follow::ReferrerFill;
 use super::own::{ACCEPT, OwnClient, read_body};
 use super::purpose::Purpose;
 use super::referrer_queue::QueuedImage;
+use super::registries::Choice;
 use crate::cache::closure::{ANY_PLATFORM, NO_PLATFORM};
 use crate::cache::held::MANIFEST_BYTES_MAX;
 use crate::cache::manifest::ManifestContent;
@@ -26,7 +27,7 @@ use crate::hash::sha256_hex;
 use crate::image_name::ImageName;
 use crate::locked::Locked as _;
 use crate::message::{Body, Headers, Peer, Piece, Reply, Request};
-use crate::oci::{Digest, Reference, Repository, Route};
+use crate::oci::{Digest, Reference, Registry, Repository, Route};
 use crate::platforms::Platforms;
 use crate::transfers::TRANSFERS;
 use crate::upstream::exchange::HEAD_TIMEOUT;
@@ -91,50 +92,67 @@ fn fetch(
         true => Purpose::Prefetch,
         false => Purpose::Pull,
     };
-    let like = Arc::new(request(wanted.name));
+    let name = wanted.name;
+    let host = name.host().map(|host| format!("{host}/"));
+    let (host, reference) = (host.unwrap_or_default(), name.reference().as_str());
+    let like = request(format!(
+        "/v2/{host}{}/manifests/{reference}",
+        name.repository()
+    ));
     let own = || parts.own_registry();
     let resolved = parts.registries.resolve(&like, &own);
     let resolved = resolved.map_err(|error| error.message)?;
-    if let (Some(host), true) = (wanted.name.host(), resolved.prefix.is_empty()) {
+    if let (Some(host), true) = (name.host(), resolved.prefix.is_empty()) {
         return Err(format!("{host} is none of ECR and NAMESPACES"));
     }
     let Route::Manifest(repository, reference) = resolved.route else {
         return Err("it is no name of an image".to_owned());
     };
-    let deadline = Instant::now() + HEAD_TIMEOUT;
-    let registry = dispatch::resolve_registry(parts, &resolved.choice, deadline)
-        .map_err(|reply| describe(*reply))?;
-    let fetching = ImageWork {
-        client: OwnClient {
-            parts,
-            registry: &registry,
-            like: &like,
-            depth: 0,
-            purpose,
-        },
-        repository: &repository,
-        wanted,
-    };
-    let manifests = fetching.fetch_manifests(&reference, fetched)?;
-    fetching.fetch_blobs(&manifests, fetched);
-    fetching.fetch_referrers(&manifests, fetched);
+    let registry = &find_registry(parts, &resolved.choice)?;
+    let (like, repository) = (&like, &repository);
+    let work = ImageWork::new((parts, registry, like, purpose), repository);
+    let manifests = work.fetch_manifests(&reference, wanted.platforms, fetched)?;
+    work.fetch_blobs(&manifests, wanted.progress, fetched);
+    work.fetch_referrers(&manifests, fetched);
     fetched.faults.truncate(FAULTS_MAX);
     Ok(())
 }
 
-/// A request as a client would make it for this image.
-fn request(name: &ImageName) -> Request {
-    let host = name
-        .host()
-        .map_or_else(String::new, |host| format!("{host}/"));
-    let (repository, reference) = (name.repository(), name.reference().as_str());
-    Request {
+/// Fetches one digest of a repository, as a manifest or as a blob, while nobody waits for it.
+///
+/// # Errors
+/// Why it is not in the cache.
+pub(super) fn fetch_digest(
+    parts: &Arc<Parts>,
+    scope: Scope<'_>,
+    digest: &Digest,
+    is_manifest: bool,
+) -> Result<(), String> {
+    let own = || parts.own_registry();
+    let choice = parts.registries.find(scope.registry.name(), &own);
+    let registry = &find_registry(parts, &choice.ok_or("it is none of ECR")?)?;
+    let like = &request("/v2/".to_owned());
+    let work = ImageWork::new((parts, registry, like, Purpose::Prefetch), scope.repository);
+    match is_manifest {
+        true => work.fetch_manifest(&digest.clone().into()).map(drop),
+        false => work.fetch_blob(digest, &|_| {}).map(drop),
+    }
+}
+
+fn find_registry(parts: &Parts, choice: &Choice) -> Result<Registry, String> {
+    let found = dispatch::resolve_registry(parts, choice, Instant::now() + HEAD_TIMEOUT);
+    found.map_err(|reply| describe(*reply))
+}
+
+/// A request as a client would make it.
+fn request(target: String) -> Arc<Request> {
+    Arc::new(Request {
         method: "GET".to_owned(),
-        target: format!("/v2/{host}{repository}/manifests/{reference}"),
+        target,
         headers: Headers::from_iter([("Accept", ACCEPT)]),
         peer: Peer::on_unix_socket(),
         id: "own".to_owned(),
-    }
+    })
 }
 
 /// A manifest that is in the cache by now.
@@ -147,37 +165,35 @@ struct KeptManifest {
 struct ImageWork<'a> {
     client: OwnClient<'a>,
     repository: &'a Repository,
-    wanted: &'a ImageFetch<'a>,
 }
 
-impl ImageWork<'_> {
-    fn scope(&self) -> Scope<'_> {
-        Scope {
-            registry: self.client.registry,
-            repository: self.repository,
-        }
+impl<'a> ImageWork<'a> {
+    const fn new(
+        (parts, registry, like, purpose): (&'a Arc<Parts>, &'a Registry, &'a Arc<Request>, Purpose),
+        repository: &'a Repository,
+    ) -> Self {
+        let client = OwnClient {
+            parts,
+            registry,
+            like,
+            depth: 0,
+            purpose,
+        };
+        Self { client, repository }
     }
 
-    /// Fetches the image's manifest. An older answer is none: upstream has not confirmed it.
-    fn fetch_root(&self, reference: &Reference) -> Result<KeptManifest, String> {
-        let (reply, name) = (self.get_manifest(reference), reference.as_str());
-        if let Some(warning) = reply.headers.first("Warning") {
-            return Err(format!("{name} is not confirmed: {warning}"));
-        }
-        self.read_manifest(reply, reference)
-    }
-
-    fn get_manifest(&self, reference: &Reference) -> Reply {
+    /// Fetches a manifest. An older answer is none: upstream has not confirmed it.
+    fn fetch_manifest(&self, reference: &Reference) -> Result<KeptManifest, String> {
         self.give_way();
-        let target = format!("/v2/{}/manifests/{}", self.repository, reference.as_str());
-        let route = Route::Manifest(self.repository.clone(), reference.clone());
-        self.client.get(route, target)
-    }
-
-    fn read_manifest(&self, reply: Reply, reference: &Reference) -> Result<KeptManifest, String> {
         let name = reference.as_str();
+        let target = format!("/v2/{}/manifests/{name}", self.repository);
+        let route = Route::Manifest(self.repository.clone(), reference.clone());
+        let reply = self.client.get(route, target);
         if reply.status != 200 {
             return Err(format!("manifest {name}: {}", describe(reply)));
+        }
+        if let Some(warning) = reply.headers.first("Warning") {
+            return Err(format!("{name} is not confirmed: {warning}"));
         }
         let bytes = read_body(reply.body, MANIFEST_BYTES_MAX);
         let bytes = bytes.ok_or_else(|| format!("manifest {name} broke off, or is too large"))?;
@@ -196,9 +212,13 @@ impl ImageWork<'_> {
     }
 
     fn cache_has(&self, digest: &Digest) -> bool {
+        let scope = Scope {
+            registry: self.client.registry,
+            repository: self.repository,
+        };
         let cache = self.client.parts.cache.as_ref();
         cache.is_some_and(|cache| {
-            cache.store.has(digest) && cache.names.link(self.scope(), digest).is_some()
+            cache.store.has(digest) && cache.names.link(scope, digest).is_some()
         })
     }
 
@@ -209,26 +229,20 @@ impl ImageWork<'_> {
     fn fetch_manifests(
         &self,
         reference: &Reference,
+        platforms: &Platforms,
         fetched: &mut FetchedImage,
     ) -> Result<Vec<KeptManifest>, String> {
-        let root = self.fetch_root(reference)?;
-        fetched.digest = Some(root.digest.clone());
-        let mut tree = ManifestWalk::new(MANIFESTS_MAX);
-        tree.enter(&root.digest);
-        let (mut root, mut manifests) = (Some(root), Vec::new());
+        let root = self.fetch_manifest(reference)?.digest;
+        let (mut tree, mut manifests) = (ManifestWalk::new(MANIFESTS_MAX), Vec::new());
+        tree.enter(&root);
+        fetched.digest = Some(root);
         while let Some(found) = tree.advance() {
             let platform = found.platform.as_deref().unwrap_or(ANY_PLATFORM);
-            if platform != NO_PLATFORM && !self.wanted.platforms.picks(platform) {
+            if platform != NO_PLATFORM && !platforms.picks(platform) {
                 continue;
             }
-            let kept = root.take().map_or_else(
-                || {
-                    let reference = Reference::Digest(found.digest.clone());
-                    self.read_manifest(self.get_manifest(&reference), &reference)
-                },
-                Ok,
-            );
-            match kept {
+            // The first of them comes from the cache by now.
+            match self.fetch_manifest(&found.digest.clone().into()) {
                 Ok(manifest) => {
                     tree.descend(&found, &manifest.content);
                     manifests.push(manifest);
@@ -243,7 +257,12 @@ impl ImageWork<'_> {
         Ok(manifests)
     }
 
-    fn fetch_blobs(&self, manifests: &[KeptManifest], fetched: &mut FetchedImage) {
+    fn fetch_blobs(
+        &self,
+        manifests: &[KeptManifest],
+        progress: &(dyn Fn(u64, u64) + Sync),
+        fetched: &mut FetchedImage,
+    ) {
         let images = manifests
             .iter()
             .filter(|manifest| !manifest.content.is_index);
@@ -258,9 +277,7 @@ impl ImageWork<'_> {
             .into_iter()
             .partition(|(digest, _)| self.cache_has(digest));
         let done = AtomicU64::new(here.iter().map(|(_, size)| size).sum());
-        let progress = |bytes: u64| {
-            (self.wanted.progress)(done.fetch_add(bytes, Relaxed) + bytes, total);
-        };
+        let progress = |bytes: u64| progress(done.fetch_add(bytes, Relaxed) + bytes, total);
         let (waiting, fetched) = (Mutex::new(missing.into_iter()), Mutex::new(fetched));
         let next = || waiting.locked().next();
         let work = || {
@@ -276,9 +293,9 @@ impl ImageWork<'_> {
                 }
             }
         };
-        let further = match self.wanted.is_background {
-            true => 0,
-            false => BLOBS_AT_A_TIME - 1,
+        let further = match self.client.purpose {
+            Purpose::Pull => BLOBS_AT_A_TIME - 1,
+            _ => 0,
         };
         thread::scope(|scope| {
             for _ in 0..further {
@@ -347,7 +364,10 @@ impl ImageWork<'_> {
     /// Waits while clients wait for bytes of upstream.
     fn give_way(&self) {
         let until = Instant::now() + GIVE_WAY_MAX;
-        while self.wanted.is_background && TRANSFERS.serve_clients() && Instant::now() < until {
+        while self.client.purpose == Purpose::Prefetch
+            && TRANSFERS.serve_clients()
+            && Instant::now() < until
+        {
             thread::sleep(LOOK);
         }
     }

@@ -56,9 +56,10 @@ use self::registries::Registries;
 use self::target::note_target;
 use crate::cache::Cache;
 use crate::cache::flights::Flights;
+use crate::cache::names::Scope;
 use crate::config::{Settings, UpstreamAuth};
 use crate::message::{Answer, Reply, Request};
-use crate::oci::{ErrorCode, OciError, Route};
+use crate::oci::{Digest, ErrorCode, OciError, Route};
 use crate::permits::FairShares;
 use crate::upstream::exchange::{HEAD_TIMEOUT, Upstream};
 use crate::via::{self, ViaFault};
@@ -116,6 +117,12 @@ impl Proxy {
     /// Fetches an image into the cache, as clients would. Blocks until it is there or has failed.
     pub fn fetch(&self, wanted: &ImageFetch<'_>) -> FetchedImage {
         fetch::run(&self.parts, wanted)
+    }
+
+    /// Fetches a blob or manifest that the cache has lost. Blocks until it is there or has failed;
+    /// false then.
+    pub fn fetch_digest(&self, scope: Scope<'_>, digest: &Digest, is_manifest: bool) -> bool {
+        fetch::fetch_digest(&self.parts, scope, digest, is_manifest).is_ok()
     }
 
     /// Decides how a request under `/v2` is answered. Never blocks.

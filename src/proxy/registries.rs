@@ -224,7 +224,7 @@ impl Registries {
     }
 
     /// Finds the registry of this name.
-    fn find(&self, name: &str, own: &dyn Fn() -> Option<Registry>) -> Option<Choice> {
+    pub(super) fn find(&self, name: &str, own: &dyn Fn() -> Option<Registry>) -> Option<Choice> {
         if !oci::is_authority(name) {
             return None;
         }

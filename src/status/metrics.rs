@@ -163,10 +163,10 @@ static FAMILIES: &[MetricFamily] = &[
         |from, out| write_cache(from, out, |cache| cache.sweeper.pinned_bytes())),
     gauge("cache_scrub_end_timestamp_seconds", "",
         "When the last whole scrub ended; absent before the first.",
-        |_, out| out.time(&[], scrub::last_end())),
+        |_, out| out.time(&[], scrub::progress().end())),
     gauge("cache_scrub_progress_percent", "",
         "How far the scrub is that runs; absent between two.",
-        |_, out| out.optional(scrub::percent())),
+        |_, out| out.optional(scrub::progress().percent())),
     gauge("prefetch_images", "state",
         "Images of PREFETCH: whole and confirmed, failed, or not tried yet (waiting).",
         |_, out| out.each("state", ["whole", "failed", "waiting"].into_iter()

@@ -159,6 +159,7 @@ fn describe_transfer(transfer: &Transfer) -> Value {
 }
 
 fn cache(cache: &Cache) -> Value {
+    let scrub = scrub::progress();
     json!({
         "directory": cache.store.root().display().to_string(),
         "used_bytes": cache.sweeper.used_bytes(),
@@ -168,8 +169,8 @@ fn cache(cache: &Cache) -> Value {
         "is_full_of_pins": cache.sweeper.is_full_of_pins(),
         "evicted_images": metrics::CACHE_IMAGES_EVICTED.get(),
         "evicted_bytes": metrics::CACHE_BYTES_EVICTED.get(),
-        "scrub_ended": scrub::last_end().map(format_rfc3339),
-        "scrub_percent": scrub::percent(),
+        "scrub_ended": scrub.end().map(format_rfc3339),
+        "scrub_percent": scrub.percent(),
         "damaged_blobs": metrics::CACHE_BLOBS_DAMAGED.get(),
         "write_failures": metrics::CACHE_WRITE_FAILURES.get(),
     })

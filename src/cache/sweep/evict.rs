@@ -260,8 +260,8 @@ impl<'a> Eviction<'a> {
         true
     }
 
-    /// Removes an image: its names, and of what only it needs the digests that no other repository
-    /// needs. Names first: what a crash leaves then is blobs without one, which the next pass takes.
+    /// Removes an image: its names, and then the digests that no other repository needs. What a
+    /// crash leaves in between is blobs without a name, which the next pass takes.
     fn take_out(&mut self, image: &EvictionUnit, alone: &[Id]) {
         if let Some(place) = image.place.and_then(|place| self.survey.places.get(place)) {
             let attached = alone.iter().filter_map(|id| place.attached.get(id));
