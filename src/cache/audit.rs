@@ -1,7 +1,7 @@
 //! Whether what is in the cache is what it says. Owns: hashing blobs, and the words for what is
 //! missing or damaged. Must not: change or remove anything.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs;
 use std::sync::Arc;
 
@@ -24,34 +24,55 @@ pub enum BlobCondition {
     Damaged(String),
 }
 
-/// What an image lacks; nothing for one that is complete.
+/// How an image is, the worst last.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// Nothing is missing or damaged.
+    #[default]
+    Complete,
+    /// Nothing was pulled of some platforms.
+    Partial,
+    /// Something is missing of a platform that was pulled.
+    Incomplete,
+    /// Something is damaged.
+    Damaged,
+}
+
+impl Verdict {
+    /// The same as a word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Partial => "partial",
+            Self::Incomplete => "incomplete",
+            Self::Damaged => "damaged",
+        }
+    }
+}
+
+/// What an image lacks.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct ImageFaults {
-    /// Platforms of which nothing was pulled, with the manifest that each needs.
-    pub absent: Vec<(String, Digest)>,
-    /// For a part of the image: what is missing or damaged.
-    pub broken: Vec<String>,
-    /// Digests that are damaged.
-    pub damaged: usize,
+    /// The worst of it.
+    pub verdict: Verdict,
+    /// Each fault, with its platform and digest.
+    pub faults: Vec<String>,
 }
 
 impl ImageFaults {
-    /// True for an image that is complete.
-    pub fn is_none(&self) -> bool {
-        self.absent.is_empty() && self.broken.is_empty()
+    fn add(&mut self, verdict: Verdict, fault: String) {
+        self.verdict = self.verdict.max(verdict);
+        self.faults.push(fault);
     }
 }
 
 /// Looks at images and blobs; each blob is hashed once.
 pub struct Audit<'a> {
-    /// Blobs.
-    pub store: &'a Arc<Store>,
-    /// Tags and links.
-    pub names: &'a Names,
+    store: &'a Arc<Store>,
+    names: &'a Names,
     /// Called with the bytes of each piece that was hashed.
-    pub on_hashed: &'a mut dyn FnMut(u64),
-    whole: HashSet<Digest>,
-    faulty: HashMap<Digest, BlobCondition>,
+    on_hashed: &'a mut dyn FnMut(u64),
+    known: HashMap<Digest, BlobCondition>,
 }
 
 impl<'a> Audit<'a> {
@@ -61,94 +82,82 @@ impl<'a> Audit<'a> {
             store,
             names,
             on_hashed,
-            whole: HashSet::new(),
-            faulty: HashMap::new(),
+            known: HashMap::new(),
         }
     }
 
     /// Blobs that were hashed, or looked for.
     pub fn blob_count(&self) -> usize {
-        self.whole.len() + self.faulty.len()
+        self.known.len()
     }
 
     /// Looks at an image, for the platforms that `picks` takes. Blocks while its blobs are hashed.
     pub fn image(&mut self, image: &CachedImage<'_>, picks: &dyn Fn(&str) -> bool) -> ImageFaults {
-        let (mut faults, closure) = (ImageFaults::default(), &image.closure);
+        let (mut found, closure) = (ImageFaults::default(), &image.closure);
         if closure.is_cut {
             let why = "it is larger than any image, or a manifest cannot be read";
-            faults.broken.push(why.to_owned());
+            found.add(Verdict::Incomplete, why.to_owned());
         }
         // Its manifest proves what it names, and so may do without further links.
         if self.names.link(image.scope, &image.digest).is_none() {
             let why = "its manifest is not known to belong to the repository";
-            faults.broken.push(why.to_owned());
+            found.add(Verdict::Incomplete, why.to_owned());
         }
-        for part in &closure.parts {
-            if !picks(&part.platform) {
-                continue;
-            }
-            if part.is_absent() && self.condition(&part.manifest) == BlobCondition::Missing {
-                if part.platform != NO_PLATFORM {
-                    let absent = (part.platform.clone(), part.manifest.clone());
-                    faults.absent.push(absent);
+        for index in &closure.indexes {
+            self.look_at("the image", index, &mut found);
+        }
+        for part in closure.parts.iter().filter(|part| picks(&part.platform)) {
+            let (platform, manifest) = (&part.platform, &part.manifest);
+            if part.is_absent() && self.condition(manifest) == BlobCondition::Missing {
+                if platform != NO_PLATFORM {
+                    let fault = format!("{platform}: not here, missing {manifest}");
+                    found.add(Verdict::Partial, fault);
                 }
                 continue;
             }
-            for digest in &part.missing {
-                self.look_at(&part.platform, digest, &mut faults);
+            for digest in &part.digests {
+                self.look_at(platform, digest, &mut found);
             }
         }
-        for digest in closure.referrers.iter().flat_map(|part| &part.missing) {
-            self.look_at("what refers to it", digest, &mut faults);
+        for digest in closure.referrers.iter().flat_map(|part| &part.digests) {
+            self.look_at("what refers to it", digest, &mut found);
         }
-        // A layer that several parts need is told once, by the first of them.
-        for member in &closure.members {
-            let platform = member.platform.as_deref();
-            if member.is_here && platform.is_none_or(picks) {
-                let part = platform.unwrap_or("the image");
-                self.look_at(part, &member.digest, &mut faults);
-            }
-        }
-        faults
+        found
     }
 
     /// Adds what is wrong with a digest, if anything is.
-    fn look_at(&mut self, part: &str, digest: &Digest, faults: &mut ImageFaults) {
-        let fault = match self.condition(digest) {
-            BlobCondition::Whole => return,
-            BlobCondition::Missing => format!("{part}: missing {digest}"),
-            BlobCondition::Damaged(why) => {
-                faults.damaged += 1;
-                format!("{part}: damaged {digest}: {why}")
+    fn look_at(&mut self, part: &str, digest: &Digest, found: &mut ImageFaults) {
+        match self.condition(digest) {
+            BlobCondition::Whole => {}
+            BlobCondition::Missing => {
+                found.add(Verdict::Incomplete, format!("{part}: missing {digest}"));
             }
-        };
-        faults.broken.push(fault);
+            BlobCondition::Damaged(why) => {
+                let fault = format!("{part}: damaged {digest}: {why}");
+                found.add(Verdict::Damaged, fault);
+            }
+        }
     }
 
     /// Forgets what was missing or damaged, so that it is looked at again: a proxy that uses the
     /// cache may have evicted or fetched it meanwhile.
     pub fn forget_faults(&mut self) {
-        self.faulty.clear();
+        let known = &mut self.known;
+        known.retain(|_, condition| *condition == BlobCondition::Whole);
     }
 
     /// Hashes a blob, unless that was done before.
-    pub fn condition(&mut self, digest: &Digest) -> BlobCondition {
-        if self.whole.contains(digest) {
-            return BlobCondition::Whole;
-        }
-        if let Some(known) = self.faulty.get(digest) {
+    fn condition(&mut self, digest: &Digest) -> BlobCondition {
+        if let Some(known) = self.known.get(digest) {
             return known.clone();
         }
         let condition = self.hash(digest);
-        match condition {
-            BlobCondition::Whole => drop(self.whole.insert(digest.clone())),
-            _ => drop(self.faulty.insert(digest.clone(), condition.clone())),
-        }
+        self.known.insert(digest.clone(), condition.clone());
         condition
     }
 
     fn hash(&mut self, digest: &Digest) -> BlobCondition {
-        let damaged = |why: String| BlobCondition::Damaged(why);
+        let damaged = BlobCondition::Damaged;
         let blob = match self.store.blob(digest) {
             Ok(Some(blob)) => blob,
             Ok(None) => return BlobCondition::Missing,
@@ -168,12 +177,10 @@ impl<'a> Audit<'a> {
     pub fn others(&mut self) -> std::io::Result<Vec<String>> {
         let mut digests = Vec::new();
         self.store.count(&mut |entry| digests.push(entry.digest))?;
+        digests.retain(|digest| !self.known.contains_key(digest));
         digests.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
         let mut faults = Vec::new();
         for digest in digests {
-            if self.whole.contains(&digest) || self.faulty.contains_key(&digest) {
-                continue;
-            }
             if let BlobCondition::Damaged(why) = self.condition(&digest) {
                 faults.push(format!("damaged {digest}, which no image needs: {why}"));
             }
@@ -215,6 +222,10 @@ mod tests {
     use crate::cache::scratch::{Cache, digest_of};
 
     fn faults(cache: &Cache, tag: &str) -> ImageFaults {
+        faults_of(cache, tag, &|_| true)
+    }
+
+    fn faults_of(cache: &Cache, tag: &str, picks: &dyn Fn(&str) -> bool) -> ImageFaults {
         let holdings = Holdings {
             store: &cache.store,
             names: &cache.names,
@@ -224,7 +235,7 @@ mod tests {
         let tag = tag.parse().unwrap();
         cache.with("a", |scope| {
             let image = holdings.find(scope, &tag).unwrap();
-            audit.image(&image, &|_| true)
+            audit.image(&image, picks)
         })
     }
 
@@ -245,13 +256,13 @@ mod tests {
     fn what_is_missing_or_damaged_is_named_and_stays() {
         let cache = Cache::new();
         let image = cache.image("a:v1", &[b"one", b"two"], 5);
-        assert!(faults(&cache, "v1").is_none());
+        assert_eq!(faults(&cache, "v1"), ImageFaults::default());
         let (one, two) = (digest_of(b"one"), digest_of(b"two"));
         damage(&cache, &one);
         cache.store.remove(&two).unwrap();
         let found = faults(&cache, "v1");
-        assert_eq!((found.damaged, found.broken.len()), (1, 2), "{found:?}");
-        let all = found.broken.join("\n");
+        assert_eq!((found.verdict, found.faults.len()), (Verdict::Damaged, 2));
+        let all = found.faults.join("\n");
         assert!(all.contains(&format!("missing {two}")), "{all}");
         assert!(all.contains(&format!("damaged {one}: its 7 bytes have sha256:")));
         assert!(cache.store.has(&one) && cache.store.has(&image));
@@ -264,8 +275,31 @@ mod tests {
         let elsewhere = digest_of(b"elsewhere");
         cache.index("a:v1", &[&here, &elsewhere], 5);
         let found = faults(&cache, "v1");
-        assert_eq!(found.absent, [("any".to_owned(), elsewhere)]);
-        assert!(found.broken.is_empty() && !found.is_none());
+        let fault = format!("any: not here, missing {elsewhere}");
+        assert_eq!(
+            (found.verdict, found.faults),
+            (Verdict::Partial, vec![fault])
+        );
+    }
+
+    #[test]
+    fn bug_a_layer_of_two_platforms_was_not_hashed_for_the_second() {
+        let cache = Cache::new();
+        let one = cache.image("a", &[b"shared"], 5);
+        let two = cache.image("a", &[b"shared", b"own"], 5);
+        let manifest = |digest: &Digest, os: &str| {
+            let platform = serde_json::json!({"os": os, "architecture": "arm64"});
+            let media_type = crate::cache::scratch::IMAGE;
+            serde_json::json!({
+                "digest": digest.as_str(), "mediaType": media_type, "platform": platform,
+            })
+        };
+        let manifests = [manifest(&one, "linux"), manifest(&two, "windows")];
+        let index = serde_json::json!({"manifests": manifests});
+        cache.manifest("a:v1", crate::cache::scratch::INDEX, &index, 5);
+        damage(&cache, &digest_of(b"shared"));
+        let found = faults_of(&cache, "v1", &|platform| platform == "windows/arm64");
+        assert_eq!((found.verdict, found.faults.len()), (Verdict::Damaged, 1));
     }
 
     #[test]
@@ -275,10 +309,10 @@ mod tests {
         cache.with("a", |scope| {
             cache.names.remove_link(scope, &digest_of(b"one"))
         });
-        assert!(faults(&cache, "v1").is_none());
+        assert_eq!(faults(&cache, "v1"), ImageFaults::default());
         cache.with("a", |scope| cache.names.remove_link(scope, &image));
         let found = faults(&cache, "v1");
-        assert!(found.broken[0].contains("not known to belong"), "{found:?}");
+        assert!(found.faults[0].contains("not known to belong"), "{found:?}");
     }
 
     #[test]

@@ -54,34 +54,6 @@ impl ClosureBounds {
     };
 }
 
-/// What a digest is in an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MemberKind {
-    /// A manifest that names manifests.
-    Index,
-    /// Any other manifest, and one that is not here.
-    Manifest,
-    /// The configuration that a manifest names.
-    Config,
-    /// A layer, or another blob that a manifest names.
-    Layer,
-}
-
-/// A digest that an image needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// The digest.
-    pub digest: Digest,
-    /// What it is.
-    pub kind: MemberKind,
-    /// Its length in bytes: that of its file, else the one that it has by what names it.
-    pub size: Option<u64>,
-    /// The first platform that needs it; none for an index, and for what refers to an image.
-    pub platform: Option<String>,
-    /// It is in the cache.
-    pub is_here: bool,
-}
-
 /// A manifest with all it names: an image for one platform, or an artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImagePart {
@@ -105,24 +77,25 @@ impl ImagePart {
 /// An image with all it needs.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Closure {
-    /// Every digest once; what names another comes before it, so that the root is the first.
-    pub members: Vec<Member>,
+    /// Every manifest that names manifests; one that names another comes before it.
+    pub indexes: Vec<Digest>,
     /// One for each manifest of the image that is no index.
     pub parts: Vec<ImagePart>,
     /// One for each manifest that refers to the image.
     pub referrers: Vec<ImagePart>,
     /// Tags by which clients find signatures and other artifacts of the image.
     pub attached: Vec<(Tag, TagEntry)>,
+    /// Bytes of all that is here; a digest counts once.
+    pub bytes_here: u64,
     /// There was more than the bounds allow.
     pub is_cut: bool,
 }
 
 impl Closure {
-    /// Bytes of all members that are here; a digest counts once.
-    pub fn bytes_here(&self) -> u64 {
-        let here = self.members.iter().filter(|member| member.is_here);
-        here.filter_map(|member| member.size)
-            .fold(0, u64::saturating_add)
+    /// Every manifest of it.
+    pub fn manifests(&self) -> impl Iterator<Item = &Digest> {
+        let parts = self.parts.iter().chain(&self.referrers);
+        self.indexes.iter().chain(parts.map(|part| &part.manifest))
     }
 
     /// True when nothing is missing of the image; attestations do not count, as no client that runs
@@ -248,13 +221,9 @@ impl<'a> ClosureWalk<'a> {
         walker.walk(root);
         walker.refers = true;
         let mut at = 0;
-        // Referrers become members themselves, and may have referrers.
-        while let Some(member) = walker.closure.members.get(at) {
+        // Referrers are manifests themselves, and may have referrers.
+        while let Some(subject) = walker.met.get(at).cloned() {
             at += 1;
-            if !matches!(member.kind, MemberKind::Index | MemberKind::Manifest) {
-                continue;
-            }
-            let subject = member.digest.clone();
             for digest in index.referrers_of(&subject) {
                 walker.walk(digest);
             }
@@ -285,7 +254,9 @@ struct Walker<'a> {
     walk: ClosureWalk<'a>,
     tree: ManifestWalk,
     closure: Closure,
-    /// Whether each member is here.
+    /// Manifests, as they were met.
+    met: Vec<Digest>,
+    /// Whether each digest is here.
     seen: HashMap<Digest, bool>,
     bytes_read: u64,
     /// What is walked refers to the image.
@@ -298,6 +269,7 @@ impl<'a> Walker<'a> {
             walk,
             tree: ManifestWalk::new(walk.bounds.members),
             closure: Closure::default(),
+            met: Vec::new(),
             seen: HashMap::new(),
             bytes_read: 0,
             refers: false,
@@ -314,43 +286,31 @@ impl<'a> Walker<'a> {
 
     fn visit(&mut self, found: TreeManifest) {
         let content = self.read(&found.digest);
-        let is_here = content.is_some();
+        let is_here = content.is_some() && self.find(&found.digest);
         let content = content.unwrap_or_default();
         self.tree.descend(&found, &content);
-        let kind = match content.is_index {
-            true => MemberKind::Index,
-            false => MemberKind::Manifest,
-        };
-        let size = self.walk.store.size(&found.digest).filter(|_| is_here);
-        let platform = found.platform;
-        self.add(&found.digest, kind, (size, found.size), platform.as_deref());
+        self.met.push(found.digest.clone());
         if content.is_index {
+            self.closure.indexes.push(found.digest);
             return;
         }
-        let platform = platform.or_else(|| self.platform(&content));
-        let mut digests = vec![found.digest.clone()];
-        let mut missing = Vec::from_iter((!is_here).then(|| found.digest.clone()));
-        for named in content.named {
-            let kind = match content.config.as_ref() == Some(&named.digest) {
-                true => MemberKind::Config,
-                false => MemberKind::Layer,
-            };
-            let size = self.walk.store.size(&named.digest);
-            if !self.add(&named.digest, kind, (size, named.size), platform.as_deref()) {
-                missing.push(named.digest.clone());
-            }
-            digests.push(named.digest);
-        }
-        let parts = match self.refers {
-            true => &mut self.closure.referrers,
-            false => &mut self.closure.parts,
-        };
-        parts.push(ImagePart {
-            manifest: found.digest,
+        let platform = found.platform.or_else(|| self.platform(&content));
+        let mut part = ImagePart {
             platform: platform.unwrap_or_else(|| ANY_PLATFORM.to_owned()),
-            digests,
-            missing,
-        });
+            digests: vec![found.digest.clone()],
+            missing: Vec::from_iter((!is_here).then(|| found.digest.clone())),
+            manifest: found.digest,
+        };
+        for named in content.named {
+            if !self.find(&named.digest) {
+                part.missing.push(named.digest.clone());
+            }
+            part.digests.push(named.digest);
+        }
+        match self.refers {
+            true => self.closure.referrers.push(part),
+            false => self.closure.parts.push(part),
+        }
     }
 
     /// A manifest that is here and not damaged. One that cannot be read, or that is too large,
@@ -377,31 +337,20 @@ impl<'a> Walker<'a> {
         platform_of_config(&bytes)
     }
 
-    /// Adds a digest once, with its length on the disk and the one that it has by what names it;
-    /// says whether it is here.
-    fn add(
-        &mut self,
-        digest: &Digest,
-        kind: MemberKind,
-        (on_disk, named): (Option<u64>, Option<u64>),
-        platform: Option<&str>,
-    ) -> bool {
+    /// True for a digest that is here. It counts once, and against the bound.
+    fn find(&mut self, digest: &Digest) -> bool {
         if let Some(is_here) = self.seen.get(digest) {
             return *is_here;
         }
-        if self.closure.members.len() >= self.walk.bounds.members {
+        let size = self.walk.store.size(digest);
+        if self.seen.len() >= self.walk.bounds.members {
             self.closure.is_cut = true;
-            return on_disk.is_some();
+            return size.is_some();
         }
-        self.closure.members.push(Member {
-            digest: digest.clone(),
-            kind,
-            size: on_disk.or(named),
-            platform: platform.map(str::to_owned),
-            is_here: on_disk.is_some(),
-        });
-        self.seen.insert(digest.clone(), on_disk.is_some());
-        on_disk.is_some()
+        let bytes = self.closure.bytes_here;
+        self.closure.bytes_here = bytes.saturating_add(size.unwrap_or_default());
+        self.seen.insert(digest.clone(), size.is_some());
+        size.is_some()
     }
 }
 

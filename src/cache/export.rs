@@ -13,7 +13,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::archive::{self, Archive, EXPORT, Origin, PLATFORMS, REF_NAME};
-use super::closure::{Closure, ClosureWalk, MemberKind, NO_PLATFORM, ReferrerIndex};
+use super::closure::{Closure, ClosureWalk, NO_PLATFORM, ReferrerIndex};
 use super::files;
 use super::names::{Names, OwnedScope, Scope};
 use super::store::Store;
@@ -295,10 +295,7 @@ impl ExportPlan {
 /// The digests of the image for these platforms, and those that are missing. Attestations go along
 /// when they are here.
 fn choose(closure: &Closure, platforms: &Platforms) -> (Vec<Digest>, Vec<Digest>) {
-    let indexes = closure.members.iter();
-    let indexes = indexes.filter(|member| member.kind == MemberKind::Index);
-    let mut digests: Vec<Digest> = indexes.map(|index| index.digest.clone()).collect();
-    let mut missing = Vec::new();
+    let (mut digests, mut missing) = (closure.indexes.clone(), Vec::new());
     for part in &closure.parts {
         let is_chosen = match part.platform.as_str() {
             NO_PLATFORM => part.missing.is_empty(),

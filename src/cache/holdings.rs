@@ -93,13 +93,12 @@ impl Holdings<'_> {
     /// An image as it is by now: a proxy may have evicted, replaced or fetched it. What has come
     /// to refer to it is left out, so that few manifests are read. None when it is gone.
     pub fn look_again<'s>(&self, image: &CachedImage<'s>) -> Option<CachedImage<'s>> {
-        let members = image.closure.members.iter();
-        let members = members.map(|member| member.digest.clone());
-        let is_manifest = |digest: &Digest| {
+        let manifests = image.closure.manifests().cloned();
+        let is_linked = |digest: &Digest| {
             let link = self.names.link(image.scope, digest);
             link.is_some_and(|link| link.media_type.is_some())
         };
-        let index = ReferrerIndex::of(self.store, members.filter(is_manifest).collect());
+        let index = ReferrerIndex::of(self.store, manifests.filter(is_linked).collect());
         let tag = image.tag.clone().map(Reference::Tag);
         let reference = tag.unwrap_or_else(|| image.digest.clone().into());
         self.find_in(image.scope, &reference, &index)

@@ -146,7 +146,7 @@ impl Files<'_> {
             tag: tag.as_str().to_owned(),
             digest,
             platforms: PlatformsHere::of(&closure.parts),
-            size: closure.bytes_here(),
+            size: closure.bytes_here,
             pulled,
             confirmed,
         }

@@ -7,16 +7,14 @@ use super::images::ImageCommand;
 use super::output::{CommandFault, Streams, columns};
 use super::progress::{Progress, bytes};
 use crate::app;
-use crate::cache::audit::{Audit, ImageFaults};
+use crate::cache::audit::{Audit, Verdict};
 use crate::cache::disk::Disk;
 use crate::cache::holdings::{CachedImage, Holdings, PlatformsHere};
 use crate::cache::moves::TagMove;
-use crate::cache::names::OwnedScope;
 use crate::cache::pins::Pins;
 use crate::cache::store::Store;
 use crate::calendar::format_rfc3339;
 use crate::config::{EXIT_FAILED, EXIT_OK, Settings};
-use crate::image_name::ImageName;
 use crate::platforms::Platforms;
 
 /// Characters of a digest that are shown in a table: enough to tell images apart.
@@ -69,7 +67,7 @@ fn describe(image: &CachedImage<'_>, settings: &Settings, pins: &Pins) -> Value 
         "platforms": here.whole,
         "incomplete": here.partial,
         "absent": here.absent,
-        "bytes": closure.bytes_here(),
+        "bytes": closure.bytes_here,
         "referrers": closure.referrers.len(),
         "pulled": format_rfc3339(image.pulled),
         "confirmed": image.confirmed.map(format_rfc3339),
@@ -83,13 +81,9 @@ fn row(image: &Value) -> [String; 6] {
     let text = |name: &str| image[name].as_str().unwrap_or_default();
     let short = |name: &str, length: usize| text(name).get(..length).unwrap_or("-").to_owned();
     let tag = image["tag"].as_str().map(|tag| format!(":{tag}"));
+    let place = format!("{}/{}", text("registry"), text("repository"));
     [
-        format!(
-            "{}/{}{}",
-            text("registry"),
-            text("repository"),
-            tag.unwrap_or_default()
-        ),
+        place + &tag.unwrap_or_default(),
         short("digest", DIGEST_SHOWN),
         bytes(image["bytes"].as_u64().unwrap_or_default()),
         short("pulled", TIME_SHOWN),
@@ -99,14 +93,13 @@ fn row(image: &Value) -> [String; 6] {
 }
 
 fn platforms(image: &Value) -> String {
-    let list = |name: &str| image[name].as_array().map_or(&[][..], Vec::as_slice);
-    let names = |list: &'_ [Value], note: &str| -> Vec<String> {
-        let names = list.iter().filter_map(Value::as_str);
-        names.map(|name| format!("{name}{note}")).collect()
-    };
-    let mut words = names(list("platforms"), "");
-    words.extend(names(list("incomplete"), " (partial)"));
-    if let count @ 1.. = list("absent").len() {
+    let list = |name: &str| image[name].as_array().into_iter().flatten();
+    let mut words: Vec<String> = Vec::new();
+    for (name, note) in [("platforms", ""), ("incomplete", " (partial)")] {
+        let names = list(name).filter_map(Value::as_str);
+        words.extend(names.map(|name| format!("{name}{note}")));
+    }
+    if let count @ 1.. = list("absent").count() {
         words.push(format!("{count} not here"));
     }
     let flags = ["pinned", "frozen"].into_iter();
@@ -121,21 +114,46 @@ pub(super) fn verify(
 ) -> Result<u8, CommandFault> {
     let (names, platforms) = command.images(&command.settings.prefetch.platforms)?;
     let disk = command.open_cache(Store::open_read_only)?;
-    let mut images = Vec::new();
-    for name in names {
-        images.push((command.scope_of(&disk.names, &name)?, name));
+    let mut places = Vec::new();
+    for name in &names {
+        places.push(command.scope_of(&disk.names, name)?);
     }
+    let images = places.iter().zip(&names);
+    let images = images.map(|(place, name)| holdings(&disk).find(place.scope(), name.reference()));
+    let images: Vec<Option<CachedImage<'_>>> = images.collect();
+    let total = match names.is_empty() {
+        true => disk
+            .store
+            .count_blob_bytes()
+            .map_err(|error| error.to_string())?,
+        false => images
+            .iter()
+            .flatten()
+            .map(|image| image.closure.bytes_here)
+            .sum(),
+    };
+    let (mut progress, mut done) = (Progress::new(), 0);
+    let mut on_hashed = |bytes| {
+        done += bytes;
+        progress.show("verify", done, total);
+    };
     let mut verification = Verification {
         disk: &disk,
         platforms: &platforms,
+        audit: Audit::new(&disk.store, &disk.names, &mut on_hashed),
         streams,
         images: 0,
         complete: 0,
         faults: 0,
     };
-    match images.as_slice() {
-        [] => verification.everything()?,
-        images => verification.named(images),
+    for (name, image) in names.iter().zip(&images) {
+        match image {
+            Some(image) => verification.image(image),
+            None => verification.fault(&format!("{name} is not in the cache")),
+        }
+    }
+    if names.is_empty() {
+        verification.everything()?;
     }
     Ok(match verification.faults {
         0 => EXIT_OK,
@@ -146,6 +164,7 @@ pub(super) fn verify(
 struct Verification<'a, 'b> {
     disk: &'a Disk,
     platforms: &'a Platforms,
+    audit: Audit<'a>,
     streams: &'a mut Streams<'b>,
     images: usize,
     complete: usize,
@@ -153,82 +172,38 @@ struct Verification<'a, 'b> {
 }
 
 impl Verification<'_, '_> {
-    fn named(&mut self, images: &[(OwnedScope, ImageName)]) {
-        let holdings = holdings(self.disk);
-        for (place, name) in images {
-            match holdings.find(place.scope(), name.reference()) {
-                None => self.fault(&format!("{name} is not in the cache")),
-                Some(image) => {
-                    let total = image.closure.bytes_here();
-                    self.audit(total, |this, audit| this.image(audit, &image));
-                }
-            }
-        }
-    }
-
     fn everything(&mut self) -> Result<(), String> {
-        let disk = self.disk;
-        let total = disk.store.count_blob_bytes();
-        let total = total.map_err(|error| error.to_string())?;
-        self.audit(total, |this, audit| {
-            holdings(disk).each(&mut |image| this.image(audit, &image));
-            let others = audit.others().map_err(|error| error.to_string())?;
-            for fault in others.into_iter().chain(audit.files()) {
-                this.fault(&fault);
-            }
-            let (images, complete, faults) = (this.images, this.complete, this.faults);
-            let blobs = audit.blob_count();
-            this.say(&format!(
-                "{images} images, {complete} complete; {blobs} blobs and manifests; {faults} faults"
-            ));
-            Ok(())
-        })
+        holdings(self.disk).each(&mut |image| self.image(&image));
+        let others = self.audit.others().map_err(|error| error.to_string())?;
+        for fault in others.into_iter().chain(self.audit.files()) {
+            self.fault(&fault);
+        }
+        let (images, complete, faults) = (self.images, self.complete, self.faults);
+        let blobs = self.audit.blob_count();
+        self.say(&format!(
+            "{images} images, {complete} complete; {blobs} blobs and manifests; {faults} faults"
+        ));
+        Ok(())
     }
 
-    /// Calls `look` with an audit that shows how many of `total` bytes are hashed.
-    fn audit<T>(&mut self, total: u64, look: impl FnOnce(&mut Self, &mut Audit<'_>) -> T) -> T {
-        let (mut progress, mut done) = (Progress::new(), 0);
-        let mut on_hashed = |bytes| {
-            done += bytes;
-            progress.show("verify", done, total);
-        };
-        let disk = self.disk;
-        look(
-            self,
-            &mut Audit::new(&disk.store, &disk.names, &mut on_hashed),
-        )
-    }
-
-    fn image(&mut self, audit: &mut Audit<'_>, image: &CachedImage<'_>) {
+    fn image(&mut self, image: &CachedImage<'_>) {
         let platforms = self.platforms;
         let picks = |platform: &str| platforms.picks(platform);
-        let mut faults = audit.image(image, &picks);
-        if !faults.is_none() {
+        let mut found = self.audit.image(image, &picks);
+        if found.verdict != Verdict::Complete {
             // A proxy that runs may have evicted, replaced or fetched it meanwhile.
-            audit.forget_faults();
+            self.audit.forget_faults();
             let Some(again) = holdings(self.disk).look_again(image) else {
                 return;
             };
-            faults = audit.image(&again, &picks);
+            found = self.audit.image(&again, &picks);
         }
+        let is_complete = found.verdict == Verdict::Complete;
         self.images += 1;
-        self.complete += usize::from(faults.is_none());
-        self.faults += usize::from(!faults.is_none());
-        self.report(image, &faults);
-    }
-
-    fn report(&mut self, image: &CachedImage<'_>, faults: &ImageFaults) {
-        let verdict = match faults {
-            faults if faults.is_none() => "complete",
-            faults if faults.damaged > 0 => "damaged",
-            faults if faults.broken.is_empty() => "partial",
-            _ => "incomplete",
-        };
-        self.say(&format!("{} {verdict}", image.name()));
-        for (platform, manifest) in &faults.absent {
-            self.say(&format!("  {platform}: not here, missing {manifest}"));
-        }
-        for fault in &faults.broken {
+        self.complete += usize::from(is_complete);
+        self.faults += usize::from(!is_complete);
+        self.say(&format!("{} {}", image.name(), found.verdict.word()));
+        for fault in &found.faults {
             self.say(&format!("  {fault}"));
         }
         let (repository, tag) = (image.scope.repository, image.tag.as_ref());
