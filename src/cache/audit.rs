@@ -13,18 +13,7 @@ use super::names::Names;
 use super::store::Store;
 use crate::oci::Digest;
 
-/// What hashing a blob has shown.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum BlobCondition {
-    /// Its bytes are what its name says.
-    Whole,
-    /// There is no such file.
-    Missing,
-    /// Its bytes are something else, or cannot be read: why.
-    Damaged(String),
-}
-
-/// How an image is, the worst last.
+/// How an image or a blob is, the worst last.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     /// Nothing is missing or damaged.
@@ -34,7 +23,7 @@ pub enum Verdict {
     Partial,
     /// Something is missing of a platform that was pulled.
     Incomplete,
-    /// Something is damaged.
+    /// Bytes are not what their name says, or cannot be read.
     Damaged,
 }
 
@@ -72,7 +61,8 @@ pub struct Audit<'a> {
     names: &'a Names,
     /// Called with the bytes of each piece that was hashed.
     on_hashed: &'a mut dyn FnMut(u64),
-    known: HashMap<Digest, BlobCondition>,
+    /// How each blob is, and the fault.
+    known: HashMap<Digest, (Verdict, String)>,
 }
 
 impl<'a> Audit<'a> {
@@ -108,7 +98,7 @@ impl<'a> Audit<'a> {
         }
         for part in closure.parts.iter().filter(|part| picks(&part.platform)) {
             let (platform, manifest) = (&part.platform, &part.manifest);
-            if part.is_absent() && self.condition(manifest) == BlobCondition::Missing {
+            if part.is_absent() && self.condition(manifest).0 == Verdict::Incomplete {
                 if platform != NO_PLATFORM {
                     let fault = format!("{platform}: not here, missing {manifest}");
                     found.add(Verdict::Partial, fault);
@@ -127,15 +117,9 @@ impl<'a> Audit<'a> {
 
     /// Adds what is wrong with a digest, if anything is.
     fn look_at(&mut self, part: &str, digest: &Digest, found: &mut ImageFaults) {
-        match self.condition(digest) {
-            BlobCondition::Whole => {}
-            BlobCondition::Missing => {
-                found.add(Verdict::Incomplete, format!("{part}: missing {digest}"));
-            }
-            BlobCondition::Damaged(why) => {
-                let fault = format!("{part}: damaged {digest}: {why}");
-                found.add(Verdict::Damaged, fault);
-            }
+        let (verdict, fault) = self.condition(digest);
+        if verdict != Verdict::Complete {
+            found.add(verdict, format!("{part}: {fault}"));
         }
     }
 
@@ -143,11 +127,11 @@ impl<'a> Audit<'a> {
     /// cache may have evicted or fetched it meanwhile.
     pub fn forget_faults(&mut self) {
         let known = &mut self.known;
-        known.retain(|_, condition| *condition == BlobCondition::Whole);
+        known.retain(|_, (verdict, _)| *verdict == Verdict::Complete);
     }
 
     /// Hashes a blob, unless that was done before.
-    fn condition(&mut self, digest: &Digest) -> BlobCondition {
+    fn condition(&mut self, digest: &Digest) -> (Verdict, String) {
         if let Some(known) = self.known.get(digest) {
             return known.clone();
         }
@@ -156,18 +140,17 @@ impl<'a> Audit<'a> {
         condition
     }
 
-    fn hash(&mut self, digest: &Digest) -> BlobCondition {
-        let damaged = BlobCondition::Damaged;
-        let blob = match self.store.blob(digest) {
-            Ok(Some(blob)) => blob,
-            Ok(None) => return BlobCondition::Missing,
-            Err(error) => return damaged(error.to_string()),
+    fn hash(&mut self, digest: &Digest) -> (Verdict, String) {
+        let why = match self.store.blob(digest) {
+            Ok(None) => return (Verdict::Incomplete, format!("missing {digest}")),
+            Ok(Some(blob)) => match blob.hash(digest, self.on_hashed) {
+                Ok(found) if found == digest.as_str() => return Default::default(),
+                Ok(found) => format!("its {} bytes have {found}", blob.size),
+                Err(error) => error.to_string(),
+            },
+            Err(error) => error.to_string(),
         };
-        match blob.hash(digest, self.on_hashed) {
-            Ok(found) if found == digest.as_str() => BlobCondition::Whole,
-            Ok(found) => damaged(format!("its {} bytes have {found}", blob.size)),
-            Err(error) => damaged(error.to_string()),
-        }
+        (Verdict::Damaged, format!("damaged {digest}: {why}"))
     }
 
     /// Looks at every blob that no image has led to. Says which are damaged.
@@ -181,8 +164,9 @@ impl<'a> Audit<'a> {
         digests.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
         let mut faults = Vec::new();
         for digest in digests {
-            if let BlobCondition::Damaged(why) = self.condition(&digest) {
-                faults.push(format!("damaged {digest}, which no image needs: {why}"));
+            let (verdict, fault) = self.condition(&digest);
+            if verdict == Verdict::Damaged {
+                faults.push(format!("needed by no image: {fault}"));
             }
         }
         Ok(faults)

@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::dispatch;
 use super::exchange::Parts;
 use super::follow::ReferrerFill;
-use super::own::{ACCEPT, OwnClient, read_body};
+use super::own::{self, ACCEPT, OwnClient, read_body};
 use super::purpose::Purpose;
 use super::referrer_queue::QueuedImage;
 use super::registries::Choice;
@@ -26,7 +26,7 @@ use crate::cache::tree::ManifestWalk;
 use crate::hash::sha256_hex;
 use crate::image_name::ImageName;
 use crate::locked::Locked as _;
-use crate::message::{Body, Headers, Peer, Piece, Reply, Request};
+use crate::message::{Body, Headers, Peer, Reply, Request};
 use crate::oci::{Digest, Reference, Registry, Repository, Route};
 use crate::platforms::Platforms;
 use crate::transfers::TRANSFERS;
@@ -108,9 +108,16 @@ fn fetch(
     let Route::Manifest(repository, reference) = resolved.route else {
         return Err("it is no name of an image".to_owned());
     };
-    let registry = &find_registry(parts, &resolved.choice)?;
-    let (like, repository) = (&like, &repository);
-    let work = ImageWork::new((parts, registry, like, purpose), repository);
+    let work = ImageWork {
+        client: OwnClient {
+            parts,
+            registry: &find_registry(parts, &resolved.choice)?,
+            like: &like,
+            depth: 0,
+            purpose,
+        },
+        repository: &repository,
+    };
     let manifests = work.fetch_manifests(&reference, wanted.platforms, fetched)?;
     work.fetch_blobs(&manifests, wanted.progress, fetched);
     work.fetch_referrers(&manifests, fetched);
@@ -130,9 +137,16 @@ pub(super) fn fetch_digest(
 ) -> Result<(), String> {
     let own = || parts.own_registry();
     let choice = parts.registries.find(scope.registry.name(), &own);
-    let registry = &find_registry(parts, &choice.ok_or("it is none of ECR")?)?;
-    let like = &request("/v2/".to_owned());
-    let work = ImageWork::new((parts, registry, like, Purpose::Prefetch), scope.repository);
+    let work = ImageWork {
+        client: OwnClient {
+            parts,
+            registry: &find_registry(parts, &choice.ok_or("it is none of ECR")?)?,
+            like: &request("/v2/".to_owned()),
+            depth: 0,
+            purpose: Purpose::Prefetch,
+        },
+        repository: scope.repository,
+    };
     match is_manifest {
         true => work.fetch_manifest(&digest.clone().into()).map(drop),
         false => work.fetch_blob(digest, &|_| {}).map(drop),
@@ -167,21 +181,7 @@ struct ImageWork<'a> {
     repository: &'a Repository,
 }
 
-impl<'a> ImageWork<'a> {
-    const fn new(
-        (parts, registry, like, purpose): (&'a Arc<Parts>, &'a Registry, &'a Arc<Request>, Purpose),
-        repository: &'a Repository,
-    ) -> Self {
-        let client = OwnClient {
-            parts,
-            registry,
-            like,
-            depth: 0,
-            purpose,
-        };
-        Self { client, repository }
-    }
-
+impl ImageWork<'_> {
     /// Fetches a manifest. An older answer is none: upstream has not confirmed it.
     fn fetch_manifest(&self, reference: &Reference) -> Result<KeptManifest, String> {
         self.give_way();
@@ -320,15 +320,11 @@ impl<'a> ImageWork<'a> {
             return Err(NOT_KEPT.to_owned());
         };
         let mut bytes = 0;
-        loop {
-            let count = match pieces.next().map_err(|error| error.to_string())? {
-                Piece::Bytes(piece) => piece.len() as u64,
-                Piece::File { length, .. } => length,
-                Piece::End => break,
-            };
+        let drained = own::drain(&mut *pieces, &mut |count| {
             bytes += count;
             progress(count);
-        }
+        });
+        drained.map_err(|error| error.to_string())?;
         let until = Instant::now() + KEPT_TIMEOUT;
         while !self.cache_has(digest) {
             if Instant::now() >= until {

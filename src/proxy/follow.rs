@@ -7,12 +7,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::exchange::Parts;
-use super::own::{OwnClient, read_body};
+use super::own::{self, OwnClient, read_body};
 use super::page;
 use super::referrer_queue::QueuedImage;
 use crate::cache::manifest::{Named, list_named};
 use crate::log::{self, Level};
-use crate::message::{Body, Piece, Reply};
+use crate::message::{Body, Reply};
 use crate::metrics;
 use crate::oci::{Digest, Reference, Route, Tag};
 
@@ -157,12 +157,9 @@ impl<'a> ReferrerFill<'a> {
         let target = format!("/v2/{repository}/blobs/{digest}");
         let reply = self.ask(Route::Blob(repository.clone(), digest.clone()), target);
         if let (200, Body::Pieces { mut pieces, .. }) = (reply.status, reply.body) {
-            loop {
-                match pieces.next() {
-                    Ok(Piece::End) => break self.blobs += 1,
-                    Ok(_) => {}
-                    Err(_) => break self.failed = true,
-                }
+            match own::drain(&mut *pieces, &mut |_| {}) {
+                Ok(()) => self.blobs += 1,
+                Err(_) => self.failed = true,
             }
         }
     }

@@ -105,6 +105,17 @@ pub(super) fn read_body(body: Body, limit: u64) -> Option<Vec<u8>> {
     }
 }
 
+/// Reads a body to its end, and tells how long each piece of it was.
+pub(super) fn drain(pieces: &mut dyn Pieces, on_piece: &mut dyn FnMut(u64)) -> io::Result<()> {
+    loop {
+        match pieces.next()? {
+            Piece::Bytes(piece) => on_piece(piece.len() as u64),
+            Piece::File { length, .. } => on_piece(length),
+            Piece::End => return Ok(()),
+        }
+    }
+}
+
 fn read_pieces(pieces: &mut dyn Pieces) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     loop {

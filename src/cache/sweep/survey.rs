@@ -111,7 +111,7 @@ pub(super) struct EvictionUnit {
     pub(super) tag: Option<Tag>,
     /// The manifests of the tag, one for each media type, or the one digest.
     pub(super) roots: Vec<Id>,
-    /// What no image of the repository needs that goes later. What names another comes first.
+    /// What no image of the repository needs that goes later.
     pub(super) alone: Vec<Id>,
     /// A folder of pages of lists.
     pub(super) pages: Option<PathBuf>,
@@ -194,8 +194,7 @@ impl Survey {
         self.nodes.get_mut(id as usize)
     }
 
-    /// Adds all that these digests of a repository need to `met`. Says what was not in it before:
-    /// what names another comes first.
+    /// Adds all that these digests of a repository need to `met`. Says what was not in it before.
     pub(super) fn reach(
         &self,
         place: &RepositorySurvey,
