@@ -47,12 +47,12 @@ impl Scheme {
 }
 
 /// A registry: its address and its name. The two differ only when another proxy at the address
-/// serves several registries.
+/// serves several registries. A clone shares the text.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Registry {
     scheme: Scheme,
-    authority: String,
-    namespace: Option<String>,
+    authority: Arc<str>,
+    namespace: Option<Arc<str>>,
 }
 
 impl Registry {
@@ -90,7 +90,7 @@ impl Registry {
     #[must_use]
     pub fn serving(&self, name: &str) -> Self {
         Self {
-            namespace: Some(name.to_ascii_lowercase()),
+            namespace: Some(name.to_ascii_lowercase().into()),
             ..self.clone()
         }
     }
@@ -133,7 +133,7 @@ impl FromStr for Registry {
         }
         Ok(Self {
             scheme,
-            authority: authority.to_ascii_lowercase(),
+            authority: authority.to_ascii_lowercase().into(),
             namespace: None,
         })
     }

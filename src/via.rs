@@ -1,6 +1,7 @@
 //! `Via` (RFC 9110 §7.6.3). Owns: this process's name in it, and which requests have come too far.
 //! Must not: change what other proxies wrote.
 
+use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use crate::message::Headers;
@@ -31,12 +32,14 @@ pub fn pseudonym() -> &'static str {
 }
 
 /// The field with this process at its end, for a message that came in HTTP/1.1 or 1.0.
-pub fn append(headers: &Headers, http11: bool) -> String {
-    let protocol = if http11 { "1.1" } else { "1.0" };
-    let own = format!("{protocol} {}", pseudonym());
+pub fn append(headers: &Headers, http11: bool) -> Cow<'static, str> {
+    static OWN: [OnceLock<String>; 2] = [const { OnceLock::new() }; 2];
+    let [old, new] = &OWN;
+    let (own, protocol) = if http11 { (new, "1.1") } else { (old, "1.0") };
+    let own = own.get_or_init(|| format!("{protocol} {}", pseudonym()));
     match headers.join_values(VIA) {
-        Some(others) if !others.is_empty() => format!("{others}, {own}"),
-        _ => own,
+        Some(others) if !others.is_empty() => format!("{others}, {own}").into(),
+        _ => own.as_str().into(),
     }
 }
 

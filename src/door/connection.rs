@@ -374,7 +374,7 @@ fn write_and_log(
     if let (Some(registry), Some(repository), ..400) =
         (&outcome.registry, &outcome.repository, status)
     {
-        repositories::count(registry, repository, written.bytes);
+        repositories::count(registry.name(), repository.as_str(), written.bytes);
     }
     let path = line.target.split('?').next().unwrap_or_default();
     let finished = Finished {

@@ -3,6 +3,7 @@
 //!
 //! Locks: what upstream said, held for a copy.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 
@@ -28,7 +29,7 @@ struct Inner {
     id: String,
     /// The client's `traceparent`, if it sent a valid one.
     trace: Option<String>,
-    via: String,
+    via: Cow<'static, str>,
     upstream: Mutex<UpstreamWords>,
 }
 
@@ -41,12 +42,12 @@ struct UpstreamWords {
 
 impl RequestScope {
     /// The request `id`, with the client's valid `traceparent`. `via`: the field for upstream.
-    pub fn new(id: String, trace: Option<String>, via: String) -> Self {
+    pub fn new(id: String, trace: Option<String>, via: impl Into<Cow<'static, str>>) -> Self {
         let upstream = Mutex::default();
         Self(Arc::new(Inner {
             id,
             trace,
-            via,
+            via: via.into(),
             upstream,
         }))
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::metrics::CacheOutcome;
+use crate::oci::{Digest, Registry, Repository};
 use crate::transfers::Running;
 
 /// Notes on how a reply came about, for the request's log line.
@@ -17,13 +18,13 @@ pub struct LogNote {
     /// The user that has logged in.
     pub login: Option<String>,
     /// The registry that was chosen.
-    pub registry: Option<String>,
+    pub registry: Option<Registry>,
     /// The repository in the path.
-    pub repository: Option<String>,
+    pub repository: Option<Repository>,
     /// The tag or digest in the path of a manifest.
     pub reference: Option<String>,
     /// The digest in the path, or that of the manifest that was found.
-    pub digest: Option<String>,
+    pub digest: Option<Digest>,
     /// What went wrong, for the person on call.
     pub error: Option<String>,
     /// The listed transfer of the body, which counts what the client has got.

@@ -62,7 +62,7 @@ pub(super) fn run(parts: &Arc<Parts>, accepted: Accepted, body: &mut RequestBody
     };
     let mut reply = answer(&exchange, body);
     note_target(&mut reply, &exchange.resolved.route);
-    reply.outcome.registry = Some(exchange.registry.to_string());
+    reply.outcome.registry = Some(exchange.registry);
     reply
 }
 

@@ -10,14 +10,14 @@ pub(super) fn note_target(reply: &mut Reply, route: &Route) {
     let (repository, reference, digest) = match route {
         Route::Base | Route::Catalog => return,
         Route::Blob(repository, digest) | Route::Referrers(repository, digest) => {
-            (repository, None, Some(digest.to_string()))
+            (repository, None, Some(digest.clone()))
         }
         Route::Manifest(repository, reference) => {
             let named = reply.headers.first(DIGEST_FIELD);
             let named = named.and_then(|named| named.parse::<Digest>().ok());
             let digest = match reference {
-                Reference::Digest(digest) => Some(digest.to_string()),
-                Reference::Tag(_) => named.map(|named| named.to_string()),
+                Reference::Digest(digest) => Some(digest.clone()),
+                Reference::Tag(_) => named,
             };
             (repository, Some(reference.as_str().to_owned()), digest)
         }
@@ -25,7 +25,7 @@ pub(super) fn note_target(reply: &mut Reply, route: &Route) {
             (repository, None, None)
         }
     };
-    reply.outcome.repository = Some(repository.to_string());
+    reply.outcome.repository = Some(repository.clone());
     reply.outcome.reference = reference;
     reply.outcome.digest = digest;
 }

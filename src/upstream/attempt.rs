@@ -300,7 +300,9 @@ impl Attempt<'_> {
     fn authorized_headers(&self) -> Headers {
         let mut headers = authorize(self.call.headers, &self.grant);
         let request = RequestScope::current();
-        let via = request.as_ref().map(|request| request.via().to_owned());
+        let via = request
+            .as_ref()
+            .map(|request| request.via().to_owned().into());
         let via = via.unwrap_or_else(|| via::append(&Headers::new(), true));
         headers.set(via::VIA, via);
         if let Some(request) = request {
