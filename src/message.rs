@@ -124,6 +124,11 @@ pub trait Pieces: Send {
     /// # Errors
     /// When no more piece will come; the reply is then cut.
     fn next(&mut self) -> io::Result<Piece<'_>>;
+
+    /// True when the next piece is there: the reply's head may wait, and leave together with it.
+    fn is_ready(&self) -> bool {
+        false
+    }
 }
 
 /// A body that is there whole: small ones in memory, large ones as a file, which costs no memory
@@ -182,6 +187,10 @@ struct WholeFile {
 }
 
 impl Pieces for WholeFile {
+    fn is_ready(&self) -> bool {
+        self.left > 0
+    }
+
     fn next(&mut self) -> io::Result<Piece<'_>> {
         let (file, offset) = (&*self.file, self.offset);
         Ok(match std::mem::take(&mut self.left) {

@@ -332,6 +332,10 @@ struct BlobPart {
 }
 
 impl Pieces for BlobPart {
+    fn is_ready(&self) -> bool {
+        self.opened.is_verified() && self.position < self.end
+    }
+
     fn next(&mut self) -> io::Result<Piece<'_>> {
         if self.position >= self.end {
             return Ok(Piece::End);

@@ -113,10 +113,15 @@ pub(super) fn write(
             .write_all(&head)
             .map_err(WriteFault::Client)
             .and_then(|()| copy_stream(socket, &mut *reader, framing, &mut sent)),
-        Body::Pieces { mut pieces, .. } if !bodiless => socket
-            .write_all(&head)
-            .map_err(WriteFault::Client)
-            .and_then(|()| send_pieces(socket, &mut *pieces, framing, &mut sent)),
+        Body::Pieces { mut pieces, .. } if !bodiless => {
+            let written = match pieces.is_ready() {
+                true => socket.write_with_more(&head),
+                false => socket.write_all(&head),
+            };
+            written
+                .map_err(WriteFault::Client)
+                .and_then(|()| send_pieces(socket, &mut *pieces, framing, &mut sent))
+        }
         Body::Empty { length: Some(1..) } if !bodiless => Err(WriteFault::Source(
             "a body was announced and is not there".to_owned(),
         )),

@@ -8,6 +8,8 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::net::SendFlags;
+
 use super::limits::DoorLimits;
 use super::pace::Pace;
 use super::stream::ClientStream;
@@ -166,6 +168,25 @@ impl ClientSocket {
             Some(tls) => tls.write_all(&mut paced, bytes),
             None => paced.write_all(bytes),
         }
+    }
+
+    /// The same for what more follows at once: without TLS the system sends both in one packet.
+    pub(super) fn write_with_more(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.tls.is_some() || self.ended {
+            return self.write_all(bytes);
+        }
+        let mut paced = PacedWriter {
+            stream: &self.stream,
+            pace: &mut self.pace,
+        };
+        let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
+        let mut left = bytes;
+        while !left.is_empty() {
+            let send = |stream: &ClientStream| Ok(rustix::net::send(stream, left, flags)?);
+            let sent = paced.send(left.len(), send)?;
+            left = left.get(sent..).unwrap_or_default();
+        }
+        Ok(())
     }
 
     /// Sends up to `length` bytes of `file` from `offset` on without copying them through us (but
