@@ -7,7 +7,7 @@
 //!
 //! Imports point one way; `tests/it/layers.rs` holds them to it:
 //! `main → cli → app → {door, pool} → {proxy, pages, status} → {aws, cache} → upstream →
-//! {config, image_name, message, hash} → oci → {metrics, log, clock} →
+//! {config, image_name, media_type, message, hash} → oci → {metrics, log, clock} →
 //! {address, budget, calendar, history, permits, platforms, prefetched, random, range, secret,
 //! transfers, uri} → {label, locked}`.
 
@@ -27,6 +27,7 @@ pub mod image_name;
 mod label;
 pub mod locked;
 pub mod log;
+pub mod media_type;
 pub mod message;
 pub mod metrics;
 pub mod oci;

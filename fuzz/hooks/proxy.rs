@@ -4,6 +4,7 @@
 use super::conditional::{self, Selected};
 use super::headers;
 use super::links::{ClientAddress, next_link};
+use crate::media_type;
 use crate::message::Headers;
 use crate::oci::{Reference, Repository, Route};
 
@@ -109,7 +110,7 @@ pub fn range(bytes: &[u8]) -> String {
     let same =
         conditional::requested_range(&other, tag).select(2) == Selected::Part { start: 0, end: 1 };
     let accept = Headers::from_iter([("Accept", field)]);
-    let takes = conditional::accepts(&accept, "application/vnd.oci.image.index.v1+json");
+    let takes = media_type::accepts(&accept, "application/vnd.oci.image.index.v1+json");
     format!("{outcome}held {held}, same {same}, accepted {takes}")
 }
 

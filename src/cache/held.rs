@@ -11,6 +11,7 @@ use super::pages::{List, Page};
 use super::whole::Cache;
 use crate::budget::{self, BODIES, SHARE_TIMEOUT, UNCOUNTED_BYTES_MAX};
 use crate::log::{self, Level};
+use crate::media_type;
 use crate::message::{Buffered, Headers, SharedBytes, WholeBody};
 use crate::oci::{Digest, Tag};
 
@@ -83,18 +84,21 @@ impl Cache {
         }
     }
 
-    /// What a tag means: newest confirmation first, one manifest a media type. Asking counts as use
-    /// of the tag. Each manifest is read, and counts as used, when the iterator comes to it.
+    /// Finds what a tag means to a client with these fields: of the manifests whose type it accepts
+    /// the one that was confirmed last. Asking counts as use of the tag, and reading a manifest as
+    /// use of it.
     pub fn find_tagged(
         &self,
         scope: Scope<'_>,
         partition: &str,
         tag: &Tag,
-    ) -> impl Iterator<Item = TaggedManifest> {
+        client: &Headers,
+    ) -> Option<TaggedManifest> {
         let entries = self.names.use_tag(scope, partition, tag);
-        entries.into_iter().filter_map(move |entry| {
-            Some(TaggedManifest {
-                manifest: self.manifest(scope, &entry.digest)?,
+        entries.into_iter().find_map(|entry| {
+            let manifest = self.manifest(scope, &entry.digest)?;
+            media_type::accepts(client, &manifest.media_type).then(|| TaggedManifest {
+                manifest,
                 confirmed: entry.confirmed,
                 is_fresh: self.is_fresh(entry.confirmed),
             })
@@ -219,20 +223,22 @@ impl Cache {
         }
     }
 
-    /// The registry said at `confirmed` that the tag still means `digest`.
+    /// Upstream said just now, in a reply with these fields, that the tag still means `digest`.
+    /// Returns when the registry itself confirmed it.
     pub fn confirm_tag(
         &self,
         scope: Scope<'_>,
         partition: &str,
         tag: &Tag,
-        (digest, confirmed): (&Digest, SystemTime),
+        (digest, headers): (&Digest, &Headers),
         asked_at: Moment,
-    ) {
-        let names = &self.names;
+    ) -> SystemTime {
+        let (names, confirmed) = (&self.names, confirmed_at(headers));
         let kept = names.confirm_tag(scope, partition, tag, digest, confirmed, asked_at);
         if let Err(error) = kept {
             self.disk_faults.report("tag", &error);
         }
+        confirmed
     }
 
     /// Keeps a page that upstream sent just now in answer to `query`, and opens it. None when it is

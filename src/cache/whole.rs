@@ -1,7 +1,7 @@
 //! The cache as a whole. Owns: its parts, and its rules about time. Must not: know how a part keeps
 //! what it has.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -34,6 +34,14 @@ pub struct CacheSettings {
     pub background_rate: Option<u64>,
     /// The registry to remember for a start without network; none: whichever is used.
     pub default_registry: Option<Registry>,
+}
+
+/// A blob that the cache has.
+pub struct FoundBlob {
+    /// The blob.
+    pub blob: verify::Opened,
+    /// It is linked in the repository that was asked for.
+    pub is_linked: bool,
 }
 
 /// The cache: its parts and its rules about time.
@@ -128,9 +136,33 @@ impl Cache {
         self.names.changes.now()
     }
 
+    /// Opens a blob for a repository; none when it is not here. A length that is missing in its
+    /// link is noted once the blob is known to be whole. May block as
+    /// [`Verifier::open`](verify::Verifier::open) does.
+    ///
+    /// # Errors
+    /// The disk's own.
+    pub fn open_blob(
+        &self,
+        scope: names::Scope<'_>,
+        digest: &Digest,
+        asked_at: Moment,
+    ) -> io::Result<Option<FoundBlob>> {
+        let link = self.names.link(scope, digest);
+        let known_size = link.as_ref().and_then(|link| link.size);
+        let Some(blob) = self.verifier.open(digest, known_size)? else {
+            return Ok(None);
+        };
+        let is_linked = link.is_some();
+        if is_linked && blob.is_verified() && known_size != Some(blob.size()) {
+            self.note_size(scope, digest, blob.size(), asked_at);
+        }
+        Ok(Some(FoundBlob { blob, is_linked }))
+    }
+
     /// Notes the length of a blob that was hashed, for a repository that it belonged to at
     /// `asked_at`.
-    pub fn note_size(&self, scope: names::Scope<'_>, digest: &Digest, size: u64, asked_at: Moment) {
+    fn note_size(&self, scope: names::Scope<'_>, digest: &Digest, size: u64, asked_at: Moment) {
         let linked = self.names.link_verified_blob(scope, digest, size, asked_at);
         if let Err(error) = linked {
             self.disk_faults.report("link", &error);

@@ -115,11 +115,6 @@ fn fail_saying(error: &UpstreamError, text: String) -> Reply {
     reply
 }
 
-/// Says at DEBUG why the cache answered as it did.
-pub(super) fn explain(reason: &'static str) {
-    log::debug("cache decided", &[("reason", &reason)]);
-}
-
 /// The reply, or the answer that [`fail`] makes of the failure.
 pub(super) fn or_fail(reply: Result<Reply, UpstreamError>) -> Reply {
     reply.unwrap_or_else(|error| fail(&error))

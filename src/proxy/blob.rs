@@ -4,13 +4,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::answer::{API_VERSION, CacheOutcome, explain, fail_miss, mark, or_fail, refuse};
+use super::answer::{API_VERSION, CacheOutcome, fail_miss, mark, or_fail, refuse};
 use super::conditional::{self, RangeSpec, Selected};
 use super::content::{self, BLOB_CACHE_CONTROL};
 use super::exchange::Exchange;
 use super::headers::DIGEST_FIELD;
 use super::purpose::Purpose;
-use super::{absent, headers, redirect, refusal};
+use super::{absent, headers, refusal};
 use crate::cache::Cache;
 use crate::cache::changes::{Fact, Moment};
 use crate::cache::fill::{BlobRequest, Growing, Joined};
@@ -22,7 +22,7 @@ use crate::message::{Body, Buffered, Headers, LogNote, Reply};
 use crate::oci::{Digest, ErrorCode, OciError, Repository};
 use crate::transfers::{TRANSFERS, Transfer, TransferKind};
 use crate::upstream::UpstreamError;
-use crate::upstream::exchange::Call;
+use crate::upstream::exchange::HEAD_TIMEOUT;
 use crate::upstream::incoming::Incoming;
 
 /// A cold range that begins this far ahead of the download is fetched on its own: at 10 MB/s the
@@ -32,7 +32,10 @@ const RANGE_AHEAD_BYTES: u64 = 8 << 20;
 /// Answers GET and HEAD of a blob.
 pub(super) fn get(exchange: &Exchange, repository: &Repository, digest: &Digest) -> Reply {
     if exchange.passes_redirect() {
-        return redirect::pass(exchange, digest);
+        let client = &exchange.request.headers;
+        let reply = exchange.forward_unfollowed();
+        let reply = reply.map(|reply| content::finish_blob(reply, digest, client));
+        return mark(or_fail(reply), CacheOutcome::Bypass);
     }
     let mut reply = find(exchange, repository, digest);
     list_pull(exchange, repository, digest, &mut reply, None);
@@ -106,46 +109,43 @@ struct BlobPull<'a> {
 
 impl BlobPull<'_> {
     fn answer(&self) -> Reply {
-        let link = self.cache.names.link(self.scope, self.digest);
-        let known_size = link.as_ref().and_then(|link| link.size);
-        let key = format!("{} blobs/{}", self.scope, self.digest);
-        match self.cache.verifier.open(self.digest, known_size) {
-            Ok(Some(blob)) if link.is_some() => {
-                if blob.is_verified() && known_size != Some(blob.size()) {
-                    let (scope, size) = (self.scope, blob.size());
-                    self.cache
-                        .note_size(scope, self.digest, size, self.asked_at);
-                }
-                explain("the cache has the blob, linked in this repository");
-                self.serve_stored(blob)
+        let found = self.cache.open_blob(self.scope, self.digest, self.asked_at);
+        match found {
+            Ok(Some(found)) if found.is_linked => {
+                log_reason("the cache has the blob, linked in this repository");
+                self.serve_stored(found.blob)
             }
-            Ok(blob) => {
-                if let Some(why) = self.exchange.cache_alone() {
-                    return match blob {
-                        Some(blob) if self.is_named_here() => self.serve_stored(blob),
-                        _ => absent::blob(why, self.cache, self.scope, self.digest),
-                    };
-                }
-                if let Some(refused) = self.cache.negative.get(&key, Instant::now()) {
-                    explain("upstream said a moment ago that it is missing");
-                    return self.answer_refused(refused);
-                }
-                explain(match (&blob, self.exchange.is_head()) {
-                    (Some(_), _) => "stored, not linked in this repository: upstream is asked",
-                    (None, true) => "the cache has no such blob: the HEAD is passed on",
-                    (None, false) => "the cache has no such blob: its download is joined or begun",
-                });
-                match blob {
-                    Some(blob) => self.if_belonging(|| self.serve_stored(blob)),
-                    // A HEAD does not download.
-                    None if self.exchange.is_head() => self.answer_cold_head(),
-                    None => self.join(&key),
-                }
-            }
+            Ok(found) => self.answer_unproven(found.map(|found| found.blob)),
             Err(error) => {
                 self.cache.disk_faults.report("blob", &error);
                 self.bypass()
             }
+        }
+    }
+
+    /// Answers where the repository has no link of the blob. `blob`: it is here all the same.
+    fn answer_unproven(&self, blob: Option<Opened>) -> Reply {
+        if let Some(why) = self.exchange.cache_alone() {
+            return match blob {
+                Some(blob) if self.is_named_here() => self.serve_stored(blob),
+                _ => absent::blob(why, self.cache, self.scope, self.digest),
+            };
+        }
+        let key = format!("{} blobs/{}", self.scope, self.digest);
+        if let Some(refused) = self.cache.negative.get(&key, Instant::now()) {
+            log_reason("upstream said a moment ago that it is missing");
+            return self.answer_refused(refused);
+        }
+        log_reason(match (&blob, self.exchange.is_head()) {
+            (Some(_), _) => "stored, not linked in this repository: upstream is asked",
+            (None, true) => "the cache has no such blob: the HEAD is passed on",
+            (None, false) => "the cache has no such blob: its download is joined or begun",
+        });
+        match blob {
+            Some(blob) => self.if_belonging(|| self.serve_stored(blob)),
+            // A HEAD does not download.
+            None if self.exchange.is_head() => self.answer_cold_head(),
+            None => self.join(&key),
         }
     }
 
@@ -216,15 +216,9 @@ impl BlobPull<'_> {
 
     /// Asks upstream for the blob's head.
     fn head(&self) -> Result<Incoming, UpstreamError> {
-        let call = Call {
-            registry: self.scope.registry,
-            method: "HEAD",
-            target: &format!("/v2/{}/blobs/{}", self.scope.repository, self.digest),
-            headers: &headers::for_cache(&self.exchange.request.headers),
-            patience: self.exchange.time_left()?,
-            whole: false,
-        };
-        Ok(self.exchange.upstream()?.fetch_bodiless(call)?.reply)
+        let target = format!("/v2/{}/blobs/{}", self.scope.repository, self.digest);
+        let headers = headers::for_cache(&self.exchange.request.headers);
+        self.exchange.ask("HEAD", &target, &headers, HEAD_TIMEOUT)
     }
 
     /// Passes the request on without keeping anything.
@@ -256,65 +250,50 @@ impl BlobPull<'_> {
     /// A complete blob.
     fn serve_stored(&self, blob: Opened) -> Reply {
         let (size, is_head) = (blob.size(), self.exchange.is_head());
-        let body = |start: u64, end: u64| match is_head {
+        let selected = self.select(size);
+        let reply = make_selected(self.digest, selected, size, |start, end| match is_head {
             true => Body::Empty {
                 length: Some(end - start),
             },
             false => blob.body(start, end),
-        };
-        // A range on a HEAD has no meaning (RFC 9110 §14.2).
-        let range = match is_head {
-            true => RangeSpec::Whole,
-            false => self.requested_range(),
-        };
-        let reply = self
-            .answer_not_modified()
-            .unwrap_or_else(|| match range.select(size) {
-                Selected::Whole => make_reply(self.digest, 200, body(0, size)),
-                Selected::Part { start, end } => {
-                    make_part(self.digest, start, end, size, body(start, end))
-                }
-                Selected::Unsatisfiable => refuse_range(self.digest, size),
-            });
+        });
         mark(reply, CacheOutcome::Hit)
     }
 
     /// A blob that is still being downloaded.
     fn serve_growing(&self, growing: &Arc<Growing>) -> Reply {
         let total = growing.total();
-        if let Some(reply) = self.answer_not_modified() {
-            return mark(reply, CacheOutcome::Miss);
+        let selected = self.select(total);
+        if let Some(Selected::Part { start, .. }) = selected
+            && start > growing.written() + RANGE_AHEAD_BYTES
+        {
+            log::debug(
+                "range far ahead of the download",
+                &[("digest", self.digest), ("at", &start)],
+            );
+            return self.bypass();
         }
-        let reply = match self.requested_range().select(total) {
-            Selected::Whole => make_reply(self.digest, 200, growing.body(0, total)),
-            Selected::Unsatisfiable => refuse_range(self.digest, total),
-            Selected::Part { start, .. } if start > growing.written() + RANGE_AHEAD_BYTES => {
-                log::debug(
-                    "range far ahead of the download",
-                    &[("digest", self.digest), ("at", &start)],
-                );
-                return self.bypass();
-            }
-            Selected::Part { start, end } => {
-                make_part(self.digest, start, end, total, growing.body(start, end))
-            }
-        };
+        let body = |start, end| growing.body(start, end);
+        let reply = make_selected(self.digest, selected, total, body);
         let mut reply = mark(reply, CacheOutcome::Miss);
         let (repository, fill) = (self.scope.repository, Some(growing.transfer()));
         list_pull(self.exchange, repository, self.digest, &mut reply, fill);
         reply
     }
 
+    /// The part of a blob of this size that the client gets; none when it holds the blob already.
+    fn select(&self, size: u64) -> Option<Selected> {
+        conditional::select(&self.exchange.request, &etag(self.digest), size)
+    }
+
     fn requested_range(&self) -> RangeSpec {
         conditional::requested_range(&self.exchange.request.headers, &etag(self.digest))
     }
+}
 
-    /// The answer to a client that holds the blob already.
-    fn answer_not_modified(&self) -> Option<Reply> {
-        let client = &self.exchange.request.headers;
-        let held = conditional::is_not_modified(client, &etag(self.digest));
-        held.then(|| make_reply(self.digest, 304, Body::empty()))
-    }
+/// Says at DEBUG why the answer is as it is.
+fn log_reason(reason: &str) {
+    log::debug("cache decided", &[("reason", &reason)]);
 }
 
 fn etag(digest: &Digest) -> String {
@@ -332,9 +311,22 @@ fn refuse_range(digest: &Digest, size: u64) -> Reply {
         .with(DIGEST_FIELD, digest.to_string())
 }
 
-fn make_part(digest: &Digest, start: u64, end: u64, size: u64, body: Body) -> Reply {
-    let range = format!("bytes {start}-{}/{size}", end - 1);
-    make_reply(digest, 206, body).with("Content-Range", range)
+/// Answers with what is selected of a blob of this size; nothing of it when the client holds it.
+fn make_selected(
+    digest: &Digest,
+    selected: Option<Selected>,
+    size: u64,
+    body: impl FnOnce(u64, u64) -> Body,
+) -> Reply {
+    match selected {
+        None => make_reply(digest, 304, Body::empty()),
+        Some(Selected::Whole) => make_reply(digest, 200, body(0, size)),
+        Some(Selected::Unsatisfiable) => refuse_range(digest, size),
+        Some(Selected::Part { start, end }) => {
+            let range = format!("bytes {start}-{}/{size}", end - 1);
+            make_reply(digest, 206, body(start, end)).with("Content-Range", range)
+        }
+    }
 }
 
 fn make_reply(digest: &Digest, status: u16, body: Body) -> Reply {

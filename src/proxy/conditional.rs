@@ -1,7 +1,7 @@
-//! Ranges, conditions and accepted media types in a request. Owns: the rules of
-//! RFC 9110 §12.5.1 (`Accept`), §13.1 (conditions) and §14 (ranges). Must not: do I/O.
+//! Ranges and conditions in a request. Owns: the rules of RFC 9110 §13.1 (conditions) and §14
+//! (ranges). Must not: do I/O.
 
-use crate::message::Headers;
+use crate::message::{Headers, Request};
 
 /// The bytes of a blob that are to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +27,19 @@ pub(super) enum RangeSpec {
     /// No range, several of them (for which the whole is a right answer too), another unit, or a
     /// malformed field, which is ignored.
     Whole,
+}
+
+/// Selects what a request gets of a blob of `size` bytes with this `tag` (quoted). None when the
+/// client holds the blob already.
+pub(super) fn select(request: &Request, tag: &str, size: u64) -> Option<Selected> {
+    if is_not_modified(&request.headers, tag) {
+        return None;
+    }
+    // A range on a HEAD has no meaning (RFC 9110 §14.2).
+    Some(match request.method.as_str() {
+        "HEAD" => Selected::Whole,
+        _ => requested_range(&request.headers, tag).select(size),
+    })
 }
 
 /// Reads `Range`, unless `If-Range` names another representation than `tag`.
@@ -103,37 +116,6 @@ pub(super) fn is_not_modified(headers: &Headers, tag: &str) -> bool {
             let given = given.strip_prefix("W/").unwrap_or(given);
             given == "*" || given == tag || given == tag.trim_matches('"')
         })
-}
-
-/// True when `Accept` takes `media_type`, or takes everything by being absent.
-pub(super) fn accepts(headers: &Headers, media_type: &str) -> bool {
-    let mut ranges = headers
-        .all("Accept")
-        .flat_map(|field| field.split(','))
-        .peekable();
-    ranges.peek().is_none()
-        || ranges.any(|range| {
-            let mut parts = range.split(';').map(str::trim);
-            let name = parts.next().unwrap_or_default();
-            let refused = parts.any(|part| {
-                let quality = part
-                    .strip_prefix("q=")
-                    .and_then(|quality| quality.parse().ok());
-                quality.is_some_and(|quality: f32| quality == 0.0)
-            });
-            !refused && is_in_range(name, media_type)
-        })
-}
-
-fn is_in_range(range: &str, media_type: &str) -> bool {
-    match range.split_once('/') {
-        Some(("*", "*")) => true,
-        Some((kind, "*")) => media_type
-            .split('/')
-            .next()
-            .is_some_and(|other| other.eq_ignore_ascii_case(kind)),
-        _ => range.is_empty() || range.eq_ignore_ascii_case(media_type),
-    }
 }
 
 #[cfg(test)]
@@ -226,27 +208,6 @@ mod tests {
             assert!(!held(value), "{value}");
         }
         assert!(!is_not_modified(&Headers::new(), "\"t\""));
-    }
-
-    #[test]
-    fn media_types() {
-        let oci = "application/vnd.oci.image.index.v1+json";
-        let takes = |fields: &[&str]| {
-            accepts(
-                &fields.iter().map(|field| ("Accept", *field)).collect(),
-                oci,
-            )
-        };
-        assert!(takes(&[]));
-        assert!(takes(&["*/*"]) && takes(&["application/*;q=0.5"]) && takes(&["text/x, */*"]));
-        assert!(takes(&[
-            "text/x",
-            "Application/vnd.oci.image.index.v1+json"
-        ]));
-        assert!(!takes(&[
-            "application/vnd.docker.distribution.manifest.v2+json"
-        ]));
-        assert!(!takes(&[&format!("{oci};q=0")]));
     }
 
     #[test]

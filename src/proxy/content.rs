@@ -12,6 +12,7 @@ use crate::budget::{self, BODIES, BODIES_BYTES_MAX, SHARE_TIMEOUT, UNCOUNTED_BYT
 use crate::cache::description::SelfDescription;
 use crate::cache::held::MANIFEST_BYTES_MAX;
 use crate::hash::{self, Hasher};
+use crate::media_type;
 use crate::message::{Body, Headers, Reply, SharedBytes};
 use crate::metrics;
 use crate::oci::{Digest, Reference, Registry};
@@ -132,7 +133,7 @@ fn supply_manifest_fields(
         return Ok(reply);
     }
     refuse_encoded(&reply.headers, registry)?;
-    let mut media_type = media_type(&reply.headers);
+    let mut media_type = media_type::read(&reply.headers);
     let mut digest = match reference {
         Reference::Digest(digest) => Some(digest.to_string()),
         Reference::Tag(_) => reply.headers.first(DIGEST_FIELD).map(str::to_owned),
@@ -208,12 +209,6 @@ fn omit_if_held(mut reply: Reply, client: &Headers) -> Reply {
         reply.body = Body::empty();
     }
     reply
-}
-
-/// The media type of a reply, without parameters: clients compare it with a manifest's own.
-pub(super) fn media_type(headers: &Headers) -> Option<String> {
-    let value = headers.first("Content-Type")?.split(';').next()?.trim();
-    (!value.is_empty()).then(|| value.to_owned())
 }
 
 /// A digest is made of the plain bytes, and we ask for nothing else.

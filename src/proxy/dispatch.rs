@@ -1,17 +1,17 @@
-//! The exchange of one request, run by its connection's thread. Owns: which registry is asked, and
-//! which handler answers. Must not: answer anything itself.
+//! The exchange of one request, run by its connection's thread. Owns: which registry is asked,
+//! which handler answers, and what the log says was asked for. Must not: answer anything itself.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::answer::{fail, or_fail, refuse};
 use super::exchange::{Exchange, Parts};
+use super::headers::DIGEST_FIELD;
 use super::purpose::Purpose;
 use super::registries::{self, Choice, ResolvedRequest};
-use super::target::note_target;
 use super::{blob, listing, manifest, push, referrers};
 use crate::message::{Reply, Request, RequestBody};
-use crate::oci::{Registry, Route};
+use crate::oci::{Digest, Reference, Registry, Route};
 
 /// A request that the rules let pass.
 pub(super) struct Accepted {
@@ -93,7 +93,7 @@ pub(super) fn resolve_registry(
     if let Choice::Known(registry) = choice {
         return Ok(registry.clone());
     }
-    let known = parts.registries.default().cloned();
+    let known = parts.registries.list.first().cloned();
     let registry = match known.or_else(|| parts.own_registry()) {
         Some(registry) => registry,
         None => parts
@@ -106,4 +106,29 @@ pub(super) fn resolve_registry(
         }
         _ => Ok(registry),
     }
+}
+
+/// Notes for the log what a route names. A tag's digest is the one that the reply names.
+pub(super) fn note_target(reply: &mut Reply, route: &Route) {
+    let (repository, reference, digest) = match route {
+        Route::Base | Route::Catalog => return,
+        Route::Blob(repository, digest) | Route::Referrers(repository, digest) => {
+            (repository, None, Some(digest.clone()))
+        }
+        Route::Manifest(repository, reference) => {
+            let named = reply.headers.first(DIGEST_FIELD);
+            let named = named.and_then(|named| named.parse::<Digest>().ok());
+            let digest = match reference {
+                Reference::Digest(digest) => Some(digest.clone()),
+                Reference::Tag(_) => named,
+            };
+            (repository, Some(reference.as_str().to_owned()), digest)
+        }
+        Route::Tags(repository) | Route::Upload(repository) | Route::Uploads(repository) => {
+            (repository, None, None)
+        }
+    };
+    reply.outcome.repository = Some(repository.clone());
+    reply.outcome.reference = reference;
+    reply.outcome.digest = digest;
 }

@@ -17,13 +17,13 @@ use super::{headers, refusal};
 use crate::address::network_of;
 use crate::cache::Cache;
 use crate::cache::flights::Flights;
-use crate::cache::names::Scope;
 use crate::config::{BlobRedirect, CacheKey, ImageGlobs};
 use crate::message::{Body, Buffered, Headers, LogNote, Reply, Request, RequestBody, WholeBody};
-use crate::oci::{Digest, Registry, Repository, Route, Tag};
+use crate::oci::{Digest, Registry, Repository, Route};
 use crate::permits::{FairShares, SharePermit};
 use crate::transfers::Subject;
 use crate::upstream::exchange::{Call, Fetched, Upstream};
+use crate::upstream::incoming::Incoming;
 use crate::upstream::{OFFLINE, Stage, UpstreamError};
 
 /// Longest wait for one of a client's own uploads to end, as for a permit.
@@ -94,12 +94,6 @@ impl Parts {
     pub(super) fn ask_registry(&self, deadline: Instant) -> Result<Registry, UpstreamError> {
         self.upstream.0.default_registry(deadline)
     }
-
-    /// True for a tag that keeps the digest that the cache has (`FREEZE_TAGS`).
-    pub(super) fn is_frozen(&self, scope: Scope<'_>, tag: &Tag) -> bool {
-        let (registry, repository) = (scope.registry.name(), scope.repository.as_str());
-        self.frozen.matches(registry, repository, tag.as_str())
-    }
 }
 
 /// One request, and everything that answering it takes.
@@ -127,7 +121,7 @@ impl Exchange {
     /// Why the answer must come from the cache alone; none when upstream may be asked.
     pub(super) fn cache_alone(&self) -> Option<CacheAlone> {
         let reads = matches!(self.request.method.as_str(), "GET" | "HEAD");
-        if reads && headers::is_only_if_cached(&self.request.headers) {
+        if reads && is_only_if_cached(&self.request.headers) {
             return Some(CacheAlone::OnlyIfCached);
         }
         self.parts.is_offline.then_some(CacheAlone::Offline)
@@ -257,6 +251,26 @@ impl Exchange {
         self.dress("GET", &Headers::new(), reply)
     }
 
+    /// Asks upstream with a target and fields of our own, and waits for the head of the reply: for
+    /// `patience`, and not past the deadline. The body of a GET must come within that time, too.
+    pub(super) fn ask(
+        &self,
+        method: &str,
+        target: &str,
+        headers: &Headers,
+        patience: Duration,
+    ) -> Result<Incoming, UpstreamError> {
+        let call = Call {
+            registry: &self.registry,
+            method,
+            target,
+            headers,
+            patience: patience.min(self.time_left()?),
+            whole: method == "GET",
+        };
+        Ok(self.upstream()?.fetch_bodiless(call)?.reply)
+    }
+
     /// The client's fields as upstream gets them.
     pub(super) fn upstream_headers(&self) -> Headers {
         headers::for_upstream(
@@ -364,6 +378,13 @@ impl Exchange {
         let reason = format!("answered {status} to a {method}");
         Err(UpstreamError::at(&self.registry, stage, reason))
     }
+}
+
+/// True for a client that wants what a cache has, and nothing else (RFC 9111 §5.2.1.7).
+fn is_only_if_cached(client: &Headers) -> bool {
+    let lines = client.all("Cache-Control");
+    let mut directives = lines.flat_map(|line| line.split(',')).map(str::trim);
+    directives.any(|directive| directive.eq_ignore_ascii_case("only-if-cached"))
 }
 
 /// A document for people, which no registry sends.

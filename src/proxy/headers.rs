@@ -3,11 +3,8 @@
 
 use super::conditional::{self, RangeSpec};
 use super::links::{ClientAddress, rewrite_link, rewrite_url};
-use crate::log::RequestScope;
 use crate::message::Headers;
 use crate::oci::Route;
-use crate::upstream::exchange::UPSTREAM_CACHE_FIELD;
-use crate::via;
 
 /// Names the digest of the content (distribution-spec, "Pulling manifests").
 pub(super) const DIGEST_FIELD: &str = "Docker-Content-Digest";
@@ -44,7 +41,7 @@ const SPECIFICATION_PREFIX: &str = "oci-";
 
 /// Fields of upstream that the client never sees: hop-by-hop fields (RFC 9110 §7.6.1), framing (the
 /// door writes it), the challenge (its realm names ECR), cookies, offers for its connection, and
-/// what its cache says (see [`for_way_back`]).
+/// what its cache says: the client's own cache speaks for itself.
 const NOT_FOR_CLIENT: [&str; 17] = [
     "Alt-Svc",
     "Connection",
@@ -91,13 +88,6 @@ pub(super) fn for_upstream(client: &Headers, route: &Route, method: &str) -> Hea
         remove_what_upstream_cannot_judge(&mut headers, route);
     }
     headers
-}
-
-/// True for a client that wants what a cache has, and nothing else (RFC 9111 §5.2.1.7).
-pub(super) fn is_only_if_cached(client: &Headers) -> bool {
-    let lines = client.all("Cache-Control");
-    let mut directives = lines.flat_map(|line| line.split(',')).map(str::trim);
-    directives.any(|directive| directive.eq_ignore_ascii_case("only-if-cached"))
 }
 
 /// The fields under which the cache itself asks: what the client accepts, and nothing that would
@@ -163,15 +153,6 @@ pub(super) fn for_client(upstream: Headers, own: &ClientAddress) -> Headers {
 fn begins_with(name: &str, prefix: &str) -> bool {
     let start = name.get(..prefix.len());
     start.is_some_and(|start| start.eq_ignore_ascii_case(prefix))
-}
-
-/// The fields that a reply gets on its way back from an exchange: `Via`, and what the caches behind
-/// us said of this request. `X-Cache` is the word of the cache that the client asked.
-pub(super) fn for_way_back(headers: &mut Headers) {
-    headers.set(via::VIA, via::append(headers, true));
-    if let Some(words) = RequestScope::current().and_then(|request| request.upstream_cache()) {
-        headers.set(UPSTREAM_CACHE_FIELD, words);
-    }
 }
 
 /// True for the fields of a blob host's reply that hold for the blob itself.

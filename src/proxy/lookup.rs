@@ -34,16 +34,6 @@ pub(super) enum Freshness {
     Stale(UpstreamError, SystemTime),
 }
 
-impl Freshness {
-    pub(super) const fn confirmed(&self) -> SystemTime {
-        match self {
-            Self::Fetched(confirmed) | Self::Revalidated(confirmed) | Self::Stale(_, confirmed) => {
-                *confirmed
-            }
-        }
-    }
-}
-
 /// The result of asking for a page of a list.
 #[derive(Debug, Clone)]
 pub(super) enum PageLookup {

@@ -8,10 +8,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::answer::{
-    API_VERSION, CacheOutcome, age, explain, fail_miss, mark, mark_stale, or_fail,
-};
-use super::content::{self, media_type};
+use super::answer::{API_VERSION, CacheOutcome, age, fail_miss, mark, mark_stale, or_fail};
+use super::content;
 use super::exchange::Exchange;
 use super::headers::DIGEST_FIELD;
 use super::lookup::{Freshness, ManifestLookup};
@@ -23,9 +21,10 @@ use crate::cache::description::SelfDescription;
 use crate::cache::held::{MANIFEST_BYTES_MAX, Manifest, TaggedManifest, confirmed_at};
 use crate::cache::names::{Scope, TagEntry};
 use crate::log::{self, Level};
+use crate::media_type;
 use crate::message::{Body, Buffered, Headers, LogNote, Reply, WholeBody};
 use crate::oci::{Digest, ERROR_DOCUMENT_BYTES_MAX, Reference, Registry, Repository, Tag};
-use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
+use crate::upstream::exchange::HEAD_TIMEOUT;
 use crate::upstream::incoming::Incoming;
 use crate::upstream::{Stage, UpstreamError};
 
@@ -86,7 +85,7 @@ struct ManifestPull<'a> {
 impl ManifestPull<'_> {
     fn get_by_digest(&self, digest: &Digest) -> Reply {
         if let Some(manifest) = self.cache.manifest(self.scope, digest) {
-            explain("the cache has the manifest, linked in this repository");
+            log_reason("the cache has the manifest, linked in this repository");
             return self.serve(&manifest, CacheOutcome::Hit);
         }
         if let Some(absent) = self.absent() {
@@ -94,10 +93,10 @@ impl ManifestPull<'_> {
         }
         let key = self.key(digest.as_str());
         if let Some(refused) = self.cache.negative.get(&key, Instant::now()) {
-            explain("upstream said a moment ago that it is missing");
+            log_reason("upstream said a moment ago that it is missing");
             return mark(self.dress(refused), CacheOutcome::Miss);
         }
-        explain("the cache has no such manifest in this repository: upstream is asked");
+        log_reason("the cache has no such manifest in this repository: upstream is asked");
         let lookup = self.share(&key, || match self.adopt(digest) {
             Some(manifest) => {
                 ManifestLookup::Found(manifest, Freshness::Revalidated(SystemTime::now()))
@@ -114,18 +113,15 @@ impl ManifestPull<'_> {
             &exchange.request,
             &exchange.resolved.path,
         );
-        let accepts = |held: &TaggedManifest| {
-            conditional::accepts(&exchange.request.headers, &held.manifest.media_type)
-        };
-        let held = self
-            .cache
-            .find_tagged(self.scope, &partition, tag)
-            .find(accepts);
-        let is_frozen = exchange.parts.is_frozen(self.scope, tag);
+        let client = &exchange.request.headers;
+        let held = self.cache.find_tagged(self.scope, &partition, tag, client);
+        let (registry, repository) = (self.scope.registry.name(), self.scope.repository.as_str());
+        let frozen = &exchange.parts.frozen;
+        let is_frozen = frozen.matches(registry, repository, tag.as_str());
         let needs_no_call =
             |held: &&TaggedManifest| is_frozen || (held.is_fresh && !exchange.purpose.confirms());
         if let Some(held) = held.as_ref().filter(needs_no_call) {
-            explain(match is_frozen {
+            log_reason(match is_frozen {
                 true => "the tag is one of FREEZE_TAGS",
                 false => "the tag was confirmed within CACHE_TAG_TTL",
             });
@@ -150,10 +146,10 @@ impl ManifestPull<'_> {
         if held.is_none()
             && let Some(refused) = self.cache.negative.get(&key, Instant::now())
         {
-            explain("upstream said a moment ago that it is missing");
+            log_reason("upstream said a moment ago that it is missing");
             return mark(self.dress(refused), CacheOutcome::Miss);
         }
-        explain(match held {
+        log_reason(match held {
             Some(_) => "the tag is older than CACHE_TAG_TTL: upstream is to confirm it",
             None => "the cache has the tag in no type that the client accepts: upstream is asked",
         });
@@ -183,7 +179,7 @@ impl ManifestPull<'_> {
     fn lost(&self, partition: &str, tag: &Tag) -> Option<Digest> {
         let entries = self.cache.names.tag(self.scope, partition, tag);
         let client = &self.exchange.request.headers;
-        let accepts = |entry: &TagEntry| conditional::accepts(client, &entry.media_type);
+        let accepts = |entry: &TagEntry| media_type::accepts(client, &entry.media_type);
         entries.into_iter().find(accepts).map(|entry| entry.digest)
     }
 
@@ -206,12 +202,12 @@ impl ManifestPull<'_> {
         let (flights, deadline) = (&self.exchange.parts.manifests, self.exchange.deadline);
         let changed = self.cache.names.changes.last(self.scope, Fact::Contents);
         let key = format!("{key} {changed:?}");
-        match (flights.run(&key, deadline, ask), self.exchange.time_left()) {
-            (Some(lookup), _) => lookup,
-            (None, Err(late)) => ManifestLookup::Failed(late),
+        let shared = flights.run(&key, deadline, ask);
+        shared.unwrap_or_else(|| match self.exchange.time_left() {
+            Err(late) => ManifestLookup::Failed(late),
             // The client that asked for all has ended without a result.
-            (None, Ok(_)) => self.fetch(),
-        }
+            Ok(_) => self.fetch(),
+        })
     }
 
     /// A manifest that another repository brought into the cache: one HEAD shows whether it is in
@@ -222,7 +218,7 @@ impl ManifestPull<'_> {
         }
         let headers = headers::for_cache(&self.exchange.request.headers);
         let reply = self.ask("HEAD", &headers, HEAD_TIMEOUT).ok()?;
-        let media_type = media_type(&reply.headers)?;
+        let media_type = media_type::read(&reply.headers)?;
         let named = reply.headers.first(DIGEST_FIELD);
         if reply.status != 200 || named != Some(digest.as_str()) {
             return None;
@@ -253,19 +249,9 @@ impl ManifestPull<'_> {
         headers: &Headers,
         patience: Duration,
     ) -> Result<Incoming, UpstreamError> {
-        let call = Call {
-            registry: self.scope.registry,
-            method,
-            target: &format!(
-                "/v2/{}/manifests/{}",
-                self.scope.repository,
-                self.reference.as_str()
-            ),
-            headers,
-            patience: patience.min(self.exchange.time_left()?),
-            whole: method == "GET",
-        };
-        Ok(self.exchange.upstream()?.fetch_bodiless(call)?.reply)
+        let (repository, name) = (self.scope.repository, self.reference.as_str());
+        let target = format!("/v2/{repository}/manifests/{name}");
+        self.exchange.ask(method, &target, headers, patience)
     }
 
     fn receive(&self, mut reply: Incoming) -> Result<ManifestLookup, UpstreamError> {
@@ -285,7 +271,7 @@ impl ManifestPull<'_> {
         if bytes.len() as u64 > MANIFEST_BYTES_MAX {
             return Ok(ManifestLookup::TooLarge);
         }
-        let content_type = media_type(&reply.headers);
+        let content_type = media_type::read(&reply.headers);
         let description =
             content::describe(&bytes, content_type.as_deref(), self.reference, registry)?;
         let buffered = Buffered {
@@ -304,7 +290,7 @@ impl ManifestPull<'_> {
             media_type: media_type.unwrap_or_else(|| "application/octet-stream".to_owned()),
             body: WholeBody::Bytes(bytes.clone()),
         };
-        if !conditional::accepts(&self.exchange.request.headers, &manifest.media_type) {
+        if !media_type::accepts(&self.exchange.request.headers, &manifest.media_type) {
             return Ok(ManifestLookup::Unaccepted(buffered));
         }
         let freshness = match stale_word(registry, &buffered.headers) {
@@ -358,7 +344,7 @@ impl ManifestPull<'_> {
 
     /// The answer made of what upstream sent or confirmed, or could not confirm.
     fn serve_found(&self, manifest: &Manifest, freshness: &Freshness) -> Reply {
-        let age = age(freshness.confirmed());
+        let age = age(confirmed(freshness));
         let reply = match freshness {
             Freshness::Fetched(_) => self.serve(manifest, CacheOutcome::Miss),
             Freshness::Revalidated(_) => self.serve(manifest, CacheOutcome::Revalidated),
@@ -426,7 +412,7 @@ impl TagLookup<'_> {
         let (pull, lookup) = (self.pull, self.pull.fetch());
         if let ManifestLookup::Found(manifest, freshness) = &lookup {
             let (scope, partition, asked_at) = (pull.scope, self.partition, pull.asked_at);
-            let shown = (manifest, freshness.confirmed());
+            let shown = (manifest, confirmed(freshness));
             pull.cache
                 .keep_tag(scope, partition, self.tag, shown, asked_at);
         }
@@ -444,12 +430,12 @@ impl TagLookup<'_> {
         };
         match (reply.status, reply.headers.first(DIGEST_FIELD)) {
             (200, Some(named)) if named == manifest.digest.as_str() => {
-                explain("upstream confirmed the tag");
+                log_reason("upstream confirmed the tag");
                 let (scope, asked_at) = (pull.scope, pull.asked_at);
-                let confirmed = confirmed_at(&reply.headers);
-                let shown = (&manifest.digest, confirmed);
-                pull.cache
-                    .confirm_tag(scope, self.partition, self.tag, shown, asked_at);
+                let shown = (&manifest.digest, &reply.headers);
+                let confirmed =
+                    pull.cache
+                        .confirm_tag(scope, self.partition, self.tag, shown, asked_at);
                 let freshness = match stale_word(scope.registry, &reply.headers) {
                     Some(error) => Freshness::Stale(error, confirmed),
                     None => Freshness::Revalidated(confirmed),
@@ -458,7 +444,7 @@ impl TagLookup<'_> {
             }
             // A HEAD's 404 has no body that shows whether the registry itself says so.
             (200 | 404, _) => {
-                explain("upstream names another manifest, or none: it is fetched");
+                log_reason("upstream names another manifest, or none: it is fetched");
                 self.replace(held)
             }
             (status, _) => self.as_stale(held, self.unexpected_status(status)),
@@ -513,6 +499,18 @@ impl TagLookup<'_> {
     fn fault(&self, reason: String) -> UpstreamError {
         UpstreamError::at(self.pull.scope.registry, Stage::Transfer, reason)
     }
+}
+
+/// When the registry itself last confirmed a manifest.
+const fn confirmed(freshness: &Freshness) -> SystemTime {
+    match freshness {
+        Freshness::Fetched(at) | Freshness::Revalidated(at) | Freshness::Stale(_, at) => *at,
+    }
+}
+
+/// Says at DEBUG why the answer is as it is.
+fn log_reason(reason: &str) {
+    log::debug("cache decided", &[("reason", &reason)]);
 }
 
 /// The reason why an answer of another tier is stale, if it is: nobody behind it confirmed it.

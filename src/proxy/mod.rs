@@ -35,33 +35,31 @@ mod page;
 mod purpose;
 mod push;
 mod query;
-mod redirect;
 mod referrer_queue;
 mod referrers;
 mod refusal;
 mod registries;
-mod target;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use self::access::Access;
 use self::answer::{API_VERSION, refuse};
-use self::dispatch::Accepted;
+use self::dispatch::{Accepted, note_target};
 use self::exchange::{Parts, WayOut};
 use self::fetch::{FetchedImage, ImageFetch};
 use self::purpose::Purpose;
 use self::referrer_queue::ReferrerQueue;
 use self::registries::Registries;
-use self::target::note_target;
 use crate::cache::Cache;
 use crate::cache::flights::Flights;
 use crate::cache::names::Scope;
 use crate::config::{Settings, UpstreamAuth};
-use crate::message::{Answer, Reply, Request};
+use crate::log::RequestScope;
+use crate::message::{Answer, Headers, Reply, Request};
 use crate::oci::{Digest, ErrorCode, OciError, Route};
 use crate::permits::FairShares;
-use crate::upstream::exchange::{HEAD_TIMEOUT, Upstream};
+use crate::upstream::exchange::{HEAD_TIMEOUT, UPSTREAM_CACHE_FIELD, Upstream};
 use crate::via::{self, ViaFault};
 
 /// Characters that no URI has unencoded (RFC 3986 §2); ureq sends no target that has one.
@@ -174,7 +172,7 @@ impl Proxy {
         };
         Answer::Later(Box::new(move |body| {
             let mut reply = dispatch::run(&parts, accepted, body);
-            headers::for_way_back(&mut reply.headers);
+            mark_way_back(&mut reply.headers);
             add_namespace(reply, namespace)
         }))
     }
@@ -211,5 +209,14 @@ fn add_namespace(reply: Reply, namespace: Option<String>) -> Reply {
     match namespace {
         None => reply,
         Some(namespace) => reply.with("OCI-Namespace", namespace),
+    }
+}
+
+/// The fields that a reply gets on its way back from an exchange: `Via`, and what the caches behind
+/// us said of this request. `X-Cache` is the word of the cache that the client asked.
+fn mark_way_back(headers: &mut Headers) {
+    headers.set(via::VIA, via::append(headers, true));
+    if let Some(words) = RequestScope::current().and_then(|request| request.upstream_cache()) {
+        headers.set(UPSTREAM_CACHE_FIELD, words);
     }
 }

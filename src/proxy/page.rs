@@ -17,7 +17,7 @@ use crate::cache::names::Scope;
 use crate::cache::pages::{LIST_BYTES_MAX, Page};
 use crate::message::{Body, Buffered, Headers, Reply, WholeBody};
 use crate::oci::{ERROR_DOCUMENT_BYTES_MAX, Registry, Route};
-use crate::upstream::exchange::{Call, HEAD_TIMEOUT};
+use crate::upstream::exchange::HEAD_TIMEOUT;
 use crate::upstream::incoming::Incoming;
 use crate::upstream::{Stage, UpstreamError};
 use crate::uri;
@@ -97,16 +97,8 @@ fn fetch(
     let registry = &exchange.registry;
     let mut headers = exchange.upstream_headers();
     headers.retain(|name, _| !is_condition(name));
-    let call = Call {
-        registry,
-        // The answer to HEAD is made of it: not every registry knows HEAD of a list.
-        method: "GET",
-        target: &exchange.resolved.target,
-        headers: &headers,
-        patience: patience.min(exchange.time_left()?),
-        whole: true,
-    };
-    let mut reply = exchange.upstream()?.fetch_bodiless(call)?.reply;
+    // The answer to HEAD is made of it: not every registry knows HEAD of a list.
+    let mut reply = exchange.ask("GET", &exchange.resolved.target, &headers, patience)?;
     let is_success = reply.status == 200;
     let limit = if is_success {
         LIST_BYTES_MAX

@@ -22,7 +22,7 @@ use crate::cache::pages::{List, Page};
 use crate::message::{Buffered, Headers, Reply, WholeBody};
 use crate::oci::{Digest, ErrorCode, OciError, Repository, Tag};
 use crate::upstream::UpstreamError;
-use crate::upstream::exchange::Call;
+use crate::upstream::exchange::HEAD_TIMEOUT;
 use crate::uri;
 
 const FILTERS_FIELD: &str = "OCI-Filters-Applied";
@@ -147,22 +147,10 @@ impl<'a> ReferrersRequest<'a> {
         if has_version(&refused.headers) || refusal::is_error_document(&refused.body) {
             return true;
         }
-        let Ok(patience) = self.exchange.time_left() else {
-            return false;
-        };
-        let base = Call {
-            registry: self.scope.registry,
-            method: "GET",
-            target: "/v2/",
-            headers: &Headers::new(),
-            patience,
-            whole: true,
-        };
         let base = self
             .exchange
-            .upstream()
-            .and_then(|way| way.fetch_bodiless(base));
-        base.is_ok_and(|base| base.reply.status == 200 && has_version(&base.reply.headers))
+            .ask("GET", "/v2/", &Headers::new(), HEAD_TIMEOUT);
+        base.is_ok_and(|base| base.status == 200 && has_version(&base.headers))
     }
 
     /// A list that is passed on without being kept.

@@ -24,7 +24,7 @@ const NAMESPACE: &str = "ns";
 #[derive(Debug)]
 pub(super) struct Registries {
     /// The default one first; empty: the identity's own alone.
-    list: Vec<Registry>,
+    pub(super) list: Vec<Registry>,
     /// `NAMESPACES`
     origins: Vec<ImageOrigin>,
     /// The registries are other proxies (`UPSTREAM_AUTH=none`).
@@ -100,11 +100,6 @@ impl Registries {
             origins,
             chained,
         }
-    }
-
-    /// The default one, if it is set.
-    pub(super) fn default(&self) -> Option<&Registry> {
-        self.list.first()
     }
 
     /// Finds the registry that a request names. `own` returns the identity's registry if that is

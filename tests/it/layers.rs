@@ -14,7 +14,14 @@ const LAYERS: [&[&str]; 12] = [
     &["proxy", "pages", "status"],
     &["aws", "cache"],
     &["upstream"],
-    &["config", "image_name", "message", "hash", "via"],
+    &[
+        "config",
+        "image_name",
+        "media_type",
+        "message",
+        "hash",
+        "via",
+    ],
     &["oci"],
     &["metrics", "log", "clock"],
     &[
@@ -38,13 +45,15 @@ const LOW_SIGHTED: [&str; 2] = ["door", "pool"];
 /// The layer with `config` in it.
 const WORDS_LAYER: usize = 7;
 /// Arrows within a layer, each with its reason. Together they must form no circle.
-const WITHIN: [(&str, &str); 4] = [
+const WITHIN: [(&str, &str); 5] = [
     // Turns at large bodies are permits.
     ("budget", "permits"),
     // A setting names an image; it is checked where it is read.
     ("config", "image_name"),
     // A dropped log line is counted.
     ("log", "metrics"),
+    // It is read from the fields of a message.
+    ("media_type", "message"),
     // It is a field of a message.
     ("via", "message"),
 ];

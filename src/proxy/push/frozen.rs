@@ -18,7 +18,8 @@ pub(super) struct FrozenTag {
 impl FrozenTag {
     /// None for a tag that may move: it is not frozen, or not in the cache yet.
     pub(super) fn find(parts: &Parts, cache: &Cache, scope: Scope<'_>, tag: &Tag) -> Option<Self> {
-        if !parts.is_frozen(scope, tag) {
+        let (registry, repository) = (scope.registry.name(), scope.repository.as_str());
+        if !parts.frozen.matches(registry, repository, tag.as_str()) {
             return None;
         }
         let entries = cache.names.tag_anywhere(scope, tag).into_iter();

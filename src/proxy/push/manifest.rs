@@ -15,6 +15,7 @@ use crate::cache::held::Manifest;
 use crate::cache::names::Scope;
 use crate::cache::pages::List;
 use crate::hash::Hasher;
+use crate::media_type;
 use crate::message::{Reply, RequestBody, SharedBytes, WholeBody};
 use crate::oci::{Digest, ErrorCode, OciError, Reference, Repository, Tag};
 use crate::proxy::answer::refuse;
@@ -280,7 +281,7 @@ impl<'a> ManifestPush<'a> {
     /// The media type in the document; else the one that is known, which holds for other tags too;
     /// else the one that the client names.
     fn media_type(&self, cache: &Cache, digest: &Digest, bytes: &[u8]) -> Option<String> {
-        let content_type = content::media_type(&self.exchange.request.headers);
+        let content_type = media_type::read(&self.exchange.request.headers);
         let description = SelfDescription::read(bytes, content_type.as_deref())?;
         let known = || cache.names.link(self.scope, digest)?.media_type;
         description.media_type.or_else(known).or(content_type)
