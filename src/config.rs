@@ -81,7 +81,7 @@ pub const EXIT_THREAD_LOST: u8 = 70;
 pub struct Effective {
     /// The setting.
     pub setting: &'static Setting,
-    /// The value, secrets as `***`; none when nothing is given and nothing is the default.
+    /// The value; a secret shows as `***`. None when no value is given and there is no default.
     pub value: Option<String>,
     /// Its origin.
     pub origin: Origin,
@@ -151,7 +151,7 @@ pub fn resolve(arguments: &Arguments, environment: &[(OsString, OsString)]) -> R
     let unknown = registry::unknown_registry(&settings.namespaces, &settings.registries);
     faults.extend(unknown.map(Fault::new));
     let is_missing = |name: &str| is_default(&effective, name);
-    // Offline, credentials may be as they like.
+    // Offline nobody uses the credentials, so nothing is wrong with them.
     if settings.upstream_auth == UpstreamAuth::Ecr && !settings.offline {
         faults.extend(aws::half_key_fault(is_missing).map(Fault::new));
         settings.warnings.extend(settings.aws.warning());

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use crate::config::Settings;
 
-/// The faults of files that settings name, for settings that are no good anyway. Says nothing to
-/// the log.
+/// The faults of files that settings name. They are shown beside faults of the settings themselves,
+/// so that one start shows all that is wrong. Logs nothing.
 pub fn file_faults(settings: &Settings) -> Vec<String> {
     let tls = &settings.tls;
     let enabled = |path: &Option<PathBuf>| path.clone().filter(|_| tls.enabled);

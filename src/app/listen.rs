@@ -94,14 +94,14 @@ pub(super) fn open_at(host: &ListenHost, port: u16, names: &str) -> Result<Bound
     }
 }
 
-/// Binds every address, and leaves out those that this machine does not have as long as it has one:
-/// `localhost` is `::1` too where IPv6 is switched off.
+/// Binds every address. Those that this machine does not have are left out, as long as it has one:
+/// where IPv6 is switched off, `localhost` means `::1` all the same.
 fn bind_all(addresses: &[SocketAddr], names: &str) -> Result<Bound, String> {
     let mut bound = Bound::default();
     let mut left_out = "it has no address".to_owned();
     for address in addresses {
         let mut address = *address;
-        // Port 0 picks one, which then is the port of all.
+        // For port 0 the kernel picks a port. Then all addresses get that one.
         if let Some(Address::Tcp(first)) = bound.addresses.first() {
             address.set_port(first.port());
         }
@@ -142,7 +142,8 @@ fn explain(address: SocketAddr, error: &io::Error, names: &str) -> String {
     format!("cannot listen on {address}: {error}; {remedy}")
 }
 
-/// Tries what [`open`] does, and lets go of it. A proxy that runs already may have the port.
+/// Tries what [`open`] does, and closes the sockets again. A proxy that runs already may have the
+/// port.
 ///
 /// # Errors
 /// Why the proxy could not listen there.

@@ -73,7 +73,7 @@ pub(super) trait Source: Send + Sync {
     /// source, or a process would act under an identity that nobody intended.
     fn fetch(&self) -> Result<Option<Credentials>, AwsFault>;
 
-    /// The failed attempt after which this source counted as not configured, if there was one.
+    /// Why this source counted as not configured, if it was tried in vain.
     fn explain_absence(&self) -> Option<String> {
         None
     }

@@ -89,7 +89,7 @@ impl AwsFault {
         )
     }
 
-    /// True when AWS does not know the key, or no longer: another one must be fetched.
+    /// True when AWS does not know the key, or does not any more: another one must be fetched.
     pub(super) fn rejects_key(&self) -> bool {
         matches!(
             self.code.as_deref(),
@@ -139,8 +139,8 @@ impl From<CallFault<'_>> for AwsFault {
 }
 
 impl CallFault<'_> {
-    /// The remedy: a right, a setting, or a wait. Every failure has one, except an odd reply, whose
-    /// message is one.
+    /// The remedy: a right, a setting, or a wait. Every failure has one. For an odd reply there is
+    /// none: its message says already what to look at.
     fn remedy(&self) -> Option<String> {
         if self.refusal.kind == FaultKind::ClockSkew {
             return Some("set this machine's clock".into());
@@ -271,10 +271,11 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    /// Reads a reply whose status is not 200. AWS's JSON protocols, its query protocol (XML) and
-    /// the bare pages of things in between are all taken, whatever was asked.
+    /// Reads a reply whose status is not 200. It may be in AWS's JSON protocols, in its query
+    /// protocol (XML), or the bare page of a server in between, whatever was asked.
     ///
-    /// Secrets that `redactor` hides, or that the reply holds, go before anything is cut off.
+    /// Secrets are removed before the text is shortened: those that `redactor` hides, and those in
+    /// the reply.
     pub(super) fn read(reply: &ApiReply, mut redactor: Redactor) -> Self {
         let body = String::from_utf8_lossy(&reply.body);
         redactor.add_answer(&body);
@@ -375,8 +376,9 @@ fn kind(reply: &ApiReply, code: Option<&str>, message: &str) -> FaultKind {
         | (
             _,
             Some(
-                // The two of STS pass when an issuer is back, or known everywhere in AWS: the SDK
-                // for Go tries again after either (`stscreds`, `WebIdentityRoleProvider`).
+                // The two codes of STS go away when the issuer is back, or when all of AWS knows
+                // it. The SDK for Go tries again after either (`stscreds`,
+                // `WebIdentityRoleProvider`).
                 "IDPCommunicationError"
                 | "InternalFailure"
                 | "InvalidIdentityToken"

@@ -85,7 +85,8 @@ pub(super) struct Sts {
 }
 
 impl Sts {
-    /// In the region of the settings, else in `region`, which is that of the registry's name.
+    /// Roles are assumed in the region of the settings, else in `region`, that of the registry's
+    /// name.
     pub(super) fn new(
         caller: &Arc<Caller>,
         settings: &AwsSettings,

@@ -36,6 +36,7 @@ mod pending;
 pub mod pins;
 pub mod probe;
 mod processes;
+pub mod pushed;
 mod remembered;
 #[cfg(test)]
 pub(crate) mod scratch;

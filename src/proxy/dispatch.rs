@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::answer::{fail, or_fail, refuse};
+use super::answer::{fail, refuse};
 use super::exchange::{Exchange, Parts};
 use super::headers::DIGEST_FIELD;
 use super::purpose::Purpose;
@@ -67,20 +67,32 @@ pub(super) fn run(parts: &Arc<Parts>, accepted: Accepted, body: &mut RequestBody
 }
 
 fn answer(exchange: &Exchange, body: &mut RequestBody<'_>) -> Reply {
-    let reads = matches!(exchange.request.method.as_str(), "GET" | "HEAD");
-    match &exchange.resolved.route {
-        Route::Blob(repository, digest) if reads => blob::get(exchange, repository, digest),
+    let method = exchange.request.method.as_str();
+    let reads = matches!(method, "GET" | "HEAD");
+    let passed_on = match &exchange.resolved.route {
+        Route::Blob(repository, digest) if reads => return blob::get(exchange, repository, digest),
         Route::Manifest(repository, reference) if reads => {
-            manifest::get(exchange, repository, reference)
+            return manifest::get(exchange, repository, reference);
         }
-        Route::Blob(..) | Route::Manifest(..) | Route::Upload(_) | Route::Uploads(_) => {
-            push::run(exchange, body)
+        Route::Catalog => return listing::get(exchange, None),
+        Route::Tags(repository) => return listing::get(exchange, Some(repository)),
+        Route::Referrers(repository, digest) => {
+            return referrers::get(exchange, repository, digest);
         }
-        Route::Catalog => listing::get(exchange, None),
-        Route::Tags(repository) => listing::get(exchange, Some(repository)),
-        Route::Referrers(repository, digest) => referrers::get(exchange, repository, digest),
-        Route::Base => or_fail(exchange.forward(body)),
-    }
+        Route::Blob(repository, digest) => {
+            push::upload::delete_blob(exchange, repository, digest, body)
+        }
+        Route::Manifest(repository, reference) if method == "PUT" => {
+            push::manifest::put(exchange, repository, reference, body)
+        }
+        Route::Manifest(repository, reference) => {
+            push::manifest::delete(exchange, repository, reference, body)
+        }
+        Route::Uploads(repository) => push::upload::begin(exchange, repository, body),
+        Route::Upload(repository) => push::upload::go_on(exchange, repository, body),
+        Route::Base => exchange.forward(body),
+    };
+    passed_on.unwrap_or_else(|error| fail(&error))
 }
 
 /// The registry that the client names, else the first that is set, else the identity's, else,

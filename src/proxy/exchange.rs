@@ -330,13 +330,12 @@ impl Exchange {
         reply.outcome.upstream_status = Some(reply.status);
         reply.headers = headers::for_client(reply.headers, &self.client_address());
         reply.headers.set(API_VERSION.0, API_VERSION.1);
-        let allowed = self.parts.access.methods(&self.resolved.route);
-        Ok(refusal::as_error_document(
-            reply,
-            &self.resolved.route,
-            method,
-            &allowed,
-        ))
+        if reply.status < 400 {
+            return Ok(reply);
+        }
+        let route = &self.resolved.route;
+        let allowed = self.parts.access.methods(route);
+        Ok(refusal::as_error_document(reply, route, method, &allowed))
     }
 
     /// # Errors

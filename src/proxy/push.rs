@@ -1,18 +1,12 @@
 //! Uploads, manifests and deletions on their way in. Owns: the rule that a push is passed on as it
-//! is (streamed, never split, joined or repeated), and what the cache keeps or forgets after one.
-//! Must not: derive offsets from `Range`.
+//! is (streamed, never split, joined or repeated), and its target. Must not: derive offsets from
+//! `Range`.
 
 mod fields;
 mod frozen;
-mod manifest;
-mod upload;
+pub(super) mod manifest;
+pub(super) mod upload;
 
-use self::fields::is_gone;
-use super::answer::or_fail;
-use super::exchange::Exchange;
-use crate::cache::changes::Fact;
-use crate::cache::names::Scope;
-use crate::message::{Reply, RequestBody};
 use crate::oci::Route;
 
 /// The target as the specification has it: an upload begins below `blobs/uploads/`, and a registry
@@ -33,35 +27,6 @@ pub(super) fn target(target: String, route: &Route, mount_is_open: bool) -> Stri
         return format!("{path}/");
     }
     format!("{path}/?{}", query.join("&"))
-}
-
-/// Passes a push on.
-pub(super) fn run(exchange: &Exchange, body: &mut RequestBody<'_>) -> Reply {
-    or_fail(match &exchange.resolved.route {
-        Route::Uploads(repository) => upload::begin(exchange, repository, body),
-        Route::Upload(repository) => upload::go_on(exchange, repository, body),
-        Route::Manifest(repository, reference) => {
-            let push = manifest::ManifestPush::new(exchange, repository, reference);
-            match exchange.request.method.as_str() {
-                "PUT" => push.put(body),
-                _ => push.delete(body),
-            }
-        }
-        Route::Blob(repository, digest) => exchange.forward(body).inspect(|reply| {
-            if let (Some(cache), true) = (&exchange.parts.cache, is_gone(reply)) {
-                let registry = &exchange.registry;
-                let scope = Scope {
-                    registry,
-                    repository,
-                };
-                cache.names.changes.note(scope, Fact::Present(digest));
-                cache.names.remove_link(scope, digest);
-            }
-        }),
-        Route::Base | Route::Catalog | Route::Referrers(..) | Route::Tags(_) => {
-            exchange.forward(body)
-        }
-    })
 }
 
 #[cfg(test)]

@@ -285,8 +285,6 @@ pub(super) fn is_localhost(host: &str) -> bool {
     host == "localhost" || host.ends_with(".localhost")
 }
 
-impl NameCache {}
-
 fn entry<'a>(names: &'a mut HashMap<String, CachedName>, host: &str) -> &'a mut CachedName {
     if names.len() >= NAMES_MAX && !names.contains_key(host) {
         names.retain(|_, name| name.pending);

@@ -21,7 +21,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const OUTPUT_BYTES_MAX: usize = 64 * 1024;
 /// Most bytes kept of standard error; the rest is read and thrown away.
 const COMPLAINT_BYTES_MAX: usize = 4 * 1024;
-/// Most characters of those that are passed on.
+/// Most characters of it that are passed on.
 const COMPLAINT_CHARS_MAX: usize = 300;
 /// Between two looks at whether it has ended: its children may hold the pipes open.
 const STEP: Duration = Duration::from_millis(20);
@@ -177,7 +177,7 @@ impl ChildGuard {
         let fault =
             |error: &dyn std::fmt::Display| format!("the program cannot be watched: {error}");
         let status = loop {
-            // Looked at before the pipes: what it wrote before its end is in them by then.
+            // This comes before the look at the pipes: then they hold all that it wrote.
             let ended = self.0.try_wait().map_err(|error| fault(&error))?;
             let left = deadline.saturating_duration_since(Instant::now());
             let wait = if ended.is_some() {
@@ -210,7 +210,7 @@ impl ChildGuard {
 
 impl Drop for ChildGuard {
     fn drop(&mut self) {
-        // Until it is waited for, its number, and so its group's, is nobody else's.
+        // Nobody else can get its number, or that of its group, until it is waited for.
         if let Ok(None) = self.0.try_wait() {
             if let Some(group) = i32::try_from(self.0.id())
                 .ok()
@@ -247,8 +247,8 @@ fn readable(
     Ok((output, complaint))
 }
 
-/// Reads once, which does not block, and keeps `bytes_max` in all. True when that is reached. The
-/// pipe goes when it ends.
+/// Reads once, which does not block. Keeps `bytes_max` bytes in all, and says whether there are so
+/// many. A pipe that has ended is dropped.
 fn take(pipe: &mut (Option<impl Read>, Vec<u8>), bytes_max: usize) -> bool {
     let mut piece = [0; 4096];
     let count = pipe.0.as_mut().map_or(Ok(0), |from| from.read(&mut piece));
@@ -277,8 +277,8 @@ fn describe_complaint(complaint: &[u8]) -> String {
     )
 }
 
-/// Keys, tokens and passwords out of a generator are long and mix letters with digits; words and
-/// paths seldom do both between two marks. An equals sign may end base64, so it is none.
+/// Generated keys, tokens and passwords are long, and mix letters with digits. Between two marks,
+/// words and paths seldom do both. An equals sign is no such mark: base64 may end in one.
 fn redact(word: &str) -> String {
     let part = |c: char| c.is_ascii_alphanumeric() || "+/=_-".contains(c);
     let mut out = String::new();

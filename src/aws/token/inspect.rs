@@ -14,7 +14,7 @@ use crate::secret::Secret;
 pub struct FoundCredentials {
     /// Their source.
     pub source: String,
-    /// Their end, by AWS's clock; none for those that do not end, or do not say.
+    /// Their end, by AWS's clock. None when they have no end, or do not say it.
     pub expires: Option<SystemTime>,
 }
 
@@ -36,7 +36,8 @@ pub struct FoundToken {
 pub struct IdentityFault {
     /// The failure and its remedy.
     pub text: String,
-    /// True when AWS, or a setting, says no; false when nobody answered, or may answer soon.
+    /// True when AWS or a setting says no. False when nobody answered, so that a later call may
+    /// succeed.
     pub refused: bool,
 }
 

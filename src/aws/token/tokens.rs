@@ -2,9 +2,11 @@
 //! [`Authorizer`] that gives them out. Must not: fetch them (`thread` does), or know what they are
 //! used for.
 //!
-//! The rules are in `state`, as functions of time. Locks: `shared`, and within it that of the chain
-//! of credentials for a look; neither is held across a call to AWS. `work` wakes the thread, `done`
-//! wakes its callers.
+//! The rules are in `state`, as functions of time. `work` wakes the thread, `done` wakes its
+//! callers.
+//!
+//! Locks: `shared`. Whoever holds it may take that of the chain of credentials for a look. Neither
+//! is held across a call to AWS.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -101,7 +103,8 @@ impl fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// Has no token yet; [`run`](Self::run) fetches them. Reads the profile's region and endpoints.
+    /// Makes the tokens' keeper, which has none yet: [`run`](Self::run) fetches them. Reads the
+    /// profile's region and endpoints.
     pub fn new(mut config: TokenConfig, api: Arc<dyn Api>, clock: Arc<dyn Clock>) -> Arc<Self> {
         let (aws, profile_fault) = profile::complete(config.aws);
         config.aws = aws;
@@ -370,7 +373,7 @@ impl Authorizer for Tokens {
         let realm = self.realm(registry, deadline)?;
         let soon = deadline.min(self.clock.monotonic() + FRESH_TIMEOUT);
         let ask = |state: &mut RegionState, now| state.get_fresh(fresh_for, now);
-        // Too late for a new one; there may be an old one, or more time.
+        // No new one came soon enough. There may be an old one, or more time.
         let Ok(grant) = self.obtain(&realm, soon, ask, |_| true) else {
             return self.header(registry, deadline);
         };

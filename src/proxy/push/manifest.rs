@@ -3,20 +3,18 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
-use super::fields::{forget_missing, is_gone, is_success, own_url, supply};
+use super::fields::{is_gone, is_success, supply_digest};
 use super::frozen::FrozenTag;
 use crate::budget::{self, PUSHED, Share};
 use crate::cache::Cache;
-use crate::cache::changes::{Fact, Moment};
-use crate::cache::description::SelfDescription;
-use crate::cache::held::Manifest;
+use crate::cache::changes::Moment;
 use crate::cache::names::Scope;
-use crate::cache::pages::List;
+use crate::cache::pushed::PushedTag;
 use crate::hash::Hasher;
 use crate::media_type;
-use crate::message::{Reply, RequestBody, SharedBytes, WholeBody};
+use crate::message::{Reply, RequestBody, SharedBytes};
 use crate::oci::{Digest, ErrorCode, OciError, Reference, Repository, Tag};
 use crate::proxy::answer::refuse;
 use crate::proxy::cache_key;
@@ -31,8 +29,57 @@ const PUSHED_BYTES_MAX: u64 = 4 << 20;
 /// Room for a pushed manifest is taken in steps of this size.
 const STEP_BYTES: u64 = 256 << 10;
 
+/// Passes a PUT on, and keeps the manifest once upstream has taken it. One that would move a frozen
+/// tag is refused.
+pub(in crate::proxy) fn put(
+    exchange: &Exchange,
+    repository: &Repository,
+    reference: &Reference,
+    body: &mut RequestBody<'_>,
+) -> Result<Reply, UpstreamError> {
+    let length = body.length();
+    if length.is_some_and(|length| length > PUSHED_BYTES_MAX) {
+        return Ok(too_large());
+    }
+    let push = ManifestPush::new(exchange, repository, reference);
+    if exchange.parts.frozen.is_empty() {
+        return push.pass_on(body);
+    }
+    match (reference, push.frozen_tags().as_slice()) {
+        (_, []) => push.pass_on(body),
+        (Reference::Digest(digest), frozen) => match moved(frozen, digest) {
+            Some(frozen) => Ok(frozen.refusal()),
+            None => push.pass_on(body),
+        },
+        (Reference::Tag(_), frozen) => push.put_unmoved(body, frozen),
+    }
+}
+
+/// Passes a DELETE on, by tag or by digest, and forgets what is gone. A frozen tag stays.
+pub(in crate::proxy) fn delete(
+    exchange: &Exchange,
+    repository: &Repository,
+    reference: &Reference,
+    body: &mut RequestBody<'_>,
+) -> Result<Reply, UpstreamError> {
+    let push = ManifestPush::new(exchange, repository, reference);
+    let (parts, scope) = (&exchange.parts, push.scope);
+    let frozen = push.cache.and_then(|cache| match reference {
+        Reference::Tag(tag) => FrozenTag::find(parts, cache, scope, tag),
+        Reference::Digest(digest) => FrozenTag::of_digest(parts, cache, scope, digest),
+    });
+    if let Some(frozen) = frozen {
+        return Ok(frozen.refusal());
+    }
+    let reply = exchange.forward(body)?;
+    if let (Some(cache), true) = (push.cache, is_gone(&reply)) {
+        cache.note_deleted(scope, reference);
+    }
+    Ok(reply)
+}
+
 /// A manifest that is pushed or deleted.
-pub(super) struct ManifestPush<'a> {
+struct ManifestPush<'a> {
     exchange: &'a Exchange,
     cache: Option<&'a Arc<Cache>>,
     scope: Scope<'a>,
@@ -40,11 +87,7 @@ pub(super) struct ManifestPush<'a> {
 }
 
 impl<'a> ManifestPush<'a> {
-    pub(super) fn new(
-        exchange: &'a Exchange,
-        repository: &'a Repository,
-        reference: &'a Reference,
-    ) -> Self {
+    fn new(exchange: &'a Exchange, repository: &'a Repository, reference: &'a Reference) -> Self {
         Self {
             exchange,
             cache: exchange.parts.cache.as_ref(),
@@ -53,25 +96,6 @@ impl<'a> ManifestPush<'a> {
                 repository,
             },
             reference,
-        }
-    }
-
-    /// Passes a PUT on, and keeps the manifest once upstream has taken it. One that would move a
-    /// frozen tag is refused.
-    pub(super) fn put(&self, body: &mut RequestBody<'_>) -> Result<Reply, UpstreamError> {
-        if body
-            .length()
-            .is_some_and(|length| length > PUSHED_BYTES_MAX)
-        {
-            return Ok(too_large());
-        }
-        match (self.reference, self.frozen_tags().as_slice()) {
-            (_, []) => self.pass_on(body),
-            (Reference::Digest(digest), frozen) => match moved(frozen, digest) {
-                Some(frozen) => Ok(frozen.refusal()),
-                None => self.pass_on(body),
-            },
-            (Reference::Tag(_), frozen) => self.put_unmoved(body, frozen),
         }
     }
 
@@ -131,88 +155,14 @@ impl<'a> ManifestPush<'a> {
             Reference::Tag(_) => found.parse().ok(),
         };
         if let Some(digest) = &digest {
-            // The digest that upstream names goes before the one that we compute.
-            supply(&mut reply, DIGEST_FIELD, || Some(digest.to_string()));
-            let named = reply.headers.first(DIGEST_FIELD).unwrap_or_default();
-            let url = own_url(self.exchange, "/", &format!("/{named}"));
-            supply(&mut reply, "Location", || Some(url));
+            supply_digest(self.exchange, &mut reply, digest, ("/", "/"));
         }
         if let (Some(cache), Some(begun_at)) = (self.cache, begun_at) {
-            let tagged_at = self.note(cache, begun_at, &reply);
-            let digest = digest.filter(|digest| {
-                let same = reply.headers.first(DIGEST_FIELD) == Some(digest.as_str());
-                same && found == digest.as_str()
-            });
-            if let Some((digest, bytes)) = digest.zip(kept) {
-                self.keep(cache, digest, bytes, begun_at, tagged_at);
-            }
+            let named = reply.headers.first(DIGEST_FIELD).unwrap_or_default();
+            let is_it = |digest: &Digest| named == digest.as_str() && found == digest.as_str();
+            let kept = digest.filter(is_it).zip(kept);
+            self.keep(cache, kept, &reply, begun_at);
         }
-        Ok(reply)
-    }
-
-    /// Upstream has taken the manifest: notes what that changes, and forgets what it makes wrong.
-    /// Returns since when it is known what the tag means. Of two pushes of a tag at a time nobody
-    /// knows which one upstream took last.
-    fn note(&self, cache: &Cache, begun_at: Moment, reply: &Reply) -> Option<Moment> {
-        let (scope, changes) = (self.scope, &cache.names.changes);
-        let named = reply.headers.first(DIGEST_FIELD);
-        let named: Option<Digest> = named.and_then(|named| named.parse().ok());
-        if let Some(named) = &named {
-            changes.note(scope, Fact::Absent(named));
-        }
-        changes.note(scope, Fact::Contents);
-        let remove = |tag: &Tag| {
-            let before = cache.names.tag_anywhere(scope, tag).into_iter().next();
-            if let Some((before, named)) = before.zip(named.as_ref()) {
-                cache.note_move(scope, tag, &before.digest, named);
-            }
-            cache.names.remove_tag(scope, tag);
-        };
-        let tagged_at = self.tag().and_then(|tag| {
-            let change = changes.note(scope, Fact::Tag(tag));
-            remove(tag);
-            (change.previous <= begun_at).then_some(change.at)
-        });
-        for tag in self.given_tags(reply) {
-            changes.note(scope, Fact::Tag(&tag));
-            remove(&tag);
-        }
-        // Any manifest may refer to another.
-        cache.names.forget_referrers(scope);
-        forget_missing(self.exchange, scope.repository);
-        cache.sweeper.mark_dirty();
-        tagged_at
-    }
-
-    /// Passes a DELETE on, by tag or by digest, and forgets what is gone. A frozen tag stays.
-    pub(super) fn delete(&self, body: &mut RequestBody<'_>) -> Result<Reply, UpstreamError> {
-        let (parts, scope) = (&self.exchange.parts, self.scope);
-        let frozen = self.cache.and_then(|cache| match self.reference {
-            Reference::Tag(tag) => FrozenTag::find(parts, cache, scope, tag),
-            Reference::Digest(digest) => FrozenTag::of_digest(parts, cache, scope, digest),
-        });
-        if let Some(frozen) = frozen {
-            return Ok(frozen.refusal());
-        }
-        let reply = self.exchange.forward(body)?;
-        let (Some(cache), true) = (self.cache, is_gone(&reply)) else {
-            return Ok(reply);
-        };
-        let changes = &cache.names.changes;
-        changes.note(self.scope, Fact::Contents);
-        let deleted = match self.reference {
-            Reference::Tag(tag) => Fact::Tag(tag),
-            Reference::Digest(digest) => Fact::Present(digest),
-        };
-        changes.note(self.scope, deleted);
-        // It may have referred to another.
-        cache.names.forget_referrers(self.scope);
-        cache.names.forget_pages(List::Tags(self.scope));
-        match self.reference {
-            Reference::Tag(tag) => cache.names.remove_tag(self.scope, tag),
-            Reference::Digest(digest) => self.forget_digest(cache, digest),
-        }
-        cache.sweeper.mark_dirty();
         Ok(reply)
     }
 
@@ -233,58 +183,32 @@ impl<'a> ManifestPush<'a> {
         tags.filter_map(|tag| tag.parse().ok()).collect()
     }
 
-    /// A pushed manifest is in the cache at once, with links to all that it names: upstream has
-    /// checked that it is there.
+    /// Upstream has taken the manifest. It is in the cache at once, if its bytes were kept and have
+    /// the digest that upstream names.
     fn keep(
         &self,
         cache: &Cache,
-        digest: Digest,
-        bytes: SharedBytes,
+        kept: Option<(Digest, SharedBytes)>,
+        reply: &Reply,
         begun_at: Moment,
-        tagged_at: Option<Moment>,
     ) {
-        let Some(media_type) = self.media_type(cache, &digest, &bytes) else {
+        let named = reply.headers.first(DIGEST_FIELD);
+        let named: Option<Digest> = named.and_then(|named| named.parse().ok());
+        let others = self.given_tags(reply);
+        let since = cache.note_pushed(self.scope, named.as_ref(), self.tag(), &others, begun_at);
+        let Some(kept) = kept else {
             return;
         };
-        let mut manifest = Manifest {
-            digest,
-            media_type,
-            body: WholeBody::Bytes(bytes),
-        };
-        let kept = cache.keep_manifest(self.scope, &mut manifest, begun_at);
-        if let (true, Some(tag), Some(tagged_at)) = (kept, self.tag(), tagged_at) {
-            let (key, request) = (&self.exchange.parts.cache_key, &self.exchange.request);
-            let partition = cache_key::partition(key, request, &self.exchange.resolved.path);
-            cache.keep_tag(
-                self.scope,
-                &partition,
-                tag,
-                (&manifest, SystemTime::now()),
-                tagged_at,
-            );
-        }
-    }
-
-    /// A manifest is gone, and with it the tags that led to it.
-    fn forget_digest(&self, cache: &Cache, digest: &Digest) {
-        let (names, scope) = (&cache.names, self.scope);
-        names.remove_link(scope, digest);
-        let tags = names.tags(scope);
-        for tag in tags.iter().filter_map(|tag| tag.parse().ok()) {
-            let entries = names.tag_anywhere(scope, &tag);
-            if entries.iter().any(|entry| entry.digest == *digest) {
-                names.remove_tag(scope, &tag);
-            }
-        }
-    }
-
-    /// The media type in the document; else the one that is known, which holds for other tags too;
-    /// else the one that the client names.
-    fn media_type(&self, cache: &Cache, digest: &Digest, bytes: &[u8]) -> Option<String> {
-        let content_type = media_type::read(&self.exchange.request.headers);
-        let description = SelfDescription::read(bytes, content_type.as_deref())?;
-        let known = || cache.names.link(self.scope, digest)?.media_type;
-        description.media_type.or_else(known).or(content_type)
+        let (parts, request) = (&self.exchange.parts, &self.exchange.request);
+        let partition =
+            cache_key::partition(&parts.cache_key, request, &self.exchange.resolved.path);
+        let tag = self.tag().zip(since).map(|(tag, since)| PushedTag {
+            tag,
+            partition: &partition,
+            since,
+        });
+        let content_type = media_type::read(&request.headers);
+        cache.keep_pushed(self.scope, kept, content_type, tag, begun_at);
     }
 }
 

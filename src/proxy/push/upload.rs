@@ -5,10 +5,10 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 
-use super::fields::{forget_missing, is_gone, is_success, own_url, supply};
+use super::fields::{is_gone, is_success, supply, supply_digest};
 use crate::cache::Cache;
-use crate::cache::changes::Fact;
 use crate::cache::fill::BlobRequest;
+use crate::cache::names::Scope;
 use crate::cache::uploads::{Upload, Uploads};
 use crate::message::{Reply, RequestBody};
 use crate::oci::{Digest, Repository};
@@ -24,7 +24,7 @@ const UPLOADS: &str = "/blobs/uploads/";
 const UUID_FIELD: &str = "Docker-Upload-UUID";
 
 /// POST: begins an upload, brings a blob in one request, or mounts one.
-pub(super) fn begin(
+pub(in crate::proxy) fn begin(
     exchange: &Exchange,
     repository: &Repository,
     body: &mut RequestBody<'_>,
@@ -41,7 +41,7 @@ pub(super) fn begin(
     match reply.status {
         // A registry may begin an upload all the same, and wait for the blob.
         202 => {
-            supply(&mut reply, "Range", || Some("0-0".to_owned()));
+            supply(&mut reply, "Range", "0-0".to_owned());
             let name = learn_name(exchange, repository, &mut reply);
             if let (Some(cache), Some(name)) = (cache(exchange), name) {
                 cache.uploads.begin(&name);
@@ -49,8 +49,7 @@ pub(super) fn begin(
         }
         201 => {
             if let Some(digest) = digest {
-                commit(exchange, wanted, upload, &reply);
-                complete_reply(exchange, &digest, &mut reply);
+                complete(exchange, (wanted, upload), &digest, &mut reply);
             }
         }
         _ => {}
@@ -59,7 +58,7 @@ pub(super) fn begin(
 }
 
 /// Everything about an upload that was begun.
-pub(super) fn go_on(
+pub(in crate::proxy) fn go_on(
     exchange: &Exchange,
     repository: &Repository,
     body: &mut RequestBody<'_>,
@@ -111,9 +110,9 @@ fn patch(
     if reply.status == 201 {
         reply.status = 202;
     }
-    supply(&mut reply, "Range", || {
-        chunk.map(|(_, end)| format!("0-{end}"))
-    });
+    if let Some((_, end)) = chunk {
+        supply(&mut reply, "Range", format!("0-{end}"));
+    }
     let next = learn_name(exchange, repository, &mut reply);
     if let Some(cache) = cache(exchange) {
         match upload {
@@ -142,8 +141,7 @@ fn put(
     let wanted = blob_request(exchange, repository, digest.as_ref());
     let mut reply = forward(exchange, repository, body, upload.as_mut())?;
     if let (true, Some(digest)) = (is_success(&reply), digest) {
-        commit(exchange, wanted, upload, &reply);
-        complete_reply(exchange, &digest, &mut reply);
+        complete(exchange, (wanted, upload), &digest, &mut reply);
         if let Some(cache) = cache(exchange) {
             cache.uploads.forget(name);
         }
@@ -204,18 +202,6 @@ fn take(exchange: &Exchange, name: &str, start: Option<u64>) -> Option<Upload> {
     cache(exchange)?.uploads.take(name, start)
 }
 
-/// Upstream has taken the blob: supplies the fields that it owes the client.
-fn complete_reply(exchange: &Exchange, digest: &Digest, reply: &mut Reply) {
-    supply(reply, DIGEST_FIELD, || Some(digest.to_string()));
-    supply(reply, "Location", || {
-        Some(own_url(
-            exchange,
-            "/blobs/uploads",
-            &format!("/blobs/{digest}"),
-        ))
-    });
-}
-
 /// What upstream is about to be given; none without a cache.
 fn blob_request(
     exchange: &Exchange,
@@ -232,40 +218,53 @@ fn blob_request(
     })
 }
 
-/// Upstream has taken the blob. It belongs to the repository here if upstream itself names it in
-/// the answer, or if the bytes that came through have its digest. The client's word is no proof:
-/// it would open another repository's blob.
-fn commit(
+/// Upstream has taken the blob: the cache does so too, and the client gets the fields that are owed
+/// to it. `taken`: what upstream was given, and the copy of it.
+fn complete(
     exchange: &Exchange,
-    wanted: Option<BlobRequest>,
-    upload: Option<Upload>,
-    answer: &Reply,
+    taken: (Option<BlobRequest>, Option<Upload>),
+    digest: &Digest,
+    reply: &mut Reply,
 ) {
-    let (Some(cache), Some(wanted)) = (cache(exchange), wanted) else {
-        return;
-    };
-    let (scope, digest) = (wanted.scope(), &wanted.digest);
-    cache.names.changes.note(scope, Fact::Absent(digest));
-    forget_missing(exchange, &wanted.repository);
-    let named = answer.headers.first(DIGEST_FIELD) == Some(digest.as_str());
-    if cache.uploads.commit(upload, &wanted, named) {
-        cache.remember(&exchange.registry);
+    if let (Some(cache), (Some(wanted), upload)) = (cache(exchange), taken) {
+        let named = reply.headers.first(DIGEST_FIELD) == Some(digest.as_str());
+        cache.commit_upload(&wanted, upload, named);
     }
+    supply_digest(exchange, reply, digest, ("/blobs/uploads", "/blobs/"));
+}
+
+/// Passes the DELETE of a blob on.
+pub(in crate::proxy) fn delete_blob(
+    exchange: &Exchange,
+    repository: &Repository,
+    digest: &Digest,
+    body: &mut RequestBody<'_>,
+) -> Result<Reply, UpstreamError> {
+    exchange.forward(body).inspect(|reply| {
+        if let (Some(cache), true) = (cache(exchange), is_gone(reply)) {
+            let registry = &exchange.registry;
+            let scope = Scope {
+                registry,
+                repository,
+            };
+            cache.note_deleted_blob(scope, digest);
+        }
+    })
 }
 
 /// Learns the upload's name from the reply, after supplying the fields that name it.
 fn learn_name(exchange: &Exchange, repository: &Repository, reply: &mut Reply) -> Option<String> {
     let begun = exchange.request.method == "POST";
-    supply(reply, "Location", || {
-        let target = &exchange.request.target;
-        (!begun).then(|| format!("{}{target}", exchange.client_address().origin))
-    });
+    if !begun {
+        let (origin, target) = (exchange.client_address().origin, &exchange.request.target);
+        supply(reply, "Location", format!("{origin}{target}"));
+    }
     let location = reply.headers.first("Location")?;
     let path = location.split('?').next().unwrap_or_default();
     let session = session(path)?.to_owned();
-    supply(reply, UUID_FIELD, || {
-        (!session.contains('/')).then(|| session.clone())
-    });
+    if !session.contains('/') {
+        supply(reply, UUID_FIELD, session.clone());
+    }
     Some(name(exchange, repository, &session))
 }
 

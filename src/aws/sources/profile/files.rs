@@ -13,7 +13,7 @@ use crate::secret::Secret;
 
 /// Largest shared file: thousands of profiles.
 const FILE_BYTES_MAX: u64 = 1 << 20;
-/// Most profiles named where another one was looked for.
+/// Most profiles that an error names when the one that was looked for is missing.
 const NAMED_MAX: usize = 20;
 /// The profile that is used unless another one is set.
 const DEFAULT_PROFILE: &str = "default";
@@ -285,7 +285,7 @@ impl Profiles {
         }
     }
 
-    /// `[NAME]`; of a key in both files the value here holds.
+    /// `[NAME]`. A key that is in both files has the value of this one.
     fn add_credentials(&mut self, sections: Vec<(String, Section)>) {
         for (name, section) in sections {
             if !name.contains(char::is_whitespace) {
