@@ -14,7 +14,7 @@ use rustix::fs::{Mode, OFlags};
 /// A use is noted again after this time: eviction asks for no finer order, and of thousands of
 /// clients that pull one image at once, a hundred a second make the three calls of the system.
 pub(super) const USE_INTERVAL: Duration = Duration::from_millis(10);
-/// What the name of every temporary file begins with.
+/// The beginning of every temporary file's name.
 const PREFIX: &str = "temp-";
 /// Bytes of a file that are read at a time.
 const PIECE_BYTES: usize = 128 * 1024;

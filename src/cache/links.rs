@@ -192,7 +192,7 @@ impl Names {
             let known = read_link(&path).and_then(|known| known.media_type);
             match known.as_deref() == Some(media_type.trim_end()) {
                 true => Ok(()),
-                // Of the links it is the one that proves all others.
+                // This link proves all others: it must outlive a power cut.
                 false => self.write(&path, text.as_bytes()),
             }
         })

@@ -16,7 +16,7 @@ use super::files;
 
 /// The folder of the locks. They are empty files, and a copy of the cache needs none of them.
 const FOLDER: &str = "locks";
-/// What the name of a living process's file begins with.
+/// The beginning of the name of a living process's file.
 const PROCESS: &str = "process-";
 /// Between two looks at a lock that another process holds.
 const PAUSE: Duration = Duration::from_millis(2);

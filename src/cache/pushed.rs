@@ -1,6 +1,6 @@
-//! What pushes and deletions through us change here. Owns: the order of it: a change is noted first,
-//! and then what it makes wrong is forgotten (see [`super::changes`]). Must not: believe a client,
-//! or pass anything on.
+//! What pushes and deletions through us change here. Owns: the order of it: a change is noted
+//! first, and then what it makes wrong is forgotten (see [`super::changes`]). Must not: believe a
+//! client, or pass anything on.
 
 use std::time::SystemTime;
 
