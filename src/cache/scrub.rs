@@ -127,9 +127,8 @@ impl Scrubber {
     pub fn run(&self) {
         let begun = Instant::now();
         let first_after = self.interval.min(FIRST_AFTER);
-        let mut ours = ScrubPass::default();
         loop {
-            let mut pass = read(&self.store).or_later(&ours);
+            let mut pass = read(&self.store).or_later(&progress());
             note(&pass);
             let wait = match pass.started {
                 Some(_) => pass.wait(now_millis(), self.interval),
@@ -140,10 +139,7 @@ impl Scrubber {
                 .is_zero()
                 .then(|| self.store.lock("scrub", Duration::ZERO));
             match lock.flatten() {
-                Some(_lock) => {
-                    self.pass(&mut pass);
-                    ours = pass;
-                }
+                Some(_lock) => self.pass(&mut pass),
                 None => thread::sleep(wait.clamp(Duration::from_millis(100), LOOK)),
             }
         }

@@ -18,7 +18,6 @@ use std::cell::Cell;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use self::evict::PinnedRoom;
 use self::survey::EvictionRules;
 use super::layout;
 use super::names::{Names, Scope};
@@ -72,8 +71,10 @@ struct SweepState {
     /// Tagged images, as of the last writing of the index.
     images: u64,
     pins: Arc<Pins>,
-    /// As of the last eviction.
-    pinned: PinnedRoom,
+    /// Bytes on disk that pinned images need, as of the last eviction.
+    pinned_bytes: u64,
+    /// They leave less room than that was to make.
+    is_full_of_pins: bool,
     /// Bytes promised to fills and not yet written.
     reserved: u64,
     /// Bytes that callers wait for.
@@ -153,13 +154,13 @@ impl Sweeper {
 
     /// Bytes on disk that pinned images need, as of the last eviction.
     pub fn pinned_bytes(&self) -> u64 {
-        self.state.locked().pinned.bytes
+        self.state.locked().pinned_bytes
     }
 
-    /// True when the last eviction found little but pinned images, and could not make the room that
-    /// it was to make: other images are sent without being kept.
+    /// True when pinned images left less room than the last eviction was to make: other images are
+    /// sent without being kept.
     pub fn is_full_of_pins(&self) -> bool {
-        self.state.locked().pinned.is_too_little
+        self.state.locked().is_full_of_pins
     }
 
     /// Tagged images in the cache, as they were a few seconds ago.
@@ -410,9 +411,13 @@ impl Sweeper {
         let exhausted = self.used_bytes() > target && !is_late();
         let mut state = self.state.locked();
         state.exhausted = exhausted;
-        let before = state.pinned;
-        state.pinned = pinned.unwrap_or(before);
-        let is_news = state.pinned.is_too_little && !before.is_too_little;
+        let was_full = state.is_full_of_pins;
+        if let Some(bytes) = pinned {
+            state.pinned_bytes = bytes;
+            let fixed = bytes.saturating_add(self.names.used_bytes());
+            state.is_full_of_pins = bytes > 0 && fixed > target;
+        }
+        let is_news = state.is_full_of_pins && !was_full;
         drop(state);
         if is_news {
             let fields: [log::Field<'_>; 2] = [

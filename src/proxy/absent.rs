@@ -16,9 +16,11 @@ use crate::oci::{Digest, ErrorCode, OciError, Reference};
 
 /// The answer to a blob that is not here.
 pub(super) fn blob(why: CacheAlone, cache: &Cache, scope: Scope<'_>, digest: &Digest) -> Reply {
-    let subject = format!("blob {digest} of {scope}");
-    let text = explain(cache, scope, &subject, Some(digest), None, why);
-    answer(why, ErrorCode::BlobUnknown, text)
+    answer(
+        why,
+        ErrorCode::BlobUnknown,
+        explain("blob", cache, scope, digest, why),
+    )
 }
 
 /// The answer to a manifest that is not here, or not in a type that the client accepts; none when
@@ -31,57 +33,50 @@ pub(super) fn manifest(
 ) -> Option<Reply> {
     let why = exchange.cache_alone()?;
     let text = match reference {
-        Reference::Digest(digest) => {
-            let subject = format!("manifest {digest} of {scope}");
-            explain(cache, scope, &subject, Some(digest), None, why)
-        }
+        Reference::Digest(digest) => explain("manifest", cache, scope, digest, why),
         Reference::Tag(tag) => {
             let image = format!("{scope}:{}", tag.as_str());
             let known = cache.names.tag_anywhere(scope, tag);
-            let mut known = known.into_iter().map(|entry| entry.digest);
-            match known.next() {
-                Some(digest) if cache.store.has(&digest) => format!(
+            match known.first().map(|entry| &entry.digest) {
+                Some(digest) if cache.store.has(digest) => format!(
                     "{image} is in the cache as {digest}, but not in a type that the client \
                      accepts or not under its CACHE_KEY; {}",
                     why.reason()
                 ),
                 Some(digest) => {
                     let subject = format!("manifest {digest} of {image}");
-                    explain(cache, scope, &subject, None, Some(image), why)
+                    advise(&subject, &image, None, why)
                 }
-                None => explain(cache, scope, &image.clone(), None, Some(image), why),
+                None => advise(&image, &image, None, why),
             }
         }
     };
     Some(answer(why, ErrorCode::ManifestUnknown, text))
 }
 
-/// Says what is missing and which command gets it. `image`: what is to be pulled; where it is not
-/// known, the manifests that are here may tell.
+/// Says that a digest is missing, and of which image, as far as the manifests that are here tell.
 fn explain(
+    kind: &str,
     cache: &Cache,
     scope: Scope<'_>,
-    subject: &str,
-    digest: Option<&Digest>,
-    image: Option<String>,
+    digest: &Digest,
     why: CacheAlone,
 ) -> String {
     let (store, names) = (&cache.store, &cache.names);
-    let found = digest.and_then(|digest| Files { store, names }.find_image(scope, digest));
-    let platform = found.as_ref().and_then(|found| found.platform.clone());
-    let of = match (&found, &platform) {
-        (Some(found), Some(platform)) => format!(", {platform} of {}", found.image),
-        (Some(found), None) => format!(", a part of {}", found.image),
-        (None, _) => String::new(),
+    let subject = format!("{kind} {digest} of {scope}");
+    let Some(found) = Files { store, names }.find_image(scope, digest) else {
+        return advise(&subject, &format!("{scope}@{digest}"), None, why);
     };
-    let image = image.or_else(|| found.map(|found| found.image));
-    let image = image.unwrap_or_else(|| match digest {
-        Some(digest) => format!("{scope}@{digest}"),
-        None => scope.to_string(),
-    });
+    let part = found.platform.as_deref().unwrap_or("a part");
+    let subject = format!("{subject}, {part} of {}", found.image);
+    advise(&subject, &found.image, found.platform.as_deref(), why)
+}
+
+/// Says what is missing, and which command gets the image that it is of.
+fn advise(subject: &str, image: &str, platform: Option<&str>, why: CacheAlone) -> String {
     let platform = platform.map_or_else(String::new, |name| format!("--platform {name} "));
     format!(
-        "{subject}{of}, is not in the cache; {}. To get it: aws-ecr-proxy pull {platform}{image}, \
+        "{subject}, is not in the cache; {}. To get it: aws-ecr-proxy pull {platform}{image}, \
          where there is a way out, or export there and import here",
         why.reason()
     )

@@ -13,24 +13,15 @@ use crate::log::{self, Level};
 use crate::metrics;
 use crate::oci::Reference;
 
-/// What pinned images leave.
-#[derive(Debug, Default, Clone, Copy)]
-pub(super) struct PinnedRoom {
-    /// Bytes on disk that they need.
-    pub(super) bytes: u64,
-    /// They alone, and what is no image, are more than was to stay.
-    pub(super) is_too_little: bool,
-}
-
 /// Evicts until at most `target` bytes are used, until nothing more may go, or until `stop`. Says
-/// what pinned images leave, if it looked.
+/// how many bytes on the disk pinned images need, if it looked.
 pub(super) fn evict(
     store: &Store,
     names: &Names,
     rules: EvictionRules<'_>,
     target: u64,
     stop: &dyn Fn() -> bool,
-) -> Option<PinnedRoom> {
+) -> Option<u64> {
     let used = || store.used_bytes() + names.used_bytes();
     if used() <= target {
         return None;
@@ -45,13 +36,8 @@ pub(super) fn evict(
         store.watch(true);
         match Survey::take(store, names, rules) {
             Ok(survey) => {
-                let bytes = survey.pinned_bytes();
-                let (evicted, stays) = Eviction::new(store, names, survey).run(target, stop);
-                images = evicted;
-                pinned = Some(PinnedRoom {
-                    bytes,
-                    is_too_little: bytes > 0 && !stays && used() > target,
-                });
+                pinned = Some(survey.pinned_bytes());
+                images = Eviction::new(store, names, survey).run(target, stop);
             }
             Err(error) => log::warn("eviction could not read the cache", &[("error", &error)]),
         }
@@ -178,24 +164,20 @@ impl<'a> Eviction<'a> {
         }
     }
 
-    /// Says how many images went, and whether any stays that is not pinned.
-    fn run(mut self, target: u64, stop: &dyn Fn() -> bool) -> (u64, bool) {
-        let (mut evicted, mut stays) = (0, false);
+    /// Says how many images went.
+    fn run(mut self, target: u64, stop: &dyn Fn() -> bool) -> u64 {
+        let mut evicted = 0;
         for image in std::mem::take(&mut self.survey.images) {
             if image.pinned {
                 continue;
             }
             if self.store.used_bytes() + self.names.used_bytes() <= target || stop() {
-                stays = true;
                 break;
             }
             self.hold_arrivals();
             match self.remove_unless_used(&image) {
                 true => evicted += 1,
-                false => {
-                    stays = true;
-                    self.hold(&image);
-                }
+                false => self.hold(&image),
             }
         }
         for place in &self.changed {
@@ -203,7 +185,7 @@ impl<'a> Eviction<'a> {
                 self.names.prune(place.scope());
             }
         }
-        (evicted, stays)
+        evicted
     }
 
     /// What came since the survey, and all it names, stays this time.
