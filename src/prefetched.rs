@@ -12,7 +12,7 @@ use crate::locked::Locked as _;
 pub static PREFETCHED: Prefetched = Prefetched(Mutex::new(None));
 
 /// The last result of an image.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct PrefetchedImage {
     /// As the setting names it.
     pub name: String,

@@ -56,12 +56,8 @@ fn run(proxy: &Proxy, all: &Settings, cache: &Cache) -> ! {
                 run_round(proxy, settings, &names);
             }
             Err(why) => {
-                log::cause(
-                    Level::Warn,
-                    "images to prefetch cannot be read",
-                    ("error", &why),
-                    &[],
-                );
+                let what = "images to prefetch cannot be read";
+                log::cause(Level::Warn, what, ("error", &why), &[]);
                 PREFETCHED.change(|round| round.list_error = Some(why));
             }
         }
@@ -91,17 +87,19 @@ fn run_round(proxy: &Proxy, settings: &PrefetchSettings, names: &[ImageName]) {
             progress: &|_, _| {},
         });
         let error = (!fetched.faults.is_empty()).then(|| fetched.faults.join("; "));
-        if let Some(why) = &error {
-            failed += 1;
-            let fields: [log::Field<'_>; 1] = [("image", name)];
-            log::cause(Level::Warn, "image not prefetched", ("error", why), &fields);
-        } else if fetched.blobs > 0 {
-            let fields: [log::Field<'_>; 3] = [
-                ("image", name),
-                ("blobs", &fetched.blobs),
-                ("bytes", &fetched.bytes),
-            ];
-            log::info("image prefetched", &fields);
+        let fields: [log::Field<'_>; 3] = [
+            ("image", name),
+            ("blobs", &fetched.blobs),
+            ("bytes", &fetched.bytes),
+        ];
+        match &error {
+            Some(why) => {
+                failed += 1;
+                let what = "image not prefetched";
+                log::cause(Level::Warn, what, ("error", why), &fields[..1]);
+            }
+            None if fetched.blobs > 0 => log::info("image prefetched", &fields),
+            None => {}
         }
         (blobs, bytes) = (blobs + fetched.blobs, bytes + fetched.bytes);
         PREFETCHED.change(|round| {
@@ -114,26 +112,22 @@ fn run_round(proxy: &Proxy, settings: &PrefetchSettings, names: &[ImageName]) {
         });
     }
     PREFETCHED.change(|round| round.rounds += 1);
-    log::info(
-        "prefetch round ended",
-        &[
-            ("images", &names.len()),
-            ("images_failed", &failed),
-            ("blobs", &blobs),
-            ("bytes", &bytes),
-            ("ms", &begun.elapsed().as_millis()),
-        ],
-    );
+    let fields: [log::Field<'_>; 5] = [
+        ("images", &names.len()),
+        ("images_failed", &failed),
+        ("blobs", &blobs),
+        ("bytes", &bytes),
+        ("ms", &begun.elapsed().as_millis()),
+    ];
+    log::info("prefetch round ended", &fields);
 }
 
 /// What is known of an image from the round before.
 fn keep(before: &[PrefetchedImage], name: String) -> PrefetchedImage {
-    let known = before.iter().find(|image| image.name == name);
-    known.cloned().unwrap_or(PrefetchedImage {
+    let known = before.iter().find(|image| image.name == name).cloned();
+    known.unwrap_or_else(|| PrefetchedImage {
         name,
-        digest: None,
-        error: None,
-        confirmed: None,
+        ..PrefetchedImage::default()
     })
 }
 

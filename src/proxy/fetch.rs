@@ -263,25 +263,25 @@ impl ImageWork<'_> {
         progress: &(dyn Fn(u64, u64) + Sync),
         fetched: &mut FetchedImage,
     ) {
-        let images = manifests
-            .iter()
-            .filter(|manifest| !manifest.content.is_index);
-        let named = images.flat_map(|manifest| &manifest.content.named);
+        let images = manifests.iter().map(|manifest| &manifest.content);
+        let named = images.filter(|content| !content.is_index);
+        let named = named.flat_map(|content| &content.named);
         let mut seen = HashSet::new();
-        let blobs = named.filter(|named| seen.insert(&named.digest));
-        let blobs: Vec<(&Digest, u64)> = blobs
+        let blobs: Vec<(&Digest, u64)> = named
+            .filter(|named| seen.insert(&named.digest))
             .map(|named| (&named.digest, named.size.unwrap_or_default()))
             .collect();
         let total: u64 = blobs.iter().map(|(_, size)| size).sum();
-        let (here, missing): (Vec<_>, Vec<_>) = blobs
-            .into_iter()
-            .partition(|(digest, _)| self.cache_has(digest));
-        let done = AtomicU64::new(here.iter().map(|(_, size)| size).sum());
+        let done = AtomicU64::new(0);
         let progress = |bytes: u64| progress(done.fetch_add(bytes, Relaxed) + bytes, total);
-        let (waiting, fetched) = (Mutex::new(missing.into_iter()), Mutex::new(fetched));
+        let (waiting, fetched) = (Mutex::new(blobs.into_iter()), Mutex::new(fetched));
         let next = || waiting.locked().next();
         let work = || {
-            while let Some((digest, _)) = next() {
+            while let Some((digest, size)) = next() {
+                if self.cache_has(digest) {
+                    progress(size);
+                    continue;
+                }
                 let result = self.fetch_blob(digest, &progress);
                 let mut fetched = fetched.locked();
                 match result {
