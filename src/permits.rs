@@ -11,8 +11,15 @@ use crate::locked::Locked as _;
 /// A counted set of permits.
 #[derive(Debug)]
 pub struct Permits {
-    free: Mutex<usize>,
+    counts: Mutex<Counts>,
     returned: Condvar,
+}
+
+#[derive(Debug)]
+struct Counts {
+    free: usize,
+    /// Callers that wait: to wake nobody costs a call of the kernel, too.
+    waiting: usize,
 }
 
 /// One permit; dropping it gives it back.
@@ -23,19 +30,26 @@ impl Permits {
     /// `count` permits.
     pub const fn new(count: usize) -> Self {
         Self {
-            free: Mutex::new(count),
+            counts: Mutex::new(Counts {
+                free: count,
+                waiting: 0,
+            }),
             returned: Condvar::new(),
         }
     }
 
     /// Takes one, waiting until `deadline`. None when none came free.
     pub fn take(&self, deadline: Instant) -> Option<Permit<'_>> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let waited = self
-            .returned
-            .wait_timeout_while(self.free.locked(), left, |free| *free == 0);
-        let (mut free, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        *free = free.checked_sub(1)?;
+        let mut counts = self.counts.locked();
+        if counts.free == 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let none_is_free = |counts: &mut Counts| counts.free == 0;
+            counts.waiting += 1;
+            let waited = self.returned.wait_timeout_while(counts, left, none_is_free);
+            (counts, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            counts.waiting -= 1;
+        }
+        counts.free = counts.free.checked_sub(1)?;
         Some(Permit(self))
     }
 
@@ -47,8 +61,13 @@ impl Permits {
     }
 
     fn give_back(&self) {
-        *self.free.locked() += 1;
-        self.returned.notify_one();
+        let mut counts = self.counts.locked();
+        counts.free += 1;
+        let is_awaited = counts.waiting > 0;
+        drop(counts);
+        if is_awaited {
+            self.returned.notify_one();
+        }
     }
 }
 

@@ -44,6 +44,19 @@ pub(super) fn replace_unsynced(temps: &Path, path: &Path, bytes: &[u8]) -> io::R
     written
 }
 
+/// The same for a few bytes whose beginning alone reads as absent: a new file is written where it
+/// is to be.
+pub(super) fn put_unsynced(temps: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let Ok(mut file) = File::options().write(true).create_new(true).open(path) else {
+        return replace_unsynced(temps, path, bytes);
+    };
+    let written = file.write_all(bytes);
+    if written.is_err() {
+        let _ = fs::remove_file(path);
+    }
+    written
+}
+
 /// Writes `bytes` over a file that is as long, without fsync. A reader, or a power cut, may find
 /// some of the old bytes among the new ones.
 pub(super) fn overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -186,6 +199,20 @@ mod tests {
         replace(scratch.path(), &path, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_small_file_is_put_where_it_is_to_be_and_replaced_later() {
+        let scratch = Scratch::new();
+        let path = scratch.path().join("a/file");
+        // The folder is missing, then the file is there, then it is new.
+        put_unsynced(scratch.path(), &path, b"one").unwrap();
+        put_unsynced(scratch.path(), &path, b"two").unwrap();
+        put_unsynced(scratch.path(), &scratch.path().join("a/new"), b"three").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read(scratch.path().join("a/new")).unwrap(), b"three");
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(scratch.path().join("a")).unwrap().count(), 2);
     }
 
     #[test]

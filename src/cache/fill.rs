@@ -10,6 +10,7 @@
 //! memory, never across I/O.
 
 mod ahead;
+mod crew;
 mod download;
 mod follow;
 mod growing;
@@ -18,7 +19,6 @@ mod reader;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -32,15 +32,14 @@ use crate::permits::Permits;
 use crate::transfers::{TRANSFERS, Transfer, TransferKind};
 use crate::upstream::Stage;
 use crate::upstream::exchange::{HEAD_TIMEOUT, Upstream};
+use crew::Crew;
 use download::Fill;
 use growing::FillEnd;
 pub use growing::{BlobRequest, Growing, Joined};
 use pace::Pace;
 
-/// Longest wait for one of the fills' threads; then the blob is streamed uncached.
+/// Longest wait until fewer than `MAX_FILLS` run; then the blob is streamed uncached.
 const SLOT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Stack of a fill's thread: TLS and hashing.
-const STACK_BYTES: usize = 256 * 1024;
 
 /// All downloads.
 pub struct Fills {
@@ -49,7 +48,7 @@ pub struct Fills {
     slots: Arc<Permits>,
     pace: Arc<Pace>,
     running: Mutex<HashMap<Digest, Arc<Growing>>>,
-    count: AtomicUsize,
+    crew: Arc<Crew>,
 }
 
 impl Fills {
@@ -62,7 +61,7 @@ impl Fills {
             slots: Arc::new(Permits::new(max)),
             pace: Arc::new(Pace::new(background)),
             running: Mutex::default(),
-            count: AtomicUsize::new(0),
+            crew: Arc::default(),
         }
     }
 
@@ -133,7 +132,6 @@ impl Fills {
         let Some(slot) = self.slots.take_owned(Instant::now() + SLOT_TIMEOUT) else {
             return self.end(growing, FillEnd::Bypass);
         };
-        let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
         let listed = TRANSFERS.list(Arc::clone(&growing.transfer));
         let (fills, filling) = (Arc::clone(self), Arc::clone(growing));
         let work = move || {
@@ -152,8 +150,7 @@ impl Fills {
             Some(request) => request.run(work),
             None => work(),
         };
-        let thread = std::thread::Builder::new().name(format!("fill-{number}"));
-        if thread.stack_size(STACK_BYTES).spawn(run).is_err() {
+        if self.crew.run(Box::new(run)).is_err() {
             self.end(growing, FillEnd::Bypass);
         }
     }

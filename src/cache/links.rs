@@ -162,7 +162,7 @@ impl Names {
         let kept = self.keep(scope, &facts, asked_at, &path, || {
             match read_link(&path).is_some_and(keeps) {
                 true => Ok(()),
-                false => self.write_unsynced(&path, text.as_bytes()),
+                false => self.put_unsynced(&path, text.as_bytes()),
             }
         });
         kept.map(|_| ())

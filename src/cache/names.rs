@@ -351,6 +351,11 @@ impl Names {
         })
     }
 
+    /// The same for a few bytes whose beginning alone reads as absent.
+    pub(super) fn put_unsynced(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.account(path, |path| files::put_unsynced(&self.temps, path, bytes))
+    }
+
     /// Removes a file. An absent one is no fault.
     pub(super) fn remove_file(&self, path: &Path) {
         let _ = self.account(path, |path| fs::remove_file(path));

@@ -113,7 +113,9 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.spend(self.left);
-        self.sweeper.changed.notify_all();
+        if self.sweeper.state.locked().wanted > 0 {
+            self.sweeper.changed.notify_all();
+        }
     }
 }
 
@@ -241,6 +243,14 @@ impl Sweeper {
     pub fn mark_dirty(&self) {
         self.state.locked().dirty = true;
         self.changed.notify_all();
+    }
+
+    /// A blob came. The thread looks at the index and the quota within a few seconds; it is not
+    /// woken for each of many blobs.
+    pub fn note_blob(&self) {
+        if !std::mem::replace(&mut self.state.locked().dirty, true) {
+            self.changed.notify_all();
+        }
     }
 
     /// Room for `bytes` more. Evicts if need be, or waits for the one who does. None when there is

@@ -24,6 +24,8 @@ const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 /// A peer that acknowledges nothing of a GET for so long is gone, as after a failover that drops
 /// packets: a fifth of the time for a head, so that a fresh connection can still answer.
 const LOST_PEER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time limits that are longer than this are set in whole seconds.
+const EXACT_LIMIT_MAX: Duration = Duration::from_secs(1);
 /// Addresses named in an error at the most.
 const NAMED_MAX: usize = 4;
 
@@ -267,6 +269,15 @@ fn limit(timeout: NextTimeout) -> Result<Option<Duration>, ureq::Error> {
     Ok(Some(*timeout.after))
 }
 
+/// A limit as the socket gets it. What is left of a minute is less with each record of TLS, and
+/// would be set anew for each.
+fn round_up(limit: Duration) -> Duration {
+    if limit <= EXACT_LIMIT_MAX {
+        return limit;
+    }
+    Duration::from_secs(limit.as_secs() + u64::from(limit.subsec_nanos() > 0))
+}
+
 /// A socket's time limit shows as `WouldBlock`. The kernel's own means that the peer is gone.
 fn name_timeout(error: io::Error, timeout: NextTimeout) -> ureq::Error {
     if error.raw_os_error() == Some(Errno::TIMEDOUT.raw_os_error()) {
@@ -288,6 +299,7 @@ impl Transport for TcpTransport {
         self.set_lost_peer_timeout()?;
         let timeout = timeout.for_write();
         let limit = limit(timeout)?;
+        let limit = limit.map(round_up);
         if limit != self.write_timeout {
             self.stream.set_write_timeout(limit)?;
             self.write_timeout = limit;
@@ -303,9 +315,10 @@ impl Transport for TcpTransport {
         let started = Instant::now();
         let mut limit = sooner(limit(timeout)?, READ_UNTIL.get(), timeout)?;
         loop {
-            if limit != self.read_timeout {
-                self.stream.set_read_timeout(limit)?;
-                self.read_timeout = limit;
+            let rounded = limit.map(round_up);
+            if rounded != self.read_timeout {
+                self.stream.set_read_timeout(rounded)?;
+                self.read_timeout = rounded;
             }
             match self.stream.read(self.buffers.input_append_buf()) {
                 Ok(amount) => {
@@ -434,6 +447,17 @@ mod tests {
         let late = io::Error::from(io::ErrorKind::WouldBlock);
         let error = name_timeout(late, NextTimeout::default());
         assert!(matches!(error, ureq::Error::Timeout(_)));
+    }
+
+    #[test]
+    fn what_is_left_of_a_long_limit_is_not_set_anew_for_each_record() {
+        let ms = Duration::from_millis;
+        assert_eq!(round_up(ms(59_999)), ms(60_000));
+        assert_eq!(round_up(ms(59_001)), ms(60_000));
+        assert_eq!(round_up(ms(59_000)), ms(59_000));
+        assert_eq!(round_up(ms(10)), ms(10));
+        assert_eq!(round_up(EXACT_LIMIT_MAX), EXACT_LIMIT_MAX);
+        assert!(round_up(ms(1_001)) <= ms(2_000));
     }
 
     #[test]

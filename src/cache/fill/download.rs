@@ -27,6 +27,8 @@ const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 /// A fill may make room until so long after it began. Some hundred thousand files can be removed in
 /// it, and the client still gets its head in time: within the upstream's 25 s.
 const ROOM_TIMEOUT_FROM_START: Duration = Duration::from_secs(20);
+/// A body of so many bytes is written in one piece: most come in two or three TLS records.
+const SMALL_BYTES_MAX: u64 = COPY_BYTES as u64;
 /// Failures in a row, without getting further in between, after which a download is given up.
 const FAILURES_MAX: u32 = 6;
 /// Pause after the first of them; doubles, so that an upstream gets 3 s to come back.
@@ -71,14 +73,12 @@ enum Try {
     Restarted,
 }
 
-/// A body by pieces. A small one is not worth a thread.
+/// A body by pieces. One that is not large is not worth a thread.
 fn read_pieces(body: Box<dyn Read + Send>, have: u64, total: u64) -> io::Result<Box<dyn BufRead>> {
-    let missing = usize::try_from(total.saturating_sub(have)).unwrap_or(usize::MAX);
-    if missing > PIECE_BYTES {
-        return Ok(Box::new(ReadAhead::start(body, have)?));
+    match total.saturating_sub(have) > PIECE_BYTES as u64 {
+        true => Ok(Box::new(ReadAhead::start(body, have)?)),
+        false => Ok(Box::new(BufReader::with_capacity(COPY_BYTES, body))),
     }
-    let capacity = missing.clamp(1, COPY_BYTES);
-    Ok(Box::new(BufReader::with_capacity(capacity, body)))
 }
 
 impl<'a> Fill<'a> {
@@ -107,8 +107,9 @@ impl<'a> Fill<'a> {
 
     /// Hashes what is in the file and not hashed yet, up to byte `end`.
     pub(super) fn hash_until(&mut self, end: u64) -> io::Result<()> {
-        let mut buffer = vec![0; COPY_BYTES];
+        let mut buffer = Vec::new();
         while self.hashed < end {
+            buffer.resize(COPY_BYTES, 0);
             let most = usize::try_from(end - self.hashed).unwrap_or(COPY_BYTES);
             let piece = buffer.get_mut(..most.min(COPY_BYTES)).unwrap_or_default();
             let count = self.file.read_at(piece, self.hashed)?;
@@ -188,11 +189,7 @@ impl<'a> Fill<'a> {
     }
 
     fn attempt(&mut self) -> Try {
-        let wanted = &self.growing.wanted;
-        let link = self.disk.names.link(wanted.scope(), &wanted.digest);
-        // One that is shorter is not read for that.
-        let may_be_whole = |size: Option<u64>| size.is_none_or(|size| size == self.have);
-        if link.is_some_and(|link| may_be_whole(link.size)) && self.is_whole() {
+        if self.have > 0 && self.is_linked() && self.is_whole() {
             return self.publish_whole();
         }
         let mut headers = Headers::from_iter([("Accept-Encoding", "identity")]);
@@ -234,6 +231,13 @@ impl<'a> Fill<'a> {
             return Try::End(outcome);
         }
         self.copy(fetched.reply.body)
+    }
+
+    /// True when the repository has the blob, and it may be no longer than what we have.
+    fn is_linked(&self) -> bool {
+        let wanted = &self.growing.wanted;
+        let link = self.disk.names.link(wanted.scope(), &wanted.digest);
+        link.is_some_and(|link| link.size.is_none_or(|size| size == self.have))
     }
 
     /// True when the process was stopped after the last byte and before the blob was published.
@@ -288,63 +292,96 @@ impl<'a> Fill<'a> {
     }
 
     pub(super) fn announce(&self, total: u64) {
-        self.growing.change(|state| {
-            state.begun = true;
-            state.total = total;
-        });
         self.growing.transfer.begin(self.have, total);
-        self.show();
+        let mut state = self.growing.state.locked();
+        state.begun = true;
+        state.total = total;
+        drop(state);
+        // Whoever waits for a small blob is woken once, when it is there.
+        if self.have > 0 || total > SMALL_BYTES_MAX {
+            self.show(false);
+        }
     }
 
     fn copy(&mut self, body: Box<dyn Read + Send>) -> Try {
         let total = self.growing.total();
+        if total.saturating_sub(self.have) <= SMALL_BYTES_MAX {
+            return self.copy_small(body, total);
+        }
         let mut body = match read_pieces(body, self.have, total) {
             Ok(body) => body,
             Err(error) => return Try::Broken(self.new_fault(error.to_string())),
         };
         loop {
             let piece = match body.fill_buf() {
+                Ok([]) => return self.end_body(total),
                 Ok(piece) => piece,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Try::Broken(self.new_fault(error.to_string())),
             };
             let count = piece.len();
-            if count == 0 && self.have == total {
-                return Try::Complete;
-            }
-            if count == 0 {
-                return Try::Broken(self.new_fault(format!("body ended at byte {}", self.have)));
-            }
-            if self.have + count as u64 > total {
-                self.discard();
-                let why = "body is longer than its length".to_owned();
-                return Try::End(FillEnd::Failed(self.new_fault(why)));
-            }
-            if let Err(error) = self.file.write_all_at(piece, self.have) {
-                return self.disk_failed("partial file", &error);
-            }
-            if let Err(error) = self.hash_piece(piece, total) {
-                return self.disk_failed("partial file", &error);
+            if let Err(end) = self.keep(piece, total) {
+                return end;
             }
             body.consume(count);
-            metrics::DOWNLOADED_BYTES.add(count as u64);
-            self.disk.store.add_used(i64::try_from(count).unwrap_or(0));
-            if let Some(reserved) = &mut self.reserved {
-                reserved.spend(count as u64);
-            }
-            self.show();
-            let transfer = &self.growing.transfer;
-            let is_background = || transfer.is_background();
-            self.growing.pace.wait(count as u64, is_background);
         }
+    }
+
+    /// The same in one piece.
+    fn copy_small(&mut self, body: Box<dyn Read + Send>, total: u64) -> Try {
+        // One byte more than there may be shows a body that is too long.
+        let most = total.saturating_sub(self.have) + 1;
+        let mut bytes = Vec::with_capacity(usize::try_from(most).unwrap_or_default());
+        let read = body.take(most).read_to_end(&mut bytes);
+        if let Err(end) = self.keep(&bytes, total) {
+            return end;
+        }
+        match read {
+            Ok(_) => self.end_body(total),
+            Err(error) => Try::Broken(self.new_fault(error.to_string())),
+        }
+    }
+
+    fn end_body(&self, total: u64) -> Try {
+        match self.have == total {
+            true => Try::Complete,
+            false => Try::Broken(self.new_fault(format!("body ended at byte {}", self.have))),
+        }
+    }
+
+    /// Writes and hashes a piece.
+    fn keep(&mut self, piece: &[u8], total: u64) -> Result<(), Try> {
+        let count = piece.len() as u64;
+        if self.have + count > total {
+            self.discard();
+            let why = "body is longer than its length".to_owned();
+            return Err(Try::End(FillEnd::Failed(self.new_fault(why))));
+        }
+        let written = self.file.write_all_at(piece, self.have);
+        if let Err(error) = written.and_then(|()| self.hash_piece(piece, total)) {
+            return Err(self.disk_failed("partial file", &error));
+        }
+        metrics::DOWNLOADED_BYTES.add(count);
+        self.disk.store.add_used(i64::try_from(count).unwrap_or(0));
+        if let Some(reserved) = &mut self.reserved {
+            reserved.spend(count);
+        }
+        // The last piece is shown once it is verified.
+        if self.have < total {
+            self.show(false);
+        }
+        let transfer = &self.growing.transfer;
+        self.growing.pace.wait(count, || transfer.is_background());
+        Ok(())
     }
 
     /// Lets readers see what was written. After a restart in a new file they keep the old one until
     /// the new one has come further.
-    pub(super) fn show(&self) {
+    pub(super) fn show(&self, verified: bool) {
         let (file, have) = (Arc::clone(&self.file), self.have);
         self.growing.transfer.set_bytes(have);
         self.growing.change(|state| {
+            state.verified |= verified;
             if state
                 .file
                 .as_ref()
@@ -379,9 +416,7 @@ impl<'a> Fill<'a> {
             return FillEnd::Failed(self.new_fault(format!("blob has the digest {found}")));
         }
         let same = self.was_shown_right();
-        if same {
-            self.growing.change(|state| state.verified = true);
-        }
+        self.show(same);
         let outcome = match same {
             true => FillEnd::Done,
             // The blob is good, and what readers got of it before the restart is not.
@@ -400,13 +435,16 @@ impl<'a> Fill<'a> {
             self.discard();
             return outcome;
         }
-        self.disk.sweeper.mark_dirty();
+        self.disk.sweeper.note_blob();
         outcome
     }
 
     /// True when what readers may have got from the files of before a restart is what the verified
     /// file has in its place: only that one's digest was checked.
     fn was_shown_right(&self) -> bool {
+        if self.shown.is_empty() {
+            return true;
+        }
         let (mut old, mut new) = (vec![0; COPY_BYTES], vec![0; COPY_BYTES]);
         self.shown.iter().all(|(file, readable)| {
             let mut at = 0;

@@ -44,7 +44,7 @@ impl Fill<'_> {
             };
             self.is_ours = taken == Some(true);
             if self.have > before {
-                self.show();
+                self.show(false);
                 grown_at = Instant::now();
             }
             if self.have == total {
