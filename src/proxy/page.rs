@@ -25,8 +25,8 @@ use crate::uri;
 /// Longest wait for upstream's list while an older one is at hand: longer than for a tag, since the
 /// cache may know but a few of all names.
 const STALE_PATIENCE: Duration = Duration::from_secs(5);
-/// A list up to this size is read before it is passed on, so that one which is none is an error: a
-/// thousand short names. The beginning of a longer one is held for as long as its client reads.
+/// A list up to this size, a thousand short names, is read before it is passed on, so that a body
+/// that is no list is an error. The beginning of a longer one is held while its client reads.
 const BEGINNING_BYTES_MAX: u64 = 16 << 10;
 /// Fields of a client that would make the answer less than the list.
 const CONDITIONS: [&str; 6] = [

@@ -96,11 +96,6 @@ impl Tokens {
         })
     }
 
-    /// Seconds by which AWS's clock is ahead of ours, by the last answer of AWS that showed it.
-    pub fn clock_behind_s(&self) -> i64 {
-        self.caller.skew.seconds()
-    }
-
     /// The realm of `registry`, else the default one. Asks the instance metadata for the region
     /// where nothing else gives it.
     fn realm_now(&self, registry: Option<&Registry>) -> Result<Realm, String> {

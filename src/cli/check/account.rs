@@ -70,7 +70,7 @@ impl Account {
     /// Compares the clocks, after AWS has answered.
     pub(super) fn compare_clocks(&self) -> StepResult {
         let behind = match self.tokens() {
-            Ok(tokens) => tokens.clock_behind_s(),
+            Ok(tokens) => tokens.clock_skew_seconds(),
             Err(why) => return skipped(why),
         };
         let off = behind.unsigned_abs();

@@ -35,19 +35,19 @@ use crate::permits::Permits;
 
 /// bcrypts at a time: a crowd that logs in, or guesses, must leave processors to the rest.
 const CHECKS_MAX: usize = 2;
-/// Longest wait for one's turn: clients give up after 15 s or later, and it is better told.
+/// Longest wait for one's turn. Clients give up after 15 s or later; so they are told in time.
 const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Said in `Retry-After` when one's turn did not come.
 const TURN_RETRY_SECONDS: &str = "5";
-/// Logins kept of either kind, 48 bytes each. Past that the one unused longest has to be proved
-/// again.
+/// Right logins that are kept, and wrong ones, at 48 bytes each. When there are more, the one that
+/// was not used for longest has to be proved again.
 const REMEMBERED_MAX: usize = 4096;
 /// A right login is forgotten when it was not used for so long.
 const RIGHT_LIFE: Duration = Duration::from_secs(3600);
 /// A wrong login is forgotten when it was not tried for so long.
 const WRONG_LIFE: Duration = Duration::from_secs(15 * 60);
-/// How long the refusal of a login is held back that was wrong before: as long as a script that
-/// tries it all day should wait, and short enough not to look stuck.
+/// How long the refusal is held back for a login that was wrong before. A script that tries it all
+/// day waits so long each time, and to a person it does not look stuck.
 const REPEATED_DELAY: Duration = Duration::from_secs(1);
 /// Largest file: 16,000 users.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -79,7 +79,7 @@ struct LoginMemory {
     life: Duration,
 }
 
-/// What credentials are remembered by.
+/// The tag under which credentials are remembered.
 type CredentialTag = [u8; 32];
 
 /// Credentials that are not known yet.
@@ -257,7 +257,7 @@ impl Logins {
         Err(LoginRefusal::Challenge { why, delay })
     }
 
-    /// What is remembered of the login, if anything is.
+    /// The outcome that is remembered of this login, if there is one.
     fn recall(&self, attempt: &LoginAttempt) -> Option<Result<(), LoginRefusal>> {
         let now = self.clock.monotonic();
         let mut table = self.state.locked();

@@ -14,7 +14,8 @@ pub(super) fn supply(reply: &mut Reply, name: &str, value: String) {
     }
 }
 
-fn lacks(reply: &Reply, name: &str) -> bool {
+/// True for a field that upstream has left out.
+pub(super) fn lacks(reply: &Reply, name: &str) -> bool {
     reply.headers.first(name).is_none_or(str::is_empty)
 }
 

@@ -5,7 +5,7 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 
-use super::fields::{is_gone, is_success, supply, supply_digest};
+use super::fields::{is_gone, is_success, lacks, supply, supply_digest};
 use crate::cache::Cache;
 use crate::cache::fill::BlobRequest;
 use crate::cache::names::Scope;
@@ -37,7 +37,12 @@ pub(in crate::proxy) fn begin(
     });
     let digest = whole.or_else(|| parameter(exchange, "mount"));
     let wanted = blob_request(exchange, repository, digest.as_ref());
-    let mut reply = forward(exchange, repository, body, upload.as_mut())?;
+    let mut reply = forward(
+        exchange,
+        (repository, digest.as_ref()),
+        body,
+        upload.as_mut(),
+    )?;
     match reply.status {
         // A registry may begin an upload all the same, and wait for the blob.
         202 => {
@@ -102,7 +107,7 @@ fn patch(
 ) -> Result<Reply, UpstreamError> {
     let chunk = chunk_range(exchange);
     let mut upload = take(exchange, name, chunk.map(|(start, _)| start));
-    let mut reply = forward(exchange, repository, body, upload.as_mut())?;
+    let mut reply = forward(exchange, (repository, None), body, upload.as_mut())?;
     if !is_success(&reply) {
         return Ok(reply);
     }
@@ -139,7 +144,12 @@ fn put(
         upload = None;
     }
     let wanted = blob_request(exchange, repository, digest.as_ref());
-    let mut reply = forward(exchange, repository, body, upload.as_mut())?;
+    let mut reply = forward(
+        exchange,
+        (repository, digest.as_ref()),
+        body,
+        upload.as_mut(),
+    )?;
     if let (true, Some(digest)) = (is_success(&reply), digest) {
         complete(exchange, (wanted, upload), &digest, &mut reply);
         if let Some(cache) = cache(exchange) {
@@ -153,7 +163,7 @@ fn put(
 /// transfer.
 fn forward(
     exchange: &Exchange,
-    repository: &Repository,
+    (repository, digest): (&Repository, Option<&Digest>),
     body: &mut RequestBody<'_>,
     upload: Option<&mut Upload>,
 ) -> Result<Reply, UpstreamError> {
@@ -161,8 +171,7 @@ fn forward(
     if length == Some(0) {
         return exchange.forward(body);
     }
-    let digest = parameter(exchange, "digest");
-    let subject = exchange.subject(repository, digest.as_ref());
+    let subject = exchange.subject(repository, digest);
     let transfer = TRANSFERS.list(Transfer::new(TransferKind::Push, false, subject, length));
     let keep = cache(exchange).zip(upload).map(|(cache, upload)| {
         cache.uploads.expect(upload, length.unwrap_or_default());
@@ -255,9 +264,9 @@ pub(in crate::proxy) fn delete_blob(
 /// Learns the upload's name from the reply, after supplying the fields that name it.
 fn learn_name(exchange: &Exchange, repository: &Repository, reply: &mut Reply) -> Option<String> {
     let begun = exchange.request.method == "POST";
-    if !begun {
+    if !begun && lacks(reply, "Location") {
         let (origin, target) = (exchange.client_address().origin, &exchange.request.target);
-        supply(reply, "Location", format!("{origin}{target}"));
+        reply.headers.set("Location", format!("{origin}{target}"));
     }
     let location = reply.headers.first("Location")?;
     let path = location.split('?').next().unwrap_or_default();
