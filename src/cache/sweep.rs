@@ -30,6 +30,8 @@ use crate::oci::Reference;
 /// Least time between two writings of `index.json` (architecture.md: every few seconds at most),
 /// and how often the quota is looked at unasked.
 const TICK: Duration = Duration::from_secs(3);
+/// How often a directory that is only read is counted: another process may fill it.
+const WATCH_INTERVAL: Duration = Duration::from_secs(60);
 /// What took long is not done again unasked before this many times as long.
 const REST_FACTOR: u32 = 20;
 /// The thread begins to evict when less than this part of the quota is free.
@@ -184,13 +186,17 @@ impl Sweeper {
     /// The work of the thread `sweep`; returns after [`Self::stop`].
     pub fn run(self: &Arc<Self>) {
         self.count();
+        let look_interval = match self.store.is_read_only() {
+            true => WATCH_INTERVAL,
+            false => TICK,
+        };
         let mut index_due = Instant::now();
-        let (mut pass_due, mut look_due) = (index_due, index_due + TICK);
+        let (mut pass_due, mut look_due) = (index_due, index_due + look_interval);
         while self.wait_for_work(index_due) {
             let begun = Instant::now();
             if begun >= look_due {
                 self.look_for_others();
-                look_due = rest(begun);
+                look_due = rest(begun).max(begun + look_interval);
             }
             let begun = Instant::now();
             let pass = (begun >= pass_due).then(|| self.begin_pass_ahead());
