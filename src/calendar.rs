@@ -47,7 +47,7 @@ pub fn parse_rfc3339(text: &str) -> Option<SystemTime> {
 }
 
 /// The time `seconds` after the beginning of a day in UTC. None before 1970.
-pub fn time_at(year: i64, month: i64, day: i64, seconds: i64) -> Option<SystemTime> {
+fn time_at(year: i64, month: i64, day: i64, seconds: i64) -> Option<SystemTime> {
     let day_seconds = days_since_1970(year, month, day).checked_mul(DAY_SECONDS.into())?;
     let since = u64::try_from(day_seconds.checked_add(seconds)?).ok()?;
     UNIX_EPOCH.checked_add(Duration::from_secs(since))

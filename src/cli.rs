@@ -8,6 +8,7 @@ mod client;
 mod command;
 mod health;
 mod images;
+mod invocation;
 mod kept;
 mod output;
 mod progress;
@@ -17,11 +18,10 @@ mod status;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::Path;
 use std::process::ExitCode;
 
-use self::command::{Action, Wanted};
-use self::images::ImageCommand;
+use self::command::Action;
+use self::invocation::Invocation;
 use self::output::{Streams, columns, complain, finish};
 use crate::app;
 use crate::config::{
@@ -51,8 +51,8 @@ pub fn run(
     serve: impl FnOnce(Settings) -> u8,
 ) -> u8 {
     let arguments = Arguments::parse(arguments);
-    let wanted = match command::find(&arguments) {
-        Ok(wanted) => wanted,
+    let (action, words) = match command::find(&arguments) {
+        Ok(found) => found,
         Err(fault) => {
             let (settings, effective) = resolve(&arguments, environment);
             let format = log_format(&effective);
@@ -60,75 +60,57 @@ pub fn run(
             return complain(err, format, &settings.err().unwrap_or_default());
         }
     };
-    let word = wanted.word();
-    let mut streams = Streams { out, err };
-    let text = match wanted.action {
-        Action::Completions => shell::completions(word.unwrap_or_default()),
-        Action::Help => command::help(word),
-        Action::Man => Ok(shell::manual_page()),
-        Action::Version => Ok(version()),
-        _ => return run_with_settings(&wanted, &arguments, environment, &mut streams, serve),
-    };
-    streams.print_result(text)
-}
-
-/// Runs a command that needs the settings.
-fn run_with_settings(
-    wanted: &Wanted,
-    arguments: &Arguments,
-    environment: &[(OsString, OsString)],
-    streams: &mut Streams<'_>,
-    serve: impl FnOnce(Settings) -> u8,
-) -> u8 {
-    let (action, word) = (wanted.action, wanted.word());
-    let json = arguments.flags.contains(&"--json");
-    let (settings, effective) = resolve(arguments, environment);
-    let settings = match (settings, action) {
-        (Ok(settings), _) => settings,
-        (Err(faults), Action::Check) => return check::print_faults(&faults, json, streams),
-        (Err(faults), Action::Serve) => {
-            return complain(streams.err, log_format(&effective), &faults);
-        }
-        (Err(faults), Action::Settings) => {
+    let streams = &mut Streams { out, err };
+    let (word, json) = (
+        words.first().map(String::as_str),
+        arguments.flags.contains(&"--json"),
+    );
+    if let Some(text) = text_alone(action, word) {
+        return streams.print_result(text);
+    }
+    let (settings, effective) = resolve(&arguments, environment);
+    match (action, settings) {
+        (Action::Serve, Ok(settings)) => serve(settings),
+        (Action::Serve, Err(faults)) => complain(streams.err, log_format(&effective), &faults),
+        (Action::Check, Ok(settings)) => check::run(&settings, &effective, (word, json), streams),
+        (Action::Check, Err(faults)) => check::print_faults(&faults, json, streams),
+        (Action::Settings, Err(faults)) => {
             print_settings(&effective, json, streams);
-            return streams.complain(&faults);
+            streams.complain(&faults)
         }
-        (Err(faults), _) => return streams.complain(&faults),
-    };
-    match action {
-        Action::Check => check::run(&settings, &effective, (word, json), streams),
-        Action::Client => {
-            let client = word.unwrap_or_default();
-            let host = arguments.value("--host");
-            streams.print_result(client::write(client, host, &settings))
-        }
-        Action::Health => health::run(&settings, streams),
-        Action::Serve => serve(settings),
-        Action::Status => {
-            let form = status::Form {
-                json,
-                watch: arguments.flags.contains(&"--watch"),
-                login: arguments.value("--login").map(Path::new),
-                certificate: arguments.value("--certificate").map(Path::new),
-            };
-            status::run(&settings, form, streams)
-        }
-        Action::Images(run) => {
-            let command = ImageCommand {
+        (Action::Run(run), Ok(settings)) => {
+            let command = Invocation {
                 settings: &settings,
-                words: &wanted.words,
-                arguments,
+                words: &words,
+                arguments: &arguments,
             };
             let name = arguments.words.first().map_or("", String::as_str);
             finish(name, run(command, streams), streams)
         }
+        (_, Err(faults)) => streams.complain(&faults),
         // `settings`; the others need none.
-        _ => {
+        (_, Ok(settings)) => {
             let shown = print_settings(&effective, json, streams);
             streams.complain(&settings.warnings);
             shown
         }
     }
+}
+
+/// The text of a command that needs no settings.
+fn text_alone(action: Action, word: Option<&str>) -> Option<Result<String, String>> {
+    Some(match action {
+        Action::Completions => shell::completions(word.unwrap_or_default()),
+        Action::Help => command::help(word),
+        Action::Man => Ok(shell::manual_page()),
+        Action::Version => Ok(version()),
+        _ => return None,
+    })
+}
+
+fn version() -> String {
+    let date = config::build_date();
+    format!("aws-ecr-proxy {VERSION} (commit {COMMIT}, built {date})\n")
 }
 
 fn print_settings(effective: &[Effective], json: bool, streams: &mut Streams<'_>) -> u8 {
@@ -158,11 +140,6 @@ fn resolve(
         return (Err(faults), effective);
     }
     (settings, effective)
-}
-
-fn version() -> String {
-    let date = config::build_date();
-    format!("aws-ecr-proxy {VERSION} (commit {COMMIT}, built {date})\n")
 }
 
 /// The effective settings as one document; a setting that has no value is `null`.

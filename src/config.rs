@@ -40,7 +40,7 @@ pub use aws::{
 };
 pub use cache::{CacheDir, CacheKey, KeyPart, TagTtl};
 pub use clients::TlsSettings;
-pub use document::{help, markdown_page, markdown_tables, wrapped};
+pub use document::{help, wrapped};
 pub use fault::Fault;
 pub use given::Origin;
 pub use globs::{Globs, ImageGlobs};

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use super::images::ImageCommand;
-use super::output::{CommandFault, Streams};
+use super::invocation::{CommandFault, Invocation};
+use super::output::Streams;
 use super::progress::{Progress, bytes};
 use crate::app::CacheFiller;
 use crate::cache::archive::Archive;
@@ -25,10 +25,7 @@ use crate::proxy::fetch::ImageFetch;
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Fetches images into the cache.
-pub(super) fn pull(
-    command: ImageCommand<'_>,
-    streams: &mut Streams<'_>,
-) -> Result<u8, CommandFault> {
+pub(super) fn pull(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result<u8, CommandFault> {
     let (names, platforms) = command.images(&Platforms::default())?;
     quieten(command.settings);
     let filler = CacheFiller::open(command.settings)?;
@@ -61,10 +58,10 @@ pub(super) fn pull(
 
 /// Writes images of the cache as a layout. Changes nothing in the cache.
 pub(super) fn export(
-    command: ImageCommand<'_>,
+    command: Invocation<'_>,
     streams: &mut Streams<'_>,
 ) -> Result<u8, CommandFault> {
-    let to = command.arguments.value("--to").ok_or_else(|| {
+    let to = command.value("--to").ok_or_else(|| {
         CommandFault::Usage(vec!["export: expected --to DIR or --to FILE.tar".into()])
     })?;
     let (names, platforms) = command.images(&Platforms::default())?;
@@ -79,7 +76,7 @@ pub(super) fn export(
         names: &disk.names,
         platforms: &platforms,
     };
-    let since = command.arguments.value("--since").map(Path::new);
+    let since = command.value("--since").map(Path::new);
     let plan = exporter.plan(&images, since)?;
     let mut progress = Progress::new();
     exporter.write(&plan, Path::new(to), &mut |step, done, total| {
@@ -101,11 +98,11 @@ pub(super) fn export(
 
 /// Takes a layout into the cache.
 pub(super) fn import(
-    command: ImageCommand<'_>,
+    command: Invocation<'_>,
     streams: &mut Streams<'_>,
 ) -> Result<u8, CommandFault> {
-    let naming = read_naming(command.arguments.value("--as"))?;
-    let from = command.words.first().map_or("", String::as_str);
+    let naming = read_naming(command.value("--as"))?;
+    let from = command.word().unwrap_or_default();
     quieten(command.settings);
     let disk = command.open_cache(Store::open)?;
     disk.sweeper.count();

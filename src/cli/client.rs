@@ -3,6 +3,10 @@
 //!
 //! `docs/clients.md` shows the same files.
 
+use std::net::SocketAddr;
+
+use super::invocation::{CommandFault, Invocation};
+use super::output::Streams;
 use crate::config::{ListenHost, Settings};
 use crate::oci::is_authority;
 
@@ -25,15 +29,15 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
     FILES.iter().map(|(name, _)| *name)
 }
 
-/// The file of a client, for the proxy at `host`, else where the settings say that it listens.
-///
-/// # Errors
-/// There is no such client, or `host` is no address.
-pub(super) fn write(
-    client: &str,
-    host: Option<&str>,
-    settings: &Settings,
-) -> Result<String, String> {
+/// Prints the file of a client, for the proxy at `--host`, else where the settings say that it
+/// listens.
+pub(super) fn run(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result<u8, CommandFault> {
+    let client = command.word().unwrap_or_default();
+    let text = write(client, command.value("--host"), command.settings);
+    Ok(streams.print_result(text))
+}
+
+fn write(client: &str, host: Option<&str>, settings: &Settings) -> Result<String, String> {
     let mut files = FILES.iter();
     let (_, text) = files.find(|(name, _)| *name == client).ok_or_else(|| {
         let names: Vec<&str> = names().collect();
@@ -66,10 +70,9 @@ pub(super) fn write(
 fn own_address(settings: &Settings) -> String {
     let port = settings.listen_port;
     match &settings.listen_host {
-        ListenHost::Address(address) if !address.is_unspecified() => match address.is_ipv6() {
-            true => format!("[{address}]:{port}"),
-            false => format!("{address}:{port}"),
-        },
+        ListenHost::Address(address) if !address.is_unspecified() => {
+            SocketAddr::new(*address, port).to_string()
+        }
         ListenHost::Name(name) => format!("{name}:{port}"),
         ListenHost::Address(_) | ListenHost::Unix(_) => format!("localhost:{port}"),
     }

@@ -1,9 +1,9 @@
 //! The commands. Owns: the one table of them, their help, and finding the one that was meant. Must
 //! not: run one.
 
-use super::images::ImageCommand;
-use super::output::{CommandFault, Streams};
-use super::{carry, kept};
+use super::invocation::{CommandFault, Invocation};
+use super::output::Streams;
+use super::{carry, client, health, kept, status};
 use crate::config::{self, Arguments, VERSION};
 
 /// A command, and how it is called.
@@ -26,15 +26,13 @@ type CommandFlag = (&'static str, &'static str);
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Action {
     Check,
-    Client,
     Completions,
-    Health,
     Help,
-    Images(fn(ImageCommand<'_>, &mut Streams<'_>) -> Result<u8, CommandFault>),
     Man,
+    /// Needs settings without a fault.
+    Run(fn(Invocation<'_>, &mut Streams<'_>) -> Result<u8, CommandFault>),
     Serve,
     Settings,
-    Status,
     Version,
 }
 
@@ -46,7 +44,7 @@ pub(super) static COMMANDS: &[Command] = &[
         details: "It runs until SIGTERM or SIGINT, which let running transfers end. SIGHUP reads \
                   certificates and logins again.",
         flags: &[] },
-    Command { name: "health", usage: "", action: Action::Health,
+    Command { name: "health", usage: "", action: Action::Run(health::run),
         about: "ask the running proxy whether it is ready",
         details: "It asks /readyz over loopback and ends with 0 or 1: a health check for an image \
                   without a shell.",
@@ -62,7 +60,7 @@ pub(super) static COMMANDS: &[Command] = &[
         about: "show the effective settings and their origin",
         details: "Secrets are hidden.",
         flags: &[JSON] },
-    Command { name: "status", usage: "", action: Action::Status,
+    Command { name: "status", usage: "", action: Action::Run(status::run),
         about: "show what the running proxy does",
         details: "It asks the proxy that these settings describe. A login is sent to the \
                   certificate in SSL_CERTIFICATE alone, where there is one.",
@@ -72,35 +70,35 @@ pub(super) static COMMANDS: &[Command] = &[
             ("--login", "file with USER:PASSWORD, where AUTH_FILE holds"),
             ("--certificate", "PEM file with certificate and key, for SSL_CLIENT_CA"),
         ] },
-    Command { name: "client", action: Action::Client,
+    Command { name: "client", action: Action::Run(client::run),
         usage: "docker|containerd|podman|flux|kubernetes",
         about: "print a client's own configuration for this proxy",
         details: "The address is where the settings say that the proxy listens; --host gives \
                   another.",
         flags: &[("--host", "HOST:PORT of the proxy, as the client reaches it")] },
-    Command { name: "list", usage: "", action: Action::Images(kept::list),
+    Command { name: "list", usage: "", action: Action::Run(kept::list),
         about: "list the images in the cache",
         details: "One line an image: with a tag or without one, by registry, repository and tag. \
                   It reads the directory; no proxy need run.",
         flags: &[JSON] },
-    Command { name: "verify", usage: "[IMAGE]…", action: Action::Images(kept::verify),
+    Command { name: "verify", usage: "[IMAGE]…", action: Action::Run(kept::verify),
         about: "tell whether images are complete in the cache",
         details: "It says of each image whether it is complete, and which digests are missing or \
                   damaged; each blob is hashed. Without IMAGE it looks at all of the cache. It \
                   changes nothing, and may run beside a proxy. It ends with 0 when all is \
                   complete, else with 1.",
         flags: &[("--platform", "only these, as in linux/amd64; else PREFETCH_PLATFORMS")] },
-    Command { name: "remove", usage: "IMAGE…", action: Action::Images(kept::remove),
+    Command { name: "remove", usage: "IMAGE…", action: Action::Run(kept::remove),
         about: "remove images from the cache",
         details: "It removes tags, or digests with all their tags, and then what no other image \
                   needs. A pinned image stays. It may run beside a proxy.",
         flags: &[] },
-    Command { name: "pull", usage: "IMAGE…", action: Action::Images(carry::pull),
+    Command { name: "pull", usage: "IMAGE…", action: Action::Run(carry::pull),
         about: "fetch images into the cache",
         details: "It fetches what the cache lacks of each image and of what refers to it, also \
                   while a proxy uses the directory. It ends with 1 when something failed.",
         flags: &[("--platform", "only these, as in linux/amd64,linux/arm64; else all")] },
-    Command { name: "export", usage: "IMAGE…", action: Action::Images(carry::export),
+    Command { name: "export", usage: "IMAGE…", action: Action::Run(carry::export),
         about: "write cached images as an OCI layout",
         details: "The layout (image-spec image-layout.md) has the images with their signatures and \
                   other referrers. The other side takes it with `import`; skopeo and others read \
@@ -110,7 +108,7 @@ pub(super) static COMMANDS: &[Command] = &[
             ("--since", "an earlier export, or the other side's cache or index.json"),
             PLATFORM,
         ] },
-    Command { name: "import", usage: "DIR|FILE.tar", action: Action::Images(carry::import),
+    Command { name: "import", usage: "DIR|FILE.tar", action: Action::Run(carry::import),
         about: "read an OCI layout into the cache",
         details: "All of it is verified before anything is kept. An import that was stopped goes \
                   on where it was. A tag appears when its whole image is here.",
@@ -137,21 +135,6 @@ pub(super) static COMMANDS: &[Command] = &[
 const JSON: CommandFlag = ("--json", "one JSON document instead of a table");
 const PLATFORM: CommandFlag = ("--platform", "only these, as in linux/amd64,linux/arm64");
 
-/// What the command line asks for.
-#[derive(Debug)]
-pub(super) struct Wanted {
-    pub(super) action: Action,
-    /// The words behind the command: one at the most, unless its usage ends with `…`.
-    pub(super) words: Vec<String>,
-}
-
-impl Wanted {
-    /// The word behind the command, for those that take one.
-    pub(super) fn word(&self) -> Option<&str> {
-        self.words.first().map(String::as_str)
-    }
-}
-
 impl Command {
     fn named(name: &str) -> Result<&'static Self, String> {
         let found = COMMANDS.iter().find(|command| command.name == name);
@@ -165,7 +148,8 @@ impl Command {
         })
     }
 
-    fn checked(&self, arguments: &Arguments) -> Result<Wanted, String> {
+    /// The words behind the command: one at the most, unless its usage ends with `…`.
+    fn words(&self, arguments: &Arguments) -> Result<Vec<String>, String> {
         let name = self.name;
         let takes = |flag: &str| self.flags.iter().any(|(own, _)| *own == flag);
         if let Some(odd) = arguments.flags.iter().find(|flag| !takes(flag)) {
@@ -190,8 +174,7 @@ impl Command {
             let fault = format!("{name}: expected {}", self.usage);
             return Err(fault);
         }
-        let action = self.action;
-        Ok(Wanted { action, words })
+        Ok(words)
     }
 
     fn help(&self) -> String {
@@ -213,24 +196,23 @@ impl Command {
     }
 }
 
-/// Finds the command that the arguments name. `--help` with a command is the help of that command.
-pub(super) fn find(arguments: &Arguments) -> Result<Wanted, String> {
+/// Finds what the arguments ask for, and the words behind the command. `--help` with a command is
+/// the help of that command.
+///
+/// # Errors
+/// There is no such command, or it takes no such words or flags.
+pub(super) fn find(arguments: &Arguments) -> Result<(Action, Vec<String>), String> {
     let word = arguments.words.first().cloned();
     if arguments.help {
         // Whatever else is wrong, help is given.
         let known = word.filter(|word| word != "help" && Command::named(word).is_ok());
-        return Ok(Wanted {
-            action: Action::Help,
-            words: known.into_iter().collect(),
-        });
+        return Ok((Action::Help, known.into_iter().collect()));
     }
     if arguments.version {
-        return Ok(Wanted {
-            action: Action::Version,
-            words: Vec::new(),
-        });
+        return Ok((Action::Version, Vec::new()));
     }
-    Command::named(word.as_deref().unwrap_or("serve"))?.checked(arguments)
+    let command = Command::named(word.as_deref().unwrap_or("serve"))?;
+    Ok((command.action, command.words(arguments)?))
 }
 
 /// The help of a command, or of all.

@@ -4,40 +4,44 @@
 
 use std::time::Duration;
 
+use super::invocation::{CommandFault, Invocation};
 use super::output::Streams;
 use super::running::{self, LocalQuestion, ProxyAddress};
-use crate::config::Settings;
 use crate::upstream::loopback::LoopbackCertificates;
 
-/// What is asked. Container engines give a health check 5 s and more, and a proxy that is well
-/// answers within one; `/readyz` has one line.
-const READYZ: LocalQuestion<'static> = LocalQuestion {
-    tls: None,
-    authorization: None,
-    target: "/readyz",
-    command: "health",
-    limit: Duration::from_secs(3),
-    bytes_max: 16 << 10,
-};
+/// Container engines give a health check 5 s and more, and a proxy that is well answers within one.
+const LIMIT: Duration = Duration::from_secs(3);
+/// `/readyz` has one line.
+const BYTES_MAX: u64 = 16 << 10;
 
 /// Asks `/readyz` of the proxy that runs with the same settings.
-pub(super) fn run(settings: &Settings, streams: &mut Streams<'_>) -> u8 {
-    let place = match ProxyAddress::of(settings) {
-        Ok(place) => place,
-        Err(why) => return streams.complain(&[why]),
-    };
-    let question = LocalQuestion {
-        // Nothing secret is asked or answered, and the probes need no certificate of ours.
-        tls: settings.tls.enabled.then(LoopbackCertificates::default),
-        ..READYZ
-    };
-    let answer = running::ask(&place, question);
-    let answer = answer.map(|(status, body)| (status, body.trim().replace(char::is_control, " ")));
-    match answer {
-        Ok((200, reason)) => streams.print(&format!("{reason}\n")),
-        Ok((status, reason)) => streams.fail(&format!("not ready: {status} {reason}\n")),
-        Err(error) => streams.fail(&format!("no answer from {place}: {error}\n")),
-    }
+pub(super) fn run(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result<u8, CommandFault> {
+    let place = ProxyAddress::of(command.settings);
+    let place = place.map_err(|why| CommandFault::Usage(vec![why]))?;
+    let answer = running::ask(
+        &place,
+        &LocalQuestion {
+            // Nothing secret is asked or answered, and the probes need no certificate of ours.
+            tls: command
+                .settings
+                .tls
+                .enabled
+                .then(LoopbackCertificates::default),
+            authorization: None,
+            target: "/readyz",
+            command: "health",
+            limit: LIMIT,
+            bytes_max: BYTES_MAX,
+        },
+    );
+    let one_line = |text: String| text.trim().replace(char::is_control, " ");
+    Ok(
+        match answer.map(|(status, body)| (status, one_line(body))) {
+            Ok((200, reason)) => streams.print(&format!("{reason}\n")),
+            Ok((status, reason)) => streams.fail(&format!("not ready: {status} {reason}\n")),
+            Err(why) => streams.fail(&format!("no answer from {place}: {why}\n")),
+        },
+    )
 }
 
 #[cfg(test)]

@@ -3,26 +3,16 @@
 
 use std::path::Path;
 
-use super::output::CommandFault;
+use super::invocation::{CommandFault, Invocation};
 use crate::app;
 use crate::cache::disk::Disk;
 use crate::cache::names::{Names, OwnedScope};
 use crate::cache::store::{OpenError, Store};
-use crate::config::{Arguments, Settings};
 use crate::image_name::ImageName;
 use crate::oci::Registry;
 use crate::platforms::Platforms;
 
-/// A command about images.
-#[derive(Clone, Copy)]
-pub(super) struct ImageCommand<'a> {
-    pub(super) settings: &'a Settings,
-    /// The words behind its name.
-    pub(super) words: &'a [String],
-    pub(super) arguments: &'a Arguments,
-}
-
-impl ImageCommand<'_> {
+impl Invocation<'_> {
     /// The images that its words name, and the platforms: those of `--platform`, else `default`.
     ///
     /// # Errors
@@ -38,7 +28,7 @@ impl ImageCommand<'_> {
                 Err(why) => faults.push(why),
             }
         }
-        let platforms = match self.arguments.value("--platform") {
+        let platforms = match self.value("--platform") {
             None => Ok(default.clone()),
             Some(text) => text
                 .parse()

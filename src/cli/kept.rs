@@ -3,8 +3,8 @@
 
 use serde_json::{Value, json};
 
-use super::images::ImageCommand;
-use super::output::{CommandFault, Streams, columns};
+use super::invocation::{CommandFault, Invocation};
+use super::output::{Streams, columns};
 use super::progress::{Progress, bytes};
 use crate::app;
 use crate::cache::audit::{Audit, Verdict};
@@ -25,15 +25,12 @@ const MOVES_SHOWN: usize = 10;
 const TIME_SHOWN: usize = "2026-11-29T08:00".len();
 
 /// Lists every image in the cache.
-pub(super) fn list(
-    command: ImageCommand<'_>,
-    streams: &mut Streams<'_>,
-) -> Result<u8, CommandFault> {
+pub(super) fn list(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result<u8, CommandFault> {
     let disk = command.open_cache(Store::open_read_only)?;
     let pins = app::pins(command.settings);
     let mut rows = Vec::new();
     holdings(&disk).each(&mut |image| rows.push(describe(&image, command.settings, &pins)));
-    if command.arguments.flags.contains(&"--json") {
+    if command.has("--json") {
         let rows: Vec<String> = rows.iter().map(Value::to_string).collect();
         let text = format!("{{\"images\":[\n{}\n]}}\n", rows.join(",\n"));
         return Ok(streams.print(&text));
@@ -109,7 +106,7 @@ fn platforms(image: &Value) -> String {
 
 /// Says whether images are complete, and whether every blob is what its name says.
 pub(super) fn verify(
-    command: ImageCommand<'_>,
+    command: Invocation<'_>,
     streams: &mut Streams<'_>,
 ) -> Result<u8, CommandFault> {
     let (names, platforms) = command.images(&command.settings.prefetch.platforms)?;
@@ -230,7 +227,7 @@ impl Verification<'_, '_> {
 
 /// Removes images, and what nothing else needs.
 pub(super) fn remove(
-    command: ImageCommand<'_>,
+    command: Invocation<'_>,
     streams: &mut Streams<'_>,
 ) -> Result<u8, CommandFault> {
     let (names, _) = command.images(&Platforms::default())?;

@@ -3,6 +3,7 @@
 
 use std::io::{self, Write};
 
+use super::invocation::CommandFault;
 use crate::config::{EXIT_FAILED, EXIT_OK, EXIT_SETTINGS};
 use crate::log::{self, Format, Level};
 
@@ -49,21 +50,6 @@ impl Streams<'_> {
     /// Says something on standard error that is no fault.
     pub(super) fn note(&mut self, text: &str) {
         self.complain(&[text]);
-    }
-}
-
-/// Why a command has not done what it was to do.
-#[derive(Debug)]
-pub(super) enum CommandFault {
-    /// All that is wrong with its words and flags.
-    Usage(Vec<String>),
-    /// Anything else.
-    Failed(String),
-}
-
-impl From<String> for CommandFault {
-    fn from(why: String) -> Self {
-        Self::Failed(why)
     }
 }
 

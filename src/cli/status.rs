@@ -1,24 +1,25 @@
-//! `status`: the running proxy's `/status.json` in a terminal. Owns: its words. Must not: know more
-//! than that document says.
+//! `status`: the running proxy's `/status.json` in a terminal. Owns: which of its fields are shown.
+//! Must not: know more than that document says.
 
 use std::fs::File;
 use std::io::{IsTerminal as _, Read as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
 
+use super::invocation::{CommandFault, Invocation};
 use super::output::Streams;
 use super::progress::{bar, bytes};
 use super::running::{self, LocalQuestion, ProxyAddress};
-use crate::config::{EXIT_OK, Settings};
+use crate::config::EXIT_OK;
 use crate::secret::{Secret, basic_authorization};
 use crate::upstream::loopback::LoopbackCertificates;
 
 /// The document is made in a moment.
 const LIMIT: Duration = Duration::from_secs(5);
 /// The largest document, with 200 transfers and 100 failures, has some 300 KB.
-const BYTES_MAX: usize = 4 << 20;
+const BYTES_MAX: u64 = 4 << 20;
 /// Longest login: a password of bcrypt has 72 bytes.
 const LOGIN_BYTES_MAX: u64 = 1024;
 /// Time between two looks with `--watch`.
@@ -28,57 +29,49 @@ const FAILURES_SHOWN: usize = 5;
 /// Clears a terminal and goes to its beginning (ECMA-48: CUP, ED).
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
-/// What the command line asks for.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Form<'a> {
-    /// The document itself.
-    pub(super) json: bool,
-    /// Again and again, until the output or the proxy is gone.
-    pub(super) watch: bool,
-    /// A file with `USER:PASSWORD`.
-    pub(super) login: Option<&'a Path>,
-    /// A PEM file with our certificate and its key.
-    pub(super) certificate: Option<&'a Path>,
-}
-
 /// Shows the status of the proxy that runs with the same settings.
-pub(super) fn run(settings: &Settings, form: Form<'_>, streams: &mut Streams<'_>) -> u8 {
-    let place = ProxyAddress::of_status(settings);
-    let login = form.login.map(read_login).transpose();
-    let (place, login) = match (place, login) {
-        (Ok(place), Ok(login)) => (place, login),
-        (Err(why), _) | (_, Err(why)) => return streams.complain(&[why]),
-    };
-    // At an address of its own it is plain HTTP, without login. A secret goes to the certificate
-    // that we know.
-    let is_tls = settings.tls.enabled && settings.metrics.listen.is_none();
-    let known = settings.tls.certificate.as_deref();
-    let question = LocalQuestion {
-        tls: is_tls.then_some(LoopbackCertificates {
-            proxy: known.filter(|_| login.is_some()),
-            client: form.certificate,
-        }),
-        authorization: login.as_ref().filter(|_| settings.metrics.listen.is_none()),
-        target: "/status.json",
-        command: "status",
-        limit: LIMIT,
-        bytes_max: BYTES_MAX,
-    };
-    let clears = form.watch && !form.json && std::io::stdout().is_terminal();
+pub(super) fn run(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result<u8, CommandFault> {
+    let usage = |why| CommandFault::Usage(vec![why]);
+    let place = ProxyAddress::of_status(command.settings).map_err(usage)?;
+    let question = form_question(command).map_err(usage)?;
+    let (json, watch) = (command.has("--json"), command.has("--watch"));
+    let clears = watch && !json && std::io::stdout().is_terminal();
     loop {
-        let shown = match ask(&place, question, form.json) {
+        let shown = match ask(&place, &question, json) {
             Ok(shown) => shown,
-            Err(why) => return streams.fail(&format!("{why}\n")),
+            Err(why) => return Ok(streams.fail(&format!("{why}\n"))),
         };
         let before = if clears { CLEAR } else { "" };
         // A reader that has gone has seen what it wanted.
         let written = write!(streams.out, "{before}{shown}").and_then(|()| streams.out.flush());
         match written {
-            Ok(()) if !form.watch => return EXIT_OK,
+            Ok(()) if !watch => return Ok(EXIT_OK),
             Ok(()) => std::thread::sleep(WATCH_INTERVAL),
-            Err(_) => return streams.print(""),
+            Err(_) => return Ok(streams.print("")),
         }
     }
+}
+
+/// At an address of its own the status is plain HTTP, without login. A secret goes to the
+/// certificate that we know.
+fn form_question(command: Invocation<'_>) -> Result<LocalQuestion, String> {
+    let (settings, path) = (command.settings, |flag| {
+        command.value(flag).map(PathBuf::from)
+    });
+    let login = path("--login").map(|path| read_login(&path)).transpose()?;
+    let shares_door = settings.metrics.listen.is_none();
+    let tls = LoopbackCertificates {
+        proxy: settings.tls.certificate.clone().filter(|_| login.is_some()),
+        client: path("--certificate"),
+    };
+    Ok(LocalQuestion {
+        tls: (settings.tls.enabled && shares_door).then_some(tls),
+        authorization: login.filter(|_| shares_door),
+        target: "/status.json",
+        command: "status",
+        limit: LIMIT,
+        bytes_max: BYTES_MAX,
+    })
 }
 
 /// The value of `Authorization` for the login in a file.
@@ -97,10 +90,10 @@ fn read_login(path: &Path) -> Result<Secret<String>, String> {
 }
 
 /// The status, as it is shown.
-fn ask(place: &ProxyAddress, question: LocalQuestion<'_>, json: bool) -> Result<String, String> {
+fn ask(place: &ProxyAddress, question: &LocalQuestion, json: bool) -> Result<String, String> {
     let answer = running::ask(place, question);
-    let (status, body) = answer.map_err(|error| format!("no answer from {place}: {error}"))?;
-    match (status, question.authorization) {
+    let (status, body) = answer.map_err(|why| format!("no answer from {place}: {why}"))?;
+    match (status, &question.authorization) {
         (200, _) if json => Ok(format!("{}\n", body.trim_end())),
         (200, _) => match serde_json::from_str(&body) {
             Ok(document) => Ok(describe(&document)),
@@ -119,44 +112,39 @@ fn ask(place: &ProxyAddress, question: LocalQuestion<'_>, json: bool) -> Result<
     }
 }
 
-/// The document in words.
+/// The document, a line for each thing.
 fn describe(document: &Value) -> String {
-    let mut lines = vec![text(&document["sentence"])];
-    let mut row = |name: &str, words: String| lines.push(format!("{name:<10} {words}"));
-    let identity = &document["identity"];
-    if !identity.is_null() {
-        let source = text(&identity["source"]);
-        row(
-            "identity",
-            format!("{} (from {source})", text(&identity["arn"])),
-        );
-    }
+    let mut lines = vec![show("sentence", &document["sentence"])];
+    let mut row = |name: &str, words: Vec<String>| {
+        if !words.is_empty() {
+            lines.push(format!("{name:<10} {}", words.join(", ")));
+        }
+    };
+    row(
+        "identity",
+        list_fields(&document["identity"], "arn source last_error"),
+    );
     for registry in list(&document["registries"]) {
-        row("registry", describe_registry(registry));
+        let mut words = list_fields(registry, "name breaker last_error");
+        let token = list_fields(&registry["token"], "left_s renews_s last_error");
+        words.extend(token.iter().map(|words| format!("token {words}")));
+        row("registry", words);
     }
-    let cache = &document["cache"];
-    if !cache.is_null() {
-        row("cache", describe_cache(cache));
-    }
-    let day = &document["day"];
-    let count = |name: &str| format!("{} {name}", number(&day[name]));
-    let names = ["hit", "stale", "miss", "other", "refused", "failed"].map(count);
-    let saved = bytes(number(&day["saved_bytes"]));
-    row("24 hours", format!("{}; {saved} saved", names.join(", ")));
-    let transfers = &document["transfers"];
-    for transfer in list(&transfers["running"]) {
+    let cache = "directory used_bytes quota_bytes free_bytes is_full_of_pins evicted_images \
+                 damaged_blobs scrub_percent scrub_ended";
+    row("cache", list_fields(&document["cache"], cache));
+    let day = "hit stale miss other refused failed saved_bytes";
+    row("24 hours", list_fields(&document["day"], day));
+    for transfer in list(&document["transfers"]["running"]) {
         row(
-            text(&transfer["kind"]).as_str(),
+            &show("kind", &transfer["kind"]),
             describe_transfer(transfer),
         );
     }
     for failure in list(&document["failures"]).iter().take(FAILURES_SHOWN) {
-        let [at, method, target] = ["at", "method", "target"].map(|name| text(&failure[name]));
-        let (error, id) = (text(&failure["error"]), text(&failure["request"]));
-        let status = number(&failure["status"]);
         row(
             "failure",
-            format!("{at} {status} {method} {target}: {error} (request {id})"),
+            list_fields(failure, "at status method target error request"),
         );
     }
     // Names and errors come from clients and registries; a terminal obeys control characters.
@@ -164,83 +152,48 @@ fn describe(document: &Value) -> String {
     clean.map(|line| line + "\n").collect()
 }
 
-fn describe_registry(registry: &Value) -> String {
-    let token = &registry["token"];
-    let mut words = text(&registry["name"]);
-    if let Some(left) = token["left_s"].as_u64() {
-        words.push_str(&format!(": token {} left", span(left)));
-        if let Some(renews) = token["renews_s"].as_u64() {
-            words.push_str(&format!(", renewal in {}", span(renews)));
-        }
-    } else if !token.is_null() {
-        words.push_str(": no token");
-    }
-    if registry["breaker"] == "open" {
-        words.push_str("; out of reach");
-    }
-    for error in [&token["last_error"], &registry["last_error"]] {
-        if let Some(error) = error.as_str() {
-            words.push_str(&format!("; last error: {error}"));
-        }
-    }
+fn describe_transfer(transfer: &Value) -> Vec<String> {
+    let number = |name: &str| transfer[name].as_u64().unwrap_or_default();
+    let progress = match number("total_bytes") {
+        0 => bytes(number("bytes")),
+        total => bar(number("bytes"), total),
+    };
+    let mut words = vec![progress, format!("{}/s", bytes(number("bytes_per_second")))];
+    let others = "left_s idle_s repository digest clients source";
+    words.extend(list_fields(transfer, others));
     words
 }
 
-fn describe_cache(cache: &Value) -> String {
-    let [used, quota, free] =
-        ["used_bytes", "quota_bytes", "free_bytes"].map(|name| bytes(number(&cache[name])));
-    let [evicted, damaged] = ["evicted_images", "damaged_blobs"].map(|name| number(&cache[name]));
-    let directory = text(&cache["directory"]);
-    let pins = match cache["is_full_of_pins"] == true {
-        true => "; pinned images fill it, others are not kept",
-        false => "",
-    };
-    let scrub = match (&cache["scrub_ended"], cache["scrub_percent"].as_u64()) {
-        (_, Some(percent)) => format!("; scrub at {percent}%"),
-        (Value::String(ended), None) => format!("; last scrub {ended}"),
-        _ => String::new(),
-    };
-    format!(
-        "{used} of {quota} in {directory}{pins}{scrub}; {free} free on the disk; {evicted} images \
-         evicted, {damaged} blobs damaged"
-    )
+/// The fields of these names that say something: each with its name, but for the unit at its end.
+fn list_fields(object: &Value, names: &str) -> Vec<String> {
+    let said = names
+        .split(' ')
+        .filter(|name| !matches!(object[*name], Value::Null | Value::Bool(false)));
+    let words = said.map(|name| {
+        let words = name.trim_end_matches("_bytes").trim_end_matches("_s");
+        let words = words.replace('_', " ");
+        match &object[name] {
+            Value::Bool(_) => words,
+            value => format!("{words} {}", show(name, value)),
+        }
+    });
+    words.collect()
 }
 
-fn describe_transfer(transfer: &Value) -> String {
-    let (done, total) = (number(&transfer["bytes"]), transfer["total_bytes"].as_u64());
-    let mut words = match total.filter(|total| *total > 0) {
-        Some(total) => bar(done, total),
-        None => bytes(done),
-    };
-    words.push_str(&format!(
-        ", {}/s",
-        bytes(number(&transfer["bytes_per_second"]))
-    ));
-    if let Some(left) = transfer["left_s"].as_u64() {
-        words.push_str(&format!(", {} left", span(left)));
+/// A value as its field's name has its unit.
+fn show(name: &str, value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) if name.ends_with("_bytes") => {
+            bytes(number.as_u64().unwrap_or_default())
+        }
+        Value::Number(number) if name.ends_with("_s") => span(number.as_u64().unwrap_or_default()),
+        other => other.to_string(),
     }
-    let idle = number(&transfer["idle_s"]);
-    if idle >= 10 {
-        words.push_str(&format!(", NO BYTE FOR {}", span(idle)));
-    }
-    let digest: String = text(&transfer["digest"]).chars().take(19).collect();
-    let (repository, clients) = (text(&transfer["repository"]), number(&transfer["clients"]));
-    format!(
-        "{words}; {repository} {digest}, {clients} clients, from {}",
-        text(&transfer["source"])
-    )
 }
 
 fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
-}
-
-fn text(value: &Value) -> String {
-    value.as_str().unwrap_or("not known").to_owned()
-}
-
-fn number(value: &Value) -> u64 {
-    value.as_u64().unwrap_or_default()
 }
 
 /// A time with its two largest units.
@@ -283,11 +236,13 @@ mod tests {
         let shown = describe(&document);
         for line in [
             "Ready.\n",
-            "registry   r.example: token 2 h 1 min left, renewal in 1 min 1 s; out of reach; last \
-             error: gone\n",
-            "24 hours   3 hit, 0 stale, 0 miss, 0 other, 0 refused, 0 failed; 2.0 KiB saved\n",
-            "fill       [=====               ]  25% 50 B of 200 B, 10 B/s, 15 s left, NO BYTE FOR \
-             12 s; team/ [31mapp sha256:0123456789ab, 2 clients, from upstream\n",
+            "identity   arn arn:aws:iam::1:role/x, source environment\n",
+            "registry   name r.example, breaker open, last error gone, token left 2 h 1 min, token \
+             renews 1 min 1 s\n",
+            "24 hours   hit 3, saved 2.0 KiB\n",
+            "fill       [=====               ]  25% 50 B of 200 B, 10 B/s, left 15 s, idle 12 s, \
+             repository team/ [31mapp, digest sha256:0123456789abcdef, clients 2, source \
+             upstream\n",
         ] {
             assert!(shown.contains(line), "{line}{shown}");
         }

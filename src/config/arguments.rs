@@ -16,27 +16,18 @@ const SLIP_EDITS_MAX: usize = 2;
 /// Longest word that is compared with the flags: the comparison is quadratic.
 const SLIP_LENGTH_MAX: usize = 64;
 
-/// Flags that are no settings; the commands say which of them they take.
-pub(super) const COMMAND_FLAGS: [&str; 9] = [
-    "--as",
-    "--certificate",
-    "--host",
-    "--json",
-    "--login",
-    "--platform",
-    "--since",
-    "--to",
-    "--watch",
-];
-/// Those that have a value, with an example.
-const VALUES: [(&str, &str); 7] = [
+/// Flags that are no settings, each with an example of its value, if it has one. The commands say
+/// which of them they take.
+const COMMAND_FLAGS: [(&str, &str); 9] = [
     ("--as", "registry.example.com/team/app"),
     ("--certificate", "client.pem"),
     ("--host", "proxy.example.com:8080"),
+    ("--json", ""),
     ("--login", "status.login"),
     ("--platform", "linux/amd64"),
     ("--since", "last-week.tar"),
     ("--to", "images.tar"),
+    ("--watch", ""),
 ];
 
 /// The command line, taken apart.
@@ -95,13 +86,13 @@ impl Arguments {
         text: &str,
         rest: &mut Peekable<impl Iterator<Item = ArgumentText>>,
     ) {
-        self.flags.extend(command_flag(text));
-        let flag = VALUES
-            .iter()
-            .find(|(flag, _)| command_flag(text) == Some(flag));
-        let Some((flag, example)) = flag else {
+        let Some((flag, example)) = command_flag(text) else {
             return;
         };
+        self.flags.push(flag);
+        if example.is_empty() {
+            return;
+        }
         let value = text.split_once('=').map(|(_, value)| value.to_owned());
         let next = || Some(rest.next_if(|next| !next.text.starts_with('-'))?.text);
         let value = value.or_else(next).filter(|value| !value.trim().is_empty());
@@ -155,14 +146,15 @@ impl Arguments {
 
 /// True for a flag behind which a value stands: that of any setting, and some of commands.
 pub fn takes_value(flag: &str) -> bool {
-    let is_switch = COMMAND_FLAGS.contains(&flag) || flag == "--help";
-    !is_switch || VALUES.iter().any(|(known, _)| *known == flag)
+    let known = COMMAND_FLAGS.iter().find(|(known, _)| *known == flag);
+    flag != "--help" && known.is_none_or(|(_, example)| !example.is_empty())
 }
 
-/// The flag that a word is; its value may stand behind an equals sign.
-fn command_flag(text: &str) -> Option<&'static str> {
+/// The flag that a word is, and the example of its value, which may stand behind an equals sign.
+fn command_flag(text: &str) -> Option<(&'static str, &'static str)> {
     let name = text.split_once('=').map_or(text, |(name, _)| name);
-    let is = |flag: &&str| text == *flag || (name == *flag && takes_value(flag));
+    let is =
+        |(flag, example): &(&str, &str)| text == *flag || (name == *flag && !example.is_empty());
     COMMAND_FLAGS.into_iter().find(is)
 }
 
@@ -204,7 +196,8 @@ pub fn nearest(word: &str, known: impl Iterator<Item = String>) -> Option<String
 
 fn unknown_flag(flag: &str) -> Fault {
     let shown = mask(flag);
-    let own = ["--help", "--version"].into_iter().chain(COMMAND_FLAGS);
+    let own = ["--help", "--version"].into_iter();
+    let own = own.chain(COMMAND_FLAGS.iter().map(|(flag, _)| *flag));
     let flags = table_rows()
         .flat_map(Setting::names)
         .map(flag_of)

@@ -3,8 +3,8 @@
 //! Must not: send a secret to a proxy whose certificate is not known.
 
 use std::io::{self, Read, Write};
-use std::net::IpAddr;
-use std::path::Path;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -18,25 +18,25 @@ use rustls::{
 };
 
 /// PEM files of the two ends.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct LoopbackCertificates<'a> {
+#[derive(Debug, Clone, Default)]
+pub struct LoopbackCertificates {
     /// The proxy's own certificate comes first in it. None: any is believed.
-    pub proxy: Option<&'a Path>,
+    pub proxy: Option<PathBuf>,
     /// Our own certificate and its key.
-    pub client: Option<&'a Path>,
+    pub client: Option<PathBuf>,
 }
 
-/// Speaks TLS over `stream` to `host`. The first use shakes hands.
+/// Speaks TLS over `stream`. The first use shakes hands.
 ///
 /// # Errors
 /// When a file cannot be used; nothing is sent before the first use.
 pub fn connect<S: Read + Write>(
-    host: IpAddr,
     stream: S,
-    files: LoopbackCertificates<'_>,
+    files: &LoopbackCertificates,
 ) -> io::Result<impl Read + Write> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let only = files.proxy.map(read_certificate).transpose()?;
+    let only = files.proxy.as_deref().map(read_certificate);
+    let only = only.transpose()?;
     let verifier = LoopbackVerifier {
         provider: Arc::clone(&provider),
         only,
@@ -46,7 +46,7 @@ pub fn connect<S: Read + Write>(
         .map_err(io::Error::other)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
-    let config = match files.client {
+    let config = match &files.client {
         None => config.with_no_client_auth(),
         Some(path) => {
             let key = PrivateKeyDer::from_pem_file(path).map_err(|error| fault(path, error))?;
@@ -55,7 +55,9 @@ pub fn connect<S: Read + Write>(
                 .map_err(|error| fault(path, error))?
         }
     };
-    let connection = ClientConnection::new(Arc::new(config), ServerName::from(host));
+    // A name that the certificate need not have; the server is told no address.
+    let host = ServerName::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let connection = ClientConnection::new(Arc::new(config), host);
     let connection = connection.map_err(io::Error::other)?;
     Ok(StreamOwned::new(connection, stream))
 }

@@ -109,29 +109,22 @@ fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 
 /// `YYMMDDHHMMSSZ` or `YYYYMMDDHHMMSSZ` (RFC 5280 §4.1.2.5), as a time of our kind.
 fn time(tag: u8, text: &[u8]) -> Option<SystemTime> {
-    let digits = text.strip_suffix(b"Z")?;
-    let number = |from: usize, to: usize| {
-        let digits = digits.get(from..to)?;
-        let digits = std::str::from_utf8(digits).ok()?;
-        let all_digits = digits.bytes().all(|digit| digit.is_ascii_digit());
-        all_digits.then(|| digits.parse::<i64>().ok()).flatten()
-    };
-    let (year, at) = match (tag, digits.len()) {
+    let text = std::str::from_utf8(text).ok()?;
+    let year = match (tag, text.len()) {
         // Two digits mean 1950 to 2049.
-        (UTC_TIME, 12) => match number(0, 2)? {
-            year @ 50.. => (1900 + year, 2),
-            year => (2000 + year, 2),
-        },
-        (GENERALIZED_TIME, 14) => (number(0, 4)?, 4),
+        (UTC_TIME, 13) if text < "5" => "20",
+        (UTC_TIME, 13) => "19",
+        (GENERALIZED_TIME, 15) => "",
         _ => return None,
     };
-    let part = |index: usize| number(at + 2 * index, at + 2 * index + 2);
-    let (month, day) = (part(0)?, part(1)?);
-    let seconds = part(2)? * 3600 + part(3)? * 60 + part(4)?;
-    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || year < 1970 {
-        return None;
-    }
-    calendar::time_at(year, month, day, seconds)
+    let text = format!("{year}{text}");
+    let part = |from: usize, to: usize| text.get(from..to);
+    let (year, month, day) = (part(0, 4)?, part(4, 6)?, part(6, 8)?);
+    let (hour, minute, second) = (part(8, 10)?, part(10, 12)?, part(12, 14)?);
+    let zone = text.get(14..).filter(|zone| *zone == "Z")?;
+    calendar::parse_rfc3339(&format!(
+        "{year}-{month}-{day}T{hour}:{minute}:{second}{zone}"
+    ))
 }
 
 #[cfg(test)]
