@@ -378,15 +378,17 @@ impl Survey {
         for image in images.iter_mut().rev() {
             image.alone = self.reach(place, &image.roots, &mut met);
         }
-        // What no image needs: blobs without a manifest, and manifests that lead to each other.
-        for (id, (accessed, _)) in &place.links {
-            let is_young = self.node(*id).is_some_and(|node| node.is_young);
-            let alone = self.reach(place, &[*id], &mut met);
-            if !alone.is_empty() && (place.is_manifest(*id) || !is_young) {
-                let accessed = *used.get(id).unwrap_or(accessed);
+        // What no image needs: manifests that lead to each other, then blobs without a manifest.
+        for id in place.manifests().chain(place.links.keys().copied()) {
+            let is_young = self.node(id).is_some_and(|node| node.is_young);
+            let alone = self.reach(place, &[id], &mut met);
+            if !alone.is_empty() && (place.is_manifest(id) || !is_young) {
+                let link = place.links.get(&id).map(|(accessed, _)| accessed);
+                let accessed = used.get(&id).or(link).copied();
+                let accessed = accessed.unwrap_or(SystemTime::UNIX_EPOCH);
                 images.push(EvictionUnit {
                     alone,
-                    ..EvictionUnit::of(number, vec![*id], accessed)
+                    ..EvictionUnit::of(number, vec![id], accessed)
                 });
             }
         }

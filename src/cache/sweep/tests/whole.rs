@@ -94,6 +94,28 @@ fn manifests_that_lead_back_to_their_subject_go_all_the_same() {
 }
 
 #[test]
+fn manifests_that_lead_to_each_other_are_one_image() {
+    let cache = Cache::new();
+    let image = cache.image("a", &[&layer(1), &layer(2)], 20);
+    let document = serde_json::json!({
+        "manifests": [{"digest": image.as_str(), "mediaType": IMAGE}],
+        "subject": {"digest": image.as_str()},
+    });
+    cache.manifest("a", IMAGE, &document, 20);
+    for n in [1, 2] {
+        let digest = digest_of(&layer(n));
+        cache.with("a", |scope| {
+            cache.names.touch_at(scope, "", None, &digest, at(1))
+        });
+    }
+    let older = cache.image("b:old", &[&layer(3)], 10);
+    evict_one(&cache);
+    assert!(cache.is_whole("a", &image, &[&layer(1), &layer(2)]) && !cache.store.has(&older));
+    evict_one(&cache);
+    assert_eq!(cache.store.used_bytes(), 0);
+}
+
+#[test]
 fn a_pinned_image_stays_with_all_it_needs() {
     let cache = Cache::new();
     let amd = cache.image("a", &[&layer(1), &layer(2)], 10);
