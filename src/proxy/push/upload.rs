@@ -108,12 +108,11 @@ fn patch(
     let chunk = chunk_range(exchange);
     let mut upload = take(exchange, name, chunk.map(|(start, _)| start));
     let mut reply = forward(exchange, (repository, None), body, upload.as_mut())?;
-    if !is_success(&reply) {
-        return Ok(reply);
-    }
-    // ECR says 201 (containers-roadmap#2831), the specification 202.
-    if reply.status == 201 {
-        reply.status = 202;
+    match reply.status {
+        // ECR says 201 (containers-roadmap#2831), the specification 202.
+        201 => reply.status = 202,
+        200..=299 => {}
+        _ => return Ok(reply),
     }
     if let Some((_, end)) = chunk {
         supply(&mut reply, "Range", format!("0-{end}"));
