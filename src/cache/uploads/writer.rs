@@ -44,9 +44,9 @@ pub(super) struct Queue {
 struct CopyQueue {
     items: VecDeque<Item>,
     bytes: usize,
-    /// The buffer of a piece that was written, for the next one: the allocator would give it back
-    /// to the system, and the system would clear it each time.
-    spare: Vec<u8>,
+    /// The buffers of pieces that were written, for the next ones: the allocator would give each
+    /// back to the system, and the system would clear it each time. No more than once waited.
+    spare: Vec<Vec<u8>>,
     /// The connection is done with it.
     closed: bool,
     /// The thread is done: whether there is a blob now.
@@ -90,7 +90,8 @@ impl Queue {
                 piece.extend_from_slice(bytes);
             }
             _ => {
-                let mut piece = std::mem::take(&mut state.spare);
+                let new_piece = || Vec::with_capacity(PIECE_BYTES);
+                let mut piece = state.spare.pop().unwrap_or_else(new_piece);
                 piece.extend_from_slice(bytes);
                 state.items.push_back(Item::Bytes(piece));
             }
@@ -166,7 +167,7 @@ impl Queue {
     /// Takes the buffer of a piece that was written.
     fn reuse(&self, mut piece: Vec<u8>) {
         piece.clear();
-        self.state.locked().spare = piece;
+        self.state.locked().spare.push(piece);
     }
 
     fn end(&self, kept: bool) {
