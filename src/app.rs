@@ -41,7 +41,7 @@ use crate::door::{
 };
 use crate::log;
 use crate::message::{Answer, Decider, Desk, Entrance, Request};
-use crate::metrics::repositories;
+use crate::metrics::requests;
 use crate::pages::{self, Pages};
 use crate::pool::Pool;
 use crate::proxy::Proxy;
@@ -51,7 +51,7 @@ use crate::status::Sources;
 use crate::upstream::client::POOL_MAX;
 use crate::upstream::exchange::Upstream;
 use listen::Address;
-use operator::{OperatorPages, OwnDoor, OwnSocket};
+use operator::{OperatorPages, OwnDoor};
 use readiness::list_registries;
 use reload::{FileStamps, Reloader, WatchedFiles};
 use threads::OnLost;
@@ -137,7 +137,7 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
         }
     };
     let bound = listen::open(settings)?;
-    let operators_socket = operator::bind(&settings.metrics)?;
+    let own_address = operator::bind(&settings.metrics)?;
     watch_signals(events)?;
     let cache_directory = cache_directory(settings);
     let listeners = bound.listeners.len();
@@ -158,8 +158,8 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
     let workers = start_workers(settings, decider, &on_lost)?;
     let limits = door_limits(settings, connections);
     let reloader = Reloader::start(watched, &on_lost)?;
-    let own_door = |socket: OwnSocket| socket.open(workers.clone(), Arc::clone(&on_lost));
-    let operators = operators_socket.map(own_door).transpose()?.map(Arc::new);
+    let own_door = |bound| operator::open_door(bound, workers.clone(), Arc::clone(&on_lost));
+    let operators = own_address.map(own_door).transpose()?.map(Arc::new);
     let (sockets, main) = (bound.listeners, Entrance::Main);
     let door = Door::open(
         sockets,
@@ -357,7 +357,7 @@ fn build_decider(
     });
     let (logins, metrics) = (access.logins.clone(), &settings.metrics);
     if metrics.repositories {
-        repositories::enable();
+        requests::count_repositories();
     }
     let operators = OperatorPages::new(sources, settings.status_page, logins, metrics);
     let proxy = Proxy::new(access, upstream, cache.clone(), settings);

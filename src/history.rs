@@ -9,7 +9,9 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{LazyLock, Mutex};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
+
+use serde_json::Value;
 
 use crate::label::label;
 use crate::locked::Locked;
@@ -18,12 +20,10 @@ use crate::locked::Locked;
 pub const MINUTES: usize = 24 * 60;
 /// Failures that are kept: more than a page shows, and 300 KB with the longest texts.
 pub const FAILURES_MAX: usize = 100;
-/// Longest text of a failure's field.
-const TEXT_BYTES_MAX: usize = 512;
 
 label! {
-    /// How a request under `/v2` ended.
-    pub enum Outcome {
+    /// What is counted by the minute: requests under `/v2` by their end, then bytes.
+    pub enum Event {
         /// From the cache.
         Hit = "hit",
         /// From the cache, which upstream could not confirm.
@@ -36,166 +36,117 @@ label! {
         Refused = "refused",
         /// The fault was here or upstream.
         Failed = "failed",
+        /// Bytes to clients, out of the cache: upstream did not have to send them.
+        SavedBytes = "saved_bytes",
+        /// Bytes to clients, from upstream.
+        UpstreamBytes = "upstream_bytes",
+        /// Bytes removed from the cache to hold the quota.
+        EvictedBytes = "evicted_bytes",
     }
 }
 
-label! {
-    /// Bytes that are counted by the minute.
-    pub enum Bytes {
-        /// To clients, out of the cache: upstream did not have to send them.
-        Saved = "saved_bytes",
-        /// To clients, from upstream.
-        Upstream = "upstream_bytes",
-        /// Removed from the cache to hold the quota.
-        Evicted = "evicted_bytes",
-    }
-}
-
-/// Numbers of a minute: requests by [`Outcome`], then bytes by [`Bytes`].
-pub const NUMBERS: usize = Outcome::ALL.len() + Bytes::ALL.len();
-
-/// The names of a minute's numbers.
-pub fn names() -> impl Iterator<Item = &'static str> {
-    let outcomes = Outcome::ALL.iter().map(|outcome| outcome.name());
-    outcomes.chain(Bytes::ALL.iter().map(|kind| kind.name()))
-}
+/// Those of [`Event::ALL`] that are requests.
+const REQUESTS: usize = Event::SavedBytes as usize;
 
 /// A place in the ring.
 struct MinuteSlot {
     /// The minute that it has, counted from 1; 0 before the first.
     minute: AtomicU32,
-    requests: [AtomicU32; Outcome::ALL.len()],
-    bytes: [AtomicU64; Bytes::ALL.len()],
+    requests: [AtomicU32; REQUESTS],
+    bytes: [AtomicU64; Event::ALL.len() - REQUESTS],
 }
 
 /// The ring of minutes.
-pub struct History {
-    slots: [MinuteSlot; MINUTES],
-}
+struct History([MinuteSlot; MINUTES]);
 
-/// The history of this process.
-pub static HISTORY: History = History::new();
+static HISTORY: History = History::new();
 /// The last failures of this process.
 pub static FAILURES: Failures = Failures(Mutex::new(VecDeque::new()));
 /// When the first minute began.
 static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
 
+/// Adds to a number of this minute.
+pub fn count(event: Event, number: u64) {
+    HISTORY.count(minute_now(), event, number);
+}
+
+/// The name of each number, and its values: one for each minute since the start, a day at the most.
+/// The last is this minute's.
+pub fn series() -> impl Iterator<Item = (&'static str, Vec<u64>)> {
+    let minute = minute_now();
+    let series = move |event: &Event| (event.name(), HISTORY.until(minute, *event));
+    Event::ALL.iter().map(series)
+}
+
 /// The minute it is, counted from 1.
-pub fn minute_now() -> u32 {
+fn minute_now() -> u32 {
     let minutes = STARTED.elapsed().as_secs() / 60;
     u32::try_from(minutes).unwrap_or(u32::MAX - 1) + 1
 }
 
 impl History {
     const fn new() -> Self {
-        Self {
-            slots: [const {
+        Self(
+            [const {
                 MinuteSlot {
                     minute: AtomicU32::new(0),
-                    requests: [const { AtomicU32::new(0) }; Outcome::ALL.len()],
-                    bytes: [const { AtomicU64::new(0) }; Bytes::ALL.len()],
+                    requests: [const { AtomicU32::new(0) }; REQUESTS],
+                    bytes: [const { AtomicU64::new(0) }; Event::ALL.len() - REQUESTS],
                 }
             }; MINUTES],
-        }
+        )
     }
 
-    /// Counts a request that ended in this minute.
-    pub fn count(&self, outcome: Outcome, minute: u32) {
+    fn slot(&self, minute: u32) -> &MinuteSlot {
+        let slot = self.0.get(minute as usize % MINUTES);
+        slot.unwrap_or(&self.0[0])
+    }
+
+    fn count(&self, minute: u32, event: Event, number: u64) {
         let slot = self.slot(minute);
-        if let Some(count) = slot.and_then(|slot| slot.requests.get(outcome as usize)) {
-            count.fetch_add(1, Relaxed);
-        }
-    }
-
-    /// Adds bytes to this minute.
-    pub fn add(&self, kind: Bytes, bytes: u64, minute: u32) {
-        if bytes == 0 {
-            return;
-        }
-        let slot = self.slot(minute);
-        if let Some(sum) = slot.and_then(|slot| slot.bytes.get(kind as usize)) {
-            sum.fetch_add(bytes, Relaxed);
-        }
-    }
-
-    /// The numbers of the minutes up to this one, the oldest first: since the start, and at most
-    /// [`MINUTES`].
-    pub fn until(&self, minute: u32) -> Vec<[u64; NUMBERS]> {
-        let first = minute.saturating_sub(u32::try_from(MINUTES).unwrap_or(0)) + 1;
-        (first..=minute)
-            .map(|minute| self.read(minute).unwrap_or_default())
-            .collect()
-    }
-
-    /// The numbers of a minute; none when nothing was counted in it.
-    fn read(&self, minute: u32) -> Option<[u64; NUMBERS]> {
-        let slot = self.place(minute)?;
-        let requests = slot.requests.iter().map(|count| count.load(Relaxed).into());
-        let mut numbers = requests.chain(slot.bytes.iter().map(|sum| sum.load(Relaxed)));
-        let is_its = slot.minute.load(Relaxed) == minute;
-        is_its.then(|| std::array::from_fn(|_| numbers.next().unwrap_or_default()))
-    }
-
-    /// The place of a minute, cleared of what was a day before.
-    fn slot(&self, minute: u32) -> Option<&MinuteSlot> {
-        let slot = self.place(minute)?;
+        // Whoever is first clears what was a day before.
         if slot.minute.load(Relaxed) != minute && slot.minute.swap(minute, Relaxed) != minute {
-            slot.requests
-                .iter()
-                .for_each(|count| count.store(0, Relaxed));
+            slot.requests.iter().for_each(|sum| sum.store(0, Relaxed));
             slot.bytes.iter().for_each(|sum| sum.store(0, Relaxed));
         }
-        Some(slot)
+        if let Some(sum) = slot.requests.get(event as usize) {
+            sum.fetch_add(u32::try_from(number).unwrap_or(u32::MAX), Relaxed);
+        } else if let Some(sum) = slot.bytes.get(event as usize - REQUESTS) {
+            sum.fetch_add(number, Relaxed);
+        }
     }
 
-    fn place(&self, minute: u32) -> Option<&MinuteSlot> {
-        self.slots.get(minute as usize % MINUTES)
+    /// One number of the minutes up to this one, the oldest first.
+    fn until(&self, minute: u32, event: Event) -> Vec<u64> {
+        let first = minute.saturating_sub(u32::try_from(MINUTES).unwrap_or(0)) + 1;
+        let read = |minute| {
+            let slot = self.slot(minute);
+            if slot.minute.load(Relaxed) != minute {
+                return 0;
+            }
+            let requests = slot.requests.iter().map(|sum| sum.load(Relaxed).into());
+            let bytes = slot.bytes.iter().map(|sum| sum.load(Relaxed));
+            let mut sums = requests.chain(bytes);
+            sums.nth(event as usize).unwrap_or_default()
+        };
+        (first..=minute).map(read).collect()
     }
 }
 
-/// A request that failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// When it ended.
-    pub at: SystemTime,
-    /// The request's id, as the log has it.
-    pub request: String,
-    /// The method.
-    pub method: String,
-    /// The target, as the log shows it.
-    pub target: String,
-    /// The status of the reply.
-    pub status: u16,
-    /// What went wrong.
-    pub error: String,
-    /// The client's address.
-    pub peer: String,
-}
-
-/// The last failures.
-pub struct Failures(Mutex<VecDeque<Failure>>);
+/// The last requests that failed, as `/status.json` shows them.
+pub struct Failures(Mutex<VecDeque<Value>>);
 
 impl Failures {
     /// Keeps a failure; the oldest goes when there are too many.
-    pub fn add(&self, mut failure: Failure) {
-        for text in [
-            &mut failure.request,
-            &mut failure.method,
-            &mut failure.target,
-            &mut failure.error,
-            &mut failure.peer,
-        ] {
-            text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
-        }
+    pub fn add(&self, failure: Value) {
         let mut kept = self.0.locked();
         kept.truncate(FAILURES_MAX - 1);
         kept.push_front(failure);
     }
 
     /// The failures, the last one first.
-    pub fn latest(&self) -> Vec<Failure> {
-        let kept = self.0.locked();
-        kept.iter().cloned().collect()
+    pub fn latest(&self) -> Vec<Value> {
+        self.0.locked().iter().cloned().collect()
     }
 }
 
@@ -203,37 +154,32 @@ impl Failures {
 mod tests {
     use super::*;
 
-    fn history() -> Box<History> {
-        Box::new(History::new())
-    }
-
     #[test]
     fn a_day_is_kept_by_the_minute() {
-        let history = history();
-        history.count(Outcome::Hit, 1);
-        history.count(Outcome::Failed, 3);
-        history.add(Bytes::Saved, 7, 3);
-        history.add(Bytes::Saved, 5, 3);
-        let minutes = history.until(3);
-        assert_eq!(minutes.len(), 3);
-        assert_eq!(minutes[0], [1, 0, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(minutes[1], [0; NUMBERS]);
-        assert_eq!((minutes[2][5], minutes[2][6]), (1, 12));
+        let history = Box::new(History::new());
+        history.count(1, Event::Hit, 1);
+        history.count(3, Event::Failed, 1);
+        history.count(3, Event::SavedBytes, 7);
+        history.count(3, Event::SavedBytes, 5 << 40);
+        assert_eq!(history.until(3, Event::Hit), [1, 0, 0]);
+        assert_eq!(history.until(3, Event::Failed), [0, 0, 1]);
+        let saved = history.until(3, Event::SavedBytes);
+        assert_eq!(saved, [0, 0, (5 << 40) + 7]);
+        assert_eq!(history.until(3, Event::UpstreamBytes), [0; 3]);
     }
 
     #[test]
     fn a_place_is_cleared_a_day_later() {
-        let history = history();
+        let history = Box::new(History::new());
         let day = u32::try_from(MINUTES).unwrap();
-        history.count(Outcome::Miss, 5);
-        assert_eq!(history.until(day).len(), MINUTES);
-        assert_eq!(history.until(day)[4][2], 1);
+        history.count(5, Event::Miss, 1);
+        let misses = |until| history.until(until, Event::Miss);
+        assert_eq!((misses(day).len(), misses(day)[4]), (MINUTES, 1));
         // Nobody counted in the minute that has the same place.
-        assert_eq!(history.until(day + 5)[MINUTES - 1], [0; NUMBERS]);
-        history.count(Outcome::Hit, day + 5);
-        let minutes = history.until(day + 5);
-        assert_eq!(minutes.len(), MINUTES);
-        assert_eq!(minutes[MINUTES - 1], [1, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(misses(day + 5)[MINUTES - 1], 0);
+        history.count(day + 5, Event::Hit, 1);
+        assert_eq!(misses(day + 5), [0; MINUTES]);
+        assert_eq!(history.until(day + 5, Event::Hit)[MINUTES - 1], 1);
     }
 
     #[test]
@@ -245,19 +191,9 @@ mod tests {
     fn failures_are_bounded_and_the_last_comes_first() {
         let failures = Failures(Mutex::default());
         for number in 0..FAILURES_MAX + 3 {
-            failures.add(Failure {
-                at: SystemTime::UNIX_EPOCH,
-                request: number.to_string(),
-                method: "GET".into(),
-                target: "ä".repeat(TEXT_BYTES_MAX),
-                status: 502,
-                error: "why".into(),
-                peer: String::new(),
-            });
+            failures.add(number.into());
         }
         let latest = failures.latest();
-        assert_eq!(latest.len(), FAILURES_MAX);
-        assert_eq!(latest[0].request, (FAILURES_MAX + 2).to_string());
-        assert_eq!(latest[0].target.len(), TEXT_BYTES_MAX);
+        assert_eq!((latest.len(), &latest[0]), (FAILURES_MAX, &102.into()));
     }
 }

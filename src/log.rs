@@ -13,7 +13,6 @@ mod fields;
 mod level;
 mod repeats;
 mod scope;
-mod text;
 
 use std::fmt::{Display, Write as _};
 use std::io::Write as _;
@@ -24,11 +23,11 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::calendar::format_rfc3339;
 use crate::locked::Locked as _;
 use crate::metrics;
-pub use fields::{FIELDS, FieldType};
+pub use fields::Field;
+use fields::{quote, shorten};
 pub use level::{Format, Level};
 use repeats::Repeats;
 pub use scope::RequestScope;
-use text::{quote, shorten};
 
 /// Lines that may wait for the writer thread: at 300 bytes a line about 1.2 MB.
 const QUEUE_LINES_MAX: usize = 4096;
@@ -38,9 +37,6 @@ const TARGET_BYTES_MAX: usize = 512;
 const VALUE_BYTES_MAX: usize = 1024;
 /// Time between two looks at the causes that were left out.
 const REPEATS_POLL: Duration = Duration::from_secs(5);
-
-/// A field of a line.
-pub type Field<'a> = (&'a str, &'a dyn Display);
 
 struct Logger {
     level: Level,
@@ -77,18 +73,12 @@ pub fn init(level: Level, format: Format) {
 pub fn hook_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
-        let place = panic
-            .location()
-            .map_or_else(String::new, ToString::to_string);
-        let message = panic.payload_as_str().unwrap_or("no message");
-        error(
-            "panicked",
-            &[
-                ("thread", &thread.name().unwrap_or("unnamed")),
-                ("place", &place),
-                ("reason", &message),
-            ],
-        );
+        let thread = thread.name().unwrap_or("unnamed");
+        let place = panic.location().map(ToString::to_string);
+        let place = place.unwrap_or_default();
+        let reason = panic.payload_as_str().unwrap_or("no message");
+        let fields: [Field<'_>; 3] = [("thread", &thread), ("place", &place), ("reason", &reason)];
+        error("panicked", &fields);
     }));
 }
 
@@ -156,32 +146,22 @@ pub fn cause(
 pub fn target(target: &str) -> String {
     const OPEN: [&str; 7] = ["n", "last", "mount", "from", "digest", "ns", "artifactType"];
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let mut shown = path.to_owned();
-    let mut hidden = false;
-    let mut separator = '?';
-    for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
-        let name = parameter.split('=').next().unwrap_or_default();
-        if OPEN.contains(&name) {
-            shown.push(separator);
-            shown.push_str(parameter);
-            separator = '&';
-        } else {
-            hidden = true;
-        }
+    let is_open = |pair: &&str| {
+        pair.split('=')
+            .next()
+            .is_some_and(|name| OPEN.contains(&name))
+    };
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    let (mut open, hidden): (Vec<&str>, Vec<&str>) = pairs.partition(is_open);
+    if !hidden.is_empty() {
+        open.push("…");
     }
-    if hidden {
-        shown.push(separator);
-        shown.push('…');
+    let mut shown = path.to_owned();
+    if !open.is_empty() {
+        shown = format!("{path}?{}", open.join("&"));
     }
     shorten(&mut shown, TARGET_BYTES_MAX);
     shown
-}
-
-/// The text of a field.
-fn value_text(value: &dyn Display) -> String {
-    let mut text = value.to_string();
-    shorten(&mut text, VALUE_BYTES_MAX);
-    text
 }
 
 /// Logs at `level`.
@@ -189,22 +169,20 @@ pub fn at(level: Level, message: &str, fields: &[Field<'_>]) {
     if !enabled(level) {
         return;
     }
-    let line = match RequestScope::current() {
-        Some(scope) if fields.iter().all(|(name, _)| *name != "id") => {
-            let mut fields = fields.to_vec();
-            let id = scope.id();
-            fields.push(("id", &id));
-            line(level, message, &fields)
-        }
-        _ => line(level, message, fields),
+    let scope = RequestScope::current();
+    let id = scope.as_ref().map(|scope| &scope.id);
+    let mut fields = fields.to_vec();
+    if let Some(id) = &id
+        && fields.iter().all(|(name, _)| *name != "id")
+    {
+        fields.push(("id", id));
+    }
+    let line = line(level, message, &fields);
+    let Some(logger) = LOGGER.get() else {
+        return write_stderr(&line);
     };
-    match LOGGER.get() {
-        None => write_stderr(&line),
-        Some(logger) => {
-            if let Err(TrySendError::Full(_)) = logger.queue.try_send(Queued::Line(line)) {
-                metrics::LOG_LINES_DROPPED.inc();
-            }
-        }
+    if let Err(TrySendError::Full(_)) = logger.queue.try_send(Queued::Line(line)) {
+        metrics::LOG_LINES_DROPPED.inc();
     }
 }
 
@@ -215,47 +193,27 @@ fn line(level: Level, message: &str, fields: &[Field<'_>]) -> String {
 
 /// A line as the log would write it now, its end included: for what must be said without a log.
 pub fn format_line(format: Format, level: Level, message: &str, fields: &[Field<'_>]) -> String {
-    match format {
-        Format::Json => json_line(SystemTime::now(), level, message, fields),
-        Format::Text => text_line(SystemTime::now(), level, message, fields),
-    }
-}
-
-fn text_line(time: SystemTime, level: Level, message: &str, fields: &[Field<'_>]) -> String {
-    let mut line = format!(
-        "{} {} {}",
-        format_rfc3339(time),
-        level.name(),
-        message.replace(['\n', '\r'], " ")
-    );
+    let (time, level) = (format_rfc3339(SystemTime::now()), level.name());
+    let mut line = match format {
+        Format::Json => {
+            let message = quote(message);
+            format!("{{\"time\":\"{time}\",\"level\":\"{level}\",\"message\":{message}")
+        }
+        Format::Text => format!("{time} {level} {}", message.replace(['\n', '\r'], " ")),
+    };
     for (name, value) in fields {
-        let value = value_text(value);
-        let plain = !value.is_empty()
-            && value
-                .chars()
-                .all(|c| c.is_alphanumeric() || "-_.:/@+,%*?&=~…[]".contains(c));
-        let _ = if plain {
-            write!(line, " {name}={value}")
-        } else {
-            write!(line, " {name}={}", quote(&value))
+        let mut value = value.to_string();
+        shorten(&mut value, VALUE_BYTES_MAX);
+        // Writing to a string cannot fail.
+        let _ = match format {
+            Format::Json => write!(line, ",\"{name}\":{}", fields::json(name, &value)),
+            Format::Text => write!(line, " {name}={}", fields::text(&value)),
         };
     }
-    line.push('\n');
-    line
-}
-
-fn json_line(time: SystemTime, level: Level, message: &str, fields: &[Field<'_>]) -> String {
-    let mut line = format!(
-        "{{\"time\":\"{}\",\"level\":\"{}\",\"message\":{}",
-        format_rfc3339(time),
-        level.name(),
-        quote(message)
-    );
-    for (name, value) in fields {
-        let value = value_text(value);
-        let _ = write!(line, ",\"{name}\":{}", fields::json(name, &value));
-    }
-    line.push_str("}\n");
+    line.push_str(match format {
+        Format::Json => "}\n",
+        Format::Text => "\n",
+    });
     line
 }
 
@@ -288,11 +246,13 @@ fn write_lines(lines: &Receiver<Queued>) {
 
 /// Writes how often causes repeated that nobody logs any more.
 fn write_left_out(age: Duration) {
-    let left_out = REPEATS.locked().take(Instant::now(), age);
-    for cause in left_out {
-        let fields: [Field<'_>; 2] = [(cause.name, &cause.text), ("repeated", &cause.count)];
-        write_stderr(&line(cause.level, cause.message, &fields));
-    }
+    let mut lines = String::new();
+    REPEATS
+        .locked()
+        .take(Instant::now(), age, |level, message, fields| {
+            lines.push_str(&line(level, message, fields));
+        });
+    write_stderr(&lines);
 }
 
 fn write_stderr(line: &str) {
@@ -303,18 +263,17 @@ fn write_stderr(line: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::UNIX_EPOCH;
 
     #[test]
     fn a_value_cannot_forge_a_line() {
         let fields: [Field<'_>; 2] = [("path", &"/v2/\n2026 INFO forged"), ("bytes", &7)];
-        let text = text_line(UNIX_EPOCH, Level::Info, "request", &fields);
+        let text = format_line(Format::Text, Level::Info, "request", &fields);
         assert_eq!(text.lines().count(), 1);
         assert!(
             text.ends_with("INFO request path=\"/v2/\\n2026 INFO forged\" bytes=7\n"),
             "{text}"
         );
-        let json = json_line(UNIX_EPOCH, Level::Info, "request", &fields);
+        let json = format_line(Format::Json, Level::Info, "request", &fields);
         let parsed: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(parsed["bytes"], 7);
         assert_eq!(parsed["path"], "/v2/\n2026 INFO forged");
@@ -337,7 +296,8 @@ mod tests {
     fn long_values_are_cut() {
         let long = "x".repeat(VALUE_BYTES_MAX + 1);
         let fields: [Field<'_>; 1] = [("error", &long)];
-        for line in [text_line, json_line].map(|f| f(UNIX_EPOCH, Level::Info, "m", &fields)) {
+        for format in [Format::Text, Format::Json] {
+            let line = format_line(format, Level::Info, "m", &fields);
             let kept = format!("{}…", "x".repeat(VALUE_BYTES_MAX));
             assert!(line.contains(&kept), "{line}");
         }

@@ -424,14 +424,14 @@ struct Slots {
     reason = "there is one for each request that waits"
 )]
 enum Slot {
-    Asked(Arc<Request>, RequestScope),
+    Asked(Arc<Request>, Arc<RequestScope>),
     Deciding,
     Answered(Answer),
 }
 
 impl Desk {
     /// Door: opens a slot for a request. Returns its number, which is never 0.
-    pub fn open(&self, request: Arc<Request>, scope: RequestScope) -> u64 {
+    pub fn open(&self, request: Arc<Request>, scope: Arc<RequestScope>) -> u64 {
         let mut slots = self.slots.locked();
         slots.opened += 1;
         let slot = slots.opened;
@@ -440,7 +440,7 @@ impl Desk {
     }
 
     /// Worker: takes the request in a slot. None when nobody waits for it.
-    pub fn take_up(&self, slot: u64) -> Option<(Arc<Request>, RequestScope)> {
+    pub fn take_up(&self, slot: u64) -> Option<(Arc<Request>, Arc<RequestScope>)> {
         match std::mem::replace(self.slots.locked().open.get_mut(&slot)?, Slot::Deciding) {
             Slot::Asked(request, scope) => Some((request, scope)),
             Slot::Deciding | Slot::Answered(_) => None,
@@ -488,7 +488,7 @@ mod tests {
         };
         let first = open();
         let (asked, scope) = desk.take_up(first).unwrap();
-        assert_eq!((&*asked, scope.id()), (&request(), "same"));
+        assert_eq!((&*asked, scope.id.as_str()), (&request(), "same"));
         assert!(desk.take_up(first).is_none());
         desk.answer(first, Answer::Now(Reply::new(200, "text/plain", "ok")));
         assert!(matches!(desk.close(first), Some(Answer::Now(reply)) if reply.status == 200));

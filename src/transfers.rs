@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::label::label;
@@ -19,7 +19,7 @@ use crate::locked::Locked;
 /// and are counted.
 pub const LISTED_MAX: usize = 4096;
 /// Time over which a rate is measured: shorter ones jump, longer ones hide a stall.
-const WINDOW: Duration = Duration::from_secs(3);
+const WINDOW_MS: u64 = 3_000;
 /// A total that nobody has told.
 const UNKNOWN: u64 = u64::MAX;
 
@@ -76,14 +76,21 @@ pub struct Transfer {
     window: RateWindow,
 }
 
-/// The start of the time that is being measured, and the rate of the time before it.
+/// The time that is being measured: its start in milliseconds after that of the transfer, the bytes
+/// there were then, and the rate of the time before it in bytes a second.
 #[derive(Debug, Default)]
 struct RateWindow {
-    /// Milliseconds after the start.
     since: AtomicU64,
     bytes: AtomicU64,
-    /// Bytes a second.
     rate: AtomicU64,
+}
+
+impl RateWindow {
+    fn begin(&self, since: u64, bytes: u64, rate: u64) {
+        self.since.store(since, Relaxed);
+        self.bytes.store(bytes, Relaxed);
+        self.rate.store(rate, Relaxed);
+    }
 }
 
 impl Transfer {
@@ -95,29 +102,21 @@ impl Transfer {
             subject,
             joined: None,
             started: Instant::now(),
-            total: AtomicU64::new(total.unwrap_or(UNKNOWN)),
-            bytes: AtomicU64::new(0),
-            moved: AtomicU64::new(0),
-            clients: AtomicU32::new(0),
-            ended: AtomicBool::new(false),
-            background: AtomicBool::new(false),
+            total: total.unwrap_or(UNKNOWN).into(),
+            bytes: AtomicU64::default(),
+            moved: AtomicU64::default(),
+            clients: AtomicU32::default(),
+            ended: AtomicBool::default(),
+            background: AtomicBool::default(),
             window: RateWindow::default(),
         }
-    }
-
-    /// The same for a pull whose bytes come from this fill, if from any.
-    #[must_use]
-    pub fn joined_to(mut self, fill: Option<&Arc<Self>>) -> Self {
-        self.joined = fill.map(Arc::clone);
-        self
     }
 
     /// Upstream has answered: bytes begin to move, and there are `total` of them. `have`: bytes of
     /// an earlier attempt.
     pub fn begin(&self, have: u64, total: u64) {
         self.total.store(total, Relaxed);
-        self.window.bytes.store(have, Relaxed);
-        self.window.since.store(self.milliseconds(), Relaxed);
+        self.window.begin(self.milliseconds(), have, 0);
         self.set_bytes(have);
     }
 
@@ -131,18 +130,28 @@ impl Transfer {
         let now = self.milliseconds();
         self.bytes.store(bytes, Relaxed);
         self.moved.store(now, Relaxed);
+        let is_new_start = bytes < self.window.bytes.load(Relaxed);
+        let age = now.saturating_sub(self.window.since.load(Relaxed));
+        if is_new_start || age >= WINDOW_MS {
+            self.window.begin(now, bytes, self.rate_since(age));
+        }
+    }
+
+    /// Bytes a second of late. It falls while nothing comes.
+    pub fn rate(&self) -> u64 {
         let since = self.window.since.load(Relaxed);
+        let age = self.milliseconds().saturating_sub(since);
+        match self.window.rate.load(Relaxed) {
+            rate @ 1.. if age < WINDOW_MS => rate,
+            _ => self.rate_since(age),
+        }
+    }
+
+    /// Bytes a second since the window began, so many milliseconds ago.
+    fn rate_since(&self, age: u64) -> u64 {
         let before = self.window.bytes.load(Relaxed);
-        if bytes < before {
-            self.window.bytes.store(bytes, Relaxed);
-        }
-        if now - since.min(now) >= milliseconds(WINDOW) {
-            self.window
-                .rate
-                .store(per_second(bytes, before, now - since), Relaxed);
-            self.window.bytes.store(bytes, Relaxed);
-            self.window.since.store(now, Relaxed);
-        }
+        let moved = self.bytes().saturating_sub(before);
+        moved.saturating_mul(1000) / age.max(1)
     }
 
     /// Bytes so far.
@@ -156,17 +165,6 @@ impl Transfer {
         (total != UNKNOWN).then_some(total)
     }
 
-    /// Bytes a second of late. It falls while nothing comes.
-    pub fn rate(&self) -> u64 {
-        let since = self.window.since.load(Relaxed);
-        let age = self.milliseconds().saturating_sub(since);
-        let rate = self.window.rate.load(Relaxed);
-        if rate > 0 && age < milliseconds(WINDOW) {
-            return rate;
-        }
-        per_second(self.bytes(), self.window.bytes.load(Relaxed), age)
-    }
-
     /// Time since the start.
     pub fn age(&self) -> Duration {
         self.started.elapsed()
@@ -174,18 +172,13 @@ impl Transfer {
 
     /// Time since the last byte.
     pub fn idle(&self) -> Duration {
-        self.age()
-            .saturating_sub(Duration::from_millis(self.moved.load(Relaxed)))
+        let moved = Duration::from_millis(self.moved.load(Relaxed));
+        self.age().saturating_sub(moved)
     }
 
     /// Clients that get their bytes from this fill.
     pub fn clients(&self) -> u32 {
         self.clients.load(Relaxed)
-    }
-
-    /// True when nothing moves any more.
-    pub fn is_ended(&self) -> bool {
-        self.ended.load(Relaxed)
     }
 
     /// True while no client waits for it.
@@ -205,7 +198,7 @@ impl Transfer {
     }
 
     fn milliseconds(&self) -> u64 {
-        milliseconds(self.age())
+        u64::try_from(self.age().as_millis()).unwrap_or(u64::MAX)
     }
 }
 
@@ -224,17 +217,8 @@ impl Drop for JoinedClient {
 pub struct Running {
     transfer: Arc<Transfer>,
     table: &'static Transfers,
-    /// None when it is not listed.
-    key: Option<u64>,
+    number: u64,
 }
-
-impl PartialEq for Running {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.transfer, &other.transfer)
-    }
-}
-
-impl Eq for Running {}
 
 impl std::ops::Deref for Running {
     type Target = Transfer;
@@ -247,10 +231,9 @@ impl std::ops::Deref for Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.transfer.ended.store(true, Relaxed);
-        let mut table = self.table.lock();
-        match self.key {
-            Some(key) => drop(table.listed.remove(&key)),
-            None => table.unlisted -= 1,
+        let mut table = self.table.0.locked();
+        if table.listed.remove(&self.number).is_none() {
+            table.unlisted -= 1;
         }
     }
 }
@@ -261,9 +244,10 @@ pub struct Transfers(Mutex<Table>);
 
 #[derive(Debug)]
 struct Table {
+    /// By their number, which grows.
     listed: BTreeMap<u64, Arc<Transfer>>,
     unlisted: usize,
-    next: u64,
+    begun: u64,
 }
 
 impl Transfers {
@@ -271,60 +255,43 @@ impl Transfers {
         Self(Mutex::new(Table {
             listed: BTreeMap::new(),
             unlisted: 0,
-            next: 0,
+            begun: 0,
         }))
     }
 
     /// Lists a transfer until the value is dropped.
     pub fn list(&'static self, transfer: impl Into<Arc<Transfer>>) -> Running {
         let transfer = transfer.into();
-        let mut table = self.lock();
-        let key = (table.listed.len() < LISTED_MAX).then_some(table.next);
-        table.next += 1;
-        match key {
-            Some(key) => drop(table.listed.insert(key, Arc::clone(&transfer))),
-            None => table.unlisted += 1,
+        let mut table = self.0.locked();
+        table.begun += 1;
+        let number = table.begun;
+        if table.listed.len() < LISTED_MAX {
+            table.listed.insert(number, Arc::clone(&transfer));
+        } else {
+            table.unlisted += 1;
         }
-        drop(table);
         Running {
             transfer,
             table: self,
-            key,
+            number,
         }
     }
 
     /// The listed transfers, the oldest first, and the number of those that are not listed. A pull
     /// is left out while its fill runs: the fill stands for it, and counts its clients.
     pub fn running(&self) -> (Vec<Arc<Transfer>>, usize) {
-        let table = self.lock();
-        let stands_alone = |transfer: &&Arc<Transfer>| match &transfer.joined {
-            Some(fill) => fill.is_ended(),
-            None => true,
-        };
-        let listed = table.listed.values().filter(stands_alone);
-        (listed.map(Arc::clone).collect(), table.unlisted)
+        let table = self.0.locked();
+        let fill_has_ended = |fill: &Arc<Transfer>| fill.ended.load(Relaxed);
+        let listed = table.listed.values();
+        let alone = listed.filter(|transfer| transfer.joined.as_ref().is_none_or(fill_has_ended));
+        (alone.map(Arc::clone).collect(), table.unlisted)
     }
 
     /// True while clients wait for bytes of upstream.
     pub fn serve_clients(&self) -> bool {
-        let table = self.lock();
-        let waits = |transfer: &Arc<Transfer>| {
-            transfer.kind == TransferKind::Fill && !transfer.is_background()
-        };
-        table.listed.values().any(waits)
+        let waits = |it: &Arc<Transfer>| it.kind == TransferKind::Fill && !it.is_background();
+        self.0.locked().listed.values().any(waits)
     }
-
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.0.locked()
-    }
-}
-
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn per_second(bytes: u64, before: u64, milliseconds: u64) -> u64 {
-    bytes.saturating_sub(before).saturating_mul(1000) / milliseconds.max(1)
 }
 
 #[cfg(test)]
@@ -344,7 +311,9 @@ mod tests {
         let table = table();
         let fill = Arc::new(transfer(TransferKind::Fill));
         let filling = table.list(Arc::clone(&fill));
-        let pull = table.list(transfer(TransferKind::Pull).joined_to(Some(&fill)));
+        let mut pull = transfer(TransferKind::Pull);
+        pull.joined = Some(Arc::clone(&fill));
+        let pull = table.list(pull);
         let client = fill.join();
         let kinds = || -> Vec<TransferKind> {
             let (running, _) = table.running();
@@ -373,11 +342,15 @@ mod tests {
 
     #[test]
     fn a_rate_is_bytes_by_time() {
-        assert_eq!(per_second(3000, 1000, 4000), 500);
-        assert_eq!(per_second(1, 5, 0), 0);
         let transfer = transfer(TransferKind::Push);
+        transfer.window.begin(0, 1000, 0);
+        transfer.bytes.store(3000, Relaxed);
+        let rates = [4000, 0].map(|age| transfer.rate_since(age));
+        assert_eq!(rates, [500, 2_000_000]);
         transfer.add(1 << 40);
         assert!(transfer.rate() > 1 << 30, "all came in this moment");
+        transfer.begin(7, 20);
+        assert_eq!(transfer.rate(), 0, "what was there before did not come now");
     }
 
     #[test]

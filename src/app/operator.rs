@@ -6,45 +6,39 @@
 
 use std::sync::Arc;
 
-use super::listen::{self, Address, SocketFile};
+use super::listen::{self, Bound, SocketFile};
 use crate::config::MetricsSettings;
-use crate::door::{Door, DoorLimits, Listener, Workers};
+use crate::door::{Door, DoorLimits, Workers};
 use crate::log;
 use crate::message::{Answer, Entrance, Request};
 use crate::proxy::login::Logins;
-use crate::status::{self, Sources, Status};
+use crate::status::{Sources, Status};
 
 /// Connections at `METRICS_LISTEN` at a time: a few Prometheus, and people.
 pub(super) const CONNECTIONS_MAX: usize = 32;
 
 /// The pages, and who may see them.
 pub(super) struct OperatorPages {
-    sources: Arc<Sources>,
-    /// None with `STATUS_PAGE=false`.
-    status: Option<Arc<Status>>,
+    status: Arc<Status>,
+    /// `STATUS_PAGE`
+    has_status: bool,
     /// None: everybody may come.
     logins: Option<Arc<Logins>>,
     has_own_address: bool,
     metrics_anonymous: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum OperatorPage {
-    Metrics,
-    Status,
-}
-
 impl OperatorPages {
-    /// `with_status`: `STATUS_PAGE`
+    /// `has_status`: `STATUS_PAGE`
     pub(super) fn new(
         sources: Arc<Sources>,
-        with_status: bool,
+        has_status: bool,
         logins: Option<Arc<Logins>>,
         settings: &MetricsSettings,
     ) -> Self {
         Self {
-            status: with_status.then(|| Arc::new(Status::new(Arc::clone(&sources)))),
-            sources,
+            status: Arc::new(Status::new(sources)),
+            has_status,
             logins,
             has_own_address: settings.listen.is_some(),
             metrics_anonymous: settings.anonymous,
@@ -53,90 +47,60 @@ impl OperatorPages {
 
     /// True for a page that needs neither login nor client certificate.
     pub(super) fn is_open(&self, request: &Request) -> bool {
-        self.metrics_anonymous && self.find(request) == Some(OperatorPage::Metrics)
+        self.metrics_anonymous && request.path() == "/metrics" && self.has(request)
     }
 
     /// The answer of one of these pages, as far as the client may see it; none for all else.
     pub(super) fn answer(&self, request: &Arc<Request>) -> Option<Answer> {
-        let page = self.find(request)?;
-        let logins = match request.peer.entrance {
-            Entrance::Main if !self.is_open(request) => self.logins.as_ref(),
-            Entrance::Main | Entrance::Metrics => None,
-        };
-        let (sources, status, asked) = (
-            Arc::clone(&self.sources),
-            self.status.clone(),
-            Arc::clone(request),
-        );
-        let answer = move || match (page, status) {
-            (OperatorPage::Status, Some(status)) => status.answer(&asked),
-            (OperatorPage::Metrics | OperatorPage::Status, _) => {
-                status::answer_metrics(&sources, &asked)
-            }
-        };
-        Some(match logins {
-            None => answer(),
-            Some(logins) => logins.admit(request, answer),
+        if !self.has(request) {
+            return None;
+        }
+        let is_free = request.peer.entrance == Entrance::Metrics || self.is_open(request);
+        let (status, asked) = (Arc::clone(&self.status), Arc::clone(request));
+        let answer = move || status.answer(&asked);
+        Some(match &self.logins {
+            Some(logins) if !is_free => logins.admit(request, answer),
+            _ => answer(),
         })
     }
 
-    /// The page that a request means; none where there is none at this address.
-    fn find(&self, request: &Request) -> Option<OperatorPage> {
-        if self.has_own_address && request.peer.entrance == Entrance::Main {
-            return None;
-        }
+    /// True when the request means one of these pages, and there is one at its address.
+    fn has(&self, request: &Request) -> bool {
+        let is_elsewhere = self.has_own_address && request.peer.entrance == Entrance::Main;
         match request.path() {
-            "/metrics" => Some(OperatorPage::Metrics),
-            path if Status::owns(path) && self.status.is_some() => Some(OperatorPage::Status),
-            _ => None,
+            "/metrics" => !is_elsewhere,
+            "/" | "/status.json" => !is_elsewhere && self.has_status,
+            _ => false,
         }
     }
-}
-
-/// The socket of `METRICS_LISTEN`.
-pub(super) struct OwnSocket {
-    listeners: Vec<Listener>,
-    addresses: Vec<Address>,
-    /// Removes the file of a unix socket when it is dropped.
-    file: Option<SocketFile>,
-}
-
-/// Binds `METRICS_LISTEN`, if it is set.
-pub(super) fn bind(settings: &MetricsSettings) -> Result<Option<OwnSocket>, String> {
-    let Some(listen) = &settings.listen else {
-        return Ok(None);
-    };
-    let bound = listen::open_at(&listen.host, listen.port, "METRICS_LISTEN")?;
-    Ok(Some(OwnSocket {
-        listeners: bound.listeners,
-        addresses: bound.addresses,
-        file: bound.file,
-    }))
 }
 
 /// A door of its own, and the file of its socket.
 pub(super) struct OwnDoor {
     pub(super) door: Door,
+    /// Removes the file of a unix socket when it is dropped.
     _file: Option<SocketFile>,
 }
 
-impl OwnSocket {
-    /// Lets clients in.
-    pub(super) fn open(
-        self,
-        workers: Workers,
-        on_lost: Arc<dyn Fn(&str) + Send + Sync>,
-    ) -> Result<OwnDoor, String> {
-        let limits = DoorLimits::new(CONNECTIONS_MAX);
-        let entrance = Entrance::Metrics;
-        let door = Door::open(self.listeners, workers, limits, None, entrance, on_lost)
-            .map_err(|error| format!("thread accept: {error}"))?;
-        for address in &self.addresses {
-            log::info(&format!("metrics and status on {address}"), &[]);
-        }
-        Ok(OwnDoor {
-            door,
-            _file: self.file,
-        })
+/// Binds `METRICS_LISTEN`, if it is set.
+pub(super) fn bind(settings: &MetricsSettings) -> Result<Option<Bound>, String> {
+    let listen = settings.listen.as_ref();
+    let bound = listen.map(|at| listen::open_at(&at.host, at.port, "METRICS_LISTEN"));
+    bound.transpose()
+}
+
+/// Lets clients in at `METRICS_LISTEN`.
+pub(super) fn open_door(
+    bound: Bound,
+    workers: Workers,
+    on_lost: Arc<dyn Fn(&str) + Send + Sync>,
+) -> Result<OwnDoor, String> {
+    let (limits, entrance) = (DoorLimits::new(CONNECTIONS_MAX), Entrance::Metrics);
+    let door = Door::open(bound.listeners, workers, limits, None, entrance, on_lost)
+        .map_err(|error| format!("thread accept: {error}"))?;
+    for address in &bound.addresses {
+        log::info(&format!("metrics and status on {address}"), &[]);
     }
+    let _file = bound.file;
+    Ok(OwnDoor { door, _file })
 }

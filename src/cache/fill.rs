@@ -26,7 +26,7 @@ use super::changes::Fact;
 use super::disk::Disk;
 use crate::locked::Locked as _;
 use crate::log::{self, Level, RequestScope};
-use crate::metrics::{self, DownloadEnd};
+use crate::metrics;
 use crate::oci::Digest;
 use crate::permits::Permits;
 use crate::transfers::{TRANSFERS, Transfer, TransferKind};
@@ -166,12 +166,13 @@ impl Fills {
     }
 
     fn end(&self, growing: &Growing, outcome: FillEnd) {
-        match &outcome {
-            FillEnd::Bypass => DownloadEnd::Uncached.count(),
-            FillEnd::Done => DownloadEnd::Done.count(),
-            FillEnd::Failed(_) => DownloadEnd::Failed.count(),
-            FillEnd::Refused(_) => DownloadEnd::Refused.count(),
-        }
+        let result = match &outcome {
+            FillEnd::Bypass => "uncached",
+            FillEnd::Done => "done",
+            FillEnd::Failed(_) => "failed",
+            FillEnd::Refused(_) => "refused",
+        };
+        metrics::FILLS.of([result]).inc();
         if let FillEnd::Failed(error) = &outcome {
             let digest = &growing.wanted.digest;
             let fields: [log::Field<'_>; 1] = [("digest", digest)];

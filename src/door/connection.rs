@@ -17,8 +17,7 @@ use super::socket::{ClientSocket, is_timeout};
 use super::tls::HandshakeFault;
 use crate::log::{self, Level, RequestScope};
 use crate::message::{Answer, Headers, LogNote, Peer, Reply, Request, RequestBody};
-use crate::metrics::requests::{self, RequestKind};
-use crate::metrics::{self, Finished, Method, Route, repositories};
+use crate::metrics::{self, Finished, Route};
 use crate::oci::{ErrorCode, OciError};
 
 /// Longest wait for more while a closing connection is read from.
@@ -198,7 +197,7 @@ fn answer(
     peer: &Peer,
     socket: &mut ClientSocket,
     head: Head,
-    (scope, decides): (&RequestScope, Decides),
+    (scope, decides): (&Arc<RequestScope>, Decides),
 ) -> Written {
     let started = Instant::now();
     let (http11, keep_alive) = (head.http11, head.keep_alive);
@@ -208,7 +207,7 @@ fn answer(
         target: head.target,
         headers: head.headers,
         peer: peer.clone(),
-        id: scope.id().to_owned(),
+        id: scope.id.clone(),
     });
     let cross_origin = &shared.limits.cross_origin;
     let (mut reply, body_done) = match cross_origin.preflight(&request.method, &request.headers) {
@@ -226,7 +225,7 @@ fn answer(
         http11,
         head_only: request.method == "HEAD",
         keep_alive: keep_alive && body_done && !shared.is_draining(),
-        id: scope.id(),
+        id: &scope.id,
     };
     let line = LogLine {
         started,
@@ -371,25 +370,21 @@ fn write_and_log(
     let (status, outcome) = (reply.status, std::mem::take(&mut reply.outcome));
     let first_byte = line.started.elapsed();
     let written = reply::write(socket, reply, outcome.transfer.as_deref(), context);
-    if let (Some(registry), Some(repository), ..400) =
-        (&outcome.registry, &outcome.repository, status)
-    {
-        repositories::count(registry.name(), repository.as_str(), written.bytes);
-    }
     let path = line.target.split('?').next().unwrap_or_default();
+    let named = outcome.registry.as_ref().zip(outcome.repository.as_ref());
+    let named = named.map(|(registry, name)| [registry.name(), name.as_str()]);
     let finished = Finished {
-        kind: RequestKind {
-            route: Route::of(path),
-            method: Method::of(line.method),
-            status,
-            cache: outcome.cache,
-        },
+        route: Route::of(path),
+        method: line.method,
+        status,
+        cache: outcome.cache,
         asked_upstream: outcome.upstream_status.is_some() || outcome.upstream_fault.is_some(),
+        repository: named,
         bytes: written.bytes,
         first_byte,
         duration: line.started.elapsed(),
     };
-    requests::record(&finished);
+    finished.record();
     recent::note(&finished, &line, &outcome, written.fault.as_ref());
     line.write(status, &outcome, &written, first_byte);
     written

@@ -51,9 +51,9 @@ impl Workers {
     pub(super) fn decide(
         &self,
         request: &Arc<Request>,
-        scope: &RequestScope,
+        scope: &Arc<RequestScope>,
     ) -> Result<Answer, NoDecision> {
-        let slot = self.desk.open(Arc::clone(request), scope.clone());
+        let slot = self.desk.open(Arc::clone(request), Arc::clone(scope));
         let waiting = metrics::DECISIONS_WAITING.hold();
         let asked = self.lanes.ask(slot);
         drop(waiting);

@@ -60,7 +60,7 @@ impl LogLine<'_> {
         });
         let ms = |time: Duration| format!("{:.3}", time.as_secs_f64() * 1e3);
         let (target, duration) = (log::target(self.target), ms(self.started.elapsed()));
-        let (first_byte, id) = (ms(first_byte), self.scope.id());
+        let (first_byte, id) = (ms(first_byte), &self.scope.id);
         let mut fields: Vec<log::Field<'_>> = vec![
             ("method", &self.method),
             ("path", &target),
@@ -73,7 +73,7 @@ impl LogLine<'_> {
         ];
         let [host, user_agent] = ["Host", "User-Agent"].map(|name| self.field(name));
         let cache = outcome.cache.map(CacheOutcome::name);
-        let (forwarded, upstream_id) = (self.forwarded_for(), self.scope.upstream_id());
+        let (forwarded, upstream_id) = (self.forwarded_for(), self.scope.upstream().id);
         let notes: [Option<log::Field<'_>>; 14] = [
             note("login", &outcome.login),
             note("forwarded_for", &forwarded),

@@ -3,85 +3,90 @@
 
 use std::time::SystemTime;
 
+use serde_json::json;
+
 use super::log_line::LogLine;
 use super::reply::WriteFault;
-use crate::history::{Bytes, FAILURES, Failure, HISTORY, Outcome, minute_now};
+use crate::calendar::format_rfc3339;
+use crate::history::{self, Event, FAILURES};
 use crate::log;
 use crate::message::LogNote;
 use crate::metrics::{CacheOutcome, Finished, Route, Source};
 
+/// Longest text of a failure's field.
+const TEXT_BYTES_MAX: usize = 512;
+
 /// Counts the request, and keeps it when it failed. `fault`: why the reply is not whole.
 pub(super) fn note(
-    finished: &Finished,
+    finished: &Finished<'_>,
     line: &LogLine<'_>,
     outcome: &LogNote,
     fault: Option<&WriteFault>,
 ) {
-    let cut = match fault {
+    let why = match fault {
         Some(WriteFault::Source(why)) => Some(format!("cut: {why}")),
         Some(WriteFault::Client(_)) | None => None,
     };
-    let Some(end) = judge(finished, cut.is_some()) else {
+    let Some(end) = judge(finished, why.is_some()) else {
         return;
     };
-    let minute = minute_now();
-    HISTORY.count(end, minute);
+    history::count(end, 1);
     match finished.source() {
-        Source::Cache => HISTORY.add(Bytes::Saved, finished.bytes, minute),
-        Source::Upstream => HISTORY.add(Bytes::Upstream, finished.bytes, minute),
+        Source::Cache => history::count(Event::SavedBytes, finished.bytes),
+        Source::Upstream => history::count(Event::UpstreamBytes, finished.bytes),
         Source::Proxy => {}
     }
-    if matches!(end, Outcome::Refused | Outcome::Failed) {
-        let why = cut.or_else(|| outcome.error.clone());
-        FAILURES.add(Failure {
-            at: SystemTime::now(),
-            request: line.scope.id().to_owned(),
-            method: line.method.to_owned(),
-            target: log::target(line.target),
-            status: finished.kind.status,
-            error: why.unwrap_or_else(|| "upstream's own answer".to_owned()),
-            peer: line.peer.to_string(),
-        });
+    if matches!(end, Event::Refused | Event::Failed) {
+        let kept = |text: &str| {
+            text.get(..text.floor_char_boundary(TEXT_BYTES_MAX))
+                .map(str::to_owned)
+        };
+        let why = why.as_deref().or(outcome.error.as_deref());
+        FAILURES.add(json!({
+            "at": format_rfc3339(SystemTime::now()),
+            "request": line.scope.id,
+            "method": kept(line.method),
+            "target": kept(&log::target(line.target)),
+            "status": finished.status,
+            "error": kept(why.unwrap_or("upstream's own answer")),
+            "peer": line.peer.to_string(),
+        }));
     }
 }
 
 /// How a request counts; none outside `/v2`. A login that is asked for, and content that is not
 /// there, are everyday answers: clients ask for both on purpose.
-fn judge(finished: &Finished, cut: bool) -> Option<Outcome> {
-    let kind = finished.kind;
-    match kind.route {
+fn judge(finished: &Finished<'_>, cut: bool) -> Option<Event> {
+    match finished.route {
         Route::Metrics | Route::Other | Route::Probe | Route::Status => return None,
         _ => {}
     }
-    Some(match (kind.status, kind.cache) {
-        _ if cut => Outcome::Failed,
-        (500.., _) => Outcome::Failed,
-        (401 | 404 | 416, _) => Outcome::Other,
-        (400.., _) => Outcome::Refused,
-        (_, Some(CacheOutcome::Hit | CacheOutcome::Revalidated)) => Outcome::Hit,
-        (_, Some(CacheOutcome::Stale)) => Outcome::Stale,
-        (_, Some(CacheOutcome::Bypass | CacheOutcome::Miss)) => Outcome::Miss,
-        (_, None) => Outcome::Other,
+    Some(match (finished.status, finished.cache) {
+        _ if cut => Event::Failed,
+        (500.., _) => Event::Failed,
+        (401 | 404 | 416, _) => Event::Other,
+        (400.., _) => Event::Refused,
+        (_, Some(CacheOutcome::Hit | CacheOutcome::Revalidated)) => Event::Hit,
+        (_, Some(CacheOutcome::Stale)) => Event::Stale,
+        (_, Some(CacheOutcome::Bypass | CacheOutcome::Miss)) => Event::Miss,
+        (_, None) => Event::Other,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::Method;
-    use crate::metrics::requests::RequestKind;
     use std::time::Duration;
 
     #[test]
     fn a_request_counts_by_its_end() {
         let judged = |route, status, cache, cut| {
             let finished = Finished {
-                kind: RequestKind {
-                    route,
-                    method: Method::Get,
-                    status,
-                    cache,
-                },
+                route,
+                method: "GET",
+                status,
+                cache,
+                repository: None,
                 asked_upstream: false,
                 bytes: 0,
                 first_byte: Duration::ZERO,
@@ -91,14 +96,14 @@ mod tests {
         };
         let (hit, stale) = (Some(CacheOutcome::Hit), Some(CacheOutcome::Stale));
         for (route, status, cache, cut, expected) in [
-            (Route::Blob, 200, hit, false, Some(Outcome::Hit)),
-            (Route::Blob, 200, hit, true, Some(Outcome::Failed)),
-            (Route::Manifest, 200, stale, false, Some(Outcome::Stale)),
-            (Route::Manifest, 504, stale, false, Some(Outcome::Failed)),
-            (Route::Manifest, 404, None, false, Some(Outcome::Other)),
-            (Route::Base, 401, None, false, Some(Outcome::Other)),
-            (Route::Upload, 403, None, false, Some(Outcome::Refused)),
-            (Route::Tags, 200, None, false, Some(Outcome::Other)),
+            (Route::Blob, 200, hit, false, Some(Event::Hit)),
+            (Route::Blob, 200, hit, true, Some(Event::Failed)),
+            (Route::Manifest, 200, stale, false, Some(Event::Stale)),
+            (Route::Manifest, 504, stale, false, Some(Event::Failed)),
+            (Route::Manifest, 404, None, false, Some(Event::Other)),
+            (Route::Base, 401, None, false, Some(Event::Other)),
+            (Route::Upload, 403, None, false, Some(Event::Refused)),
+            (Route::Tags, 200, None, false, Some(Event::Other)),
             (Route::Probe, 503, None, false, None),
             (Route::Status, 200, None, false, None),
         ] {

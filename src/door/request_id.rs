@@ -1,6 +1,8 @@
 //! The id of a request. Owns: which id of a client is kept. Must not: trust its length or its
 //! characters.
 
+use std::sync::Arc;
+
 use crate::log::RequestScope;
 use crate::message::Headers;
 use crate::random::unguessable;
@@ -13,7 +15,7 @@ const TRACE_BYTES: usize = 55;
 
 /// The request with these fields: its id is the client's `X-Request-Id`, else the trace id of its
 /// `traceparent`, else a new one.
-pub(super) fn scope(headers: &Headers, http11: bool) -> RequestScope {
+pub(super) fn scope(headers: &Headers, http11: bool) -> Arc<RequestScope> {
     let trace = only(headers, "traceparent").filter(|trace| trace_id(trace).is_some());
     let kept = only(headers, "X-Request-Id").filter(|id| is_id(id));
     let id = kept.or_else(|| trace.and_then(trace_id));
@@ -63,7 +65,7 @@ mod tests {
 
     fn id(fields: &[(&str, &str)]) -> String {
         let headers = Headers::from_iter(fields.iter().copied());
-        scope(&headers, true).id().to_owned()
+        scope(&headers, true).id.clone()
     }
 
     #[test]

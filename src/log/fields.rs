@@ -1,130 +1,65 @@
-//! The fields of log lines. Owns: the type that each has for ever, and what it means. Must not:
-//! write a line.
+//! The fields of log lines. Owns: the type that each has for ever, and how a value is written. Must
+//! not: write a line.
 //!
 //! A log store learns the type of a field from the first line that has it, and refuses lines with
-//! another. So the type belongs to the name, not to the value. `docs/log.md` has the same table.
+//! another. So the type belongs to the name, not to the value. `docs/log.md` has all of them.
 
 use std::borrow::Cow;
+use std::fmt::Display;
 
-use super::text::quote;
+/// A field of a line: its name, and its value.
+pub type Field<'a> = (&'a str, &'a dyn Display);
 
-/// The type of a field in JSON.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FieldType {
-    /// `true` or `false`
-    Boolean,
-    /// An integer, or a decimal fraction.
-    Number,
-    /// A string, whatever it looks like.
-    Text,
-}
-use FieldType::{Boolean, Number, Text};
-
-/// Every field: its name, its type, its meaning; one line each.
+/// Fields that are `true` or `false`.
 #[rustfmt::skip]
-pub const FIELDS: &[(&str, FieldType, &str)] = &[
-    ("time", Text, "when, in UTC (RFC 3339)"),
-    ("level", Text, "`DEBUG`, `INFO`, `WARN` or `ERROR`"),
-    ("message", Text, "what happened"),
-    ("id", Text, "the request that the line belongs to"),
-    ("aborted", Text, "why the reply is not whole"),
-    ("account", Text, "AWS account of the identity"),
-    ("address", Text, "IP address and port, or path of a socket"),
-    ("addresses", Text, "addresses of a host"),
-    ("age_s", Number, "time since the start of a transfer"),
-    ("arn", Text, "the AWS identity"),
-    ("at", Number, "offset in a blob, in bytes"),
-    ("blobs", Number, "number of blobs"),
-    ("bytes", Number, "bytes of the body; of a request: sent"),
-    ("bytes_per_s", Number, "rate of a transfer of late"),
-    ("bytes_total", Number, "bytes in all"),
-    ("cache", Text, "`hit`, `miss`, `revalidated`, `stale` or `bypass`"),
-    ("certificate", Text, "file of the certificate"),
-    ("clients", Number, "clients that get a download's bytes"),
-    ("connections_cut", Number, "transfers cut at the end"),
-    ("connections_max", Number, "connections at a time"),
-    ("count", Number, "number of sockets"),
-    ("credentials_until", Text, "end of the credentials, or `unlimited`"),
-    ("damaged", Number, "blobs that were damaged"),
-    ("digest", Text, "digest of the manifest or blob"),
-    ("directory", Text, "directory of the cache"),
-    ("duration_ms", Number, "from the head of the request to the end of the reply"),
-    ("error", Text, "what went wrong"),
-    ("expires", Text, "end of a token or of credentials"),
-    ("failed", Boolean, "whether something could not be fetched"),
-    ("file", Text, "a file that a setting names"),
-    ("first_byte_ms", Number, "until the reply began"),
-    ("fit", Number, "connections that fit"),
-    ("forwarded_for", Text, "the client as a front end names it"),
-    ("found", Text, "digest of what came"),
-    ("generation", Number, "how many tokens came before"),
-    ("grace_s", Number, "`SHUTDOWN_GRACE`"),
-    ("host", Text, "`Host` of the request"),
-    ("idle_s", Number, "time since the last byte"),
-    ("image", Text, "registry, repository and digest"),
-    ("images", Number, "number of images"),
-    ("images_failed", Number, "images that are not whole or not confirmed"),
-    ("kind", Text, "`fill` into the cache, `pull` or `push`"),
-    ("left", Number, "lanes left"),
-    ("limit", Text, "name of the limit"),
-    ("lines", Number, "lines dropped"),
-    ("listen_pid", Text, "`LISTEN_PID`"),
-    ("login", Text, "user that has logged in"),
-    ("manifests", Number, "number of manifests"),
-    ("method", Text, "method of the request"),
-    ("ms", Number, "how long it took"),
-    ("next_try_in_s", Number, "until the next try"),
-    ("not_after", Text, "end of the certificate"),
-    ("not_before", Text, "begin of the certificate"),
-    ("offline", Boolean, "`OFFLINE`"),
-    ("old_token_in_use", Boolean, "whether an older token serves"),
-    ("outcome", Text, "what was done"),
-    ("path", Text, "target of the request, without secrets"),
-    ("pause_ms", Number, "pause before the next accept"),
-    ("peer", Text, "address of the connection"),
-    ("pinned_bytes", Number, "bytes of what is pinned"),
-    ("place", Text, "place in the source"),
-    ("proxy", Text, "outbound proxy"),
-    ("quota_bytes", Number, "`CACHE_MAX_SIZE`"),
-    ("read_only", Boolean, "whether the cache is only read"),
-    ("reason", Text, "why"),
-    ("reference", Text, "tag or digest that was asked for"),
-    ("region", Text, "AWS region"),
-    ("registry", Text, "registry, or all of them"),
-    ("renew_in_s", Number, "until the token is renewed"),
-    ("repeated", Number, "lines with the same text that were left out"),
-    ("repository", Text, "repository"),
-    ("seconds", Number, "how far a clock is off, or went ahead"),
-    ("source", Text, "where the credentials or the region come from"),
-    ("status", Number, "status of the reply"),
-    ("tag", Text, "tag"),
-    ("target_bytes", Number, "size that eviction aims at"),
-    ("thread", Text, "name of the thread"),
-    ("tls", Boolean, "whether the port speaks TLS"),
-    ("to", Text, "scheme, host and port of what is called"),
-    ("upstream_fault", Text, "stage at which upstream failed"),
-    ("upstream_request_id", Text, "`x-amzn-requestid` of the registry"),
-    ("upstream_status", Number, "status of upstream"),
-    ("used_bytes", Number, "size of the cache"),
-    ("user_agent", Text, "`User-Agent` of the request"),
-    ("users", Number, "users in `AUTH_FILE`"),
-    ("value", Number, "value of the limit"),
-    ("version", Text, "version of the program"),
-    ("wanted", Number, "connections that the settings ask for"),
-    ("what", Text, "what was read again"),
+const BOOLEANS: [&str; 5] = [
+    "failed", "offline", "old_token_in_use", "read_only", "tls",
+];
+/// Fields that are integers or decimal fractions. All others are text, whatever they look like.
+#[rustfmt::skip]
+const NUMBERS: [&str; 37] = [
+    "age_s", "at", "blobs", "bytes", "bytes_per_s", "bytes_total", "clients", "connections_cut",
+    "connections_max", "count", "damaged", "duration_ms", "first_byte_ms", "fit", "generation",
+    "grace_s", "idle_s", "images", "images_failed", "left", "lines", "manifests", "ms",
+    "next_try_in_s", "pause_ms", "pinned_bytes", "quota_bytes", "renew_in_s", "repeated", "seconds",
+    "status", "target_bytes", "upstream_status", "used_bytes", "users", "value", "wanted",
 ];
 
 /// A value as JSON. What is not of the field's type is `null`, so that no line is refused.
 pub(super) fn json<'a>(name: &str, value: &'a str) -> Cow<'a, str> {
-    let known = FIELDS.iter().find(|(known, ..)| *known == name);
-    let fits = match known.map_or(Text, |(_, kind, _)| *kind) {
-        Text => return quote(value).into(),
-        Boolean => matches!(value, "true" | "false"),
-        Number => serde_json::from_str::<serde_json::Number>(value).is_ok(),
+    let fits = if BOOLEANS.contains(&name) {
+        matches!(value, "true" | "false")
+    } else if NUMBERS.contains(&name) {
+        serde_json::from_str::<serde_json::Number>(value).is_ok()
+    } else {
+        return quote(value).into();
     };
     match fits {
         true => value.into(),
         false => "null".into(),
+    }
+}
+
+/// A value as text: in quotes where it could be taken for something else.
+pub(super) fn text(value: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| c.is_alphanumeric() || "-_.:/@+,%*?&=~…[]".contains(c);
+    match !value.is_empty() && value.chars().all(is_plain) {
+        true => value.into(),
+        false => quote(value).into(),
+    }
+}
+
+/// A JSON string, in which no value can forge a line.
+pub(super) fn quote(value: &str) -> String {
+    serde_json::Value::from(value).to_string()
+}
+
+/// Cuts `text`, so that it says that there was more.
+pub(super) fn shorten(text: &mut String, bytes_max: usize) {
+    let kept = text.floor_char_boundary(bytes_max);
+    if kept < text.len() {
+        text.truncate(kept);
+        text.push('…');
     }
 }
 
@@ -217,32 +152,35 @@ mod tests {
     }
 
     #[test]
-    fn code_and_table_have_the_same_fields() {
+    fn code_and_document_have_the_same_fields() {
         let mut used = BTreeSet::new();
         collect(Path::new("src"), &mut used);
         used.extend(["time", "level", "message"].map(str::to_owned));
-        let known: BTreeSet<String> = FIELDS.iter().map(|(name, ..)| (*name).to_owned()).collect();
+        let document = std::fs::read_to_string("docs/log.md").unwrap();
+        let rows = document.lines().filter_map(|line| line.strip_prefix("| `"));
+        let rows: Vec<(&str, &str)> = rows
+            .map(|row| {
+                let (name, rest) = row.split_once("` | ").unwrap();
+                (name, rest.split(" | ").next().unwrap())
+            })
+            .collect();
+        let known: BTreeSet<String> = rows.iter().map(|(name, _)| (*name).to_owned()).collect();
         let unknown: Vec<_> = used.difference(&known).collect();
-        assert!(
-            unknown.is_empty(),
-            "add these to FIELDS and docs/log.md: {unknown:?}"
-        );
+        assert!(unknown.is_empty(), "add to docs/log.md: {unknown:?}");
         let unused: Vec<_> = known.difference(&used).collect();
         assert!(unused.is_empty(), "no line has these: {unused:?}");
-        assert_eq!(known.len(), FIELDS.len(), "a name is there twice");
-    }
-
-    #[test]
-    fn document_and_table_have_the_same_fields() {
-        let document = std::fs::read_to_string("docs/log.md").unwrap();
-        let rows = document.lines().filter(|line| line.starts_with("| `"));
-        let rows: BTreeSet<&str> = rows.collect();
-        let expected = FIELDS.iter().map(|(name, kind, meaning)| {
-            let kind = format!("{kind:?}").to_lowercase();
-            format!("| `{name}` | {kind} | {meaning} |")
-        });
-        let expected: Vec<String> = expected.collect();
-        let expected: BTreeSet<&str> = expected.iter().map(String::as_str).collect();
-        assert_eq!(rows, expected);
+        assert_eq!(known.len(), rows.len(), "a name is there twice");
+        for kind in ["boolean", "number", "text"] {
+            let documented = rows.iter().filter(|(_, own)| *own == kind);
+            let documented: BTreeSet<&str> = documented.map(|(name, _)| *name).collect();
+            let typed: BTreeSet<&str> = match kind {
+                "boolean" => BOOLEANS.into(),
+                "number" => NUMBERS.into(),
+                _ => continue,
+            };
+            assert_eq!(documented, typed, "{kind}");
+        }
+        let kinds = ["boolean", "number", "text"];
+        assert!(rows.iter().all(|(_, kind)| kinds.contains(kind)));
     }
 }

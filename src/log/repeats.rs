@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use super::fields::Field;
 use super::level::Level;
-use super::text::cut;
 
 /// Least time between two lines of one cause.
 pub(super) const INTERVAL: Duration = Duration::from_secs(60);
@@ -20,29 +20,17 @@ const TEXT_BYTES_MAX: usize = 1024;
 /// Stands for the causes past [`CAUSES_MAX`].
 const OTHERS: &str = "several others";
 
-/// A cause whose lines were left out.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct LeftOut {
-    pub(super) level: Level,
-    pub(super) message: &'static str,
-    /// The name of the field with the text.
-    pub(super) name: &'static str,
-    pub(super) text: String,
-    pub(super) count: u64,
-}
+/// The causes of the last minute, by message and text.
+#[derive(Debug, Default)]
+pub(super) struct Repeats(HashMap<&'static str, HashMap<String, Seen>>);
 
 #[derive(Debug)]
 struct Seen {
     level: Level,
+    /// The name of the field with the text.
     name: &'static str,
     written: Instant,
     left_out: u64,
-}
-
-/// The causes of the last minute.
-#[derive(Debug, Default)]
-pub(super) struct Repeats {
-    messages: HashMap<&'static str, HashMap<String, Seen>>,
 }
 
 impl Repeats {
@@ -55,55 +43,50 @@ impl Repeats {
         message: &'static str,
         (name, text): (&'static str, &str),
     ) -> Option<u64> {
-        let causes = self.messages.entry(message).or_default();
-        let text = cut(text, TEXT_BYTES_MAX);
-        let text = match causes.len() < CAUSES_MAX || causes.contains_key(text) {
-            true => text,
-            false => OTHERS,
-        };
+        let causes = self.0.entry(message).or_default();
+        let (mut text, _) = text.split_at(text.floor_char_boundary(TEXT_BYTES_MAX));
+        if causes.len() >= CAUSES_MAX && !causes.contains_key(text) {
+            text = OTHERS;
+        }
         let Some(seen) = causes.get_mut(text) else {
+            let (written, left_out) = (now, 0);
             let seen = Seen {
                 level,
                 name,
-                written: now,
-                left_out: 0,
+                written,
+                left_out,
             };
             causes.insert(text.to_owned(), seen);
             return Some(0);
         };
         if now.duration_since(seen.written) < INTERVAL {
-            seen.left_out = seen.left_out.saturating_add(1);
+            seen.left_out += 1;
             return None;
         }
         seen.written = now;
         Some(std::mem::take(&mut seen.left_out))
     }
 
-    /// Takes what was left out of causes that were last written `age` or longer ago, and forgets
-    /// causes that were silent for as long.
-    pub(super) fn take(&mut self, now: Instant, age: Duration) -> Vec<LeftOut> {
-        let mut taken = Vec::new();
-        for (message, causes) in &mut self.messages {
+    /// Tells how often lines were left out of causes that were last written `age` or longer ago,
+    /// and forgets causes that were silent for as long.
+    pub(super) fn take(
+        &mut self,
+        now: Instant,
+        age: Duration,
+        mut tell: impl FnMut(Level, &str, &[Field<'_>]),
+    ) {
+        for (message, causes) in &mut self.0 {
             causes.retain(|text, seen| {
-                if now.duration_since(seen.written) < age {
+                let is_due = now.duration_since(seen.written) >= age;
+                if is_due && seen.left_out > 0 {
+                    let fields: [Field<'_>; 2] = [(seen.name, text), ("repeated", &seen.left_out)];
+                    tell(seen.level, message, &fields);
+                    (seen.written, seen.left_out) = (now, 0);
                     return true;
                 }
-                let count = std::mem::take(&mut seen.left_out);
-                if count == 0 {
-                    return false;
-                }
-                seen.written = now;
-                taken.push(LeftOut {
-                    level: seen.level,
-                    message,
-                    name: seen.name,
-                    text: text.clone(),
-                    count,
-                });
-                true
+                !is_due
             });
         }
-        taken
     }
 }
 
@@ -134,6 +117,19 @@ mod tests {
         assert_eq!(note(&mut repeats, start + INTERVAL, "refused"), None);
     }
 
+    /// What is told at this time, in words.
+    fn take(repeats: &mut Repeats, now: Instant, age: Duration) -> Vec<String> {
+        let mut told = Vec::new();
+        repeats.take(now, age, |level, message, fields| {
+            let fields = fields
+                .iter()
+                .map(|(name, value)| format!(" {name}={value}"));
+            let fields: String = fields.collect();
+            told.push(format!("{} {message}{fields}", level.name()));
+        });
+        told
+    }
+
     #[test]
     fn what_was_left_out_is_said_when_the_cause_ends() {
         let (mut repeats, start) = (Repeats::default(), Instant::now());
@@ -141,20 +137,11 @@ mod tests {
             note(&mut repeats, start, "refused");
         }
         note(&mut repeats, start, "once");
-        assert_eq!(repeats.take(start + INTERVAL / 2, INTERVAL), []);
-        let left_out = LeftOut {
-            level: Level::Warn,
-            message: MESSAGE,
-            name: "error",
-            text: "refused".into(),
-            count: 3,
-        };
-        assert_eq!(repeats.take(start + INTERVAL, INTERVAL), [left_out]);
-        assert_eq!(repeats.take(start + INTERVAL, Duration::ZERO), []);
-        assert!(
-            repeats.messages[MESSAGE].is_empty(),
-            "nothing is kept for ever"
-        );
+        assert!(take(&mut repeats, start + INTERVAL / 2, INTERVAL).is_empty());
+        let told = take(&mut repeats, start + INTERVAL, INTERVAL);
+        assert_eq!(told, ["WARN upstream failed error=refused repeated=3"]);
+        assert!(take(&mut repeats, start + INTERVAL, Duration::ZERO).is_empty());
+        assert!(repeats.0[MESSAGE].is_empty(), "nothing is kept for ever");
     }
 
     #[test]
@@ -165,15 +152,14 @@ mod tests {
             note(&mut repeats, start, &text).is_some()
         });
         assert_eq!(written.count(), CAUSES_MAX + 1);
-        let left_out = repeats.take(start + INTERVAL, INTERVAL);
-        assert_eq!(left_out.len(), 1);
+        let told = take(&mut repeats, start + INTERVAL, INTERVAL);
         assert_eq!(
-            (left_out[0].text.as_str(), left_out[0].count),
-            (OTHERS, 983)
+            told,
+            [format!("WARN {MESSAGE} error={OTHERS} repeated=983")]
         );
         let long = "é".repeat(100_000);
         note(&mut repeats, start, &long);
-        let lengths = repeats.messages[MESSAGE].keys().map(String::len);
+        let lengths = repeats.0[MESSAGE].keys().map(String::len);
         assert!(lengths.max().unwrap() <= TEXT_BYTES_MAX);
     }
 }

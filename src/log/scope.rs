@@ -7,102 +7,80 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 
-use super::text::cut;
 use crate::locked::Locked as _;
 
-/// Longest id that is kept of upstream's; AWS's have 36 characters.
-const UPSTREAM_ID_BYTES_MAX: usize = 128;
-/// Longest word of upstream's cache that is kept: `REVALIDATED` for each of ten tiers.
-const UPSTREAM_CACHE_BYTES_MAX: usize = 128;
+/// Longest word of upstream that is kept: an id of AWS has 36 characters, `REVALIDATED` for each of
+/// ten tiers of caches has 119.
+const UPSTREAM_BYTES_MAX: usize = 128;
 
 thread_local! {
-    static CURRENT: RefCell<Option<RequestScope>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<Arc<RequestScope>>> = const { RefCell::new(None) };
 }
 
-/// A request, as long as somebody works for it. A clone is the same request, for a thread that
-/// goes on with its work.
-#[derive(Debug, Clone)]
-pub struct RequestScope(Arc<Inner>);
-
+/// A request, as long as somebody works for it.
 #[derive(Debug)]
-struct Inner {
-    id: String,
+pub struct RequestScope {
+    /// Its id.
+    pub id: String,
     /// The client's `traceparent`, if it sent a valid one.
-    trace: Option<String>,
-    via: Cow<'static, str>,
+    pub trace: Option<String>,
+    /// The field `Via` for upstream: the way so far, and this process.
+    pub via: Cow<'static, str>,
     upstream: Mutex<UpstreamWords>,
 }
 
 /// What upstream said of a request.
-#[derive(Debug, Default)]
-struct UpstreamWords {
-    id: Option<String>,
-    cache: Option<String>,
+#[derive(Debug, Default, Clone)]
+pub struct UpstreamWords {
+    /// Its last id for it.
+    pub id: Option<String>,
+    /// What its last reply says about its own cache.
+    pub cache: Option<String>,
 }
 
 impl RequestScope {
     /// The request `id`, with the client's valid `traceparent`. `via`: the field for upstream.
-    pub fn new(id: String, trace: Option<String>, via: impl Into<Cow<'static, str>>) -> Self {
+    pub fn new(id: String, trace: Option<String>, via: impl Into<Cow<'static, str>>) -> Arc<Self> {
         let upstream = Mutex::default();
-        Self(Arc::new(Inner {
+        Arc::new(Self {
             id,
             trace,
             via: via.into(),
             upstream,
-        }))
+        })
     }
 
     /// The request that this thread works for.
-    pub fn current() -> Option<Self> {
+    pub fn current() -> Option<Arc<Self>> {
         CURRENT.with_borrow(Clone::clone)
     }
 
     /// Runs `work` for this request.
-    pub fn run<T>(&self, work: impl FnOnce() -> T) -> T {
-        let _restored = Restored(CURRENT.replace(Some(self.clone())));
+    pub fn run<T>(self: &Arc<Self>, work: impl FnOnce() -> T) -> T {
+        let _restored = Restored(CURRENT.replace(Some(Arc::clone(self))));
         work()
     }
 
-    /// Its id.
-    pub fn id(&self) -> &str {
-        &self.0.id
+    /// Keeps what a reply of upstream says of it. An id stands until there is another.
+    pub fn note_upstream(&self, id: Option<&str>, cache: Option<String>) {
+        let mut words = [id.map(str::to_owned), cache];
+        for word in words.iter_mut().flatten() {
+            word.truncate(word.floor_char_boundary(UPSTREAM_BYTES_MAX));
+        }
+        let [id, cache] = words;
+        let mut upstream = self.upstream.locked();
+        upstream.id = id.or_else(|| upstream.id.take());
+        upstream.cache = cache;
     }
 
-    /// The client's `traceparent`.
-    pub fn trace(&self) -> Option<&str> {
-        self.0.trace.as_deref()
-    }
-
-    /// The field `Via` for upstream: the way so far, and this process.
-    pub fn via(&self) -> &str {
-        &self.0.via
-    }
-
-    /// Keeps the id that upstream gave it. The last one stands.
-    pub fn note_upstream_id(&self, id: &str) {
-        let id = cut(id, UPSTREAM_ID_BYTES_MAX).to_owned();
-        self.0.upstream.locked().id = Some(id);
-    }
-
-    /// The id that upstream gave it.
-    pub fn upstream_id(&self) -> Option<String> {
-        self.0.upstream.locked().id.clone()
-    }
-
-    /// Keeps what upstream's last reply says about its own cache.
-    pub fn note_upstream_cache(&self, words: Option<String>) {
-        let words = words.map(|words| cut(&words, UPSTREAM_CACHE_BYTES_MAX).to_owned());
-        self.0.upstream.locked().cache = words;
-    }
-
-    /// What upstream's last reply says about its own cache.
-    pub fn upstream_cache(&self) -> Option<String> {
-        self.0.upstream.locked().cache.clone()
+    /// What upstream said of it.
+    pub fn upstream(&self) -> UpstreamWords {
+        self.upstream.locked().clone()
     }
 }
 
 /// Puts the request back that the thread worked for before, whatever ended the work.
-struct Restored(Option<RequestScope>);
+struct Restored(Option<Arc<RequestScope>>);
 
 impl Drop for Restored {
     fn drop(&mut self) {
@@ -115,7 +93,7 @@ mod tests {
     use super::*;
 
     fn current_id() -> Option<String> {
-        RequestScope::current().map(|scope| scope.id().to_owned())
+        RequestScope::current().map(|scope| scope.id.clone())
     }
 
     #[test]
@@ -136,10 +114,13 @@ mod tests {
     #[test]
     fn what_upstream_calls_it_is_seen_by_all_and_bounded() {
         let scope = RequestScope::new("one".into(), None, String::new());
-        let other = scope.clone();
+        let other = Arc::clone(&scope);
         std::thread::scope(|threads| {
-            threads.spawn(|| other.note_upstream_id(&"x".repeat(1000)));
+            threads.spawn(|| other.note_upstream(Some(&"x".repeat(1000)), Some("HIT".into())));
         });
-        assert_eq!(scope.upstream_id().unwrap().len(), UPSTREAM_ID_BYTES_MAX);
+        scope.note_upstream(None, None);
+        let words = scope.upstream();
+        let long = "x".repeat(UPSTREAM_BYTES_MAX);
+        assert_eq!((words.id, words.cache), (Some(long), None));
     }
 }

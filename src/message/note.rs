@@ -7,7 +7,7 @@ use crate::oci::{Digest, Registry, Repository};
 use crate::transfers::Running;
 
 /// Notes on how a reply came about, for the request's log line.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct LogNote {
     /// The cache's part; none when it was not asked.
     pub cache: Option<CacheOutcome>,

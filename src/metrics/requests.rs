@@ -1,12 +1,13 @@
-//! Finished requests. Owns: their numbers by route, method, status and the cache's part, the bytes
-//! that clients got, and how long it took. Must not: know how a request is answered.
+//! Finished requests. Owns: by what each is counted. Must not: know how a request is answered.
 //!
-//! Each request is counted once, by [`record`], when its reply has been written or cut.
+//! Each request is counted once, by [`Finished::record`], when its reply has been written or cut.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::counter::{Counter, add};
-use super::histogram::Histogram;
+use super::counted::{FILLS, FIRST_BYTES, REPOSITORY_REQUESTS, REPOSITORY_SENT_BYTES};
+use super::counted::{REQUEST_DURATIONS, REQUESTS, SENT_BYTES};
+use super::table::OTHER;
 use crate::label::label;
 
 label! {
@@ -67,34 +68,6 @@ impl Route {
 }
 
 label! {
-    /// The method of a request.
-    pub enum Method {
-        /// DELETE
-        Delete = "DELETE",
-        /// GET
-        Get = "GET",
-        /// HEAD
-        Head = "HEAD",
-        /// Any other.
-        Other = "other",
-        /// PATCH
-        Patch = "PATCH",
-        /// POST
-        Post = "POST",
-        /// PUT
-        Put = "PUT",
-    }
-}
-
-impl Method {
-    /// The method of this name.
-    pub fn of(name: &str) -> Self {
-        let known = Self::ALL.iter().find(|method| method.name() == name);
-        known.copied().unwrap_or(Self::Other)
-    }
-}
-
-label! {
     /// The part that the cache had in an answer, as `X-Cache` shows it.
     pub enum CacheOutcome {
         /// Not kept.
@@ -122,62 +95,34 @@ label! {
     }
 }
 
-/// Statuses that are counted by themselves; the last is for all others.
-const STATUSES: [u16; 30] = [
+/// How a download into the cache may end.
+const FILL_RESULTS: [&str; 4] = ["done", "failed", "refused", "uncached"];
+
+/// Methods that are counted by themselves.
+const METHODS: [&str; 6] = ["DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"];
+/// Statuses that are counted by themselves.
+const STATUSES: [u16; 29] = [
     200, 201, 202, 204, 206, 301, 302, 304, 307, 308, 400, 401, 403, 404, 405, 406, 408, 409, 411,
-    412, 413, 415, 416, 429, 431, 500, 502, 503, 504, 0,
+    412, 413, 415, 416, 429, 431, 500, 502, 503, 504,
 ];
-/// Outcomes of the cache, and none.
-const OUTCOMES: usize = CacheOutcome::ALL.len() + 1;
-const KINDS: usize = Route::ALL.len() * Method::ALL.len() * STATUSES.len() * OUTCOMES;
-
-static REQUESTS: [Counter; KINDS] = [const { Counter::new() }; KINDS];
-static SENT_BYTES: [Counter; Source::ALL.len()] = [const { Counter::new() }; Source::ALL.len()];
-static DURATIONS: [Histogram; Route::ALL.len()] = [const { Histogram::new() }; Route::ALL.len()];
-static FIRST_BYTES: [Histogram; OUTCOMES] = [const { Histogram::new() }; OUTCOMES];
-
-/// What requests are counted by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RequestKind {
-    /// The route.
-    pub route: Route,
-    /// The method.
-    pub method: Method,
-    /// The status of the reply; 0 for one that no list of statuses has.
-    pub status: u16,
-    /// The cache's part; none when it was not asked.
-    pub cache: Option<CacheOutcome>,
-}
-
-impl RequestKind {
-    fn index(self) -> usize {
-        let status = STATUSES.iter().position(|known| *known == self.status);
-        let methods = self.route as usize * Method::ALL.len() + self.method as usize;
-        let statuses = methods * STATUSES.len() + status.unwrap_or(STATUSES.len() - 1);
-        statuses * OUTCOMES + outcome_index(self.cache)
-    }
-
-    /// The kind with that index.
-    fn at(index: usize) -> Option<Self> {
-        let (statuses, cache) = (index / OUTCOMES, index % OUTCOMES);
-        let (methods, status) = (statuses / STATUSES.len(), statuses % STATUSES.len());
-        let (route, method) = (methods / Method::ALL.len(), methods % Method::ALL.len());
-        Some(Self {
-            route: *Route::ALL.get(route)?,
-            method: *Method::ALL.get(method)?,
-            status: *STATUSES.get(status)?,
-            cache: CacheOutcome::ALL.get(cache).copied(),
-        })
-    }
-}
+/// `METRICS_REPOSITORIES`
+static COUNTS_REPOSITORIES: AtomicBool = AtomicBool::new(false);
 
 /// A request that is over.
 #[derive(Debug, Clone, Copy)]
-pub struct Finished {
-    /// What it is counted by.
-    pub kind: RequestKind,
+pub struct Finished<'a> {
+    /// What it was for.
+    pub route: Route,
+    /// Its method.
+    pub method: &'a str,
+    /// The status of the reply.
+    pub status: u16,
+    /// The cache's part; none when it was not asked.
+    pub cache: Option<CacheOutcome>,
     /// A registry answered it.
     pub asked_upstream: bool,
+    /// The registry and the repository that it named.
+    pub repository: Option<[&'a str; 2]>,
     /// Body bytes that the client got.
     pub bytes: u64,
     /// From the whole head until the reply began.
@@ -186,12 +131,12 @@ pub struct Finished {
     pub duration: Duration,
 }
 
-impl Finished {
+impl Finished<'_> {
     /// Where its bytes come from.
     pub const fn source(&self) -> Source {
-        match self.kind.cache {
+        match self.cache {
             // Our own words about a failure.
-            _ if self.kind.status >= 500 => Source::Proxy,
+            _ if self.status >= 500 => Source::Proxy,
             Some(CacheOutcome::Hit | CacheOutcome::Revalidated | CacheOutcome::Stale) => {
                 Source::Cache
             }
@@ -200,105 +145,101 @@ impl Finished {
             None => Source::Proxy,
         }
     }
-}
 
-/// Counts a request.
-pub fn record(finished: &Finished) {
-    let kind = finished.kind;
-    add(&REQUESTS, kind.index(), 1);
-    add(&SENT_BYTES, finished.source() as usize, finished.bytes);
-    if let Some(durations) = DURATIONS.get(kind.route as usize) {
-        durations.observe(finished.duration);
+    /// Counts the request.
+    pub fn record(&self) {
+        let method = METHODS.iter().find(|known| **known == self.method);
+        let status = STATUSES.iter().find(|known| **known == self.status);
+        let status = status.map_or_else(|| OTHER.to_owned(), u16::to_string);
+        let (route, cache) = (
+            self.route.name(),
+            self.cache.map_or("none", CacheOutcome::name),
+        );
+        REQUESTS
+            .of([route, method.unwrap_or(&OTHER), &status, cache])
+            .inc();
+        SENT_BYTES.of([self.source().name()]).add(self.bytes);
+        REQUEST_DURATIONS.of([route]).observe(self.duration);
+        FIRST_BYTES.of([cache]).observe(self.first_byte);
+        // A name that nobody has shown to exist is not counted.
+        if let Some(name) = self.repository
+            && self.status < 400
+            && COUNTS_REPOSITORIES.load(Relaxed)
+        {
+            REPOSITORY_REQUESTS.of(name).inc();
+            REPOSITORY_SENT_BYTES.of(name).add(self.bytes);
+        }
     }
-    if let Some(first_bytes) = FIRST_BYTES.get(outcome_index(kind.cache)) {
-        first_bytes.observe(finished.first_byte);
+}
+
+/// Begins the series of which the first step should show in a rate.
+pub fn begin_at_zero() {
+    for source in Source::ALL {
+        SENT_BYTES.of([source.name()]);
+    }
+    for result in FILL_RESULTS {
+        FILLS.of([result]);
     }
 }
 
-/// Each kind of request that has come, and how many did.
-pub fn kinds() -> impl Iterator<Item = (RequestKind, u64)> {
-    let counts = REQUESTS.iter().map(Counter::get).enumerate();
-    let counted = counts.filter(|(_, count)| *count > 0);
-    counted.filter_map(|(index, count)| Some((RequestKind::at(index)?, count)))
-}
-
-/// Body bytes that clients got, by where they came from.
-pub fn sent_bytes() -> impl Iterator<Item = (&'static str, u64)> {
-    let bytes = SENT_BYTES.iter().map(Counter::get);
-    Source::ALL.iter().map(|source| source.name()).zip(bytes)
-}
-
-/// How long requests took, by route.
-pub fn durations() -> impl Iterator<Item = (&'static str, &'static Histogram)> {
-    Route::ALL.iter().map(|route| route.name()).zip(&DURATIONS)
-}
-
-/// How long requests took until their reply began, by the cache's part.
-pub fn first_bytes() -> impl Iterator<Item = (&'static str, &'static Histogram)> {
-    let outcomes = CacheOutcome::ALL.iter().map(|outcome| outcome.name());
-    outcomes.chain(["none"]).zip(&FIRST_BYTES)
-}
-
-fn outcome_index(cache: Option<CacheOutcome>) -> usize {
-    cache.map_or(CacheOutcome::ALL.len(), |cache| cache as usize)
+/// From now on repositories are counted.
+pub fn count_repositories() {
+    COUNTS_REPOSITORIES.store(true, Relaxed);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn every_kind_has_a_counter_of_its_own() {
-        for index in 0..KINDS {
-            let kind = RequestKind::at(index).unwrap();
-            assert_eq!(kind.index(), index, "{kind:?}");
-        }
-        assert_eq!(RequestKind::at(KINDS), None);
-    }
+    const GET: Finished<'_> = Finished {
+        route: Route::Blob,
+        method: "GET",
+        status: 200,
+        cache: None,
+        asked_upstream: false,
+        repository: None,
+        bytes: 1,
+        first_byte: Duration::ZERO,
+        duration: Duration::ZERO,
+    };
 
     #[test]
     fn a_request_is_counted_under_its_kind() {
         // No other test has this one.
-        let kind = RequestKind {
+        let finished = Finished {
             route: Route::Catalog,
-            method: Method::Patch,
+            method: "odd",
             status: 418,
             cache: Some(CacheOutcome::Stale),
+            repository: Some(["r.example", "app"]),
+            ..GET
         };
-        let finished = Finished {
-            kind,
-            asked_upstream: true,
-            bytes: 7,
-            first_byte: Duration::from_millis(1),
-            duration: Duration::from_secs(1),
+        finished.record();
+        finished.record();
+        let of_kind = REQUESTS.of(["catalog", "other", "other", "stale"]);
+        assert_eq!(of_kind.get(), 2);
+        assert!(SENT_BYTES.of(["cache"]).get() >= 2);
+    }
+
+    #[test]
+    fn repositories_that_exist_are_counted_once_that_is_enabled() {
+        let named = |status| Finished {
+            repository: Some(["r.example", "requests-test"]),
+            status,
+            bytes: 2,
+            ..GET
         };
-        assert_eq!(finished.source(), Source::Cache);
-        record(&finished);
-        record(&finished);
-        let found: Vec<_> = kinds().collect();
-        // A status that is not in the list is 0.
-        assert!(
-            found.contains(&(RequestKind { status: 0, ..kind }, 2)),
-            "{found:?}"
-        );
-        let from_cache = sent_bytes().find(|(source, _)| *source == "cache");
-        assert!(from_cache.unwrap().1 >= 14);
+        named(200).record();
+        count_repositories();
+        named(200).record();
+        named(404).record();
+        let name = ["r.example", "requests-test"];
+        assert_eq!(REPOSITORY_REQUESTS.of(name).get(), 1);
+        assert_eq!(REPOSITORY_SENT_BYTES.of(name).get(), 2);
     }
 
     #[test]
     fn bytes_are_of_the_cache_of_upstream_or_our_own() {
-        let answered = |status, cache, asked_upstream| Finished {
-            kind: RequestKind {
-                route: Route::Blob,
-                method: Method::Get,
-                status,
-                cache,
-            },
-            asked_upstream,
-            bytes: 1,
-            first_byte: Duration::ZERO,
-            duration: Duration::ZERO,
-        };
         for (cache, asked_upstream, source) in [
             (Some(CacheOutcome::Hit), false, Source::Cache),
             (Some(CacheOutcome::Revalidated), true, Source::Cache),
@@ -307,18 +248,19 @@ mod tests {
             (None, true, Source::Upstream),
             (None, false, Source::Proxy),
         ] {
-            let finished = answered(200, cache, asked_upstream);
-            assert_eq!(finished.source(), source, "{cache:?}");
-            assert_eq!(answered(504, cache, asked_upstream).source(), Source::Proxy);
+            let finished = |status| Finished {
+                status,
+                cache,
+                asked_upstream,
+                ..GET
+            };
+            assert_eq!(finished(200).source(), source, "{cache:?}");
+            assert_eq!(finished(504).source(), Source::Proxy);
         }
     }
 
     #[test]
     fn words_are_bounded_whatever_a_client_sends() {
-        assert_eq!(Method::of("GET"), Method::Get);
-        for odd in ["get", "OTHER", "other\"} 1", "\n", ""] {
-            assert_eq!(Method::of(odd), Method::Other, "{odd:?}");
-        }
         for odd in [
             "*",
             "/v2x/a/blobs/b",

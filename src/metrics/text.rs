@@ -6,7 +6,6 @@
 use std::fmt::{Display, Write as _};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::histogram::{BOUNDS, Histogram};
 use crate::label::label;
 
 /// `Content-Type` of the format.
@@ -26,99 +25,100 @@ label! {
     }
 }
 
-/// A label and its value.
-pub type Label<'a> = (&'a str, &'a str);
+/// Numbers under one name, which are read from an `S`.
+pub struct Family<S: 'static> {
+    /// Without [`PREFIX`].
+    pub name: &'static str,
+    /// How Prometheus reads them.
+    pub kind: MetricKind,
+    /// The names of their labels.
+    pub labels: &'static [&'static str],
+    /// What they are, in one sentence.
+    pub help: &'static str,
+    write: fn(&S, &mut Samples<'_>),
+}
 
-/// The text of one family. Numbers that nobody has are left out, and with them the whole family.
+impl<S> Family<S> {
+    /// Numbers under this name. `write` writes those that there are.
+    pub const fn new(
+        kind: MetricKind,
+        name: &'static str,
+        labels: &'static [&'static str],
+        help: &'static str,
+        write: fn(&S, &mut Samples<'_>),
+    ) -> Self {
+        Self {
+            name,
+            kind,
+            labels,
+            help,
+            write,
+        }
+    }
+
+    /// Adds the family to `text`; nothing when it has no number.
+    pub fn write_to(&self, text: &mut String, from: &S) {
+        let begin = text.len();
+        let (name, labels) = (self.name, self.labels);
+        (self.write)(from, &mut Samples { text, name, labels });
+        if text.len() > begin {
+            let (help, kind) = (self.help, self.kind.name());
+            let head = format!("# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}\n");
+            text.insert_str(begin, &head);
+        }
+    }
+}
+
+/// The numbers of one family, as they are written.
 #[derive(Debug)]
 pub struct Samples<'a> {
     text: &'a mut String,
-    name: &'a str,
-    /// `# HELP` and `# TYPE`, until there is a number.
-    head: Option<(&'a str, MetricKind)>,
+    name: &'static str,
+    labels: &'static [&'static str],
 }
 
-impl<'a> Samples<'a> {
-    /// Begins a family at the end of `text`. `help`: one sentence.
-    pub fn new(text: &'a mut String, name: &'a str, kind: MetricKind, help: &'a str) -> Self {
-        let head = Some((help, kind));
-        Self { text, name, head }
-    }
-
+impl Samples<'_> {
     /// Writes a number without labels.
     pub fn plain(&mut self, value: impl Display) {
         self.with(&[], value);
     }
 
-    /// Writes a number with these labels.
-    pub fn with(&mut self, labels: &[Label<'_>], value: impl Display) {
-        self.sample("", labels, value);
-    }
-
-    /// Writes a number for each value of a label.
-    pub fn each<'v>(
-        &mut self,
-        label: &str,
-        numbers: impl Iterator<Item = (&'v str, impl Display)>,
-    ) {
-        for (value, number) in numbers {
-            self.with(&[(label, value)], number);
-        }
+    /// Writes a number with these values of the labels.
+    pub fn with(&mut self, values: &[&str], value: impl Display) {
+        self.part("", values, None, value);
     }
 
     /// Writes a number without labels; nothing when there is none.
     pub fn optional(&mut self, value: Option<impl Display>) {
-        if let Some(value) = value {
-            self.plain(value);
-        }
+        value.into_iter().for_each(|value| self.plain(value));
     }
 
     /// Writes a point in time; nothing when there is none.
-    pub fn time(&mut self, labels: &[Label<'_>], time: Option<SystemTime>) {
+    pub fn time(&mut self, values: &[&str], time: Option<SystemTime>) {
         if let Some(since) = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok()) {
-            self.with(labels, since.as_secs());
+            self.with(values, since.as_secs());
         }
     }
 
-    /// Writes a histogram, if it has counted anything.
-    fn histogram(&mut self, label: Label<'_>, histogram: &Histogram) {
-        let counts = histogram.cumulative();
-        let [.., all] = counts;
-        if all == 0 {
-            return;
-        }
-        let bounds = BOUNDS.iter().map(|(_, text)| *text).chain(["+Inf"]);
-        for (bound, count) in bounds.zip(counts) {
-            self.sample("_bucket", &[label, ("le", bound)], count);
-        }
-        self.sample("_sum", &[label], histogram.sum_seconds());
-        self.sample("_count", &[label], all);
-    }
-
-    /// Writes a histogram for each value of a label.
-    pub fn histograms<'v>(
+    /// Writes a part of a histogram. `bound`: that of a bucket.
+    pub(super) fn part(
         &mut self,
-        label: &str,
-        histograms: impl Iterator<Item = (&'v str, &'v Histogram)>,
+        suffix: &str,
+        values: &[&str],
+        bound: Option<&str>,
+        value: impl Display,
     ) {
-        histograms.for_each(|(value, times)| self.histogram((label, value), times));
-    }
-
-    fn sample(&mut self, suffix: &str, labels: &[Label<'_>], value: impl Display) {
-        let name = self.name;
-        if let Some((help, kind)) = self.head.take() {
-            // Writing to a string cannot fail.
-            let _ = writeln!(self.text, "# HELP {PREFIX}{name} {help}");
-            let _ = writeln!(self.text, "# TYPE {PREFIX}{name} {}", kind.name());
-        }
-        let _ = write!(self.text, "{PREFIX}{name}{suffix}");
-        for (number, (label, value)) in labels.iter().enumerate() {
-            let before = if number == 0 { '{' } else { ',' };
+        // Writing to a string cannot fail.
+        let _ = write!(self.text, "{PREFIX}{}{suffix}", self.name);
+        let own = self.labels.iter().copied().zip(values.iter().copied());
+        let mut before = '{';
+        for (label, value) in own.chain(bound.map(|bound| ("le", bound))) {
             let _ = write!(self.text, "{before}{label}=\"");
             value.chars().for_each(|c| push_escaped(self.text, c));
             self.text.push('"');
+            before = ',';
         }
-        let after = if labels.is_empty() { " " } else { "} " };
+        let after = if before == '{' { " " } else { "} " };
         let _ = writeln!(self.text, "{after}{value}");
     }
 }
@@ -134,17 +134,45 @@ fn push_escaped(text: &mut String, c: char) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use std::time::Duration;
+
+    /// What `write` writes of a family `x` with these labels.
+    pub(in crate::metrics) fn written(
+        labels: &'static [&'static str],
+        write: impl FnOnce(&mut Samples<'_>),
+    ) -> String {
+        let mut text = String::new();
+        let (name, samples) = ("x", &mut text);
+        write(&mut Samples {
+            text: samples,
+            name,
+            labels,
+        });
+        text
+    }
+
+    fn family(write: fn(&u8, &mut Samples<'_>)) -> String {
+        let family = Family {
+            name: "x_total",
+            kind: MetricKind::Counter,
+            labels: &["a", "b"],
+            help: "Things.",
+            write,
+        };
+        let mut text = "before\n".to_owned();
+        family.write_to(&mut text, &4);
+        text
+    }
 
     #[test]
     fn a_family_has_one_head_and_a_line_for_each_number() {
-        let mut text = String::new();
-        let mut samples = Samples::new(&mut text, "x_total", MetricKind::Counter, "Things.");
-        samples.with(&[("a", "1"), ("b", "2")], 3);
-        samples.plain(4);
-        let expected = "# HELP aws_ecr_proxy_x_total Things.\n\
+        let text = family(|from, out| {
+            out.with(&["1", "2"], 3);
+            out.plain(from);
+        });
+        let expected = "before\n\
+                        # HELP aws_ecr_proxy_x_total Things.\n\
                         # TYPE aws_ecr_proxy_x_total counter\n\
                         aws_ecr_proxy_x_total{a=\"1\",b=\"2\"} 3\n\
                         aws_ecr_proxy_x_total 4\n";
@@ -153,33 +181,17 @@ mod tests {
 
     #[test]
     fn a_hostile_value_stays_one_value() {
-        let mut text = String::new();
-        let mut samples = Samples::new(&mut text, "x", MetricKind::Gauge, "Things.");
-        samples.with(&[("a", "\\\"} 1\nforged 2\u{e9}")], 0);
-        let last = text.lines().last().unwrap();
-        let expected = "aws_ecr_proxy_x{a=\"\\\\\\\"} 1\\nforged 2\u{e9}\"} 0";
-        assert_eq!((text.lines().count(), last), (3, expected));
+        let text = written(&["a"], |out| out.with(&["\\\"} 1\nforged 2\u{e9}"], 0));
+        let expected = "aws_ecr_proxy_x{a=\"\\\\\\\"} 1\\nforged 2\u{e9}\"} 0\n";
+        assert_eq!(text, expected);
     }
 
     #[test]
     fn what_nobody_has_is_left_out() {
-        let mut text = String::new();
-        let mut samples = Samples::new(&mut text, "x_seconds", MetricKind::Histogram, "Times.");
-        let histogram = Histogram::new();
-        samples.histogram(("a", "1"), &histogram);
-        samples.time(&[], None);
-        assert_eq!(text, "");
-        histogram.observe(Duration::from_millis(1500));
-        Samples::new(&mut text, "x_seconds", MetricKind::Histogram, "Times.")
-            .histogram(("a", "1"), &histogram);
-        for line in [
-            "aws_ecr_proxy_x_seconds_bucket{a=\"1\",le=\"1\"} 0",
-            "aws_ecr_proxy_x_seconds_bucket{a=\"1\",le=\"2.5\"} 1",
-            "aws_ecr_proxy_x_seconds_bucket{a=\"1\",le=\"+Inf\"} 1",
-            "aws_ecr_proxy_x_seconds_sum{a=\"1\"} 1.5",
-            "aws_ecr_proxy_x_seconds_count{a=\"1\"} 1",
-        ] {
-            assert!(text.lines().any(|other| other == line), "{line}\n{text}");
-        }
+        let text = family(|_, out| {
+            out.time(&[], None);
+            out.optional(None::<u8>);
+        });
+        assert_eq!(text, "before\n");
     }
 }

@@ -56,8 +56,9 @@ fn list_pull(
         return;
     }
     let subject = exchange.subject(repository, Some(digest));
-    let transfer = Transfer::new(TransferKind::Pull, from_cache, subject, reply.body.length());
-    reply.outcome.transfer = Some(Arc::new(TRANSFERS.list(transfer.joined_to(fill))));
+    let mut pull = Transfer::new(TransferKind::Pull, from_cache, subject, reply.body.length());
+    pull.joined = fill.map(Arc::clone);
+    reply.outcome.transfer = Some(Arc::new(TRANSFERS.list(pull)));
 }
 
 fn find(exchange: &Exchange, repository: &Repository, digest: &Digest) -> Reply {

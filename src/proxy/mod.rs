@@ -216,7 +216,7 @@ fn add_namespace(reply: Reply, namespace: Option<String>) -> Reply {
 /// us said of this request. `X-Cache` is the word of the cache that the client asked.
 fn mark_way_back(headers: &mut Headers) {
     headers.set(via::VIA, via::append(headers, true));
-    if let Some(words) = RequestScope::current().and_then(|request| request.upstream_cache()) {
+    if let Some(words) = RequestScope::current().and_then(|request| request.upstream().cache) {
         headers.set(UPSTREAM_CACHE_FIELD, words);
     }
 }

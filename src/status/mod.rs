@@ -1,5 +1,5 @@
-//! The status page and its data. Owns: `/` and `/status.json`, and what they say. Must not: ask
-//! upstream or AWS, or decide who may see them.
+//! Status page, its data, and metrics. Owns: `/`, `/status.json` and `/metrics`, and what they say.
+//! Must not: ask upstream or AWS, or decide who may see them.
 //!
 //! `docs/status.md` lists the fields of `/status.json`; a test holds it to them. Nothing here is
 //! kept: each answer is made of what other parts know, on the connection's own thread.
@@ -31,7 +31,7 @@ const MOVES_MAX: usize = 50;
 /// Longest search.
 const SEARCH_BYTES_MAX: usize = 256;
 
-/// The status page and its data.
+/// The status page, its data, and the metrics.
 pub struct Status {
     sources: Arc<Sources>,
     listing: Permits,
@@ -44,21 +44,24 @@ impl Status {
         Self { sources, listing }
     }
 
-    /// True for the paths that [`Self::answer`] answers.
-    pub fn owns(path: &str) -> bool {
-        matches!(path, "/" | "/status.json")
-    }
-
-    /// Answers a request for one of these paths. Never blocks; the exchange may, for a moment.
+    /// Answers a request for `/metrics`, `/status.json`, or else for the page. Never blocks; the
+    /// exchange may, for a moment.
     pub fn answer(self: &Arc<Self>, request: &Request) -> Answer {
-        if let Some(refusal) = refuse_other_methods(request) {
-            return Answer::Now(refusal);
+        if !matches!(request.method.as_str(), "GET" | "HEAD") {
+            let why = format!("{} is not allowed here; use GET or HEAD", request.method);
+            let refusal = refuse(&OciError::new(ErrorCode::Unsupported, why));
+            return Answer::Now(refusal.with("Allow", "GET, HEAD"));
         }
-        if request.path() == "/" {
-            return Answer::Now(page::answer(request.headers.first("If-None-Match")));
+        match request.path() {
+            "/metrics" => {
+                Answer::Now(metrics::answer(&self.sources).unwrap_or_else(ask_again_later))
+            }
+            "/status.json" => {
+                let (status, query) = (Arc::clone(self), query_of(&request.target).to_owned());
+                Answer::Later(Box::new(move |_| status.document(&query)))
+            }
+            _ => Answer::Now(page::answer(request.headers.first("If-None-Match"))),
         }
-        let (status, query) = (Arc::clone(self), query_of(&request.target).to_owned());
-        Answer::Later(Box::new(move |_| status.document(&query)))
     }
 
     /// `/status.json`. `?history` adds the last day by the minute, `?images=OFFSET` (with
@@ -72,9 +75,11 @@ impl Status {
         if asks("history") {
             document.insert("history".into(), snapshot::history());
         }
-        if asks("images") {
-            match self.images(query) {
-                Ok(images) => document.extend(images.map(|images| ("images".into(), images))),
+        if asks("images")
+            && let Some(cache) = &self.sources.cache
+        {
+            match self.images(cache, query) {
+                Ok(images) => drop(document.insert("images".into(), images)),
                 Err(refusal) => return *refusal,
             }
         }
@@ -84,12 +89,9 @@ impl Status {
             .with("X-Content-Type-Options", "nosniff")
     }
 
-    /// The page of images that is asked for, with the tags that moved; none without a cache.
-    fn images(&self, query: &str) -> Result<Option<serde_json::Value>, Box<Reply>> {
+    /// The page of images that is asked for, with the tags that moved.
+    fn images(&self, cache: &Cache, query: &str) -> Result<serde_json::Value, Box<Reply>> {
         let asked = read_image_query(query).map_err(|error| Box::new(refuse(&error)))?;
-        let Some(cache) = &self.sources.cache else {
-            return Ok(None);
-        };
         let Some(_turn) = self.listing.take(Instant::now() + LISTING_TIMEOUT) else {
             let why = "images are being listed for others; try again";
             return Err(Box::new(ask_again_later(why)));
@@ -99,7 +101,7 @@ impl Status {
             names: &cache.names,
         };
         let images = files.images(&asked, &|name| self.sources.allowed.matches(name));
-        Ok(Some(snapshot::images(&images, &self.tag_moves(cache))))
+        Ok(snapshot::images(&images, &self.tag_moves(cache)))
     }
 
     /// The last tags that moved, of all registries.
@@ -132,24 +134,6 @@ fn read_image_query(query: &str) -> Result<ImageQuery, OciError> {
         offset: number("images", 0)?,
         limit: number("limit", PAGE_MAX)?,
     })
-}
-
-/// Answers a request for `/metrics`. Never blocks.
-pub fn answer_metrics(sources: &Arc<Sources>, request: &Request) -> Answer {
-    let answer = || match metrics::answer(sources) {
-        Ok(reply) => reply,
-        Err(why) => ask_again_later(why),
-    };
-    Answer::Now(refuse_other_methods(request).unwrap_or_else(answer))
-}
-
-fn refuse_other_methods(request: &Request) -> Option<Reply> {
-    if matches!(request.method.as_str(), "GET" | "HEAD") {
-        return None;
-    }
-    let why = format!("{} is not allowed here; use GET or HEAD", request.method);
-    let refusal = refuse(&OciError::new(ErrorCode::Unsupported, why));
-    Some(refusal.with("Allow", "GET, HEAD"))
 }
 
 fn ask_again_later(why: &str) -> Reply {

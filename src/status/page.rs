@@ -1,7 +1,7 @@
 //! The page itself: one document, put together once. Owns: its fields, the Content-Security-Policy
 //! among them. Must not: hold anything that changes; the page fetches that from `/status.json`.
 
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -22,32 +22,28 @@ struct StatusPage {
     policy: String,
 }
 
-fn page() -> &'static StatusPage {
-    static PAGE: OnceLock<StatusPage> = OnceLock::new();
-    PAGE.get_or_init(|| {
-        let text = HTML
-            .replacen(STYLE_PLACE, STYLE, 1)
-            .replacen(SCRIPT_PLACE, SCRIPT, 1);
-        let hash = |text: &str| STANDARD.encode(sha256(text.as_bytes()));
-        // Whatever a name in the data may hold, the browser runs and loads nothing but this.
-        let policy = format!(
-            "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; \
-             connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; \
-             frame-ancestors 'none'",
-            hash(SCRIPT),
-            hash(STYLE)
-        );
-        StatusPage {
-            etag: format!("\"{}\"", hash(&text)),
-            bytes: text.into_bytes().into(),
-            policy,
-        }
-    })
-}
+static PAGE: LazyLock<StatusPage> = LazyLock::new(|| {
+    let text = HTML
+        .replacen(STYLE_PLACE, STYLE, 1)
+        .replacen(SCRIPT_PLACE, SCRIPT, 1);
+    let hash = |text: &str| STANDARD.encode(sha256(text.as_bytes()));
+    // Whatever a name in the data may hold, the browser runs and loads nothing but this.
+    let policy = format!(
+        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; \
+         img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hash(SCRIPT),
+        hash(STYLE)
+    );
+    StatusPage {
+        etag: format!("\"{}\"", hash(&text)),
+        bytes: text.into_bytes().into(),
+        policy,
+    }
+});
 
 /// The page. `held`: the tags of what the client holds (`If-None-Match`).
 pub(super) fn answer(held: Option<&str>) -> Reply {
-    let page = page();
+    let page = &*PAGE;
     let is_same = |tag: &str| tag == "*" || tag.trim_start_matches("W/") == page.etag;
     let unchanged = held.is_some_and(|held| held.split(',').any(|tag| is_same(tag.trim())));
     let mut reply = Reply::new(200, "text/html; charset=utf-8", Vec::new())
@@ -82,7 +78,7 @@ mod tests {
         };
         let html = std::str::from_utf8(&bytes).unwrap();
         assert!(html.len() <= 30_000, "{} bytes", html.len());
-        let policy = &page().policy;
+        let policy = &PAGE.policy;
         for (name, part) in [("style", "style-src"), ("script", "script-src")] {
             let hash = STANDARD.encode(sha256(content(html, name).as_bytes()));
             assert!(
@@ -112,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_page_that_the_client_holds_is_not_sent_again() {
-        let etag = page().etag.as_str();
+        let etag = PAGE.etag.as_str();
         assert_eq!(answer(Some(&format!("\"x\", W/{etag}"))).status, 304);
         assert_eq!(answer(Some("*")).status, 304);
         assert_eq!(answer(Some("\"x\"")).status, 200);

@@ -1,6 +1,7 @@
 //! The document of `/status.json`. Owns: its fields and their names, which stay as they are. Must
 //! not: block for longer than it takes to ask the file system for its free space.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,7 +16,7 @@ use crate::cache::moves::TagMove;
 use crate::cache::scrub;
 use crate::calendar::format_rfc3339;
 use crate::config::{COMMIT, VERSION};
-use crate::history::{self, FAILURES, Failure, HISTORY};
+use crate::history::{self, FAILURES};
 use crate::metrics;
 use crate::oci::Registry;
 use crate::prefetched::{PREFETCHED, PrefetchRound, PrefetchedImage};
@@ -36,7 +37,7 @@ pub(super) fn document(sources: &Sources) -> Map<String, Value> {
         "now": format_rfc3339(SystemTime::now()),
         "started": format_rfc3339(started_at),
         "uptime_s": started.elapsed().as_secs(),
-        "state": state.name(),
+        "state": state,
         "sentence": sentence,
         "offline": sources.offline,
         "identity": token.as_ref().map(identity),
@@ -45,7 +46,7 @@ pub(super) fn document(sources: &Sources) -> Map<String, Value> {
         "cache": sources.cache.as_deref().map(cache),
         "prefetch": PREFETCHED.get().as_ref().map(prefetch),
         "day": day(),
-        "failures": FAILURES.latest().iter().map(failure).collect::<Vec<_>>(),
+        "failures": FAILURES.latest(),
     });
     match document {
         Value::Object(document) => document,
@@ -64,9 +65,9 @@ pub(super) fn known_registries(sources: &Sources) -> Vec<Registry> {
 }
 
 fn facts(sources: &Sources, token: Option<&TokenStatus>, registry: Option<&Registry>) -> Facts {
-    let state = registry
-        .map(|registry| sources.upstream.state(registry))
-        .unwrap_or_default();
+    let state = registry.map(|registry| sources.upstream.state(registry));
+    let paused = state.filter(|state| state.pause.is_some());
+    let why = |last_error: Option<(SystemTime, String)>| last_error.map(|(_, why)| why);
     let no_token = token.filter(|token| !token.has_token).map(|token| {
         let why = token.last_error.clone();
         why.unwrap_or_else(|| "waiting for the first one".to_owned())
@@ -76,12 +77,9 @@ fn facts(sources: &Sources, token: Option<&TokenStatus>, registry: Option<&Regis
         offline: sources.offline,
         no_token,
         registry: registry.map(Registry::to_string),
-        unreachable: state.pause.is_some(),
-        last_error: state.last_error.map(|(_, why)| why),
-        has_content: sources
-            .cache
-            .as_ref()
-            .is_some_and(|cache| cache.has_content()),
+        unreachable: paused
+            .map(|state| why(state.last_error).unwrap_or_else(|| "no answer".to_owned())),
+        has_content: sources.has_content(),
     }
 }
 
@@ -98,10 +96,8 @@ fn identity(token: &TokenStatus) -> Value {
 
 fn registry(sources: &Sources, registry: &Registry) -> Value {
     let state = sources.upstream.state(registry);
-    let report = sources
-        .tokens
-        .as_ref()
-        .map(|tokens| tokens.report(registry));
+    let report = sources.tokens.as_ref();
+    let report = report.map(|tokens| tokens.report(registry));
     let (last_error_at, last_error) = state.last_error.unzip();
     json!({
         "name": registry.to_string(),
@@ -123,10 +119,8 @@ fn registry(sources: &Sources, registry: &Registry) -> Value {
 
 fn transfers() -> Value {
     let (running, unlisted) = TRANSFERS.running();
-    let pushes = running
-        .iter()
-        .filter(|transfer| transfer.kind == TransferKind::Push)
-        .count();
+    let is_push = |transfer: &&Arc<Transfer>| transfer.kind == TransferKind::Push;
+    let pushes = running.iter().filter(is_push).count();
     let shown = running.iter().take(TRANSFERS_SHOWN);
     json!({
         "downloads": running.len() - pushes,
@@ -199,41 +193,18 @@ fn prefetch(round: &PrefetchRound) -> Value {
 
 /// The last 24 hours in sums.
 fn day() -> Value {
-    let minutes = HISTORY.until(history::minute_now());
-    let sum = |number| Value::from(series(&minutes, number).sum::<u64>());
-    let names = history::names().enumerate();
-    names
-        .map(|(number, name)| (name.to_owned(), sum(number)))
-        .collect()
+    let sums = history::series().map(|(name, minutes)| (name, minutes.iter().sum::<u64>()));
+    sums.collect()
 }
 
-/// The last 24 hours, since the start at the longest, by the minute; the last number of each series
-/// is this minute's.
+/// The last 24 hours, since the start at the longest, by the minute.
 pub(super) fn history() -> Value {
-    let minutes = HISTORY.until(history::minute_now());
-    let mut document = Map::from_iter([("minutes".to_owned(), minutes.len().into())]);
-    for (number, name) in history::names().enumerate() {
-        document.insert(name.to_owned(), series(&minutes, number).collect());
+    let mut document: Map<String, Value> = Map::new();
+    for (name, minutes) in history::series() {
+        document.insert("minutes".to_owned(), minutes.len().into());
+        document.insert(name.to_owned(), minutes.into());
     }
-    Value::Object(document)
-}
-
-/// One number of each minute.
-fn series(minutes: &[[u64; history::NUMBERS]], number: usize) -> impl Iterator<Item = u64> {
-    let numbers = minutes.iter().filter_map(move |minute| minute.get(number));
-    numbers.copied()
-}
-
-fn failure(failure: &Failure) -> Value {
-    json!({
-        "at": format_rfc3339(failure.at),
-        "request": failure.request,
-        "method": failure.method,
-        "target": failure.target,
-        "status": failure.status,
-        "error": failure.error,
-        "peer": failure.peer,
-    })
+    document.into()
 }
 
 /// A page of images, and the tags that moved, each with its registry.

@@ -39,9 +39,13 @@ impl Sources {
     /// True while pulls can be answered, as `/readyz` has it.
     pub(super) fn is_ready(&self) -> bool {
         let has_token = |tokens: &Arc<Tokens>| tokens.status().has_token;
-        let has_content = |cache: &Arc<Cache>| cache.has_content();
         let can_ask = !self.offline && self.tokens.as_ref().is_none_or(has_token);
-        let can_answer = can_ask || self.cache.as_ref().is_some_and(has_content);
-        can_answer && !self.draining.load(Ordering::SeqCst)
+        (can_ask || self.has_content()) && !self.draining.load(Ordering::SeqCst)
+    }
+
+    /// True when something was kept in the cache.
+    pub(super) fn has_content(&self) -> bool {
+        let cache = self.cache.as_ref();
+        cache.is_some_and(|cache| cache.has_content())
     }
 }

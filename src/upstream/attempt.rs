@@ -162,10 +162,7 @@ impl Attempt<'_> {
         let reply = self.send_once(method, &self.call.url(), &headers)?;
         let id = reply.headers.first("x-amzn-requestid");
         if let Some(request) = RequestScope::current() {
-            if let Some(id) = id {
-                request.note_upstream_id(id);
-            }
-            request.note_upstream_cache(cache_words(&reply.headers));
+            request.note_upstream(id, cache_words(&reply.headers));
         }
         Ok(self.read_answer(method, reply))
     }
@@ -300,15 +297,13 @@ impl Attempt<'_> {
     fn authorized_headers(&self) -> Headers {
         let mut headers = authorize(self.call.headers, &self.grant);
         let request = RequestScope::current();
-        let via = request
-            .as_ref()
-            .map(|request| request.via().to_owned().into());
+        let via = request.as_ref().map(|request| request.via.clone());
         let via = via.unwrap_or_else(|| via::append(&Headers::new(), true));
         headers.set(via::VIA, via);
         if let Some(request) = request {
-            headers.set("X-Request-Id", request.id());
-            if let Some(trace) = request.trace() {
-                headers.set("traceparent", trace);
+            headers.set("X-Request-Id", request.id.as_str());
+            if let Some(trace) = &request.trace {
+                headers.set("traceparent", trace.as_str());
             }
         }
         headers

@@ -21,7 +21,7 @@ use super::throttle::Throttle;
 use crate::locked::Locked as _;
 use crate::log;
 use crate::message::RequestBody;
-use crate::metrics::registries;
+use crate::metrics::{self, registry_label};
 use crate::oci::Registry;
 use crate::permits::{OwnedPermit, Permits};
 use crate::random::unguessable;
@@ -221,8 +221,7 @@ impl Upstream {
             std::thread::sleep(wait);
             return Ok(true);
         }
-        let counters = registries::counters_of(call.registry.name());
-        counters.count_error(Stage::Throttled as usize);
+        count_error(call.registry, Stage::Throttled);
         let mut error = call.fault(
             Stage::Throttled,
             format!("next try in {} ms", wait.as_millis()),
@@ -242,12 +241,11 @@ impl Upstream {
             return (Err(call.fault(Stage::Offline, OFFLINE)), None);
         }
         let started = Instant::now();
-        let counters = registries::counters_of(call.registry.name());
         let deadline = started + call.patience.min(HEAD_TIMEOUT);
         let (circuit, patience) = (call.registry.url(), call.patience_kind());
         let allowed = self.breaker.allow(&circuit, patience, started);
         if let Err(left) = allowed {
-            counters.count_error(Stage::Connect as usize);
+            count_error(call.registry, Stage::Connect);
             let left_ms = left.as_millis();
             let why = format!("out of reach lately; next try in {left_ms} ms");
             return (Err(call.fault(Stage::Connect, why)), None);
@@ -265,10 +263,14 @@ impl Upstream {
                 false
             }
         };
-        counters.set_circuit(is_open);
+        let label = registry_label(call.registry.name());
+        metrics::UPSTREAM_CIRCUITS.of([label]).set(is_open.into());
         match &fetched {
-            Err(error) => counters.count_error(error.stage as usize),
-            Ok(fetched) => counters.count_reply(fetched.reply.status),
+            Err(error) => count_error(call.registry, error.stage),
+            Ok(fetched) => {
+                let class = format!("{}xx", fetched.reply.status / 100);
+                metrics::UPSTREAM_REPLIES.of([label, &class]).inc();
+            }
         }
         if let Err(error) = &fetched
             && error.stage != Stage::ClientBody
@@ -325,8 +327,10 @@ impl Upstream {
             attempt.send_with_renewal()
         };
         if fetched.is_ok() && !has_body {
-            let counters = registries::counters_of(call.registry.name());
-            counters.head_times.observe(sent.elapsed());
+            let label = registry_label(call.registry.name());
+            metrics::UPSTREAM_HEAD_TIMES
+                .of([label])
+                .observe(sent.elapsed());
         }
         fetched.map_err(|mut error| {
             if let Some(secrets) = attempt.secrets() {
@@ -362,6 +366,12 @@ impl Upstream {
         }
         grant.map_err(|AuthFault(why)| call.fault(Stage::Authorize, why))
     }
+}
+
+/// Counts a call to this registry that failed.
+fn count_error(registry: &Registry, stage: Stage) {
+    let label = registry_label(registry.name());
+    metrics::UPSTREAM_ERRORS.of([label, stage.name()]).inc();
 }
 
 /// A 206 with another range than asked for is no answer.

@@ -8,7 +8,7 @@ use super::survey::{EvictionRules, EvictionUnit, Id, MANIFEST_BYTES_MAX, Survey}
 use crate::cache::manifest::list_named;
 use crate::cache::names::{Names, Scope};
 use crate::cache::store::Store;
-use crate::history::{self, Bytes, HISTORY};
+use crate::history::{self, Event};
 use crate::log::{self, Level};
 use crate::metrics;
 use crate::oci::Reference;
@@ -47,7 +47,7 @@ pub(super) fn evict(
     let bytes = before.saturating_sub(after);
     metrics::CACHE_IMAGES_EVICTED.add(images);
     metrics::CACHE_BYTES_EVICTED.add(bytes);
-    HISTORY.add(Bytes::Evicted, bytes, history::minute_now());
+    history::count(Event::EvictedBytes, bytes);
     let took = begun.elapsed().as_millis();
     let fields: [log::Field<'_>; 5] = [
         ("images", &images),

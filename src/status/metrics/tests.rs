@@ -5,24 +5,19 @@ use std::fs;
 
 use super::*;
 use crate::config::process_environment;
-use crate::metrics::text::PREFIX;
+use crate::metrics::text::{MetricKind, PREFIX};
 
 /// The beginning of the table in `docs/metrics.md`; it goes on to the end of the page.
 const TABLE_HEAD: &str = "| name | type | labels | meaning |\n| --- | --- | --- | --- |\n";
 
 /// Every family: name, kind, labels and meaning.
-fn families() -> Vec<(&'static str, MetricKind, &'static str, &'static str)> {
-    let numbers = NUMBERS.iter().map(|number| {
-        let kind = match number.value {
-            NumberValue::Counter(_) => MetricKind::Counter,
-            NumberValue::Gauge(_) => MetricKind::Gauge,
-        };
-        (number.name, kind, "", number.help)
-    });
-    let families = FAMILIES
-        .iter()
-        .map(|family| (family.name, family.kind, family.labels, family.help));
-    let mut all: Vec<_> = numbers.chain(families).collect();
+fn families() -> Vec<(&'static str, MetricKind, String, &'static str)> {
+    fn row<S>(family: &Family<S>) -> (&'static str, MetricKind, String, &'static str) {
+        let labels = family.labels.join(", ");
+        (family.name, family.kind, labels, family.help)
+    }
+    let mut all: Vec<_> = COUNTED.iter().map(row).collect();
+    all.extend(READ.iter().map(row));
     all.sort_by_key(|(name, ..)| *name);
     all
 }
@@ -61,11 +56,7 @@ fn names_end_in_their_unit() {
             name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'),
             "{name}"
         );
-        assert_eq!(
-            kind == MetricKind::Counter,
-            name.ends_with("_total"),
-            "{name}"
-        );
+        assert_eq!(kind == Counter, name.ends_with("_total"), "{name}");
         if kind == MetricKind::Histogram {
             assert!(name.ends_with("_seconds"), "{name}");
         }
