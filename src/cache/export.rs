@@ -6,13 +6,13 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read as _, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::archive::{self, Archive, EXPORT, Origin, PLATFORMS, REF_NAME};
+use super::archive::{self, Archive, EXPORT, PLATFORMS, REF_NAME};
 use super::closure::{Closure, ClosureWalk, NO_PLATFORM, ReferrerIndex};
 use super::files;
 use super::names::{Names, OwnedScope, Scope};
@@ -65,20 +65,18 @@ impl ExportPlan {
     pub fn bytes(&self) -> u64 {
         self.blobs.values().map(|(_, size)| size).sum()
     }
-}
 
-/// What the other side has.
-#[derive(Default)]
-struct Since {
-    archive: Option<Archive>,
-    known: HashSet<Digest>,
-}
-
-impl Since {
-    fn has(&self, digest: &Digest, size: u64) -> bool {
-        let archive = self.archive.as_ref();
-        let stored = archive.and_then(|archive| archive.blob(digest).ok().flatten());
-        self.known.contains(digest) || stored.is_some_and(|blob| blob.left() == size)
+    fn index(&self) -> Value {
+        let origin = match &self.since {
+            None => "whole".to_owned(),
+            Some(since) => format!("since {since}"),
+        };
+        json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": self.images.values().collect::<Vec<_>>(),
+            "annotations": {EXPORT: origin},
+        })
     }
 }
 
@@ -92,16 +90,14 @@ impl Exporter<'_> {
         images: &[(OwnedScope, Reference)],
         since: Option<&Path>,
     ) -> Result<ExportPlan, String> {
-        let since_name = since.and_then(Path::file_name);
-        let mut plan = ExportPlan {
-            since: since_name.map(|name| name.to_string_lossy().into_owned()),
-            ..ExportPlan::default()
-        };
-        let since = since.map(|path| {
-            let since = self.read_since(path);
-            since.map_err(|why| format!("--since={}: {why}", path.display()))
-        });
-        let since = since.transpose()?.unwrap_or_default();
+        let mut plan = ExportPlan::default();
+        let mut other_side = OtherSide::default();
+        if let Some(path) = since {
+            let read = self.read_since(path);
+            other_side = read.map_err(|why| format!("--since={}: {why}", path.display()))?;
+            let name = path.file_name().unwrap_or_default();
+            plan.since = Some(name.to_string_lossy().into_owned());
+        }
         let mut digests = HashSet::new();
         for (place, reference) in images {
             self.add_image(&mut plan, place.scope(), reference, &mut digests)?;
@@ -109,13 +105,12 @@ impl Exporter<'_> {
         for digest in digests {
             let size = self.store.size(&digest);
             let size = size.ok_or_else(|| format!("{digest} was evicted meanwhile"))?;
-            match since.has(&digest, size) {
-                true => plan.known += 1,
-                false => {
-                    plan.blobs
-                        .insert(archive::blob_name(&digest), (digest, size));
-                }
+            if other_side.has(&digest, size) {
+                plan.known += 1;
+                continue;
             }
+            let name = archive::blob_name(&digest);
+            plan.blobs.insert(name, (digest, size));
         }
         Ok(plan)
     }
@@ -128,10 +123,7 @@ impl Exporter<'_> {
         digests: &mut HashSet<Digest>,
     ) -> Result<(), String> {
         let walk = ClosureWalk::new(self.store, self.names);
-        let name = match reference {
-            Reference::Tag(tag) => format!("{scope}:{}", tag.as_str()),
-            Reference::Digest(digest) => format!("{scope}@{digest}"),
-        };
+        let name = scope.name_of(reference);
         let root = walk.root(scope, reference);
         let root = root.filter(|root| self.store.has(root)).ok_or_else(|| {
             format!("{name} is not in the cache; fetch it with `aws-ecr-proxy pull {name}`")
@@ -145,10 +137,10 @@ impl Exporter<'_> {
         }
         let (chosen, missing) = choose(&closure, self.platforms);
         if !missing.is_empty() {
-            return Err(describe_missing(&name, &missing, &closure));
+            return Err(describe_missing(&name, &missing));
         }
         digests.extend(chosen);
-        self.describe(plan, name, scope, &root)?;
+        self.list(plan, scope, reference, &root)?;
         for part in &closure.referrers {
             let manifest = &part.manifest;
             if let Some(missing) = part.missing.first() {
@@ -158,32 +150,33 @@ impl Exporter<'_> {
                 continue;
             }
             digests.extend(part.digests.iter().cloned());
-            self.describe(plan, format!("{scope}@{manifest}"), scope, manifest)?;
+            self.list(plan, scope, &manifest.clone().into(), manifest)?;
         }
-        for (tag, entry) in &closure.attached {
+        for (tag, entry) in closure.attached {
             // An index of referrers is of use when all of them come with it.
             if walk.closure(&entry.digest).is_whole() {
-                digests.insert(entry.digest.clone());
-                let name = format!("{scope}:{}", tag.as_str());
-                self.describe(plan, name, scope, &entry.digest)?;
+                self.list(plan, scope, &Reference::Tag(tag), &entry.digest)?;
+                digests.insert(entry.digest);
             }
         }
         Ok(())
     }
 
-    fn describe(
+    /// Lists an image in the layout's index.
+    fn list(
         &self,
         plan: &mut ExportPlan,
-        name: String,
         scope: Scope<'_>,
+        reference: &Reference,
         digest: &Digest,
     ) -> Result<(), String> {
+        let name = scope.name_of(reference);
         let link = self.names.link(scope, digest);
         let media_type = link.and_then(|link| link.media_type);
         let media_type = media_type.ok_or_else(|| format!("{name} was evicted meanwhile"))?;
-        let mut annotations = json!({REF_NAME: name});
-        if let (Some(map), false) = (annotations.as_object_mut(), self.platforms.is_all()) {
-            map.insert(PLATFORMS.to_owned(), self.platforms.to_string().into());
+        let mut annotations = BTreeMap::from([(REF_NAME, name.clone())]);
+        if !self.platforms.is_all() {
+            annotations.insert(PLATFORMS, self.platforms.to_string());
         }
         let descriptor = json!({
             "mediaType": media_type,
@@ -197,27 +190,26 @@ impl Exporter<'_> {
 
     /// What the other side has: the blobs in a layout, and of an earlier export or an `index.json`
     /// alone all that its images are made of.
-    fn read_since(&self, path: &Path) -> Result<Since, String> {
-        let mut since = Since::default();
-        let images = match path.is_file() && path.extension().is_some_and(|end| end == "json") {
-            true => archive::read_index(path)?,
-            false => {
-                let archive = since.archive.insert(Archive::open(path)?);
-                match archive.origin {
-                    Origin::Foreign => Vec::new(),
-                    Origin::Export | Origin::Delta(_) => archive.images.clone(),
-                }
+    fn read_since(&self, path: &Path) -> Result<OtherSide, String> {
+        let mut other_side = OtherSide::default();
+        let mut images = Vec::new();
+        if path.is_file() && path.extension().is_some_and(|end| end == "json") {
+            images = archive::read_index(path)?;
+        } else {
+            let archive = other_side.archive.insert(Archive::open(path)?);
+            if archive.export.is_some() {
+                images.clone_from(&archive.images);
             }
-        };
+        }
         for image in images {
             let closure = ClosureWalk::new(self.store, self.names).closure(&image.digest);
             let (chosen, _) = choose(&closure, &image.platforms);
-            since.known.extend(chosen);
+            other_side.known.extend(chosen);
         }
-        Ok(since)
+        Ok(other_side)
     }
 
-    /// Writes a layout to a directory, or to a file whose name ends with `.tar`.
+    /// Writes a layout to a new directory, or to a file whose name ends with `.tar`.
     ///
     /// # Errors
     /// A blob that is damaged or was evicted meanwhile; the disk's own.
@@ -227,19 +219,18 @@ impl Exporter<'_> {
         to: &Path,
         progress: Progress<'_>,
     ) -> Result<(), String> {
-        let fault = |error: io::Error| format!("{}: {error}", to.display());
         let is_tar = is_tar(to)?;
         let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());
         let folder = folder.unwrap_or_else(|| Path::new("."));
         let temp = folder.join(files::temp_name());
         let written = LayoutWriter::create(&temp, is_tar)
             .and_then(|layout| self.write_files(plan, layout, progress))
-            .and_then(|()| fs::rename(&temp, to));
-        if written.is_err() {
+            .and_then(|()| fs::rename(&temp, to))
+            .and_then(|()| files::sync_directory(folder));
+        written.map_err(|error| {
             let _ = fs::remove_dir_all(&temp).or_else(|_| fs::remove_file(&temp));
-        }
-        let synced = written.and_then(|()| files::sync_directory(folder));
-        synced.map_err(fault)
+            format!("{}: {error}", to.display())
+        })
     }
 
     fn write_files(
@@ -249,18 +240,15 @@ impl Exporter<'_> {
         progress: Progress<'_>,
     ) -> io::Result<()> {
         let (total, mut done) = (plan.bytes(), 0);
-        for (path, (digest, size)) in &plan.blobs {
+        for (name, (digest, size)) in &plan.blobs {
             let damaged = |why| io::Error::other(format!("{digest}: {why}; `verify` says more"));
-            let blob = self.store.blob(digest)?.filter(|blob| blob.size == *size);
+            let blob = self.store.blob(digest)?;
             let blob = blob.ok_or_else(|| damaged("it was evicted meanwhile"))?;
             let mut hasher = Hasher::new(digest);
-            layout.add(path, *size, &mut |out| {
-                files::each_piece((&*blob.file).take(*size), &mut |piece| {
-                    hasher.update(piece);
-                    done += piece.len() as u64;
-                    progress("export", done, total);
-                    out.write_all(piece)
-                })
+            layout.add(name, *size, &mut &*blob.file, &mut |piece| {
+                hasher.update(piece);
+                done += piece.len() as u64;
+                progress("export", done, total);
             })?;
             if hasher.finish() != digest.as_str() {
                 return Err(damaged("the cached blob is damaged"));
@@ -269,26 +257,24 @@ impl Exporter<'_> {
         let marker = json!({"imageLayoutVersion": "1.0.0"});
         for (name, document) in [("index.json", plan.index()), ("oci-layout", marker)] {
             let text = document.to_string();
-            layout.add(name, text.len() as u64, &mut |out| {
-                files::each_piece(text.as_bytes(), &mut |piece| out.write_all(piece))
-            })?;
+            layout.add(name, text.len() as u64, &mut text.as_bytes(), &mut |_| {})?;
         }
         layout.finish()
     }
 }
 
-impl ExportPlan {
-    fn index(&self) -> Value {
-        let origin = match &self.since {
-            None => "whole".to_owned(),
-            Some(since) => format!("since {since}"),
-        };
-        json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": self.images.values().collect::<Vec<_>>(),
-            "annotations": {EXPORT: origin},
-        })
+/// What the other side has.
+#[derive(Default)]
+struct OtherSide {
+    archive: Option<Archive>,
+    known: HashSet<Digest>,
+}
+
+impl OtherSide {
+    fn has(&self, digest: &Digest, size: u64) -> bool {
+        let archive = self.archive.as_ref();
+        let stored = archive.and_then(|archive| archive.blob(digest).ok().flatten());
+        self.known.contains(digest) || stored.is_some_and(|blob| blob.limit() == size)
     }
 }
 
@@ -309,26 +295,13 @@ fn choose(closure: &Closure, platforms: &Platforms) -> (Vec<Digest>, Vec<Digest>
     (digests, missing)
 }
 
-fn describe_missing(name: &str, missing: &[Digest], closure: &Closure) -> String {
+fn describe_missing(name: &str, missing: &[Digest]) -> String {
     let shown: Vec<&str> = missing.iter().take(NAMED_MAX).map(Digest::as_str).collect();
-    let more = match missing.len() - shown.len() {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    let whole = closure.parts.iter().filter(|part| part.missing.is_empty());
-    let whole = whole.map(|part| part.platform.as_str());
-    let whole: Vec<&str> = whole.filter(|name| *name != NO_PLATFORM).collect();
-    let partly = match whole.as_slice() {
-        [] => String::new(),
-        whole => format!(
-            ", or export what is whole with `--platform {}`",
-            whole.join(",")
-        ),
-    };
-    let shown = shown.join(", ");
     format!(
-        "{name} is not whole in the cache: {shown}{more} missing; fetch it with `aws-ecr-proxy \
-         pull {name}`{partly}"
+        "{name} is not whole in the cache, {} of its digests are missing: {}; fetch it with \
+         `aws-ecr-proxy pull {name}`, or export what `list` shows as whole with --platform",
+        missing.len(),
+        shown.join(", ")
     )
 }
 
@@ -340,18 +313,17 @@ fn is_tar(to: &Path) -> Result<bool, String> {
         let why = "layers are compressed already: name a file that ends with .tar";
         return Err(format!("{}: {why}", to.display()));
     }
-    if end == "tar" || to.is_file() {
-        return Ok(true);
-    }
-    if to.exists() && !to.is_dir() {
-        return Err(format!("{}: expected a directory or a file", to.display()));
-    }
-    match fs::read_dir(to).map(|mut entries| entries.next().is_none()) {
-        Ok(false) => Err(format!(
-            "{}: is not empty; name a new directory",
-            to.display()
-        )),
-        _ => Ok(false),
+    let is_new = match fs::read_dir(to) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    };
+    match end == "tar" {
+        false if !is_new => {
+            let why =
+                "is not empty, or no directory; name a new one, or a file that ends with .tar";
+            Err(format!("{}: {why}", to.display()))
+        }
+        is_tar => Ok(is_tar),
     }
 }
 
@@ -361,9 +333,6 @@ enum LayoutWriter {
     Tar(BufWriter<File>),
 }
 
-/// Writes the content of a file; says how many bytes that were.
-type WriteContent<'a> = &'a mut dyn FnMut(&mut dyn Write) -> io::Result<u64>;
-
 impl LayoutWriter {
     fn create(path: &Path, is_tar: bool) -> io::Result<Self> {
         match is_tar {
@@ -372,27 +341,37 @@ impl LayoutWriter {
         }
     }
 
-    /// Adds a file of `size` bytes.
-    fn add(&mut self, name: &str, size: u64, content: WriteContent<'_>) -> io::Result<()> {
-        let written = match self {
+    /// Adds a file of `size` bytes; `on_piece` is told of each piece of its content.
+    fn add(
+        &mut self,
+        name: &str,
+        size: u64,
+        content: &mut dyn Read,
+        on_piece: &mut dyn FnMut(&[u8]),
+    ) -> io::Result<()> {
+        let mut copy = |out: &mut dyn Write| {
+            let written = files::each_piece(&mut *content, &mut |piece| {
+                on_piece(piece);
+                out.write_all(piece)
+            })?;
+            match written == size {
+                true => Ok(()),
+                false => Err(io::Error::other(format!("{name}: has changed meanwhile"))),
+            }
+        };
+        match self {
             Self::Tar(tar) => {
                 tar.write_all(&archive::headers(name, size))?;
-                let written = content(tar)?;
-                tar.write_all(&vec![0; archive::padding(size)])?;
-                written
+                copy(tar)?;
+                tar.write_all(&vec![0; archive::padding(size)])
             }
             Self::Folder(root) => {
                 let path = root.join(name);
                 fs::create_dir_all(path.parent().unwrap_or(root))?;
                 let mut file = File::create_new(path)?;
-                let written = content(&mut file)?;
-                file.sync_all()?;
-                written
+                copy(&mut file)?;
+                file.sync_all()
             }
-        };
-        match written == size {
-            true => Ok(()),
-            false => Err(io::Error::other(format!("{name}: was cut meanwhile"))),
         }
     }
 

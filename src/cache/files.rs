@@ -114,7 +114,10 @@ pub(super) fn each_piece(
 ) -> io::Result<u64> {
     let (mut buffer, mut total) = (vec![0; PIECE_BYTES], 0);
     loop {
-        let count = from.read(&mut buffer)?;
+        let count = match from.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read?,
+        };
         if count == 0 {
             return Ok(total);
         }

@@ -1,11 +1,11 @@
 //! Every image in the cache. Owns: finding them, with a tag or without. Must not: change anything.
 //! It takes as long as it takes to read every manifest; [`super::images`] is for a web page.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
 
 use super::closure::{Closure, ClosureWalk, ImagePart, NO_PLATFORM, ReferrerIndex};
-use super::names::{Names, Scope, TagEntry};
+use super::names::{Names, Scope};
 use super::store::Store;
 use crate::oci::{Digest, Reference, Tag};
 
@@ -27,12 +27,15 @@ pub struct CachedImage<'a> {
 }
 
 impl CachedImage<'_> {
+    /// Its tag, else its digest.
+    pub fn reference(&self) -> Reference {
+        let tag = self.tag.clone().map(Reference::Tag);
+        tag.unwrap_or_else(|| self.digest.clone().into())
+    }
+
     /// `registry/repository:tag`, or `…@digest`.
     pub fn name(&self) -> String {
-        match &self.tag {
-            Some(tag) => format!("{}:{}", self.scope, tag.as_str()),
-            None => format!("{}@{}", self.scope, self.digest),
-        }
+        self.scope.name_of(&self.reference())
     }
 }
 
@@ -87,7 +90,7 @@ impl Holdings<'_> {
     /// all.
     pub fn find<'s>(&self, scope: Scope<'s>, reference: &Reference) -> Option<CachedImage<'s>> {
         let index = ReferrerIndex::read(self.store, self.names, scope);
-        self.find_in(scope, reference, &index)
+        self.image(scope, reference, SystemTime::UNIX_EPOCH, &index)
     }
 
     /// An image as it is by now: a proxy may have evicted, replaced or fetched it. What has come
@@ -99,85 +102,60 @@ impl Holdings<'_> {
             link.is_some_and(|link| link.media_type.is_some())
         };
         let index = ReferrerIndex::of(self.store, manifests.filter(is_linked).collect());
-        let tag = image.tag.clone().map(Reference::Tag);
-        let reference = tag.unwrap_or_else(|| image.digest.clone().into());
-        self.find_in(image.scope, &reference, &index)
-    }
-
-    fn find_in<'s>(
-        &self,
-        scope: Scope<'s>,
-        reference: &Reference,
-        index: &ReferrerIndex,
-    ) -> Option<CachedImage<'s>> {
-        match reference {
-            Reference::Tag(tag) => self.tagged(scope, tag, SystemTime::UNIX_EPOCH, index),
-            Reference::Digest(digest) => {
-                self.names.link(scope, digest)?;
-                Some(self.untagged(scope, digest, SystemTime::UNIX_EPOCH, index))
-            }
-        }
+        self.image(image.scope, &image.reference(), image.pulled, &index)
     }
 
     fn each_in(&self, scope: Scope<'_>, visit: &mut dyn FnMut(CachedImage<'_>)) {
         let index = ReferrerIndex::read(self.store, self.names, scope);
-        let (mut tags, mut tagged) = (BTreeMap::new(), HashSet::new());
+        let (mut tags, mut tagged) = (HashMap::new(), HashSet::new());
         for found in self.names.tag_uses(scope) {
-            let pulled = tags
-                .entry(found.tag.as_str().to_owned())
-                .or_insert(found.accessed);
+            let pulled = tags.entry(found.tag).or_insert(found.accessed);
             *pulled = found.accessed.max(*pulled);
             tagged.extend(found.digests);
         }
-        for (tag, pulled) in tags {
-            let image = tag.parse().ok();
-            let image = image.and_then(|tag| self.tagged(scope, &tag, pulled, &index));
-            image.into_iter().for_each(&mut *visit);
-        }
+        let mut tags: Vec<(Tag, SystemTime)> = tags.into_iter().collect();
+        tags.sort_unstable_by(|(one, _), (other, _)| one.as_str().cmp(other.as_str()));
         let mut links = self.names.link_uses(scope);
         links.retain(|link| {
             link.manifest && !tagged.contains(&link.digest) && !index.is_part(&link.digest)
         });
         links.sort_unstable_by(|one, other| one.digest.as_str().cmp(other.digest.as_str()));
-        for link in links {
-            visit(self.untagged(scope, &link.digest, link.accessed, &index));
+        let tags = tags.into_iter();
+        let tags = tags.map(|(tag, pulled)| (Reference::Tag(tag), pulled));
+        let digests = links.into_iter();
+        let digests = digests.map(|link| (Reference::Digest(link.digest), link.accessed));
+        for (reference, pulled) in tags.chain(digests) {
+            let image = self.image(scope, &reference, pulled, &index);
+            image.into_iter().for_each(&mut *visit);
         }
     }
 
-    fn tagged<'s>(
+    fn image<'s>(
         &self,
         scope: Scope<'s>,
-        tag: &Tag,
+        reference: &Reference,
         pulled: SystemTime,
         index: &ReferrerIndex,
     ) -> Option<CachedImage<'s>> {
         let walk = ClosureWalk::new(self.store, self.names);
-        let TagEntry {
-            digest, confirmed, ..
-        } = walk.tag_entry(scope, tag)?;
+        let (tag, digest, confirmed) = match reference {
+            Reference::Tag(tag) => {
+                let entry = walk.tag_entry(scope, tag)?;
+                (Some(tag.clone()), entry.digest, Some(entry.confirmed))
+            }
+            Reference::Digest(digest) => {
+                self.names.link(scope, digest)?;
+                (None, digest.clone(), None)
+            }
+        };
         Some(CachedImage {
-            tag: Some(tag.clone()),
-            confirmed: Some(confirmed),
-            ..self.untagged(scope, &digest, pulled, index)
-        })
-    }
-
-    fn untagged<'s>(
-        &self,
-        scope: Scope<'s>,
-        digest: &Digest,
-        pulled: SystemTime,
-        index: &ReferrerIndex,
-    ) -> CachedImage<'s> {
-        let walk = ClosureWalk::new(self.store, self.names);
-        CachedImage {
             scope,
-            tag: None,
-            digest: digest.clone(),
+            tag,
+            closure: walk.closure_with_referrers(scope, &digest, index),
+            digest,
             pulled,
-            confirmed: None,
-            closure: walk.closure_with_referrers(scope, digest, index),
-        }
+            confirmed,
+        })
     }
 }
 

@@ -9,11 +9,10 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::closure::{ClosureBounds, ClosureWalk};
-use super::holdings::PlatformsHere;
-use super::names::{Names, Scope};
+use super::holdings::{CachedImage, Holdings};
+use super::names::{Names, OwnedScope, Scope};
 use super::paths::{file_names, modified};
-use super::store::Store;
-use crate::oci::{Digest, Tag};
+use crate::oci::Tag;
 
 /// Images on one page.
 pub const PAGE_MAX: usize = 100;
@@ -39,32 +38,11 @@ pub struct ImageQuery {
     pub limit: usize,
 }
 
-/// A tag in the cache.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Image {
-    /// The registry's name.
-    pub registry: String,
-    /// The repository.
-    pub repository: String,
-    /// The tag.
-    pub tag: String,
-    /// The manifest that it means; none when that is not here.
-    pub digest: Option<Digest>,
-    /// Its platforms, such as `linux/arm64/v8`.
-    pub platforms: PlatformsHere,
-    /// Bytes of all that is here of it.
-    pub size: u64,
-    /// When a client last pulled it.
-    pub pulled: SystemTime,
-    /// When upstream last confirmed the tag.
-    pub confirmed: Option<SystemTime>,
-}
-
 /// A page of images, the last pulled one first.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ImagePage {
-    /// At most as many as were asked for.
-    pub images: Vec<Image>,
+#[derive(Debug, Default)]
+pub struct ImagePage<'a> {
+    /// At most as many as were asked for, without what refers to them.
+    pub images: Vec<CachedImage<'a>>,
     /// Images that fit the search.
     pub matching: usize,
     /// Images that were looked at.
@@ -73,28 +51,19 @@ pub struct ImagePage {
     pub is_whole: bool,
 }
 
-/// The files of the cache that are read.
-#[derive(Debug, Clone, Copy)]
-pub struct Files<'a> {
-    /// Manifests.
-    pub store: &'a Store,
-    /// Tags.
-    pub names: &'a Names,
-}
-
-impl Files<'_> {
-    /// Lists images of the repositories that are allowed. Blocks while it reads the disk, for two
-    /// seconds at the longest.
-    pub fn images(&self, query: &ImageQuery, is_allowed: &dyn Fn(&str) -> bool) -> ImagePage {
-        self.list(query, is_allowed, Instant::now() + TIME_MAX)
+impl Holdings<'_> {
+    /// Lists images of these repositories. Blocks while it reads the disk, for two seconds at the
+    /// longest.
+    pub fn page<'a>(&self, places: &'a [OwnedScope], query: &ImageQuery) -> ImagePage<'a> {
+        self.page_until(places, query, Instant::now() + TIME_MAX)
     }
 
-    fn list(
+    fn page_until<'a>(
         &self,
+        places: &'a [OwnedScope],
         query: &ImageQuery,
-        is_allowed: &dyn Fn(&str) -> bool,
         deadline: Instant,
-    ) -> ImagePage {
+    ) -> ImagePage<'a> {
         let words = query.search.split_whitespace().map(str::to_lowercase);
         let words: Vec<String> = words.collect();
         let mut found = Vec::new();
@@ -102,10 +71,7 @@ impl Files<'_> {
             is_whole: true,
             ..ImagePage::default()
         };
-        let mut places = self.names.scopes();
-        places.retain(|place| is_allowed(place.repository.as_str()));
-        for place in &places {
-            let scope = place.scope();
+        for scope in places.iter().map(OwnedScope::scope) {
             if Instant::now() >= deadline || page.total >= TAGS_MAX {
                 page.is_whole = false;
                 break;
@@ -122,34 +88,32 @@ impl Files<'_> {
         for (scope, tag, pulled) in found.into_iter().skip(query.offset).take(limit) {
             page.is_whole &= Instant::now() < deadline;
             if page.is_whole {
-                page.images.push(self.describe(scope, &tag, pulled));
+                page.images.extend(self.image_alone(scope, tag, pulled));
             }
         }
         page
     }
 
-    fn describe(&self, scope: Scope<'_>, tag: &Tag, pulled: SystemTime) -> Image {
-        let entries = self.names.tag_anywhere(scope, tag);
-        let confirmed = entries.first().map(|entry| entry.confirmed);
-        let mut entries = entries.into_iter();
-        let digest = entries.find_map(|entry| Some(entry.digest).filter(|d| self.store.has(d)));
+    fn image_alone<'a>(
+        &self,
+        scope: Scope<'a>,
+        tag: Tag,
+        pulled: SystemTime,
+    ) -> Option<CachedImage<'a>> {
         let walk = ClosureWalk {
             store: self.store,
             names: self.names,
             bounds: BOUNDS,
         };
-        let closure = digest.as_ref().map(|digest| walk.closure(digest));
-        let closure = closure.unwrap_or_default();
-        Image {
-            registry: scope.registry.to_string(),
-            repository: scope.repository.to_string(),
-            tag: tag.as_str().to_owned(),
-            digest,
-            platforms: PlatformsHere::of(&closure.parts),
-            size: closure.bytes_here,
+        let entry = walk.tag_entry(scope, &tag)?;
+        Some(CachedImage {
+            scope,
+            tag: Some(tag),
+            closure: walk.closure(&entry.digest),
+            digest: entry.digest,
             pulled,
-            confirmed,
-        }
+            confirmed: Some(entry.confirmed),
+        })
     }
 }
 
@@ -183,28 +147,55 @@ fn fits(scope: Scope<'_>, tag: &Tag, words: &[String]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::holdings::PlatformsHere;
     use crate::cache::scratch;
+    use crate::oci::Digest;
 
-    fn files(cache: &scratch::Cache) -> Files<'_> {
-        Files {
-            store: &cache.store,
-            names: &cache.names,
-        }
+    /// What is told of an image.
+    struct Shown {
+        name: String,
+        here: PlatformsHere,
+        bytes: u64,
+        digest: Digest,
     }
 
-    fn listed(cache: &scratch::Cache, search: &str, offset: usize) -> ImagePage {
+    fn list(
+        cache: &scratch::Cache,
+        query: &ImageQuery,
+        deadline: Instant,
+    ) -> (Vec<Shown>, [usize; 2], bool) {
+        let holdings = Holdings {
+            store: &cache.store,
+            names: &cache.names,
+        };
+        let mut places = cache.names.scopes();
+        places.retain(|place| place.repository.as_str() != "secret");
+        let page = holdings.page_until(&places, query, deadline);
+        let show = |image: CachedImage<'_>| Shown {
+            name: image.name().replace("host.example/", ""),
+            here: PlatformsHere::of(&image.closure.parts),
+            bytes: image.closure.bytes_here,
+            digest: image.digest,
+        };
+        let shown = page.images.into_iter().map(show).collect();
+        (shown, [page.matching, page.total], page.is_whole)
+    }
+
+    fn listed(
+        cache: &scratch::Cache,
+        search: &str,
+        offset: usize,
+    ) -> (Vec<Shown>, [usize; 2], bool) {
         let query = ImageQuery {
             search: search.to_owned(),
             offset,
             limit: usize::MAX,
         };
-        let deadline = Instant::now() + TIME_MAX * 30;
-        files(cache).list(&query, &|name| name != "secret", deadline)
+        list(cache, &query, Instant::now() + TIME_MAX * 30)
     }
 
-    fn names(page: &ImagePage) -> Vec<String> {
-        let name = |image: &Image| format!("{}:{}", image.repository, image.tag);
-        page.images.iter().map(name).collect()
+    fn names(page: &(Vec<Shown>, [usize; 2], bool)) -> Vec<&str> {
+        page.0.iter().map(|image| image.name.as_str()).collect()
     }
 
     #[test]
@@ -216,16 +207,13 @@ mod tests {
         cache.image("secret:v1", &[b"base"], 8);
         let page = listed(&cache, "", 0);
         assert_eq!(names(&page), ["team/app:v2", "base:v1", "team/app:v1"]);
-        assert_eq!((page.matching, page.total, page.is_whole), (3, 3, true));
+        assert_eq!((page.1, page.2), ([3, 3], true));
         assert_eq!(
             names(&listed(&cache, " APP host.example V2", 0)),
             ["team/app:v2"]
         );
         let rest = listed(&cache, "v1", 1);
-        assert_eq!(
-            (names(&rest), rest.matching),
-            (vec!["team/app:v1".to_owned()], 2)
-        );
+        assert_eq!((names(&rest), rest.1[0]), (vec!["team/app:v1"], 2));
         assert_eq!(names(&listed(&cache, "nothing", 0)), [""; 0]);
     }
 
@@ -233,23 +221,21 @@ mod tests {
     fn an_image_without_a_blob_is_incomplete() {
         let cache = scratch::Cache::new();
         cache.image("app:v1", &[b"layer", b"other"], 5);
-        let image = |cache| listed(cache, "", 0).images.remove(0);
+        let image = |cache| listed(cache, "", 0).0.remove(0);
         let before = image(&cache);
         assert_eq!(
-            (before.platforms.whole, before.platforms.partial),
+            (before.here.whole, before.here.partial),
             (vec!["any".into()], vec![])
         );
-        assert_eq!(
-            before.size,
-            10 + cache.store.size(&before.digest.unwrap()).unwrap()
-        );
+        let manifest = cache.store.size(&before.digest).unwrap();
+        assert_eq!(before.bytes, 10 + manifest);
         cache.store.remove(&cache.blob("app", b"layer")).unwrap();
         let after = image(&cache);
         assert_eq!(
-            (after.platforms.whole, after.platforms.partial),
+            (after.here.whole, after.here.partial),
             (vec![], vec!["any".into()])
         );
-        assert_eq!(after.size, before.size - 5);
+        assert_eq!(after.bytes, before.bytes - 5);
     }
 
     #[test]
@@ -259,8 +245,7 @@ mod tests {
         let gone = cache.image("app", &[b"two"], 5);
         cache.index("app:v1", &[&one, &gone], 5);
         cache.store.remove(&gone).unwrap();
-        let image = listed(&cache, "", 0).images.remove(0);
-        let here = &image.platforms;
+        let here = listed(&cache, "", 0).0.remove(0).here;
         let counts = [&here.whole, &here.partial, &here.absent].map(Vec::len);
         assert_eq!(counts, [1, 0, 1]);
     }
@@ -272,9 +257,9 @@ mod tests {
             cache.image(&format!("app:v{number}"), &[b"layer"], 5);
         }
         let page = listed(&cache, "", 0);
-        assert_eq!((page.images.len(), page.matching), (PAGE_MAX, PAGE_MAX + 1));
-        assert_eq!(listed(&cache, "", PAGE_MAX).images.len(), 1);
-        let late = files(&cache).list(&ImageQuery::default(), &|_| true, Instant::now());
-        assert_eq!((late.images.len(), late.is_whole), (0, false));
+        assert_eq!((page.0.len(), page.1[0]), (PAGE_MAX, PAGE_MAX + 1));
+        assert_eq!(listed(&cache, "", PAGE_MAX).0.len(), 1);
+        let late = list(&cache, &ImageQuery::default(), Instant::now());
+        assert_eq!((late.0.len(), late.2), (0, false));
     }
 }

@@ -20,9 +20,8 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::Value;
 
 pub use self::naming::Naming;
-use self::naming::is_referrer_tag;
-use super::archive::{Archive, ArchiveImage, Origin, blob_name};
-use super::closure::NO_PLATFORM;
+use super::archive::{Archive, ArchiveBlob, ArchiveImage, blob_name};
+use super::closure::{NO_PLATFORM, subject_of_tag};
 use super::disk::Disk;
 use super::export::Progress;
 use super::files;
@@ -33,7 +32,7 @@ use super::partials::Partial;
 use super::tree::ManifestWalk;
 use crate::config::ImageGlobs;
 use crate::hash::Hasher;
-use crate::oci::{Digest, Tag};
+use crate::oci::{Digest, Reference};
 
 /// Largest manifest: four times what registries take.
 const MANIFEST_BYTES_MAX: u64 = 16 << 20;
@@ -43,14 +42,12 @@ const EMPTY_INDEX_BYTES_MAX: usize = 64 << 10;
 const DIGESTS_MAX: usize = 200_000;
 /// Longest time for making room for one blob.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(60);
-/// Another process may download a blob that it gets no byte of for so long.
-const FOLLOW_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest wait for another process that downloads a blob, from a registry that may be slow.
+const FOLLOW_TIMEOUT: Duration = Duration::from_secs(600);
 /// Between two looks at such a download.
 const LOOK: Duration = Duration::from_millis(50);
 /// Room left free on the disk for everything else that writes there.
 const FREE_BYTES_MIN: u64 = 1 << 20;
-/// Another process evicts a blob that nothing names when it is ten minutes old (`sweep.rs`).
-const RENEW_INTERVAL: Duration = Duration::from_secs(60);
 /// Longest wait for another process that evicts: it looks at every file.
 const EVICTION_TIMEOUT: Duration = Duration::from_secs(300);
 /// An image that is evicted while it is copied is copied again, so often at the most.
@@ -63,11 +60,11 @@ pub struct ImportImage {
     pub name: String,
     /// Where it is kept.
     pub place: OwnedScope,
-    /// None for what has no tag, such as a signature.
-    tag: Option<Tag>,
+    /// A digest for what has no tag, such as a signature.
+    reference: Reference,
     /// With their media types; what names another comes after it, so that its own is the last.
     manifests: Vec<(Digest, String)>,
-    blobs: Vec<(Digest, u64)>,
+    blobs: Vec<Named>,
     /// Platforms that are not in the layout.
     pub absent: Vec<String>,
 }
@@ -75,7 +72,10 @@ pub struct ImportImage {
 impl ImportImage {
     /// True for a signature or another artifact of an image.
     pub fn is_referrer(&self) -> bool {
-        self.tag.as_ref().is_none_or(is_referrer_tag)
+        match &self.reference {
+            Reference::Tag(tag) => subject_of_tag(tag).is_some(),
+            Reference::Digest(_) => true,
+        }
     }
 }
 
@@ -105,10 +105,11 @@ impl Importer<'_> {
         let total = self.check(&images, progress)?;
         let mut done = 0;
         for image in &images {
-            self.keep(image, &mut |bytes| {
+            let kept = self.keep(image, &mut |bytes| {
                 done += bytes;
                 progress("import", done, total);
-            })?;
+            });
+            kept.map_err(|why| format!("{}: {why}", image.name))?;
         }
         Ok(images)
     }
@@ -116,28 +117,30 @@ impl Importer<'_> {
     /// Names all images of the layout, and finds what they are made of. What has no tag and what
     /// belongs to an image comes before that image.
     fn plan(&self, naming: &Naming) -> Result<Vec<ImportImage>, String> {
-        let (mut images, mut seen, mut count) = (Vec::new(), HashMap::new(), 0);
+        let (mut images, mut count) = (Vec::<ImportImage>::new(), 0);
+        let mut seen = HashMap::new();
         for listed in &self.archive.images {
-            let (place, tag) = naming.resolve(listed)?;
-            let name = match &tag {
-                Some(tag) => format!("{}:{}", place.scope(), tag.as_str()),
-                None => format!("{}@{}", place.scope(), listed.digest),
-            };
+            let (place, reference) = naming.resolve(listed)?;
+            let name = place.scope().name_of(&reference);
             match seen.insert(name.clone(), &listed.digest) {
                 Some(before) if *before == listed.digest => continue,
-                Some(_) => return Err(naming.describe_double(&name)),
+                Some(_) => {
+                    let why = "is there twice; with --as, leave that or its tag away";
+                    return Err(format!("index.json: {name} {why}"));
+                }
                 None => {}
             }
             let mut image = ImportImage {
                 name,
                 place,
-                tag,
+                reference,
                 manifests: Vec::new(),
                 blobs: Vec::new(),
                 absent: Vec::new(),
             };
-            self.refuse_frozen(&image, listed)?;
-            self.walk(&mut image, listed)?;
+            let walked = self.refuse_frozen(&image, listed);
+            let walked = walked.and_then(|()| self.walk(&mut image, listed));
+            walked.map_err(|why| format!("{}: {why}", image.name))?;
             count += image.manifests.len() + image.blobs.len();
             if count > DIGESTS_MAX {
                 let why = format!("names more than {DIGESTS_MAX} blobs; import it in parts");
@@ -155,34 +158,33 @@ impl Importer<'_> {
     /// # Errors
     /// The image would move a frozen tag; other media types of the tag stay as they are.
     fn refuse_frozen(&self, image: &ImportImage, listed: &ArchiveImage) -> Result<(), String> {
-        let (scope, Some(tag)) = (image.place.scope(), &image.tag) else {
+        let (scope, Reference::Tag(tag)) = (image.place.scope(), &image.reference) else {
             return Ok(());
         };
         let (registry, repository) = (scope.registry.name(), scope.repository.as_str());
-        let is_frozen = self.frozen.matches(registry, repository, tag.as_str());
-        let entries = self.disk.names.tag(scope, "", tag);
-        let mut others = entries
-            .iter()
-            .filter(|entry| entry.media_type == listed.media_type && entry.digest != listed.digest);
-        match others.next().filter(|_| is_frozen) {
-            None => Ok(()),
-            Some(entry) => Err(format!(
-                "{}: FREEZE_TAGS keeps it at {}; give it another tag with --as",
-                image.name, entry.digest
+        if !self.frozen.matches(registry, repository, tag.as_str()) {
+            return Ok(());
+        }
+        let mut entries = self.disk.names.tag(scope, "", tag).into_iter();
+        match entries.find(|entry| entry.media_type == listed.media_type) {
+            Some(entry) if entry.digest != listed.digest => Err(format!(
+                "FREEZE_TAGS keeps it at {}; give it another tag with --as",
+                entry.digest
             )),
+            _ => Ok(()),
         }
     }
 
     /// Finds all that an image is made of.
     fn walk(&self, image: &mut ImportImage, listed: &ArchiveImage) -> Result<(), String> {
-        let (mut blobs, mut has_part) = (HashSet::new(), false);
+        let (mut seen, mut has_part) = (HashSet::new(), false);
         let mut walk = ManifestWalk::new(DIGESTS_MAX);
         walk.enter(&listed.digest);
-        while let Some(mut found) = walk.advance() {
+        while let Some(found) = walk.advance() {
             let is_root = found.digest == listed.digest;
             let Some(content) = self.read_content(&found.digest)? else {
                 if is_root || !self.may_be_absent(found.platform.as_deref(), listed) {
-                    return Err(self.describe_missing(&image.name, &found.digest));
+                    return Err(self.describe_missing(&found.digest));
                 }
                 let platform = found.platform;
                 image
@@ -191,36 +193,31 @@ impl Importer<'_> {
                 continue;
             };
             walk.descend(&found, &content);
-            if is_root {
-                found.media_type = Some(listed.media_type.clone());
-            }
-            let media_type = found.media_type.filter(|kind| is_media_type(kind));
+            let media_type = match is_root {
+                true => Some(listed.media_type.clone()),
+                false => found.media_type.filter(|kind| is_media_type(kind)),
+            };
             let media_type = media_type.ok_or_else(|| {
-                let what = "is listed without a media type of its own";
-                format!("{}: {} {what}", image.name, found.digest)
+                format!("{} is listed without a media type of its own", found.digest)
             })?;
             image.manifests.push((found.digest, media_type));
-            has_part |= !content.is_index;
-            for named in content.named.into_iter().filter(|_| !content.is_index) {
-                if blobs.insert(named.digest.clone()) {
-                    let size = self.find_blob(&image.name, &named)?;
-                    image.blobs.push((named.digest, size));
-                }
+            if content.is_index {
+                continue;
             }
+            has_part = true;
+            let named = content.named.into_iter();
+            let named = named.filter(|named| seen.insert(named.digest.clone()));
+            image.blobs.extend(named);
         }
         if walk.is_cut() {
-            let why = "is larger or deeper than any image that registries take";
-            return Err(format!("{}: {why}", image.name));
+            return Err("is larger or deeper than any image that registries take".to_owned());
         }
         // So that children are kept before the index that names them.
         image.manifests.reverse();
         image.absent.retain(|platform| platform != NO_PLATFORM);
         match has_part || image.absent.is_empty() {
             true => Ok(()),
-            false => Err(format!(
-                "{}: no platform of it is in the layout",
-                image.name
-            )),
+            false => Err("no platform of it is in the layout".to_owned()),
         }
     }
 
@@ -239,80 +236,66 @@ impl Importer<'_> {
             return Ok(None);
         };
         let content = ManifestContent::read(&bytes);
-        match content.named.is_empty() && !is_empty_index(&bytes) {
-            false => Ok(Some(content)),
-            true => Err(format!(
-                "{}: is no manifest, or one that can be read in two ways",
-                blob_name(digest)
-            )),
+        if content.named.is_empty() && !is_empty_index(&bytes) {
+            let why = "is no manifest, or one that can be read in two ways";
+            return Err(format!("{}: {why}", blob_name(digest)));
         }
+        Ok(Some(content))
     }
 
     /// Other programs write the platform of their machine, and the index as it was.
     fn may_be_absent(&self, platform: Option<&str>, listed: &ArchiveImage) -> bool {
         let is_left_out = platform.is_some_and(|platform| !listed.platforms.picks(platform));
-        let is_foreign = self.archive.origin == Origin::Foreign;
+        let is_foreign = self.archive.export.is_none();
         is_foreign || is_left_out || platform == Some(NO_PLATFORM)
     }
 
-    /// The size of a blob that is here, or in the layout with the size that its manifest says.
-    fn find_blob(&self, image: &str, named: &Named) -> Result<u64, String> {
-        let fits = |found: &u64| named.size.is_none_or(|size| size == *found);
-        if let Some(stored) = self.disk.store.size(&named.digest).filter(fits) {
-            return Ok(stored);
-        }
-        let blob = at(&named.digest, self.archive.blob(&named.digest))?;
-        let found = blob.ok_or_else(|| self.describe_missing(image, &named.digest))?;
-        let found = found.left();
-        match fits(&found) {
-            true => Ok(found),
-            false => Err(format!(
-                "{}: has {found} bytes, and its manifest says {}",
-                blob_name(&named.digest),
-                named.size.unwrap_or_default()
-            )),
-        }
+    /// Opens a blob of the layout.
+    fn open(&self, digest: &Digest) -> Result<ArchiveBlob, String> {
+        let blob = at(digest, self.archive.blob(digest))?;
+        blob.ok_or_else(|| self.describe_missing(digest))
     }
 
-    fn describe_missing(&self, image: &str, digest: &Digest) -> String {
-        let remedy = match &self.archive.origin {
-            Origin::Delta(base) => format!(
+    fn describe_missing(&self, digest: &Digest) -> String {
+        let export = self.archive.export.as_deref().unwrap_or_default();
+        let remedy = match export.strip_prefix("since ") {
+            Some(base) => format!(
                 "it was exported with --since {base}; import that first, or export it without \
                  --since"
             ),
-            Origin::Export | Origin::Foreign => "the layout is not whole".to_owned(),
+            None => "the layout is not whole".to_owned(),
         };
-        format!("{image}: {digest} is neither in the layout nor in the cache: {remedy}")
+        format!("{digest} is neither in the layout nor in the cache: {remedy}")
     }
 
     /// Hashes every blob, in the cache and else in the layout. Writes nothing, but a damaged blob
     /// of the cache goes. Returns how many bytes are missing here.
     fn check(&self, images: &[ImportImage], progress: Progress<'_>) -> Result<u64, String> {
         let mut seen = HashSet::new();
-        let blobs = images.iter().flat_map(|image| {
-            let blobs = image.blobs.iter();
-            blobs.map(move |(digest, size)| (image, digest, *size))
-        });
-        let blobs: Vec<_> = blobs
-            .filter(|(_, digest, _)| seen.insert(*digest))
-            .collect();
-        let total = blobs.iter().map(|(_, _, size)| size).sum();
+        let blobs = images.iter().flat_map(|image| &image.blobs);
+        let blobs: Vec<&Named> = blobs.filter(|named| seen.insert(&named.digest)).collect();
+        let total = blobs.iter().filter_map(|named| named.size).sum();
         let (mut done, mut missing) = (0, Vec::new());
-        for (image, digest, size) in blobs {
-            let stored = self.disk.store.open_verified(digest, u64::MAX);
-            if at(digest, stored)?.is_none_or(|blob| blob.size != size) {
-                let blob = at(digest, self.archive.blob(digest))?;
-                blob.ok_or_else(|| self.describe_missing(&image.name, digest))?;
-                missing.push((digest, size));
-                continue;
+        for Named { digest, size, .. } in blobs {
+            let stored = at(digest, self.disk.store.open_verified(digest, u64::MAX))?;
+            let found = match &stored {
+                Some(blob) => blob.size,
+                None => self.open(digest)?.limit(),
+            };
+            if let Some(size) = size.filter(|size| *size != found) {
+                let why = format!("has {found} bytes, and its manifest says {size}");
+                return Err(format!("{}: {why}", blob_name(digest)));
             }
-            done += size;
+            match stored {
+                Some(_) => done += found,
+                None => missing.push((digest, found)),
+            }
             progress("verify", done, total);
         }
         self.check_room(&missing)?;
         for (digest, size) in &missing {
             let mut hasher = Hasher::new(digest);
-            let read = self.read(digest, &mut |piece| {
+            let read = files::each_piece(self.open(digest)?, &mut |piece| {
                 hasher.update(piece);
                 done += piece.len() as u64;
                 progress("verify", done, total);
@@ -333,28 +316,15 @@ impl Importer<'_> {
         let free = store.free_bytes().map_err(|error| error.to_string())?;
         // What is in the cache may be evicted.
         let free = free.saturating_sub(FREE_BYTES_MIN) + store.used_bytes();
-        let quota = self.disk.sweeper.quota();
-        let largest = missing.iter().max_by_key(|(_, size)| *size);
-        for (limit, what) in [(quota, "CACHE_MAX_SIZE"), (free, "the free space")] {
-            if let (true, Some((digest, size))) = (total > limit, largest) {
-                return Err(format!(
-                    "{}: has {size} of {total} bytes that are missing here, and {what} is {limit} \
-                     bytes",
-                    blob_name(digest)
-                ));
-            }
+        let limit = self.disk.sweeper.quota().min(free);
+        match missing.iter().max_by_key(|(_, size)| *size) {
+            Some((digest, size)) if total > limit => Err(format!(
+                "{}: has {size} of {total} bytes that are missing here, and CACHE_MAX_SIZE and the \
+                 free space leave {limit} bytes",
+                blob_name(digest)
+            )),
+            _ => Ok(()),
         }
-        Ok(())
-    }
-
-    /// Reads a blob of the layout, piece by piece.
-    fn read(
-        &self,
-        digest: &Digest,
-        take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let blob = self.archive.blob(digest)?.ok_or(io::ErrorKind::NotFound)?;
-        files::each_piece(blob, take).map(drop)
     }
 
     /// Keeps an image: its blobs, its manifests, the links of both, and its tag when all of them
@@ -365,43 +335,23 @@ impl Importer<'_> {
     /// then.
     fn keep(&self, image: &ImportImage, on_copied: &mut dyn FnMut(u64)) -> Result<(), String> {
         let store = &self.disk.store;
-        let digests = image.blobs.iter().map(|(digest, _)| digest);
-        let _readings: Vec<_> = digests.map(|digest| store.reading(digest)).collect();
+        let blobs = || image.blobs.iter().map(|named| &named.digest);
+        let _readings: Vec<_> = blobs().map(|digest| store.reading(digest)).collect();
         for _ in 0..KEEP_ATTEMPTS {
-            self.copy_missing(image, on_copied)?;
+            let mut copied: Vec<&Digest> = Vec::new();
+            for digest in blobs().filter(|digest| !store.has(digest)) {
+                at(digest, self.copy(digest, on_copied))?;
+                // Another process evicts what nothing names, unless it is young (`sweep.rs`).
+                copied.iter().for_each(|digest| store.renew(digest));
+                copied.push(digest);
+            }
             let lock = store.lock("evict", EVICTION_TIMEOUT);
             let _lock = lock.ok_or("another process evicts; try again")?;
-            if image.blobs.iter().all(|(digest, _)| store.has(digest)) {
-                let named = self.set_names(image);
-                return named.map_err(|error| format!("{}: {error}", image.name));
+            if blobs().all(|digest| store.has(digest)) {
+                return self.set_names(image).map_err(|error| error.to_string());
             }
         }
-        let why = "was evicted while it was copied: CACHE_MAX_SIZE is small; try again";
-        Err(format!("{}: {why}", image.name))
-    }
-
-    fn copy_missing(
-        &self,
-        image: &ImportImage,
-        on_copied: &mut dyn FnMut(u64),
-    ) -> Result<(), String> {
-        let (mut copied, mut renewed): (Vec<&Digest>, _) = (Vec::new(), Instant::now());
-        for (digest, size) in &image.blobs {
-            if self.disk.store.size(digest) == Some(*size) {
-                continue;
-            }
-            let ended = self.copy(digest, *size, &mut |bytes| {
-                on_copied(bytes);
-                if renewed.elapsed() >= RENEW_INTERVAL {
-                    let copied = copied.iter();
-                    copied.for_each(|digest| self.disk.store.renew(digest));
-                    renewed = Instant::now();
-                }
-            });
-            at(digest, ended)?;
-            copied.push(digest);
-        }
-        Ok(())
+        Err("was evicted while it was copied: CACHE_MAX_SIZE is small; try again".to_owned())
     }
 
     /// Writes manifests, links, and the tag when all of that is on the disk.
@@ -414,19 +364,22 @@ impl Importer<'_> {
             self.disk.store.put(digest, &bytes.ok_or_else(gone)?)?;
             names.link_manifest(scope, digest, media_type, now)?;
         }
-        for (digest, size) in &image.blobs {
-            names.link_verified_blob(scope, digest, *size, now)?;
+        for Named { digest, .. } in &image.blobs {
+            let size = self.disk.store.size(digest).unwrap_or_default();
+            names.link_verified_blob(scope, digest, size, now)?;
         }
         let manifests = image.manifests.iter().map(|(digest, _)| digest);
-        let blobs = image.blobs.iter().map(|(digest, _)| digest);
+        let blobs = image.blobs.iter().map(|named| &named.digest);
         names.sync_links(scope, manifests.chain(blobs))?;
         if names.remembered_registry().is_none() {
             names.remember_registry(&image.place.registry)?;
         }
-        if let (Some(tag), Some((root, media_type))) = (&image.tag, image.manifests.last()) {
+        if let (Reference::Tag(tag), Some((digest, media_type))) =
+            (&image.reference, image.manifests.last().cloned())
+        {
             let entry = TagEntry {
-                digest: root.clone(),
-                media_type: media_type.clone(),
+                digest,
+                media_type,
                 confirmed: SystemTime::now(),
             };
             names.set_tag(scope, "", tag, entry, now)?;
@@ -437,30 +390,26 @@ impl Importer<'_> {
 
     /// Opens the file for a blob. None when another process has brought the blob meanwhile.
     fn open_partial(&self, digest: &Digest) -> io::Result<Option<Partial>> {
-        let store = &self.disk.store;
-        let (mut length, mut until) = (0, Instant::now() + FOLLOW_TIMEOUT);
-        loop {
-            let partial = store.partial(digest)?;
+        let until = Instant::now() + FOLLOW_TIMEOUT;
+        while Instant::now() < until {
+            let partial = self.disk.store.partial(digest)?;
             if partial.is_ours {
                 return Ok(Some(partial));
             }
-            if store.has(digest) {
+            if self.disk.store.has(digest) {
                 return Ok(None);
-            }
-            if partial.length > length {
-                (length, until) = (partial.length, Instant::now() + FOLLOW_TIMEOUT);
-            }
-            if Instant::now() >= until {
-                let why = "another process downloads it, and gets no further; stop it";
-                return Err(io::Error::other(why));
             }
             thread::sleep(LOOK);
         }
+        let why = "another process downloads it; try again when it has";
+        Err(io::Error::other(why))
     }
 
     /// Copies a blob. What an earlier import left of it is compared, and not written again.
-    fn copy(&self, digest: &Digest, size: u64, on_copied: &mut dyn FnMut(u64)) -> io::Result<()> {
+    fn copy(&self, digest: &Digest, on_copied: &mut dyn FnMut(u64)) -> io::Result<()> {
         let store = &self.disk.store;
+        let blob = self.archive.blob(digest)?.ok_or(io::ErrorKind::NotFound)?;
+        let size = blob.limit();
         let Some(partial) = self.open_partial(digest)? else {
             return Ok(());
         };
@@ -472,14 +421,13 @@ impl Importer<'_> {
         let room = self.disk.sweeper.make_room(size - length, until);
         let mut room = room.ok_or_else(|| io::Error::other("no room in CACHE_MAX_SIZE"))?;
         let (mut hasher, mut at, mut kept) = (Hasher::new(digest), 0, Vec::new());
-        self.read(digest, &mut |piece| {
+        files::each_piece(blob, &mut |piece| {
             hasher.update(piece);
             kept.resize(piece.len(), 0);
-            let end = at + piece.len() as u64;
-            let is_read = end <= length && file.read_exact_at(&mut kept, at).is_ok();
-            if !is_read || kept != piece {
+            if file.read_exact_at(&mut kept, at).is_err() || kept != piece {
                 file.write_all_at(piece, at)?;
             }
+            let end = at + piece.len() as u64;
             let grown = end.saturating_sub(length.max(at));
             store.add_used(i64::try_from(grown).unwrap_or_default());
             room.spend(grown);
@@ -502,14 +450,16 @@ fn at<T>(digest: &Digest, result: io::Result<T>) -> Result<T, String> {
 
 /// True for an index that lists nothing, which is no fault.
 fn is_empty_index(bytes: &[u8]) -> bool {
-    let bytes = Some(bytes).filter(|bytes| bytes.len() <= EMPTY_INDEX_BYTES_MAX);
-    let document = bytes.and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok());
-    document.is_some_and(|document| {
-        let lists_nothing = document.get("manifests").and_then(Value::as_array);
-        lists_nothing.is_some_and(Vec::is_empty)
-            && document.get("config").is_none()
-            && document.get("layers").is_none()
-    })
+    let document: Option<Value> = match bytes.len() <= EMPTY_INDEX_BYTES_MAX {
+        true => serde_json::from_slice(bytes).ok(),
+        false => None,
+    };
+    let manifests = document
+        .as_ref()
+        .and_then(|document| document.get("manifests"));
+    manifests
+        .and_then(Value::as_array)
+        .is_some_and(Vec::is_empty)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::images::Files;
+use super::holdings::Holdings;
 use super::manifest::ManifestContent;
 use super::names::Scope;
 use crate::oci::{Digest, Tag};
@@ -25,7 +25,7 @@ pub struct ImageOfDigest {
     pub platform: Option<String>,
 }
 
-impl Files<'_> {
+impl Holdings<'_> {
     /// Finds the image that a digest belongs to. None when neither a tag of the repository nor a
     /// manifest that is here names it. Blocks while it reads manifests.
     pub fn find_image(&self, scope: Scope<'_>, digest: &Digest) -> Option<ImageOfDigest> {
@@ -93,7 +93,7 @@ mod tests {
             {"digest": child.as_str(), "mediaType": "application/json", "platform": platform},
         ]});
         cache.manifest("team/app:multi", INDEX, &index, 6);
-        let files = Files {
+        let files = Holdings {
             store: &cache.store,
             names: &cache.names,
         };

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::files;
-use crate::oci::{Digest, Registry, Repository, Tag};
+use crate::oci::{Digest, Reference, Registry, Repository, Tag};
 
 /// Longest name of a file (`NAME_MAX` of every Linux file system in use).
 const COMPONENT_BYTES_MAX: usize = 255;
@@ -37,6 +37,16 @@ pub struct Scope<'a> {
     pub registry: &'a Registry,
     /// The name of the repository there.
     pub repository: &'a Repository,
+}
+
+impl Scope<'_> {
+    /// The name of an image there: `registry/repository:tag`, or `…@digest`.
+    pub fn name_of(self, reference: &Reference) -> String {
+        match reference {
+            Reference::Tag(tag) => format!("{self}:{}", tag.as_str()),
+            Reference::Digest(digest) => format!("{self}@{digest}"),
+        }
+    }
 }
 
 impl fmt::Display for Scope<'_> {

@@ -25,9 +25,6 @@ use crate::locked::Locked as _;
 use crate::oci::Digest;
 use crate::{log, metrics};
 
-/// Bytes of a blob that are hashed at a time.
-const VERIFY_BYTES: usize = 64 * 1024;
-
 /// The files of the cache.
 #[derive(Debug)]
 pub struct Store {
@@ -68,19 +65,13 @@ impl Blob {
         digest: &Digest,
         on_piece: &mut dyn FnMut(u64),
     ) -> io::Result<String> {
-        let (mut hasher, mut piece) = (Hasher::new(digest), vec![0; VERIFY_BYTES]);
-        let mut file = &*self.file;
-        loop {
-            let count = match file.read(&mut piece) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                read => read?,
-            };
-            if count == 0 {
-                return Ok(hasher.finish());
-            }
-            hasher.update(piece.get(..count).unwrap_or_default());
-            on_piece(count as u64);
-        }
+        let mut hasher = Hasher::new(digest);
+        files::each_piece(&*self.file, &mut |piece| {
+            hasher.update(piece);
+            on_piece(piece.len() as u64);
+            Ok(())
+        })?;
+        Ok(hasher.finish())
     }
 }
 

@@ -9,7 +9,7 @@
 use super::answer::{CacheOutcome, OFFLINE_MARK, mark, refuse};
 use super::exchange::{CacheAlone, Exchange};
 use crate::cache::Cache;
-use crate::cache::images::Files;
+use crate::cache::holdings::Holdings;
 use crate::cache::names::Scope;
 use crate::message::Reply;
 use crate::oci::{Digest, ErrorCode, OciError, Reference};
@@ -64,7 +64,7 @@ fn explain(
 ) -> String {
     let (store, names) = (&cache.store, &cache.names);
     let subject = format!("{kind} {digest} of {scope}");
-    let Some(found) = Files { store, names }.find_image(scope, digest) else {
+    let Some(found) = Holdings { store, names }.find_image(scope, digest) else {
         return advise(&subject, &format!("{scope}@{digest}"), None, why);
     };
     let part = found.platform.as_deref().unwrap_or("a part");

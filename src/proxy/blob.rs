@@ -14,7 +14,7 @@ use super::{absent, headers, refusal};
 use crate::cache::Cache;
 use crate::cache::changes::{Fact, Moment};
 use crate::cache::fill::{BlobRequest, Growing, Joined};
-use crate::cache::images::Files;
+use crate::cache::holdings::Holdings;
 use crate::cache::names::Scope;
 use crate::cache::verify::Opened;
 use crate::log;
@@ -204,7 +204,7 @@ impl BlobPull<'_> {
     /// without fsync: where upstream cannot be asked, a lost one must not cost the image.
     fn is_named_here(&self) -> bool {
         let (store, names) = (&self.cache.store, &self.cache.names);
-        let is_named = Files { store, names }.is_named(self.scope, self.digest);
+        let is_named = Holdings { store, names }.is_named(self.scope, self.digest);
         if is_named {
             self.cache.link_blob(self.scope, self.digest, self.asked_at);
         }

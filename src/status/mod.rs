@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 pub use self::sources::Sources;
 use crate::cache::Cache;
-use crate::cache::images::{Files, ImageQuery, PAGE_MAX};
+use crate::cache::holdings::Holdings;
+use crate::cache::images::{ImageQuery, PAGE_MAX};
 use crate::cache::moves::TagMove;
 use crate::message::{Answer, Reply, Request};
 use crate::oci::{ErrorCode, OciError};
@@ -96,12 +97,14 @@ impl Status {
             let why = "images are being listed for others; try again";
             return Err(Box::new(ask_again_later(why)));
         };
-        let files = Files {
+        let holdings = Holdings {
             store: &cache.store,
             names: &cache.names,
         };
-        let images = files.images(&asked, &|name| self.sources.allowed.matches(name));
-        Ok(snapshot::images(&images, &self.tag_moves(cache)))
+        let mut places = cache.names.scopes();
+        places.retain(|place| self.sources.allowed.matches(place.repository.as_str()));
+        let page = holdings.page(&places, &asked);
+        Ok(snapshot::images(&page, &self.tag_moves(cache)))
     }
 
     /// The last tags that moved, of all registries.

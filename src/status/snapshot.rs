@@ -11,7 +11,8 @@ use super::sources::Sources;
 use super::verdict::{Facts, judge};
 use crate::aws::token::TokenStatus;
 use crate::cache::Cache;
-use crate::cache::images::{Image, ImagePage};
+use crate::cache::holdings::{CachedImage, PlatformsHere};
+use crate::cache::images::ImagePage;
 use crate::cache::moves::TagMove;
 use crate::cache::scrub;
 use crate::calendar::format_rfc3339;
@@ -208,7 +209,7 @@ pub(super) fn history() -> Value {
 }
 
 /// A page of images, and the tags that moved, each with its registry.
-pub(super) fn images(page: &ImagePage, moves: &[(String, TagMove)]) -> Value {
+pub(super) fn images(page: &ImagePage<'_>, moves: &[(String, TagMove)]) -> Value {
     json!({
         "total": page.total,
         "matching": page.matching,
@@ -229,15 +230,18 @@ fn tag_move((registry, moved): &(String, TagMove)) -> Value {
     })
 }
 
-fn image(image: &Image) -> Value {
+fn image(image: &CachedImage<'_>) -> Value {
+    let here = PlatformsHere::of(&image.closure.parts);
+    // Without its manifest nothing is known to be here.
+    let is_here = image.closure.bytes_here > 0;
     json!({
-        "registry": image.registry,
-        "repository": image.repository,
-        "tag": image.tag,
-        "digest": image.digest.as_ref().map(|digest| digest.as_str()),
-        "platforms": image.platforms.whole,
-        "incomplete": image.platforms.partial,
-        "bytes": image.size,
+        "registry": image.scope.registry.to_string(),
+        "repository": image.scope.repository.as_str(),
+        "tag": image.tag.as_ref().map(|tag| tag.as_str()),
+        "digest": is_here.then(|| image.digest.as_str()),
+        "platforms": here.whole,
+        "incomplete": here.partial,
+        "bytes": image.closure.bytes_here,
         "pulled": format_rfc3339(image.pulled),
         "confirmed": image.confirmed.map(format_rfc3339),
     })

@@ -5,8 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::cache::scratch::{Scratch, digest_of};
 
-fn open_tar(files: &[(&str, &[u8])]) -> Result<Archive, String> {
-    let scratch = Scratch::new();
+fn open_tar(scratch: &Scratch, files: &[(&str, &[u8])]) -> Result<Archive, String> {
     let path = scratch.path().join("x.tar");
     let mut bytes = Vec::new();
     for (name, content) in files {
@@ -32,15 +31,17 @@ fn a_tar_is_read_where_its_blobs_are() {
     let descriptor = json!({"digest": digest.as_str(), "mediaType": "a/b",
         "annotations": {REF_NAME: "v1", CONTAINERD_NAME: "r.test/app:v1"}});
     let index = index(&descriptor);
-    let archive = open_tar(&[
-        (&name, b"content"),
+    let scratch = Scratch::new();
+    let files = [
+        (name.as_str(), &b"content"[..]),
         ("index.json", &index),
         MARKER,
         ("manifest.json", b"of docker"),
-    ]);
+    ];
+    let archive = open_tar(&scratch, &files);
     let archive = archive.unwrap();
     assert_eq!(archive.images[0].name.as_deref(), Some("r.test/app:v1"));
-    assert_eq!(archive.origin, Origin::Foreign);
+    assert_eq!(archive.export, None);
     assert_eq!(archive.manifest(&digest, 7).unwrap().unwrap(), b"content");
     assert!(
         archive
@@ -93,7 +94,7 @@ fn what_is_no_layout_is_refused_by_name() {
             "\"blobs/x\": is no name",
         ),
     ] {
-        let fault = open_tar(&files).unwrap_err();
+        let fault = open_tar(&Scratch::new(), &files).unwrap_err();
         assert!(fault.contains(why), "{why}: {fault}");
     }
 }
@@ -102,9 +103,12 @@ fn what_is_no_layout_is_refused_by_name() {
 fn a_compressed_archive_is_refused_with_the_remedy() {
     let scratch = Scratch::new();
     let path = scratch.path().join("x.tar.gz");
-    fs::write(&path, b"\x1f\x8b\x08\0\0\0\0").unwrap();
+    fs::write(&path, b"\x1f\x8b\x08\0".repeat(300)).unwrap();
     let fault = Archive::open(&path).unwrap_err();
-    assert!(fault.contains("unpack it with `gunzip` first"), "{fault}");
+    assert!(
+        fault.contains("unpack it first, as with `gunzip`"),
+        "{fault}"
+    );
     fs::write(&path, b"").unwrap();
     assert!(
         Archive::open(&path)

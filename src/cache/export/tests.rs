@@ -182,7 +182,7 @@ fn a_place_that_cannot_be_written_to_is_refused() {
     assert!(is_tar(&scratch.path().join("a.tar")).unwrap());
     assert!(is_tar(&scratch.path().join("A.TAR")).unwrap());
     let fault = is_tar(Path::new("/dev/null")).unwrap_err();
-    assert!(fault.contains("expected a directory or a file"), "{fault}");
+    assert!(fault.contains("or no directory; name a new one"), "{fault}");
     assert!(!is_tar(&scratch.path().join("new")).unwrap());
     fs::write(scratch.path().join("file"), "").unwrap();
     assert!(is_tar(scratch.path()).unwrap_err().contains("is not empty"));

@@ -419,7 +419,7 @@ fn what_does_not_fit_is_refused_before_it_is_read() {
     let fault = importer.check(&images, &mut |_, _, _| {}).unwrap_err();
     let largest = digest_of(b"another layer");
     assert!(
-        fault.contains(largest.hex()) && fault.contains("CACHE_MAX_SIZE is 17"),
+        fault.contains(largest.hex()) && fault.contains("free space leave 17 bytes"),
         "{fault}"
     );
     assert!(before == files(&to));
@@ -492,10 +492,8 @@ fn names_of_other_programs_are_completed() {
             name: name.map(str::to_owned),
             platforms: "all".parse().unwrap(),
         };
-        naming.resolve(&image).map(|(place, tag)| {
-            let tag = tag.map_or_else(String::new, |tag| format!(":{}", tag.as_str()));
-            format!("{}{tag}", place.scope())
-        })
+        let resolved = naming.resolve(&image);
+        resolved.map(|(place, reference)| place.scope().name_of(&reference))
     };
     let none = Naming::default();
     let default = Naming {
@@ -511,14 +509,15 @@ fn names_of_other_programs_are_completed() {
         ..placed.clone()
     };
     let by_digest = format!("h.test/app@{digest}");
+    let renamed_digest = format!("r.test/team/app@{digest}");
     let signature = format!("h.test/app:sha256-{}.sig", digest.hex());
     let renamed = format!("r.test/team/app:sha256-{}.sig", digest.hex());
     for (name, naming, expected) in [
         (Some("h.test/app:v1"), &none, "h.test/app:v1"),
         (Some("h.test/app:v1"), &placed, "r.test/team/app:v1"),
         (Some("h.test/app:v1"), &tagged, "r.test/team/app:new"),
-        (Some(by_digest.as_str()), &none, "h.test/app"),
-        (Some(by_digest.as_str()), &tagged, "r.test/team/app"),
+        (Some(by_digest.as_str()), &none, by_digest.as_str()),
+        (Some(by_digest.as_str()), &tagged, renamed_digest.as_str()),
         (Some(signature.as_str()), &tagged, renamed.as_str()),
         (Some("app:v1"), &default, "r.test/app:v1"),
         (Some("team/app"), &default, "r.test/team/app:latest"),

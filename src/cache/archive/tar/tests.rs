@@ -1,15 +1,23 @@
 //! Tests of the tar reader and writer.
 
 use super::*;
+use crate::cache::scratch::Scratch;
 
-fn read(bytes: &[u8]) -> Result<Vec<TarFile>, String> {
-    let read = |buffer: &mut [u8], offset: u64| {
-        let start = usize::try_from(offset).unwrap();
-        let piece = bytes.get(start..start + buffer.len());
-        buffer.copy_from_slice(piece.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    };
-    list(&read, bytes.len() as u64)
+fn read(bytes: &[u8]) -> Result<Vec<(String, TarFile)>, String> {
+    read_sized(bytes, bytes.len() as u64)
+}
+
+/// Reads an archive that goes on with zeros up to a length.
+fn read_sized(bytes: &[u8], length: u64) -> Result<Vec<(String, TarFile)>, String> {
+    let scratch = Scratch::new();
+    let path = scratch.path().join("x.tar");
+    let file = File::create_new(&path).unwrap();
+    file.write_all_at(bytes, 0).unwrap();
+    file.set_len(length).unwrap();
+    let files = list(&File::open(&path).unwrap())?;
+    let mut files: Vec<_> = files.into_iter().collect();
+    files.sort_by_key(|(_, file)| file.offset);
+    Ok(files)
 }
 
 fn entry(name: &str, content: &[u8]) -> Vec<u8> {
@@ -55,11 +63,11 @@ fn what_is_written_is_read() {
     ]);
     assert_eq!(bytes.len() % 512, 0);
     let files = read(&bytes).unwrap();
-    let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
+    let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, [long.as_str(), "index.json", "empty"]);
-    let start = usize::try_from(files[0].offset).unwrap();
+    let start = usize::try_from(files[0].1.offset).unwrap();
     assert_eq!(&bytes[start..start + 7], b"content");
-    assert_eq!(files[2].size, 0);
+    assert_eq!(files[2].1.size, 0);
 }
 
 #[test]
@@ -67,15 +75,7 @@ fn a_size_beyond_octal_digits_is_written_and_read() {
     let size = OCTAL_SIZE_MAX + 1;
     let headers = headers("x", size);
     let length = headers.len() as u64 + size + 2 * BLOCK_BYTES;
-    let read = |buffer: &mut [u8], offset: u64| {
-        let start = usize::try_from(offset).unwrap();
-        match headers.get(start..start + buffer.len()) {
-            Some(piece) => buffer.copy_from_slice(piece),
-            None => buffer.fill(0),
-        }
-        Ok(())
-    };
-    assert_eq!(list(&read, length).unwrap()[0].size, size);
+    assert_eq!(read_sized(&headers, length).unwrap()[0].1.size, size);
     let pax = [
         odd("pax", 'x', record("size", &size.to_string()).as_bytes()),
         header("x", 0, '0'),
@@ -87,7 +87,7 @@ fn a_size_beyond_octal_digits_is_written_and_read() {
         &b"\xff\xff"[..],
         b"8",
         b"-1",
-        b"+1",
+        b"",
         b"1 1",
         b"\x80\x01\xff\xff\xff\xff\xff\xff\xff\xff",
     ] {
@@ -97,31 +97,34 @@ fn a_size_beyond_octal_digits_is_written_and_read() {
 
 #[test]
 fn an_entry_that_is_no_file_or_leads_elsewhere_is_refused_by_name() {
-    for (name, kind, why) in [
-        ("../x", '0', "leads elsewhere"),
-        ("a/../../x", '0', "leads elsewhere"),
-        ("a//x", '0', "leads elsewhere"),
-        ("./../x", '0', "leads elsewhere"),
-        ("", '0', "leads elsewhere"),
-        ("/etc/passwd", '0', "absolute path"),
-        ("a\\..\\x", '0', "odd characters"),
-        ("a\nb", '0', "odd characters"),
-        ("link", '1', "a hard link"),
-        ("link", '2', "a symbolic link"),
-        ("tty", '3', "a device"),
-        ("sda", '4', "a device"),
-        ("pipe", '6', "a named pipe"),
-        ("sparse", 'S', "a sparse file"),
-        ("volume", 'V', "an unknown type"),
-        ("other", 'Z', "an unknown type"),
+    for name in [
+        "../x",
+        "a/../../x",
+        "a//x",
+        "./../x",
+        "",
+        "/etc/passwd",
+        "a\\..\\x",
+        "a\nb",
     ] {
-        let fault = refused(&[odd(name, kind, b"")]);
-        assert!(fault.contains(why), "{name:?}: {fault}");
-        assert!(fault.starts_with(&format!("{name:?}: ")), "{fault}");
+        let fault = refused(&[odd(name, '0', b"")]);
+        assert_eq!(
+            fault,
+            format!("{name:?}: leads out of the layout, or is odd")
+        );
     }
-    assert!(refused(&[odd("folder/", '5', b"x")]).contains("a directory of 1 bytes"));
+    assert!(refused(&[odd("../x/", '5', b"")]).starts_with("\"../x/\": leads out"));
+    // Links, devices, pipes, sparse files, headers for all files, and what is unknown.
+    for kind in "12346SVZgK".chars() {
+        let fault = refused(&[odd("x", kind, b"")]);
+        assert!(
+            fault.starts_with("\"x\": is no file but a link, a device"),
+            "{fault}"
+        );
+        assert!(fault.ends_with(&format!("(type {kind:?})")), "{fault}");
+    }
+    assert!(refused(&[odd("folder/", '5', b"x")]).contains("is no file"));
     assert!(refused(&[entry("x", b""), entry("./x", b"")]).contains("\"x\": is there twice"));
-    assert!(refused(&[entry("x", b""), odd("x/", '5', b"")]).contains("is there twice"));
 }
 
 #[test]
@@ -130,29 +133,25 @@ fn extended_headers_cannot_say_two_things() {
     let named = |records: &str| odd("pax", 'x', records.as_bytes());
     let gnu = odd("././@LongLink", 'L', format!("{long}\0").as_bytes());
     let both = [gnu.clone(), named(&record("path", "b")), entry("c", b"")];
-    assert!(refused(&both).contains("names a path twice"));
+    assert!(refused(&both).contains("says the same twice"));
+    let first_name = |entries: &[Vec<u8>]| read(&archive(entries)).unwrap().remove(0).0;
+    assert_eq!(first_name(&[gnu.clone(), entry("c", b"")]), long);
     assert_eq!(
-        read(&archive(&[gnu.clone(), entry("c", b"")])).unwrap()[0].name,
-        long
-    );
-    assert_eq!(
-        read(&archive(&[named(&record("mtime", "1.5")), entry("c", b"")])).unwrap()[0].name,
+        first_name(&[named(&record("mtime", "1.5")), entry("c", b"")]),
         "c"
     );
-    let global = |key, value| odd("pax", 'g', record(key, value).as_bytes());
     for (entries, why) in [
         (
             vec![gnu.clone(), gnu.clone(), entry("c", b"")],
-            "of a kind that came before",
+            "says the same twice",
         ),
-        (vec![gnu], "an extended header alone"),
         (
             vec![named(&record("path", "../x")), entry("c", b"")],
-            "\"../x\": is a path that leads",
+            "\"../x\": leads out of the layout",
         ),
         (
             vec![named(&record("path", &"a".repeat(256))), entry("c", b"")],
-            "a longer name",
+            "is odd",
         ),
         (
             vec![named(&record("GNU.sparse.major", "1")), entry("c", b"")],
@@ -160,30 +159,28 @@ fn extended_headers_cannot_say_two_things() {
         ),
         (
             vec![named(&record("size", "-1")), entry("c", b"")],
-            "an odd size",
+            "of an odd size",
         ),
         (
             vec![named("99 path=x\n"), entry("c", b"")],
-            "cannot be read",
+            "that cannot be read",
         ),
-        (vec![named("path=x\n"), entry("c", b"")], "cannot be read"),
+        (
+            vec![named("path=x\n"), entry("c", b"")],
+            "that cannot be read",
+        ),
         (
             vec![named("99999999999999999999 path=x\n"), entry("c", b"")],
-            "cannot be read",
-        ),
-        (
-            vec![global("size", "7"), entry("c", b"")],
-            "names a path or size",
+            "that cannot be read",
         ),
         (
             vec![odd("pax", 'x', &vec![b' '; 65537]), entry("c", b"")],
-            "at most 65536",
+            "has more than 65536 bytes",
         ),
     ] {
         let fault = refused(&entries);
         assert!(fault.contains(why), "{why}: {fault}");
     }
-    read(&archive(&[global("comment", "of git"), entry("c", b"")])).unwrap();
 }
 
 #[test]
@@ -196,7 +193,8 @@ fn an_archive_that_is_cut_off_or_damaged_is_refused() {
     let mut damaged = whole.clone();
     damaged[1536] ^= 1;
     let fault = read(&damaged).unwrap_err();
-    assert_eq!(fault, "after \"one\": no tar header (wrong checksum)");
+    let expected = "after \"one\": no tar header (wrong checksum)";
+    assert!(fault.starts_with(expected), "{fault}");
     let huge = [headers("zeros", 10 << 30), END.to_vec()].concat();
     let fault = read(&huge).unwrap_err();
     assert!(
@@ -206,12 +204,8 @@ fn an_archive_that_is_cut_off_or_damaged_is_refused() {
 }
 
 #[test]
-fn a_million_entries_are_refused() {
-    let length = 512 * 1_000_002;
-    let read = |buffer: &mut [u8], offset: u64| {
-        buffer.copy_from_slice(&header(&format!("f{offset}"), 0, '0'));
-        Ok(())
-    };
-    let fault = list(&read, length).unwrap_err();
+fn more_files_than_are_read_are_refused() {
+    let files = (0..=FILES_MAX).flat_map(|n| header(&format!("f{n}"), 0, '0'));
+    let fault = read(&files.collect::<Vec<u8>>()).unwrap_err();
     assert!(fault.contains("more than 200000 entries"), "{fault}");
 }
