@@ -135,7 +135,8 @@ fn describe(document: &Value) -> String {
     row("cache", list_fields(&document["cache"], cache));
     let day = "hit stale miss other refused failed saved_bytes";
     row("24 hours", list_fields(&document["day"], day));
-    for transfer in list(&document["transfers"]["running"]) {
+    let transfers = &document["transfers"];
+    for transfer in list(&transfers["running"]) {
         row(
             &show("kind", &transfer["kind"]),
             describe_transfer(transfer),
