@@ -33,6 +33,8 @@ pub use scope::RequestScope;
 const QUEUE_LINES_MAX: usize = 4096;
 /// Longest request target in a line. Names and digests fit; a client may send 32 KiB.
 const TARGET_BYTES_MAX: usize = 512;
+/// Room for a line: that of a request has 300 to 500 bytes.
+const LINE_BYTES: usize = 512;
 /// Longest value of a field: an error may quote what a client or a registry sent.
 const VALUE_BYTES_MAX: usize = 1024;
 /// Time between two looks at the causes that were left out.
@@ -194,20 +196,29 @@ fn line(level: Level, message: &str, fields: &[Field<'_>]) -> String {
 /// A line as the log would write it now, its end included: for what must be said without a log.
 pub fn format_line(format: Format, level: Level, message: &str, fields: &[Field<'_>]) -> String {
     let (time, level) = (format_rfc3339(SystemTime::now()), level.name());
-    let mut line = match format {
+    // Each request writes a line: its text takes room once, and so do its values. Writing to a
+    // string cannot fail.
+    let (mut line, mut text) = (String::with_capacity(LINE_BYTES), String::new());
+    let _ = match format {
         Format::Json => {
             let message = quote(message);
-            format!("{{\"time\":\"{time}\",\"level\":\"{level}\",\"message\":{message}")
+            write!(
+                line,
+                "{{\"time\":\"{time}\",\"level\":\"{level}\",\"message\":{message}"
+            )
         }
-        Format::Text => format!("{time} {level} {}", message.replace(['\n', '\r'], " ")),
+        Format::Text => {
+            let message = message.replace(['\n', '\r'], " ");
+            write!(line, "{time} {level} {message}")
+        }
     };
     for (name, value) in fields {
-        let mut value = value.to_string();
-        shorten(&mut value, VALUE_BYTES_MAX);
-        // Writing to a string cannot fail.
+        text.clear();
+        let _ = write!(text, "{value}");
+        shorten(&mut text, VALUE_BYTES_MAX);
         let _ = match format {
-            Format::Json => write!(line, ",\"{name}\":{}", fields::json(name, &value)),
-            Format::Text => write!(line, " {name}={}", fields::text(&value)),
+            Format::Json => write!(line, ",\"{name}\":{}", fields::json(name, &text)),
+            Format::Text => write!(line, " {name}={}", fields::text(&text)),
         };
     }
     line.push_str(match format {

@@ -51,7 +51,8 @@ pub(super) fn text(value: &str) -> Cow<'_, str> {
 
 /// A JSON string, in which no value can forge a line.
 pub(super) fn quote(value: &str) -> String {
-    serde_json::Value::from(value).to_string()
+    // No string fails.
+    serde_json::to_string(value).unwrap_or_default()
 }
 
 /// Cuts `text`, so that it says that there was more.
