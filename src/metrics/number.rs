@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::text::{MetricKind, Samples};
 
 /// A number that `/metrics` shows.
-pub trait Number {
+pub(super) trait Number {
     /// How Prometheus reads it.
     const KIND: MetricKind;
 
