@@ -21,19 +21,19 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 const STACK_BYTES: usize = 256 * 1024;
 
 /// What a thread is to do. It must not panic: the thread would end with it.
-pub(super) type Job = Box<dyn FnOnce() + Send>;
+pub(super) type FillJob = Box<dyn FnOnce() + Send>;
 
 /// Threads named `fill-N`.
 #[derive(Default)]
 pub(super) struct Crew {
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<CrewState>,
     added: Condvar,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct CrewState {
     /// At most one for each idle thread.
-    jobs: VecDeque<Job>,
+    jobs: VecDeque<FillJob>,
     idle: usize,
     /// Threads started so far.
     started: u64,
@@ -44,7 +44,7 @@ impl Crew {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub(super) fn run(self: &Arc<Self>, job: Job) -> io::Result<()> {
+    pub(super) fn run(self: &Arc<Self>, job: FillJob) -> io::Result<()> {
         let mut waiting = self.waiting.locked();
         if waiting.idle > waiting.jobs.len() {
             waiting.jobs.push_back(job);
@@ -67,13 +67,13 @@ impl Crew {
     }
 
     /// The next job; none when none comes, or enough threads wait for one.
-    fn wait(&self) -> Option<Job> {
+    fn wait(&self) -> Option<FillJob> {
         let mut waiting = self.waiting.locked();
         if waiting.idle >= IDLE_MAX {
             return None;
         }
         waiting.idle += 1;
-        let is_empty = |waiting: &mut Waiting| waiting.jobs.is_empty();
+        let is_empty = |waiting: &mut CrewState| waiting.jobs.is_empty();
         let woken = self
             .added
             .wait_timeout_while(waiting, IDLE_TIMEOUT, is_empty);
