@@ -244,7 +244,7 @@ pub struct Transfers(Mutex<Table>);
 
 #[derive(Debug)]
 struct Table {
-    /// By their number, which grows.
+    /// The key is their number, which grows.
     listed: BTreeMap<u64, Arc<Transfer>>,
     unlisted: usize,
     begun: u64,

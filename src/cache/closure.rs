@@ -110,7 +110,7 @@ impl Closure {
 /// The manifests of a repository that refer to others: found by reading all of its manifests once.
 #[derive(Debug, Default)]
 pub struct ReferrerIndex {
-    /// By the digest that they refer to; sorted.
+    /// Those that refer to a digest, under that digest; sorted.
     by_subject: HashMap<Digest, Vec<Digest>>,
     /// Manifests that belong to another one of the repository.
     parts: HashSet<Digest>,

@@ -97,7 +97,7 @@ const BOUNDS_MS: [u32; 16] = [
 /// Times, counted by size.
 #[derive(Debug, Default)]
 pub struct Histogram {
-    /// By bound; the last one has no bound.
+    /// One count for each bound, and one for what is above the last.
     counts: [Counter; BOUNDS_MS.len() + 1],
     sum_us: Counter,
 }

@@ -255,7 +255,7 @@ mod tests {
             reply.headers.first("Allow").map(str::to_owned)
         };
         assert_eq!(allow("DELETE").as_deref(), Some("GET, HEAD, PUT"));
-        // Of GET it is a parameter that is refused.
+        // A GET is allowed as such: the registry refused one of its parameters.
         assert_eq!(allow("GET").as_deref(), Some("GET, HEAD, PUT, DELETE"));
         let own = Reply::new(405, "application/json", "").with("Allow", "GET");
         let own = as_error_document(own, &Route::Base, "PUT", Route::Base.methods());

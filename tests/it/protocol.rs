@@ -20,7 +20,7 @@ pub(crate) fn tests() -> HashSet<String> {
             let file = file.trim_start_matches('/');
             let name = match prefix {
                 "" => file.trim_end_matches(".rs").to_owned(),
-                // Of a module in a file of its own the page names the module.
+                // The page names the module, also where its tests have a file of their own.
                 prefix => format!("{prefix}{}", file.replace("/tests.rs", ".rs")),
             };
             names.extend(tests_of(&text).map(|test| format!("{name}::{test}")));

@@ -158,7 +158,7 @@ fn a_registry_that_answers_and_then_takes_nothing_is_heard() {
     let (got, took) = push(front.address(), "PATCH", &target, true);
     assert_eq!((got.status, error_of(&got).0), (413, "EARLY".into()));
     assert!(took < STALLED, "{took:?}");
-    // Of a hundred a second.
+    // A second has a hundred ticks.
     let ticks = cpu_ticks(front.proxy.pid()) - before;
     assert!(ticks < 500, "{ticks} ticks of CPU in {took:?}");
     front.standin.release();

@@ -289,7 +289,7 @@ fn every_refusal_is_an_error_document() {
             503,
             "UNAVAILABLE",
         ),
-        // By what was asked for.
+        // The code follows from what was asked for.
         (Fault::status(404), 404, ""),
         (
             Fault::TooMany429 {

@@ -85,7 +85,7 @@ fn ids_and_ports_are_not_to_be_guessed() {
         numbers.dedup();
         numbers.len()
     };
-    // Of 8 random numbers out of 65536 two may be the same once in a while, but not three.
+    // Two of 8 random numbers out of 65536 may be the same once in a while, but not three.
     assert!(distinct(queries.iter().map(|query| query.id).collect()) >= 7);
     assert!(distinct(queries.iter().map(|query| query.port).collect()) >= 7);
 }

@@ -109,7 +109,7 @@ fn a_body_slower_than_the_least_rate_is_408() {
     assert_gone(&server);
 }
 
-/// Of a record that is not whole nothing can be decrypted, and a window or two may pass meanwhile.
+/// A record can be decrypted only when it is whole, and a window or two may pass meanwhile.
 #[test]
 fn a_record_that_takes_longer_than_the_window_counts_as_it_comes() {
     const BODY: usize = 2 * RECORD_BYTES;

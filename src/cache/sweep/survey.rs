@@ -67,7 +67,7 @@ pub(super) struct RepositorySurvey {
     name: OwnedScope,
     /// Links: when each was used, and whether it is a manifest's.
     links: HashMap<Id, (SystemTime, bool)>,
-    /// By the manifest that they refer to.
+    /// The manifests that refer to another one, under that one.
     referrers: HashMap<Id, Vec<Id>>,
     /// Tags of signatures, which go with the manifest that was signed.
     pub(super) attached: HashMap<Id, Vec<Tag>>,

@@ -26,7 +26,7 @@ const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
 pub(super) struct Rights {
     way: Arc<Way>,
     image: ImageName,
-    /// Of the manifest that was read.
+    /// The first layer that the manifest names, once it has been read.
     layer: OnceLock<Digest>,
 }
 

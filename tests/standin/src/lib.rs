@@ -304,11 +304,11 @@ fn first<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
 /// An image in the registry: its digests.
 #[derive(Debug, Clone)]
 pub struct Image {
-    /// Of the manifest.
+    /// The digest of the manifest.
     pub manifest: String,
-    /// Of the configuration.
+    /// The digest of the configuration.
     pub config: String,
-    /// Of the layers, from the lowest up.
+    /// The digests of the layers, from the lowest up.
     pub layers: Vec<String>,
     /// The manifest's bytes.
     pub bytes: Vec<u8>,
