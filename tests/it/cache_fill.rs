@@ -78,6 +78,36 @@ fn bytes_reach_the_client_before_upstream_has_sent_them_all() {
     cached.wait_for_blob(&digest);
 }
 
+/// The client has its head and `comes` bytes long before upstream's idle limit (60 s), and before
+/// it stops to wait for a head (26 s).
+fn small_blob_is_shown(fault: Fault, comes: usize) -> Cached {
+    let cached = Cached::start();
+    let (digest, bytes) = blob(&cached, 40_000, 20);
+    cached.standin.fault(Match::s3(), fault);
+    let asked_at = Instant::now();
+    let mut begun = cached.begin(&target(&digest), &[]);
+    begun.read_to(comes);
+    assert!(asked_at.elapsed() < Duration::from_secs(15));
+    assert_eq!(begun.body[..comes], bytes[..comes]);
+    assert!(!cached.has(&digest));
+    cached
+}
+
+#[test]
+fn bug_a_small_blob_that_stalled_was_shown_only_when_it_was_whole() {
+    small_blob_is_shown(Fault::StallAfter(0), 0).release();
+    small_blob_is_shown(Fault::StallAfter(20_000), 20_000).release();
+}
+
+#[test]
+fn bug_a_small_blob_that_dripped_was_shown_only_when_it_was_whole() {
+    let fault = Fault::Drip {
+        bytes: 100,
+        every: Duration::from_millis(500),
+    };
+    small_blob_is_shown(fault, 300);
+}
+
 #[test]
 fn a_download_outlives_its_clients() {
     let cached = Cached::start();

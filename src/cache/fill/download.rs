@@ -27,7 +27,8 @@ const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 /// A fill may make room until so long after it began. Some hundred thousand files can be removed in
 /// it, and the client still gets its head in time: within the upstream's 25 s.
 const ROOM_TIMEOUT_FROM_START: Duration = Duration::from_secs(20);
-/// A body of so many bytes is written in one piece: most come in two or three TLS records.
+/// Who waits for a blob of up to so many bytes is woken once, when it is whole: most come at once,
+/// in two or three TLS records. Where they do not, each waiting client looks for itself.
 const SMALL_BYTES_MAX: u64 = COPY_BYTES as u64;
 /// Failures in a row, without getting further in between, after which a download is given up.
 const FAILURES_MAX: u32 = 6;
@@ -75,10 +76,13 @@ enum Try {
 
 /// A body by pieces. One that is not large is not worth a thread.
 fn read_pieces(body: Box<dyn Read + Send>, have: u64, total: u64) -> io::Result<Box<dyn BufRead>> {
-    match total.saturating_sub(have) > PIECE_BYTES as u64 {
-        true => Ok(Box::new(ReadAhead::start(body, have)?)),
-        false => Ok(Box::new(BufReader::with_capacity(COPY_BYTES, body))),
+    let left = usize::try_from(total.saturating_sub(have)).unwrap_or(usize::MAX);
+    if left > PIECE_BYTES {
+        return Ok(Box::new(ReadAhead::start(body, have)?));
     }
+    // One byte more than there may be shows a body that is too long.
+    let room = COPY_BYTES.min(left + 1);
+    Ok(Box::new(BufReader::with_capacity(room, body)))
 }
 
 impl<'a> Fill<'a> {
@@ -297,17 +301,11 @@ impl<'a> Fill<'a> {
         state.begun = true;
         state.total = total;
         drop(state);
-        // Whoever waits for a small blob is woken once, when it is there.
-        if self.have > 0 || total > SMALL_BYTES_MAX {
-            self.show(false);
-        }
+        self.show(false);
     }
 
     fn copy(&mut self, body: Box<dyn Read + Send>) -> Try {
         let total = self.growing.total();
-        if total.saturating_sub(self.have) <= SMALL_BYTES_MAX {
-            return self.copy_small(body, total);
-        }
         let mut body = match read_pieces(body, self.have, total) {
             Ok(body) => body,
             Err(error) => return Try::Broken(self.new_fault(error.to_string())),
@@ -324,21 +322,6 @@ impl<'a> Fill<'a> {
                 return end;
             }
             body.consume(count);
-        }
-    }
-
-    /// The same in one piece.
-    fn copy_small(&mut self, body: Box<dyn Read + Send>, total: u64) -> Try {
-        // One byte more than there may be shows a body that is too long.
-        let most = total.saturating_sub(self.have) + 1;
-        let mut bytes = Vec::with_capacity(usize::try_from(most).unwrap_or_default());
-        let read = body.take(most).read_to_end(&mut bytes);
-        if let Err(end) = self.keep(&bytes, total) {
-            return end;
-        }
-        match read {
-            Ok(_) => self.end_body(total),
-            Err(error) => Try::Broken(self.new_fault(error.to_string())),
         }
     }
 
@@ -380,16 +363,18 @@ impl<'a> Fill<'a> {
     pub(super) fn show(&self, verified: bool) {
         let (file, have) = (Arc::clone(&self.file), self.have);
         self.growing.transfer.set_bytes(have);
-        self.growing.change(|state| {
-            state.verified |= verified;
-            if state
-                .file
-                .as_ref()
-                .is_none_or(|(_, readable)| *readable <= have)
-            {
-                state.file = Some((file, have));
-            }
-        });
+        let mut state = self.growing.state.locked();
+        state.verified |= verified;
+        if state
+            .file
+            .as_ref()
+            .is_none_or(|(_, readable)| *readable <= have)
+        {
+            state.file = Some((file, have));
+        }
+        if verified || state.total > SMALL_BYTES_MAX {
+            self.growing.changed.notify_all();
+        }
     }
 
     /// A new file, for what upstream sends from its first byte on again.

@@ -4,8 +4,8 @@
 //! Lock: the state, held for a few reads and writes of memory, never across I/O.
 
 use std::fs::File;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::pace::Pace;
 use crate::cache::changes::Moment;
@@ -21,6 +21,8 @@ use crate::upstream::{Stage, UpstreamError};
 
 /// Bytes copied at a time.
 pub(super) const COPY_BYTES: usize = 64 * 1024;
+/// How often who waits looks without being woken: a small blob that comes slowly wakes nobody.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What a blob is asked for under, kept for as long as the download lasts.
 #[derive(Debug, Clone)]
@@ -167,9 +169,18 @@ impl Growing {
                 let why = "no answer came in time".to_owned();
                 return Joined::Failed(self.fault(Stage::Timeout, why));
             }
-            let waited = self.changed.wait_timeout(state, left);
-            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            state = self.wait(state, left);
         }
+    }
+
+    /// Waits for a change, for `most` at the longest; may return before.
+    pub(super) fn wait<'a>(
+        &self,
+        state: MutexGuard<'a, FillState>,
+        most: Duration,
+    ) -> MutexGuard<'a, FillState> {
+        let waited = self.changed.wait_timeout(state, most.min(LOOK_INTERVAL));
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Asks upstream for the blob, under `headers`. Blocks until its head is there.

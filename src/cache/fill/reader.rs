@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::growing::{COPY_BYTES, FillEnd, Growing};
@@ -108,8 +108,7 @@ impl Reader {
                     "upstream sent nothing",
                 ));
             }
-            let waited = self.growing.changed.wait_timeout(state, left);
-            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            state = self.growing.wait(state, left);
         }
     }
 
