@@ -3,31 +3,27 @@
 //! that, and giving way to clients. Must not: know how an answer is kept.
 
 use std::collections::HashSet;
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::dispatch;
 use super::exchange::Parts;
-use super::follow::ReferrerFill;
-use super::own::{self, ACCEPT, OwnClient, read_body};
-use super::purpose::Purpose;
-use super::referrer_queue::QueuedImage;
+use super::own::{self, ACCEPT, read_body};
+use super::purpose::{OwnClient, Purpose};
 use super::registries::Choice;
+use super::{dispatch, follow};
 use crate::cache::closure::{ANY_PLATFORM, NO_PLATFORM};
 use crate::cache::held::MANIFEST_BYTES_MAX;
 use crate::cache::manifest::ManifestContent;
 use crate::cache::names::Scope;
 use crate::cache::tree::ManifestWalk;
-use crate::hash::sha256_hex;
 use crate::image_name::ImageName;
 use crate::locked::Locked as _;
 use crate::message::{Body, Headers, Peer, Reply, Request};
-use crate::oci::{Digest, Reference, Registry, Repository, Route};
+use crate::oci::{Digest, Reference, Repository, Route};
 use crate::platforms::Platforms;
 use crate::transfers::TRANSFERS;
 use crate::upstream::exchange::HEAD_TIMEOUT;
@@ -78,6 +74,7 @@ pub(super) fn run(parts: &Arc<Parts>, wanted: &ImageFetch<'_>) -> FetchedImage {
     if let Err(why) = fetch(parts, wanted, &mut fetched) {
         fetched.faults.push(why);
     }
+    fetched.faults.truncate(FAULTS_MAX);
     fetched
 }
 
@@ -94,13 +91,10 @@ fn fetch(
     };
     let name = wanted.name;
     let host = name.host().map(|host| format!("{host}/"));
-    let (host, reference) = (host.unwrap_or_default(), name.reference().as_str());
-    let like = request(format!(
-        "/v2/{host}{}/manifests/{reference}",
-        name.repository()
-    ));
-    let own = || parts.own_registry();
-    let resolved = parts.registries.resolve(&like, &own);
+    let (host, repository) = (host.unwrap_or_default(), name.repository());
+    let reference = name.reference().as_str();
+    let like = request(format!("/v2/{host}{repository}/manifests/{reference}"));
+    let resolved = parts.registries.resolve(&like, &|| parts.own_registry());
     let resolved = resolved.map_err(|error| error.message)?;
     if let (Some(host), true) = (name.host(), resolved.prefix.is_empty()) {
         return Err(format!("{host} is none of ECR and NAMESPACES"));
@@ -108,20 +102,10 @@ fn fetch(
     let Route::Manifest(repository, reference) = resolved.route else {
         return Err("it is no name of an image".to_owned());
     };
-    let work = ImageWork {
-        client: OwnClient {
-            parts,
-            registry: &find_registry(parts, &resolved.choice)?,
-            like: &like,
-            depth: 0,
-            purpose,
-        },
-        repository: &repository,
-    };
+    let work = ImageWork::new(parts, &resolved.choice, repository, like, purpose)?;
     let manifests = work.fetch_manifests(&reference, wanted.platforms, fetched)?;
     work.fetch_blobs(&manifests, wanted.progress, fetched);
     work.fetch_referrers(&manifests, fetched);
-    fetched.faults.truncate(FAULTS_MAX);
     Ok(())
 }
 
@@ -135,27 +119,15 @@ pub(super) fn fetch_digest(
     digest: &Digest,
     is_manifest: bool,
 ) -> Result<(), String> {
-    let own = || parts.own_registry();
-    let choice = parts.registries.find(scope.registry.name(), &own);
-    let work = ImageWork {
-        client: OwnClient {
-            parts,
-            registry: &find_registry(parts, &choice.ok_or("it is none of ECR")?)?,
-            like: &request("/v2/".to_owned()),
-            depth: 0,
-            purpose: Purpose::Prefetch,
-        },
-        repository: scope.repository,
-    };
+    let name = scope.registry.name();
+    let choice = parts.registries.find(name, &|| parts.own_registry());
+    let choice = choice.ok_or("it is none of ECR")?;
+    let (like, repository) = (request("/v2/".to_owned()), scope.repository.clone());
+    let work = ImageWork::new(parts, &choice, repository, like, Purpose::Prefetch)?;
     match is_manifest {
-        true => work.fetch_manifest(&digest.clone().into()).map(drop),
+        true => work.fetch_manifest(digest.as_str()).map(drop),
         false => work.fetch_blob(digest, &|_| {}).map(drop),
     }
-}
-
-fn find_registry(parts: &Parts, choice: &Choice) -> Result<Registry, String> {
-    let found = dispatch::resolve_registry(parts, choice, Instant::now() + HEAD_TIMEOUT);
-    found.map_err(|reply| describe(*reply))
 }
 
 /// A request as a client would make it.
@@ -177,47 +149,58 @@ struct KeptManifest {
 
 /// The work on one image.
 struct ImageWork<'a> {
-    client: OwnClient<'a>,
-    repository: &'a Repository,
+    parts: &'a Arc<Parts>,
+    client: OwnClient,
 }
 
-impl ImageWork<'_> {
+impl<'a> ImageWork<'a> {
+    fn new(
+        parts: &'a Arc<Parts>,
+        choice: &Choice,
+        repository: Repository,
+        like: Arc<Request>,
+        purpose: Purpose,
+    ) -> Result<Self, String> {
+        let deadline = Instant::now() + HEAD_TIMEOUT;
+        let registry = dispatch::resolve_registry(parts, choice, deadline);
+        let client = OwnClient {
+            registry: registry.map_err(|reply| describe(*reply))?,
+            repository,
+            like,
+            depth: 0,
+            purpose,
+        };
+        Ok(Self { parts, client })
+    }
+
     /// Fetches a manifest. An older answer is none: upstream has not confirmed it.
-    fn fetch_manifest(&self, reference: &Reference) -> Result<KeptManifest, String> {
+    fn fetch_manifest(&self, reference: &str) -> Result<KeptManifest, String> {
         self.give_way();
-        let name = reference.as_str();
-        let target = format!("/v2/{}/manifests/{name}", self.repository);
-        let route = Route::Manifest(self.repository.clone(), reference.clone());
-        let reply = self.client.get(route, target);
+        let reply = self
+            .client
+            .get(self.parts, &format!("manifests/{reference}"));
         if reply.status != 200 {
-            return Err(format!("manifest {name}: {}", describe(reply)));
+            return Err(format!("manifest {reference}: {}", describe(reply)));
         }
         if let Some(warning) = reply.headers.first("Warning") {
-            return Err(format!("{name} is not confirmed: {warning}"));
+            return Err(format!("{reference} is not confirmed: {warning}"));
         }
+        let digest = reply.outcome.digest.filter(|digest| self.cache_has(digest));
+        let digest = digest.ok_or_else(|| format!("manifest {reference} {NOT_KEPT}"))?;
         let bytes = read_body(reply.body, MANIFEST_BYTES_MAX);
-        let bytes = bytes.ok_or_else(|| format!("manifest {name} broke off, or is too large"))?;
-        let digest = match reference {
-            Reference::Digest(digest) => digest.clone(),
-            Reference::Tag(_) => format!("sha256:{}", sha256_hex(&bytes))
-                .parse()
-                .map_err(|_| format!("manifest {name} has no digest"))?,
-        };
-        let is_kept = self.cache_has(&digest);
+        let bytes =
+            bytes.ok_or_else(|| format!("manifest {reference} broke off, or is too large"))?;
         let content = ManifestContent::read(&bytes);
-        match is_kept {
-            true => Ok(KeptManifest { digest, content }),
-            false => Err(format!("manifest {name} {NOT_KEPT}")),
-        }
+        Ok(KeptManifest { digest, content })
     }
 
     fn cache_has(&self, digest: &Digest) -> bool {
+        let (registry, repository) = (&self.client.registry, &self.client.repository);
         let scope = Scope {
-            registry: self.client.registry,
-            repository: self.repository,
+            registry,
+            repository,
         };
-        let cache = self.client.parts.cache.as_ref();
-        cache.is_some_and(|cache| {
+        self.parts.cache.as_ref().is_some_and(|cache| {
             cache.store.has(digest) && cache.names.link(scope, digest).is_some()
         })
     }
@@ -232,7 +215,7 @@ impl ImageWork<'_> {
         platforms: &Platforms,
         fetched: &mut FetchedImage,
     ) -> Result<Vec<KeptManifest>, String> {
-        let root = self.fetch_manifest(reference)?.digest;
+        let root = self.fetch_manifest(reference.as_str())?.digest;
         let (mut tree, mut manifests) = (ManifestWalk::new(MANIFESTS_MAX), Vec::new());
         tree.enter(&root);
         fetched.digest = Some(root);
@@ -242,7 +225,7 @@ impl ImageWork<'_> {
                 continue;
             }
             // The first of them comes from the cache by now.
-            match self.fetch_manifest(&found.digest.clone().into()) {
+            match self.fetch_manifest(found.digest.as_str()) {
                 Ok(manifest) => {
                     tree.descend(&found, &manifest.content);
                     manifests.push(manifest);
@@ -309,10 +292,7 @@ impl ImageWork<'_> {
 
     fn fetch_blob(&self, digest: &Digest, progress: &dyn Fn(u64)) -> Result<u64, String> {
         self.give_way();
-        let route = Route::Blob(self.repository.clone(), digest.clone());
-        let reply = self
-            .client
-            .get(route, format!("/v2/{}/blobs/{digest}", self.repository));
+        let reply = self.client.get(self.parts, &format!("blobs/{digest}"));
         if reply.status != 200 {
             return Err(describe(reply));
         }
@@ -340,19 +320,10 @@ impl ImageWork<'_> {
         let all = fetched.blobs > 0;
         for manifest in manifests.iter().take(if all { MANIFESTS_MAX } else { 1 }) {
             self.give_way();
-            let image = QueuedImage {
-                registry: self.client.registry.clone(),
-                repository: self.repository.clone(),
-                digest: manifest.digest.clone(),
-                depth: 0,
-                request: Arc::clone(self.client.like),
-                purpose: self.client.purpose,
-            };
-            if !ReferrerFill::new(self.client.parts, &image).run() {
-                let digest = &manifest.digest;
-                fetched
-                    .faults
-                    .push(format!("not all that refers to {digest} could be fetched"));
+            let digest = &manifest.digest;
+            if !follow::fetch_referrers(self.parts, &self.client, digest) {
+                let why = format!("not all that refers to {digest} could be fetched");
+                fetched.faults.push(why);
             }
         }
     }

@@ -7,14 +7,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::exchange::Parts;
-use super::own::{self, OwnClient, read_body};
+use super::own::{self, read_body};
 use super::page;
-use super::referrer_queue::QueuedImage;
+use super::purpose::OwnClient;
 use crate::cache::manifest::{Named, list_named};
 use crate::log::{self, Level};
 use crate::message::{Body, Reply};
 use crate::metrics;
-use crate::oci::{Digest, Reference, Route, Tag};
+use crate::oci::Digest;
 
 /// Most manifests that are fetched for one image: far more than tools attach.
 const MANIFESTS_MAX: usize = 64;
@@ -36,7 +36,8 @@ pub(super) fn run(parts: &Arc<Parts>) -> ! {
             continue;
         };
         let attempt = queue.next();
-        let fill = AssertUnwindSafe(|| ReferrerFill::new(parts, &attempt.image).run());
+        let image = &attempt.image;
+        let fill = AssertUnwindSafe(|| fetch_referrers(parts, &image.client, &image.digest));
         match catch_unwind(fill) {
             Ok(true) => {}
             Ok(false) => queue.retry(attempt),
@@ -45,85 +46,79 @@ pub(super) fn run(parts: &Arc<Parts>) -> ! {
     }
 }
 
-/// The work on one image.
-pub(super) struct ReferrerFill<'a> {
+/// Fetches what refers to a manifest that `client` asked for, with the rights of that client. False
+/// when some of it is to be tried again.
+pub(super) fn fetch_referrers(parts: &Arc<Parts>, client: &OwnClient, digest: &Digest) -> bool {
+    let mut fill = ReferrerFill {
+        parts,
+        client: OwnClient {
+            depth: client.depth + 1,
+            ..client.clone()
+        },
+        digest,
+        manifests: 0,
+        blobs: 0,
+        bytes_left: BLOB_BYTES_MAX,
+        failed: false,
+    };
+    fill.run();
+    log::debug(
+        "referrers filled",
+        &[
+            ("repository", &client.repository),
+            ("digest", digest),
+            ("manifests", &fill.manifests),
+            ("blobs", &fill.blobs),
+            ("failed", &fill.failed),
+        ],
+    );
+    !fill.failed
+}
+
+struct ReferrerFill<'a> {
     parts: &'a Arc<Parts>,
-    image: &'a QueuedImage,
-    manifests_left: usize,
-    bytes_left: u64,
+    client: OwnClient,
+    digest: &'a Digest,
+    manifests: usize,
     blobs: usize,
+    bytes_left: u64,
     /// Upstream was out of order at some point.
     failed: bool,
 }
 
-impl<'a> ReferrerFill<'a> {
-    pub(super) const fn new(parts: &'a Arc<Parts>, image: &'a QueuedImage) -> Self {
-        Self {
-            parts,
-            image,
-            manifests_left: MANIFESTS_MAX,
-            bytes_left: BLOB_BYTES_MAX,
-            blobs: 0,
-            failed: false,
-        }
-    }
-
-    /// True when nothing is left to be tried again.
-    pub(super) fn run(mut self) -> bool {
-        let mut found: VecDeque<Reference> = self.find_listed().into();
-        for suffix in SUFFIXES {
-            found.extend(self.tag_with(suffix).map(Reference::Tag));
-        }
+impl ReferrerFill<'_> {
+    fn run(&mut self) {
+        let mut found: VecDeque<String> = self.find_listed().into();
+        found.extend(SUFFIXES.map(|suffix| self.tag_with(suffix)));
         while let Some(reference) = found.pop_front() {
-            if self.manifests_left == 0 {
-                log_left_out("an image has too many", &self.image.digest);
-                break;
+            if self.manifests == MANIFESTS_MAX {
+                log_left_out("an image has too many", self.digest);
+                return;
             }
-            self.manifests_left -= 1;
-            let Some(manifest) = self.fetch_manifest(&reference) else {
-                continue;
-            };
-            for named in manifest {
+            self.manifests += 1;
+            let manifest = self.ask(&format!("manifests/{reference}"));
+            for named in read_named(manifest.body) {
                 match named.media_type {
-                    Some(_) => found.push_back(named.digest.into()),
+                    Some(_) => found.push_back(named.digest.to_string()),
                     None => self.fetch_blob(&named.digest, named.size.unwrap_or(0)),
                 }
             }
         }
-        let (blobs, manifests) = (self.blobs, MANIFESTS_MAX - self.manifests_left);
-        log::debug(
-            "referrers filled",
-            &[
-                ("repository", &self.image.repository),
-                ("digest", &self.image.digest),
-                ("manifests", &manifests),
-                ("blobs", &blobs),
-                ("failed", &self.failed),
-            ],
-        );
-        !self.failed
     }
 
     /// Finds the referrers that the API lists, or the tag that takes its place.
-    fn find_listed(&mut self) -> Vec<Reference> {
-        let (repository, digest) = (&self.image.repository, &self.image.digest);
-        let mut target = format!("/v2/{repository}/referrers/{digest}");
-        let mut found = Vec::new();
+    fn find_listed(&mut self) -> Vec<String> {
+        let (mut found, mut query) = (Vec::new(), String::new());
         for _ in 0..PAGES_MAX {
-            let route = Route::Referrers(repository.clone(), digest.clone());
-            let reply = self.ask(route, target);
+            let reply = self.ask(&format!("referrers/{}{query}", self.digest));
             if reply.status == 404 {
-                return self.tag_with("").map(Reference::Tag).into_iter().collect();
+                return vec![self.tag_with("")];
             }
-            let (status, headers) = (reply.status, reply.headers);
-            found.extend(
-                read_named(reply.body)
-                    .into_iter()
-                    .map(|named| named.digest.into()),
-            );
-            match page::next_query(&headers) {
-                Some(query) if status == 200 && found.len() < MANIFESTS_MAX => {
-                    target = format!("/v2/{repository}/referrers/{digest}?{query}");
+            let named = read_named(reply.body).into_iter();
+            found.extend(named.map(|named| named.digest.to_string()));
+            match page::next_query(&reply.headers) {
+                Some(next) if reply.status == 200 && found.len() < MANIFESTS_MAX => {
+                    query = format!("?{next}");
                 }
                 _ => break,
             }
@@ -132,30 +127,17 @@ impl<'a> ReferrerFill<'a> {
     }
 
     /// `sha256-<hex>` and a suffix.
-    fn tag_with(&self, suffix: &str) -> Option<Tag> {
-        let (algorithm, hex) = (self.image.digest.algorithm(), self.image.digest.hex());
-        format!("{algorithm}-{hex}{suffix}").parse().ok()
-    }
-
-    /// Fetches a manifest. Returns what it names.
-    fn fetch_manifest(&mut self, reference: &Reference) -> Option<Vec<Named>> {
-        let (repository, name) = (&self.image.repository, reference.as_str());
-        let target = format!("/v2/{repository}/manifests/{name}");
-        let route = Route::Manifest(repository.clone(), reference.clone());
-        let reply = self.ask(route, target);
-        (reply.status == 200).then(|| read_named(reply.body))
+    fn tag_with(&self, suffix: &str) -> String {
+        format!("{}-{}{suffix}", self.digest.algorithm(), self.digest.hex())
     }
 
     /// Waits for the download, so that one at a time goes on.
     fn fetch_blob(&mut self, digest: &Digest, size: u64) {
         let Some(left) = self.bytes_left.checked_sub(size) else {
-            log_left_out("they are too large", digest);
-            return;
+            return log_left_out("they are too large", digest);
         };
         self.bytes_left = left;
-        let repository = &self.image.repository;
-        let target = format!("/v2/{repository}/blobs/{digest}");
-        let reply = self.ask(Route::Blob(repository.clone(), digest.clone()), target);
+        let reply = self.ask(&format!("blobs/{digest}"));
         if let (200, Body::Pieces { mut pieces, .. }) = (reply.status, reply.body) {
             match own::drain(&mut *pieces, &mut |_| {}) {
                 Ok(()) => self.blobs += 1,
@@ -164,24 +146,15 @@ impl<'a> ReferrerFill<'a> {
         }
     }
 
-    /// Asks with the rights of the client that asked for the image.
-    fn ask(&mut self, route: Route, target: String) -> Reply {
-        let image = self.image;
-        let client = OwnClient {
-            parts: self.parts,
-            registry: &image.registry,
-            like: &image.request,
-            depth: image.depth + 1,
-            purpose: image.purpose,
-        };
-        let reply = client.get(route, target);
+    fn ask(&mut self, place: &str) -> Reply {
+        let reply = self.client.get(self.parts, place);
         self.failed |= matches!(reply.status, 429 | 500..=599);
         reply
     }
 }
 
 /// What a list or a manifest names. Nothing, when it breaks off or is larger than those of images
-/// are.
+/// are; an error document names nothing either.
 fn read_named(body: Body) -> Vec<Named> {
     let bytes = read_body(body, NAMES_BYTES_MAX);
     bytes.map_or_else(Vec::new, |bytes| list_named(&bytes))

@@ -13,6 +13,7 @@ use super::content;
 use super::exchange::Exchange;
 use super::headers::DIGEST_FIELD;
 use super::lookup::{Freshness, ManifestLookup};
+use super::purpose::OwnClient;
 use super::referrer_queue::QueuedImage;
 use super::{absent, cache_key, conditional, headers, refusal};
 use crate::cache::Cache;
@@ -308,15 +309,15 @@ impl ManifestPull<'_> {
     fn queue_referrers(&self, digest: &Digest) {
         let exchange = self.exchange;
         if let Some(queue) = &exchange.parts.referrer_queue {
-            let image = QueuedImage {
-                purpose: self.exchange.purpose,
+            let client = OwnClient {
                 registry: exchange.registry.clone(),
                 repository: self.scope.repository.clone(),
-                digest: digest.clone(),
+                like: Arc::clone(&exchange.request),
                 depth: exchange.depth,
-                request: Arc::clone(&exchange.request),
+                purpose: exchange.purpose,
             };
-            queue.add(image, self.reference);
+            let digest = digest.clone();
+            queue.add(QueuedImage { client, digest }, self.reference);
         }
     }
 

@@ -6,15 +6,16 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::answer::refuse;
 use super::dispatch::{self, Accepted};
 use super::exchange::Parts;
 use super::page;
-use super::purpose::Purpose;
+use super::purpose::{OwnClient, Purpose};
 use super::query::Query;
 use super::registries::{Choice, ResolvedRequest};
 use crate::message::{Body, Piece, Pieces, Reply, Request, RequestBody};
 use crate::metrics::CacheOutcome;
-use crate::oci::{Registry, Route};
+use crate::oci::Route;
 use crate::upstream::exchange::HEAD_TIMEOUT;
 
 /// Every kind of manifest.
@@ -23,35 +24,28 @@ pub(super) const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.v2+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, */*";
 
-/// Asks one registry as a client would, with the rights of `like`.
-#[derive(Clone, Copy)]
-pub(super) struct OwnClient<'a> {
-    pub(super) parts: &'a Arc<Parts>,
-    pub(super) registry: &'a Registry,
-    /// A request whose fields are used: `CACHE_KEY` may read them.
-    pub(super) like: &'a Arc<Request>,
-    /// See [`Exchange::depth`](super::exchange::Exchange::depth).
-    pub(super) depth: u8,
-    pub(super) purpose: Purpose,
-}
-
-impl OwnClient<'_> {
-    /// Gets what is at `target`, whose route this is. Blocks until the head is there.
-    pub(super) fn get(&self, route: Route, target: String) -> Reply {
-        let mut fields = self.like.headers.clone();
-        fields.retain(|name, _| !page::is_condition(name));
-        fields.set("Accept", ACCEPT);
-        let request = Request {
+impl OwnClient {
+    /// Gets what is at this place of the repository, such as `manifests/1.0`. Blocks until the head
+    /// is there.
+    pub(super) fn get(&self, parts: &Arc<Parts>, place: &str) -> Reply {
+        let target = format!("/v2/{}/{place}", self.repository);
+        let mut request = Request {
             method: "GET".to_owned(),
             target: target.clone(),
-            headers: fields,
-            ..(**self.like).clone()
+            ..(*self.like).clone()
+        };
+        request.headers.retain(|name, _| !page::is_condition(name));
+        request.headers.set("Accept", ACCEPT);
+        let path = request.path().to_owned();
+        let route = match Route::parse(&path) {
+            Ok(route) => route,
+            Err(error) => return refuse(&error),
         };
         let is_blob = matches!(route, Route::Blob(..));
         let resolved = ResolvedRequest {
             choice: Choice::Known(self.registry.clone()),
             route,
-            path: request.path().to_owned(),
+            path,
             target,
             query: Query::default(),
             prefix: String::new(),
@@ -68,28 +62,28 @@ impl OwnClient<'_> {
             purpose: self.purpose,
             deadline: Instant::now() + HEAD_TIMEOUT,
         };
-        let reply = dispatch::run(self.parts, accepted, body);
+        let reply = dispatch::run(parts, accepted, body);
         if self.purpose == Purpose::Prefetch && !is_blob {
-            self.keep_rate(&reply);
+            keep_rate(parts, &reply);
         }
         reply
     }
+}
 
-    /// Waits for what a manifest or a list has taken of `PREFETCH_RATE`, if it came from upstream.
-    /// Blobs wait while they come.
-    fn keep_rate(&self, reply: &Reply) {
-        let length = match &reply.body {
-            Body::Bytes(bytes) => Some(bytes.len() as u64),
-            Body::Pieces { length, .. } => *length,
-            _ => None,
-        };
-        let is_old = matches!(
-            reply.outcome.cache,
-            Some(CacheOutcome::Hit | CacheOutcome::Revalidated | CacheOutcome::Stale)
-        );
-        if let (Some(cache), Some(length), false) = (&self.parts.cache, length, is_old) {
-            cache.fills.keep_rate(length);
-        }
+/// Waits for what a manifest or a list has taken of `PREFETCH_RATE`, if it came from upstream.
+/// Blobs wait while they come.
+fn keep_rate(parts: &Parts, reply: &Reply) {
+    let length = match &reply.body {
+        Body::Bytes(bytes) => Some(bytes.len() as u64),
+        Body::Pieces { length, .. } => *length,
+        _ => None,
+    };
+    let is_old = matches!(
+        reply.outcome.cache,
+        Some(CacheOutcome::Hit | CacheOutcome::Revalidated | CacheOutcome::Stale)
+    );
+    if let (Some(cache), Some(length), false) = (&parts.cache, length, is_old) {
+        cache.fills.keep_rate(length);
     }
 }
 

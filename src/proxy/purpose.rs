@@ -1,4 +1,10 @@
-//! Why a request is made. Owns: [`Purpose`]. Must not: know how it is answered.
+//! Why a request is made, and in whose name the proxy makes its own. Owns: [`Purpose`] and
+//! [`OwnClient`]. Must not: know how a request is answered.
+
+use std::sync::Arc;
+
+use crate::message::Request;
+use crate::oci::{Registry, Repository};
 
 /// Why a request is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,4 +22,16 @@ impl Purpose {
     pub(super) const fn confirms(self) -> bool {
         matches!(self, Self::Prefetch | Self::Pull)
     }
+}
+
+/// In whose name the proxy asks for the content of a repository by itself.
+#[derive(Debug, Clone)]
+pub(super) struct OwnClient {
+    pub(super) registry: Registry,
+    pub(super) repository: Repository,
+    /// A request whose fields are used: `CACHE_KEY` may read them.
+    pub(super) like: Arc<Request>,
+    /// 0 for a manifest that a client asked for; 1 for one that refers to such a manifest.
+    pub(super) depth: u8,
+    pub(super) purpose: Purpose,
 }

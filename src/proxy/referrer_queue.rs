@@ -3,15 +3,13 @@
 //! Locks: the queue, held for its own operations.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::purpose::Purpose;
+use super::purpose::OwnClient;
 use crate::locked::Locked as _;
 use crate::log::{self, Level};
-use crate::message::Request;
-use crate::oci::{Digest, Reference, Registry, Repository};
+use crate::oci::{Digest, Reference};
 
 /// Most images that wait for their turn; each holds the fields of a request.
 const QUEUE_MAX: usize = 256;
@@ -32,15 +30,9 @@ pub(super) struct ReferrerQueue {
 /// A manifest that came into the cache.
 #[derive(Debug, Clone)]
 pub(super) struct QueuedImage {
-    pub(super) registry: Registry,
-    pub(super) repository: Repository,
+    /// The client that asked for it.
+    pub(super) client: OwnClient,
     pub(super) digest: Digest,
-    /// 0 for a manifest that a client asked for; 1 for one that refers to such a manifest.
-    pub(super) depth: u8,
-    /// The client's request: `CACHE_KEY` may use its fields.
-    pub(super) request: Arc<Request>,
-    /// Why its referrers are fetched.
-    pub(super) purpose: Purpose,
 }
 
 /// One attempt for an image.
@@ -54,7 +46,7 @@ impl ReferrerQueue {
     /// Adds an image that was fetched by this reference. Leaves it out when too many wait, or when
     /// it is itself a referrer too far from a client's image.
     pub(super) fn add(&self, image: QueuedImage, reference: &Reference) {
-        if image.depth >= DEPTH_MAX || is_referrer_tag(reference) {
+        if image.client.depth >= DEPTH_MAX || is_referrer_tag(reference) {
             return;
         }
         self.push(QueuedAttempt {
@@ -100,7 +92,10 @@ impl ReferrerQueue {
                 Level::Warn,
                 "referrers left out",
                 ("reason", &"too many images at a time"),
-                &[("repository", &image.repository), ("digest", &image.digest)],
+                &[
+                    ("repository", &image.client.repository),
+                    ("digest", &image.digest),
+                ],
             );
             return;
         }
@@ -123,17 +118,19 @@ fn is_referrer_tag(reference: &Reference) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::message::{Headers, Peer};
+    use crate::message::{Headers, Peer, Request};
+    use crate::proxy::purpose::Purpose;
 
     fn attempt(n: usize, due: Instant) -> QueuedAttempt {
         let digest = format!("sha256:{n:064x}");
-        let image = QueuedImage {
+        let client = OwnClient {
             registry: "r.example".parse().unwrap(),
             repository: "a".parse().unwrap(),
-            digest: digest.parse().unwrap(),
             depth: 0,
-            request: Arc::new(Request {
+            like: Arc::new(Request {
                 method: "GET".into(),
                 target: "/v2/a/manifests/1".into(),
                 headers: Headers::new(),
@@ -142,6 +139,8 @@ mod tests {
             }),
             purpose: Purpose::Client,
         };
+        let digest = digest.parse().unwrap();
+        let image = QueuedImage { client, digest };
         let number = 1;
         QueuedAttempt { image, number, due }
     }
