@@ -9,9 +9,8 @@
 //! out says nothing for callers that would wait longer, so such callers have a circuit of their
 //! own beside the registry's.
 //!
-//! Locks: the map of circuits, held for map operations.
+//! Lock: the two circuits, held for arithmetic.
 
-use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -25,24 +24,24 @@ const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A try that never reports (its thread is gone) is given up after this.
 const TRY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Registries watched; a proxy knows a handful.
-const CIRCUITS_MAX: usize = 256;
 
-/// The circuits.
+/// Whether a registry is asked.
 #[derive(Debug, Default)]
-pub struct Breaker {
-    circuits: Mutex<HashMap<CircuitKey, Circuit>>,
-}
-
-type CircuitKey = (String, Patience);
+pub(super) struct Breaker(Mutex<Circuits>);
 
 /// How long a caller is ready to wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Patience {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
     /// As long as any client waits.
     Full,
     /// A few seconds: an older answer is at hand.
     Short,
+}
+
+#[derive(Debug, Default)]
+struct Circuits {
+    full: Circuit,
+    short: Circuit,
 }
 
 #[derive(Debug, Default)]
@@ -53,50 +52,41 @@ struct Circuit {
 }
 
 impl Breaker {
-    /// Says whether `to` may be asked at `now`.
+    /// Says whether the registry may be asked at `now`.
     ///
     /// # Errors
     /// How long until the next try.
-    pub fn allow(&self, to: &str, patience: Patience, now: Instant) -> Result<(), Duration> {
-        let mut circuits = self.circuits.locked();
+    pub(super) fn allow(&self, patience: Patience, now: Instant) -> Result<(), Duration> {
+        let mut circuits = self.0.locked();
         if patience == Patience::Short
-            && let Some(circuit) = circuits.get(&key(to, Patience::Full))
-            && let Some(until) = circuit.open_until
-            && now < until
+            && let Some(left) = circuits.full.time_left(now)
         {
-            return Err(until - now);
+            return Err(left);
         }
-        let Some(circuit) = circuits.get_mut(&key(to, patience)) else {
-            return Ok(());
-        };
-        match circuit.open_until {
-            None => Ok(()),
-            Some(until) if now < until => Err(until - now),
-            Some(_) => {
-                // This one tries; the others wait for what it finds.
-                circuit.open_until = Some(now + TRY_TIMEOUT);
-                Ok(())
-            }
+        let circuit = circuits.of(patience);
+        if let Some(left) = circuit.time_left(now) {
+            return Err(left);
         }
+        if circuit.open_until.is_some() {
+            // This one tries; the others wait for what it finds.
+            circuit.open_until = Some(now + TRY_TIMEOUT);
+        }
+        Ok(())
     }
 
-    /// `to` answered a caller of this patience: all that are as patient may ask it.
-    pub fn note_success(&self, to: &str, patience: Patience) {
-        let mut circuits = self.circuits.locked();
-        circuits.remove(&key(to, Patience::Full));
+    /// It answered a caller of this patience: all that are as patient may ask it.
+    pub(super) fn note_success(&self, patience: Patience) {
+        let mut circuits = self.0.locked();
+        circuits.full = Circuit::default();
         if patience == Patience::Short {
-            circuits.remove(&key(to, Patience::Short));
+            circuits.short = Circuit::default();
         }
     }
 
-    /// `to` was out of reach at `now`, or for this patience. Says whether the circuit is open.
-    pub fn note_failure(&self, to: &str, patience: Patience, now: Instant) -> bool {
-        let mut circuits = self.circuits.locked();
-        let key = key(to, patience);
-        if circuits.len() >= CIRCUITS_MAX && !circuits.contains_key(&key) {
-            circuits.clear();
-        }
-        let circuit = circuits.entry(key).or_default();
+    /// It was out of reach at `now`, or for this patience. Says whether the circuit is open.
+    pub(super) fn note_failure(&self, patience: Patience, now: Instant) -> bool {
+        let mut circuits = self.0.locked();
+        let circuit = circuits.of(patience);
         circuit.failures += 1;
         if circuit.failures >= FAILURES_MIN {
             circuit.pause = (circuit.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
@@ -105,19 +95,26 @@ impl Breaker {
         circuit.open_until.is_some()
     }
 
-    /// How long until `to` is tried again; none while it may be asked. Changes nothing.
-    pub fn pause(&self, to: &str, now: Instant) -> Option<Duration> {
-        let until = self
-            .circuits
-            .locked()
-            .get(&key(to, Patience::Full))?
-            .open_until?;
-        until.checked_duration_since(now)
+    /// How long until it is tried again; none while it may be asked. Changes nothing.
+    pub(super) fn pause(&self, now: Instant) -> Option<Duration> {
+        self.0.locked().full.time_left(now)
     }
 }
 
-fn key(to: &str, patience: Patience) -> CircuitKey {
-    (to.to_owned(), patience)
+impl Circuits {
+    const fn of(&mut self, patience: Patience) -> &mut Circuit {
+        match patience {
+            Patience::Full => &mut self.full,
+            Patience::Short => &mut self.short,
+        }
+    }
+}
+
+impl Circuit {
+    fn time_left(&self, now: Instant) -> Option<Duration> {
+        let left = self.open_until?.checked_duration_since(now)?;
+        (!left.is_zero()).then_some(left)
+    }
 }
 
 #[cfg(test)]
@@ -128,67 +125,66 @@ mod tests {
     #[test]
     fn one_failure_is_borne() {
         let (breaker, now) = (Breaker::default(), Instant::now());
-        breaker.note_failure("r", Full, now);
-        assert!(breaker.allow("r", Full, now).is_ok());
-        assert_eq!(breaker.pause("r", now), None);
+        breaker.note_failure(Full, now);
+        assert!(breaker.allow(Full, now).is_ok());
+        assert_eq!(breaker.pause(now), None);
     }
 
     #[test]
     fn an_open_circuit_lets_one_try_through_after_a_growing_pause() {
         let (breaker, mut now) = (Breaker::default(), Instant::now());
-        breaker.note_failure("r", Full, now);
-        breaker.note_failure("r", Full, now);
+        breaker.note_failure(Full, now);
+        breaker.note_failure(Full, now);
         for expected in [500, 1000, 2000, 4000, 5000, 5000] {
-            let left = breaker.allow("r", Full, now).unwrap_err();
+            let left = breaker.allow(Full, now).unwrap_err();
             assert_eq!(left, Duration::from_millis(expected));
-            assert!(breaker.allow("other", Full, now).is_ok());
             now += left;
-            assert!(breaker.allow("r", Full, now).is_ok());
-            assert!(breaker.allow("r", Full, now).is_err());
-            breaker.note_failure("r", Full, now);
+            assert!(breaker.allow(Full, now).is_ok());
+            assert!(breaker.allow(Full, now).is_err());
+            breaker.note_failure(Full, now);
         }
     }
 
     #[test]
     fn a_success_closes_it() {
         let (breaker, now) = (Breaker::default(), Instant::now());
-        breaker.note_failure("r", Full, now);
-        breaker.note_failure("r", Full, now);
-        breaker.note_success("r", Full);
-        assert!(breaker.allow("r", Full, now).is_ok());
-        breaker.note_failure("r", Full, now);
-        assert!(breaker.allow("r", Full, now).is_ok());
+        breaker.note_failure(Full, now);
+        breaker.note_failure(Full, now);
+        breaker.note_success(Full);
+        assert!(breaker.allow(Full, now).is_ok());
+        breaker.note_failure(Full, now);
+        assert!(breaker.allow(Full, now).is_ok());
     }
 
     #[test]
     fn a_try_that_is_lost_is_not_the_last() {
         let (breaker, now) = (Breaker::default(), Instant::now());
-        breaker.note_failure("r", Full, now);
-        breaker.note_failure("r", Full, now);
+        breaker.note_failure(Full, now);
+        breaker.note_failure(Full, now);
         let later = now + PAUSE_MIN;
-        assert!(breaker.allow("r", Full, later).is_ok());
-        assert!(breaker.allow("r", Full, later + TRY_TIMEOUT).is_ok());
+        assert!(breaker.allow(Full, later).is_ok());
+        assert!(breaker.allow(Full, later + TRY_TIMEOUT).is_ok());
     }
 
     #[test]
     fn short_patience_has_a_circuit_of_its_own() {
         let (breaker, now) = (Breaker::default(), Instant::now());
-        breaker.note_failure("r", Short, now);
-        breaker.note_failure("r", Short, now);
-        assert!(breaker.allow("r", Short, now).is_err());
-        assert!(breaker.allow("r", Full, now).is_ok());
+        breaker.note_failure(Short, now);
+        breaker.note_failure(Short, now);
+        assert!(breaker.allow(Short, now).is_err());
+        assert!(breaker.allow(Full, now).is_ok());
         // An answer that the patient got may have taken long.
-        breaker.note_success("r", Full);
-        assert!(breaker.allow("r", Short, now).is_err());
-        breaker.note_success("r", Short);
-        assert!(breaker.allow("r", Short, now).is_ok());
+        breaker.note_success(Full);
+        assert!(breaker.allow(Short, now).is_err());
+        breaker.note_success(Short);
+        assert!(breaker.allow(Short, now).is_ok());
         // A registry that patient callers cannot reach is out of reach for all; the try is theirs.
-        breaker.note_failure("r", Full, now);
-        breaker.note_failure("r", Full, now);
-        assert!(breaker.allow("r", Short, now).is_err());
+        breaker.note_failure(Full, now);
+        breaker.note_failure(Full, now);
+        assert!(breaker.allow(Short, now).is_err());
         let later = now + PAUSE_MIN;
-        assert!(breaker.allow("r", Short, later).is_ok());
-        assert!(breaker.allow("r", Full, later).is_ok());
-        assert!(breaker.allow("r", Full, later).is_err());
+        assert!(breaker.allow(Short, later).is_ok());
+        assert!(breaker.allow(Full, later).is_ok());
+        assert!(breaker.allow(Full, later).is_err());
     }
 }

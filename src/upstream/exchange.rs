@@ -2,28 +2,25 @@
 //! Must not: know what a reply means to a client, or keep anything of it.
 
 use std::cell::Cell;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 pub use super::attempt::UPSTREAM_CACHE_FIELD;
 use super::attempt::{Attempt, Follow, HEAD_TIMEOUT_AFTER_BODY, is_redirect};
 use super::authorizer::{AuthFault, Authorizer, Grant};
-use super::breaker::{Breaker, Patience};
+use super::breaker::Patience;
 pub use super::call::{Call, Fetched, HEAD_TIMEOUT};
 use super::client::Client;
+use super::contact::{Contact, Contacts, LastError};
 use super::error::{OFFLINE, Stage, UpstreamError};
 use super::incoming::Incoming;
-use super::last_errors::{LastError, LastErrors};
 use super::part;
 use super::redirect::Redirects;
-use super::throttle::Throttle;
 use crate::locked::Locked as _;
 use crate::log;
 use crate::message::RequestBody;
 use crate::metrics::{self, registry_label};
 use crate::oci::Registry;
-use crate::permits::{OwnedPermit, Permits};
 use crate::random::unguessable;
 
 /// Longest wait for a free permit, out of [`HEAD_TIMEOUT`].
@@ -36,19 +33,23 @@ const SLOW_FAILURE: Duration = Duration::from_millis(500);
 /// Longest wait for the end of a registry's pause; twice that, and the reply to it, fit into
 /// [`HEAD_TIMEOUT`]. After a longer one the client is told to come again.
 const THROTTLED_WAIT_MAX: Duration = Duration::from_secs(5);
-/// Registries that have permits; a proxy knows a handful.
-const REGISTRIES_MAX: usize = 256;
 
 /// Sends requests to registries.
 pub struct Upstream {
     client: Arc<Client>,
     authorizer: Arc<dyn Authorizer>,
     redirects: Redirects,
-    breaker: Breaker,
-    throttle: Throttle,
-    last_errors: LastErrors,
-    exchanges: RegistryPermits,
-    uploads: RegistryPermits,
+    contacts: Contacts,
+}
+
+/// One call, what is known of its registry, and what came of it.
+struct Exchange<'a> {
+    upstream: &'a Upstream,
+    contact: &'a Contact,
+    call: Call<'a>,
+    follow: Follow,
+    /// Set when a reply says that we ask too often, with the time that it names.
+    throttled: Cell<Option<Option<Duration>>>,
 }
 
 /// How a registry is doing.
@@ -58,38 +59,6 @@ pub struct RegistryState {
     pub pause: Option<Duration>,
     /// The last failure; there may have been successes since.
     pub last_error: Option<LastError>,
-}
-
-/// Permits for each registry, so that one that is slow keeps no other waiting.
-struct RegistryPermits {
-    each: usize,
-    permits: Mutex<HashMap<String, Arc<Permits>>>,
-}
-
-impl RegistryPermits {
-    fn new(each: usize) -> Self {
-        let permits = Mutex::default();
-        Self { each, permits }
-    }
-
-    /// Takes one for `registry`, waiting until `deadline`, and for [`PERMIT_TIMEOUT`] at most.
-    fn take(&self, registry: &Registry, deadline: Instant) -> Result<OwnedPermit, UpstreamError> {
-        let deadline = deadline.min(Instant::now() + PERMIT_TIMEOUT);
-        let permit = self.permits_of(registry).take_owned(deadline);
-        permit.ok_or_else(|| {
-            let reason = format!("no turn came within {} s", PERMIT_TIMEOUT.as_secs());
-            UpstreamError::at(registry, Stage::Queue, reason)
-        })
-    }
-
-    fn permits_of(&self, registry: &Registry) -> Arc<Permits> {
-        let mut permits = self.permits.locked();
-        if permits.len() >= REGISTRIES_MAX {
-            permits.retain(|_, permits| Arc::strong_count(permits) > 1);
-        }
-        let permits = permits.entry(registry.to_string());
-        Arc::clone(permits.or_insert_with(|| Arc::new(Permits::new(self.each))))
-    }
 }
 
 impl Upstream {
@@ -106,11 +75,7 @@ impl Upstream {
             client,
             authorizer,
             redirects,
-            breaker: Breaker::default(),
-            throttle: Throttle::default(),
-            last_errors: LastErrors::default(),
-            exchanges: RegistryPermits::new(exchanges),
-            uploads: RegistryPermits::new(uploads),
+            contacts: Contacts::new(exchanges, uploads),
         }
     }
 
@@ -124,7 +89,7 @@ impl Upstream {
         call: Call<'_>,
         body: &mut RequestBody<'_>,
     ) -> Result<Fetched, UpstreamError> {
-        let fetched = self.fetch_politely(call, body, Follow::Yes)?;
+        let fetched = self.exchange(call, body, Follow::Yes)?;
         check_range(call, fetched)
     }
 
@@ -135,7 +100,7 @@ impl Upstream {
     pub fn fetch_bodiless(&self, call: Call<'_>) -> Result<Fetched, UpstreamError> {
         let mut nothing = std::io::empty();
         let body = &mut RequestBody::new(&mut nothing, Some(0));
-        self.fetch_politely(call, body, Follow::Yes)
+        self.exchange(call, body, Follow::Yes)
     }
 
     /// Makes a call without a body, and returns a redirect instead of following it. Blocks as
@@ -146,7 +111,7 @@ impl Upstream {
     pub fn fetch_unfollowed(&self, call: Call<'_>) -> Result<Incoming, UpstreamError> {
         let mut nothing = std::io::empty();
         let body = &mut RequestBody::new(&mut nothing, Some(0));
-        let fetched = self.fetch_politely(call, body, Follow::No)?;
+        let fetched = self.exchange(call, body, Follow::No)?;
         let reply = check_range(call, fetched)?.reply;
         if is_redirect(&reply) {
             let location = reply.headers.first("location").unwrap_or_default();
@@ -168,33 +133,56 @@ impl Upstream {
         })
     }
 
-    /// Makes the call when the registry wants to be asked. One that is throttled is made once
-    /// more after a short pause, unless the caller has an older answer. A push is only passed on.
-    fn fetch_politely(
+    /// How a registry is doing, from memory.
+    pub fn state(&self, registry: &Registry) -> RegistryState {
+        let Some(contact) = self.contacts.get(registry) else {
+            return RegistryState::default();
+        };
+        RegistryState {
+            pause: contact.breaker.pause(Instant::now()),
+            last_error: contact.last_error.locked().clone(),
+        }
+    }
+
+    fn exchange(
         &self,
-        mut call: Call<'_>,
+        call: Call<'_>,
         body: &mut RequestBody<'_>,
         follow: Follow,
     ) -> Result<Fetched, UpstreamError> {
-        if !matches!(call.method, "GET" | "HEAD") {
-            return self.fetch_within_circuit(call, body, follow).0;
+        let exchange = Exchange {
+            upstream: self,
+            contact: &self.contacts.of(call.registry),
+            call,
+            follow,
+            throttled: Cell::default(),
+        };
+        match call.method {
+            "GET" | "HEAD" => exchange.fetch_politely(body),
+            _ => exchange.fetch_within_circuit(body),
         }
-        let is_patient = call.patience_kind() == Patience::Full;
-        let deadline = Instant::now() + call.patience;
+    }
+}
+
+impl Exchange<'_> {
+    /// Makes the call when the registry wants to be asked. One that is throttled is made once
+    /// more after a short pause, unless the caller has an older answer. A push is only passed on.
+    fn fetch_politely(mut self, body: &mut RequestBody<'_>) -> Result<Fetched, UpstreamError> {
+        let is_patient = self.call.patience_kind() == Patience::Full;
+        let deadline = Instant::now() + self.call.patience;
         let mut may_repeat = is_patient;
         loop {
-            if self.wait_while_throttled(call, is_patient)? {
-                call.patience = deadline.saturating_duration_since(Instant::now());
+            if self.wait_while_throttled(is_patient)? {
+                self.call.patience = deadline.saturating_duration_since(Instant::now());
             }
-            let (fetched, throttled) = self.fetch_within_circuit(call, body, follow);
-            let Some(asked) = throttled else {
+            let fetched = self.fetch_within_circuit(body);
+            let Some(asked) = self.throttled.take() else {
                 return fetched;
             };
-            let wait = self
-                .throttle
-                .note(call.registry, asked, Instant::now(), unguessable());
+            let throttle = &self.contact.throttle;
+            let wait = throttle.note(asked, Instant::now(), unguessable());
             let fields: [log::Field<'_>; 2] =
-                [("registry", call.registry), ("ms", &wait.as_millis())];
+                [("registry", self.call.registry), ("ms", &wait.as_millis())];
             log::info("registry throttles; backing off", &fields);
             if !std::mem::take(&mut may_repeat) || wait > THROTTLED_WAIT_MAX {
                 return fetched;
@@ -206,14 +194,8 @@ impl Upstream {
     ///
     /// # Errors
     /// When the pause is long, or the caller has an older answer.
-    fn wait_while_throttled(
-        &self,
-        call: Call<'_>,
-        is_patient: bool,
-    ) -> Result<bool, UpstreamError> {
-        let wait = self
-            .throttle
-            .wait(call.registry, Instant::now(), unguessable());
+    fn wait_while_throttled(&self, is_patient: bool) -> Result<bool, UpstreamError> {
+        let wait = self.contact.throttle.wait(Instant::now(), unguessable());
         let Some(wait) = wait else {
             return Ok(false);
         };
@@ -221,52 +203,41 @@ impl Upstream {
             std::thread::sleep(wait);
             return Ok(true);
         }
-        count_error(call.registry, Stage::Throttled);
-        let mut error = call.fault(
-            Stage::Throttled,
-            format!("next try in {} ms", wait.as_millis()),
-        );
+        self.count_error(Stage::Throttled);
+        let reason = format!("next try in {} ms", wait.as_millis());
+        let mut error = self.call.fault(Stage::Throttled, reason);
         error.retry_after = Some(wait);
         Err(error)
     }
 
-    /// Says besides whether a reply asked for a pause, and for how long.
-    fn fetch_within_circuit(
-        &self,
-        call: Call<'_>,
-        body: &mut RequestBody<'_>,
-        follow: Follow,
-    ) -> (Result<Fetched, UpstreamError>, Option<Option<Duration>>) {
-        if self.client.is_offline() {
-            return (Err(call.fault(Stage::Offline, OFFLINE)), None);
+    fn fetch_within_circuit(&self, body: &mut RequestBody<'_>) -> Result<Fetched, UpstreamError> {
+        if self.upstream.client.is_offline() {
+            return Err(self.call.fault(Stage::Offline, OFFLINE));
         }
+        let (breaker, patience) = (&self.contact.breaker, self.call.patience_kind());
         let started = Instant::now();
-        let deadline = started + call.patience.min(HEAD_TIMEOUT);
-        let (circuit, patience) = (call.registry.url(), call.patience_kind());
-        let allowed = self.breaker.allow(&circuit, patience, started);
-        if let Err(left) = allowed {
-            count_error(call.registry, Stage::Connect);
+        if let Err(left) = breaker.allow(patience, started) {
+            self.count_error(Stage::Connect);
             let left_ms = left.as_millis();
             let why = format!("out of reach lately; next try in {left_ms} ms");
-            return (Err(call.fault(Stage::Connect, why)), None);
+            return Err(self.call.fault(Stage::Connect, why));
         }
-        let throttled = Cell::default();
-        let fetched = self.fetch_within_permit(call, body, (follow, deadline), &throttled);
+        let deadline = started + self.call.patience.min(HEAD_TIMEOUT);
+        let fetched = self.fetch_within_permit(body, deadline);
         let is_open = match &fetched {
             // A refused connection costs nobody any time, and its end is noticed at once.
             Err(error) if error.stage.is_out_of_reach() && started.elapsed() >= SLOW_FAILURE => {
-                self.breaker
-                    .note_failure(&circuit, patience, Instant::now())
+                breaker.note_failure(patience, Instant::now())
             }
             _ => {
-                self.breaker.note_success(&circuit, patience);
+                breaker.note_success(patience);
                 false
             }
         };
-        let label = registry_label(call.registry.name());
+        let label = registry_label(self.call.registry.name());
         metrics::UPSTREAM_CIRCUITS.of([label]).set(is_open.into());
         match &fetched {
-            Err(error) => count_error(call.registry, error.stage),
+            Err(error) => self.count_error(error.stage),
             Ok(fetched) => {
                 let class = format!("{}xx", fetched.reply.status / 100);
                 metrics::UPSTREAM_REPLIES.of([label, &class]).inc();
@@ -275,47 +246,39 @@ impl Upstream {
         if let Err(error) = &fetched
             && error.stage != Stage::ClientBody
         {
-            self.last_errors.note(&circuit, error.to_string());
+            *self.contact.last_error.locked() = Some((SystemTime::now(), error.to_string()));
         }
-        (fetched, throttled.take())
-    }
-
-    /// How a registry is doing, from memory.
-    pub fn state(&self, registry: &Registry) -> RegistryState {
-        let circuit = registry.url();
-        RegistryState {
-            pause: self.breaker.pause(&circuit, Instant::now()),
-            last_error: self.last_errors.get(&circuit),
-        }
+        fetched
     }
 
     fn fetch_within_permit(
         &self,
-        call: Call<'_>,
         body: &mut RequestBody<'_>,
-        (follow, deadline): (Follow, Instant),
-        throttled: &Cell<Option<Option<Duration>>>,
+        deadline: Instant,
     ) -> Result<Fetched, UpstreamError> {
+        let call = self.call;
         // A body of any other method has no meaning (RFC 9110 §9.3.1); it is not passed on.
         let has_body = call.is_upload() && body.length() != Some(0);
-        // An upload may last hours, so bodies have their own permits.
-        let permits = if has_body {
-            &self.uploads
-        } else {
-            &self.exchanges
+        let permits = match has_body {
+            true => &self.contact.uploads,
+            false => &self.contact.exchanges,
         };
-        let _permit = permits.take(call.registry, deadline)?;
-        let grant = self.grant(call, deadline)?;
+        let turn = permits.take(deadline.min(Instant::now() + PERMIT_TIMEOUT));
+        let _turn = turn.ok_or_else(|| {
+            let reason = format!("no turn came within {} s", PERMIT_TIMEOUT.as_secs());
+            call.fault(Stage::Queue, reason)
+        })?;
+        let grant = self.grant(deadline)?;
         let sent = Instant::now();
         let mut attempt = Attempt {
-            client: &self.client,
-            authorizer: &*self.authorizer,
-            redirects: &self.redirects,
+            client: &self.upstream.client,
+            authorizer: &*self.upstream.authorizer,
+            redirects: &self.upstream.redirects,
             call,
             grant,
-            follow,
+            follow: self.follow,
             deadline,
-            throttled,
+            throttled: &self.throttled,
         };
         let fetched = if has_body {
             attempt.send_with_body(body)
@@ -342,36 +305,34 @@ impl Upstream {
 
     /// The token. A caller that has an older answer at hand must not wait its whole patience for a
     /// silent API each time, so such callers have a circuit of their own; all others wait.
-    fn grant(&self, call: Call<'_>, deadline: Instant) -> Result<Grant, UpstreamError> {
-        let patience = call.patience_kind();
-        let in_a_hurry = patience == Patience::Short;
+    fn grant(&self, deadline: Instant) -> Result<Grant, UpstreamError> {
+        let (call, breaker) = (self.call, &self.contact.token_breaker);
+        let in_a_hurry = call.patience_kind() == Patience::Short;
         let asked = Instant::now();
-        let circuit = format!("token {}", call.registry.url());
-        if in_a_hurry && let Err(left) = self.breaker.allow(&circuit, patience, asked) {
+        if in_a_hurry && let Err(left) = breaker.allow(Patience::Short, asked) {
             let why = format!("no token came lately; next try in {} ms", left.as_millis());
             return Err(call.fault(Stage::Authorize, why));
         }
+        let authorizer = &self.upstream.authorizer;
         let grant = if call.is_upload() {
-            self.authorizer
-                .header_fresh_for(call.registry, UPLOAD_FRESH_FOR, deadline)
+            authorizer.header_fresh_for(call.registry, UPLOAD_FRESH_FOR, deadline)
         } else {
-            self.authorizer.header(call.registry, deadline)
+            authorizer.header(call.registry, deadline)
         };
         match &grant {
             Err(_) if in_a_hurry && asked.elapsed() >= SLOW_FAILURE => {
-                self.breaker
-                    .note_failure(&circuit, patience, Instant::now());
+                breaker.note_failure(Patience::Short, Instant::now());
             }
-            _ => self.breaker.note_success(&circuit, Patience::Short),
+            _ => breaker.note_success(Patience::Short),
         }
         grant.map_err(|AuthFault(why)| call.fault(Stage::Authorize, why))
     }
-}
 
-/// Counts a call to this registry that failed.
-fn count_error(registry: &Registry, stage: Stage) {
-    let label = registry_label(registry.name());
-    metrics::UPSTREAM_ERRORS.of([label, stage.name()]).inc();
+    /// Counts a call to this registry that failed.
+    fn count_error(&self, stage: Stage) {
+        let label = registry_label(self.call.registry.name());
+        metrics::UPSTREAM_ERRORS.of([label, stage.name()]).inc();
+    }
 }
 
 /// A 206 with another range than asked for is no answer.
@@ -382,28 +343,4 @@ fn check_range(call: Call<'_>, mut fetched: Fetched) -> Result<Fetched, Upstream
         reply.length = length.map_err(|why| call.fault(Stage::Transfer, why))?;
     }
     Ok(fetched)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_registry_has_permits_of_its_own() {
-        let permits = RegistryPermits::new(1);
-        let [one, other] = ["one.example", "other.example"].map(|host| host.parse().unwrap());
-        let soon = || Instant::now() + Duration::from_millis(10);
-        let held = permits.take(&one, soon()).unwrap();
-        assert_eq!(permits.take(&one, soon()).unwrap_err().stage, Stage::Queue);
-        assert!(permits.take(&other, soon()).is_ok());
-        // Forgetting idle ones keeps those that are held.
-        for number in 0..=REGISTRIES_MAX {
-            let registry = format!("r{number}.example").parse().unwrap();
-            assert!(permits.take(&registry, soon()).is_ok());
-        }
-        assert!(permits.take(&one, soon()).is_err());
-        assert!(permits.permits.lock().unwrap().len() <= REGISTRIES_MAX);
-        drop(held);
-        assert!(permits.take(&one, soon()).is_ok());
-    }
 }

@@ -1,18 +1,16 @@
-//! Back-off from registries that throttle. Owns: which replies ask for it, and until when nobody
-//! asks a registry again. Must not: sleep, or know what a client is told.
+//! Back-off from a registry that throttles. Owns: which replies ask for it, and until when nobody
+//! asks the registry again. Must not: sleep, or know what a client is told.
 //!
 //! All pulls share it: one that is told to come later holds back the others, too. Pushes have no
 //! part in it: ECR counts them apart, they cannot be repeated here, and their clients hear of it.
 //!
-//! Locks: the map of pauses, held for map operations.
+//! Lock: the pause, held for arithmetic.
 
-use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::incoming::Incoming;
 use crate::locked::Locked as _;
-use crate::oci::Registry;
 
 /// Pause after a reply that names no time, if the last pause was long ago; it doubles.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -21,14 +19,12 @@ const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// After so long without throttling the next pause is the first one again.
 const QUIET: Duration = Duration::from_secs(60);
-/// Registries remembered; a proxy knows a handful.
-const REGISTRIES_MAX: usize = 256;
 /// Words of throttling in refusals that have another status than 429 (AWS's error codes, and S3's).
 const WORDS: [&str; 3] = ["SlowDown", "ThrottlingException", "TOOMANYREQUESTS"];
 
-/// The registries that asked us to come later.
+/// Until when the registry asked us to stay away.
 #[derive(Debug, Default)]
-pub(super) struct Throttle(Mutex<HashMap<String, Pause>>);
+pub(super) struct Throttle(Mutex<Option<Pause>>);
 
 #[derive(Debug)]
 struct Pause {
@@ -39,19 +35,9 @@ struct Pause {
 impl Throttle {
     /// A reply that came at `now` asked for a pause, of this length if it named one. `roll`: a
     /// random number, so that many proxies do not come back together. Returns the time until then.
-    pub(super) fn note(
-        &self,
-        registry: &Registry,
-        asked: Option<Duration>,
-        now: Instant,
-        roll: u64,
-    ) -> Duration {
-        let mut pauses = self.0.locked();
-        let key = registry.url();
-        if pauses.len() >= REGISTRIES_MAX && !pauses.contains_key(&key) {
-            pauses.retain(|_, pause| now < pause.until);
-        }
-        let last = pauses.get(&key).filter(|last| now < last.until + QUIET);
+    pub(super) fn note(&self, asked: Option<Duration>, now: Instant, roll: u64) -> Duration {
+        let mut pause = self.0.locked();
+        let last = pause.as_ref().filter(|last| now < last.until + QUIET);
         let length = match last {
             // Requests that were on their way already say nothing new.
             Some(last) if now < last.until => last.length,
@@ -61,15 +47,15 @@ impl Throttle {
         let wait = asked.unwrap_or(length).min(PAUSE_MAX);
         let until = now + wait + portion(wait / 4, roll);
         let until = last.map_or(until, |last| last.until.max(until));
-        pauses.insert(key, Pause { until, length });
+        *pause = Some(Pause { until, length });
         until - now
     }
 
     /// How long a pull must wait at `now`; none when it may go. Those that wait come back one
     /// after another, by `roll`.
-    pub(super) fn wait(&self, registry: &Registry, now: Instant, roll: u64) -> Option<Duration> {
-        let pauses = self.0.locked();
-        let pause = pauses.get(&registry.url())?;
+    pub(super) fn wait(&self, now: Instant, roll: u64) -> Option<Duration> {
+        let pause = self.0.locked();
+        let pause = pause.as_ref()?;
         let left = pause.until.checked_duration_since(now)?;
         (!left.is_zero()).then(|| left + portion(pause.length / 4, roll))
     }
@@ -128,25 +114,23 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_pause_holds_back_all_that_ask_that_registry() {
+    fn a_pause_holds_back_all_that_ask() {
         let (throttle, now) = (Throttle::default(), Instant::now());
-        let [one, other]: [Registry; 2] = ["one.test", "other.test"].map(|r| r.parse().unwrap());
-        assert_eq!(throttle.note(&one, None, now, 0), SECOND);
-        assert_eq!(throttle.wait(&one, now, 0), Some(SECOND));
-        assert_eq!(throttle.wait(&one, now + SECOND, 0), None);
-        assert_eq!(throttle.wait(&other, now, 0), None);
-        // Many proxies, and many requests of one, come back one after another.
-        let late = throttle.note(&other, None, now, 1023);
-        assert!(late > SECOND && late < SECOND * 5 / 4);
-        let later = throttle.wait(&one, now, 1023).unwrap();
+        assert_eq!(throttle.wait(now, 0), None);
+        assert_eq!(throttle.note(None, now, 0), SECOND);
+        assert_eq!(throttle.wait(now, 0), Some(SECOND));
+        assert_eq!(throttle.wait(now + SECOND, 0), None);
+        // Those that wait come back one after another, and so do proxies.
+        let later = throttle.wait(now, 1023).unwrap();
         assert!(later > SECOND && later < SECOND * 5 / 4);
+        let late = Throttle::default().note(None, now, 1023);
+        assert!(late > SECOND && late < SECOND * 5 / 4);
     }
 
     #[test]
     fn pauses_grow_to_a_limit_and_are_forgotten() {
         let (throttle, mut now) = (Throttle::default(), Instant::now());
-        let registry = "one.test".parse().unwrap();
-        let note = |asked, now| throttle.note(&registry, asked, now, 0);
+        let note = |asked, now| throttle.note(asked, now, 0);
         for expected in [1, 2, 4, 8, 16, 30, 30] {
             assert_eq!(note(None, now), SECOND * expected);
             // One that was on its way does not make it longer.
@@ -159,17 +143,6 @@ mod tests {
         assert_eq!(note(Some(SECOND * 7), now), SECOND * 7);
         assert_eq!(note(Some(SECOND), now), SECOND * 7);
         assert_eq!(note(Some(Duration::MAX), now), PAUSE_MAX);
-    }
-
-    #[test]
-    fn the_registries_are_bounded() {
-        let (throttle, now) = (Throttle::default(), Instant::now());
-        for number in 0..=REGISTRIES_MAX {
-            let registry = format!("r{number}.test").parse().unwrap();
-            let then = now + SECOND * 2 * u32::try_from(number).unwrap();
-            throttle.note(&registry, None, then, 0);
-        }
-        assert!(throttle.0.locked().len() <= REGISTRIES_MAX);
     }
 
     #[test]
