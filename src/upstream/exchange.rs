@@ -43,7 +43,7 @@ pub struct Upstream {
 }
 
 /// One call, what is known of its registry, and what came of it.
-struct Exchange<'a> {
+struct RegistryCall<'a> {
     upstream: &'a Upstream,
     contact: &'a Contact,
     call: Call<'a>,
@@ -150,7 +150,7 @@ impl Upstream {
         body: &mut RequestBody<'_>,
         follow: Follow,
     ) -> Result<Fetched, UpstreamError> {
-        let exchange = Exchange {
+        let asked = RegistryCall {
             upstream: self,
             contact: &self.contacts.of(call.registry),
             call,
@@ -158,13 +158,13 @@ impl Upstream {
             throttled: Cell::default(),
         };
         match call.method {
-            "GET" | "HEAD" => exchange.fetch_politely(body),
-            _ => exchange.fetch_within_circuit(body),
+            "GET" | "HEAD" => asked.fetch_politely(body),
+            _ => asked.fetch_within_circuit(body),
         }
     }
 }
 
-impl Exchange<'_> {
+impl RegistryCall<'_> {
     /// Makes the call when the registry wants to be asked. One that is throttled is made once
     /// more after a short pause, unless the caller has an older answer. A push is only passed on.
     fn fetch_politely(mut self, body: &mut RequestBody<'_>) -> Result<Fetched, UpstreamError> {
