@@ -16,7 +16,6 @@ pub(crate) mod plain_token;
 mod port_owner;
 mod prefetch;
 mod progress;
-mod readiness;
 mod reload;
 mod threads;
 
@@ -31,7 +30,6 @@ use signal_hook::iterator::Signals;
 pub use self::build::{cache_directory, new_client, new_tokens, pins, redirects};
 pub use self::files::file_faults;
 pub use self::filler::CacheFiller;
-use self::progress::Progress;
 use crate::aws::token::Tokens;
 use crate::cache::Cache;
 use crate::clock::SystemClock;
@@ -47,12 +45,11 @@ use crate::pool::Pool;
 use crate::proxy::Proxy;
 use crate::proxy::access::Access;
 use crate::proxy::login::Logins;
-use crate::status::Sources;
+use crate::status::{Sources, list_registries};
 use crate::upstream::client::POOL_MAX;
 use crate::upstream::exchange::Upstream;
 use listen::Address;
 use operator::{OperatorPages, OwnDoor};
-use readiness::list_registries;
 use reload::{FileStamps, Reloader, WatchedFiles};
 use threads::OnLost;
 
@@ -346,7 +343,7 @@ fn build_decider(
     let sources = Arc::new(Sources {
         registries: settings.registries.clone(),
         offline: settings.offline,
-        tokens: tokens.clone(),
+        tokens,
         upstream: Arc::clone(&upstream),
         cache: cache.clone(),
         allowed: settings.access.repositories.clone(),
@@ -359,7 +356,7 @@ fn build_decider(
     if metrics.repositories {
         requests::count_repositories();
     }
-    let operators = OperatorPages::new(sources, settings.status_page, logins, metrics);
+    let operators = OperatorPages::new(Arc::clone(&sources), settings.status_page, logins, metrics);
     let proxy = Proxy::new(access, upstream, cache.clone(), settings);
     if settings.fill_referrers && cache.is_some() && !settings.offline {
         threads::start("referrers", REFERRERS_STACK_BYTES, proxy.referrers())?;
@@ -373,10 +370,7 @@ fn build_decider(
         "commit": config::COMMIT,
         "build_date": config::build_date(),
     });
-    let readiness = match (settings.offline, &cache) {
-        (true, Some(cache)) => readiness::offline(Arc::clone(cache)),
-        _ => readiness::of_token(tokens, cache, settings.registries.clone()),
-    };
+    let readiness = Box::new(move || sources.readiness());
     let pages = Pages::new(readiness, draining, version.to_string());
     let decide = move |request: &Arc<Request>| {
         let refusal = pages::refusal_without_certificate(request);
@@ -396,9 +390,9 @@ fn build_decider(
 
 impl RunningProxy {
     fn wait(self, incoming: &Receiver<Event>, events: &Sender<Event>, grace: Duration) -> u8 {
-        let mut progress = Progress::new();
+        let mut looked = Instant::now();
         loop {
-            progress.log();
+            progress::log_due(&mut looked);
             let event = match incoming.recv_timeout(progress::LOOK) {
                 Ok(event) => event,
                 Err(RecvTimeoutError::Timeout) => continue,

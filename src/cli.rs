@@ -1,5 +1,5 @@
-//! Running a command. Owns: what each prints, and the exit code. Must not: read the environment
-//! (`config` does), or build the proxy (`app` does).
+//! Running a command. Owns: which one, with which settings, and the exit code. Must not: read the
+//! environment (`config` does), or build the proxy (`app` does).
 
 mod bounded;
 mod carry;
@@ -13,6 +13,7 @@ mod kept;
 mod output;
 mod progress;
 mod running;
+mod settings;
 mod shell;
 mod status;
 
@@ -22,15 +23,9 @@ use std::process::ExitCode;
 
 use self::command::Action;
 use self::invocation::Invocation;
-use self::output::{Streams, columns, complain, finish};
+use self::output::{Streams, finish};
 use crate::app;
-use crate::config::{
-    self, Arguments, COMMIT, Effective, Fault, Preset, Resolution, Settings, VERSION,
-};
-use crate::log::Format;
-
-/// Widest column of `settings`; a longer value moves only its own line.
-const COLUMN_WIDTH_MAX: usize = 40;
+use crate::config::{self, Arguments, Effective, Fault, Settings};
 
 /// Runs the command that this process was started with.
 pub fn main() -> ExitCode {
@@ -51,140 +46,62 @@ pub fn run(
     serve: impl FnOnce(Settings) -> u8,
 ) -> u8 {
     let arguments = Arguments::parse(arguments);
+    let (settings, effective, faults) = resolve(&arguments, environment);
+    let streams = &mut Streams { out, err };
     let (action, words) = match command::find(&arguments) {
         Ok(found) => found,
         Err(fault) => {
-            let (settings, effective) = resolve(&arguments, environment);
-            let format = log_format(&effective);
-            complain(err, format, &[fault]);
-            return complain(err, format, &settings.err().unwrap_or_default());
+            streams.complain_as(settings.log_format, &[fault]);
+            return streams.complain_as(settings.log_format, &faults);
         }
     };
-    let streams = &mut Streams { out, err };
-    let (word, json) = (
-        words.first().map(String::as_str),
-        arguments.flags.contains(&"--json"),
-    );
-    if let Some(text) = text_alone(action, word) {
-        return streams.print_result(text);
-    }
-    let (settings, effective) = resolve(&arguments, environment);
-    match (action, settings) {
-        (Action::Serve, Ok(settings)) => serve(settings),
-        (Action::Serve, Err(faults)) => complain(streams.err, log_format(&effective), &faults),
-        (Action::Check, Ok(settings)) => check::run(&settings, &effective, (word, json), streams),
-        (Action::Check, Err(faults)) => check::print_faults(&faults, json, streams),
-        (Action::Settings, Err(faults)) => {
-            print_settings(&effective, json, streams);
-            streams.complain(&faults)
-        }
-        (Action::Run(run), Ok(settings)) => {
-            let command = Invocation {
-                settings: &settings,
-                words: &words,
-                arguments: &arguments,
-            };
-            let name = arguments.words.first().map_or("", String::as_str);
-            finish(name, run(command, streams), streams)
-        }
-        (_, Err(faults)) => streams.complain(&faults),
-        // `settings`; the others need none.
-        (_, Ok(settings)) => {
-            let shown = print_settings(&effective, json, streams);
-            streams.complain(&settings.warnings);
-            shown
-        }
+    let command = Invocation {
+        settings: &settings,
+        effective: &effective,
+        faults: &faults,
+        words: &words,
+        arguments: &arguments,
+    };
+    let name = arguments.words.first().map_or("", String::as_str);
+    match action {
+        Action::Completions => streams.print_result(shell::completions(command.word())),
+        Action::Man => streams.print(&shell::manual_page()),
+        Action::Text(text) => streams.print_result(text(command.word())),
+        Action::Report(report) => finish(name, report(command, streams), streams),
+        Action::Serve if faults.is_empty() => serve(settings),
+        // A log store reads them, too.
+        Action::Serve => streams.complain_as(settings.log_format, &faults),
+        Action::Run(run) if faults.is_empty() => finish(name, run(command, streams), streams),
+        Action::Run(_) => streams.complain(&faults),
     }
 }
 
-/// The text of a command that needs no settings.
-fn text_alone(action: Action, word: Option<&str>) -> Option<Result<String, String>> {
-    Some(match action {
-        Action::Completions => shell::completions(word.unwrap_or_default()),
-        Action::Help => command::help(word),
-        Action::Man => Ok(shell::manual_page()),
-        Action::Version => Ok(version()),
-        _ => return None,
-    })
-}
-
-fn version() -> String {
-    let date = config::build_date();
-    format!("aws-ecr-proxy {VERSION} (commit {COMMIT}, built {date})\n")
-}
-
-fn print_settings(effective: &[Effective], json: bool, streams: &mut Streams<'_>) -> u8 {
-    streams.print(&match json {
-        true => write_json(effective),
-        false => write_table(effective),
-    })
-}
-
-/// Reads the settings; the rules about registries' names are `app`'s. With a fault among them, the
-/// files that they name are looked at too, so that all is told at once.
+/// Reads the settings, as far as they can be read, and finds their faults; the rules about
+/// registries' names are `app`'s. With a fault among them, the files that they name are looked at
+/// too, so that all is told at once.
 fn resolve(
     arguments: &Arguments,
     environment: &[(OsString, OsString)],
-) -> (Result<Settings, Vec<Fault>>, Vec<Effective>) {
-    let Resolution {
-        settings,
-        as_read,
-        effective,
-    } = config::resolve(arguments, environment);
-    let mut faults = settings.as_ref().err().cloned().unwrap_or_default();
-    let plain = app::plain_token::faults(&as_read);
-    faults.extend(plain.into_iter().map(Fault::new));
+) -> (Settings, Vec<Effective>, Vec<Fault>) {
+    let resolved = config::resolve(arguments, environment);
+    let settings = resolved.as_read;
+    let mut faults = resolved.settings.err().unwrap_or_default();
+    faults.extend(
+        app::plain_token::faults(&settings)
+            .into_iter()
+            .map(Fault::new),
+    );
     if !faults.is_empty() {
-        let files = app::file_faults(&as_read);
-        faults.extend(files.into_iter().map(Fault::new));
-        return (Err(faults), effective);
+        faults.extend(app::file_faults(&settings).into_iter().map(Fault::new));
     }
-    (settings, effective)
-}
-
-/// The effective settings as one document; a setting that has no value is `null`.
-fn write_json(effective: &[Effective]) -> String {
-    let rows = effective.iter().map(|row| {
-        let origin = row.origin.to_string().replace('`', "");
-        let value = row.value.as_deref();
-        serde_json::json!({ "name": row.setting.name, "value": value, "origin": origin })
-    });
-    let rows: Vec<serde_json::Value> = rows.collect();
-    format!("{:#}\n", serde_json::json!({ "settings": rows }))
-}
-
-/// The effective settings, in columns.
-fn write_table(effective: &[Effective]) -> String {
-    let rows: Vec<[String; 3]> = effective
-        .iter()
-        .map(|row| {
-            let value = row.value.clone().unwrap_or_else(|| "-".to_owned());
-            let origin = match (&row.value, row.setting.preset) {
-                (None, Preset::Unset(words)) => format!("{}: {words}", row.origin),
-                _ => row.origin.to_string(),
-            };
-            [row.setting.name.to_owned(), value, origin.replace('`', "")]
-        })
-        .collect();
-    columns(&rows, COLUMN_WIDTH_MAX)
-}
-
-/// `LOG_FORMAT`, even when other settings are at fault: a log store reads the faults, too.
-fn log_format(effective: &[Effective]) -> Format {
-    let mut rows = effective.iter();
-    let row = rows.find(|row| row.setting.name == "LOG_FORMAT");
-    let value = row.and_then(|row| row.value.as_deref()).unwrap_or_default();
-    match value.eq_ignore_ascii_case("json") {
-        true => Format::Json,
-        false => Format::Text,
-    }
+    (settings, resolved.effective, faults)
 }
 
 #[cfg(test)]
 mod tests {
     use super::command::COMMANDS;
     use super::*;
-    use crate::config::{EXIT_FAILED, EXIT_OK, EXIT_SETTINGS};
+    use crate::config::{COMMIT, EXIT_FAILED, EXIT_OK, EXIT_SETTINGS, VERSION};
 
     pub(super) struct Outcome {
         pub(super) code: u8,

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::calendar::format_rfc3339;
 use crate::locked::Locked as _;
 use crate::metrics;
-pub use fields::Field;
+pub use fields::{Field, optional};
 use fields::{quote, shorten};
 pub use level::{Format, Level};
 use repeats::Repeats;

@@ -21,6 +21,8 @@ use crate::log;
 const UNIX_MODE: u32 = 0o660;
 /// Connections that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+/// The beginning of what is told of a process of this program.
+const OWN_PROCESS: &str = "aws-ecr-proxy (process ";
 /// Addresses of a name in `LISTEN_HOST` that are bound: each has a thread that accepts.
 const NAME_ADDRESSES_MAX: usize = 4;
 
@@ -148,20 +150,16 @@ fn explain(address: SocketAddr, error: &io::Error, names: &str) -> String {
 /// # Errors
 /// Why the proxy could not listen there.
 pub fn try_out(settings: &Settings) -> Result<String, String> {
-    let taken_by_us = port_owner::find(settings.listen_port)
-        .filter(|owner| settings.listen_port != 0 && owner.is_this_program());
+    let port = settings.listen_port;
+    let owner = Some(port).filter(|port| *port != 0);
+    let owner = owner.and_then(port_owner::find).unwrap_or_default();
     match (&settings.activation, &settings.listen_host) {
         (Activation::Handed(names), _) => Ok(format!("systemd hands in {} sockets", names.len())),
         (_, ListenHost::Unix(path)) if UnixStream::connect(path).is_ok() => {
             Ok(format!("unix:{} is served already", path.display()))
         }
-        (_, ListenHost::Address(_) | ListenHost::Name(_)) if taken_by_us.is_some() => {
-            let owner = taken_by_us.map(|owner| owner.to_string());
-            let port = settings.listen_port;
-            Ok(format!(
-                "{port} is served already, by {}",
-                owner.unwrap_or_default()
-            ))
+        (_, ListenHost::Address(_) | ListenHost::Name(_)) if owner.starts_with(OWN_PROCESS) => {
+            Ok(format!("{port} is served already, by {owner}"))
         }
         _ => {
             let bound = open(settings)?;

@@ -13,38 +13,19 @@ pub(super) const LOOK: Duration = Duration::from_secs(5);
 /// Transfers that are named in one look: more than a node pulls at a time. The others are counted.
 const NAMED_MAX: usize = 32;
 
-/// What was said last.
-pub(super) struct Progress {
-    looked: Instant,
-}
-
-impl Progress {
-    pub(super) fn new() -> Self {
-        let looked = Instant::now();
-        Self { looked }
+/// Writes a line for each transfer that has one due. `looked`: when this was done last.
+pub(super) fn log_due(looked: &mut Instant) {
+    let since = looked.elapsed();
+    if since < LOOK {
+        return;
     }
-
-    /// Writes a line for each transfer that has one due. Looks at most once in [`LOOK`].
-    pub(super) fn log(&mut self) {
-        let since = self.looked.elapsed();
-        if since < LOOK {
-            return;
-        }
-        self.looked = Instant::now();
-        let (running, _) = TRANSFERS.running();
-        let due = running
-            .iter()
-            .filter(|running| is_due(running.age(), since));
-        let mut left_out = 0_u64;
-        for (number, transfer) in due.enumerate() {
-            match number < NAMED_MAX {
-                true => log_transfer(transfer),
-                false => left_out += 1,
-            }
-        }
-        if left_out > 0 {
-            log::info("more transfers still run", &[("count", &left_out)]);
-        }
+    *looked = Instant::now();
+    let (mut due, _) = TRANSFERS.running();
+    due.retain(|transfer| is_due(transfer.age(), since));
+    let left_out = due.split_off(due.len().min(NAMED_MAX));
+    due.iter().for_each(|transfer| log_transfer(transfer));
+    if !left_out.is_empty() {
+        log::info("more transfers still run", &[("count", &left_out.len())]);
     }
 }
 
@@ -56,34 +37,27 @@ fn is_due(age: Duration, since: Duration) -> bool {
 
 fn log_transfer(transfer: &Transfer) {
     let subject = &transfer.subject;
-    let kind = transfer.kind.name();
-    let (bytes, rate) = (transfer.bytes(), transfer.rate());
-    let (age, idle) = (transfer.age().as_secs(), transfer.idle().as_secs());
-    let clients = transfer.clients();
-    let mut fields: Vec<log::Field<'_>> = vec![
-        ("kind", &kind),
+    // A fill may serve many.
+    let clients = subject.request.is_none().then(|| transfer.clients());
+    let total = transfer.total();
+    let fields: [log::Field<'_>; 7] = [
+        ("kind", &transfer.kind.name()),
         ("registry", &subject.registry),
         ("repository", &subject.repository),
-        ("bytes", &bytes),
-        ("bytes_per_s", &rate),
-        ("age_s", &age),
-        ("idle_s", &idle),
+        ("bytes", &transfer.bytes()),
+        ("bytes_per_s", &transfer.rate()),
+        ("age_s", &transfer.age().as_secs()),
+        ("idle_s", &transfer.idle().as_secs()),
     ];
-    let total = transfer.total();
-    if let Some(total) = &total {
-        fields.push(("bytes_total", total));
-    }
-    if let Some(digest) = &subject.digest {
-        fields.push(("digest", digest));
-    }
-    if let Some(peer) = &subject.peer {
-        fields.push(("peer", peer));
-    }
-    match &subject.request {
-        Some(request) => fields.push(("id", request)),
-        None => fields.push(("clients", &clients)),
-    }
-    log::info("transfer still runs", &fields);
+    let others: [Option<log::Field<'_>>; 5] = [
+        log::optional("bytes_total", &total),
+        log::optional("digest", &subject.digest),
+        log::optional("peer", &subject.peer),
+        log::optional("id", &subject.request),
+        log::optional("clients", &clients),
+    ];
+    let fields = fields.into_iter().chain(others.into_iter().flatten());
+    log::info("transfer still runs", &fields.collect::<Vec<_>>());
 }
 
 #[cfg(test)]

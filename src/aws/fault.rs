@@ -38,9 +38,9 @@ pub(super) enum FaultKind {
 
 /// A failure in words, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct AwsFault {
+pub struct AwsFault {
     /// The failure and its remedy, without secrets.
-    pub(super) text: String,
+    pub text: String,
     /// Its kind.
     pub(super) kind: FaultKind,
     /// AWS's error code, if it answered with one.
@@ -67,7 +67,7 @@ impl AwsFault {
     }
 
     /// True when somebody must mend something first.
-    pub(super) const fn is_lasting(&self) -> bool {
+    pub const fn is_lasting(&self) -> bool {
         matches!(
             self.kind,
             FaultKind::ExpiredCredentials | FaultKind::Permanent | FaultKind::Unconfigured

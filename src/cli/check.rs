@@ -18,11 +18,12 @@ use self::image::Rights;
 use self::outcome::{StepResult, noted, ok, skipped};
 use self::way::{ANSWER_LIMIT, DNS_LIMIT, Way};
 use super::bounded;
+use super::invocation::{CommandFault, Invocation};
 use super::output::Streams;
 use crate::app;
 use crate::aws::ecr;
 use crate::config::{
-    EXIT_FAILED, EXIT_OK, EXIT_SETTINGS, Effective, Fault, Origin, Settings, UpstreamAuth,
+    EXIT_FAILED, EXIT_OK, EXIT_SETTINGS, Effective, Origin, Settings, UpstreamAuth,
 };
 use crate::image_name::ImageName;
 use crate::log;
@@ -44,37 +45,24 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 /// Widest name of a step.
 const WHAT_WIDTH: usize = 8;
 
-/// Tries everything with these settings; returns the exit code. `image`: one whose repository is to
-/// be tried, too. `json`: one document instead of a table.
-pub(super) fn run(
-    settings: &Settings,
-    effective: &[Effective],
-    (image, json): (Option<&str>, bool),
-    streams: &mut Streams<'_>,
-) -> u8 {
-    log::init(settings.log_level, settings.log_format);
-    log::hook_panics();
-    let mut check = Check::new(streams, json);
-    match image.map(str::parse).transpose() {
-        Ok(image) => check.run(&Arc::new(settings.clone()), effective, image),
-        Err(why) => {
-            check.print_row("image", Err(why));
-            check.code = EXIT_SETTINGS;
+/// Tries everything, and with an image the rights on its repository, too. Faults of the settings
+/// are all that is told of: nothing else can be tried.
+pub(super) fn run(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result<u8, CommandFault> {
+    let mut check = Check::new(streams, command.has("--json"));
+    let image = command.word().map(str::parse).transpose();
+    match (command.faults, image) {
+        ([], Ok(image)) => {
+            let settings = Arc::new(command.settings.clone());
+            log::init(settings.log_level, settings.log_format);
+            log::hook_panics();
+            check.run(&settings, command.effective, image);
         }
+        ([], Err(why)) => check.refuse("image", &[why]),
+        (faults, _) => check.refuse("settings", faults),
     }
     let code = check.finish();
     log::flush(FLUSH_LIMIT);
-    code
-}
-
-/// Prints the faults of the settings: nothing else can be tried.
-pub(super) fn print_faults(faults: &[Fault], json: bool, streams: &mut Streams<'_>) -> u8 {
-    let mut check = Check::new(streams, json);
-    for fault in faults {
-        check.print_row("settings", Err(fault.to_string()));
-    }
-    check.code = EXIT_SETTINGS;
-    check.finish()
+    Ok(code)
 }
 
 /// The check as it runs; it prints each line when its step ends.
@@ -97,6 +85,14 @@ impl<'a, 'b> Check<'a, 'b> {
             json,
             rows: Vec::new(),
         }
+    }
+
+    /// What was asked for cannot be tried.
+    fn refuse(&mut self, what: &str, faults: &[impl ToString]) {
+        for fault in faults {
+            self.print_row(what, Err(fault.to_string()));
+        }
+        self.code = EXIT_SETTINGS;
     }
 
     /// From the inside out, so that the first failure is the one to mend.

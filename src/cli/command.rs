@@ -3,8 +3,8 @@
 
 use super::invocation::{CommandFault, Invocation};
 use super::output::Streams;
-use super::{carry, client, health, kept, status};
-use crate::config::{self, Arguments, VERSION};
+use super::{carry, check, client, health, kept, settings, status};
+use crate::config::{self, Arguments, COMMIT, VERSION};
 
 /// A command, and how it is called.
 pub(super) struct Command {
@@ -22,18 +22,20 @@ pub(super) struct Command {
 /// A flag, and what it does.
 type CommandFlag = (&'static str, &'static str);
 
+type RunCommand = fn(Invocation<'_>, &mut Streams<'_>) -> Result<u8, CommandFault>;
+
 /// What a command does.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Action {
-    Check,
     Completions,
-    Help,
     Man,
+    /// Tells of the settings, also of their faults.
+    Report(RunCommand),
     /// Needs settings without a fault.
-    Run(fn(Invocation<'_>, &mut Streams<'_>) -> Result<u8, CommandFault>),
+    Run(RunCommand),
     Serve,
-    Settings,
-    Version,
+    /// A text that no setting changes, for the word behind the command.
+    Text(fn(Option<&str>) -> Result<String, String>),
 }
 
 /// Every command, a few lines each.
@@ -49,14 +51,14 @@ pub(super) static COMMANDS: &[Command] = &[
         details: "It asks /readyz over loopback and ends with 0 or 1: a health check for an image \
                   without a shell.",
         flags: &[] },
-    Command { name: "check", usage: "[IMAGE]", action: Action::Check,
+    Command { name: "check", usage: "[IMAGE]", action: Action::Report(check::run),
         about: "try settings, files, identity, token, registry, storage",
         details: "It tries everything that a pull needs, and says what to mend. With IMAGE it \
                   fetches a manifest and one byte of a layer, and so tries the rights on the \
                   repository. It ends with 0 when nothing failed, 1 when something did, 64 when a \
                   setting is at fault.",
         flags: &[JSON] },
-    Command { name: "settings", usage: "", action: Action::Settings,
+    Command { name: "settings", usage: "", action: Action::Report(settings::run),
         about: "show the effective settings and their origin",
         details: "Secrets are hidden.",
         flags: &[JSON] },
@@ -122,11 +124,11 @@ pub(super) static COMMANDS: &[Command] = &[
         about: "print the manual page",
         details: "aws-ecr-proxy man | man -l -",
         flags: &[] },
-    Command { name: "help", usage: "[COMMAND]", action: Action::Help,
+    Command { name: "help", usage: "[COMMAND]", action: Action::Text(help),
         about: "show this, or the help of a command; also --help and -h",
         details: "",
         flags: &[] },
-    Command { name: "version", usage: "", action: Action::Version,
+    Command { name: "version", usage: "", action: Action::Text(|_| Ok(version())),
         about: "show version, commit and build date",
         details: "",
         flags: &[] },
@@ -148,33 +150,27 @@ impl Command {
         })
     }
 
-    /// The words behind the command: one at the most, unless its usage ends with `…`.
+    /// The words behind the command: one at the most, unless its usage has `…`.
     fn words(&self, arguments: &Arguments) -> Result<Vec<String>, String> {
-        let name = self.name;
+        let (name, usage) = (self.name, self.usage);
         let takes = |flag: &str| self.flags.iter().any(|(own, _)| *own == flag);
         if let Some(odd) = arguments.flags.iter().find(|flag| !takes(flag)) {
-            let fault = format!("{odd}: {name} does not take it");
-            return Err(fault);
+            return Err(format!("{odd}: {name} does not take it"));
         }
         let words: Vec<String> = arguments.words.iter().skip(1).cloned().collect();
-        let most = match self.usage {
-            "" => 0,
-            usage if usage.contains('…') => usize::MAX,
-            _ => 1,
+        let (most, taken) = match usage {
+            "" => (0, "flags only".to_owned()),
+            _ if usage.contains('…') => (usize::MAX, String::new()),
+            _ => (1, format!("{usage} and flags")),
         };
-        if let Some(odd) = words.get(most) {
-            let most = match self.usage {
-                "" => "flags only".to_owned(),
-                usage => format!("{usage} and flags"),
-            };
-            let fault = format!("{odd:?}: unexpected after {name}, which takes {most}");
-            return Err(fault);
+        let needs_word = !usage.is_empty() && !usage.starts_with('[');
+        match words.get(most) {
+            Some(odd) => Err(format!(
+                "{odd:?}: unexpected after {name}, which takes {taken}"
+            )),
+            None if words.is_empty() && needs_word => Err(format!("{name}: expected {usage}")),
+            None => Ok(words),
         }
-        if words.is_empty() && !self.usage.is_empty() && !self.usage.starts_with('[') {
-            let fault = format!("{name}: expected {}", self.usage);
-            return Err(fault);
-        }
-        Ok(words)
     }
 
     fn help(&self) -> String {
@@ -206,13 +202,19 @@ pub(super) fn find(arguments: &Arguments) -> Result<(Action, Vec<String>), Strin
     if arguments.help {
         // Whatever else is wrong, help is given.
         let known = word.filter(|word| word != "help" && Command::named(word).is_ok());
-        return Ok((Action::Help, known.into_iter().collect()));
+        return Ok((Action::Text(help), known.into_iter().collect()));
     }
     if arguments.version {
-        return Ok((Action::Version, Vec::new()));
+        return Ok((Action::Text(|_| Ok(version())), Vec::new()));
     }
     let command = Command::named(word.as_deref().unwrap_or("serve"))?;
     Ok((command.action, command.words(arguments)?))
+}
+
+/// Version, commit and build date.
+fn version() -> String {
+    let date = config::build_date();
+    format!("aws-ecr-proxy {VERSION} (commit {COMMIT}, built {date})\n")
 }
 
 /// The help of a command, or of all.

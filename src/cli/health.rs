@@ -1,45 +1,29 @@
 //! `health`: asks the running proxy's `/readyz`, for a container's health check in an image without
-//! a shell. Owns: that question, and what is made of the answer. Must not: wait longer than its
-//! limit.
-
-use std::time::Duration;
+//! a shell. Owns: that question, and what is made of the answer. Must not: send a secret.
 
 use super::invocation::{CommandFault, Invocation};
 use super::output::Streams;
-use super::running::{self, LocalQuestion, ProxyAddress};
+use super::running::{self, LocalQuestion};
 use crate::upstream::loopback::LoopbackCertificates;
-
-/// Container engines give a health check 5 s and more, and a proxy that is well answers within one.
-const LIMIT: Duration = Duration::from_secs(3);
-/// `/readyz` has one line.
-const BYTES_MAX: u64 = 16 << 10;
 
 /// Asks `/readyz` of the proxy that runs with the same settings.
 pub(super) fn run(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result<u8, CommandFault> {
-    let place = ProxyAddress::of(command.settings);
-    let place = place.map_err(|why| CommandFault::Usage(vec![why]))?;
-    let answer = running::ask(
-        &place,
-        &LocalQuestion {
-            // Nothing secret is asked or answered, and the probes need no certificate of ours.
-            tls: command
-                .settings
-                .tls
-                .enabled
-                .then(LoopbackCertificates::default),
-            authorization: None,
-            target: "/readyz",
-            command: "health",
-            limit: LIMIT,
-            bytes_max: BYTES_MAX,
-        },
-    );
+    let set = command.settings;
+    let place = running::place(&set.listen_host, set.listen_port, "LISTEN_PORT=0");
+    let answer = running::ask(&LocalQuestion {
+        place: place.map_err(|why| CommandFault::Usage(vec![why]))?,
+        // Nothing secret is asked or answered, and the probes need no certificate of ours.
+        tls: set.tls.enabled.then(LoopbackCertificates::default),
+        authorization: None,
+        target: "/readyz",
+        command: "health",
+    });
     let one_line = |text: String| text.trim().replace(char::is_control, " ");
     Ok(
         match answer.map(|(status, body)| (status, one_line(body))) {
             Ok((200, reason)) => streams.print(&format!("{reason}\n")),
             Ok((status, reason)) => streams.fail(&format!("not ready: {status} {reason}\n")),
-            Err(why) => streams.fail(&format!("no answer from {place}: {why}\n")),
+            Err(why) => streams.fail(&format!("{why}\n")),
         },
     )
 }

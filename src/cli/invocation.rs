@@ -1,12 +1,16 @@
 //! A command as it was called. Owns: [`Invocation`], and why a command has not done what it was to
 //! do. Must not: know any command.
 
-use crate::config::{Arguments, Settings};
+use crate::config::{Arguments, Effective, Fault, Settings};
 
 /// A command's words and flags, and the settings.
 #[derive(Clone, Copy)]
 pub(super) struct Invocation<'a> {
+    /// As far as they could be read.
     pub(super) settings: &'a Settings,
+    pub(super) effective: &'a [Effective],
+    /// All faults of the settings.
+    pub(super) faults: &'a [Fault],
     /// The words behind its name.
     pub(super) words: &'a [String],
     pub(super) arguments: &'a Arguments,

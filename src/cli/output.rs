@@ -1,6 +1,7 @@
 //! The output of commands. Owns: writing to standard output and standard error, the exit code that
 //! follows, and columns. Must not: know any command.
 
+use std::fmt::Display;
 use std::io::{self, Write};
 
 use super::invocation::CommandFault;
@@ -35,8 +36,23 @@ impl Streams<'_> {
     }
 
     /// Writes faults to standard error, in text.
-    pub(super) fn complain(&mut self, faults: &[impl std::fmt::Display]) -> u8 {
-        complain(self.err, Format::Text, faults)
+    pub(super) fn complain(&mut self, faults: &[impl Display]) -> u8 {
+        self.complain_as(Format::Text, faults)
+    }
+
+    /// Writes faults of the settings to standard error, in the format of the log.
+    pub(super) fn complain_as(&mut self, format: Format, faults: &[impl Display]) -> u8 {
+        for fault in faults {
+            let line = match format {
+                Format::Text => format!("aws-ecr-proxy: {}\n", tame(&fault.to_string())),
+                Format::Json => {
+                    log::format_line(format, Level::Error, "bad setting", &[("error", fault)])
+                }
+            };
+            // When standard error is closed, the exit code is all that is left.
+            let _ = self.err.write_all(line.as_bytes());
+        }
+        EXIT_SETTINGS
     }
 
     /// Prints a text, or says why there is none.
@@ -86,26 +102,6 @@ pub(super) fn columns<const N: usize>(rows: &[[String; N]], widest: usize) -> St
 /// Text that cannot steer a terminal: names and faults may come from anybody.
 fn tame(text: &str) -> String {
     text.replace(|c: char| c.is_control() && !matches!(c, '\n' | '\t'), "?")
-}
-
-/// Writes faults of the settings to standard error, in the format of the log.
-pub(super) fn complain(
-    err: &mut dyn Write,
-    format: Format,
-    faults: &[impl std::fmt::Display],
-) -> u8 {
-    for fault in faults {
-        // When standard error is closed, the exit code is all that is left.
-        let _ = match format {
-            Format::Text => writeln!(err, "aws-ecr-proxy: {}", tame(&fault.to_string())),
-            Format::Json => {
-                let fields: [log::Field<'_>; 1] = [("error", fault)];
-                let line = log::format_line(format, Level::Error, "bad setting", &fields);
-                err.write_all(line.as_bytes())
-            }
-        };
-    }
-    EXIT_SETTINGS
 }
 
 #[cfg(test)]

@@ -1,21 +1,30 @@
 //! The running proxy, as commands of the same settings ask it. Owns: how it is found, and one
 //! request to it. Must not: wait longer than the limit, or judge the answer.
 
-use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::bounded;
-use crate::config::{ListenHost, Settings, VERSION};
+use crate::config::{ListenHost, VERSION};
 use crate::secret::Secret;
 use crate::upstream::loopback::{self, LoopbackCertificates};
 
-/// What is asked for, and what it may take.
+/// Longest time, start to end. Container engines give a health check 5 s and more, and a proxy that
+/// is well answers within one.
+const LIMIT: Duration = Duration::from_secs(3);
+/// Most bytes that are read of a reply. The largest, a status with 200 transfers and 100 failures,
+/// has some 300 KB.
+const BYTES_MAX: u64 = 4 << 20;
+/// Before the path of a unix socket.
+const UNIX: &str = "unix:";
+
+/// What is asked for.
 #[derive(Debug, Clone)]
 pub(super) struct LocalQuestion {
+    /// Where: `HOST:PORT`, or `unix:` and a path.
+    pub(super) place: String,
     /// Files for TLS; none where the proxy speaks plain HTTP.
     pub(super) tls: Option<LoopbackCertificates>,
     /// The value of `Authorization`.
@@ -24,77 +33,23 @@ pub(super) struct LocalQuestion {
     pub(super) target: &'static str,
     /// The command that asks; part of `User-Agent`.
     pub(super) command: &'static str,
-    /// Longest time, start to end.
-    pub(super) limit: Duration,
-    /// Most bytes that are read of the reply.
-    pub(super) bytes_max: u64,
 }
 
 trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
-/// Where the running proxy is.
-#[derive(Debug, Clone)]
-pub(super) enum ProxyAddress {
-    /// Host and port.
-    Tcp(String),
-    Unix(PathBuf),
-}
-
-impl ProxyAddress {
-    /// Where a proxy with these settings listens.
-    ///
-    /// # Errors
-    /// When the settings do not tell.
-    pub(super) fn of(settings: &Settings) -> Result<Self, String> {
-        Self::find(&settings.listen_host, settings.listen_port, "LISTEN_PORT=0")
-    }
-
-    /// Where its status is.
-    ///
-    /// # Errors
-    /// When the settings do not tell.
-    pub(super) fn of_status(settings: &Settings) -> Result<Self, String> {
-        match &settings.metrics.listen {
-            None => Self::of(settings),
-            Some(listen) => Self::find(&listen.host, listen.port, "METRICS_LISTEN with port 0"),
-        }
-    }
-
-    /// `setting`: the one that has the port.
-    fn find(host: &ListenHost, port: u16, setting: &str) -> Result<Self, String> {
-        match host {
-            ListenHost::Unix(path) => Ok(Self::Unix(path.clone())),
-            ListenHost::Address(_) | ListenHost::Name(_) if port == 0 => Err(format!(
-                "{setting}: expected the port that the running proxy listens on"
-            )),
-            ListenHost::Address(host) => {
-                let address = SocketAddr::new(reachable(*host), port);
-                Ok(Self::Tcp(address.to_string()))
-            }
-            ListenHost::Name(name) => Ok(Self::Tcp(format!("{name}:{port}"))),
-        }
-    }
-
-    /// Asks, and waits for all of the reply.
-    fn ask(&self, question: &LocalQuestion) -> io::Result<(u16, String)> {
-        let (stream, host): (Box<dyn Stream>, &str) = match self {
-            Self::Tcp(address) => (Box::new(TcpStream::connect(address)?), address),
-            Self::Unix(path) => (Box::new(UnixStream::connect(path)?), "localhost"),
-        };
-        match &question.tls {
-            Some(files) => exchange(loopback::connect(stream, files)?, host, question),
-            None => exchange(stream, host, question),
-        }
-    }
-}
-
-impl fmt::Display for ProxyAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => f.write_str(address),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
+/// The place of a proxy that listens there. `setting`: the one that has the port.
+///
+/// # Errors
+/// When the settings do not tell.
+pub(super) fn place(host: &ListenHost, port: u16, setting: &str) -> Result<String, String> {
+    match host {
+        ListenHost::Unix(path) => Ok(format!("{UNIX}{}", path.display())),
+        ListenHost::Address(_) | ListenHost::Name(_) if port == 0 => Err(format!(
+            "{setting}: expected the port that the running proxy listens on"
+        )),
+        ListenHost::Address(host) => Ok(SocketAddr::new(reachable(*host), port).to_string()),
+        ListenHost::Name(name) => Ok(format!("{name}:{port}")),
     }
 }
 
@@ -107,14 +62,31 @@ const fn reachable(host: IpAddr) -> IpAddr {
     }
 }
 
-/// Status and body of the answer. Blocks for the question's limit at the longest.
+/// Status and body of the answer. Blocks for [`LIMIT`] at the longest.
 ///
 /// # Errors
 /// When there is no answer in time, or it is not HTTP.
-pub(super) fn ask(place: &ProxyAddress, question: &LocalQuestion) -> Result<(u16, String), String> {
-    let (place, question) = (place.clone(), question.clone());
-    let answer = bounded::within(question.limit, move || place.ask(&question))?;
-    answer.map_err(|error| error.to_string())
+pub(super) fn ask(question: &LocalQuestion) -> Result<(u16, String), String> {
+    ask_within(LIMIT, question)
+}
+
+fn ask_within(limit: Duration, question: &LocalQuestion) -> Result<(u16, String), String> {
+    let asked = question.clone();
+    let answer = bounded::within(limit, move || connect_and_ask(&asked));
+    let answer = answer.and_then(|answer| answer.map_err(|error| error.to_string()));
+    answer.map_err(|why| format!("no answer from {}: {why}", question.place))
+}
+
+fn connect_and_ask(question: &LocalQuestion) -> io::Result<(u16, String)> {
+    let place = question.place.as_str();
+    let (stream, host): (Box<dyn Stream>, &str) = match place.strip_prefix(UNIX) {
+        Some(path) => (Box::new(UnixStream::connect(path)?), "localhost"),
+        None => (Box::new(TcpStream::connect(place)?), place),
+    };
+    match &question.tls {
+        Some(files) => exchange(loopback::connect(stream, files)?, host, question),
+        None => exchange(stream, host, question),
+    }
 }
 
 fn exchange(
@@ -134,7 +106,7 @@ fn exchange(
     stream.write_all(request.as_bytes())?;
     stream.flush()?;
     let mut reply = Vec::new();
-    stream.take(question.bytes_max).read_to_end(&mut reply)?;
+    stream.take(BYTES_MAX).read_to_end(&mut reply)?;
     status_and_body(&reply)
 }
 
@@ -158,18 +130,18 @@ mod tests {
     fn asking_gives_up_on_a_silent_peer() {
         // The listener's backlog takes the connection; nobody ever answers.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let place = ProxyAddress::Tcp(listener.local_addr().unwrap().to_string());
+        let place = listener.local_addr().unwrap().to_string();
         for tls in [None, Some(LoopbackCertificates::default())] {
             let question = LocalQuestion {
+                place: place.clone(),
                 tls,
                 authorization: None,
                 target: "/readyz",
                 command: "test",
-                limit: Duration::from_millis(30),
-                bytes_max: 1024,
             };
-            let error = ask(&place, &question).unwrap_err();
-            assert_eq!(error, "no outcome within 1 s");
+            let error = ask_within(Duration::from_millis(30), &question).unwrap_err();
+            let expected = format!("no answer from {place}: no outcome within 1 s");
+            assert_eq!(error, expected);
         }
     }
 

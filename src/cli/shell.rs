@@ -11,12 +11,12 @@ use crate::config::{self, VERSION, flag_of, takes_value};
 ///
 /// # Errors
 /// The shell is not known.
-pub(super) fn completions(shell: &str) -> Result<String, String> {
-    match shell {
+pub(super) fn completions(shell: Option<&str>) -> Result<String, String> {
+    match shell.unwrap_or_default() {
         "bash" => Ok(bash()),
         "fish" => Ok(fish()),
         "zsh" => Ok(zsh()),
-        _ => Err(format!(
+        shell => Err(format!(
             "{shell:?}: unknown shell, expected one of {SHELLS}"
         )),
     }

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
+use std::slice;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -11,33 +12,25 @@ use serde_json::Value;
 use super::invocation::{CommandFault, Invocation};
 use super::output::Streams;
 use super::progress::{bar, bytes};
-use super::running::{self, LocalQuestion, ProxyAddress};
+use super::running::{self, LocalQuestion};
 use crate::config::EXIT_OK;
 use crate::secret::{Secret, basic_authorization};
 use crate::upstream::loopback::LoopbackCertificates;
 
-/// The document is made in a moment.
-const LIMIT: Duration = Duration::from_secs(5);
-/// The largest document, with 200 transfers and 100 failures, has some 300 KB.
-const BYTES_MAX: u64 = 4 << 20;
 /// Longest login: a password of bcrypt has 72 bytes.
 const LOGIN_BYTES_MAX: u64 = 1024;
 /// Time between two looks with `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
-/// Failures that are shown.
-const FAILURES_SHOWN: usize = 5;
 /// Clears a terminal and goes to its beginning (ECMA-48: CUP, ED).
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
 /// Shows the status of the proxy that runs with the same settings.
 pub(super) fn run(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result<u8, CommandFault> {
-    let usage = |why| CommandFault::Usage(vec![why]);
-    let place = ProxyAddress::of_status(command.settings).map_err(usage)?;
-    let question = form_question(command).map_err(usage)?;
+    let question = form_question(command).map_err(|why| CommandFault::Usage(vec![why]))?;
     let (json, watch) = (command.has("--json"), command.has("--watch"));
     let clears = watch && !json && std::io::stdout().is_terminal();
     loop {
-        let shown = match ask(&place, &question, json) {
+        let shown = match ask(&question, json) {
             Ok(shown) => shown,
             Err(why) => return Ok(streams.fail(&format!("{why}\n"))),
         };
@@ -58,6 +51,10 @@ fn form_question(command: Invocation<'_>) -> Result<LocalQuestion, String> {
     let (settings, path) = (command.settings, |flag| {
         command.value(flag).map(PathBuf::from)
     });
+    let place = match &settings.metrics.listen {
+        None => running::place(&settings.listen_host, settings.listen_port, "LISTEN_PORT=0"),
+        Some(own) => running::place(&own.host, own.port, "METRICS_LISTEN with port 0"),
+    };
     let login = path("--login").map(|path| read_login(&path)).transpose()?;
     let shares_door = settings.metrics.listen.is_none();
     let tls = LoopbackCertificates {
@@ -65,12 +62,11 @@ fn form_question(command: Invocation<'_>) -> Result<LocalQuestion, String> {
         client: path("--certificate"),
     };
     Ok(LocalQuestion {
+        place: place?,
         tls: (settings.tls.enabled && shares_door).then_some(tls),
         authorization: login.filter(|_| shares_door),
         target: "/status.json",
         command: "status",
-        limit: LIMIT,
-        bytes_max: BYTES_MAX,
     })
 }
 
@@ -90,9 +86,9 @@ fn read_login(path: &Path) -> Result<Secret<String>, String> {
 }
 
 /// The status, as it is shown.
-fn ask(place: &ProxyAddress, question: &LocalQuestion, json: bool) -> Result<String, String> {
-    let answer = running::ask(place, question);
-    let (status, body) = answer.map_err(|why| format!("no answer from {place}: {why}"))?;
+fn ask(question: &LocalQuestion, json: bool) -> Result<String, String> {
+    let (status, body) = running::ask(question)?;
+    let place = &question.place;
     match (status, &question.authorization) {
         (200, _) if json => Ok(format!("{}\n", body.trim_end())),
         (200, _) => match serde_json::from_str(&body) {
@@ -112,89 +108,80 @@ fn ask(place: &ProxyAddress, question: &LocalQuestion, json: bool) -> Result<Str
     }
 }
 
+/// The lines: a name, where the document has the object or the list of them, how many are shown,
+/// and with which fields.
+#[rustfmt::skip]
+const ROWS: [(&str, &str, usize, &str); 6] = [
+    ("identity", "/identity", 1, "arn source last_error"),
+    ("registry", "/registries", usize::MAX,
+        "name breaker last_error token/left_s token/renews_s token/last_error"),
+    ("cache", "/cache", 1, "directory used_bytes quota_bytes free_bytes is_full_of_pins \
+        evicted_images damaged_blobs scrub_percent scrub_ended"),
+    ("24 hours", "/day", 1, "hit stale miss other refused failed saved_bytes"),
+    // Its kind is the name of the line.
+    ("", "/transfers/running", usize::MAX, "left_s idle_s repository digest clients source"),
+    ("failure", "/failures", 5, "at status method target error request"),
+];
+
 /// The document, a line for each thing.
 fn describe(document: &Value) -> String {
-    let mut lines = vec![show("sentence", &document["sentence"])];
-    let mut row = |name: &str, words: Vec<String>| {
-        if !words.is_empty() {
-            lines.push(format!("{name:<10} {}", words.join(", ")));
+    let mut text = show("sentence", &document["sentence"]) + "\n";
+    for (name, place, most, fields) in ROWS {
+        let objects = match document.pointer(place) {
+            Some(Value::Array(list)) => list.as_slice(),
+            Some(one) => slice::from_ref(one),
+            None => &[],
+        };
+        for object in objects.iter().take(most) {
+            let mut words = list_fields(object, fields);
+            let mut name = name.to_owned();
+            if name.is_empty() {
+                name = show("kind", &object["kind"]);
+                words.splice(..0, describe_progress(object));
+            }
+            if !words.is_empty() {
+                text.push_str(&format!("{name:<10} {}\n", words.join(", ")));
+            }
         }
-    };
-    row(
-        "identity",
-        list_fields(&document["identity"], "arn source last_error"),
-    );
-    for registry in list(&document["registries"]) {
-        let mut words = list_fields(registry, "name breaker last_error");
-        let token = list_fields(&registry["token"], "left_s renews_s last_error");
-        words.extend(token.iter().map(|words| format!("token {words}")));
-        row("registry", words);
     }
-    let cache = "directory used_bytes quota_bytes free_bytes is_full_of_pins evicted_images \
-                 damaged_blobs scrub_percent scrub_ended";
-    row("cache", list_fields(&document["cache"], cache));
-    let day = "hit stale miss other refused failed saved_bytes";
-    row("24 hours", list_fields(&document["day"], day));
-    let transfers = &document["transfers"];
-    for transfer in list(&transfers["running"]) {
-        row(
-            &show("kind", &transfer["kind"]),
-            describe_transfer(transfer),
-        );
-    }
-    for failure in list(&document["failures"]).iter().take(FAILURES_SHOWN) {
-        row(
-            "failure",
-            list_fields(failure, "at status method target error request"),
-        );
-    }
-    // Names and errors come from clients and registries; a terminal obeys control characters.
-    let clean = lines.iter().map(|line| line.replace(char::is_control, " "));
-    clean.map(|line| line + "\n").collect()
+    text
 }
 
-fn describe_transfer(transfer: &Value) -> Vec<String> {
+/// How far a transfer is, and how fast.
+fn describe_progress(transfer: &Value) -> [String; 2] {
     let number = |name: &str| transfer[name].as_u64().unwrap_or_default();
-    let progress = match number("total_bytes") {
+    let done = match number("total_bytes") {
         0 => bytes(number("bytes")),
         total => bar(number("bytes"), total),
     };
-    let mut words = vec![progress, format!("{}/s", bytes(number("bytes_per_second")))];
-    let others = "left_s idle_s repository digest clients source";
-    words.extend(list_fields(transfer, others));
-    words
+    [done, format!("{}/s", bytes(number("bytes_per_second")))]
 }
 
-/// The fields of these names that say something: each with its name, but for the unit at its end.
+/// The fields at these places that say something: each with its name, but for the unit at its end.
 fn list_fields(object: &Value, names: &str) -> Vec<String> {
-    let said = names
-        .split(' ')
-        .filter(|name| !matches!(object[*name], Value::Null | Value::Bool(false)));
-    let words = said.map(|name| {
+    let field = |name: &str| {
         let words = name.trim_end_matches("_bytes").trim_end_matches("_s");
-        let words = words.replace('_', " ");
-        match &object[name] {
-            Value::Bool(_) => words,
-            value => format!("{words} {}", show(name, value)),
+        let words = words.replace(['_', '/'], " ");
+        match object.pointer(&format!("/{name}"))? {
+            Value::Null | Value::Bool(false) => None,
+            Value::Bool(true) => Some(words),
+            value => Some(format!("{words} {}", show(name, value))),
         }
-    });
-    words.collect()
+    };
+    names.split(' ').filter_map(field).collect()
 }
 
-/// A value as its field's name has its unit.
+/// A value as its field's name has its unit. Names and errors come from clients and registries; a
+/// terminal obeys control characters.
 fn show(name: &str, value: &Value) -> String {
     match value {
-        Value::String(text) => text.clone(),
+        Value::String(text) => text.replace(char::is_control, " "),
         Value::Number(number) if name.ends_with("_bytes") => {
             bytes(number.as_u64().unwrap_or_default())
         }
         Value::Number(number) if name.ends_with("_s") => span(number.as_u64().unwrap_or_default()),
         other => other.to_string(),
     }
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
 }
 
 /// A time with its two largest units.

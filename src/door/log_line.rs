@@ -1,7 +1,6 @@
 //! The log line of a request. Owns: which fields it has, and its level. Must not: count, or change
 //! a reply.
 
-use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use super::reply::{WriteFault, Written};
@@ -75,20 +74,20 @@ impl LogLine<'_> {
         let cache = outcome.cache.map(CacheOutcome::name);
         let (forwarded, upstream_id) = (self.forwarded_for(), self.scope.upstream().id);
         let notes: [Option<log::Field<'_>>; 14] = [
-            note("login", &outcome.login),
-            note("forwarded_for", &forwarded),
-            note("host", &host),
-            note("user_agent", &user_agent),
-            note("registry", &outcome.registry),
-            note("repository", &outcome.repository),
-            note("reference", &outcome.reference),
-            note("digest", &outcome.digest),
-            note("cache", &cache),
-            note("upstream_status", &outcome.upstream_status),
-            note("upstream_fault", &outcome.upstream_fault),
-            note("upstream_request_id", &upstream_id),
-            note("error", &outcome.error),
-            note("aborted", &cut),
+            log::optional("login", &outcome.login),
+            log::optional("forwarded_for", &forwarded),
+            log::optional("host", &host),
+            log::optional("user_agent", &user_agent),
+            log::optional("registry", &outcome.registry),
+            log::optional("repository", &outcome.repository),
+            log::optional("reference", &outcome.reference),
+            log::optional("digest", &outcome.digest),
+            log::optional("cache", &cache),
+            log::optional("upstream_status", &outcome.upstream_status),
+            log::optional("upstream_fault", &outcome.upstream_fault),
+            log::optional("upstream_request_id", &upstream_id),
+            log::optional("error", &outcome.error),
+            log::optional("aborted", &cut),
         ];
         fields.extend(notes.into_iter().flatten());
         log::at(level, "request", &fields);
@@ -105,9 +104,4 @@ impl LogLine<'_> {
         let mut named = names.into_iter().filter(|_| self.forwarded);
         named.find_map(|name| self.field(name))
     }
-}
-
-/// A field, if it has a value.
-fn note<'a, T: Display>(name: &'a str, value: &'a Option<T>) -> Option<log::Field<'a>> {
-    value.as_ref().map(|value| (name, value as _))
 }

@@ -10,6 +10,11 @@ use std::fmt::Display;
 /// A field of a line: its name, and its value.
 pub type Field<'a> = (&'a str, &'a dyn Display);
 
+/// A field, if it has a value.
+pub fn optional<'a, T: Display>(name: &'a str, value: &'a Option<T>) -> Option<Field<'a>> {
+    value.as_ref().map(|value| (name, value as _))
+}
+
 /// Fields that are `true` or `false`.
 #[rustfmt::skip]
 const BOOLEANS: [&str; 5] = [

@@ -56,16 +56,21 @@ impl<S> Family<S> {
         }
     }
 
-    /// Adds the family to `text`; nothing when it has no number.
-    pub fn write_to(&self, text: &mut String, from: &S) {
-        let begin = text.len();
-        let (name, labels) = (self.name, self.labels);
-        (self.write)(from, &mut Samples { text, name, labels });
-        if text.len() > begin {
-            let (help, kind) = (self.help, self.kind.name());
-            let head = format!("# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}\n");
-            text.insert_str(begin, &head);
-        }
+    /// The family as text; none when it has no number.
+    pub fn text(&self, from: &S) -> Option<String> {
+        let (name, labels, help, kind) = (self.name, self.labels, self.help, self.kind.name());
+        let head = format!("# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}\n");
+        let mut text = head.clone();
+        let samples = &mut text;
+        (self.write)(
+            from,
+            &mut Samples {
+                text: samples,
+                name,
+                labels,
+            },
+        );
+        (text != head).then_some(text)
     }
 }
 
@@ -113,23 +118,13 @@ impl Samples<'_> {
         let own = self.labels.iter().copied().zip(values.iter().copied());
         let mut before = '{';
         for (label, value) in own.chain(bound.map(|bound| ("le", bound))) {
-            let _ = write!(self.text, "{before}{label}=\"");
-            value.chars().for_each(|c| push_escaped(self.text, c));
-            self.text.push('"');
+            let value = value.replace('\\', "\\\\").replace('"', "\\\"");
+            let value = value.replace('\n', "\\n");
+            let _ = write!(self.text, "{before}{label}=\"{value}\"");
             before = ',';
         }
         let after = if before == '{' { " " } else { "} " };
         let _ = writeln!(self.text, "{after}{value}");
-    }
-}
-
-/// A character of a label's value, as the format escapes it.
-fn push_escaped(text: &mut String, c: char) {
-    match c {
-        '\\' => text.push_str("\\\\"),
-        '"' => text.push_str("\\\""),
-        '\n' => text.push_str("\\n"),
-        c => text.push(c),
     }
 }
 
@@ -160,9 +155,7 @@ pub(super) mod tests {
             help: "Things.",
             write,
         };
-        let mut text = "before\n".to_owned();
-        family.write_to(&mut text, &4);
-        text
+        family.text(&4).unwrap_or_default()
     }
 
     #[test]
@@ -171,8 +164,7 @@ pub(super) mod tests {
             out.with(&["1", "2"], 3);
             out.plain(from);
         });
-        let expected = "before\n\
-                        # HELP aws_ecr_proxy_x_total Things.\n\
+        let expected = "# HELP aws_ecr_proxy_x_total Things.\n\
                         # TYPE aws_ecr_proxy_x_total counter\n\
                         aws_ecr_proxy_x_total{a=\"1\",b=\"2\"} 3\n\
                         aws_ecr_proxy_x_total 4\n";
@@ -192,6 +184,6 @@ pub(super) mod tests {
             out.time(&[], None);
             out.optional(None::<u8>);
         });
-        assert_eq!(text, "before\n");
+        assert_eq!(text, "");
     }
 }

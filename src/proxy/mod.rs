@@ -48,6 +48,7 @@ use self::answer::{API_VERSION, refuse};
 use self::dispatch::{Accepted, note_target};
 use self::exchange::{Parts, WayOut};
 use self::fetch::{FetchedImage, ImageFetch};
+pub use self::own::ACCEPT;
 use self::purpose::Purpose;
 use self::referrer_queue::ReferrerQueue;
 use self::registries::Registries;

@@ -19,7 +19,7 @@ use crate::oci::Route;
 use crate::upstream::exchange::HEAD_TIMEOUT;
 
 /// Every kind of manifest.
-pub(super) const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, \
+pub const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, \
      application/vnd.oci.image.index.v1+json, \
      application/vnd.docker.distribution.manifest.v2+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, */*";

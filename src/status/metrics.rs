@@ -5,7 +5,6 @@
 //! `docs/metrics.md` has them all. `UPDATE_DOCS=1 cargo test` writes it anew.
 
 use std::io;
-use std::slice::Iter;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -25,8 +24,6 @@ use crate::transfers::{TRANSFERS, TransferKind};
 /// Scrapes at a time: each holds a few hundred kilobytes of text at the most, and nobody has more
 /// than a few Prometheus.
 const SCRAPES_MAX: usize = 8;
-/// Families are joined to pieces of about this size.
-const PIECE_BYTES: usize = 16 * 1024;
 
 static SCRAPES: Permits = Permits::new(SCRAPES_MAX);
 
@@ -99,10 +96,11 @@ pub(super) fn answer(sources: &Arc<Sources>) -> Result<Reply, &'static str> {
     let turn = SCRAPES.take(Instant::now());
     let turn = turn.ok_or("too many scrapes at a time; try again")?;
     requests::begin_at_zero();
+    let sources = Arc::clone(sources);
+    let counted = COUNTED.iter().filter_map(|family| family.text(&()));
+    let read = READ.iter().filter_map(move |family| family.text(&sources));
     let pieces = Box::new(Exposition {
-        sources: Arc::clone(sources),
-        counted: COUNTED.iter(),
-        read: READ.iter(),
+        families: Box::new(counted.chain(read)),
         text: String::new(),
         _turn: turn,
     });
@@ -114,31 +112,20 @@ pub(super) fn answer(sources: &Arc<Sources>) -> Result<Reply, &'static str> {
     Ok(reply)
 }
 
-/// The text on its way.
+/// The text on its way, family by family.
 struct Exposition {
-    sources: Arc<Sources>,
-    counted: Iter<'static, Family<()>>,
-    read: Iter<'static, Family<Sources>>,
+    families: Box<dyn Iterator<Item = String> + Send>,
     text: String,
     _turn: Permit<'static>,
 }
 
 impl Pieces for Exposition {
     fn next(&mut self) -> io::Result<Piece<'_>> {
-        self.text.clear();
-        while self.text.len() < PIECE_BYTES {
-            if let Some(family) = self.counted.next() {
-                family.write_to(&mut self.text, &());
-            } else if let Some(family) = self.read.next() {
-                family.write_to(&mut self.text, &self.sources);
-            } else {
-                break;
-            }
-        }
-        match self.text.as_bytes() {
-            [] => Ok(Piece::End),
-            text => Ok(Piece::Bytes(text)),
-        }
+        let Some(text) = self.families.next() else {
+            return Ok(Piece::End);
+        };
+        self.text = text;
+        Ok(Piece::Bytes(self.text.as_bytes()))
     }
 }
 

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use self::sources::Sources;
+pub use self::verdict::list_registries;
 use crate::cache::Cache;
 use crate::cache::holdings::Holdings;
 use crate::cache::images::{ImageQuery, PAGE_MAX};

@@ -2,13 +2,11 @@
 //! not: block for longer than it takes to ask the file system for its free space.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Map, Value, json};
 
 use super::sources::Sources;
-use super::verdict::{Facts, judge};
 use crate::aws::token::TokenStatus;
 use crate::cache::Cache;
 use crate::cache::holdings::{CachedImage, PlatformsHere};
@@ -30,7 +28,7 @@ const TRANSFERS_SHOWN: usize = 200;
 pub(super) fn document(sources: &Sources) -> Map<String, Value> {
     let token = sources.tokens.as_ref().map(|tokens| tokens.status());
     let registries = known_registries(sources);
-    let (state, sentence) = judge(&facts(sources, token.as_ref(), registries.first()));
+    let (state, sentence) = sources.verdict(registries.first());
     let (started, started_at) = sources.started;
     let document = json!({
         "version": VERSION,
@@ -63,25 +61,6 @@ pub(super) fn known_registries(sources: &Sources) -> Vec<Registry> {
     let own = sources.upstream.default_registry(Instant::now()).ok();
     let own = own.or_else(|| sources.cache.as_ref()?.recall_registry());
     own.into_iter().collect()
-}
-
-fn facts(sources: &Sources, token: Option<&TokenStatus>, registry: Option<&Registry>) -> Facts {
-    let state = registry.map(|registry| sources.upstream.state(registry));
-    let paused = state.filter(|state| state.pause.is_some());
-    let why = |last_error: Option<(SystemTime, String)>| last_error.map(|(_, why)| why);
-    let no_token = token.filter(|token| !token.has_token).map(|token| {
-        let why = token.last_error.clone();
-        why.unwrap_or_else(|| "waiting for the first one".to_owned())
-    });
-    Facts {
-        draining: sources.draining.load(Ordering::SeqCst),
-        offline: sources.offline,
-        no_token,
-        registry: registry.map(Registry::to_string),
-        unreachable: paused
-            .map(|state| why(state.last_error).unwrap_or_else(|| "no answer".to_owned())),
-        has_content: sources.has_content(),
-    }
 }
 
 fn identity(token: &TokenStatus) -> Value {

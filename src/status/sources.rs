@@ -38,9 +38,7 @@ pub struct Sources {
 impl Sources {
     /// True while pulls can be answered, as `/readyz` has it.
     pub(super) fn is_ready(&self) -> bool {
-        let has_token = |tokens: &Arc<Tokens>| tokens.status().has_token;
-        let can_ask = !self.offline && self.tokens.as_ref().is_none_or(has_token);
-        (can_ask || self.has_content()) && !self.draining.load(Ordering::SeqCst)
+        self.readiness().is_ok() && !self.draining.load(Ordering::SeqCst)
     }
 
     /// True when something was kept in the cache.

@@ -1,49 +1,121 @@
-//! The traffic light. Owns: which state the proxy is in, and the one sentence that says so. Must
-//! not: look anything up.
+//! Whether the proxy can serve. Owns: the words for it, in `/readyz` and on the status page. Must
+//! not: ask upstream or AWS, or wait.
 
-/// What the state depends on.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Facts {
-    pub(super) draining: bool,
-    /// `OFFLINE`
-    pub(super) offline: bool,
-    /// Why there is no token; none when there is one, or when none is needed.
-    pub(super) no_token: Option<String>,
-    /// The default registry; none before it is known.
-    pub(super) registry: Option<String>,
-    /// Why the default registry was out of reach lately.
-    pub(super) unreachable: Option<String>,
-    /// Something was kept in the cache.
-    pub(super) has_content: bool,
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::sources::Sources;
+use crate::aws::token::{TokenStatus, Tokens};
+use crate::calendar::format_rfc3339;
+use crate::oci::Registry;
+use crate::upstream::Authorizer as _;
+
+impl Sources {
+    /// What pulls are answered from, as `/readyz` says it.
+    ///
+    /// # Errors
+    /// Why they cannot be answered.
+    pub fn readiness(&self) -> Result<String, String> {
+        let has_content = self.has_content();
+        if self.offline {
+            return match has_content {
+                true => Ok("offline (OFFLINE=true): serving the cache alone".to_owned()),
+                false => Err("offline (OFFLINE=true), and the cache is empty".to_owned()),
+            };
+        }
+        let Some(tokens) = &self.tokens else {
+            let registries = list_registries(&self.registries);
+            return Ok(format!(
+                "the upstream needs no token; registries: {registries}"
+            ));
+        };
+        let status = tokens.status();
+        if status.has_token {
+            return Ok(self.describe_token(tokens, status));
+        }
+        let why = status.last_error;
+        let why = why.unwrap_or_else(|| "waiting for the first token".to_owned());
+        match has_content {
+            true => Ok(format!("cache only, without a token: {why}")),
+            false => Err(why),
+        }
+    }
+
+    fn describe_token(&self, tokens: &Tokens, status: TokenStatus) -> String {
+        let or = |text: Option<String>, other: &str| text.unwrap_or_else(|| other.to_owned());
+        let who = or(status.arn, "an identity not yet named");
+        let source = or(status.source, "an unknown source");
+        let until = or(status.expires.map(format_rfc3339), "unknown");
+        // Without a setting it is the one that the token named; nothing is waited for.
+        let named = tokens.default_registry(Instant::now()).ok();
+        let registries = match (self.registries.as_slice(), named) {
+            ([], Some(named)) => named.url(),
+            (set, _) => list_registries(set),
+        };
+        let not_renewed = status.last_error.map(|why| format!("; not renewed: {why}"));
+        let not_renewed = not_renewed.unwrap_or_default();
+        format!("token of {who} via {source} until {until}; registries: {registries}{not_renewed}")
+    }
+
+    /// The state, and why: `ready` for pulls and pushes, `cache_only`, or `not_ready`. `registry`:
+    /// the default one; none before it is known.
+    pub(super) fn verdict(&self, registry: Option<&Registry>) -> (&'static str, String) {
+        let has_content = self.has_content();
+        if self.draining.load(Ordering::SeqCst) {
+            return ("not_ready", "Not ready: shutting down.".to_owned());
+        }
+        if self.offline && has_content {
+            return ("cache_only", "Offline: serving the cache alone.".to_owned());
+        }
+        judge(registry, self.find_trouble(registry), has_content)
+    }
+
+    /// Why upstream cannot be asked.
+    fn find_trouble(&self, registry: Option<&Registry>) -> Option<String> {
+        if self.offline {
+            return Some("offline, and the cache is empty".to_owned());
+        }
+        let token = self.tokens.as_ref().map(|tokens| tokens.status());
+        if let Some(token) = token.filter(|token| !token.has_token) {
+            let why = token.last_error.as_deref();
+            let why = why.unwrap_or("waiting for the first one");
+            return Some(format!("no ECR token ({why})"));
+        }
+        let state = self.upstream.state(registry?);
+        let why = state.last_error.map(|(_, why)| why);
+        let why = why.unwrap_or_else(|| "no answer".to_owned());
+        let is_paused = state.pause.is_some();
+        is_paused.then(|| format!("the registry is out of reach ({why})"))
+    }
 }
 
-/// The state, and why: `ready` for pulls and pushes, `cache_only`, or `not_ready`.
-pub(super) fn judge(facts: &Facts) -> (&'static str, String) {
-    let why = if facts.draining {
-        return ("not_ready", "Not ready: shutting down.".to_owned());
-    } else if facts.offline && facts.has_content {
-        return ("cache_only", "Offline: serving the cache alone.".to_owned());
-    } else if facts.offline {
-        "offline, and the cache is empty".to_owned()
-    } else if let Some(why) = &facts.no_token {
-        format!("no ECR token ({why})")
-    } else if let Some(why) = &facts.unreachable {
-        format!("the registry is out of reach ({why})")
-    } else {
-        let registry = facts.registry.as_deref();
-        let registry = registry.unwrap_or("the registry of the identity");
-        return (
-            "ready",
-            format!("Ready: pulls and pushes go to {registry}."),
-        );
-    };
-    match facts.has_content {
-        true => (
-            "cache_only",
-            format!("Serving from the cache alone: {why}."),
-        ),
-        false => ("not_ready", format!("Not ready: {why}.")),
+fn judge(
+    registry: Option<&Registry>,
+    trouble: Option<String>,
+    has_content: bool,
+) -> (&'static str, String) {
+    match (trouble, has_content) {
+        (None, _) => {
+            let registry = registry.map(Registry::to_string);
+            let registry = registry.unwrap_or_else(|| "the registry of the identity".to_owned());
+            let sentence = format!("Ready: pulls and pushes go to {registry}.");
+            ("ready", sentence)
+        }
+        (Some(why), true) => {
+            let sentence = format!("Serving from the cache alone: {why}.");
+            ("cache_only", sentence)
+        }
+        (Some(why), false) => ("not_ready", format!("Not ready: {why}.")),
     }
+}
+
+/// The registries of the settings, the default one first.
+pub fn list_registries(registries: &[Registry]) -> String {
+    if registries.is_empty() {
+        return "that of the identity".to_owned();
+    }
+    let urls: Vec<String> = registries.iter().map(Registry::url).collect();
+    urls.join(",")
 }
 
 #[cfg(test)]
@@ -51,60 +123,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_state_follows_from_token_registry_and_cache() {
-        let ready = Facts {
-            registry: Some("r.example".into()),
-            ..Facts::default()
-        };
-        let (state, sentence) = judge(&ready);
-        assert_eq!(
-            (state, sentence.as_str()),
-            ("ready", "Ready: pulls and pushes go to r.example.")
-        );
-        let cut_off = Facts {
-            unreachable: Some("connect failed".into()),
-            ..ready.clone()
-        };
-        assert_eq!(judge(&cut_off).0, "not_ready");
-        let (state, sentence) = judge(&Facts {
-            has_content: true,
-            ..cut_off
-        });
-        assert_eq!(state, "cache_only");
-        assert!(
-            sentence.ends_with("out of reach (connect failed)."),
-            "{sentence}"
-        );
-        let tokenless = Facts {
-            no_token: Some("expired".into()),
-            ..ready.clone()
-        };
-        assert_eq!(judge(&tokenless).1, "Not ready: no ECR token (expired).");
-        let (state, _) = judge(&Facts {
-            has_content: true,
-            ..tokenless
-        });
-        assert_eq!(state, "cache_only");
-        let offline = |has_content| {
-            let (offline, no_token) = (true, Some("none".into()));
-            judge(&Facts {
-                offline,
-                no_token,
-                has_content,
-                ..Facts::default()
-            })
-        };
-        let (state, sentence) = offline(true);
-        assert_eq!(state, "cache_only");
-        assert_eq!(sentence, "Offline: serving the cache alone.");
-        assert_eq!(offline(false).0, "not_ready");
-        let (state, sentence) = judge(&Facts {
-            draining: true,
-            ..ready
-        });
-        assert_eq!(
-            (state, sentence.as_str()),
-            ("not_ready", "Not ready: shutting down.")
-        );
+    fn the_state_follows_from_trouble_and_cache() {
+        let registry: Registry = "r.example".parse().unwrap();
+        for (trouble, has_content, state, sentence) in [
+            (
+                None,
+                false,
+                "ready",
+                "Ready: pulls and pushes go to r.example.",
+            ),
+            (Some("no token"), false, "not_ready", "Not ready: no token."),
+            (
+                Some("no token"),
+                true,
+                "cache_only",
+                "Serving from the cache alone: no token.",
+            ),
+        ] {
+            let verdict = judge(Some(&registry), trouble.map(str::to_owned), has_content);
+            assert_eq!(verdict, (state, sentence.to_owned()));
+        }
     }
 }

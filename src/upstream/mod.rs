@@ -31,3 +31,4 @@ pub use self::address_rule::AddressRule;
 pub use self::api::{Api, ApiCall, ApiReply};
 pub use self::authorizer::{AuthFault, Authorizer, FixedToken, Grant};
 pub use self::error::{OFFLINE, Stage, UpstreamError};
+pub use self::tcp::connect;

@@ -14,22 +14,18 @@ pub(super) fn log_answer(
     sent: Result<(u16, &str), &UpstreamError>,
 ) {
     let took = begun.elapsed().as_millis();
-    let fields: [log::Field<'_>; 2] = [("to", &to), ("method", &method)];
-    match sent {
+    let mut fields: Vec<log::Field<'_>> = vec![("to", &to), ("method", &method)];
+    match &sent {
         Ok((status, id)) => {
-            let answer: [log::Field<'_>; 3] = [
-                ("upstream_status", &status),
-                ("first_byte_ms", &took),
-                ("upstream_request_id", &id),
-            ];
-            log::debug("upstream answered", &[fields.as_slice(), &answer].concat());
+            fields.push(("upstream_status", status));
+            fields.push(("first_byte_ms", &took));
+            fields.push(("upstream_request_id", id));
+            log::debug("upstream answered", &fields);
         }
         Err(error) => {
-            let fault: [log::Field<'_>; 2] = [("ms", &took), ("error", error)];
-            log::debug(
-                "upstream did not answer",
-                &[fields.as_slice(), &fault].concat(),
-            );
+            fields.push(("ms", &took));
+            fields.push(("error", error));
+            log::debug("upstream did not answer", &fields);
         }
     }
 }

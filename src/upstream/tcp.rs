@@ -31,11 +31,11 @@ const NAMED_MAX: usize = 4;
 
 /// Why there is no connection.
 #[derive(Debug)]
-pub(super) struct ConnectFault {
+pub struct ConnectFault {
     /// `Connect`, or `Timeout` when an address was silent to the end.
-    pub(super) stage: Stage,
+    pub stage: Stage,
     /// Each address and why it failed.
-    pub(super) reason: String,
+    pub reason: String,
 }
 
 /// A connection that is being made.
@@ -48,10 +48,7 @@ struct OpeningSocket {
 ///
 /// # Errors
 /// Why none of them did.
-pub(super) fn connect(
-    addresses: &[SocketAddr],
-    deadline: Instant,
-) -> Result<TcpStream, ConnectFault> {
+pub fn connect(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpStream, ConnectFault> {
     let mut left = addresses.iter();
     let mut pending: Vec<OpeningSocket> = Vec::new();
     let mut faults: Vec<(SocketAddr, io::Error)> = Vec::new();

@@ -4,18 +4,21 @@
 use std::time::SystemTime;
 
 use super::super::ecr::{self, Realm};
+use super::super::fault::AwsFault;
 use super::super::sts::{self, Identity};
 use super::tokens::Tokens;
 use crate::oci::Registry;
 use crate::secret::Secret;
 
-/// Credentials as they were found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FoundCredentials {
+/// Credentials as they were found, and whose they are.
+#[derive(Debug)]
+pub struct FoundIdentity {
     /// Their source.
     pub source: String,
     /// Their end, by AWS's clock. None when they have no end, or do not say it.
     pub expires: Option<SystemTime>,
+    /// Our identity, as STS tells it.
+    pub identity: Result<Identity, AwsFault>,
 }
 
 /// A token as it was fetched.
@@ -31,52 +34,29 @@ pub struct FoundToken {
     pub value: Secret<String>,
 }
 
-/// Why our identity is not known.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IdentityFault {
-    /// The failure and its remedy.
-    pub text: String,
-    /// True when AWS or a setting says no. False when nobody answered, so that a later call may
-    /// succeed.
-    pub refused: bool,
-}
-
 impl Tokens {
-    /// Finds credentials. Blocks for as long as their source takes.
+    /// Finds credentials, and asks STS whose they are. Blocks for as long as their source takes,
+    /// and for two calls at the longest.
     ///
     /// # Errors
     /// When the deciding source fails, or none is configured.
-    pub fn find_credentials(&self) -> Result<FoundCredentials, String> {
+    pub fn find_identity(&self) -> Result<FoundIdentity, String> {
         if let Some(fault) = &self.profile_fault {
             return Err(fault.clone());
         }
-        if let Ok(realm) = self.realm_now(None) {
+        let realm = self.realm_now(None);
+        if let Ok(realm) = &realm {
             self.chain.suggest_region(&realm.region);
         }
-        let found = self.chain.fetch().map_err(|fault| fault.text)?;
-        Ok(FoundCredentials {
-            source: found.source,
-            expires: found.expires,
-        })
-    }
-
-    /// Asks STS for our identity. Blocks for two calls at the longest, and for the credentials.
-    ///
-    /// # Errors
-    /// The failure.
-    pub fn find_identity(&self) -> Result<Identity, IdentityFault> {
-        let refused = |text: String| IdentityFault {
-            text,
-            refused: true,
-        };
-        let realm = self.realm_now(None).map_err(refused)?;
-        let region = self.identity_region(&realm);
-        let found = self.chain.fetch();
-        let credentials = found.map_err(|fault| refused(fault.text))?;
-        let outcome = sts::caller_identity(&self.caller, &self.config.aws, &region, &credentials);
-        outcome.map_err(|fault| IdentityFault {
-            refused: fault.is_lasting(),
-            text: fault.text,
+        let credentials = self.chain.fetch().map_err(|fault| fault.text)?;
+        let identity = realm.map_err(AwsFault::lasting).and_then(|realm| {
+            let region = self.identity_region(&realm);
+            sts::caller_identity(&self.caller, &self.config.aws, &region, &credentials)
+        });
+        Ok(FoundIdentity {
+            source: credentials.source,
+            expires: credentials.expires,
+            identity,
         })
     }
 

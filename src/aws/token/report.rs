@@ -1,7 +1,7 @@
 //! What is known of a registry's token, for people and for metrics. Owns: that view. Must not: show
 //! the token, or ask anybody.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::super::ecr;
 use super::tokens::Tokens;
@@ -28,32 +28,21 @@ impl Tokens {
         let (now, wall) = (self.clock.monotonic(), self.clock.now());
         let shared = self.lock();
         let realm = ecr::realm_of(registry, &self.config.aws);
-        let realm = match realm.or_else(|_| self.default_realm(&shared)) {
-            Ok(realm) => realm,
-            Err(why) => {
-                let last_error = Some(why);
-                return TokenReport {
-                    last_error,
-                    ..TokenReport::default()
-                };
-            }
-        };
-        let region = Some(realm.to_string());
-        let Some(state) = shared.regions.get(&realm) else {
-            // Nobody has asked for anything there yet.
-            return TokenReport {
-                region,
-                ..TokenReport::default()
-            };
-        };
-        let wall_at = |at: std::time::Instant| wall.checked_add(at.saturating_duration_since(now));
-        let token = state.usable(now);
+        let realm = realm.or_else(|_| self.default_realm(&shared));
+        // None where nobody has asked for anything yet.
+        let state = realm.as_ref().ok();
+        let state = state.and_then(|realm| shared.regions.get(realm));
+        let token = state.and_then(|state| state.usable(now));
+        let wall_at = |at: Instant| wall.checked_add(at.saturating_duration_since(now));
         TokenReport {
-            region,
+            region: realm.as_ref().ok().map(ToString::to_string),
             expires: token.and_then(|token| wall_at(token.good_until)),
             life: token.map(|token| token.life),
-            renews: state.attempts.next().and_then(wall_at),
-            last_error: state.attempts.fault().cloned(),
+            renews: state.and_then(|state| state.attempts.next().and_then(wall_at)),
+            last_error: match state {
+                Some(state) => state.attempts.fault().cloned(),
+                None => realm.err(),
+            },
         }
     }
 }

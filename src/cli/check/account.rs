@@ -39,16 +39,16 @@ impl Account {
         let Some(tokens) = &self.tokens else {
             return skipped("not needed: UPSTREAM_AUTH=none");
         };
-        let credentials = tokens.find_credentials()?;
+        let found = tokens.find_identity()?;
         self.has_credentials.store(true, Ordering::Relaxed);
-        let until = match credentials.expires {
+        let until = match found.expires {
             None => "without an end".to_owned(),
             end => format!("until {}", show_end(end)),
         };
-        let whose = format!("{}, credentials {until}", credentials.source);
-        match tokens.find_identity() {
+        let whose = format!("{}, credentials {until}", found.source);
+        match found.identity {
             Ok(identity) => ok(format!("{} via {whose}", identity.arn)),
-            Err(fault) if fault.refused => Err(fault.text),
+            Err(fault) if fault.is_lasting() => Err(fault.text),
             // Pulls do not need STS once there are credentials.
             Err(fault) => skipped(format!("not told, {whose}: {}", fault.text)),
         }

@@ -12,15 +12,12 @@ use crate::aws::ecr;
 use crate::image_name::ImageName;
 use crate::message::Headers;
 use crate::oci::Digest;
+use crate::proxy::ACCEPT;
 
 /// Largest manifest that is read, as the proxy itself has it.
 const MANIFEST_BYTES_MAX: u64 = 4 << 20;
 /// An index leads to a manifest, and no further.
 const STEPS_MAX: usize = 2;
-const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
-    application/vnd.oci.image.manifest.v1+json, \
-    application/vnd.docker.distribution.manifest.list.v2+json, \
-    application/vnd.docker.distribution.manifest.v2+json";
 
 /// A repository that is asked, and how.
 pub(super) struct Rights {

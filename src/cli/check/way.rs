@@ -1,7 +1,7 @@
 //! The steps of `check` on the way to one registry, and to the layers behind it. Owns: one try
 //! each, and what its outcome means. Must not: print, or need a signed URL.
 
-use std::net::TcpStream;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use crate::upstream::client::Outgoing;
 use crate::upstream::exchange::{Call, Fetched, Upstream};
 use crate::upstream::incoming::Incoming;
 use crate::upstream::secrets::Secrets;
-use crate::upstream::{AddressRule, Api as _, FixedToken, Stage, UpstreamError};
+use crate::upstream::{AddressRule, Api as _, FixedToken, Stage, UpstreamError, connect};
 
 /// One name, or one connection to an outbound proxy.
 pub(super) const DNS_LIMIT: Duration = Duration::from_secs(6);
@@ -28,8 +28,6 @@ pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 const QUOTED_CHARACTERS_MAX: usize = 300;
 /// Bytes that are read of an answer that is no manifest; a refusal has words.
 pub(super) const BODY_BYTES_MAX: u64 = 4 << 10;
-/// Addresses that share the time for connecting.
-const ATTEMPTS: u32 = 2;
 /// Addresses shown of a name.
 const ADDRESSES_SHOWN: usize = 4;
 
@@ -89,20 +87,18 @@ impl Way {
         let Some((host, port, shown)) = client.outbound_proxy_address(&url) else {
             return skipped(format!("none leads to {url}"));
         };
-        let found = client.addresses(&host, Instant::now() + DNS_LIMIT);
+        let deadline = Instant::now() + DNS_LIMIT;
+        let found = client.addresses(&host, deadline);
         let found = found.map_err(|fault| format!("{shown} is to lead to {url}: {fault}"))?;
-        let mut why = "no address".to_owned();
-        for address in found {
-            let connected =
-                TcpStream::connect_timeout(&(address, port).into(), DNS_LIMIT / ATTEMPTS);
-            match connected {
-                Ok(_) => return ok(format!("{shown} leads to {url}")),
-                Err(error) => why = format!("{address}:{port}: {error}"),
-            }
+        let at = |address: &IpAddr| SocketAddr::new(*address, port);
+        let addresses: Vec<SocketAddr> = found.iter().map(at).collect();
+        match connect(&addresses, deadline) {
+            Ok(_) => ok(format!("{shown} leads to {url}")),
+            Err(fault) => Err(format!(
+                "{shown} is to lead to {url}, and is out of reach: {}; mend it, or set NO_PROXY",
+                fault.reason
+            )),
         }
-        Err(format!(
-            "{shown} is to lead to {url}, and is out of reach: {why}; mend it, or set NO_PROXY"
-        ))
     }
 
     pub(super) fn look_up(&self) -> StepResult {
