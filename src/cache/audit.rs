@@ -39,21 +39,8 @@ impl Verdict {
     }
 }
 
-/// What an image lacks.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct ImageFaults {
-    /// The worst of it.
-    pub verdict: Verdict,
-    /// Each fault, with its platform and digest.
-    pub faults: Vec<String>,
-}
-
-impl ImageFaults {
-    fn add(&mut self, verdict: Verdict, fault: String) {
-        self.verdict = self.verdict.max(verdict);
-        self.faults.push(fault);
-    }
-}
+/// What an image lacks: how bad each fault is, and its words, with platform and digest.
+pub type ImageFaults = Vec<(Verdict, String)>;
 
 /// Looks at images and blobs; each blob is hashed once.
 pub struct Audit<'a> {
@@ -82,16 +69,20 @@ impl<'a> Audit<'a> {
     }
 
     /// Looks at an image, for the platforms that `picks` takes. Blocks while its blobs are hashed.
-    pub fn image(&mut self, image: &CachedImage<'_>, picks: &dyn Fn(&str) -> bool) -> ImageFaults {
-        let (mut found, closure) = (ImageFaults::default(), &image.closure);
+    pub fn image(&mut self, image: &CachedImage, picks: &dyn Fn(&str) -> bool) -> ImageFaults {
+        let (mut found, closure) = (ImageFaults::new(), &image.closure);
         if closure.is_cut {
             let why = "it is larger than any image, or a manifest cannot be read";
-            found.add(Verdict::Incomplete, why.to_owned());
+            found.push((Verdict::Incomplete, why.to_owned()));
         }
         // Its manifest proves what it names, and so may do without further links.
-        if self.names.link(image.scope, &image.digest).is_none() {
+        if self
+            .names
+            .link(image.place.scope(), &image.digest)
+            .is_none()
+        {
             let why = "its manifest is not known to belong to the repository";
-            found.add(Verdict::Incomplete, why.to_owned());
+            found.push((Verdict::Incomplete, why.to_owned()));
         }
         for index in &closure.indexes {
             self.look_at("the image", index, &mut found);
@@ -101,7 +92,7 @@ impl<'a> Audit<'a> {
             if part.is_absent() && self.condition(manifest).0 == Verdict::Incomplete {
                 if platform != NO_PLATFORM {
                     let fault = format!("{platform}: not here, missing {manifest}");
-                    found.add(Verdict::Partial, fault);
+                    found.push((Verdict::Partial, fault));
                 }
                 continue;
             }
@@ -119,7 +110,7 @@ impl<'a> Audit<'a> {
     fn look_at(&mut self, part: &str, digest: &Digest, found: &mut ImageFaults) {
         let (verdict, fault) = self.condition(digest);
         if verdict != Verdict::Complete {
-            found.add(verdict, format!("{part}: {fault}"));
+            found.push((verdict, format!("{part}: {fault}")));
         }
     }
 
@@ -190,10 +181,10 @@ impl<'a> Audit<'a> {
         }
         for place in self.names.scopes() {
             let scope = place.scope();
-            let tags = self.names.tag_uses(scope).into_iter();
-            let unreadable = tags.filter(|found| found.digests.is_empty());
+            let tags = self.names.tag_uses(scope, usize::MAX).into_iter();
+            let unreadable = tags.filter(|(_, found)| !found.is_readable());
             let fault = |tag: &str| format!("{scope}:{tag} cannot be read");
-            faults.extend(unreadable.map(|found| fault(found.tag.as_str())));
+            faults.extend(unreadable.map(|(tag, _)| fault(tag.as_str())));
         }
         faults
     }
@@ -202,8 +193,12 @@ impl<'a> Audit<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::holdings::Holdings;
+    use crate::cache::closure::Holdings;
     use crate::cache::scratch::{Cache, digest_of};
+
+    fn worst(faults: &ImageFaults) -> Verdict {
+        faults.iter().map(|(verdict, _)| *verdict).max().unwrap()
+    }
 
     fn faults(cache: &Cache, tag: &str) -> ImageFaults {
         faults_of(cache, tag, &|_| true)
@@ -240,13 +235,13 @@ mod tests {
     fn what_is_missing_or_damaged_is_named_and_stays() {
         let cache = Cache::new();
         let image = cache.image("a:v1", &[b"one", b"two"], 5);
-        assert_eq!(faults(&cache, "v1"), ImageFaults::default());
+        assert_eq!(faults(&cache, "v1"), []);
         let (one, two) = (digest_of(b"one"), digest_of(b"two"));
         damage(&cache, &one);
         cache.store.remove(&two).unwrap();
         let found = faults(&cache, "v1");
-        assert_eq!((found.verdict, found.faults.len()), (Verdict::Damaged, 2));
-        let all = found.faults.join("\n");
+        assert_eq!((worst(&found), found.len()), (Verdict::Damaged, 2));
+        let all = format!("{found:?}");
         assert!(all.contains(&format!("missing {two}")), "{all}");
         assert!(all.contains(&format!("damaged {one}: its 7 bytes have sha256:")));
         assert!(cache.store.has(&one) && cache.store.has(&image));
@@ -260,10 +255,7 @@ mod tests {
         cache.index("a:v1", &[&here, &elsewhere], 5);
         let found = faults(&cache, "v1");
         let fault = format!("any: not here, missing {elsewhere}");
-        assert_eq!(
-            (found.verdict, found.faults),
-            (Verdict::Partial, vec![fault])
-        );
+        assert_eq!(found, [(Verdict::Partial, fault)]);
     }
 
     #[test]
@@ -283,7 +275,7 @@ mod tests {
         cache.manifest("a:v1", crate::cache::scratch::INDEX, &index, 5);
         damage(&cache, &digest_of(b"shared"));
         let found = faults_of(&cache, "v1", &|platform| platform == "windows/arm64");
-        assert_eq!((found.verdict, found.faults.len()), (Verdict::Damaged, 1));
+        assert_eq!((worst(&found), found.len()), (Verdict::Damaged, 1));
     }
 
     #[test]
@@ -293,10 +285,10 @@ mod tests {
         cache.with("a", |scope| {
             cache.names.remove_link(scope, &digest_of(b"one"))
         });
-        assert_eq!(faults(&cache, "v1"), ImageFaults::default());
+        assert_eq!(faults(&cache, "v1"), []);
         cache.with("a", |scope| cache.names.remove_link(scope, &image));
         let found = faults(&cache, "v1");
-        assert!(found.faults[0].contains("not known to belong"), "{found:?}");
+        assert!(found[0].1.contains("not known to belong"), "{found:?}");
     }
 
     #[test]

@@ -7,11 +7,11 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::manifest::{ManifestContent, platform_of_config};
+use super::manifest::{MANIFEST_BYTES_MAX, ManifestContent, platform_of_config};
 use super::names::{Names, Scope, TagEntry};
 use super::store::Store;
 use super::tree::{ManifestWalk, TreeManifest};
-use crate::oci::{Digest, Reference, Tag};
+use crate::oci::{Digest, Tag};
 
 /// The platform of an attestation, which nobody runs (buildkit).
 pub const NO_PLATFORM: &str = "unknown/unknown";
@@ -33,26 +33,10 @@ pub(super) fn subject_of_tag(tag: &Tag) -> Option<Digest> {
     is_attached.then(|| digest.replacen('-', ":", 1).parse().ok())?
 }
 
-/// How far a walk goes. What is beyond is left out, and [`Closure::is_cut`] says so.
-#[derive(Debug, Clone, Copy)]
-pub struct ClosureBounds {
-    /// Digests of one image.
-    pub members: usize,
-    /// Bytes of one manifest.
-    pub manifest_bytes: u64,
-    /// Bytes of all manifests together.
-    pub total_bytes: u64,
-}
-
-impl ClosureBounds {
-    /// Everything that can be an image: manifests of 16 MiB, four times what registries take, and
-    /// as many layers as twenty of the largest manifests name.
-    pub const WHOLE: Self = Self {
-        members: 100_000,
-        manifest_bytes: 16 << 20,
-        total_bytes: 256 << 20,
-    };
-}
+/// Bytes of all manifests of one image: as many layers as twenty of the largest manifests name.
+pub const IMAGE_BYTES_MAX: u64 = 256 << 20;
+/// Manifests of one image.
+const MANIFESTS_MAX: usize = 100_000;
 
 /// A manifest with all it names: an image for one platform, or an artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,17 +71,11 @@ pub struct Closure {
     pub attached: Vec<(Tag, TagEntry)>,
     /// Bytes of all that is here; a digest counts once.
     pub bytes_here: u64,
-    /// There was more than the bounds allow.
+    /// There was more than is read of one image.
     pub is_cut: bool,
 }
 
 impl Closure {
-    /// Every manifest of it.
-    pub fn manifests(&self) -> impl Iterator<Item = &Digest> {
-        let parts = self.parts.iter().chain(&self.referrers);
-        self.indexes.iter().chain(parts.map(|part| &part.manifest))
-    }
-
     /// True when nothing is missing of the image; attestations do not count, as no client that runs
     /// the image asks for them.
     pub fn is_whole(&self) -> bool {
@@ -118,17 +96,11 @@ pub struct ReferrerIndex {
 
 impl ReferrerIndex {
     /// Reads the manifests of a repository. Blocks, for as long as that takes.
-    pub fn read(store: &Store, names: &Names, scope: Scope<'_>) -> Self {
-        let links = names.link_uses(scope).into_iter();
-        let manifests = links.filter(|link| link.manifest);
-        Self::of(store, manifests.map(|link| link.digest).collect())
-    }
-
-    /// Reads these manifests. Blocks, for as long as that takes.
-    pub fn of(store: &Store, manifests: HashSet<Digest>) -> Self {
+    pub fn read(files: Holdings<'_>, scope: Scope<'_>) -> Self {
+        let manifests: HashSet<Digest> = files.names.manifests(scope).collect();
         let mut index = Self::default();
         for digest in &manifests {
-            let bytes = store.read(digest, ClosureBounds::WHOLE.manifest_bytes);
+            let bytes = files.store.read(digest, MANIFEST_BYTES_MAX);
             let Some(bytes) = bytes.ok().flatten() else {
                 continue;
             };
@@ -158,43 +130,20 @@ impl ReferrerIndex {
     pub fn is_part(&self, digest: &Digest) -> bool {
         self.parts.contains(digest)
     }
-
-    fn referrers_of(&self, subject: &Digest) -> &[Digest] {
-        self.by_subject.get(subject).map_or(&[], Vec::as_slice)
-    }
 }
 
-/// The files that are walked, and how far.
+/// The files of the cache that are read.
 #[derive(Debug, Clone, Copy)]
-pub struct ClosureWalk<'a> {
-    /// Manifests.
+pub struct Holdings<'a> {
+    /// Manifests and blobs.
     pub store: &'a Store,
-    /// Tags.
+    /// Tags and links.
     pub names: &'a Names,
-    /// How far.
-    pub bounds: ClosureBounds,
 }
 
-impl<'a> ClosureWalk<'a> {
-    /// A walk through everything.
-    pub const fn new(store: &'a Store, names: &'a Names) -> Self {
-        Self {
-            store,
-            names,
-            bounds: ClosureBounds::WHOLE,
-        }
-    }
-
-    /// The manifest that a reference means here: of those that a tag means for different media
-    /// types the newest whose manifest is here, else the newest. None for a tag that is not here.
-    pub fn root(&self, scope: Scope<'_>, reference: &Reference) -> Option<Digest> {
-        match reference {
-            Reference::Digest(digest) => Some(digest.clone()),
-            Reference::Tag(tag) => self.tag_entry(scope, tag).map(|entry| entry.digest),
-        }
-    }
-
-    /// The same of a tag, with its media type and when it was confirmed.
+impl Holdings<'_> {
+    /// What a tag means here: of the manifests for different media types the newest that is here,
+    /// else the newest. None for a tag that is not here.
     pub fn tag_entry(&self, scope: Scope<'_>, tag: &Tag) -> Option<TagEntry> {
         let entries = self.names.tag_anywhere(scope, tag);
         let here = entries
@@ -203,28 +152,30 @@ impl<'a> ClosureWalk<'a> {
         entries.into_iter().nth(here.unwrap_or_default())
     }
 
-    /// All that the image with this manifest needs. Reads manifests, and looks up each digest.
-    pub fn closure(&self, root: &Digest) -> Closure {
-        let mut walker = Walker::new(*self);
+    /// All that the image with this manifest needs. Reads manifests, of at most `bytes_max` bytes
+    /// together, and looks up each digest.
+    pub fn closure(&self, root: &Digest, bytes_max: u64) -> Closure {
+        let mut walker = Walker::new(self.store, bytes_max);
         walker.walk(root);
         walker.closure
     }
 
-    /// The same, and all that refers to the image.
+    /// The same, and all that refers to the image and still belongs to the repository.
     pub fn closure_with_referrers(
         &self,
         scope: Scope<'_>,
         root: &Digest,
         index: &ReferrerIndex,
     ) -> Closure {
-        let mut walker = Walker::new(*self);
+        let mut walker = Walker::new(self.store, IMAGE_BYTES_MAX);
         walker.walk(root);
-        walker.refers = true;
+        let parts = walker.closure.parts.len();
         let mut at = 0;
         // Referrers are manifests themselves, and may have referrers.
         while let Some(subject) = walker.met.get(at).cloned() {
             at += 1;
-            for digest in index.referrers_of(&subject) {
+            let referrers = index.by_subject.get(&subject).into_iter().flatten();
+            for digest in referrers.filter(|digest| self.names.link(scope, digest).is_some()) {
                 walker.walk(digest);
             }
             for (tag, entry) in self.attached(scope, &subject) {
@@ -232,7 +183,9 @@ impl<'a> ClosureWalk<'a> {
                 walker.closure.attached.push((tag, entry));
             }
         }
-        walker.closure
+        let mut closure = walker.closure;
+        closure.referrers = closure.parts.split_off(parts);
+        closure
     }
 
     fn attached(&self, scope: Scope<'_>, subject: &Digest) -> Vec<(Tag, TagEntry)> {
@@ -251,28 +204,26 @@ impl<'a> ClosureWalk<'a> {
 }
 
 struct Walker<'a> {
-    walk: ClosureWalk<'a>,
+    store: &'a Store,
     tree: ManifestWalk,
     closure: Closure,
     /// Manifests, as they were met.
     met: Vec<Digest>,
     /// Whether each digest is here.
     seen: HashMap<Digest, bool>,
-    bytes_read: u64,
-    /// What is walked refers to the image.
-    refers: bool,
+    /// Bytes of manifests that may still be read.
+    bytes_left: u64,
 }
 
 impl<'a> Walker<'a> {
-    fn new(walk: ClosureWalk<'a>) -> Self {
+    fn new(store: &'a Store, bytes_max: u64) -> Self {
         Self {
-            walk,
-            tree: ManifestWalk::new(walk.bounds.members),
+            store,
+            tree: ManifestWalk::new(MANIFESTS_MAX),
             closure: Closure::default(),
             met: Vec::new(),
             seen: HashMap::new(),
-            bytes_read: 0,
-            refers: false,
+            bytes_left: bytes_max,
         }
     }
 
@@ -307,46 +258,34 @@ impl<'a> Walker<'a> {
             }
             part.digests.push(named.digest);
         }
-        match self.refers {
-            true => self.closure.referrers.push(part),
-            false => self.closure.parts.push(part),
-        }
+        self.closure.parts.push(part);
     }
 
     /// A manifest that is here and not damaged. One that cannot be read, or that is too large,
     /// names nothing, and the closure is cut.
     fn read(&mut self, digest: &Digest) -> Option<ManifestContent> {
-        let bounds = self.walk.bounds;
-        let left = bounds.total_bytes.saturating_sub(self.bytes_read);
-        let bytes = self
-            .walk
-            .store
-            .read(digest, bounds.manifest_bytes.min(left));
-        let Ok(bytes) = bytes else {
+        let limit = self.bytes_left.min(MANIFEST_BYTES_MAX);
+        let Ok(bytes) = self.store.read(digest, limit) else {
             self.closure.is_cut = true;
             return Some(ManifestContent::default());
         };
         let bytes = bytes?;
-        self.bytes_read += bytes.len() as u64;
+        self.bytes_left -= bytes.len() as u64;
         Some(ManifestContent::read(&bytes))
     }
 
     fn platform(&self, content: &ManifestContent) -> Option<String> {
         let config = content.config.as_ref()?;
-        let bytes = self.walk.store.read(config, CONFIG_BYTES_MAX).ok()??;
+        let bytes = self.store.read(config, CONFIG_BYTES_MAX).ok()??;
         platform_of_config(&bytes)
     }
 
-    /// True for a digest that is here. It counts once, and against the bound.
+    /// True for a digest that is here. Its bytes count once.
     fn find(&mut self, digest: &Digest) -> bool {
         if let Some(is_here) = self.seen.get(digest) {
             return *is_here;
         }
-        let size = self.walk.store.size(digest);
-        if self.seen.len() >= self.walk.bounds.members {
-            self.closure.is_cut = true;
-            return size.is_some();
-        }
+        let size = self.store.size(digest);
         let bytes = self.closure.bytes_here;
         self.closure.bytes_here = bytes.saturating_add(size.unwrap_or_default());
         self.seen.insert(digest.clone(), size.is_some());

@@ -55,6 +55,11 @@ impl DiskFaults {
         }
     }
 
+    /// What the disk gave. None when it has failed, which is [reported](Self::report).
+    pub fn check<T>(&self, what: &str, result: io::Result<T>) -> Option<T> {
+        result.inspect_err(|error| self.report(what, error)).ok()
+    }
+
     /// Counts a fault, and logs one a minute. `what` names the file that could not be read or
     /// written: `link`, `blob`, `tag`.
     pub fn report(&self, what: &str, error: &io::Error) {

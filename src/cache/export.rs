@@ -13,7 +13,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::archive::{self, Archive, EXPORT, PLATFORMS, REF_NAME};
-use super::closure::{Closure, ClosureWalk, NO_PLATFORM, ReferrerIndex};
+use super::closure::{Closure, Holdings, IMAGE_BYTES_MAX, NO_PLATFORM};
 use super::files;
 use super::names::{Names, OwnedScope, Scope};
 use super::store::Store;
@@ -115,6 +115,13 @@ impl Exporter<'_> {
         Ok(plan)
     }
 
+    fn files(&self) -> Holdings<'_> {
+        Holdings {
+            store: self.store,
+            names: self.names,
+        }
+    }
+
     fn add_image(
         &self,
         plan: &mut ExportPlan,
@@ -122,14 +129,13 @@ impl Exporter<'_> {
         reference: &Reference,
         digests: &mut HashSet<Digest>,
     ) -> Result<(), String> {
-        let walk = ClosureWalk::new(self.store, self.names);
         let name = scope.name_of(reference);
-        let root = walk.root(scope, reference);
-        let root = root.filter(|root| self.store.has(root)).ok_or_else(|| {
+        let found = self.files().find(scope, reference);
+        let found = found.filter(|image| self.store.has(&image.digest));
+        let found = found.ok_or_else(|| {
             format!("{name} is not in the cache; fetch it with `aws-ecr-proxy pull {name}`")
         })?;
-        let index = ReferrerIndex::read(self.store, self.names, scope);
-        let closure = walk.closure_with_referrers(scope, &root, &index);
+        let (root, closure) = (found.digest, found.closure);
         if closure.is_cut {
             return Err(format!(
                 "{name} is larger than any image that registries take"
@@ -154,7 +160,11 @@ impl Exporter<'_> {
         }
         for (tag, entry) in closure.attached {
             // An index of referrers is of use when all of them come with it.
-            if walk.closure(&entry.digest).is_whole() {
+            if self
+                .files()
+                .closure(&entry.digest, IMAGE_BYTES_MAX)
+                .is_whole()
+            {
                 self.list(plan, scope, &Reference::Tag(tag), &entry.digest)?;
                 digests.insert(entry.digest);
             }
@@ -202,7 +212,7 @@ impl Exporter<'_> {
             }
         }
         for image in images {
-            let closure = ClosureWalk::new(self.store, self.names).closure(&image.digest);
+            let closure = self.files().closure(&image.digest, IMAGE_BYTES_MAX);
             let (chosen, _) = choose(&closure, &image.platforms);
             other_side.known.extend(chosen);
         }

@@ -156,13 +156,9 @@ impl Fills {
     }
 
     fn fill(&self, growing: &Growing) -> FillEnd {
-        match Fill::open(&self.disk, growing) {
-            Ok(fill) => fill.run(),
-            Err(error) => {
-                self.disk.faults.report("partial file", &error);
-                FillEnd::Bypass
-            }
-        }
+        let opened = Fill::open(&self.disk, growing);
+        let fill = self.disk.faults.check("partial file", opened);
+        fill.map_or(FillEnd::Bypass, Fill::run)
     }
 
     fn end(&self, growing: &Growing, outcome: FillEnd) {

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use super::changes::{Fact, Moment};
-use super::manifest::list_named;
+use super::manifest::{MANIFEST_BYTES_MAX, list_named};
 use super::names::{Scope, TagEntry};
 use super::pages::{List, Page};
 use super::whole::Cache;
@@ -14,10 +14,6 @@ use crate::log::{self, Level};
 use crate::media_type;
 use crate::message::{Buffered, Headers, SharedBytes, WholeBody};
 use crate::oci::{Digest, Tag};
-
-/// Largest manifest that is read into memory: four times what clients take at the most
-/// (distribution-spec: 4 MiB).
-pub const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 
 /// A manifest. A clone shares its body.
 #[derive(Debug, Clone)]
@@ -65,23 +61,16 @@ impl Cache {
                 }))
             }
         });
-        body.unwrap_or_else(|error| {
-            self.disk_faults.report("manifest", &error);
-            None
-        })
+        self.disk_faults.check("manifest", body)?
     }
 
     /// The bytes of a manifest, whatever repository it belongs to.
     pub fn manifest_bytes(&self, digest: &Digest) -> Option<SharedBytes> {
         let size = self.store.size(digest)?;
         let share = BODIES.take(budget::count_bytes(size), Instant::now() + SHARE_TIMEOUT)?;
-        match self.store.read(digest, MANIFEST_BYTES_MAX) {
-            Ok(bytes) => bytes.map(|bytes| SharedBytes::with_share(bytes, share)),
-            Err(error) => {
-                self.disk_faults.report("manifest", &error);
-                None
-            }
-        }
+        let bytes = self.store.read(digest, MANIFEST_BYTES_MAX);
+        let bytes = self.disk_faults.check("manifest", bytes)??;
+        Some(SharedBytes::with_share(bytes, share))
     }
 
     /// Finds what a tag means to a client with these fields: of the manifests whose type it accepts
@@ -120,8 +109,8 @@ impl Cache {
         let WholeBody::Bytes(bytes) = &manifest.body else {
             return true;
         };
-        if let Err(error) = self.store.put(&manifest.digest, bytes) {
-            self.disk_faults.report("manifest", &error);
+        let stored = self.store.put(&manifest.digest, bytes);
+        if self.disk_faults.check("manifest", stored).is_none() {
             return false;
         }
         self.report_too_large(scope, &manifest.digest, bytes);
@@ -169,10 +158,7 @@ impl Cache {
             }
             Ok(is_kept)
         });
-        let is_kept = linked.unwrap_or_else(|error| {
-            self.disk_faults.report("link", &error);
-            false
-        });
+        let is_kept = self.disk_faults.check("link", linked) == Some(true);
         if is_kept {
             self.remember(scope.registry);
             self.sweeper.mark_dirty();
@@ -182,9 +168,8 @@ impl Cache {
 
     /// Upstream has shown a blob in a repository.
     pub fn link_blob(&self, scope: Scope<'_>, digest: &Digest, asked_at: Moment) {
-        if let Err(error) = self.names.link_blob(scope, digest, None, asked_at) {
-            self.disk_faults.report("link", &error);
-        }
+        let linked = self.names.link_blob(scope, digest, None, asked_at);
+        self.disk_faults.check("link", linked);
     }
 
     /// The tag means this manifest, as the registry said at `confirmed`.
@@ -202,9 +187,7 @@ impl Cache {
             confirmed,
         };
         let kept = self.names.set_tag(scope, partition, tag, entry, asked_at);
-        if let Err(error) = kept {
-            self.disk_faults.report("tag", &error);
-        }
+        self.disk_faults.check("tag", kept);
         self.sweeper.mark_dirty();
     }
 
@@ -218,9 +201,7 @@ impl Cache {
         let noted = self
             .names
             .note_move(scope, tag, (from, to), SystemTime::now());
-        if let Err(error) = noted {
-            self.disk_faults.report("tag moves", &error);
-        }
+        self.disk_faults.check("tag moves", noted);
     }
 
     /// Upstream said just now, in a reply with these fields, that the tag still means `digest`.
@@ -235,9 +216,7 @@ impl Cache {
     ) -> SystemTime {
         let (names, confirmed) = (&self.names, confirmed_at(headers));
         let kept = names.confirm_tag(scope, partition, tag, digest, confirmed, asked_at);
-        if let Err(error) = kept {
-            self.disk_faults.report("tag", &error);
-        }
+        self.disk_faults.check("tag", kept);
         confirmed
     }
 
@@ -253,11 +232,10 @@ impl Cache {
     ) -> Option<Page> {
         let (names, confirmed) = (&self.names, confirmed_at(headers));
         let kept = names.set_page(list, query, headers, body, confirmed, asked_at);
-        let is_kept = kept.unwrap_or_else(|error| {
-            self.disk_faults.report("list", &error);
-            false
-        });
-        is_kept.then(|| names.page(list, query))?
+        self.disk_faults
+            .check("list", kept)
+            .filter(|is_kept| *is_kept)?;
+        names.page(list, query)
     }
 
     /// Upstream said just now that a tag or digest is not there. Its answer is remembered under

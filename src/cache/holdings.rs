@@ -1,19 +1,19 @@
 //! Every image in the cache. Owns: finding them, with a tag or without. Must not: change anything.
 //! It takes as long as it takes to read every manifest; [`super::images`] is for a web page.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use std::rc::Rc;
 use std::time::SystemTime;
 
-use super::closure::{Closure, ClosureWalk, ImagePart, NO_PLATFORM, ReferrerIndex};
-use super::names::{Names, Scope};
-use super::store::Store;
+use super::closure::{Closure, Holdings, ImagePart, NO_PLATFORM, ReferrerIndex};
+use super::names::{OwnedScope, Scope};
 use crate::oci::{Digest, Reference, Tag};
 
 /// An image with all it needs.
 #[derive(Debug)]
-pub struct CachedImage<'a> {
+pub struct CachedImage {
     /// Its repository.
-    pub scope: Scope<'a>,
+    pub place: OwnedScope,
     /// Its tag; none for a manifest that was pulled by its digest, or whose tag has moved.
     pub tag: Option<Tag>,
     /// Its manifest, which need not be here.
@@ -24,9 +24,11 @@ pub struct CachedImage<'a> {
     pub confirmed: Option<SystemTime>,
     /// What it needs, with all that refers to it.
     pub closure: Closure,
+    /// What refers to the manifests of its repository.
+    pub(super) index: Rc<ReferrerIndex>,
 }
 
-impl CachedImage<'_> {
+impl CachedImage {
     /// Its tag, else its digest.
     pub fn reference(&self) -> Reference {
         let tag = self.tag.clone().map(Reference::Tag);
@@ -35,7 +37,7 @@ impl CachedImage<'_> {
 
     /// `registry/repository:tag`, or `…@digest`.
     pub fn name(&self) -> String {
-        self.scope.name_of(&self.reference())
+        self.place.scope().name_of(&self.reference())
     }
 }
 
@@ -68,19 +70,10 @@ impl PlatformsHere {
     }
 }
 
-/// The files of the cache that are read.
-#[derive(Debug, Clone, Copy)]
-pub struct Holdings<'a> {
-    /// Manifests.
-    pub store: &'a Store,
-    /// Tags.
-    pub names: &'a Names,
-}
-
 impl Holdings<'_> {
     /// Calls `visit` for every image: by registry, repository and tag, then those without a tag by
     /// their digests. Blocks, for as long as it takes to read every manifest.
-    pub fn each(&self, visit: &mut dyn FnMut(CachedImage<'_>)) {
+    pub fn each(&self, visit: &mut dyn FnMut(CachedImage)) {
         for place in self.names.scopes() {
             self.each_in(place.scope(), visit);
         }
@@ -88,59 +81,51 @@ impl Holdings<'_> {
 
     /// The image that a reference means in a repository. None for one that is not in the cache at
     /// all.
-    pub fn find<'s>(&self, scope: Scope<'s>, reference: &Reference) -> Option<CachedImage<'s>> {
-        let index = ReferrerIndex::read(self.store, self.names, scope);
+    pub fn find(&self, scope: Scope<'_>, reference: &Reference) -> Option<CachedImage> {
+        let index = Rc::new(ReferrerIndex::read(*self, scope));
         self.image(scope, reference, SystemTime::UNIX_EPOCH, &index)
     }
 
     /// An image as it is by now: a proxy may have evicted, replaced or fetched it. What has come
     /// to refer to it is left out, so that few manifests are read. None when it is gone.
-    pub fn look_again<'s>(&self, image: &CachedImage<'s>) -> Option<CachedImage<'s>> {
-        let manifests = image.closure.manifests().cloned();
-        let is_linked = |digest: &Digest| {
-            let link = self.names.link(image.scope, digest);
-            link.is_some_and(|link| link.media_type.is_some())
-        };
-        let index = ReferrerIndex::of(self.store, manifests.filter(is_linked).collect());
-        self.image(image.scope, &image.reference(), image.pulled, &index)
+    pub fn look_again(&self, image: &CachedImage) -> Option<CachedImage> {
+        let reference = image.reference();
+        self.image(image.place.scope(), &reference, image.pulled, &image.index)
     }
 
-    fn each_in(&self, scope: Scope<'_>, visit: &mut dyn FnMut(CachedImage<'_>)) {
-        let index = ReferrerIndex::read(self.store, self.names, scope);
-        let (mut tags, mut tagged) = (HashMap::new(), HashSet::new());
-        for found in self.names.tag_uses(scope) {
-            let pulled = tags.entry(found.tag).or_insert(found.accessed);
-            *pulled = found.accessed.max(*pulled);
-            tagged.extend(found.digests);
+    fn each_in(&self, scope: Scope<'_>, visit: &mut dyn FnMut(CachedImage)) {
+        let index = Rc::new(ReferrerIndex::read(*self, scope));
+        let (mut images, mut tagged) = (Vec::new(), HashSet::new());
+        for (tag, found) in self.names.tag_uses(scope, usize::MAX) {
+            tagged.extend(found.digests());
+            images.push((Reference::Tag(tag), found.accessed));
         }
-        let mut tags: Vec<(Tag, SystemTime)> = tags.into_iter().collect();
-        tags.sort_unstable_by(|(one, _), (other, _)| one.as_str().cmp(other.as_str()));
         let mut links = self.names.link_uses(scope);
         links.retain(|link| {
             link.manifest && !tagged.contains(&link.digest) && !index.is_part(&link.digest)
         });
         links.sort_unstable_by(|one, other| one.digest.as_str().cmp(other.digest.as_str()));
-        let tags = tags.into_iter();
-        let tags = tags.map(|(tag, pulled)| (Reference::Tag(tag), pulled));
-        let digests = links.into_iter();
-        let digests = digests.map(|link| (Reference::Digest(link.digest), link.accessed));
-        for (reference, pulled) in tags.chain(digests) {
+        images.extend(
+            links
+                .into_iter()
+                .map(|link| (link.digest.into(), link.accessed)),
+        );
+        for (reference, pulled) in images {
             let image = self.image(scope, &reference, pulled, &index);
             image.into_iter().for_each(&mut *visit);
         }
     }
 
-    fn image<'s>(
+    fn image(
         &self,
-        scope: Scope<'s>,
+        scope: Scope<'_>,
         reference: &Reference,
         pulled: SystemTime,
-        index: &ReferrerIndex,
-    ) -> Option<CachedImage<'s>> {
-        let walk = ClosureWalk::new(self.store, self.names);
+        index: &Rc<ReferrerIndex>,
+    ) -> Option<CachedImage> {
         let (tag, digest, confirmed) = match reference {
             Reference::Tag(tag) => {
-                let entry = walk.tag_entry(scope, tag)?;
+                let entry = self.tag_entry(scope, tag)?;
                 (Some(tag.clone()), entry.digest, Some(entry.confirmed))
             }
             Reference::Digest(digest) => {
@@ -149,12 +134,13 @@ impl Holdings<'_> {
             }
         };
         Some(CachedImage {
-            scope,
+            place: scope.to_owned(),
             tag,
-            closure: walk.closure_with_referrers(scope, &digest, index),
+            closure: self.closure_with_referrers(scope, &digest, index),
             digest,
             pulled,
             confirmed,
+            index: Rc::clone(index),
         })
     }
 }
@@ -236,7 +222,7 @@ mod tests {
             store: &cache.store,
             names: &cache.names,
         };
-        let counts = |image: CachedImage<'_>| {
+        let counts = |image: CachedImage| {
             let Closure {
                 parts, referrers, ..
             } = image.closure;

@@ -5,13 +5,12 @@
 //! asked for.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::closure::{ClosureBounds, ClosureWalk};
-use super::holdings::{CachedImage, Holdings};
-use super::names::{Names, OwnedScope, Scope};
-use super::paths::{file_names, modified};
+use super::closure::Holdings;
+use super::holdings::CachedImage;
+use super::names::{OwnedScope, Scope};
 use crate::oci::Tag;
 
 /// Images on one page.
@@ -20,12 +19,8 @@ pub const PAGE_MAX: usize = 100;
 const TAGS_MAX: usize = 50_000;
 /// Longest time that one listing takes; what was not looked at by then is left out.
 const TIME_MAX: Duration = Duration::from_secs(2);
-/// Images in use have a few hundred blobs, and manifests of a few KB.
-const BOUNDS: ClosureBounds = ClosureBounds {
-    members: 4096,
-    manifest_bytes: 512 * 1024,
-    total_bytes: 8 << 20,
-};
+/// Bytes of manifests of one image: those of usual images are a few KB.
+const IMAGE_BYTES: u64 = 8 << 20;
 
 /// Which images are asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,9 +35,9 @@ pub struct ImageQuery {
 
 /// A page of images, the last pulled one first.
 #[derive(Debug, Default)]
-pub struct ImagePage<'a> {
+pub struct ImagePage {
     /// At most as many as were asked for, without what refers to them.
-    pub images: Vec<CachedImage<'a>>,
+    pub images: Vec<CachedImage>,
     /// Images that fit the search.
     pub matching: usize,
     /// Images that were looked at.
@@ -54,16 +49,16 @@ pub struct ImagePage<'a> {
 impl Holdings<'_> {
     /// Lists images of these repositories. Blocks while it reads the disk, for two seconds at the
     /// longest.
-    pub fn page<'a>(&self, places: &'a [OwnedScope], query: &ImageQuery) -> ImagePage<'a> {
+    pub fn page(&self, places: &[OwnedScope], query: &ImageQuery) -> ImagePage {
         self.page_until(places, query, Instant::now() + TIME_MAX)
     }
 
-    fn page_until<'a>(
+    fn page_until(
         &self,
-        places: &'a [OwnedScope],
+        places: &[OwnedScope],
         query: &ImageQuery,
         deadline: Instant,
-    ) -> ImagePage<'a> {
+    ) -> ImagePage {
         let words = query.search.split_whitespace().map(str::to_lowercase);
         let words: Vec<String> = words.collect();
         let mut found = Vec::new();
@@ -76,11 +71,11 @@ impl Holdings<'_> {
                 page.is_whole = false;
                 break;
             }
-            let tags = tags_of(self.names, scope, TAGS_MAX - page.total);
+            let tags = self.names.tag_uses(scope, TAGS_MAX - page.total);
             page.total += tags.len();
             let tags = tags.into_iter();
             let fitting = tags.filter(|(tag, _)| fits(scope, tag, &words));
-            found.extend(fitting.map(|(tag, pulled)| (scope, tag, pulled)));
+            found.extend(fitting.map(|(tag, used)| (scope, tag, used.accessed)));
         }
         page.matching = found.len();
         found.sort_by_key(|(_, _, pulled)| Reverse(*pulled));
@@ -94,46 +89,18 @@ impl Holdings<'_> {
         page
     }
 
-    fn image_alone<'a>(
-        &self,
-        scope: Scope<'a>,
-        tag: Tag,
-        pulled: SystemTime,
-    ) -> Option<CachedImage<'a>> {
-        let walk = ClosureWalk {
-            store: self.store,
-            names: self.names,
-            bounds: BOUNDS,
-        };
-        let entry = walk.tag_entry(scope, &tag)?;
+    fn image_alone(&self, scope: Scope<'_>, tag: Tag, pulled: SystemTime) -> Option<CachedImage> {
+        let entry = self.tag_entry(scope, &tag)?;
         Some(CachedImage {
-            scope,
+            place: scope.to_owned(),
             tag: Some(tag),
-            closure: walk.closure(&entry.digest),
+            closure: self.closure(&entry.digest, IMAGE_BYTES),
             digest: entry.digest,
             pulled,
             confirmed: Some(entry.confirmed),
+            index: Rc::default(),
         })
     }
-}
-
-/// The tags of a repository, with the time of the last use in any partition.
-fn tags_of(names: &Names, scope: Scope<'_>, limit: usize) -> HashMap<Tag, SystemTime> {
-    let mut tags = HashMap::new();
-    for folder in names.paths.partitions(scope) {
-        for name in file_names(&folder) {
-            let Ok(tag) = name.parse::<Tag>() else {
-                continue;
-            };
-            if tags.len() >= limit && !tags.contains_key(&tag) {
-                continue;
-            }
-            let pulled = modified(&folder.join(name));
-            let latest = tags.entry(tag).or_insert(pulled);
-            *latest = pulled.max(*latest);
-        }
-    }
-    tags
 }
 
 fn fits(scope: Scope<'_>, tag: &Tag, words: &[String]) -> bool {
@@ -171,7 +138,7 @@ mod tests {
         let mut places = cache.names.scopes();
         places.retain(|place| place.repository.as_str() != "secret");
         let page = holdings.page_until(&places, query, deadline);
-        let show = |image: CachedImage<'_>| Shown {
+        let show = |image: CachedImage| Shown {
             name: image.name().replace("host.example/", ""),
             here: PlatformsHere::of(&image.closure.parts),
             bytes: image.closure.bytes_here,

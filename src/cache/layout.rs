@@ -6,6 +6,7 @@ use std::io;
 
 use serde_json::{Value, json};
 
+use super::closure::Holdings;
 use super::files;
 use super::names::{Names, Scope};
 use super::store::Store;
@@ -21,7 +22,7 @@ pub fn write_index(store: &Store, names: &Names) -> io::Result<usize> {
     let mut manifests = Vec::new();
     for place in names.scopes() {
         for tag in names.tags(place.scope()) {
-            manifests.extend(descriptor(store, names, place.scope(), &tag));
+            manifests.extend(descriptor(Holdings { store, names }, place.scope(), &tag));
         }
     }
     let count = manifests.len();
@@ -39,16 +40,14 @@ pub fn write_index(store: &Store, names: &Names) -> io::Result<usize> {
     Ok(count)
 }
 
-fn descriptor(store: &Store, names: &Names, scope: Scope<'_>, tag: &str) -> Option<Value> {
-    let tag: Tag = tag.parse().ok()?;
+fn descriptor(files: Holdings<'_>, scope: Scope<'_>, tag: &Tag) -> Option<Value> {
     // Where CACHE_KEY splits a tag, the index can name only one meaning: the newest.
-    let entries = names.tag_anywhere(scope, &tag);
-    let entry = entries.iter().find(|entry| store.has(&entry.digest))?;
+    let entry = files.tag_entry(scope, tag)?;
     let name = format!("{}/{}:{}", scope.registry, scope.repository, tag.as_str());
     Some(json!({
         "mediaType": entry.media_type,
         "digest": entry.digest.as_str(),
-        "size": store.size(&entry.digest)?,
+        "size": files.store.size(&entry.digest)?,
         "annotations": {"org.opencontainers.image.ref.name": name},
     }))
 }

@@ -86,7 +86,11 @@ impl Names {
         asked_at: Moment,
     ) -> io::Result<()> {
         let blobs = named.into_iter().map(|named| (named.digest, named.size));
-        let links = Arc::new(PendingLinks::new(scope, blobs.collect(), asked_at));
+        let links = Arc::new(PendingLinks {
+            place: scope.to_owned(),
+            blobs: blobs.collect(),
+            asked_at,
+        });
         match self.pending.add(&links) {
             true => Ok(()),
             false => self.write_each(&links, &|| true),
@@ -109,12 +113,13 @@ impl Names {
     fn write_each(&self, links: &PendingLinks, has_room: &dyn Fn() -> bool) -> io::Result<()> {
         let mut blobs = links.blobs.iter().take_while(|_| has_room());
         blobs.try_for_each(|(digest, size)| {
-            self.link_blob(links.scope(), digest, *size, links.asked_at)
+            self.write_blob_link(links.place.scope(), digest, *size, links.asked_at, false)
         })
     }
 
-    /// Notes that a blob belongs to a repository, and its length. A digest that is known as a
-    /// manifest stays one, and a length that is known stays as it is.
+    /// Notes that a blob belongs to a repository, and the length that it was hashed with, if it
+    /// was: that holds whatever a manifest said before. A digest that is known as a manifest stays
+    /// one.
     ///
     /// # Errors
     /// The disk's own, and names that make no path.
@@ -125,21 +130,7 @@ impl Names {
         size: Option<u64>,
         asked_at: Moment,
     ) -> io::Result<()> {
-        self.write_blob_link(scope, digest, size, asked_at, false)
-    }
-
-    /// Notes the length of a blob that was hashed, whatever a manifest said of it before.
-    ///
-    /// # Errors
-    /// As [`Self::link_blob`].
-    pub fn link_verified_blob(
-        &self,
-        scope: Scope<'_>,
-        digest: &Digest,
-        size: u64,
-        asked_at: Moment,
-    ) -> io::Result<()> {
-        self.write_blob_link(scope, digest, Some(size), asked_at, true)
+        self.write_blob_link(scope, digest, size, asked_at, true)
     }
 
     fn write_blob_link(
@@ -247,14 +238,11 @@ impl Names {
         }
     }
 
-    /// The manifests of a repository: digest and media type.
-    pub fn manifests(&self, scope: Scope<'_>) -> Vec<(Digest, String)> {
+    /// The manifests of a repository.
+    pub fn manifests(&self, scope: Scope<'_>) -> impl Iterator<Item = Digest> {
         let links = self.link_uses(scope).into_iter();
-        let manifests = links.filter(|link| link.manifest).filter_map(|link| {
-            let media_type = self.link(scope, &link.digest)?.media_type?;
-            Some((link.digest, media_type))
-        });
-        manifests.collect()
+        let manifests = links.filter(|link| link.manifest);
+        manifests.map(|link| link.digest)
     }
 
     /// Every link of a repository.

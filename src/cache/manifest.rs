@@ -17,6 +17,9 @@ use serde_json::{Map, Value, json};
 use crate::locked::Locked as _;
 use crate::oci::Digest;
 
+/// Largest manifest that is read into memory: four times what clients and registries take at the
+/// most (distribution-spec: 4 MiB).
+pub const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 /// Digests that are read from one manifest; it may name more, which are then looked up one by one
 /// when they are asked for. docker builds 127 layers, ECR takes 4,200 (its quotas), and there is
 /// the configuration.

@@ -11,7 +11,7 @@
 //! Locks: the set of files being rewritten, held for set operations; never across I/O. Other
 //! processes are kept from a file by a lock of [`super::processes`].
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
@@ -61,12 +61,30 @@ pub struct Names {
     written: Condvar,
 }
 
-/// A tag as eviction sees it.
+/// A tag, and when it was used last in any partition.
 #[derive(Debug)]
 pub(super) struct TagUse {
-    pub(super) tag: Tag,
     pub(super) accessed: SystemTime,
-    pub(super) digests: Vec<Digest>,
+    /// One file for each partition.
+    files: Vec<PathBuf>,
+}
+
+impl TagUse {
+    /// The manifests that the tag means.
+    pub(super) fn digests(&self) -> impl Iterator<Item = Digest> {
+        let entries = self
+            .files
+            .iter()
+            .flat_map(|path| read_tag(path).into_entries());
+        entries.map(|entry| entry.digest)
+    }
+
+    /// True when each of its files can be read.
+    pub(super) fn is_readable(&self) -> bool {
+        self.files
+            .iter()
+            .all(|path| !read_tag(path).into_entries().is_empty())
+    }
 }
 
 impl Names {
@@ -210,33 +228,18 @@ impl Names {
         }
     }
 
-    #[cfg(test)]
-    pub(super) fn touch_at(
-        &self,
-        scope: Scope<'_>,
-        partition: &str,
-        tag: Option<&Tag>,
-        digest: &Digest,
-        now: SystemTime,
-    ) {
-        let tag = tag.and_then(|tag| self.paths.tag(scope, partition, tag));
-        for path in tag.into_iter().chain(self.paths.link(scope, digest)) {
-            files::set_used(&path, now);
-        }
+    /// The tags of a repository that mean something, sorted.
+    pub fn tags(&self, scope: Scope<'_>) -> Vec<Tag> {
+        let tags = self.tag_uses(scope, usize::MAX).into_iter();
+        let tags = tags.filter(|(_, found)| found.digests().next().is_some());
+        tags.map(|(tag, _)| tag).collect()
     }
 
-    /// The tags of a repository, sorted.
-    pub fn tags(&self, scope: Scope<'_>) -> Vec<String> {
-        let mut tags = Vec::new();
-        for folder in self.paths.partitions(scope) {
-            let names = file_names(&folder).into_iter();
-            tags.extend(names.filter(|name| {
-                name.parse::<Tag>().is_ok() && !read_tag(&folder.join(name)).is_empty()
-            }));
-        }
-        tags.sort_unstable();
-        tags.dedup();
-        tags
+    /// The tags of a repository that mean a digest, sorted.
+    pub fn tags_of(&self, scope: Scope<'_>, digest: &Digest) -> impl Iterator<Item = Tag> {
+        let tags = self.tag_uses(scope, usize::MAX).into_iter();
+        let tags = tags.filter(move |(_, found)| found.digests().any(|found| found == *digest));
+        tags.map(|(tag, _)| tag)
     }
 
     /// The manifests that a tag means in any partition; the newest confirmation first.
@@ -272,11 +275,10 @@ impl Names {
 
     /// True when the cache holds a repository of any registry. Does not look into it.
     pub fn has_repositories(&self) -> bool {
-        let registries = folder_names(&self.paths.repos);
-        registries.iter().any(|registry| {
-            let children = folder_names(&self.paths.repos.join(registry));
-            children.iter().any(|child| !child.starts_with('_'))
-        })
+        let registries = self.registries();
+        registries
+            .iter()
+            .any(|registry| self.has_repository(registry))
     }
 
     /// The repositories of a registry that hold tags or links, sorted.
@@ -476,22 +478,24 @@ impl Names {
         scopes.collect()
     }
 
-    /// Every tag file. One that cannot be read names no digest.
-    pub(super) fn tag_uses(&self, scope: Scope<'_>) -> Vec<TagUse> {
-        let mut uses: Vec<TagUse> = Vec::new();
+    /// The tags of a repository, at most `limit`, whether they can be read or not.
+    pub(super) fn tag_uses(&self, scope: Scope<'_>, limit: usize) -> BTreeMap<Tag, TagUse> {
+        let mut uses: BTreeMap<Tag, TagUse> = BTreeMap::new();
         for folder in self.paths.partitions(scope) {
             for name in file_names(&folder) {
                 let Ok(tag) = name.parse::<Tag>() else {
                     continue;
                 };
+                if uses.len() >= limit && !uses.contains_key(&tag) {
+                    continue;
+                }
                 let path = folder.join(name);
-                let entries = read_tag(&path).into_entries();
-                let digests = entries.into_iter().map(|entry| entry.digest).collect();
-                uses.push(TagUse {
-                    tag,
-                    accessed: modified(&path),
-                    digests,
+                let found = uses.entry(tag).or_insert(TagUse {
+                    accessed: SystemTime::UNIX_EPOCH,
+                    files: Vec::new(),
                 });
+                found.accessed = found.accessed.max(modified(&path));
+                found.files.push(path);
             }
         }
         uses

@@ -4,10 +4,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::holdings::Holdings;
+use super::closure::Holdings;
 use super::manifest::ManifestContent;
 use super::names::Scope;
-use crate::oci::{Digest, Tag};
+use crate::oci::Digest;
 
 /// Longest search: a client waits for it.
 const TIME_MAX: Duration = Duration::from_secs(1);
@@ -30,17 +30,17 @@ impl Holdings<'_> {
     /// manifest that is here names it. Blocks while it reads manifests.
     pub fn find_image(&self, scope: Scope<'_>, digest: &Digest) -> Option<ImageOfDigest> {
         let deadline = Instant::now() + TIME_MAX;
-        let manifests = self.names.manifests(scope);
+        let manifests: Vec<Digest> = self.names.manifests(scope).collect();
         let (mut top, mut platform) = (digest.clone(), None);
         for _ in 0..STEPS_MAX {
             let mut others = manifests.iter().take_while(|_| Instant::now() < deadline);
-            let Some(found) = others.find_map(|(other, _)| self.names_digest(other, &top)) else {
+            let Some(found) = others.find_map(|other| self.names_digest(other, &top)) else {
                 break;
             };
             top = found.0;
             platform = platform.or(found.1);
         }
-        let image = match self.tag_of(scope, &top) {
+        let image = match self.names.tags_of(scope, &top).next() {
             Some(tag) => format!("{scope}:{}", tag.as_str()),
             None if top == *digest => return None,
             None => format!("{scope}@{top}"),
@@ -52,9 +52,9 @@ impl Holdings<'_> {
     /// a power cut may have taken its link. Blocks while it reads manifests.
     pub fn is_named(&self, scope: Scope<'_>, digest: &Digest) -> bool {
         let deadline = Instant::now() + TIME_MAX;
-        let manifests = self.names.manifests(scope).into_iter();
+        let manifests = self.names.manifests(scope);
         let mut manifests = manifests.take_while(|_| Instant::now() < deadline);
-        manifests.any(|(manifest, _)| self.names_digest(&manifest, digest).is_some())
+        manifests.any(|manifest| self.names_digest(&manifest, digest).is_some())
     }
 
     /// The manifest and the platform that it gives for a digest, if it names that.
@@ -63,14 +63,6 @@ impl Holdings<'_> {
         let mut content = ManifestContent::read(&bytes);
         let is_named = content.named.iter().any(|named| named.digest == *digest);
         is_named.then(|| (manifest.clone(), content.platforms.remove(digest)))
-    }
-
-    fn tag_of(&self, scope: Scope<'_>, manifest: &Digest) -> Option<Tag> {
-        let tags = self.names.tags(scope).into_iter();
-        tags.filter_map(|tag| tag.parse().ok()).find(|tag| {
-            let mut entries = self.names.tag_anywhere(scope, tag).into_iter();
-            entries.any(|entry| entry.digest == *manifest)
-        })
     }
 }
 

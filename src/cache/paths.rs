@@ -40,6 +40,14 @@ pub struct Scope<'a> {
 }
 
 impl Scope<'_> {
+    /// The same, with names of its own.
+    pub fn to_owned(self) -> OwnedScope {
+        OwnedScope {
+            registry: self.registry.clone(),
+            repository: self.repository.clone(),
+        }
+    }
+
     /// The name of an image there: `registry/repository:tag`, or `…@digest`.
     pub fn name_of(self, reference: &Reference) -> String {
         match reference {

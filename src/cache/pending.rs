@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex};
 
 use super::changes::Moment;
 use super::manifest::DESCRIPTORS_MAX;
-use super::paths::Scope;
+use super::paths::{OwnedScope, Scope};
 use crate::locked::Locked as _;
-use crate::oci::{Digest, Registry, Repository};
+use crate::oci::Digest;
 
 /// Links that wait: those of the three largest manifests, in 2 MB.
 const LINKS_MAX: usize = 3 * DESCRIPTORS_MAX;
@@ -22,34 +22,11 @@ const MANIFESTS_MAX: usize = 64;
 /// What a manifest names, in a repository.
 #[derive(Debug)]
 pub(super) struct PendingLinks {
-    registry: Registry,
-    repository: Repository,
+    pub(super) place: OwnedScope,
     /// With the length in bytes, where the manifest has it.
     pub(super) blobs: HashMap<Digest, Option<u64>>,
     /// The moment before upstream was asked for the manifest.
     pub(super) asked_at: Moment,
-}
-
-impl PendingLinks {
-    pub(super) fn new(
-        scope: Scope<'_>,
-        blobs: HashMap<Digest, Option<u64>>,
-        asked_at: Moment,
-    ) -> Self {
-        Self {
-            registry: scope.registry.clone(),
-            repository: scope.repository.clone(),
-            blobs,
-            asked_at,
-        }
-    }
-
-    pub(super) const fn scope(&self) -> Scope<'_> {
-        Scope {
-            registry: &self.registry,
-            repository: &self.repository,
-        }
-    }
 }
 
 /// The queue.
@@ -72,8 +49,9 @@ impl PendingQueue {
     pub(super) fn find(&self, scope: Scope<'_>, digest: &Digest) -> Option<Arc<PendingLinks>> {
         let queue = self.0.locked();
         let mut links = queue.iter().rev();
-        let names =
-            |links: &&Arc<PendingLinks>| links.scope() == scope && links.blobs.contains_key(digest);
+        let names = |links: &&Arc<PendingLinks>| {
+            links.place.scope() == scope && links.blobs.contains_key(digest)
+        };
         links.find(names).cloned()
     }
 

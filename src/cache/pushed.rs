@@ -143,12 +143,8 @@ impl Cache {
     fn forget_digest(&self, scope: Scope<'_>, digest: &Digest) {
         let names = &self.names;
         names.remove_link(scope, digest);
-        let tags = names.tags(scope);
-        for tag in tags.iter().filter_map(|tag| tag.parse().ok()) {
-            let entries = names.tag_anywhere(scope, &tag);
-            if entries.iter().any(|entry| entry.digest == *digest) {
-                names.remove_tag(scope, &tag);
-            }
+        for tag in names.tags_of(scope, digest) {
+            names.remove_tag(scope, &tag);
         }
     }
 

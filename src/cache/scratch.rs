@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::changes::Moment;
+use super::files;
 use super::manifest::list_named;
 use super::names::{Names, Scope, TagEntry};
 use super::store::Store;
@@ -49,6 +50,23 @@ impl Drop for Scratch {
 pub(super) const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
 /// The media type of an index.
 pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+impl Names {
+    /// Lets a tag and a digest look as if they had been used at `now`.
+    pub(super) fn touch_at(
+        &self,
+        scope: Scope<'_>,
+        partition: &str,
+        tag: Option<&Tag>,
+        digest: &Digest,
+        now: SystemTime,
+    ) {
+        let tag = tag.and_then(|tag| self.paths.tag(scope, partition, tag));
+        for path in tag.into_iter().chain(self.paths.link(scope, digest)) {
+            files::set_used(&path, now);
+        }
+    }
+}
 
 /// A cache of its own.
 pub(super) struct Cache {

@@ -7,7 +7,6 @@
 //!
 //! Lock: how far it is, held to copy it.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -16,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::files;
-use super::names::{Names, Scope};
+use super::names::{Names, OwnedScope, Scope};
 use super::paths::read_text;
 use super::store::Store;
 use super::verified::Stamp;
@@ -152,14 +151,9 @@ impl Scrubber {
         let (begun, mut saved) = (Instant::now(), Instant::now());
         let (mut blobs, mut damaged, mut wanted) = (0_u64, 0, Vec::new());
         let (rate, before) = (self.rate(), pass.last.take());
-        let is_done = |digest: &Digest| {
-            let last = before.as_ref();
-            last.is_some_and(|last| order(digest) <= order(last))
-        };
-        for digest in (0..16).flat_map(|first| self.digests(first)) {
-            if is_done(&digest) {
-                continue;
-            }
+        let is_done = |digest: &Digest| Some(order(digest)) <= before.as_ref().map(order);
+        let digests = (0..16).flat_map(|first| self.digests(first));
+        for digest in digests.skip_while(is_done) {
             blobs += 1;
             if !self.check(&digest, rate) {
                 damaged += 1;
@@ -227,25 +221,20 @@ impl Scrubber {
         is_whole
     }
 
-    /// Fetches blobs for one of the repositories that each belongs to, by one look at all of them.
-    /// Without upstream a blob stays away until a client asks for it.
-    fn fetch_again(&self, mut wanted: Vec<Digest>) {
-        let mut asked = HashMap::new();
-        let places = match wanted.is_empty() {
-            true => Vec::new(),
-            false => self.names.scopes(),
-        };
-        for place in places {
-            wanted.retain(|digest| {
-                let Some(link) = self.names.link(place.scope(), digest) else {
-                    return true;
-                };
-                let asked = asked.entry(digest.clone()).or_insert(0);
-                *asked += 1;
-                let fetch = |is_manifest| (self.fetch)(place.scope(), digest, is_manifest);
+    /// Fetches each blob for one of the repositories that it belongs to. Without upstream it stays
+    /// away until a client asks for it.
+    fn fetch_again(&self, wanted: Vec<Digest>) {
+        if wanted.is_empty() {
+            return;
+        }
+        let places = self.names.scopes();
+        for digest in wanted {
+            let scopes = places.iter().map(OwnedScope::scope);
+            let linked = scopes.filter_map(|scope| Some((scope, self.names.link(scope, &digest)?)));
+            linked.take(REPOSITORIES_MAX).any(|(scope, link)| {
+                let fetch = |is_manifest| (self.fetch)(scope, &digest, is_manifest);
                 // The manifest of a platform may be linked as a blob.
-                let is_kept = link.media_type.is_none() && fetch(false) || fetch(true);
-                !is_kept && *asked < REPOSITORIES_MAX
+                link.media_type.is_none() && fetch(false) || fetch(true)
             });
         }
     }

@@ -57,11 +57,6 @@ impl TagFile {
         json!({"entries": entries.collect::<Vec<_>>()}).to_string()
     }
 
-    /// True for a tag that means nothing.
-    pub(super) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
     /// The entries, the newest confirmation first.
     pub(super) fn into_entries(self) -> Vec<TagEntry> {
         self.entries
@@ -203,15 +198,23 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_left_out() {
         for text in ["", "{", "7", r#"{"entries":{}}"#, r#"{"entries":[{}, 5]}"#] {
-            assert!(TagFile::parse(text).is_empty(), "{text}");
+            assert!(TagFile::parse(text).into_entries().is_empty(), "{text}");
         }
         let mut file = TagFile::default();
         file.set(entry(1, "a/a", 5));
         let text = file.to_json();
-        assert!(!TagFile::parse(&text).is_empty());
-        assert!(TagFile::parse(&text.replace("sha256:", "sha256:../")).is_empty());
+        assert!(!TagFile::parse(&text).into_entries().is_empty());
+        assert!(
+            TagFile::parse(&text.replace("sha256:", "sha256:../"))
+                .into_entries()
+                .is_empty()
+        );
         let far = TagFile::parse(&text.replace("5000", "18446744073709551615"));
         assert!(far.into_entries()[0].confirmed > at(5));
-        assert!(TagFile::parse(&text.replace("5000", "-5")).is_empty());
+        assert!(
+            TagFile::parse(&text.replace("5000", "-5"))
+                .into_entries()
+                .is_empty()
+        );
     }
 }

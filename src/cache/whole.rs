@@ -155,18 +155,11 @@ impl Cache {
         };
         let is_linked = link.is_some();
         if is_linked && blob.is_verified() && known_size != Some(blob.size()) {
-            self.note_size(scope, digest, blob.size(), asked_at);
+            let size = Some(blob.size());
+            let linked = self.names.link_blob(scope, digest, size, asked_at);
+            self.disk_faults.check("link", linked);
         }
         Ok(Some(FoundBlob { blob, is_linked }))
-    }
-
-    /// Notes the length of a blob that was hashed, for a repository that it belonged to at
-    /// `asked_at`.
-    fn note_size(&self, scope: names::Scope<'_>, digest: &Digest, size: u64, asked_at: Moment) {
-        let linked = self.names.link_verified_blob(scope, digest, size, asked_at);
-        if let Err(error) = linked {
-            self.disk_faults.report("link", &error);
-        }
     }
 
     /// The registry that was the default one when something was last kept; from memory. Offline,

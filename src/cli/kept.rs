@@ -7,9 +7,10 @@ use super::invocation::{CommandFault, Invocation};
 use super::output::{Streams, columns};
 use super::progress::{Progress, bytes};
 use crate::app;
-use crate::cache::audit::{Audit, Verdict};
+use crate::cache::audit::Audit;
+use crate::cache::closure::Holdings;
 use crate::cache::disk::Disk;
-use crate::cache::holdings::{CachedImage, Holdings, PlatformsHere};
+use crate::cache::holdings::{CachedImage, PlatformsHere};
 use crate::cache::moves::TagMove;
 use crate::cache::pins::Pins;
 use crate::cache::store::Store;
@@ -49,8 +50,8 @@ pub(super) fn list(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result
 }
 
 /// An image as `list --json` has it.
-fn describe(image: &CachedImage<'_>, settings: &Settings, pins: &Pins) -> Value {
-    let (scope, closure) = (image.scope, &image.closure);
+fn describe(image: &CachedImage, settings: &Settings, pins: &Pins) -> Value {
+    let (scope, closure) = (image.place.scope(), &image.closure);
     let here = PlatformsHere::of(&closure.parts);
     let tag = image.tag.as_ref().map(|tag| tag.as_str());
     let frozen = &settings.freeze_tags;
@@ -111,24 +112,17 @@ pub(super) fn verify(
 ) -> Result<u8, CommandFault> {
     let (names, platforms) = command.images(&command.settings.prefetch.platforms)?;
     let disk = command.open_cache(Store::open_read_only)?;
-    let mut places = Vec::new();
+    let (mut images, mut total) = (Vec::new(), 0);
     for name in &names {
-        places.push(command.scope_of(&disk.names, name)?);
+        let place = command.scope_of(&disk.names, name)?;
+        let image = holdings(&disk).find(place.scope(), name.reference());
+        total += image.as_ref().map_or(0, |image| image.closure.bytes_here);
+        images.push(image);
     }
-    let images = places.iter().zip(&names);
-    let images = images.map(|(place, name)| holdings(&disk).find(place.scope(), name.reference()));
-    let images: Vec<Option<CachedImage<'_>>> = images.collect();
-    let total = match names.is_empty() {
-        true => disk
-            .store
-            .count_blob_bytes()
-            .map_err(|error| error.to_string())?,
-        false => images
-            .iter()
-            .flatten()
-            .map(|image| image.closure.bytes_here)
-            .sum(),
-    };
+    if names.is_empty() {
+        let bytes = disk.store.count_blob_bytes();
+        total = bytes.map_err(|error| error.to_string())?;
+    }
     let (mut progress, mut done) = (Progress::new(), 0);
     let mut on_hashed = |bytes| {
         done += bytes;
@@ -183,11 +177,11 @@ impl Verification<'_, '_> {
         Ok(())
     }
 
-    fn image(&mut self, image: &CachedImage<'_>) {
+    fn image(&mut self, image: &CachedImage) {
         let platforms = self.platforms;
         let picks = |platform: &str| platforms.picks(platform);
         let mut found = self.audit.image(image, &picks);
-        if found.verdict != Verdict::Complete {
+        if !found.is_empty() {
             // A proxy that runs may have evicted, replaced or fetched it meanwhile.
             self.audit.forget_faults();
             let Some(again) = holdings(self.disk).look_again(image) else {
@@ -195,16 +189,17 @@ impl Verification<'_, '_> {
             };
             found = self.audit.image(&again, &picks);
         }
-        let is_complete = found.verdict == Verdict::Complete;
         self.images += 1;
-        self.complete += usize::from(is_complete);
-        self.faults += usize::from(!is_complete);
-        self.say(&format!("{} {}", image.name(), found.verdict.word()));
-        for fault in &found.faults {
+        self.complete += usize::from(found.is_empty());
+        self.faults += usize::from(!found.is_empty());
+        let verdict = found.iter().map(|(verdict, _)| *verdict).max();
+        let word = verdict.unwrap_or_default().word();
+        self.say(&format!("{} {word}", image.name()));
+        for (_, fault) in &found {
             self.say(&format!("  {fault}"));
         }
-        let (repository, tag) = (image.scope.repository, image.tag.as_ref());
-        let moves = self.disk.names.moves(image.scope.registry);
+        let (repository, tag) = (&image.place.repository, image.tag.as_ref());
+        let moves = self.disk.names.moves(&image.place.registry);
         let is_of_it = |moved: &&TagMove| {
             moved.repository == repository.as_str()
                 && tag.is_some_and(|tag| moved.tag == tag.as_str())

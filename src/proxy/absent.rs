@@ -9,7 +9,7 @@
 use super::answer::{CacheOutcome, OFFLINE_MARK, mark, refuse};
 use super::exchange::{CacheAlone, Exchange};
 use crate::cache::Cache;
-use crate::cache::holdings::Holdings;
+use crate::cache::closure::Holdings;
 use crate::cache::names::Scope;
 use crate::message::Reply;
 use crate::oci::{Digest, ErrorCode, OciError, Reference};

@@ -10,7 +10,7 @@ use super::conditional;
 use super::headers::DIGEST_FIELD;
 use crate::budget::{self, BODIES, BODIES_BYTES_MAX, SHARE_TIMEOUT, UNCOUNTED_BYTES_MAX};
 use crate::cache::description::SelfDescription;
-use crate::cache::held::MANIFEST_BYTES_MAX;
+use crate::cache::manifest::MANIFEST_BYTES_MAX;
 use crate::hash::{self, Hasher};
 use crate::media_type;
 use crate::message::{Body, Headers, Reply, SharedBytes};

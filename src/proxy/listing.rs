@@ -300,7 +300,10 @@ impl<'a> ListRequest<'a> {
     /// The names that are cached.
     fn cached_names(&self, cache: &Cache) -> Vec<String> {
         match self.list_key() {
-            List::Tags(scope) => cache.names.tags(scope),
+            List::Tags(scope) => {
+                let tags = cache.names.tags(scope).into_iter();
+                tags.map(|tag| tag.as_str().to_owned()).collect()
+            }
             _ => cache.names.repositories(&self.exchange.registry),
         }
     }

@@ -220,9 +220,8 @@ impl<'a> ReferrersRequest<'a> {
     }
 
     fn note_api(&self, cache: &Cache, there: bool) {
-        if let Err(error) = cache.names.set_referrers_api(self.scope.registry, there) {
-            cache.disk_faults.report("referrers", &error);
-        }
+        let noted = cache.names.set_referrers_api(self.scope.registry, there);
+        cache.disk_faults.check("referrers", noted);
     }
 
     /// Answers from what is known without upstream; none when nothing is known.
@@ -283,18 +282,18 @@ impl<'a> ReferrersRequest<'a> {
     /// it.
     fn find_local(&self, cache: &Cache, filter: Option<&str>) -> Descriptors {
         let mut found = Descriptors::default();
-        for (digest, kind) in cache
-            .names
-            .manifests(self.scope)
-            .into_iter()
-            .take(MANIFESTS_MAX)
-        {
+        let names = &cache.names;
+        for digest in names.manifests(self.scope).take(MANIFESTS_MAX) {
             let is_small = |size| size <= MANIFEST_BYTES_MAX;
             if !cache.store.size(&digest).is_some_and(is_small) || found.is_cut() {
                 continue;
             }
             let bytes = cache.store.read(&digest, MANIFEST_BYTES_MAX).ok().flatten();
-            let descriptor = referrer(&bytes.unwrap_or_default(), self.digest, &digest, &kind);
+            let link = names.link(self.scope, &digest);
+            let descriptor = link.and_then(|link| {
+                let bytes = bytes.unwrap_or_default();
+                referrer(&bytes, self.digest, &digest, &link.media_type?)
+            });
             let is_of_type = |descriptor: &Value| {
                 let artifact_type = descriptor.get(FILTER).and_then(Value::as_str);
                 filter.is_none() || artifact_type == filter

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 pub use self::sources::Sources;
 pub use self::verdict::list_registries;
 use crate::cache::Cache;
-use crate::cache::holdings::Holdings;
+use crate::cache::closure::Holdings;
 use crate::cache::images::{ImageQuery, PAGE_MAX};
 use crate::cache::moves::TagMove;
 use crate::message::{Answer, Reply, Request};

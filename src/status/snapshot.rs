@@ -188,7 +188,7 @@ pub(super) fn history() -> Value {
 }
 
 /// A page of images, and the tags that moved, each with its registry.
-pub(super) fn images(page: &ImagePage<'_>, moves: &[(String, TagMove)]) -> Value {
+pub(super) fn images(page: &ImagePage, moves: &[(String, TagMove)]) -> Value {
     json!({
         "total": page.total,
         "matching": page.matching,
@@ -209,13 +209,13 @@ fn tag_move((registry, moved): &(String, TagMove)) -> Value {
     })
 }
 
-fn image(image: &CachedImage<'_>) -> Value {
+fn image(image: &CachedImage) -> Value {
     let here = PlatformsHere::of(&image.closure.parts);
     // Without its manifest nothing is known to be here.
     let is_here = image.closure.bytes_here > 0;
     json!({
-        "registry": image.scope.registry.to_string(),
-        "repository": image.scope.repository.as_str(),
+        "registry": image.place.registry.to_string(),
+        "repository": image.place.repository.as_str(),
         "tag": image.tag.as_ref().map(|tag| tag.as_str()),
         "digest": is_here.then(|| image.digest.as_str()),
         "platforms": here.whole,

@@ -35,12 +35,9 @@ impl Fill<'_> {
             let taken = self.disk.store.take_over(&wanted.digest, &self.file);
             let before = self.have;
             let until = total.min(before.saturating_add(STEP_BYTES));
-            let taken = match taken.and_then(|taken| self.hash_until(until).map(|()| taken)) {
-                Ok(taken) => taken,
-                Err(error) => {
-                    self.disk.faults.report("partial file", &error);
-                    return Some(FillEnd::Bypass);
-                }
+            let taken = taken.and_then(|taken| self.hash_until(until).map(|()| taken));
+            let Some(taken) = self.disk.faults.check("partial file", taken) else {
+                return Some(FillEnd::Bypass);
             };
             self.is_ours = taken == Some(true);
             if self.have > before {

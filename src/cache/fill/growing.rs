@@ -61,13 +61,8 @@ impl BlobRequest {
     /// Notes that the blob belongs to the repository. `size`: its bytes were hashed.
     pub(in crate::cache) fn link(&self, disk: &Disk, size: Option<u64>) {
         let (scope, digest, asked_at) = (self.scope(), &self.digest, self.asked_at);
-        let linked = match size {
-            Some(size) => disk.names.link_verified_blob(scope, digest, size, asked_at),
-            None => disk.names.link_blob(scope, digest, None, asked_at),
-        };
-        if let Err(error) = linked {
-            disk.faults.report("link", &error);
-        }
+        let linked = disk.names.link_blob(scope, digest, size, asked_at);
+        disk.faults.check("link", linked);
     }
 
     pub(super) fn target(&self) -> String {

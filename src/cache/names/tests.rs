@@ -5,6 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::*;
 use crate::cache::changes::Moment;
 use crate::cache::files::{USE_INTERVAL, set_used, touch};
+use crate::cache::manifest::Named;
 use crate::cache::scratch::Scratch;
 
 struct Case {
@@ -153,12 +154,12 @@ fn partitions_are_apart_and_removed_together() {
         .unwrap();
     assert_eq!(names.tag(scope, "a0", &latest), [entry(2, "a/a", 2)]);
     assert_eq!(names.tag_anywhere(scope, &latest)[0], entry(3, "a/a", 3));
-    assert_eq!(names.tags(scope), ["latest", "other"]);
+    assert_eq!(names.tags(scope), [tag("latest"), tag("other")]);
     names.remove_tag(scope, &latest);
     for partition in ["", "a0", "b1"] {
         assert_eq!(names.tag(scope, partition, &latest), []);
     }
-    assert_eq!(names.tags(scope), ["other"]);
+    assert_eq!(names.tags(scope), [tag("other")]);
 }
 
 #[test]
@@ -175,7 +176,7 @@ fn a_file_that_cannot_be_read_is_absent() {
         fs::write(case.file("_tags/latest"), bad).unwrap();
         fs::write(case.file("_links").join(digest(1).hex()), bad).unwrap();
         assert_eq!(names.tag(scope, "", &latest), []);
-        assert_eq!(names.tags(scope), Vec::<String>::new());
+        assert_eq!(names.tags(scope), []);
         assert_eq!(names.link(scope, &digest(1)), None);
     }
     names
@@ -274,7 +275,8 @@ fn use_is_remembered_to_the_millisecond() {
     names.touch_at(scope, "", None, &digest(1), later);
     let names = Names::new(case.scratch.path());
     assert_eq!(names.link_uses(scope)[0].accessed, later);
-    assert!(names.tag_uses(scope)[0].accessed < later);
+    let tag_used = || names.tag_uses(scope, 1).pop_first().unwrap().1.accessed;
+    assert!(tag_used() < later);
     names.touch_at(
         scope,
         "",
@@ -283,10 +285,7 @@ fn use_is_remembered_to_the_millisecond() {
         later + Duration::from_millis(1),
     );
     assert_eq!(names.link_uses(scope)[0].accessed, later);
-    assert_eq!(
-        names.tag_uses(scope)[0].accessed,
-        later + Duration::from_millis(1)
-    );
+    assert_eq!(tag_used(), later + Duration::from_millis(1));
     let all = [digest(1), digest(2)];
     let accessed = names.last_use(scope, Some(&latest), all.iter());
     assert_eq!(accessed, later + Duration::from_millis(1));
@@ -454,28 +453,33 @@ fn the_length_of_a_blob_is_kept_beside_it() {
         .link_blob(scope, &digest(1), None, Moment::LAST)
         .unwrap();
     assert_eq!(size(), None);
-    names
-        .link_blob(scope, &digest(1), Some(u64::MAX), Moment::LAST)
-        .unwrap();
+    let claim = |size| {
+        let named = Named {
+            digest: digest(1),
+            media_type: None,
+            size: Some(size),
+        };
+        names.link_named(scope, vec![named], Moment::LAST).unwrap();
+        names.write_links(&|| true).unwrap();
+    };
+    claim(u64::MAX);
     assert_eq!(size(), Some(u64::MAX));
     assert!(!names.link_uses(scope)[0].manifest);
     // A manifest may lie; what was hashed does not.
-    names
-        .link_blob(scope, &digest(1), Some(7), Moment::LAST)
-        .unwrap();
+    claim(7);
     names
         .link_blob(scope, &digest(1), None, Moment::LAST)
         .unwrap();
     assert_eq!(size(), Some(u64::MAX));
     names
-        .link_verified_blob(scope, &digest(1), 9, Moment::LAST)
+        .link_blob(scope, &digest(1), Some(9), Moment::LAST)
         .unwrap();
     assert_eq!(size(), Some(9));
     names
         .link_manifest(scope, &digest(1), "a/b", Moment::LAST)
         .unwrap();
     names
-        .link_verified_blob(scope, &digest(1), 9, Moment::LAST)
+        .link_blob(scope, &digest(1), Some(9), Moment::LAST)
         .unwrap();
     let link = names.link(scope, &digest(1)).unwrap();
     assert_eq!((link.media_type.as_deref(), link.size), (Some("a/b"), None));

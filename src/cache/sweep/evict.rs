@@ -4,8 +4,8 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
-use super::survey::{EvictionRules, EvictionUnit, Id, MANIFEST_BYTES_MAX, Survey};
-use crate::cache::manifest::list_named;
+use super::survey::{EvictionRules, EvictionUnit, Id, Survey};
+use crate::cache::manifest::{MANIFEST_BYTES_MAX, list_named};
 use crate::cache::names::{Names, Scope};
 use crate::cache::store::Store;
 use crate::history::{self, Event};

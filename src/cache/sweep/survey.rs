@@ -15,14 +15,11 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use crate::cache::closure::subject_of_tag;
-use crate::cache::manifest::ManifestContent;
+use crate::cache::manifest::{MANIFEST_BYTES_MAX, ManifestContent};
 use crate::cache::names::{Names, OwnedScope, Scope};
 use crate::cache::pins::Pins;
 use crate::cache::store::Store;
 use crate::oci::{Digest, Tag};
-
-/// Largest manifest that is read: four times what registries take (distribution-spec: 4 MiB).
-pub(super) const MANIFEST_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// What upstream no longer has counts as used so much later: nobody can fetch it again.
 const GONE_GRACE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -266,22 +263,16 @@ impl Survey {
             }
         }
         // One image a tag, whatever partitions it is in.
-        let mut tags: HashMap<Tag, EvictionUnit> = HashMap::new();
-        for found in names.tag_uses(place.scope()) {
-            let image = EvictionUnit {
-                tag: Some(found.tag.clone()),
-                ..EvictionUnit::of(number, Vec::new(), found.accessed)
-            };
-            let image = tags.entry(found.tag).or_insert(image);
-            image.accessed = image.accessed.max(found.accessed);
-            for digest in &found.digests {
-                let root = self.id(digest);
-                self.read(store, root);
-                image.roots.push(root);
-            }
+        let mut tags = Vec::new();
+        for (tag, found) in names.tag_uses(place.scope(), usize::MAX) {
+            let roots: Vec<Id> = found.digests().map(|digest| self.id(&digest)).collect();
+            roots.iter().for_each(|root| self.read(store, *root));
+            tags.push(EvictionUnit {
+                tag: Some(tag),
+                ..EvictionUnit::of(number, roots, found.accessed)
+            });
         }
         self.bind_referrers(&mut place, rules.pins, &mut tags);
-        let tags = tags.into_values().collect();
         let gone = names.gone(place.scope());
         self.add_images(&place, rules, &gone, tags);
         self.places.push(place);
@@ -316,7 +307,7 @@ impl Survey {
         &self,
         place: &mut RepositorySurvey,
         pins: &Pins,
-        tags: &mut HashMap<Tag, EvictionUnit>,
+        tags: &mut Vec<EvictionUnit>,
     ) {
         let is_here = |id: &Id| self.node(*id).is_some_and(|node| node.here);
         let here: HashSet<Id> = place.manifests().filter(is_here).collect();
@@ -326,7 +317,10 @@ impl Survey {
                 place.referrers.entry(subject).or_default().push(*id);
             }
         }
-        tags.retain(|tag, image| {
+        tags.retain_mut(|image| {
+            let Some(tag) = &image.tag else {
+                return true;
+            };
             let subject = subject_of_tag(tag).and_then(|digest| self.find(&digest));
             let subject = subject.filter(|id| here.contains(id) && !image.roots.is_empty());
             let is_pinned = pins.hold(place.scope(), Some(tag), &[]);

@@ -324,7 +324,7 @@ fn a_damaged_manifest_or_tag_stops_no_eviction() {
     evict(&cache, 0);
     assert_eq!(cache.store.used_bytes(), 0);
     cache.with("a", |scope| {
-        assert!(cache.names.tag_uses(scope).is_empty());
+        assert!(cache.names.tag_uses(scope, 1).is_empty());
         assert!(cache.names.link(scope, &bad).is_none());
     });
 }

@@ -201,12 +201,8 @@ pub(super) fn start(disk: &Disk, threads: &Arc<Permits>) -> Option<Arc<Queue>> {
 }
 
 fn run(disk: &Disk, queue: &Queue) -> bool {
-    let mut writing = match Writing::open(disk) {
-        Ok(writing) => writing,
-        Err(error) => {
-            disk.faults.report("upload", &error);
-            return false;
-        }
+    let Some(mut writing) = disk.faults.check("upload", Writing::open(disk)) else {
+        return false;
     };
     while let Some(item) = queue.next() {
         match item {
@@ -313,8 +309,7 @@ impl<'a> Writing<'a> {
         let published = disk
             .store
             .publish_unnamed(&wanted.digest, &self.path.0, &self.file);
-        if let Err(error) = published {
-            disk.faults.report("blob", &error);
+        if disk.faults.check("blob", published).is_none() {
             return false;
         }
         // Its bytes are the proof that it belongs there.

@@ -38,10 +38,8 @@ impl FrozenTag {
         if parts.frozen.is_empty() {
             return None;
         }
-        let tags = cache.names.tags(scope).into_iter();
-        let tags = tags.filter_map(|tag| tag.parse().ok());
-        let mut frozen = tags.filter_map(|tag| Self::find(parts, cache, scope, &tag));
-        frozen.find(|frozen| frozen.keeps(digest))
+        let mut tags = cache.names.tags_of(scope, digest);
+        tags.find_map(|tag| Self::find(parts, cache, scope, &tag))
     }
 
     /// True when the tag means this digest already.

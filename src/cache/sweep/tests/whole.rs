@@ -28,7 +28,8 @@ fn signature(cache: &Cache, name: &str, subject: &Digest, n: u8, used: u64) -> D
 }
 
 fn tags(cache: &Cache, repository: &str) -> Vec<String> {
-    cache.with(repository, |scope| cache.names.tags(scope))
+    let tags = cache.with(repository, |scope| cache.names.tags(scope));
+    tags.iter().map(|tag| tag.as_str().to_owned()).collect()
 }
 
 #[test]
