@@ -261,8 +261,11 @@ fn read_head(
         let parsed = parser.advance(socket.buffered());
         if let Some((head, length)) = parsed.map_err(NoHead::Refused)? {
             socket.consume(length);
+            // A request that came before the drain is answered. Its body could come no more.
+            let forgiven = shared.is_draining() && head.framing == BodyFraming::Length(0);
             // From here on nobody may close the connection for being idle.
-            return connection.set_busy().then_some(head).ok_or(NoHead::Silent);
+            let is_busy = connection.set_busy(forgiven);
+            return is_busy.then_some(head).ok_or(NoHead::Silent);
         }
         match socket.fill(deadline) {
             Ok(0) => return Err(NoHead::Silent),

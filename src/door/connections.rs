@@ -7,7 +7,8 @@
 //! A connection is *idle* (no complete head) or *busy*. To close an idle one, its state goes from
 //! idle to closing by compare-and-swap, and then its receiving side is shut down, which wakes its
 //! thread; a thread that has a complete head goes from idle to busy the same way, so that no
-//! request is ever dropped.
+//! request is ever dropped. At the drain a request that came before is still read from the shut
+//! socket, and its thread goes from closing to busy.
 
 use std::collections::HashMap;
 use std::io;
@@ -253,11 +254,15 @@ impl Connection {
         Arc::clone(&self.stream)
     }
 
-    /// A complete head is there. False when the connection was told to close before.
-    pub(super) fn set_busy(&self) -> bool {
-        self.state
-            .compare_exchange(IDLE, BUSY, Ordering::SeqCst, Ordering::SeqCst)
-            .is_ok()
+    /// A complete head is there. False when the connection was told to close before, unless that
+    /// is `forgiven`.
+    pub(super) fn set_busy(&self, forgiven: bool) -> bool {
+        let set_from = |state| {
+            let order = Ordering::SeqCst;
+            let swap = self.state.compare_exchange(state, BUSY, order, order);
+            swap.is_ok()
+        };
+        set_from(IDLE) || (forgiven && set_from(CLOSING))
     }
 
     /// The reply is written.

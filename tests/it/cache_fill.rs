@@ -179,6 +179,19 @@ fn wrong_bytes_are_cut_and_not_kept() {
 }
 
 #[test]
+fn bug_an_empty_body_was_passed_off_as_a_blob() {
+    let cached = Cached::start();
+    let (digest, bytes) = blob(&cached, SIZE, 7);
+    let empty = Fault::Status(200, Vec::new(), Vec::new());
+    cached.standin.fault(Match::s3(), empty);
+    let refused = cached.get(&target(&digest));
+    assert_eq!((refused.status, refused.complete), (502, true));
+    assert!(!cached.has(&digest));
+    let got = cached.get(&target(&digest));
+    assert_eq!((got.status, got.body), (200, bytes));
+}
+
+#[test]
 fn a_wrong_length_is_cut_and_not_kept() {
     let cached = Cached::start();
     for (seed, delta) in [(8, -1), (9, -1_000_000), (10, 1), (11, 1_000_000)] {

@@ -3,8 +3,10 @@
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use aws_ecr_proxy::door::DoorLimits;
 use standin::{Fault, Match, Server, digest};
 
+use crate::support::door::{Server as OwnDoor, ok};
 use crate::support::{Cached, Front, Http, Proxy, Target, wait_until};
 
 /// For what is to happen soon.
@@ -106,6 +108,26 @@ fn an_upload_that_ends_in_the_drain_is_told_that_it_was_the_last() {
     );
     assert_eq!(target.proxy.wait_exit().code(), Some(0));
     target.proxy.wait_for_log("stopped connections_cut=0");
+}
+
+#[test]
+fn bug_requests_that_had_come_before_the_drain_were_not_answered() {
+    for _ in 0..5 {
+        let server = OwnDoor::start(DoorLimits::new(200), ok);
+        let connect = |_| Http::connect(server.address());
+        let mut clients: Vec<Http> = (0..100).map(connect).collect();
+        for client in &mut clients {
+            assert_eq!(client.get("/").status, 200);
+        }
+        for client in &mut clients {
+            client.send_head("GET", "/", &[]).unwrap();
+        }
+        assert_eq!(server.door().drain(SOON).cut, 0);
+        for client in &mut clients {
+            let reply = client.receive("GET").expect("an answer");
+            assert_eq!((reply.status, reply.complete), (200, true));
+        }
+    }
 }
 
 #[test]

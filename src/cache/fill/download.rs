@@ -11,7 +11,7 @@ use super::ahead::{PIECE_BYTES, ReadAhead};
 use super::growing::{COPY_BYTES, FillEnd, Growing};
 use crate::cache::disk::Disk;
 use crate::cache::sweep::Reservation;
-use crate::hash::Hasher;
+use crate::hash::{self, Hasher};
 use crate::locked::Locked as _;
 use crate::log::{self, Level};
 use crate::message::{Buffered, Headers};
@@ -267,6 +267,11 @@ impl<'a> Fill<'a> {
         let begun = self.growing.total_if_begun();
         if let Some(known) = begun.filter(|known| *known != total) {
             let why = format!("length changed from {known} to {total} bytes");
+            return Err(FillEnd::Failed(self.new_fault(why)));
+        }
+        // An empty body has no last byte that could wait for the hash.
+        if total == 0 && !hash::matches(&self.growing.wanted.digest, b"") {
+            let why = "blob is empty, and its digest is another".to_owned();
             return Err(FillEnd::Failed(self.new_fault(why)));
         }
         if self.reserved.is_none() {
