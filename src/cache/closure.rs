@@ -35,6 +35,8 @@ pub(super) fn subject_of_tag(tag: &Tag) -> Option<Digest> {
 
 /// Bytes of all manifests of one image: as many layers as twenty of the largest manifests name.
 pub const IMAGE_BYTES_MAX: u64 = 256 << 20;
+/// The same of an image on a page, whose reader waits: those of usual images are a few KB.
+pub(super) const SHOWN_BYTES_MAX: u64 = 8 << 20;
 /// Manifests of one image.
 const MANIFESTS_MAX: usize = 100_000;
 
@@ -100,11 +102,7 @@ impl ReferrerIndex {
         let manifests: HashSet<Digest> = files.names.manifests(scope).collect();
         let mut index = Self::default();
         for digest in &manifests {
-            let bytes = files.store.read(digest, MANIFEST_BYTES_MAX);
-            let Some(bytes) = bytes.ok().flatten() else {
-                continue;
-            };
-            let content = ManifestContent::read(&bytes);
+            let content = read_manifest(files.store, digest).unwrap_or_default();
             if content.is_index {
                 // Those that are not here take no memory: nobody asks for them.
                 let children = content.named.into_iter().map(|named| named.digest);
@@ -130,6 +128,12 @@ impl ReferrerIndex {
     pub fn is_part(&self, digest: &Digest) -> bool {
         self.parts.contains(digest)
     }
+}
+
+/// Reads a manifest. None for one that is not here, or that cannot be read.
+pub(super) fn read_manifest(store: &Store, digest: &Digest) -> Option<ManifestContent> {
+    let bytes = store.read(digest, MANIFEST_BYTES_MAX).ok()??;
+    Some(ManifestContent::read(&bytes))
 }
 
 /// The files of the cache that are read.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use super::closure::{Closure, Holdings, ImagePart, NO_PLATFORM, ReferrerIndex};
+use super::closure::{Closure, Holdings, ImagePart, NO_PLATFORM, ReferrerIndex, SHOWN_BYTES_MAX};
 use super::names::{OwnedScope, Scope};
 use crate::oci::{Digest, Reference, Tag};
 
@@ -24,8 +24,8 @@ pub struct CachedImage {
     pub confirmed: Option<SystemTime>,
     /// What it needs, with all that refers to it.
     pub closure: Closure,
-    /// What refers to the manifests of its repository.
-    pub(super) index: Rc<ReferrerIndex>,
+    /// What refers to the manifests of its repository; none where that was not asked for.
+    index: Option<Rc<ReferrerIndex>>,
 }
 
 impl CachedImage {
@@ -83,14 +83,15 @@ impl Holdings<'_> {
     /// all.
     pub fn find(&self, scope: Scope<'_>, reference: &Reference) -> Option<CachedImage> {
         let index = Rc::new(ReferrerIndex::read(*self, scope));
-        self.image(scope, reference, SystemTime::UNIX_EPOCH, &index)
+        self.image(scope, reference, SystemTime::UNIX_EPOCH, Some(&index))
     }
 
     /// An image as it is by now: a proxy may have evicted, replaced or fetched it. What has come
     /// to refer to it is left out, so that few manifests are read. None when it is gone.
     pub fn look_again(&self, image: &CachedImage) -> Option<CachedImage> {
         let reference = image.reference();
-        self.image(image.place.scope(), &reference, image.pulled, &image.index)
+        let index = image.index.as_ref();
+        self.image(image.place.scope(), &reference, image.pulled, index)
     }
 
     fn each_in(&self, scope: Scope<'_>, visit: &mut dyn FnMut(CachedImage)) {
@@ -111,17 +112,18 @@ impl Holdings<'_> {
                 .map(|link| (link.digest.into(), link.accessed)),
         );
         for (reference, pulled) in images {
-            let image = self.image(scope, &reference, pulled, &index);
+            let image = self.image(scope, &reference, pulled, Some(&index));
             image.into_iter().for_each(&mut *visit);
         }
     }
 
-    fn image(
+    /// An image with what refers to it, as `index` has it. Without one, few bytes are read.
+    pub(super) fn image(
         &self,
         scope: Scope<'_>,
         reference: &Reference,
         pulled: SystemTime,
-        index: &Rc<ReferrerIndex>,
+        index: Option<&Rc<ReferrerIndex>>,
     ) -> Option<CachedImage> {
         let (tag, digest, confirmed) = match reference {
             Reference::Tag(tag) => {
@@ -133,14 +135,18 @@ impl Holdings<'_> {
                 (None, digest.clone(), None)
             }
         };
+        let closure = match index {
+            Some(index) => self.closure_with_referrers(scope, &digest, index),
+            None => self.closure(&digest, SHOWN_BYTES_MAX),
+        };
         Some(CachedImage {
             place: scope.to_owned(),
             tag,
-            closure: self.closure_with_referrers(scope, &digest, index),
+            closure,
             digest,
             pulled,
             confirmed,
-            index: Rc::clone(index),
+            index: index.cloned(),
         })
     }
 }

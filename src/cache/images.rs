@@ -5,13 +5,12 @@
 //! asked for.
 
 use std::cmp::Reverse;
-use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::closure::Holdings;
 use super::holdings::CachedImage;
 use super::names::{OwnedScope, Scope};
-use crate::oci::Tag;
+use crate::oci::{Reference, Tag};
 
 /// Images on one page.
 pub const PAGE_MAX: usize = 100;
@@ -19,9 +18,6 @@ pub const PAGE_MAX: usize = 100;
 const TAGS_MAX: usize = 50_000;
 /// Longest time that one listing takes; what was not looked at by then is left out.
 const TIME_MAX: Duration = Duration::from_secs(2);
-/// Bytes of manifests of one image: those of usual images are a few KB.
-const IMAGE_BYTES: u64 = 8 << 20;
-
 /// Which images are asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageQuery {
@@ -83,23 +79,11 @@ impl Holdings<'_> {
         for (scope, tag, pulled) in found.into_iter().skip(query.offset).take(limit) {
             page.is_whole &= Instant::now() < deadline;
             if page.is_whole {
-                page.images.extend(self.image_alone(scope, tag, pulled));
+                page.images
+                    .extend(self.image(scope, &Reference::Tag(tag), pulled, None));
             }
         }
         page
-    }
-
-    fn image_alone(&self, scope: Scope<'_>, tag: Tag, pulled: SystemTime) -> Option<CachedImage> {
-        let entry = self.tag_entry(scope, &tag)?;
-        Some(CachedImage {
-            place: scope.to_owned(),
-            tag: Some(tag),
-            closure: self.closure(&entry.digest, IMAGE_BYTES),
-            digest: entry.digest,
-            pulled,
-            confirmed: Some(entry.confirmed),
-            index: Rc::default(),
-        })
     }
 }
 

@@ -4,15 +4,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::closure::Holdings;
-use super::manifest::ManifestContent;
+use super::closure::{Holdings, read_manifest};
 use super::names::Scope;
 use crate::oci::Digest;
 
 /// Longest search: a client waits for it.
 const TIME_MAX: Duration = Duration::from_secs(1);
-/// Longest manifest that is looked at: those of usual images are a few KB.
-const READ_BYTES_MAX: u64 = 512 * 1024;
 /// From a blob to its manifest, and from that to its index.
 const STEPS_MAX: usize = 2;
 
@@ -59,8 +56,7 @@ impl Holdings<'_> {
 
     /// The manifest and the platform that it gives for a digest, if it names that.
     fn names_digest(&self, manifest: &Digest, digest: &Digest) -> Option<(Digest, Option<String>)> {
-        let bytes = self.store.read(manifest, READ_BYTES_MAX).ok()??;
-        let mut content = ManifestContent::read(&bytes);
+        let mut content = read_manifest(self.store, manifest)?;
         let is_named = content.named.iter().any(|named| named.digest == *digest);
         is_named.then(|| (manifest.clone(), content.platforms.remove(digest)))
     }

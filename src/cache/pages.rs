@@ -7,7 +7,7 @@
 //! queries, so a folder holds a bounded number of pages.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use std::time::{Instant, SystemTime};
 use serde_json::{Value, json};
 
 use super::changes::{Fact, Moment};
+use super::files;
 use super::names::{Names, Scope};
 use super::paths::{CATALOG, LISTS, REFERRERS, file_names, folder_names, modified, unusable_name};
 use crate::budget::{self, BODIES, SHARE_TIMEOUT};
@@ -31,8 +32,6 @@ const PAGES_MAX: usize = 64;
 const FOLDER_BYTES_MAX: u64 = 4 * LIST_BYTES_MAX;
 /// Longest heading of a page: a query, and fields of one head of upstream's (64 KiB), escaped.
 const HEADING_BYTES_MAX: u64 = 256 << 10;
-/// A page is hashed in pieces of this size.
-const PIECE_BYTES: usize = 64 << 10;
 /// An empty file below the folder of a registry: it has no referrers API.
 const NO_REFERRERS: &str = "_no-referrers-api";
 /// The fields that are kept beside a list.
@@ -99,7 +98,7 @@ impl Page {
         let length = metadata.len().checked_sub(offset)?;
         if (key.is_some() && word("key") != key)
             || length > LIST_BYTES_MAX
-            || word("sha256") != Some(&hash_of(&file, offset, length)?)
+            || word("sha256") != Some(&hash_from(&file, offset).ok()?)
         {
             return None;
         }
@@ -119,19 +118,15 @@ impl Page {
     }
 }
 
-/// The SHA-256 of a part of a file. None when it ends early.
-fn hash_of(file: &File, offset: u64, length: u64) -> Option<String> {
+/// The SHA-256 of a file from `offset` on.
+fn hash_from(mut file: &File, offset: u64) -> io::Result<String> {
+    file.seek(SeekFrom::Start(offset))?;
     let mut hasher = Hasher::sha256();
-    let (mut at, end) = (offset, offset + length);
-    let mut piece = vec![0; PIECE_BYTES.min(usize::try_from(length).ok()?)];
-    while at < end {
-        let left = usize::try_from(end - at).ok()?;
-        let piece = piece.get_mut(..left.min(PIECE_BYTES))?;
-        file.read_exact_at(piece, at).ok()?;
+    files::each_piece(file, &mut |piece| {
         hasher.update(piece);
-        at += piece.len() as u64;
-    }
-    Some(hasher.finish())
+        Ok(())
+    })?;
+    Ok(hasher.finish())
 }
 
 /// The first line of a page's file.

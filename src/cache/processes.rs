@@ -48,14 +48,13 @@ impl Drop for Processes {
 pub(super) fn lock(root: &Path, name: &str, patience: Duration) -> Option<File> {
     let file = open(&root.join(FOLDER).join(name)).ok()?;
     let until = Instant::now() + patience;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Some(file),
-            Err(TryLockError::Error(_)) => return None,
-            Err(TryLockError::WouldBlock) if Instant::now() >= until => return None,
-            Err(TryLockError::WouldBlock) => thread::sleep(PAUSE),
+    while !try_lock(&file).ok()? {
+        if Instant::now() >= until {
+            return None;
         }
+        thread::sleep(PAUSE);
     }
+    Some(file)
 }
 
 /// Locks a file, unless another process has. False then.
@@ -106,22 +105,23 @@ impl Processes {
     /// Removes the temporary files that ended processes left. Says whether another process lives.
     pub(super) fn tidy(&self) -> io::Result<bool> {
         // Files before processes: one that comes in between has made none of these.
-        let temps = list(&self.root.join("partial"))?;
+        let (locks, partial) = (self.root.join(FOLDER), self.root.join("partial"));
+        let temps = list(&partial)?;
         let (mut living, mut dead) = (HashSet::new(), Vec::new());
-        for (name, path) in list(&self.root.join(FOLDER))? {
+        for name in list(&locks)? {
             let Some(run) = name.strip_prefix(PROCESS) else {
                 continue;
             };
-            let is_own = run == files::run();
+            let (path, is_own) = (locks.join(&name), run == files::run());
             match File::options().read(true).write(true).open(&path) {
                 Ok(file) if !is_own && try_lock(&file)? => dead.push((file, path)),
                 Ok(_) => drop(living.insert(run.to_owned())),
                 Err(_) => {}
             }
         }
-        for (name, path) in temps {
+        for name in temps {
             if files::run_of(&name).is_some_and(|run| !living.contains(run)) {
-                let _ = fs::remove_file(path);
+                let _ = fs::remove_file(partial.join(name));
             }
         }
         for (_file, path) in dead {
@@ -132,18 +132,12 @@ impl Processes {
     }
 }
 
-fn list(folder: &Path) -> io::Result<Vec<(String, PathBuf)>> {
-    let mut found = Vec::new();
+fn list(folder: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
     for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        found.extend(
-            entry
-                .file_name()
-                .into_string()
-                .map(|name| (name, entry.path())),
-        );
+        names.extend(entry?.file_name().into_string());
     }
-    Ok(found)
+    Ok(names)
 }
 
 #[cfg(test)]

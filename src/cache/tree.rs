@@ -20,8 +20,6 @@ pub struct TreeManifest {
     pub digest: Digest,
     /// Its media type, as its index has it.
     pub media_type: Option<String>,
-    /// Its length in bytes, as its index has it.
-    pub size: Option<u64>,
     /// Its platform, as its index has it.
     pub platform: Option<String>,
     depth: usize,
@@ -54,7 +52,6 @@ impl ManifestWalk {
         self.open.push(TreeManifest {
             digest: root.clone(),
             media_type: None,
-            size: None,
             platform: None,
             depth: 0,
         });
@@ -69,7 +66,6 @@ impl ManifestWalk {
             self.open.push(TreeManifest {
                 digest: named.digest.clone(),
                 media_type: named.media_type.clone(),
-                size: named.size,
                 platform: content.platforms.get(&named.digest).cloned(),
                 depth: from.depth + 1,
             });

@@ -28,18 +28,16 @@ impl Invocation<'_> {
                 Err(why) => faults.push(why),
             }
         }
-        let platforms = match self.value("--platform") {
-            None => Ok(default.clone()),
-            Some(text) => text
-                .parse()
-                .map_err(|why| format!("--platform={text}: {why}")),
-        };
-        match (platforms, faults.is_empty()) {
-            (Ok(platforms), true) => Ok((names, platforms)),
-            (platforms, _) => {
-                faults.extend(platforms.err());
-                Err(CommandFault::Usage(faults))
+        let mut platforms = default.clone();
+        if let Some(text) = self.value("--platform") {
+            match text.parse() {
+                Ok(given) => platforms = given,
+                Err(why) => faults.push(format!("--platform={text}: {why}")),
             }
+        }
+        match faults.is_empty() {
+            true => Ok((names, platforms)),
+            false => Err(CommandFault::Usage(faults)),
         }
     }
 

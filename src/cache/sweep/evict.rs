@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 use super::survey::{EvictionRules, EvictionUnit, Id, Survey};
-use crate::cache::manifest::{MANIFEST_BYTES_MAX, list_named};
+use crate::cache::closure::read_manifest;
 use crate::cache::names::{Names, Scope};
 use crate::cache::store::Store;
 use crate::history::{self, Event};
@@ -191,9 +191,8 @@ impl<'a> Eviction<'a> {
     /// What came since the survey, and all it names, stays this time.
     fn hold_arrivals(&mut self) {
         for digest in self.store.arrivals() {
-            let bytes = self.store.read(&digest, MANIFEST_BYTES_MAX).ok().flatten();
-            let named = list_named(&bytes.unwrap_or_default()).into_iter();
-            let named = named.map(|named| named.digest);
+            let content = read_manifest(self.store, &digest).unwrap_or_default();
+            let named = content.named.into_iter().map(|named| named.digest);
             self.arrived.extend(self.survey.find(&digest));
             for digest in named.chain([digest]) {
                 let id = self.survey.find(&digest);

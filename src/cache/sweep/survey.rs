@@ -14,8 +14,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use crate::cache::closure::subject_of_tag;
-use crate::cache::manifest::{MANIFEST_BYTES_MAX, ManifestContent};
+use crate::cache::closure::{read_manifest, subject_of_tag};
 use crate::cache::names::{Names, OwnedScope, Scope};
 use crate::cache::pins::Pins;
 use crate::cache::store::Store;
@@ -286,8 +285,8 @@ impl Survey {
                 continue;
             }
             let node = self.node(id).filter(|node| node.here);
-            let bytes = node.and_then(|node| store.read(&node.digest, MANIFEST_BYTES_MAX).ok()?);
-            let content = ManifestContent::read(&bytes.unwrap_or_default());
+            let content = node.and_then(|node| read_manifest(store, &node.digest));
+            let content = content.unwrap_or_default();
             let mut manifest = ManifestNode {
                 names: Vec::with_capacity(content.named.len()),
                 subject: content.subject.map(|subject| self.id(&subject)),
