@@ -21,7 +21,7 @@ use serde_json::Value;
 
 pub use self::naming::Naming;
 use super::archive::{Archive, ArchiveBlob, ArchiveImage, blob_name};
-use super::closure::{NO_PLATFORM, subject_of_tag};
+use super::closure::NO_PLATFORM;
 use super::disk::Disk;
 use super::export::Progress;
 use super::files;
@@ -42,14 +42,13 @@ const EMPTY_INDEX_BYTES_MAX: usize = 64 << 10;
 const DIGESTS_MAX: usize = 200_000;
 /// Longest time for making room for one blob.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(60);
-/// Longest wait for another process that downloads a blob, from a registry that may be slow.
-const FOLLOW_TIMEOUT: Duration = Duration::from_secs(600);
-/// Between two looks at such a download.
+/// Longest wait for another process: one that evicts looks at every file, and one that downloads a
+/// blob may ask a slow registry.
+pub const OTHERS_TIMEOUT: Duration = Duration::from_secs(600);
+/// Between two looks at a blob that another process downloads.
 const LOOK: Duration = Duration::from_millis(50);
 /// Room left free on the disk for everything else that writes there.
 const FREE_BYTES_MIN: u64 = 1 << 20;
-/// Longest wait for another process that evicts: it looks at every file.
-const EVICTION_TIMEOUT: Duration = Duration::from_secs(300);
 /// An image that is evicted while it is copied is copied again, so often at the most.
 const KEEP_ATTEMPTS: usize = 3;
 
@@ -72,10 +71,7 @@ pub struct ImportImage {
 impl ImportImage {
     /// True for a signature or another artifact of an image.
     pub fn is_referrer(&self) -> bool {
-        match &self.reference {
-            Reference::Tag(tag) => subject_of_tag(tag).is_some(),
-            Reference::Digest(_) => true,
-        }
+        naming::is_referrer(&self.reference)
     }
 }
 
@@ -87,6 +83,8 @@ pub struct Importer<'a> {
     pub archive: &'a Archive,
     /// `FREEZE_TAGS`: these tags do not move.
     pub frozen: &'a ImageGlobs,
+    /// Longest wait for each work of another process: [`OTHERS_TIMEOUT`].
+    pub patience: Duration,
 }
 
 impl Importer<'_> {
@@ -122,13 +120,12 @@ impl Importer<'_> {
         for listed in &self.archive.images {
             let (place, reference) = naming.resolve(listed)?;
             let name = place.scope().name_of(&reference);
-            match seen.insert(name.clone(), &listed.digest) {
-                Some(before) if *before == listed.digest => continue,
-                Some(_) => {
-                    let why = "is there twice; with --as, leave that or its tag away";
-                    return Err(format!("index.json: {name} {why}"));
+            if let Some(before) = seen.insert(name.clone(), &listed.digest) {
+                if *before == listed.digest {
+                    continue;
                 }
-                None => {}
+                let why = "is there twice; with --as, leave that or its tag away";
+                return Err(format!("index.json: {name} {why}"));
             }
             let mut image = ImportImage {
                 name,
@@ -165,31 +162,35 @@ impl Importer<'_> {
         if !self.frozen.matches(registry, repository, tag.as_str()) {
             return Ok(());
         }
-        let mut entries = self.disk.names.tag(scope, "", tag).into_iter();
-        match entries.find(|entry| entry.media_type == listed.media_type) {
-            Some(entry) if entry.digest != listed.digest => Err(format!(
-                "FREEZE_TAGS keeps it at {}; give it another tag with --as",
-                entry.digest
-            )),
-            _ => Ok(()),
-        }
+        let entries = self.disk.names.tag(scope, "", tag);
+        let moves = |entry: &&TagEntry| {
+            entry.media_type == listed.media_type && entry.digest != listed.digest
+        };
+        entries.iter().find(moves).map_or(Ok(()), |entry| {
+            let digest = &entry.digest;
+            Err(format!(
+                "FREEZE_TAGS keeps it at {digest}; give it another tag with --as"
+            ))
+        })
     }
 
     /// Finds all that an image is made of.
     fn walk(&self, image: &mut ImportImage, listed: &ArchiveImage) -> Result<(), String> {
-        let (mut seen, mut has_part) = (HashSet::new(), false);
+        let mut has_part = false;
         let mut walk = ManifestWalk::new(DIGESTS_MAX);
         walk.enter(&listed.digest);
         while let Some(found) = walk.advance() {
             let is_root = found.digest == listed.digest;
             let Some(content) = self.read_content(&found.digest)? else {
-                if is_root || !self.may_be_absent(found.platform.as_deref(), listed) {
+                let is_attestation = found.platform.as_deref() == Some(NO_PLATFORM);
+                let platform = found.platform.unwrap_or_else(|| found.digest.to_string());
+                // Other programs write the platform of their machine, and the index as it was.
+                let is_foreign = self.archive.export.is_none();
+                let is_left_out = is_attestation || !listed.platforms.picks(&platform);
+                if is_root || !(is_foreign || is_left_out) {
                     return Err(self.describe_missing(&found.digest));
                 }
-                let platform = found.platform;
-                image
-                    .absent
-                    .push(platform.unwrap_or_else(|| found.digest.to_string()));
+                image.absent.extend((!is_attestation).then_some(platform));
                 continue;
             };
             walk.descend(&found, &content);
@@ -197,24 +198,19 @@ impl Importer<'_> {
                 true => Some(listed.media_type.clone()),
                 false => found.media_type.filter(|kind| is_media_type(kind)),
             };
-            let media_type = media_type.ok_or_else(|| {
-                format!("{} is listed without a media type of its own", found.digest)
-            })?;
+            let untyped = || format!("{} is listed without a media type of its own", found.digest);
+            let media_type = media_type.ok_or_else(untyped)?;
             image.manifests.push((found.digest, media_type));
-            if content.is_index {
-                continue;
+            if !content.is_index {
+                has_part = true;
+                image.blobs.extend(content.named);
             }
-            has_part = true;
-            let named = content.named.into_iter();
-            let named = named.filter(|named| seen.insert(named.digest.clone()));
-            image.blobs.extend(named);
         }
         if walk.is_cut() {
             return Err("is larger or deeper than any image that registries take".to_owned());
         }
         // So that children are kept before the index that names them.
         image.manifests.reverse();
-        image.absent.retain(|platform| platform != NO_PLATFORM);
         match has_part || image.absent.is_empty() {
             true => Ok(()),
             false => Err("no platform of it is in the layout".to_owned()),
@@ -241,13 +237,6 @@ impl Importer<'_> {
             return Err(format!("{}: {why}", blob_name(digest)));
         }
         Ok(Some(content))
-    }
-
-    /// Other programs write the platform of their machine, and the index as it was.
-    fn may_be_absent(&self, platform: Option<&str>, listed: &ArchiveImage) -> bool {
-        let is_left_out = platform.is_some_and(|platform| !listed.platforms.picks(platform));
-        let is_foreign = self.archive.export.is_none();
-        is_foreign || is_left_out || platform == Some(NO_PLATFORM)
     }
 
     /// Opens a blob of the layout.
@@ -345,7 +334,7 @@ impl Importer<'_> {
                 copied.iter().for_each(|digest| store.renew(digest));
                 copied.push(digest);
             }
-            let lock = store.lock("evict", EVICTION_TIMEOUT);
+            let lock = store.lock("evict", self.patience);
             let _lock = lock.ok_or("another process evicts; try again")?;
             if blobs().all(|digest| store.has(digest)) {
                 return self.set_names(image).map_err(|error| error.to_string());
@@ -390,19 +379,18 @@ impl Importer<'_> {
 
     /// Opens the file for a blob. None when another process has brought the blob meanwhile.
     fn open_partial(&self, digest: &Digest) -> io::Result<Option<Partial>> {
-        let until = Instant::now() + FOLLOW_TIMEOUT;
-        while Instant::now() < until {
+        let until = Instant::now() + self.patience;
+        loop {
             let partial = self.disk.store.partial(digest)?;
-            if partial.is_ours {
-                return Ok(Some(partial));
+            if partial.is_ours || self.disk.store.has(digest) {
+                return Ok(partial.is_ours.then_some(partial));
             }
-            if self.disk.store.has(digest) {
-                return Ok(None);
+            if Instant::now() >= until {
+                let why = "another process downloads it; try again when it has";
+                return Err(io::Error::other(why));
             }
             thread::sleep(LOOK);
         }
-        let why = "another process downloads it; try again when it has";
-        Err(io::Error::other(why))
     }
 
     /// Copies a blob. What an earlier import left of it is compared, and not written again.
@@ -413,10 +401,14 @@ impl Importer<'_> {
         let Some(partial) = self.open_partial(digest)? else {
             return Ok(());
         };
-        let (file, length) = match partial.length > size {
-            true => (store.fresh_partial(digest)?, 0),
-            false => (partial.file, partial.length),
-        };
+        let Partial {
+            mut file,
+            mut length,
+            ..
+        } = partial;
+        if length > size {
+            (file, length) = (store.fresh_partial(digest)?, 0);
+        }
         let until = Instant::now() + ROOM_TIMEOUT;
         let room = self.disk.sweeper.make_room(size - length, until);
         let mut room = room.ok_or_else(|| io::Error::other("no room in CACHE_MAX_SIZE"))?;
@@ -450,16 +442,11 @@ fn at<T>(digest: &Digest, result: io::Result<T>) -> Result<T, String> {
 
 /// True for an index that lists nothing, which is no fault.
 fn is_empty_index(bytes: &[u8]) -> bool {
-    let document: Option<Value> = match bytes.len() <= EMPTY_INDEX_BYTES_MAX {
-        true => serde_json::from_slice(bytes).ok(),
-        false => None,
-    };
-    let manifests = document
-        .as_ref()
-        .and_then(|document| document.get("manifests"));
-    manifests
-        .and_then(Value::as_array)
-        .is_some_and(Vec::is_empty)
+    let is_small = bytes.len() <= EMPTY_INDEX_BYTES_MAX;
+    let document = is_small.then(|| serde_json::from_slice::<Value>(bytes).ok());
+    let document = document.flatten().unwrap_or_default();
+    let manifests = document.get("manifests").and_then(Value::as_array);
+    manifests.is_some_and(Vec::is_empty)
 }
 
 #[cfg(test)]

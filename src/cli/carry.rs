@@ -11,7 +11,7 @@ use super::progress::{Progress, bytes};
 use crate::app::CacheFiller;
 use crate::cache::archive::Archive;
 use crate::cache::export::Exporter;
-use crate::cache::import::{ImportImage, Importer, Naming};
+use crate::cache::import::{ImportImage, Importer, Naming, OTHERS_TIMEOUT};
 use crate::cache::names::OwnedScope;
 use crate::cache::store::Store;
 use crate::config::{EXIT_FAILED, EXIT_OK, Settings};
@@ -101,21 +101,19 @@ pub(super) fn import(
     command: Invocation<'_>,
     streams: &mut Streams<'_>,
 ) -> Result<u8, CommandFault> {
-    let naming = read_naming(command.value("--as"))?;
+    let mut naming = read_naming(command.value("--as"))?;
     let from = command.word().unwrap_or_default();
     quieten(command.settings);
     let disk = command.open_cache(Store::open)?;
     disk.sweeper.count();
-    let naming = Naming {
-        default: command.default_registry(&disk.names),
-        ..naming
-    };
+    naming.default = command.default_registry(&disk.names);
     let imported = Archive::open(Path::new(from)).and_then(|archive| {
         let mut progress = Progress::new();
         let importer = Importer {
             disk: &disk,
             archive: &archive,
             frozen: &command.settings.freeze_tags,
+            patience: OTHERS_TIMEOUT,
         };
         importer.import(&naming, &mut |step, done, total| {
             progress.show(step, done, total);

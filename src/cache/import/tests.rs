@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::cache::export::Exporter;
+use crate::cache::names::Scope;
 use crate::cache::scratch::{Cache, Scratch, digest_of};
 use crate::cache::tree::DEPTH_MAX;
 
@@ -57,6 +58,7 @@ fn importer<'a>(disk: &'a Disk, archive: &'a Archive) -> Importer<'a> {
         disk,
         archive,
         frozen: &NONE,
+        patience: OTHERS_TIMEOUT,
     }
 }
 
@@ -158,6 +160,73 @@ fn bug_a_blob_that_was_evicted_meanwhile_was_missing_in_the_end() {
         })
         .unwrap();
     assert!(to.is_whole("app", &image, &[b"old", b"new"]));
+}
+
+#[test]
+fn another_process_that_evicts_is_waited_for_and_not_for_ever() {
+    let from = Cache::new();
+    let image = from.image("app:v1", &[b"layer"], 5);
+    let (_scratch, path) = layout(&from, &["v1"], "all", None);
+    let to = Cache::new();
+    let (disk, archive) = (disk(&to), Archive::open(&path).unwrap());
+    let hurried = Importer {
+        patience: Duration::ZERO,
+        ..importer(&disk, &archive)
+    };
+    let evicting = to.store.lock("evict", Duration::ZERO).unwrap();
+    let (naming, progress) = (Naming::default(), &mut |_: &str, _, _| {});
+    let fault = hurried.import(&naming, progress).unwrap_err();
+    let expected = "host.example/app:v1: another process evicts; try again";
+    assert_eq!(fault, expected);
+    let tag = |scope: Scope<'_>| to.names.tag(scope, "", &"v1".parse().unwrap());
+    assert!(to.with("app", tag).is_empty());
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let patient = importer(&disk, &archive);
+            patient.import(&Naming::default(), &mut |_, _, _| {})
+        });
+        drop(evicting);
+        assert_eq!(waiting.join().unwrap().unwrap().len(), 1);
+    });
+    assert!(to.is_whole("app", &image, &[b"layer"]));
+}
+
+#[test]
+fn a_blob_that_another_process_downloads_is_waited_for_and_not_for_ever() {
+    let from = Cache::new();
+    let image = from.image("app:v1", &[b"layer"], 5);
+    let (_scratch, path) = layout(&from, &["v1"], "all", None);
+    let layer = digest_of(b"layer");
+    for is_brought in [true, false] {
+        let to = Cache::new();
+        let (disk, archive) = (disk(&to), Archive::open(&path).unwrap());
+        let hurried = Importer {
+            patience: Duration::ZERO,
+            ..importer(&disk, &archive)
+        };
+        let downloading = to.store.partial(&layer).unwrap();
+        let (naming, progress) = (Naming::default(), &mut |_: &str, _, _| {});
+        let fault = hurried.import(&naming, progress).unwrap_err();
+        let expected = "another process downloads it; try again when it has";
+        assert!(
+            fault.contains(expected) && fault.contains(layer.hex()),
+            "{fault}"
+        );
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                let patient = importer(&disk, &archive);
+                patient.import(&Naming::default(), &mut |_, _, _| {})
+            });
+            // The other one ends, with the blob or without it.
+            if is_brought {
+                downloading.file.write_all_at(b"layer", 0).unwrap();
+                to.store.publish(&layer, &downloading.file).unwrap();
+            }
+            drop(downloading);
+            assert_eq!(waiting.join().unwrap().unwrap().len(), 1);
+        });
+        assert!(to.is_whole("app", &image, &[b"layer"]));
+    }
 }
 
 #[test]
@@ -478,68 +547,6 @@ fn platforms_that_other_programs_leave_out_are_told() {
     let fault = import(&Cache::new(), &path, &Naming::default()).unwrap_err();
     assert!(
         fault.contains("no platform of it is in the layout"),
-        "{fault}"
-    );
-}
-
-#[test]
-fn names_of_other_programs_are_completed() {
-    let digest = digest_of(b"x");
-    let resolve = |name: Option<&str>, naming: &Naming| {
-        let image = ArchiveImage {
-            digest: digest.clone(),
-            media_type: "a/b".to_owned(),
-            name: name.map(str::to_owned),
-            platforms: "all".parse().unwrap(),
-        };
-        let resolved = naming.resolve(&image);
-        resolved.map(|(place, reference)| place.scope().name_of(&reference))
-    };
-    let none = Naming::default();
-    let default = Naming {
-        default: Some("r.test".parse().unwrap()),
-        ..Naming::default()
-    };
-    let placed = Naming {
-        place: Some(place("r.test", "team/app")),
-        ..Naming::default()
-    };
-    let tagged = Naming {
-        tag: Some("new".parse().unwrap()),
-        ..placed.clone()
-    };
-    let by_digest = format!("h.test/app@{digest}");
-    let renamed_digest = format!("r.test/team/app@{digest}");
-    let signature = format!("h.test/app:sha256-{}.sig", digest.hex());
-    let renamed = format!("r.test/team/app:sha256-{}.sig", digest.hex());
-    for (name, naming, expected) in [
-        (Some("h.test/app:v1"), &none, "h.test/app:v1"),
-        (Some("h.test/app:v1"), &placed, "r.test/team/app:v1"),
-        (Some("h.test/app:v1"), &tagged, "r.test/team/app:new"),
-        (Some(by_digest.as_str()), &none, by_digest.as_str()),
-        (Some(by_digest.as_str()), &tagged, renamed_digest.as_str()),
-        (Some(signature.as_str()), &tagged, renamed.as_str()),
-        (Some("app:v1"), &default, "r.test/app:v1"),
-        (Some("team/app"), &default, "r.test/team/app:latest"),
-        (Some("v1"), &placed, "r.test/team/app:v1"),
-        (None, &tagged, "r.test/team/app:new"),
-    ] {
-        assert_eq!(resolve(name, naming).unwrap(), expected, "{name:?}");
-    }
-    for (name, naming) in [
-        (Some("v1"), &default),
-        (Some("app:v1"), &none),
-        (None, &placed),
-    ] {
-        let fault = resolve(name, naming).unwrap_err();
-        assert!(
-            fault.contains("--as REGISTRY/REPOSITORY:TAG"),
-            "{name:?}: {fault}"
-        );
-    }
-    let fault = resolve(Some("../app:v1"), &default).unwrap_err();
-    assert!(
-        fault.contains("repository name \"..\"") || fault.contains("../app"),
         "{fault}"
     );
 }
