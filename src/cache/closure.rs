@@ -24,7 +24,7 @@ const CONFIG_BYTES_MAX: u64 = 512 * 1024;
 const ATTACHED: [&str; 4] = ["", ".sig", ".att", ".sbom"];
 
 /// The manifest that a tag is attached to by its name, as `sha256-<hex>.sig` is.
-pub(super) fn subject_of_tag(tag: &Tag) -> Option<Digest> {
+pub fn subject_of_tag(tag: &Tag) -> Option<Digest> {
     let (digest, end) = match tag.as_str().split_once('.') {
         Some((digest, _)) => (digest, tag.as_str().get(digest.len()..)?),
         None => (tag.as_str(), ""),

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::archive::{self, Archive, EXPORT, PLATFORMS, REF_NAME};
 use super::closure::{Closure, Holdings, IMAGE_BYTES_MAX, NO_PLATFORM};
 use super::files;
-use super::names::{Names, OwnedScope, Scope};
+use super::names::{Names, OwnedScope, Scope, TagEntry};
 use super::store::Store;
 use crate::hash::Hasher;
 use crate::oci::{Digest, Reference};
@@ -91,26 +91,14 @@ impl Exporter<'_> {
         since: Option<&Path>,
     ) -> Result<ExportPlan, String> {
         let mut plan = ExportPlan::default();
-        let mut other_side = OtherSide::default();
+        for (place, reference) in images {
+            self.add_image(&mut plan, place.scope(), reference)?;
+        }
         if let Some(path) = since {
-            let read = self.read_since(path);
-            other_side = read.map_err(|why| format!("--since={}: {why}", path.display()))?;
+            let left_out = self.leave_out_known(&mut plan, path);
+            left_out.map_err(|why| format!("--since={}: {why}", path.display()))?;
             let name = path.file_name().unwrap_or_default();
             plan.since = Some(name.to_string_lossy().into_owned());
-        }
-        let mut digests = HashSet::new();
-        for (place, reference) in images {
-            self.add_image(&mut plan, place.scope(), reference, &mut digests)?;
-        }
-        for digest in digests {
-            let size = self.store.size(&digest);
-            let size = size.ok_or_else(|| format!("{digest} was evicted meanwhile"))?;
-            if other_side.has(&digest, size) {
-                plan.known += 1;
-                continue;
-            }
-            let name = archive::blob_name(&digest);
-            plan.blobs.insert(name, (digest, size));
         }
         Ok(plan)
     }
@@ -127,7 +115,6 @@ impl Exporter<'_> {
         plan: &mut ExportPlan,
         scope: Scope<'_>,
         reference: &Reference,
-        digests: &mut HashSet<Digest>,
     ) -> Result<(), String> {
         let name = scope.name_of(reference);
         let found = self.files().find(scope, reference);
@@ -145,78 +132,73 @@ impl Exporter<'_> {
         if !missing.is_empty() {
             return Err(describe_missing(&name, &missing));
         }
-        digests.extend(chosen);
-        self.list(plan, scope, reference, &root)?;
-        for part in &closure.referrers {
-            let manifest = &part.manifest;
-            if let Some(missing) = part.missing.first() {
-                plan.left_out.push(format!(
-                    "{manifest}, which refers to {root}: lacks {missing}"
-                ));
-                continue;
+        let mut entries = vec![(reference.clone(), root.clone(), chosen)];
+        for part in closure.referrers {
+            let digest = part.manifest;
+            match part.missing.first() {
+                None => entries.push((digest.clone().into(), digest, part.digests)),
+                Some(missing) => plan
+                    .left_out
+                    .push(format!("{digest}, which refers to {root}: lacks {missing}")),
             }
-            digests.extend(part.digests.iter().cloned());
-            self.list(plan, scope, &manifest.clone().into(), manifest)?;
         }
-        for (tag, entry) in closure.attached {
+        for (tag, TagEntry { digest, .. }) in closure.attached {
             // An index of referrers is of use when all of them come with it.
-            if self
-                .files()
-                .closure(&entry.digest, IMAGE_BYTES_MAX)
-                .is_whole()
-            {
-                self.list(plan, scope, &Reference::Tag(tag), &entry.digest)?;
-                digests.insert(entry.digest);
+            if self.files().closure(&digest, IMAGE_BYTES_MAX).is_whole() {
+                entries.push((Reference::Tag(tag), digest.clone(), vec![digest]));
+            }
+        }
+        for (reference, digest, parts) in entries {
+            let descriptor = self.describe(scope, &reference, &digest);
+            let descriptor = descriptor.ok_or_else(|| evicted(&digest))?;
+            plan.images.insert(scope.name_of(&reference), descriptor);
+            for part in parts {
+                let size = self.store.size(&part).ok_or_else(|| evicted(&part))?;
+                plan.blobs.insert(archive::blob_name(&part), (part, size));
             }
         }
         Ok(())
     }
 
-    /// Lists an image in the layout's index.
-    fn list(
-        &self,
-        plan: &mut ExportPlan,
-        scope: Scope<'_>,
-        reference: &Reference,
-        digest: &Digest,
-    ) -> Result<(), String> {
-        let name = scope.name_of(reference);
-        let link = self.names.link(scope, digest);
-        let media_type = link.and_then(|link| link.media_type);
-        let media_type = media_type.ok_or_else(|| format!("{name} was evicted meanwhile"))?;
-        let mut annotations = BTreeMap::from([(REF_NAME, name.clone())]);
+    /// An image as the layout's index has it. None for one that was evicted.
+    fn describe(&self, scope: Scope<'_>, reference: &Reference, digest: &Digest) -> Option<Value> {
+        let mut annotations = BTreeMap::from([(REF_NAME, scope.name_of(reference))]);
         if !self.platforms.is_all() {
             annotations.insert(PLATFORMS, self.platforms.to_string());
         }
-        let descriptor = json!({
-            "mediaType": media_type,
+        Some(json!({
+            "mediaType": self.names.link(scope, digest)?.media_type?,
             "digest": digest.as_str(),
-            "size": self.store.size(digest).unwrap_or_default(),
+            "size": self.store.size(digest)?,
             "annotations": annotations,
-        });
-        plan.images.insert(name, descriptor);
-        Ok(())
+        }))
     }
 
-    /// What the other side has: the blobs in a layout, and of an earlier export or an `index.json`
-    /// alone all that its images are made of.
-    fn read_since(&self, path: &Path) -> Result<OtherSide, String> {
-        let mut other_side = OtherSide::default();
-        let mut images = Vec::new();
-        if path.is_file() && path.extension().is_some_and(|end| end == "json") {
-            images = archive::read_index(path)?;
-        } else {
-            let archive = other_side.archive.insert(Archive::open(path)?);
-            if archive.export.is_some() {
-                images.clone_from(&archive.images);
+    /// Leaves out what the other side has: the blobs in a layout, and of an earlier export or an
+    /// `index.json` alone all that its images are made of.
+    fn leave_out_known(&self, plan: &mut ExportPlan, path: &Path) -> Result<(), String> {
+        let is_index = path.is_file() && path.extension().is_some_and(|end| end == "json");
+        let (archive, images) = match is_index {
+            true => (None, archive::read_index(path)?),
+            false => {
+                let archive = Archive::open(path)?;
+                let images = archive.export.as_ref().map(|_| archive.images.clone());
+                (Some(archive), images.unwrap_or_default())
             }
-        }
+        };
+        let mut known = HashSet::new();
         for image in images {
             let closure = self.files().closure(&image.digest, IMAGE_BYTES_MAX);
-            let (chosen, _) = choose(&closure, &image.platforms);
-            other_side.known.extend(chosen);
+            known.extend(choose(&closure, &image.platforms).0);
         }
-        Ok(other_side)
+        let count = plan.blobs.len();
+        plan.blobs.retain(|_, (digest, size)| {
+            let archive = archive.as_ref();
+            let stored = archive.and_then(|archive| archive.blob(digest).ok().flatten());
+            !known.contains(digest) && stored.is_none_or(|blob| blob.limit() != *size)
+        });
+        plan.known = count - plan.blobs.len();
+        Ok(())
     }
 
     /// Writes a layout to a new directory, or to a file whose name ends with `.tar`.
@@ -273,21 +255,6 @@ impl Exporter<'_> {
     }
 }
 
-/// What the other side has.
-#[derive(Default)]
-struct OtherSide {
-    archive: Option<Archive>,
-    known: HashSet<Digest>,
-}
-
-impl OtherSide {
-    fn has(&self, digest: &Digest, size: u64) -> bool {
-        let archive = self.archive.as_ref();
-        let stored = archive.and_then(|archive| archive.blob(digest).ok().flatten());
-        self.known.contains(digest) || stored.is_some_and(|blob| blob.limit() == size)
-    }
-}
-
 /// The digests of the image for these platforms, and those that are missing. Attestations go along
 /// when they are here.
 fn choose(closure: &Closure, platforms: &Platforms) -> (Vec<Digest>, Vec<Digest>) {
@@ -303,6 +270,10 @@ fn choose(closure: &Closure, platforms: &Platforms) -> (Vec<Digest>, Vec<Digest>
         }
     }
     (digests, missing)
+}
+
+fn evicted(digest: &Digest) -> String {
+    format!("{digest} was evicted meanwhile")
 }
 
 fn describe_missing(name: &str, missing: &[Digest]) -> String {

@@ -26,7 +26,7 @@ use super::disk::Disk;
 use super::export::Progress;
 use super::files;
 use super::links::is_media_type;
-use super::manifest::{ManifestContent, Named};
+use super::manifest::{MANIFEST_BYTES_MAX, ManifestContent, Named};
 use super::names::{OwnedScope, TagEntry};
 use super::partials::Partial;
 use super::tree::ManifestWalk;
@@ -34,8 +34,6 @@ use crate::config::ImageGlobs;
 use crate::hash::Hasher;
 use crate::oci::{Digest, Reference};
 
-/// Largest manifest: four times what registries take.
-const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 /// Largest index that lists nothing, with annotations.
 const EMPTY_INDEX_BYTES_MAX: usize = 64 << 10;
 /// Manifests and blobs of all images together: as many as an archive has entries.

@@ -16,7 +16,7 @@ use super::purpose::{OwnClient, Purpose};
 use super::registries::Choice;
 use super::{dispatch, follow};
 use crate::cache::closure::{ANY_PLATFORM, NO_PLATFORM};
-use crate::cache::manifest::{MANIFEST_BYTES_MAX, ManifestContent};
+use crate::cache::manifest::{MANIFEST_BYTES_MAX, ManifestContent, Named};
 use crate::cache::names::Scope;
 use crate::cache::tree::ManifestWalk;
 use crate::image_name::ImageName;
@@ -245,23 +245,20 @@ impl<'a> ImageWork<'a> {
         progress: &(dyn Fn(u64, u64) + Sync),
         fetched: &mut FetchedImage,
     ) {
-        let images = manifests.iter().map(|manifest| &manifest.content);
-        let named = images.filter(|content| !content.is_index);
-        let named = named.flat_map(|content| &content.named);
+        let contents = manifests.iter().map(|manifest| &manifest.content);
+        let images = contents.filter(|content| !content.is_index);
         let mut seen = HashSet::new();
-        let blobs: Vec<(&Digest, u64)> = named
-            .filter(|named| seen.insert(&named.digest))
-            .map(|named| (&named.digest, named.size.unwrap_or_default()))
-            .collect();
-        let total: u64 = blobs.iter().map(|(_, size)| size).sum();
+        let named = images.flat_map(|content| &content.named);
+        let blobs: Vec<&Named> = named.filter(|named| seen.insert(&named.digest)).collect();
+        let total = blobs.iter().filter_map(|named| named.size).sum();
         let done = AtomicU64::new(0);
         let progress = |bytes: u64| progress(done.fetch_add(bytes, Relaxed) + bytes, total);
         let (waiting, fetched) = (Mutex::new(blobs.into_iter()), Mutex::new(fetched));
         let next = || waiting.locked().next();
         let work = || {
-            while let Some((digest, size)) = next() {
+            while let Some(Named { digest, size, .. }) = next() {
                 if self.cache_has(digest) {
-                    progress(size);
+                    progress(size.unwrap_or_default());
                     continue;
                 }
                 let result = self.fetch_blob(digest, &progress);
@@ -275,12 +272,12 @@ impl<'a> ImageWork<'a> {
                 }
             }
         };
-        let further = match self.client.purpose {
-            Purpose::Pull => BLOBS_AT_A_TIME - 1,
-            _ => 0,
+        let at_a_time = match self.client.purpose {
+            Purpose::Pull => BLOBS_AT_A_TIME,
+            _ => 1,
         };
         thread::scope(|scope| {
-            for _ in 0..further {
+            for _ in 1..at_a_time {
                 let thread = thread::Builder::new().name("pull".into());
                 // A thread that is refused is no fault: this one does its work.
                 let _ = thread.spawn_scoped(scope, work);

@@ -7,6 +7,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::purpose::OwnClient;
+use crate::cache::closure::subject_of_tag;
 use crate::locked::Locked as _;
 use crate::log::{self, Level};
 use crate::oci::{Digest, Reference};
@@ -46,7 +47,7 @@ impl ReferrerQueue {
     /// Adds an image that was fetched by this reference. Leaves it out when too many wait, or when
     /// it is itself a referrer too far from a client's image.
     pub(super) fn add(&self, image: QueuedImage, reference: &Reference) {
-        if image.client.depth >= DEPTH_MAX || is_referrer_tag(reference) {
+        if image.client.depth >= DEPTH_MAX || is_attached(reference) {
             return;
         }
         self.push(QueuedAttempt {
@@ -106,14 +107,8 @@ impl ReferrerQueue {
 }
 
 /// True for the tags under which referrers are kept, which name a digest.
-fn is_referrer_tag(reference: &Reference) -> bool {
-    match reference {
-        Reference::Tag(tag) => {
-            let rest = tag.as_str().strip_prefix("sha256-");
-            rest.is_some_and(|rest| rest.len() >= 64)
-        }
-        Reference::Digest(_) => false,
-    }
+fn is_attached(reference: &Reference) -> bool {
+    matches!(reference, Reference::Tag(tag) if subject_of_tag(tag).is_some())
 }
 
 #[cfg(test)]
@@ -161,12 +156,12 @@ mod tests {
 
     #[test]
     fn what_is_attached_is_not_an_image() {
-        let tag = |text: &str| is_referrer_tag(&Reference::Tag(text.parse().unwrap()));
+        let tag = |text: &str| is_attached(&Reference::Tag(text.parse().unwrap()));
         let hex = "a".repeat(64);
         assert!(tag(&format!("sha256-{hex}")) && tag(&format!("sha256-{hex}.sig")));
         assert!(!tag("1.0") && !tag("sha256-abc"));
         let digest: Digest = format!("sha256:{hex}").parse().unwrap();
-        assert!(!is_referrer_tag(&digest.into()));
+        assert!(!is_attached(&digest.into()));
     }
 
     #[test]

@@ -54,16 +54,22 @@ pub(super) fn list(file: &File) -> Result<HashMap<String, TarFile>, String> {
         at: 0,
         last: "the beginning".to_owned(),
     };
-    let mut files = HashMap::new();
-    while let Some((name, is_folder, file)) = reader.next()? {
-        if is_folder {
+    let (mut files, mut extension) = (HashMap::new(), Extension::default());
+    while let Some(header) = reader.header()? {
+        if matches!(header[KIND], b'L' | b'x') {
+            let read = reader.extend(&header, &mut extension);
+            read.map_err(|why| format!("after {}: an extended header {why}", reader.last))?;
             continue;
         }
+        let entry = reader.entry(&header, std::mem::take(&mut extension))?;
+        let Some((name, found)) = entry else {
+            continue;
+        };
         if files.len() >= FILES_MAX {
             let why = format!("more than {FILES_MAX} entries; split the archive");
             return Err(format!("{name:?}: {why}"));
         }
-        if files.insert(name, file).is_some() {
+        if files.insert(name, found).is_some() {
             return Err(format!("{}: is there twice", reader.last));
         }
     }
@@ -79,21 +85,6 @@ struct TarReader<'a> {
 }
 
 impl TarReader<'_> {
-    /// The next file or folder (true); none at the end.
-    fn next(&mut self) -> Result<Option<(String, bool, TarFile)>, String> {
-        let mut extension = Extension::default();
-        while let Some(header) = self.header()? {
-            let kind = header[KIND];
-            if kind != b'L' && kind != b'x' {
-                return self.entry(&header, extension).map(Some);
-            }
-            let content = self.extended(&header);
-            let read = content.and_then(|content| extension.read(kind, &content));
-            read.map_err(|why| format!("after {}: an extended header {why}", self.last))?;
-        }
-        Ok(None)
-    }
-
     /// None at the end mark.
     fn header(&mut self) -> Result<Option<TarHeader>, String> {
         let mut header = [0; BLOCK];
@@ -114,14 +105,15 @@ impl TarReader<'_> {
         ))
     }
 
-    /// The content of an extended header.
-    fn extended(&mut self, header: &TarHeader) -> Result<Vec<u8>, String> {
+    /// Reads an extended header.
+    fn extend(&mut self, header: &TarHeader, extension: &mut Extension) -> Result<(), String> {
         let size = number(field(header, SIZE)).filter(|size| *size <= EXTENSION_BYTES_MAX);
         let size = size.ok_or_else(|| format!("has more than {EXTENSION_BYTES_MAX} bytes"))?;
         let mut content = vec![0; usize::try_from(size).unwrap_or_default()];
         let at = self.skip(size)?;
         let read = self.file.read_exact_at(&mut content, at);
-        read.map_err(|error| error.to_string()).map(|()| content)
+        read.map_err(|error| error.to_string())?;
+        extension.read(header[KIND], &content)
     }
 
     /// Skips the content of an entry; says where it is.
@@ -135,11 +127,12 @@ impl TarReader<'_> {
         Ok(at)
     }
 
+    /// A file; none for a folder.
     fn entry(
         &mut self,
         header: &TarHeader,
         extension: Extension,
-    ) -> Result<(String, bool, TarFile), String> {
+    ) -> Result<Option<(String, TarFile)>, String> {
         let path = extension.path.map_or_else(|| path_of(header), Ok);
         let path = path.map_err(|why| format!("after {}: a name {why}", self.last))?;
         let fault = |why: String| format!("{path:?}: {why}");
@@ -158,7 +151,7 @@ impl TarReader<'_> {
         let name = name.ok_or_else(|| fault("leads out of the layout, or is odd".to_owned()))?;
         let offset = self.skip(size).map_err(fault)?;
         self.last = format!("{name:?}");
-        Ok((name.to_owned(), is_folder, TarFile { offset, size }))
+        Ok((!is_folder).then(|| (name.to_owned(), TarFile { offset, size })))
     }
 }
 

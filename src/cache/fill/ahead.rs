@@ -43,6 +43,7 @@ struct Shared {
 }
 
 /// The bytes between the two threads.
+#[derive(Default)]
 struct Waiting {
     bytes: Vec<u8>,
     /// Where in the file they end.
@@ -65,9 +66,7 @@ impl ReadAhead {
             waiting: Mutex::new(Waiting {
                 bytes: Vec::with_capacity(PIECE_BYTES),
                 end: offset,
-                outcome: None,
-                is_closed: false,
-                is_awaited: false,
+                ..Waiting::default()
             }),
             changed: Condvar::new(),
         });
@@ -116,15 +115,9 @@ impl ReadAhead {
         std::mem::swap(&mut self.piece, &mut waiting.bytes);
         self.shared.wake(&mut waiting);
         self.due = Instant::now() + HANDOVER_INTERVAL;
-        match waiting.outcome.take() {
-            Some(Err(error)) if self.piece.is_empty() => {
-                waiting.outcome = Some(Ok(()));
-                Err(error)
-            }
-            outcome => {
-                waiting.outcome = outcome;
-                Ok(())
-            }
+        match self.piece.is_empty() {
+            true => waiting.outcome.replace(Ok(())).unwrap_or(Ok(())),
+            false => Ok(()),
         }
     }
 }

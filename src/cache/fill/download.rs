@@ -2,7 +2,7 @@
 //! Must not: know its readers; it tells the growing state, and they look there.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Seek as _};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::ahead::{PIECE_BYTES, ReadAhead};
 use super::growing::{COPY_BYTES, FillEnd, Growing};
 use crate::cache::disk::Disk;
+use crate::cache::files;
 use crate::cache::sweep::Reservation;
 use crate::hash::{self, Hasher};
 use crate::locked::Locked as _;
@@ -432,31 +433,20 @@ impl<'a> Fill<'a> {
     /// True when what readers may have got from the files of before a restart is what the verified
     /// file has in its place: only that one's digest was checked.
     fn was_shown_right(&self) -> bool {
-        if self.shown.is_empty() {
-            return true;
-        }
-        let (mut old, mut new) = (vec![0; COPY_BYTES], vec![0; COPY_BYTES]);
+        let mut good = Vec::new();
         self.shown.iter().all(|(file, readable)| {
             let mut at = 0;
-            while at < *readable {
-                let most = usize::try_from(readable - at).unwrap_or(COPY_BYTES);
-                let (Some(old), Some(new)) = (
-                    old.get_mut(..most.min(COPY_BYTES)),
-                    new.get_mut(..most.min(COPY_BYTES)),
-                ) else {
-                    return false;
-                };
-                let read = file.read_exact_at(old, at);
-                if read
-                    .and_then(|()| self.file.read_exact_at(new, at))
-                    .is_err()
-                    || old != new
-                {
-                    return false;
+            let is_rewound = (&**file).rewind().is_ok();
+            let compared = files::each_piece((&**file).take(*readable), &mut |piece| {
+                good.resize(piece.len(), 0);
+                self.file.read_exact_at(&mut good, at)?;
+                at += piece.len() as u64;
+                match good == piece {
+                    true => Ok(()),
+                    false => Err(io::ErrorKind::InvalidData.into()),
                 }
-                at += old.len() as u64;
-            }
-            true
+            });
+            is_rewound && compared.is_ok_and(|compared| compared == *readable)
         })
     }
 
