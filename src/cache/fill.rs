@@ -78,7 +78,7 @@ impl Fills {
         if !wanted.is_background {
             growing.transfer.set_background(false);
         }
-        if growing.wanted.registry != wanted.registry {
+        if growing.wanted.place.registry != wanted.place.registry {
             // That registry may be slow or out of order; ours is asked by itself.
             return Joined::Bypass(None);
         }
@@ -96,7 +96,7 @@ impl Fills {
             .changes
             .are_unchanged(asked.asked_at, asked.scope(), &facts);
         match joined {
-            joined if unchanged && asked.scope() == wanted.scope() => joined,
+            joined if unchanged && asked.place == wanted.place => joined,
             // What upstream said of another repository, or before a change, says nothing of ours.
             Joined::Growing(growing) => Joined::Unproven(growing),
             _ => Joined::Bypass(None),

@@ -114,7 +114,7 @@ impl Cache {
         self.names.changes.note(scope, taken);
         self.forget_missing(scope);
         if self.uploads.commit(upload, wanted, named) {
-            self.remember(&wanted.registry);
+            self.remember(&wanted.place.registry);
         }
     }
 

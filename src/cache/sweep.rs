@@ -18,7 +18,7 @@ use std::cell::Cell;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use self::survey::EvictionRules;
+use self::survey::EvictionTask;
 use super::layout;
 use super::names::{Names, Scope};
 use super::pins::Pins;
@@ -147,13 +147,18 @@ impl Sweeper {
         let lock = self.store.lock("evict", REMOVE_TIMEOUT);
         let _lock = lock.ok_or("another process evicts; try again")?;
         let pins = Arc::clone(&self.state.locked().pins);
-        let rules = EvictionRules {
-            pins: &pins,
-            unnamed_since: None,
-        };
-        let removed = evict::remove(&self.store, &self.names, rules, scope, reference);
+        let removed = evict::remove(self.task(&pins, None), scope, reference);
         self.mark_dirty();
         removed
+    }
+
+    fn task<'a>(&'a self, pins: &'a Pins, unnamed_since: Option<SystemTime>) -> EvictionTask<'a> {
+        EvictionTask {
+            store: &self.store,
+            names: &self.names,
+            pins,
+            unnamed_since,
+        }
     }
 
     /// Bytes on disk that pinned images need, as of the last eviction.
@@ -419,11 +424,8 @@ impl Sweeper {
             self.changed.notify_all();
             self.state.locked().stopped || is_late()
         };
-        let rules = EvictionRules {
-            pins: &pins,
-            unnamed_since: since.filter(|_| is_shared),
-        };
-        let pinned = evict::evict(&self.store, &self.names, rules, target, &stop);
+        let task = self.task(&pins, since.filter(|_| is_shared));
+        let pinned = evict::evict(task, target, &stop);
         let exhausted = self.used_bytes() > target && !is_late();
         let mut state = self.state.locked();
         state.exhausted = exhausted;

@@ -3,7 +3,6 @@
 
 use std::io::{self, ErrorKind};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -64,7 +63,6 @@ pub struct Cache {
     pub negative: negative::Negative,
     settings: CacheSettings,
     remembered: Mutex<Option<Registry>>,
-    has_content: AtomicBool,
 }
 
 impl Cache {
@@ -84,7 +82,6 @@ impl Cache {
         let disk = Disk::new(store, settings.quota);
         disk.sweeper.pin(settings.pins.clone());
         let remembered = disk.names.find_registry();
-        let has_content = remembered.is_some() || disk.names.has_repositories();
         let fills = fill::Fills::new(
             disk.clone(),
             upstream,
@@ -101,20 +98,13 @@ impl Cache {
             disk_faults: disk.faults,
             negative: negative::Negative::default(),
             settings,
-            has_content: AtomicBool::new(has_content),
             remembered: Mutex::new(remembered),
         })
     }
 
-    /// True when something was ever kept here, so that some pulls can be answered without upstream.
-    /// As long as there is nothing it looks again: another process may have put something there.
+    /// True when something is kept here, so that some pulls can be answered without upstream.
     pub fn has_content(&self) -> bool {
-        let known = self.has_content.load(Ordering::Relaxed);
-        if !known && self.names.has_repositories() {
-            self.has_content.store(true, Ordering::Relaxed);
-            return true;
-        }
-        known
+        self.remembered.locked().is_some() || self.names.has_repositories()
     }
 
     /// True while a tag confirmed at `confirmed` needs no upstream call.
@@ -180,7 +170,6 @@ impl Cache {
         if self.store.is_read_only() {
             return;
         }
-        self.has_content.store(true, Ordering::Relaxed);
         let default = &self.settings.default_registry;
         if default.as_ref().is_some_and(|default| default != registry) {
             return;

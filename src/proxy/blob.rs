@@ -153,8 +153,7 @@ impl BlobPull<'_> {
     /// Joins the download, or begins it.
     fn join(&self, key: &str) -> Reply {
         let wanted = BlobRequest {
-            registry: self.scope.registry.clone(),
-            repository: self.scope.repository.clone(),
+            place: self.scope.to_owned(),
             digest: self.digest.clone(),
             asked_at: self.asked_at,
             is_background: self.exchange.purpose == Purpose::Prefetch,

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use super::pace::Pace;
 use crate::cache::changes::Moment;
 use crate::cache::disk::Disk;
-use crate::cache::names::Scope;
+use crate::cache::names::{OwnedScope, Scope};
 use crate::cache::store::Reading;
 use crate::locked::Locked as _;
 use crate::message::{Buffered, Headers};
-use crate::oci::{Digest, Registry, Repository};
+use crate::oci::Digest;
 use crate::transfers::{Subject, Transfer};
 use crate::upstream::exchange::{Call, Fetched, HEAD_TIMEOUT, Upstream};
 use crate::upstream::{Stage, UpstreamError};
@@ -27,10 +27,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// What a blob is asked for under, kept for as long as the download lasts.
 #[derive(Debug, Clone)]
 pub struct BlobRequest {
-    /// The registry.
-    pub registry: Registry,
-    /// The repository.
-    pub repository: Repository,
+    /// Where.
+    pub place: OwnedScope,
     /// The blob.
     pub digest: Digest,
     /// The moment before upstream was asked for it, or given it.
@@ -42,17 +40,14 @@ pub struct BlobRequest {
 impl BlobRequest {
     /// Where its names are kept.
     pub const fn scope(&self) -> Scope<'_> {
-        Scope {
-            registry: &self.registry,
-            repository: &self.repository,
-        }
+        self.place.scope()
     }
 
     /// What others see of its transfer.
     pub fn subject(&self) -> Subject {
         Subject {
-            registry: self.registry.to_string(),
-            repository: self.repository.to_string(),
+            registry: self.place.registry.to_string(),
+            repository: self.place.repository.to_string(),
             digest: Some(self.digest.to_string()),
             ..Subject::default()
         }
@@ -66,7 +61,7 @@ impl BlobRequest {
     }
 
     pub(super) fn target(&self) -> String {
-        format!("/v2/{}/blobs/{}", self.repository, self.digest)
+        format!("/v2/{}/blobs/{}", self.place.repository, self.digest)
     }
 }
 
@@ -181,7 +176,7 @@ impl Growing {
     /// Asks upstream for the blob, under `headers`. Blocks until its head is there.
     pub(super) fn ask(&self, headers: &Headers) -> Result<Fetched, UpstreamError> {
         self.upstream.fetch_bodiless(Call {
-            registry: &self.wanted.registry,
+            registry: &self.wanted.place.registry,
             method: "GET",
             target: &self.wanted.target(),
             headers,
@@ -191,7 +186,7 @@ impl Growing {
     }
 
     pub(super) fn fault(&self, stage: Stage, reason: String) -> UpstreamError {
-        UpstreamError::at(&self.wanted.registry, stage, reason)
+        UpstreamError::at(&self.wanted.place.registry, stage, reason)
     }
 
     pub(super) fn change(&self, change: impl FnOnce(&mut FillState)) {

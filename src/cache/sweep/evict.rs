@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
-use super::survey::{EvictionRules, EvictionUnit, Id, Survey};
+use super::survey::{EvictionTask, EvictionUnit, Id, Survey};
 use crate::cache::closure::read_manifest;
 use crate::cache::names::{Names, Scope};
 use crate::cache::store::Store;
@@ -15,13 +15,8 @@ use crate::oci::Reference;
 
 /// Evicts until at most `target` bytes are used, until nothing more may go, or until `stop`. Says
 /// how many bytes on the disk pinned images need, if it looked.
-pub(super) fn evict(
-    store: &Store,
-    names: &Names,
-    rules: EvictionRules<'_>,
-    target: u64,
-    stop: &dyn Fn() -> bool,
-) -> Option<u64> {
+pub(super) fn evict(task: EvictionTask<'_>, target: u64, stop: &dyn Fn() -> bool) -> Option<u64> {
+    let EvictionTask { store, names, .. } = task;
     let used = || store.used_bytes() + names.used_bytes();
     if used() <= target {
         return None;
@@ -34,10 +29,10 @@ pub(super) fn evict(
         names.count();
         // From before the survey: a manifest that comes meanwhile holds what it names.
         store.watch(true);
-        match Survey::take(store, names, rules) {
+        match Survey::take(task) {
             Ok(survey) => {
                 pinned = Some(survey.pinned_bytes());
-                images = Eviction::new(store, names, survey).run(target, stop);
+                images = Eviction::new(task, survey).run(target, stop);
             }
             Err(error) => log::warn("eviction could not read the cache", &[("error", &error)]),
         }
@@ -89,14 +84,12 @@ fn evict_partial(store: &Store, target: u64) {
 /// # Errors
 /// Why it stays.
 pub(super) fn remove(
-    store: &Store,
-    names: &Names,
-    rules: EvictionRules<'_>,
+    task: EvictionTask<'_>,
     scope: Scope<'_>,
     reference: &Reference,
 ) -> Result<u64, String> {
-    let survey = Survey::take(store, names, rules).map_err(|error| error.to_string())?;
-    let before = store.used_bytes();
+    let survey = Survey::take(task).map_err(|error| error.to_string())?;
+    let before = task.store.used_bytes();
     // A folder does not say how its registry is spoken to.
     let is_same = |place: Scope<'_>| {
         place.registry.name() == scope.registry.name() && place.repository == scope.repository
@@ -132,12 +125,12 @@ pub(super) fn remove(
     for image in &mut units {
         image.alone = survey.reach(place, &image.roots, &mut met);
     }
-    let mut eviction = Eviction::new(store, names, survey);
+    let mut eviction = Eviction::new(task, survey);
     for image in &units {
         eviction.take_out(image, &image.alone);
     }
-    names.prune(scope);
-    Ok(before.saturating_sub(store.used_bytes()))
+    task.names.prune(scope);
+    Ok(before.saturating_sub(task.store.used_bytes()))
 }
 
 struct Eviction<'a> {
@@ -153,10 +146,10 @@ struct Eviction<'a> {
 }
 
 impl<'a> Eviction<'a> {
-    fn new(store: &'a Store, names: &'a Names, survey: Survey) -> Self {
+    fn new(task: EvictionTask<'a>, survey: Survey) -> Self {
         Self {
-            store,
-            names,
+            store: task.store,
+            names: task.names,
             survey,
             stays: HashMap::new(),
             changed: HashSet::new(),

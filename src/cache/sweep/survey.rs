@@ -26,12 +26,14 @@ const GONE_GRACE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// A digest's place in the survey.
 pub(super) type Id = u32;
 
-/// What stays, however long ago it was used.
+/// What an eviction works on.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct EvictionRules<'a> {
-    /// These images.
+pub(super) struct EvictionTask<'a> {
+    pub(super) store: &'a Store,
+    pub(super) names: &'a Names,
+    /// These images stay, however long ago they were used.
     pub(super) pins: &'a Pins,
-    /// Blobs that came after this and that nothing names: another process may be about to.
+    /// So do blobs that came after this and that nothing names: another process may be about to.
     pub(super) unnamed_since: Option<SystemTime>,
 }
 
@@ -142,20 +144,20 @@ pub(super) struct Survey {
 
 impl Survey {
     /// Looks at everything.
-    pub(super) fn take(store: &Store, names: &Names, rules: EvictionRules<'_>) -> io::Result<Self> {
+    pub(super) fn take(task: EvictionTask<'_>) -> io::Result<Self> {
         let mut survey = Self::default();
-        store.count(&mut |entry| {
+        task.store.count(&mut |entry| {
             let id = survey.id(&entry.digest);
             if let Some(node) = survey.node_mut(id) {
                 node.here = true;
                 node.size = entry.size;
                 node.modified = entry.modified;
-                let since = rules.unnamed_since;
+                let since = task.unnamed_since;
                 node.is_young = since.is_some_and(|since| node.modified > since);
             }
         })?;
-        for name in names.scopes() {
-            survey.add_place(store, names, rules, name);
+        for name in task.names.scopes() {
+            survey.add_place(task, name);
         }
         let ids = 0..Id::try_from(survey.nodes.len()).unwrap_or(Id::MAX);
         for (id, node) in ids.zip(&mut survey.nodes) {
@@ -167,7 +169,7 @@ impl Survey {
                 });
             }
         }
-        let pages = names.page_folders().into_iter();
+        let pages = task.names.page_folders().into_iter();
         let pages = pages.map(|(folder, accessed)| EvictionUnit {
             pages: Some(folder),
             ..EvictionUnit::of(None, Vec::new(), accessed)
@@ -240,13 +242,8 @@ impl Survey {
         id
     }
 
-    fn add_place(
-        &mut self,
-        store: &Store,
-        names: &Names,
-        rules: EvictionRules<'_>,
-        name: OwnedScope,
-    ) {
+    fn add_place(&mut self, task: EvictionTask<'_>, name: OwnedScope) {
+        let (store, names) = (task.store, task.names);
         let number = Some(self.places.len());
         let mut place = RepositorySurvey {
             name,
@@ -271,9 +268,8 @@ impl Survey {
                 ..EvictionUnit::of(number, roots, found.accessed)
             });
         }
-        self.bind_referrers(&mut place, rules.pins, &mut tags);
-        let gone = names.gone(place.scope());
-        self.add_images(&place, rules, &gone, tags);
+        self.bind_referrers(&mut place, task.pins, &mut tags);
+        self.add_images(&place, task, tags);
         self.places.push(place);
     }
 
@@ -342,26 +338,26 @@ impl Survey {
     fn add_images(
         &mut self,
         place: &RepositorySurvey,
-        rules: EvictionRules<'_>,
-        gone: &HashSet<Digest>,
+        task: EvictionTask<'_>,
         mut images: Vec<EvictionUnit>,
     ) {
         let number = Some(self.places.len());
         let tagged: HashSet<Id> = images.iter().flat_map(|tag| tag.roots.clone()).collect();
         let holders = self.find_holders(place, &tagged);
         let used = spread_uses(place, &holders);
-        let pinned = rules.pins.digests(place.scope());
+        let pinned = task.pins.digests(place.scope());
         let pinned: HashSet<Id> = pinned.filter_map(|digest| self.find(digest)).collect();
         let is_part = |id: &Id| tagged.contains(id) || holders.contains_key(id);
         let single = place.manifests();
         let single = single.filter(|id| pinned.contains(id) || !is_part(id));
         images.extend(single.map(|id| EvictionUnit::of(number, vec![id], SystemTime::UNIX_EPOCH)));
+        let gone = task.names.gone(place.scope());
         for image in &mut images {
             let uses = image.roots.iter().filter_map(|id| used.get(id));
             image.accessed = uses.fold(image.accessed, |latest, used| latest.max(*used));
             let nodes = image.roots.iter().filter_map(|id| self.node(*id));
             let digests: Vec<&Digest> = nodes.map(|node| &node.digest).collect();
-            image.pinned = rules.pins.hold(place.scope(), image.tag.as_ref(), &digests);
+            image.pinned = task.pins.hold(place.scope(), image.tag.as_ref(), &digests);
             let is_gone = digests.iter().any(|digest| gone.contains(digest));
             let grace = if is_gone { GONE_GRACE } else { Duration::ZERO };
             image.due = image.accessed.checked_add(grace).unwrap_or(image.accessed);

@@ -13,14 +13,11 @@ use crate::oci::{Digest, Tag};
 
 mod whole;
 
-/// Nothing has to stay.
-const NO_RULES: EvictionRules<'static> = EvictionRules {
-    pins: &Pins {
-        globs: Vec::new(),
-        names: Vec::new(),
-        default_registry: None,
-    },
-    unnamed_since: None,
+/// Nothing is pinned.
+const NO_PINS: Pins = Pins {
+    globs: Vec::new(),
+    names: Vec::new(),
+    default_registry: None,
 };
 const KB: usize = 1000;
 
@@ -32,9 +29,19 @@ fn sweeper(cache: &Cache, quota: u64) -> Arc<Sweeper> {
     Sweeper::new(Arc::clone(&cache.store), Arc::clone(&cache.names), quota)
 }
 
+/// An eviction in which nothing else has to stay.
+fn task<'a>(cache: &'a Cache, pins: &'a Pins) -> EvictionTask<'a> {
+    EvictionTask {
+        store: &cache.store,
+        names: &cache.names,
+        pins,
+        unnamed_since: None,
+    }
+}
+
 /// Evicts down to `target` as the thread would.
 fn evict(cache: &Cache, target: u64) {
-    evict::evict(&cache.store, &cache.names, NO_RULES, target, &|| false);
+    evict::evict(task(cache, &NO_PINS), target, &|| false);
 }
 
 /// Bytes on disk, as they are counted now.
@@ -150,36 +157,6 @@ fn a_blob_that_another_image_needs_stays() {
 }
 
 #[test]
-fn two_tags_of_one_manifest_are_two_images() {
-    let cache = Cache::new();
-    let one = cache.image("a:old", &[&layer(1)], 10);
-    assert_eq!(cache.image("b:new", &[&layer(1)], 20), one);
-    let other = cache.image("a:other", &[&layer(2)], 30);
-    evict(&cache, used(&cache) - 25_000);
-    // The first to go freed its names, so the second went, too; the newest was not needed.
-    assert!(!cache.store.has(&one));
-    assert!(cache.is_whole("a", &other, &[&layer(2)]));
-}
-
-#[test]
-fn an_index_is_one_image_with_its_platforms() {
-    let cache = Cache::new();
-    let arm = cache.image("a", &[&layer(1)], 10);
-    let amd = cache.image("a", &[&layer(2)], 50);
-    let index = cache.index("a:latest", &[&arm, &amd, &digest_of(b"not pulled")], 20);
-    let plain = cache.image("a:plain", &[&layer(3)], 30);
-    let untagged = cache.index("b", &[&cache.image("b", &[&layer(4)], 1)], 40);
-    // The pull of one platform keeps the whole image, so the plain one is the oldest.
-    evict_one(&cache);
-    assert!(!cache.store.has(&plain));
-    assert!(cache.store.has(&index) && cache.store.has(&arm) && cache.store.has(&amd));
-    evict_one(&cache);
-    assert!(!cache.is_whole("b", &untagged, &[&layer(4)]));
-    evict_one(&cache);
-    assert_eq!(cache.store.used_bytes(), 0);
-}
-
-#[test]
 fn a_blob_that_no_manifest_names_goes_by_its_own_use() {
     let cache = Cache::new();
     let image = cache.image("a:tag", &[&layer(1)], 20);
@@ -283,7 +260,7 @@ fn a_manifest_that_comes_meanwhile_holds_what_it_names() {
         }
         false
     };
-    evict::evict(&cache.store, &cache.names, NO_RULES, 0, &stop);
+    evict::evict(task(&cache, &NO_PINS), 0, &stop);
     assert_eq!(came.get(), Some(1));
     assert!(!cache.store.has(&old) && !cache.store.has(&digest_of(&layer(2))));
     assert!(cache.store.has(&digest_of(&layer(1))));
@@ -299,9 +276,9 @@ fn an_image_used_meanwhile_stays() {
         });
         false
     };
-    evict::evict(&cache.store, &cache.names, NO_RULES, 0, &stop);
+    evict::evict(task(&cache, &NO_PINS), 0, &stop);
     assert!(cache.is_whole("a", &image, &[&layer(1)]));
-    evict::evict(&cache.store, &cache.names, NO_RULES, 0, &|| true);
+    evict::evict(task(&cache, &NO_PINS), 0, &|| true);
     assert!(cache.is_whole("a", &image, &[&layer(1)]));
 }
 
@@ -450,7 +427,7 @@ fn a_chain_of_manifests_is_one_image() {
     let cache = Cache::new();
     let last = chain(&cache, "a", 300);
     let used = |survey: &survey::Survey| survey.images[0].accessed;
-    let survey = survey::Survey::take(&cache.store, &cache.names, NO_RULES).unwrap();
+    let survey = survey::Survey::take(task(&cache, &NO_PINS)).unwrap();
     assert_eq!((survey.images.len(), used(&survey)), (1, at(299)));
     assert_eq!(survey.images[0].alone.len(), 301);
     // Used in the middle: used as a whole.
@@ -458,7 +435,7 @@ fn a_chain_of_manifests_is_one_image() {
     cache.with("a", |scope| {
         cache.names.touch_at(scope, "", None, &middle, at(500))
     });
-    let survey = survey::Survey::take(&cache.store, &cache.names, NO_RULES).unwrap();
+    let survey = survey::Survey::take(task(&cache, &NO_PINS)).unwrap();
     assert_eq!((survey.images.len(), used(&survey)), (1, at(500)));
     drop(survey);
     evict(&cache, 0);
@@ -476,7 +453,7 @@ fn chains_that_share_their_end_cost_each_link_once() {
     let tops: Vec<Digest> = (0..100)
         .map(|n| cache.index("a", &[&shared, &digest_of(&[n])], 1000 + u64::from(n)))
         .collect();
-    let survey = survey::Survey::take(&cache.store, &cache.names, NO_RULES).unwrap();
+    let survey = survey::Survey::take(task(&cache, &NO_PINS)).unwrap();
     assert_eq!(survey.images.len(), 100);
     let alone = survey.images.iter().map(|image| image.alone.len());
     // The chain with its end goes with the last one.

@@ -5,6 +5,7 @@ use std::fs;
 use super::writer::Queue;
 use super::*;
 use crate::cache::disk::DiskFaults;
+use crate::cache::names::OwnedScope;
 use crate::cache::scratch::{Cache, digest_of};
 use crate::cache::sweep::Sweeper;
 use crate::oci::{Digest, Repository};
@@ -33,8 +34,10 @@ impl Bench {
 
     fn wanted(&self, digest: &Digest) -> BlobRequest {
         BlobRequest {
-            registry: self.cache.registry.clone(),
-            repository: "team/app".parse::<Repository>().unwrap(),
+            place: OwnedScope {
+                registry: self.cache.registry.clone(),
+                repository: "team/app".parse::<Repository>().unwrap(),
+            },
             digest: digest.clone(),
             asked_at: self.cache.names.changes.now(),
             is_background: false,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::fields::{is_gone, is_success, lacks, supply, supply_digest};
 use crate::cache::Cache;
 use crate::cache::fill::BlobRequest;
-use crate::cache::names::Scope;
+use crate::cache::names::{OwnedScope, Scope};
 use crate::cache::uploads::{Upload, Uploads};
 use crate::message::{Reply, RequestBody};
 use crate::oci::{Digest, Repository};
@@ -217,9 +217,12 @@ fn blob_request(
     digest: Option<&Digest>,
 ) -> Option<BlobRequest> {
     let asked_at = cache(exchange)?.now();
-    Some(BlobRequest {
+    let place = OwnedScope {
         registry: exchange.registry.clone(),
         repository: repository.clone(),
+    };
+    Some(BlobRequest {
+        place,
         digest: digest?.clone(),
         asked_at,
         is_background: false,

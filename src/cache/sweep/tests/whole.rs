@@ -5,8 +5,7 @@ use crate::cache::scratch::IMAGE;
 use crate::config::ImageGlobs;
 
 fn evict_with(cache: &Cache, pins: &Pins, target: u64) -> Option<u64> {
-    let rules = EvictionRules { pins, ..NO_RULES };
-    evict::evict(&cache.store, &cache.names, rules, target, &|| false)
+    evict::evict(task(cache, pins), target, &|| false)
 }
 
 fn pinned(globs: &str) -> Pins {
@@ -30,6 +29,36 @@ fn signature(cache: &Cache, name: &str, subject: &Digest, n: u8, used: u64) -> D
 fn tags(cache: &Cache, repository: &str) -> Vec<String> {
     let tags = cache.with(repository, |scope| cache.names.tags(scope));
     tags.iter().map(|tag| tag.as_str().to_owned()).collect()
+}
+
+#[test]
+fn two_tags_of_one_manifest_are_two_images() {
+    let cache = Cache::new();
+    let one = cache.image("a:old", &[&layer(1)], 10);
+    assert_eq!(cache.image("b:new", &[&layer(1)], 20), one);
+    let other = cache.image("a:other", &[&layer(2)], 30);
+    evict(&cache, used(&cache) - 25_000);
+    // The first to go freed its names, so the second went, too; the newest was not needed.
+    assert!(!cache.store.has(&one));
+    assert!(cache.is_whole("a", &other, &[&layer(2)]));
+}
+
+#[test]
+fn an_index_is_one_image_with_its_platforms() {
+    let cache = Cache::new();
+    let arm = cache.image("a", &[&layer(1)], 10);
+    let amd = cache.image("a", &[&layer(2)], 50);
+    let index = cache.index("a:latest", &[&arm, &amd, &digest_of(b"not pulled")], 20);
+    let plain = cache.image("a:plain", &[&layer(3)], 30);
+    let untagged = cache.index("b", &[&cache.image("b", &[&layer(4)], 1)], 40);
+    // The pull of one platform keeps the whole image, so the plain one is the oldest.
+    evict_one(&cache);
+    assert!(!cache.store.has(&plain));
+    assert!(cache.store.has(&index) && cache.store.has(&arm) && cache.store.has(&amd));
+    evict_one(&cache);
+    assert!(!cache.is_whole("b", &untagged, &[&layer(4)]));
+    evict_one(&cache);
+    assert_eq!(cache.store.used_bytes(), 0);
 }
 
 #[test]
@@ -271,7 +300,7 @@ fn bug_an_image_that_was_named_again_meanwhile_lost_its_blobs() {
             }
             false
         };
-        evict::evict(&cache.store, &cache.names, NO_RULES, 0, &stop);
+        evict::evict(task(&cache, &NO_PINS), 0, &stop);
         assert!(
             cache.is_whole(repository, &old, &[&layer(1)]),
             "{repository}"
