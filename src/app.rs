@@ -209,20 +209,14 @@ fn load_tls(
     settings: &Settings,
     watched: &mut Vec<WatchedFiles>,
 ) -> Result<Option<Arc<ServerTls>>, Vec<String>> {
-    let set = &settings.tls;
-    let (Some(certificate), Some(key)) = (&set.certificate, &set.key) else {
+    let Some(files) = TlsFiles::of(&settings.tls) else {
         return Ok(None);
     };
-    if !set.enabled {
+    if !settings.tls.enabled {
         let why = "SSL_CERTIFICATE and SSL_KEY are not used: ENABLE_SSL is not true";
         log::warn(why, &[]);
         return Ok(None);
     }
-    let files = TlsFiles {
-        certificate: certificate.clone(),
-        key: key.clone(),
-        client_ca: set.client_ca.clone(),
-    };
     let stamps = FileStamps::take(files.paths());
     let tls = Arc::new(ServerTls::load(files)?);
     let again = Arc::clone(&tls);
@@ -354,7 +348,7 @@ fn build_decider(
     });
     let (logins, metrics) = (access.logins.clone(), &settings.metrics);
     if metrics.repositories {
-        requests::count_repositories();
+        requests::COUNTS_REPOSITORIES.store(true, Ordering::Relaxed);
     }
     let operators = OperatorPages::new(Arc::clone(&sources), settings.status_page, logins, metrics);
     let proxy = Proxy::new(access, upstream, cache.clone(), settings);

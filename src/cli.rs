@@ -67,12 +67,11 @@ pub fn run(
         Action::Completions => streams.print_result(shell::completions(command.word())),
         Action::Man => streams.print(&shell::manual_page()),
         Action::Text(text) => streams.print_result(text(command.word())),
-        Action::Report(report) => finish(name, report(command, streams), streams),
         Action::Serve if faults.is_empty() => serve(settings),
         // A log store reads them, too.
         Action::Serve => streams.complain_as(settings.log_format, &faults),
-        Action::Run(run) if faults.is_empty() => finish(name, run(command, streams), streams),
-        Action::Run(_) => streams.complain(&faults),
+        Action::Run(_) if !faults.is_empty() => streams.complain(&faults),
+        Action::Report(run) | Action::Run(run) => finish(name, run(command, streams), streams),
     }
 }
 

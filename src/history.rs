@@ -49,6 +49,7 @@ label! {
 const REQUESTS: usize = Event::SavedBytes as usize;
 
 /// A place in the ring.
+#[derive(Default)]
 struct MinuteSlot {
     /// The minute that it has, counted from 1; 0 before the first.
     minute: AtomicU32,
@@ -57,9 +58,9 @@ struct MinuteSlot {
 }
 
 /// The ring of minutes.
-struct History([MinuteSlot; MINUTES]);
+struct History(Box<[MinuteSlot]>);
 
-static HISTORY: History = History::new();
+static HISTORY: LazyLock<History> = LazyLock::new(History::new);
 /// The last failures of this process.
 pub static FAILURES: Failures = Failures(Mutex::new(VecDeque::new()));
 /// When the first minute began.
@@ -85,25 +86,18 @@ fn minute_now() -> u32 {
 }
 
 impl History {
-    const fn new() -> Self {
-        Self(
-            [const {
-                MinuteSlot {
-                    minute: AtomicU32::new(0),
-                    requests: [const { AtomicU32::new(0) }; REQUESTS],
-                    bytes: [const { AtomicU64::new(0) }; Event::ALL.len() - REQUESTS],
-                }
-            }; MINUTES],
-        )
+    fn new() -> Self {
+        Self((0..MINUTES).map(|_| MinuteSlot::default()).collect())
     }
 
-    fn slot(&self, minute: u32) -> &MinuteSlot {
-        let slot = self.0.get(minute as usize % MINUTES);
-        slot.unwrap_or(&self.0[0])
+    fn slot(&self, minute: u32) -> Option<&MinuteSlot> {
+        self.0.get(minute as usize % MINUTES)
     }
 
     fn count(&self, minute: u32, event: Event, number: u64) {
-        let slot = self.slot(minute);
+        let Some(slot) = self.slot(minute) else {
+            return;
+        };
         // Whoever is first clears what was a day before.
         if slot.minute.load(Relaxed) != minute && slot.minute.swap(minute, Relaxed) != minute {
             slot.requests.iter().for_each(|sum| sum.store(0, Relaxed));
@@ -121,15 +115,13 @@ impl History {
         let first = minute.saturating_sub(u32::try_from(MINUTES).unwrap_or(0)) + 1;
         let read = |minute| {
             let slot = self.slot(minute);
-            if slot.minute.load(Relaxed) != minute {
-                return 0;
-            }
+            let slot = slot.filter(|slot| slot.minute.load(Relaxed) == minute)?;
             let requests = slot.requests.iter().map(|sum| sum.load(Relaxed).into());
             let bytes = slot.bytes.iter().map(|sum| sum.load(Relaxed));
-            let mut sums = requests.chain(bytes);
-            sums.nth(event as usize).unwrap_or_default()
+            requests.chain(bytes).nth(event as usize)
         };
-        (first..=minute).map(read).collect()
+        let minutes = first..=minute;
+        minutes.map(|at| read(at).unwrap_or_default()).collect()
     }
 }
 
@@ -156,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_day_is_kept_by_the_minute() {
-        let history = Box::new(History::new());
+        let history = History::new();
         history.count(1, Event::Hit, 1);
         history.count(3, Event::Failed, 1);
         history.count(3, Event::SavedBytes, 7);
@@ -170,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_place_is_cleared_a_day_later() {
-        let history = Box::new(History::new());
+        let history = History::new();
         let day = u32::try_from(MINUTES).unwrap();
         history.count(5, Event::Miss, 1);
         let misses = |until| history.until(until, Event::Miss);
@@ -184,7 +176,8 @@ mod tests {
 
     #[test]
     fn the_ring_takes_less_than_100_kilobytes() {
-        assert!(size_of::<History>() < 100_000, "{}", size_of::<History>());
+        let bytes = size_of_val(&*History::new().0);
+        assert!(bytes < 100_000, "{bytes}");
     }
 
     #[test]

@@ -148,11 +148,7 @@ pub fn cause(
 pub fn target(target: &str) -> String {
     const OPEN: [&str; 7] = ["n", "last", "mount", "from", "digest", "ns", "artifactType"];
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let is_open = |pair: &&str| {
-        pair.split('=')
-            .next()
-            .is_some_and(|name| OPEN.contains(&name))
-    };
+    let is_open = |pair: &&str| OPEN.iter().any(|name| pair.split('=').next() == Some(name));
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     let (mut open, hidden): (Vec<&str>, Vec<&str>) = pairs.partition(is_open);
     if !hidden.is_empty() {
@@ -172,12 +168,11 @@ pub fn at(level: Level, message: &str, fields: &[Field<'_>]) {
         return;
     }
     let scope = RequestScope::current();
-    let id = scope.as_ref().map(|scope| &scope.id);
     let mut fields = fields.to_vec();
-    if let Some(id) = &id
+    if let Some(scope) = &scope
         && fields.iter().all(|(name, _)| *name != "id")
     {
-        fields.push(("id", id));
+        fields.push(("id", &scope.id));
     }
     let line = line(level, message, &fields);
     let Some(logger) = LOGGER.get() else {
@@ -200,17 +195,16 @@ pub fn format_line(format: Format, level: Level, message: &str, fields: &[Field<
     // string cannot fail.
     let (mut line, mut text) = (String::with_capacity(LINE_BYTES), String::new());
     let _ = match format {
-        Format::Json => {
-            let message = quote(message);
-            write!(
-                line,
-                "{{\"time\":\"{time}\",\"level\":\"{level}\",\"message\":{message}"
-            )
-        }
-        Format::Text => {
-            let message = message.replace(['\n', '\r'], " ");
-            write!(line, "{time} {level} {message}")
-        }
+        Format::Json => write!(
+            line,
+            "{{\"time\":\"{time}\",\"level\":\"{level}\",\"message\":{}",
+            quote(message)
+        ),
+        Format::Text => write!(
+            line,
+            "{time} {level} {}",
+            message.replace(['\n', '\r'], " ")
+        ),
     };
     for (name, value) in fields {
         text.clear();

@@ -21,6 +21,7 @@ use crate::budget::Share;
 use crate::locked::Locked as _;
 use crate::log::{self, RequestScope};
 use crate::metrics;
+use crate::oci::OciError;
 pub use headers::Headers;
 pub use note::LogNote;
 pub use peer::{Certificate, Entrance, Peer};
@@ -373,6 +374,13 @@ impl Reply {
             body: Body::Bytes(body.into().into()),
             outcome: LogNote::default(),
         }
+    }
+
+    /// An error document, which the log tells too.
+    pub fn error(error: &OciError) -> Self {
+        let mut reply = Self::new(error.status, "application/json", error.document());
+        reply.outcome.error = Some(error.message.clone());
+        reply
     }
 
     /// The same with a field set.

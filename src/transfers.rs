@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::label::label;
@@ -24,7 +24,7 @@ const WINDOW_MS: u64 = 3_000;
 const UNKNOWN: u64 = u64::MAX;
 
 /// The transfers of this process.
-pub static TRANSFERS: Transfers = Transfers::new();
+pub static TRANSFERS: LazyLock<Transfers> = LazyLock::new(Transfers::default);
 
 label! {
     /// What a transfer does.
@@ -239,10 +239,10 @@ impl Drop for Running {
 }
 
 /// A table of transfers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Transfers(Mutex<Table>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Table {
     /// The key is their number, which grows.
     listed: BTreeMap<u64, Arc<Transfer>>,
@@ -251,14 +251,6 @@ struct Table {
 }
 
 impl Transfers {
-    const fn new() -> Self {
-        Self(Mutex::new(Table {
-            listed: BTreeMap::new(),
-            unlisted: 0,
-            begun: 0,
-        }))
-    }
-
     /// Lists a transfer until the value is dropped.
     pub fn list(&'static self, transfer: impl Into<Arc<Transfer>>) -> Running {
         let transfer = transfer.into();
@@ -299,7 +291,7 @@ mod tests {
     use super::*;
 
     fn table() -> &'static Transfers {
-        Box::leak(Box::new(Transfers::new()))
+        Box::leak(Box::default())
     }
 
     fn transfer(kind: TransferKind) -> Transfer {

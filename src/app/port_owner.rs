@@ -2,6 +2,7 @@
 //! anything but words.
 
 use std::fs;
+use std::path::PathBuf;
 
 /// State of a socket that listens (`TCP_LISTEN` of Linux's `tcp_states.h`).
 const LISTENING: &str = "0A";
@@ -32,23 +33,15 @@ fn listener(table: &str, port: u16) -> Option<(String, String)> {
 
 /// Name and number of the process that has the socket; none when its descriptors may not be read.
 fn find_process(inode: &str) -> Option<String> {
-    let socket = format!("socket:[{inode}]");
-    let processes = fs::read_dir("/proc").ok()?.filter_map(Result::ok);
-    processes
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .find(|pid| {
-            let descriptors = fs::read_dir(format!("/proc/{pid}/fd"));
-            descriptors.is_ok_and(|mut found| {
-                found.any(|link| {
-                    let target = link.and_then(|link| fs::read_link(link.path()));
-                    target.is_ok_and(|target| target.as_os_str() == socket.as_str())
-                })
-            })
-        })
-        .and_then(|pid| {
-            let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-            Some(format!("{} (process {pid})", name.trim()))
-        })
+    let socket = PathBuf::from(format!("socket:[{inode}]"));
+    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let (process, pid) = (entry.path(), entry.file_name());
+        let pid: u32 = pid.to_str()?.parse().ok()?;
+        let mut descriptors = fs::read_dir(process.join("fd")).ok()?.flatten();
+        descriptors.find(|link| fs::read_link(link.path()).is_ok_and(|to| to == socket))?;
+        let name = fs::read_to_string(process.join("comm")).ok()?;
+        Some(format!("{} (process {pid})", name.trim()))
+    })
 }
 
 #[cfg(test)]

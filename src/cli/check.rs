@@ -2,31 +2,29 @@
 //! order, for how long, and the rows. Must not: open the cache (a proxy may run beside it), show a
 //! secret, or outlast its limit, whatever hangs.
 
-mod account;
 mod image;
 mod local;
 mod outcome;
 mod way;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use self::account::Account;
 use self::image::Rights;
 use self::outcome::{StepResult, noted, ok, skipped};
-use self::way::{ANSWER_LIMIT, DNS_LIMIT, Way};
+use self::way::{ANSWER_LIMIT, Account, DNS_LIMIT, Way};
 use super::bounded;
 use super::invocation::{CommandFault, Invocation};
 use super::output::Streams;
-use crate::app;
 use crate::aws::ecr;
 use crate::config::{
     EXIT_FAILED, EXIT_OK, EXIT_SETTINGS, Effective, Origin, Settings, UpstreamAuth,
 };
 use crate::image_name::ImageName;
 use crate::log;
+use crate::oci::Registry;
 
 /// Longest time for all steps together: people wait a minute, and so do deployments.
 const TOTAL: Duration = Duration::from_secs(55);
@@ -38,8 +36,6 @@ const IDENTITY_LIMIT: Duration = Duration::from_secs(28);
 const TOKEN_LIMIT: Duration = Duration::from_secs(20);
 /// An index and a manifest; or a layer, by way of its registry.
 const IMAGE_LIMIT: Duration = Duration::from_secs(20);
-/// Idle connections: nothing is asked twice.
-const POOL: usize = 1;
 /// Longest wait for the last log lines.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 /// Widest name of a step.
@@ -110,11 +106,8 @@ impl<'a, 'b> Check<'a, 'b> {
             }
             return;
         }
-        match app::new_client(settings, POOL) {
-            Ok(client) => {
-                let account = Account::new(Arc::clone(settings), Arc::new(client));
-                self.check_network(&Arc::new(account), image);
-            }
+        match Account::new(Arc::clone(settings)) {
+            Ok(account) => self.check_network(&Arc::new(account), image),
             Err(why) => self.print_row("network", Err(why)),
         }
     }
@@ -172,7 +165,8 @@ impl<'a, 'b> Check<'a, 'b> {
             let why = "no registry in ECR has this host; name it as ECR does";
             return self.print_row("manifest", Err(why.to_owned()));
         };
-        let rights = Arc::new(Rights::new(Arc::clone(way), image));
+        let (way, layer) = (Arc::clone(way), OnceLock::new());
+        let rights = Arc::new(Rights { way, image, layer });
         self.run_step("manifest", IMAGE_LIMIT, &rights, Rights::read_manifest);
         self.run_step("layer", IMAGE_LIMIT, &rights, Rights::read_layer);
     }
@@ -187,16 +181,14 @@ impl<'a, 'b> Check<'a, 'b> {
         step: impl FnOnce(&C) -> StepResult + Send + 'static,
     ) {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        let result = if left.is_zero() {
+        if left.is_zero() {
             let total = TOTAL.as_secs();
-            Err(format!(
-                "not tried: the steps before it took {total} s, all there is"
-            ))
-        } else {
-            let context = Arc::clone(context);
-            bounded::within(limit.min(left), move || step(&context)).flatten()
-        };
-        self.print_row(what, result);
+            let why = format!("not tried: the steps before it took {total} s, all there is");
+            return self.print_row(what, Err(why));
+        }
+        let context = Arc::clone(context);
+        let result = bounded::within(limit.min(left), move || step(&context));
+        self.print_row(what, result.flatten());
     }
 
     fn print_row(&mut self, what: &str, result: StepResult) {
@@ -239,18 +231,16 @@ fn list_given(effective: &[Effective]) -> String {
 
 /// Where `AWS_REGION` counts for nothing.
 fn compare_regions(settings: &Settings) -> Vec<String> {
-    let Some(set) = settings.aws.region.as_deref() else {
-        return Vec::new();
-    };
-    let registries = settings.registries.iter();
-    let registries = registries.filter(|_| settings.upstream_auth == UpstreamAuth::Ecr);
-    let remarks = registries.filter_map(|registry| {
-        let own = ecr::region_of(registry).filter(|own| own != set)?;
+    let wants_token = settings.upstream_auth == UpstreamAuth::Ecr;
+    let set = settings.aws.region.as_ref().filter(|_| wants_token);
+    let remark = |registry: &Registry| {
+        let own = ecr::region_of(registry)?;
+        let set = set.filter(|set| **set != own)?;
         Some(format!(
             "AWS_REGION={set}, and {registry} is in {own}, which counts"
         ))
-    });
-    remarks.collect()
+    };
+    settings.registries.iter().filter_map(remark).collect()
 }
 
 #[cfg(test)]

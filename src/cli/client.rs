@@ -40,8 +40,7 @@ pub(super) fn run(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result<
 fn write(client: &str, host: Option<&str>, settings: &Settings) -> Result<String, String> {
     let mut files = FILES.iter();
     let (_, text) = files.find(|(name, _)| *name == client).ok_or_else(|| {
-        let names: Vec<&str> = names().collect();
-        let names = names.join(" ");
+        let names = names().collect::<Vec<_>>().join(" ");
         format!("{client:?}: unknown client, expected one of {names}")
     })?;
     if let Some(odd) = host.filter(|host| !is_authority(host)) {

@@ -60,8 +60,7 @@ pub(super) static COMMANDS: &[Command] = &[
         flags: &[JSON] },
     Command { name: "settings", usage: "", action: Action::Report(settings::run),
         about: "show the effective settings and their origin",
-        details: "Secrets are hidden.",
-        flags: &[JSON] },
+        details: "Secrets are hidden.", flags: &[JSON] },
     Command { name: "status", usage: "", action: Action::Run(status::run),
         about: "show what the running proxy does",
         details: "It asks the proxy that these settings describe. A login is sent to the \
@@ -122,16 +121,13 @@ pub(super) static COMMANDS: &[Command] = &[
         flags: &[] },
     Command { name: "man", usage: "", action: Action::Man,
         about: "print the manual page",
-        details: "aws-ecr-proxy man | man -l -",
-        flags: &[] },
+        details: "aws-ecr-proxy man | man -l -", flags: &[] },
     Command { name: "help", usage: "[COMMAND]", action: Action::Text(help),
         about: "show this, or the help of a command; also --help and -h",
-        details: "",
-        flags: &[] },
+        details: "", flags: &[] },
     Command { name: "version", usage: "", action: Action::Text(|_| Ok(version())),
         about: "show version, commit and build date",
-        details: "",
-        flags: &[] },
+        details: "", flags: &[] },
 ];
 
 const JSON: CommandFlag = ("--json", "one JSON document instead of a table");

@@ -1,6 +1,6 @@
 //! `settings`: the effective settings and their origin. Owns: that table. Must not: show a secret.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::invocation::{CommandFault, Invocation};
 use super::output::{Streams, columns};
@@ -31,8 +31,7 @@ fn write_json(effective: &[Effective]) -> String {
         let value = row.value.as_deref();
         json!({ "name": row.setting.name, "value": value, "origin": origin })
     });
-    let rows: Vec<Value> = rows.collect();
-    format!("{:#}\n", json!({ "settings": rows }))
+    format!("{:#}\n", json!({ "settings": rows.collect::<Vec<_>>() }))
 }
 
 /// The effective settings, in columns.

@@ -48,9 +48,8 @@ pub(super) fn run(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result<
 /// At an address of its own the status is plain HTTP, without login. A secret goes to the
 /// certificate that we know.
 fn form_question(command: Invocation<'_>) -> Result<LocalQuestion, String> {
-    let (settings, path) = (command.settings, |flag| {
-        command.value(flag).map(PathBuf::from)
-    });
+    let settings = command.settings;
+    let path = |flag| command.value(flag).map(PathBuf::from);
     let place = match &settings.metrics.listen {
         None => running::place(&settings.listen_host, settings.listen_port, "LISTEN_PORT=0"),
         Some(own) => running::place(&own.host, own.port, "METRICS_LISTEN with port 0"),

@@ -132,7 +132,7 @@ fn refuse_unread(peer: &Peer, socket: &mut ClientSocket, error: &OciError) {
         headers: &Headers::new(),
         forwarded: false,
     };
-    write_and_log(line, socket, error_reply(error), context);
+    write_and_log(line, socket, Reply::error(error), context);
 }
 
 /// Who decides what a request gets. A worker does for the first one of a connection, so that a
@@ -327,7 +327,7 @@ fn body_fault_reply(fault: &BodyFault, outcome: LogNote) -> Reply {
         BodyFault::Stalled => (408, "request body stalled".to_owned()),
     };
     let mut reply =
-        error_reply(&OciError::new(ErrorCode::BadRequest, why.clone()).with_status(status));
+        Reply::error(&OciError::new(ErrorCode::BadRequest, why.clone()).with_status(status));
     reply.outcome = LogNote {
         error: Some(why),
         ..outcome
@@ -339,7 +339,7 @@ fn no_decision_reply(fault: NoDecision) -> Reply {
     match fault {
         NoDecision::Busy => {
             let error = OciError::new(ErrorCode::Unavailable, "all workers are busy; try again");
-            error_reply(&error).with("Retry-After", RETRY_AFTER_SECONDS)
+            Reply::error(&error).with("Retry-After", RETRY_AFTER_SECONDS)
         }
         NoDecision::Panicked => internal_error("the decision panicked"),
         NoDecision::Lost => internal_error("the lane to the worker was lost"),
@@ -351,15 +351,8 @@ fn internal_error(why: &str) -> Reply {
         ErrorCode::Unavailable,
         "internal error; the log names it by this id",
     );
-    let mut reply = error_reply(&error.with_status(500));
+    let mut reply = Reply::error(&error.with_status(500));
     reply.outcome.error = Some(why.to_owned());
-    reply
-}
-
-/// An error document as a reply.
-pub(super) fn error_reply(error: &OciError) -> Reply {
-    let mut reply = Reply::new(error.status, "application/json", error.document());
-    reply.outcome.error = Some(error.message.clone());
     reply
 }
 
@@ -389,7 +382,7 @@ fn write_and_log(
     };
     finished.record();
     recent::note(&finished, &line, &outcome, written.fault.as_ref());
-    line.write(status, &outcome, &written, first_byte);
+    line.write(&finished, &outcome, written.fault.as_ref());
     written
 }
 

@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::reply::{WriteFault, Written};
+use super::reply::WriteFault;
 use crate::log::{self, Level, RequestScope};
 use crate::message::{Headers, LogNote, Peer};
-use crate::metrics::CacheOutcome;
+use crate::metrics::{CacheOutcome, Finished};
 
 /// Asked every few seconds by machines: their lines are for a person who hunts a fault.
 const PROBES: [&str; 4] = ["/healthz", "/readyz", "/metrics", "/status.json"];
@@ -26,49 +26,38 @@ pub(super) struct LogLine<'a> {
 }
 
 impl LogLine<'_> {
-    /// Writes the line, after the reply.
-    pub(super) fn write(
-        &self,
-        status: u16,
-        outcome: &LogNote,
-        written: &Written,
-        first_byte: Duration,
-    ) {
+    /// Writes the line, after the reply. `fault`: why that is not whole.
+    pub(super) fn write(&self, end: &Finished<'_>, outcome: &LogNote, fault: Option<&WriteFault>) {
         let path = self.target.split('?').next().unwrap_or_default();
         let is_probe = PROBES.contains(&path);
-        let level = match status {
+        let level = match end.status {
             _ if is_probe => Level::Debug,
             500.. => Level::Warn,
             _ => Level::Info,
         };
-        if is_probe && status >= 500 {
+        if is_probe && end.status >= 500 {
             let why = outcome.error.as_deref().unwrap_or_default();
-            log::cause(
-                Level::Warn,
-                "probe failed",
-                ("error", &why),
-                &[("path", &path)],
-            );
+            let path: [log::Field<'_>; 1] = [("path", &path)];
+            log::cause(Level::Warn, "probe failed", ("error", &why), &path);
         }
         if !log::enabled(level) {
             return;
         }
-        let cut = written.fault.as_ref().map(|fault| match fault {
+        let cut = fault.map(|fault| match fault {
             WriteFault::Client(error) => format!("client: {error}"),
             WriteFault::Source(why) => format!("cut: {why}"),
         });
         let ms = |time: Duration| format!("{:.3}", time.as_secs_f64() * 1e3);
-        let (target, duration) = (log::target(self.target), ms(self.started.elapsed()));
-        let (first_byte, id) = (ms(first_byte), &self.scope.id);
-        let mut fields: Vec<log::Field<'_>> = vec![
+        let target = log::target(self.target);
+        let fields: [log::Field<'_>; 8] = [
             ("method", &self.method),
             ("path", &target),
-            ("status", &status),
-            ("bytes", &written.bytes),
-            ("duration_ms", &duration),
-            ("first_byte_ms", &first_byte),
+            ("status", &end.status),
+            ("bytes", &end.bytes),
+            ("duration_ms", &ms(end.duration)),
+            ("first_byte_ms", &ms(end.first_byte)),
             ("peer", self.peer),
-            ("id", &id),
+            ("id", &self.scope.id),
         ];
         let [host, user_agent] = ["Host", "User-Agent"].map(|name| self.field(name));
         let cache = outcome.cache.map(CacheOutcome::name);
@@ -89,8 +78,8 @@ impl LogLine<'_> {
             log::optional("error", &outcome.error),
             log::optional("aborted", &cut),
         ];
-        fields.extend(notes.into_iter().flatten());
-        log::at(level, "request", &fields);
+        let fields = fields.into_iter().chain(notes.into_iter().flatten());
+        log::at(level, "request", &fields.collect::<Vec<_>>());
     }
 
     fn field(&self, name: &str) -> Option<String> {

@@ -57,13 +57,12 @@ pub(super) fn note(
 /// How a request counts; none outside `/v2`. A login that is asked for, and content that is not
 /// there, are everyday answers: clients ask for both on purpose.
 fn judge(finished: &Finished<'_>, cut: bool) -> Option<Event> {
-    match finished.route {
-        Route::Metrics | Route::Other | Route::Probe | Route::Status => return None,
-        _ => {}
+    if let Route::Metrics | Route::Other | Route::Probe | Route::Status = finished.route {
+        return None;
     }
     Some(match (finished.status, finished.cache) {
-        _ if cut => Event::Failed,
         (500.., _) => Event::Failed,
+        _ if cut => Event::Failed,
         (401 | 404 | 416, _) => Event::Other,
         (400.., _) => Event::Refused,
         (_, Some(CacheOutcome::Hit | CacheOutcome::Revalidated)) => Event::Hit,

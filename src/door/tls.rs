@@ -26,6 +26,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{HandshakeKind, RootCertStore, ServerConfig, ServerConnection};
 
 use crate::calendar;
+use crate::config::TlsSettings;
 use crate::locked::Locked as _;
 use crate::log;
 use crate::message::Certificate;
@@ -60,6 +61,15 @@ pub struct TlsFiles {
 }
 
 impl TlsFiles {
+    /// Those of the settings, when certificate and key are both there.
+    pub fn of(settings: &TlsSettings) -> Option<Self> {
+        Some(Self {
+            certificate: settings.certificate.clone()?,
+            key: settings.key.clone()?,
+            client_ca: settings.client_ca.clone(),
+        })
+    }
+
     /// All of them.
     pub fn paths(&self) -> Vec<PathBuf> {
         let own = [self.certificate.clone(), self.key.clone()];

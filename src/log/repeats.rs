@@ -49,12 +49,11 @@ impl Repeats {
             text = OTHERS;
         }
         let Some(seen) = causes.get_mut(text) else {
-            let (written, left_out) = (now, 0);
             let seen = Seen {
                 level,
                 name,
-                written,
-                left_out,
+                written: now,
+                left_out: 0,
             };
             causes.insert(text.to_owned(), seen);
             return Some(0);

@@ -11,7 +11,7 @@ use crate::locked::Locked as _;
 
 /// Longest word of upstream that is kept: an id of AWS has 36 characters, `REVALIDATED` for each of
 /// ten tiers of caches has 119.
-const UPSTREAM_BYTES_MAX: usize = 128;
+const UPSTREAM_CHARACTERS_MAX: usize = 128;
 
 thread_local! {
     static CURRENT: RefCell<Option<Arc<RequestScope>>> = const { RefCell::new(None) };
@@ -63,14 +63,10 @@ impl RequestScope {
 
     /// Keeps what a reply of upstream says of it. An id stands until there is another.
     pub fn note_upstream(&self, id: Option<&str>, cache: Option<String>) {
-        let mut words = [id.map(str::to_owned), cache];
-        for word in words.iter_mut().flatten() {
-            word.truncate(word.floor_char_boundary(UPSTREAM_BYTES_MAX));
-        }
-        let [id, cache] = words;
+        let kept = |word: &str| word.chars().take(UPSTREAM_CHARACTERS_MAX).collect();
         let mut upstream = self.upstream.locked();
-        upstream.id = id.or_else(|| upstream.id.take());
-        upstream.cache = cache;
+        upstream.id = id.map(kept).or_else(|| upstream.id.take());
+        upstream.cache = cache.as_deref().map(kept);
     }
 
     /// What upstream said of it.
@@ -120,7 +116,7 @@ mod tests {
         });
         scope.note_upstream(None, None);
         let words = scope.upstream();
-        let long = "x".repeat(UPSTREAM_BYTES_MAX);
+        let long = "x".repeat(UPSTREAM_CHARACTERS_MAX);
         assert_eq!((words.id, words.cache), (Some(long), None));
     }
 }

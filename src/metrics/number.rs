@@ -12,7 +12,7 @@ pub(super) trait Number {
     const KIND: MetricKind;
 
     /// Writes it, under these values of its family's labels.
-    fn write(&self, values: &[&str], out: &mut Samples<'_>);
+    fn write(&self, values: &[&str], out: &mut Samples);
 }
 
 /// A number that only grows.
@@ -43,7 +43,7 @@ impl Counter {
 impl Number for Counter {
     const KIND: MetricKind = MetricKind::Counter;
 
-    fn write(&self, values: &[&str], out: &mut Samples<'_>) {
+    fn write(&self, values: &[&str], out: &mut Samples) {
         out.with(values, self.get());
     }
 }
@@ -72,7 +72,7 @@ impl Gauge {
 impl Number for Gauge {
     const KIND: MetricKind = MetricKind::Gauge;
 
-    fn write(&self, values: &[&str], out: &mut Samples<'_>) {
+    fn write(&self, values: &[&str], out: &mut Samples) {
         out.with(values, self.0.load(Relaxed).max(0));
     }
 }
@@ -117,7 +117,7 @@ impl Histogram {
 impl Number for Histogram {
     const KIND: MetricKind = MetricKind::Histogram;
 
-    fn write(&self, values: &[&str], out: &mut Samples<'_>) {
+    fn write(&self, values: &[&str], out: &mut Samples) {
         let bounds = BOUNDS_MS.map(|bound| (f64::from(bound) / 1e3).to_string());
         let bounds = bounds.iter().map(String::as_str).chain(["+Inf"]);
         let mut sum = 0;

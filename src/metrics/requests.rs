@@ -106,7 +106,7 @@ const STATUSES: [u16; 29] = [
     412, 413, 415, 416, 429, 431, 500, 502, 503, 504,
 ];
 /// `METRICS_REPOSITORIES`
-static COUNTS_REPOSITORIES: AtomicBool = AtomicBool::new(false);
+pub static COUNTS_REPOSITORIES: AtomicBool = AtomicBool::new(false);
 
 /// A request that is over.
 #[derive(Debug, Clone, Copy)]
@@ -151,10 +151,8 @@ impl Finished<'_> {
         let method = METHODS.iter().find(|known| **known == self.method);
         let status = STATUSES.iter().find(|known| **known == self.status);
         let status = status.map_or_else(|| OTHER.to_owned(), u16::to_string);
-        let (route, cache) = (
-            self.route.name(),
-            self.cache.map_or("none", CacheOutcome::name),
-        );
+        let route = self.route.name();
+        let cache = self.cache.map_or("none", CacheOutcome::name);
         REQUESTS
             .of([route, method.unwrap_or(&OTHER), &status, cache])
             .inc();
@@ -180,11 +178,6 @@ pub fn begin_at_zero() {
     for result in FILL_RESULTS {
         FILLS.of([result]);
     }
-}
-
-/// From now on repositories are counted.
-pub fn count_repositories() {
-    COUNTS_REPOSITORIES.store(true, Relaxed);
 }
 
 #[cfg(test)]
@@ -230,7 +223,7 @@ mod tests {
             ..GET
         };
         named(200).record();
-        count_repositories();
+        COUNTS_REPOSITORIES.store(true, Relaxed);
         named(200).record();
         named(404).record();
         let name = ["r.example", "requests-test"];

@@ -81,7 +81,7 @@ impl<T: Default, const N: usize, const MAX: usize> Table<T, N, MAX> {
 impl<T: Number, const N: usize, const MAX: usize> Number for Table<T, N, MAX> {
     const KIND: MetricKind = T::KIND;
 
-    fn write(&self, _: &[&str], out: &mut Samples<'_>) {
+    fn write(&self, _: &[&str], out: &mut Samples) {
         for bucket in &self.buckets {
             let mut link = bucket;
             while let Some(row) = link.get() {

@@ -35,7 +35,7 @@ pub struct Family<S: 'static> {
     pub labels: &'static [&'static str],
     /// What they are, in one sentence.
     pub help: &'static str,
-    write: fn(&S, &mut Samples<'_>),
+    write: fn(&S, &mut Samples),
 }
 
 impl<S> Family<S> {
@@ -45,7 +45,7 @@ impl<S> Family<S> {
         name: &'static str,
         labels: &'static [&'static str],
         help: &'static str,
-        write: fn(&S, &mut Samples<'_>),
+        write: fn(&S, &mut Samples),
     ) -> Self {
         Self {
             name,
@@ -58,36 +58,27 @@ impl<S> Family<S> {
 
     /// The family as text; none when it has no number.
     pub fn text(&self, from: &S) -> Option<String> {
-        let (name, labels, help, kind) = (self.name, self.labels, self.help, self.kind.name());
+        let mut samples = Samples {
+            text: String::new(),
+            name: self.name,
+            labels: self.labels,
+        };
+        (self.write)(from, &mut samples);
+        let (name, help, kind) = (self.name, self.help, self.kind.name());
         let head = format!("# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}\n");
-        let mut text = head.clone();
-        let samples = &mut text;
-        (self.write)(
-            from,
-            &mut Samples {
-                text: samples,
-                name,
-                labels,
-            },
-        );
-        (text != head).then_some(text)
+        (!samples.text.is_empty()).then(|| head + &samples.text)
     }
 }
 
 /// The numbers of one family, as they are written.
 #[derive(Debug)]
-pub struct Samples<'a> {
-    text: &'a mut String,
+pub struct Samples {
+    text: String,
     name: &'static str,
     labels: &'static [&'static str],
 }
 
-impl Samples<'_> {
-    /// Writes a number without labels.
-    pub fn plain(&mut self, value: impl Display) {
-        self.with(&[], value);
-    }
-
+impl Samples {
     /// Writes a number with these values of the labels.
     pub fn with(&mut self, values: &[&str], value: impl Display) {
         self.part("", values, None, value);
@@ -95,7 +86,7 @@ impl Samples<'_> {
 
     /// Writes a number without labels; nothing when there is none.
     pub fn optional(&mut self, value: Option<impl Display>) {
-        value.into_iter().for_each(|value| self.plain(value));
+        value.into_iter().for_each(|value| self.with(&[], value));
     }
 
     /// Writes a point in time; nothing when there is none.
@@ -135,19 +126,18 @@ pub(super) mod tests {
     /// What `write` writes of a family `x` with these labels.
     pub(in crate::metrics) fn written(
         labels: &'static [&'static str],
-        write: impl FnOnce(&mut Samples<'_>),
+        write: impl FnOnce(&mut Samples),
     ) -> String {
-        let mut text = String::new();
-        let (name, samples) = ("x", &mut text);
-        write(&mut Samples {
-            text: samples,
-            name,
+        let mut samples = Samples {
+            text: String::new(),
+            name: "x",
             labels,
-        });
-        text
+        };
+        write(&mut samples);
+        samples.text
     }
 
-    fn family(write: fn(&u8, &mut Samples<'_>)) -> String {
+    fn family(write: fn(&u8, &mut Samples)) -> String {
         let family = Family {
             name: "x_total",
             kind: MetricKind::Counter,
@@ -162,7 +152,7 @@ pub(super) mod tests {
     fn a_family_has_one_head_and_a_line_for_each_number() {
         let text = family(|from, out| {
             out.with(&["1", "2"], 3);
-            out.plain(from);
+            out.with(&[], from);
         });
         let expected = "# HELP aws_ecr_proxy_x_total Things.\n\
                         # TYPE aws_ecr_proxy_x_total counter\n\

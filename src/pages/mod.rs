@@ -20,7 +20,7 @@ pub fn refusal_without_certificate(request: &Request) -> Option<Reply> {
         return None;
     }
     let why = "this needs a client certificate (SSL_CLIENT_CA), and the client showed none";
-    Some(document(&OciError::new(ErrorCode::Denied, why)))
+    Some(Reply::error(&OciError::new(ErrorCode::Denied, why)))
 }
 
 /// The pages.
@@ -56,12 +56,12 @@ impl Pages {
                     "/ping" => "there is no page /ping; use /healthz".to_owned(),
                     _ => format!("there is no page {path}; the registry is {registry}"),
                 };
-                return document(&OciError::new(ErrorCode::NotFound, why));
+                return Reply::error(&OciError::new(ErrorCode::NotFound, why));
             }
         };
         if !matches!(request.method.as_str(), "GET" | "HEAD") {
             let why = format!("{} is not allowed here; use GET or HEAD", request.method);
-            return document(&OciError::new(ErrorCode::Unsupported, why))
+            return Reply::error(&OciError::new(ErrorCode::Unsupported, why))
                 .with("Allow", "GET, HEAD");
         }
         // A probe asks about this moment, so nothing on the way may keep the answer.
@@ -77,12 +77,6 @@ impl Pages {
             Err(why) => Reply::new(503, "text/plain", format!("not ready: {why}\n")),
         }
     }
-}
-
-fn document(error: &OciError) -> Reply {
-    let mut reply = Reply::new(error.status, "application/json", error.document());
-    reply.outcome.error = Some(error.message.clone());
-    reply
 }
 
 #[cfg(test)]

@@ -122,10 +122,7 @@ pub(super) fn or_fail(reply: Result<Reply, UpstreamError>) -> Reply {
 
 /// An error document as a reply.
 pub(super) fn refuse(error: &OciError) -> Reply {
-    let mut reply = Reply::new(error.status, "application/json", error.document());
-    reply.headers.set(API_VERSION.0, API_VERSION.1);
-    reply.outcome.error = Some(error.message.clone());
-    reply
+    Reply::error(error).with(API_VERSION.0, API_VERSION.1)
 }
 
 #[cfg(test)]

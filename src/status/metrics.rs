@@ -36,20 +36,21 @@ static READ: &[Family<Sources>] = &[
     Family::new(Gauge, "start_timestamp_seconds", &[], "When the process started.",
         |from, out| out.time(&[], Some(from.started.1))),
     Family::new(Gauge, "ready", &[], "1 while /readyz answers 200, else 0.",
-        |from, out| out.plain(u8::from(from.is_ready()))),
+        |from, out| out.with(&[], u8::from(from.is_ready()))),
     Family::new(Gauge, "offline", &[], "1 with OFFLINE=true, else 0.",
-        |from, out| out.plain(u8::from(from.offline))),
+        |from, out| out.with(&[], u8::from(from.offline))),
     Family::new(Gauge, "workers", &[], "Workers in all (WORKERS).",
-        |from, out| out.plain(from.workers)),
+        |from, out| out.with(&[], from.workers)),
     Family::new(Gauge, "connections_limit", &[], "The most there may be.",
-        |from, out| out.plain(from.connections_max)),
+        |from, out| out.with(&[], from.connections_max)),
     // transfers
     Family::new(Gauge, "transfers_running", &["kind"],
         "Blobs on their way: fill (into the cache), pull (to clients), push (from clients), \
          or unlisted. A pull whose fill runs is not counted.",
         |_, out| write_transfers(out)),
     Family::new(Gauge, "fill_clients", &[], "Clients that get their bytes from fills that run.",
-        |_, out| out.plain(TRANSFERS.running().0.iter().map(|fill| fill.clients()).sum::<u32>())),
+        |_, out| out.with(&[],
+            TRANSFERS.running().0.iter().map(|fill| fill.clients()).sum::<u32>())),
     // identity
     Family::new(Gauge, "token_expiry_timestamp_seconds", &["registry", "region"],
         "When the ECR token ends; absent without a token.",
@@ -129,7 +130,7 @@ impl Pieces for Exposition {
     }
 }
 
-fn write_transfers(out: &mut Samples<'_>) {
+fn write_transfers(out: &mut Samples) {
     let (running, unlisted) = TRANSFERS.running();
     for kind in TransferKind::ALL {
         let count = running.iter().filter(|running| running.kind == *kind);
@@ -138,7 +139,7 @@ fn write_transfers(out: &mut Samples<'_>) {
     out.with(&["unlisted"], unlisted);
 }
 
-fn write_prefetch(out: &mut Samples<'_>) {
+fn write_prefetch(out: &mut Samples) {
     let counts = PREFETCHED.counts().into_iter().flatten();
     for (state, count) in ["whole", "failed", "waiting"].iter().zip(counts) {
         out.with(&[state], count);
@@ -147,7 +148,7 @@ fn write_prefetch(out: &mut Samples<'_>) {
 
 fn write_token_times(
     sources: &Sources,
-    out: &mut Samples<'_>,
+    out: &mut Samples,
     time: fn(&TokenReport) -> Option<SystemTime>,
 ) {
     let Some(tokens) = &sources.tokens else {
@@ -160,7 +161,7 @@ fn write_token_times(
     }
 }
 
-fn write_cache(sources: &Sources, out: &mut Samples<'_>, read: fn(&Cache) -> u64) {
+fn write_cache(sources: &Sources, out: &mut Samples, read: fn(&Cache) -> u64) {
     out.optional(sources.cache.as_deref().map(read));
 }
 

@@ -8,13 +8,13 @@ mod metrics;
 mod page;
 mod snapshot;
 mod sources;
-mod verdict;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use self::sources::Sources;
-pub use self::verdict::list_registries;
+use serde_json::Value;
+
+pub use self::sources::{Sources, list_registries};
 use crate::cache::Cache;
 use crate::cache::closure::Holdings;
 use crate::cache::images::{ImageQuery, PAGE_MAX};
@@ -51,7 +51,7 @@ impl Status {
     pub fn answer(self: &Arc<Self>, request: &Request) -> Answer {
         if !matches!(request.method.as_str(), "GET" | "HEAD") {
             let why = format!("{} is not allowed here; use GET or HEAD", request.method);
-            let refusal = refuse(&OciError::new(ErrorCode::Unsupported, why));
+            let refusal = Reply::error(&OciError::new(ErrorCode::Unsupported, why));
             return Answer::Now(refusal.with("Allow", "GET, HEAD"));
         }
         match request.path() {
@@ -60,7 +60,9 @@ impl Status {
             }
             "/status.json" => {
                 let (status, query) = (Arc::clone(self), query_of(&request.target).to_owned());
-                Answer::Later(Box::new(move |_| status.document(&query)))
+                Answer::Later(Box::new(move |_| {
+                    status.document(&query).unwrap_or_else(|no| *no)
+                }))
             }
             _ => Answer::Now(page::answer(request.headers.first("If-None-Match"))),
         }
@@ -68,36 +70,30 @@ impl Status {
 
     /// `/status.json`. `?history` adds the last day by the minute, `?images=OFFSET` (with
     /// `limit=COUNT` and `search=WORDS`) a page of images. Blocks while images are read.
-    fn document(&self, query: &str) -> Reply {
-        let asks = |name: &str| {
-            let mut names = query.split('&').map(|pair| pair.split('=').next());
-            names.any(|other| other == Some(name))
-        };
+    fn document(&self, query: &str) -> Result<Reply, Box<Reply>> {
+        let names = query.split('&').filter_map(|pair| pair.split('=').next());
+        let names: Vec<&str> = names.collect();
         let mut document = snapshot::document(&self.sources);
-        if asks("history") {
-            document.insert("history".into(), snapshot::history());
+        if names.contains(&"history") {
+            document.insert("history".to_owned(), snapshot::history());
         }
-        if asks("images")
+        if names.contains(&"images")
             && let Some(cache) = &self.sources.cache
         {
-            match self.images(cache, query) {
-                Ok(images) => drop(document.insert("images".into(), images)),
-                Err(refusal) => return *refusal,
-            }
+            document.insert("images".to_owned(), self.images(cache, query)?);
         }
-        let text = serde_json::Value::Object(document).to_string();
-        Reply::new(200, "application/json", text)
+        let reply = Reply::new(200, "application/json", Value::Object(document).to_string())
             .with("Cache-Control", "no-store")
-            .with("X-Content-Type-Options", "nosniff")
+            .with("X-Content-Type-Options", "nosniff");
+        Ok(reply)
     }
 
     /// The page of images that is asked for, with the tags that moved.
-    fn images(&self, cache: &Cache, query: &str) -> Result<serde_json::Value, Box<Reply>> {
-        let asked = read_image_query(query).map_err(|error| Box::new(refuse(&error)))?;
-        let Some(_turn) = self.listing.take(Instant::now() + LISTING_TIMEOUT) else {
-            let why = "images are being listed for others; try again";
-            return Err(Box::new(ask_again_later(why)));
-        };
+    fn images(&self, cache: &Cache, query: &str) -> Result<Value, Box<Reply>> {
+        let asked = read_image_query(query).map_err(|error| Box::new(Reply::error(&error)))?;
+        let turn = self.listing.take(Instant::now() + LISTING_TIMEOUT);
+        let why = "images are being listed for others; try again";
+        let _turn = turn.ok_or_else(|| Box::new(ask_again_later(why)))?;
         let holdings = Holdings {
             store: &cache.store,
             names: &cache.names,
@@ -141,12 +137,6 @@ fn read_image_query(query: &str) -> Result<ImageQuery, OciError> {
 }
 
 fn ask_again_later(why: &str) -> Reply {
-    let refusal = refuse(&OciError::new(ErrorCode::Unavailable, why));
+    let refusal = Reply::error(&OciError::new(ErrorCode::Unavailable, why));
     refusal.with("Retry-After", RETRY_SECONDS)
-}
-
-fn refuse(error: &OciError) -> Reply {
-    let mut reply = Reply::new(error.status, "application/json", error.document());
-    reply.outcome.error = Some(error.message.clone());
-    reply
 }

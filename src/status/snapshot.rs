@@ -1,7 +1,6 @@
 //! The document of `/status.json`. Owns: its fields and their names, which stay as they are. Must
 //! not: block for longer than it takes to ask the file system for its free space.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Map, Value, json};
@@ -76,8 +75,7 @@ fn identity(token: &TokenStatus) -> Value {
 
 fn registry(sources: &Sources, registry: &Registry) -> Value {
     let state = sources.upstream.state(registry);
-    let report = sources.tokens.as_ref();
-    let report = report.map(|tokens| tokens.report(registry));
+    let report = sources.tokens.as_ref().map(|it| it.report(registry));
     let (last_error_at, last_error) = state.last_error.unzip();
     json!({
         "name": registry.to_string(),
@@ -99,8 +97,10 @@ fn registry(sources: &Sources, registry: &Registry) -> Value {
 
 fn transfers() -> Value {
     let (running, unlisted) = TRANSFERS.running();
-    let is_push = |transfer: &&Arc<Transfer>| transfer.kind == TransferKind::Push;
-    let pushes = running.iter().filter(is_push).count();
+    let pushes = running
+        .iter()
+        .filter(|it| it.kind == TransferKind::Push)
+        .count();
     let shown = running.iter().take(TRANSFERS_SHOWN);
     json!({
         "downloads": running.len() - pushes,
@@ -159,9 +159,8 @@ fn prefetch(round: &PrefetchRound) -> Value {
             "confirmed": image.confirmed.map(format_rfc3339),
         })
     };
-    let next = round
-        .next
-        .map(|next| next.saturating_duration_since(Instant::now()));
+    let now = Instant::now();
+    let next = round.next.map(|next| next.saturating_duration_since(now));
     json!({
         "rounds": round.rounds,
         "running": round.running,
@@ -179,7 +178,7 @@ fn day() -> Value {
 
 /// The last 24 hours, since the start at the longest, by the minute.
 pub(super) fn history() -> Value {
-    let mut document: Map<String, Value> = Map::new();
+    let mut document = Map::new();
     for (name, minutes) in history::series() {
         document.insert("minutes".to_owned(), minutes.len().into());
         document.insert(name.to_owned(), minutes.into());

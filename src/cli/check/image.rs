@@ -21,30 +21,22 @@ const STEPS_MAX: usize = 2;
 
 /// A repository that is asked, and how.
 pub(super) struct Rights {
-    way: Arc<Way>,
-    image: ImageName,
+    pub(super) way: Arc<Way>,
+    pub(super) image: ImageName,
     /// The first layer that the manifest names, once it has been read.
-    layer: OnceLock<Digest>,
+    pub(super) layer: OnceLock<Digest>,
 }
 
 impl Rights {
-    pub(super) const fn new(way: Arc<Way>, image: ImageName) -> Self {
-        Self {
-            way,
-            image,
-            layer: OnceLock::new(),
-        }
-    }
-
     pub(super) fn read_manifest(&self) -> StepResult {
         if self.way.lacks_token() {
             return skipped("no token to ask with");
         }
         let mut reference = self.image.reference().as_str().to_owned();
         for _ in 0..STEPS_MAX {
-            let headers = Headers::from_iter([("Accept", ACCEPT)]);
             let target = format!("/v2/{}/manifests/{reference}", self.image.repository());
-            let (body, _) = self.get(&target, &headers, MANIFEST_BYTES_MAX, "ecr:BatchGetImage")?;
+            let (accept, action) = (("Accept", ACCEPT), "ecr:BatchGetImage");
+            let (body, _) = self.get(&target, accept, MANIFEST_BYTES_MAX, action)?;
             let document: Value = serde_json::from_slice(&body).unwrap_or_default();
             let digest_at = |path: &str| document.pointer(path)?.as_str().map(str::to_owned);
             if let Some(digest) = digest_at("/manifests/0/digest") {
@@ -65,14 +57,9 @@ impl Rights {
         let Some(digest) = self.layer.get() else {
             return skipped("there is none to try");
         };
-        let headers = Headers::from_iter([("Range", "bytes=0-0")]);
         let target = format!("/v2/{}/blobs/{digest}", self.image.repository());
-        let (_, redirected) = self.get(
-            &target,
-            &headers,
-            BODY_BYTES_MAX,
-            "ecr:GetDownloadUrlForLayer",
-        )?;
+        let (range, action) = (("Range", "bytes=0-0"), "ecr:GetDownloadUrlForLayer");
+        let (_, redirected) = self.get(&target, range, BODY_BYTES_MAX, action)?;
         let way = match redirected {
             true => "by the host that the registry named",
             false => "by the registry itself",
@@ -84,12 +71,14 @@ impl Rights {
     fn get(
         &self,
         target: &str,
-        headers: &Headers,
+        header: (&str, &str),
         bytes_max: u64,
         action: &str,
     ) -> Result<(Vec<u8>, bool), String> {
         let what = format!("GET {target}");
-        let fetched = self.way.get(target, headers, bytes_max);
+        let fetched = self
+            .way
+            .get(target, &Headers::from_iter([header]), bytes_max);
         let (fetched, body) = fetched.map_err(|fault| self.way.explain(&what, &fault))?;
         let remedy = match fetched.reply.status {
             200 | 206 => return Ok((body, fetched.redirected)),
@@ -97,20 +86,16 @@ impl Rights {
             404 => "there is no such image: check its name and tag, and the registry".to_owned(),
             _ => "try again later".to_owned(),
         };
-        Err(quote(
-            &format!("{what} {}", fetched.reply.status),
-            &body,
-            &remedy,
-        ))
+        let seen = format!("{what} {}", fetched.reply.status);
+        Err(quote(&seen, &body, &remedy))
     }
 
     /// The action that the identity lacks: the one that a refusal names, else `action`.
     fn name_grant(&self, said: &str, action: &str) -> String {
         let repository = self.image.repository();
-        let registry = self.way.registry();
-        let arn = registry.map(|registry| ecr::repository_arn(registry, repository));
-        let place = arn.ok().flatten();
-        let place = place.unwrap_or_else(|| format!("the repository {repository}"));
+        let registry = self.way.registry().ok();
+        let arn = registry.and_then(|registry| ecr::repository_arn(registry, repository));
+        let place = arn.unwrap_or_else(|| format!("the repository {repository}"));
         format!("grant {} on {place}", named_action(said).unwrap_or(action))
     }
 }

@@ -34,11 +34,8 @@ fn probe_cache(settings: &Settings) -> StepResult {
         false => probe::probe,
     };
     let found = look(&directory).map_err(|error| error.to_string())?;
-    let (root, used, free) = (
-        found.root.display(),
-        bytes(found.used_bytes),
-        bytes(found.free_bytes),
-    );
+    let root = found.root.display();
+    let (used, free) = (bytes(found.used_bytes), bytes(found.free_bytes));
     let quota = bytes(settings.cache_max_size);
     match (settings.offline, found.is_there) {
         (true, _) => ok(format!("{root} can be read, {used} in it")),
@@ -68,17 +65,12 @@ fn judge_quota(settings: &Settings) -> StepResult {
 }
 
 fn load_tls(settings: &Settings) -> StepResult {
-    let set = &settings.tls;
-    let (true, Some(certificate), Some(key)) = (set.enabled, &set.certificate, &set.key) else {
+    let files = TlsFiles::of(&settings.tls).filter(|_| settings.tls.enabled);
+    let Some(files) = files else {
         return skipped("off: ENABLE_SSL is not true");
     };
-    let own = certificate.display();
-    let tls = ServerTls::load(TlsFiles {
-        certificate: certificate.clone(),
-        key: key.clone(),
-        client_ca: set.client_ca.clone(),
-    });
-    let tls = tls.map_err(|faults| faults.join("; "))?;
+    let own = files.certificate.display().to_string();
+    let tls = ServerTls::load(files).map_err(|faults| faults.join("; "))?;
     let until = show_end(tls.good_until());
     if tls.good_until().is_some_and(|end| end <= SystemTime::now()) {
         return Err(format!("SSL_CERTIFICATE={own} ended {until}: renew it"));

@@ -1,35 +1,115 @@
-//! The steps of `check` on the way to one registry, and to the layers behind it. Owns: one try
-//! each, and what its outcome means. Must not: print, or need a signed URL.
+//! The steps of `check` that ask AWS, a registry, and the hosts of its layers. Owns: one try each,
+//! and what its outcome means. Must not: print, or need a signed URL.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::account::Account;
 use super::local::show_end;
 use super::outcome::{StepResult, ok, skipped};
 use crate::app;
 use crate::aws::ecr;
-use crate::aws::token::FoundToken;
-use crate::config::UpstreamAuth;
+use crate::aws::token::{FoundToken, Tokens};
+use crate::config::{Settings, UpstreamAuth};
 use crate::message::Headers;
-use crate::oci::{Registry, Scheme};
-use crate::upstream::client::Outgoing;
+use crate::oci::Registry;
+use crate::upstream::client::{Client, Outgoing};
 use crate::upstream::exchange::{Call, Fetched, Upstream};
 use crate::upstream::incoming::Incoming;
 use crate::upstream::secrets::Secrets;
 use crate::upstream::{AddressRule, Api as _, FixedToken, Stage, UpstreamError, connect};
 
+/// AWS refuses signatures that are older; ours are corrected, other programs' are not.
+const CLOCK_OFF_S: u64 = 240;
 /// One name, or one connection to an outbound proxy.
 pub(super) const DNS_LIMIT: Duration = Duration::from_secs(6);
 /// One answer, connecting included.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// Idle connections: nothing is asked twice.
+const POOL: usize = 1;
 /// A refusal is quoted up to so many characters.
 const QUOTED_CHARACTERS_MAX: usize = 300;
 /// Bytes that are read of an answer that is no manifest; a refusal has words.
 pub(super) const BODY_BYTES_MAX: u64 = 4 << 10;
 /// Addresses shown of a name.
 const ADDRESSES_SHOWN: usize = 4;
+
+/// How AWS is asked.
+pub(super) struct Account {
+    pub(super) settings: Arc<Settings>,
+    client: Arc<Client>,
+    /// None where the registry wants no token.
+    tokens: Option<Arc<Tokens>>,
+    has_credentials: AtomicBool,
+}
+
+impl Account {
+    /// Nothing is asked yet.
+    ///
+    /// # Errors
+    /// When nothing can be.
+    pub(super) fn new(settings: Arc<Settings>) -> Result<Self, String> {
+        let client = Arc::new(app::new_client(&settings, POOL)?);
+        let wants_token = settings.upstream_auth == UpstreamAuth::Ecr;
+        Ok(Self {
+            tokens: wants_token.then(|| app::new_tokens(&settings, &client)),
+            has_credentials: AtomicBool::new(false),
+            settings,
+            client,
+        })
+    }
+
+    /// Finds credentials, and whose they are.
+    pub(super) fn find_identity(&self) -> StepResult {
+        let Some(tokens) = &self.tokens else {
+            return skipped("not needed: UPSTREAM_AUTH=none");
+        };
+        let found = tokens.find_identity()?;
+        self.has_credentials.store(true, Ordering::Relaxed);
+        let until = match found.expires {
+            None => "without an end".to_owned(),
+            end => format!("until {}", show_end(end)),
+        };
+        let whose = format!("{}, credentials {until}", found.source);
+        match found.identity {
+            Ok(identity) => ok(format!("{} via {whose}", identity.arn)),
+            Err(fault) if fault.is_lasting() => Err(fault.text),
+            // Pulls do not need STS once there are credentials.
+            Err(fault) => skipped(format!("not told, {whose}: {}", fault.text)),
+        }
+    }
+
+    /// What fetches tokens.
+    ///
+    /// # Errors
+    /// Why nothing does.
+    fn tokens(&self) -> Result<&Tokens, &'static str> {
+        let tokens = self.tokens.as_deref();
+        let tokens = tokens.ok_or("not needed: UPSTREAM_AUTH=none")?;
+        match self.has_credentials.load(Ordering::Relaxed) {
+            true => Ok(tokens),
+            false => Err("no credentials to ask AWS with"),
+        }
+    }
+
+    /// Compares the clocks, after AWS has answered.
+    pub(super) fn compare_clocks(&self) -> StepResult {
+        let behind = match self.tokens() {
+            Ok(tokens) => tokens.clock_skew_seconds(),
+            Err(why) => return skipped(why),
+        };
+        let off = behind.unsigned_abs();
+        if off <= CLOCK_OFF_S {
+            return ok(format!("{off} s off AWS's, as far as AWS has answered"));
+        }
+        let way = if behind > 0 { "behind" } else { "ahead of" };
+        Err(format!(
+            "this machine's clock is {off} s {way} AWS's: signatures are corrected, but \
+             certificates are judged by it; set it (timedatectl set-ntp true, chronyc makestep)"
+        ))
+    }
+}
 
 /// A registry, and how it is asked.
 pub(super) struct Way {
@@ -127,11 +207,8 @@ impl Way {
             }
             Err(fault) => return Err(self.explain(&what, &fault)),
         };
-        let seen = format!(
-            "{what} {} in {} ms",
-            reply.status,
-            asked.elapsed().as_millis()
-        );
+        let took = asked.elapsed().as_millis();
+        let seen = format!("{what} {} in {took} ms", reply.status);
         let remedy = match reply.status {
             200 if is_registry(&reply) => return ok(seen),
             200 => {
@@ -182,9 +259,8 @@ impl Way {
 
     /// Words for the lack of an answer.
     pub(super) fn explain(&self, what: &str, fault: &UpstreamError) -> String {
-        let is_registry = self
-            .registry()
-            .is_ok_and(|registry| registry.url() == fault.to);
+        let own = self.registry().map(Registry::url);
+        let is_registry = own.is_ok_and(|own| own == fault.to);
         let remedy = match fault.stage {
             // These say what to do.
             Stage::Authorize | Stage::Refused => return format!("{what}: {fault}"),
@@ -200,11 +276,9 @@ impl Way {
         let Ok(registry) = self.registry() else {
             return Vec::new();
         };
-        let scheme = match registry.scheme() {
-            Scheme::Http => "http",
-            Scheme::Https => "https",
-        };
         let bucket = ecr::layer_host(registry).map(|host| format!("https://{host}"));
+        let url = registry.url();
+        let (scheme, _) = url.split_once(':').unwrap_or_default();
         // `.suffix` is no host that could be asked.
         let set = self.account.settings.blob_hosts.iter();
         let set = set.filter(|host| !host.starts_with('.'));
