@@ -24,8 +24,7 @@ pub(super) struct OperatorPages {
     has_status: bool,
     /// None: everybody may come.
     logins: Option<Arc<Logins>>,
-    has_own_address: bool,
-    metrics_anonymous: bool,
+    settings: MetricsSettings,
 }
 
 impl OperatorPages {
@@ -40,14 +39,13 @@ impl OperatorPages {
             status: Arc::new(Status::new(sources)),
             has_status,
             logins,
-            has_own_address: settings.listen.is_some(),
-            metrics_anonymous: settings.anonymous,
+            settings: settings.clone(),
         }
     }
 
     /// True for a page that needs neither login nor client certificate.
     pub(super) fn is_open(&self, request: &Request) -> bool {
-        self.metrics_anonymous && request.path() == "/metrics" && self.has(request)
+        self.settings.anonymous && request.path() == "/metrics" && self.has(request)
     }
 
     /// The answer of one of these pages, as far as the client may see it; none for all else.
@@ -66,7 +64,8 @@ impl OperatorPages {
 
     /// True when the request means one of these pages, and there is one at its address.
     fn has(&self, request: &Request) -> bool {
-        let is_elsewhere = self.has_own_address && request.peer.entrance == Entrance::Main;
+        let is_main = request.peer.entrance == Entrance::Main;
+        let is_elsewhere = is_main && self.settings.listen.is_some();
         match request.path() {
             "/metrics" => !is_elsewhere,
             "/" | "/status.json" => !is_elsewhere && self.has_status,

@@ -215,14 +215,14 @@ pub(super) fn find_configured_realm(
 
 /// A token as AWS handed it out.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct AuthorizationToken {
+pub struct AuthorizationToken {
     /// The whole value of `Authorization`.
-    pub(super) value: Secret<String>,
+    pub value: Secret<String>,
     /// When it ends, by AWS's clock; none when the reply does not say so in a form we know.
-    pub(super) expires: Option<SystemTime>,
+    pub expires: Option<SystemTime>,
     /// The private registry of the caller's own account in this region, or why it is not known, as
     /// the end of a sentence that begins with the token.
-    pub(super) registry: Result<Registry, String>,
+    pub registry: Result<Registry, String>,
 }
 
 /// The URL of the API for `realm`.

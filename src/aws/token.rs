@@ -9,6 +9,6 @@ mod thread;
 mod tokens;
 mod who;
 
-pub use self::inspect::{FoundIdentity, FoundToken};
+pub use self::inspect::FoundIdentity;
 pub use self::report::TokenReport;
 pub use self::tokens::{TokenConfig, TokenStatus, Tokens};

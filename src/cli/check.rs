@@ -67,9 +67,8 @@ struct Check<'a, 'b> {
     deadline: Instant,
     /// The exit code so far.
     code: u8,
-    /// The rows are kept for one document.
-    json: bool,
-    rows: Vec<Value>,
+    /// With `--json` the rows are kept for one document.
+    rows: Option<Vec<Value>>,
 }
 
 impl<'a, 'b> Check<'a, 'b> {
@@ -78,8 +77,7 @@ impl<'a, 'b> Check<'a, 'b> {
             streams,
             deadline: Instant::now() + TOTAL,
             code: EXIT_OK,
-            json,
-            rows: Vec::new(),
+            rows: json.then(Vec::new),
         }
     }
 
@@ -196,10 +194,9 @@ impl<'a, 'b> Check<'a, 'b> {
             self.code = EXIT_FAILED;
             ("FAIL", why)
         });
-        if self.json {
-            let row = json!({ "step": what, "outcome": word.to_lowercase(), "detail": detail });
-            self.rows.push(row);
-            return;
+        if let Some(rows) = &mut self.rows {
+            let word = word.to_lowercase();
+            return rows.push(json!({ "step": what, "outcome": word, "detail": detail }));
         }
         // One line, whatever the detail holds.
         let detail = detail.replace(char::is_control, " ");
@@ -210,12 +207,12 @@ impl<'a, 'b> Check<'a, 'b> {
 
     /// Prints the document, where there is to be one; returns the exit code.
     fn finish(self) -> u8 {
-        if !self.json {
+        let Some(rows) = self.rows else {
             return self.code;
-        }
-        let document = json!({ "ok": self.code == EXIT_OK, "steps": self.rows });
-        self.code
-            .max(self.streams.print(&format!("{document:#}\n")))
+        };
+        let document = json!({ "ok": self.code == EXIT_OK, "steps": rows });
+        let printed = self.streams.print(&format!("{document:#}\n"));
+        self.code.max(printed)
     }
 }
 

@@ -24,16 +24,16 @@ pub(super) fn completions(shell: Option<&str>) -> Result<String, String> {
 
 const SHELLS: &str = "bash zsh fish";
 
-/// All flags, each once, and what they do: those of settings, then those of commands.
-fn flags() -> Vec<(String, &'static str)> {
-    let settings = config::table_rows().map(|row| (flag_of(row.name), row.meaning));
-    let mut flags: Vec<(String, &'static str)> = settings.collect();
-    for (flag, about) in COMMANDS.iter().flat_map(|command| command.flags) {
-        if !flags.iter().any(|(known, _)| known == flag) {
-            flags.push(((*flag).to_owned(), about));
+/// All flags, each once: those of settings, then those of commands.
+fn flags() -> Vec<String> {
+    let settings = config::table_rows().map(|setting| flag_of(setting.name));
+    let mut flags: Vec<String> = settings.collect();
+    for (flag, _) in COMMANDS.iter().flat_map(|command| command.flags) {
+        if !flags.iter().any(|known| known == flag) {
+            flags.push((*flag).to_owned());
         }
     }
-    flags.push(("--help".to_owned(), "show help, or that of the command"));
+    flags.push("--help".to_owned());
     flags
 }
 
@@ -51,43 +51,47 @@ fn following() -> [(&'static str, String); 3] {
     ]
 }
 
-/// Cases of bash and zsh, which set `list`: `COMMAND:PLACE:WORD`, where the word is at that place.
-fn cases() -> String {
-    let flags: Vec<String> = flags().into_iter().map(|(flag, _)| flag).collect();
-    let (flags, commands) = (flags.join(" "), command_names());
-    let mut text = format!("  *:-*) list='{flags}' ;;\n  *:1:*) list='{commands}' ;;\n");
-    for (name, words) in following() {
-        text.push_str(&format!("  {name}:2:*) list='{words}' ;;\n"));
-    }
-    text
-}
-
 fn bash() -> String {
+    let (commands, flags) = (command_names(), flags().join(" "));
+    let following = following().map(|(name, words)| format!("{name}:2:*) words='{words}' ;;"));
+    let following = following.join("\n        ");
     format!(
         "_aws_ecr_proxy() {{
-  local word=${{COMP_WORDS[COMP_CWORD]}} list
-  case \"${{COMP_WORDS[1]}}:$COMP_CWORD:$word\" in
-{}  *) COMPREPLY=($(compgen -f -- \"$word\")); return ;;
-  esac
-  COMPREPLY=($(compgen -W \"$list\" -- \"$word\"))
+    local word=${{COMP_WORDS[COMP_CWORD]}} words
+    case \"${{COMP_WORDS[1]}}:$COMP_CWORD:$word\" in
+        *:-*) words='{flags}' ;;
+        *:1:*) words='{commands}' ;;
+        {following}
+        *) COMPREPLY=($(compgen -f -- \"$word\")); return ;;
+    esac
+    COMPREPLY=($(compgen -W \"$words\" -- \"$word\"))
 }}
 complete -F _aws_ecr_proxy aws-ecr-proxy
-",
-        cases()
+"
     )
 }
 
 fn zsh() -> String {
-    format!(
-        "#compdef aws-ecr-proxy
-local list
-case \"$words[2]:$((CURRENT - 1)):$words[CURRENT]\" in
-{}  *) _files; return ;;
-esac
-compadd -- ${{=list}}
-",
-        cases()
-    )
+    let mut text = String::from("#compdef aws-ecr-proxy\nlocal rest='*:file:_files'\n");
+    text.push_str("case $words[2] in\n");
+    for (name, words) in following() {
+        let _ = writeln!(text, "  {name}) rest='2:word:({words})' ;;");
+    }
+    text.push_str("esac\n_arguments \\\n");
+    for flag in flags() {
+        let value = match takes_value(&flag) {
+            true => "=[see aws-ecr-proxy help]:value:_files",
+            false => "[see aws-ecr-proxy help]",
+        };
+        let _ = writeln!(text, "  '{flag}{value}' \\");
+    }
+    let commands = COMMANDS.iter().map(|command| {
+        let about = command.about.replace('\'', "'\\''").replace(':', "\\:");
+        format!("{}\\:\"{about}\"", command.name)
+    });
+    let commands: Vec<String> = commands.collect();
+    let _ = writeln!(text, "  '1:command:(({}))' \"$rest\"", commands.join(" "));
+    text
 }
 
 fn fish() -> String {
@@ -96,15 +100,22 @@ fn fish() -> String {
     let mut complete = |rule: String| {
         let _ = writeln!(text, "complete -c aws-ecr-proxy {rule}");
     };
-    for (flag, about) in flags() {
-        // `-r` takes a value, a file by default; `-f` takes none.
-        let value = if takes_value(&flag) { "-r" } else { "-f" };
+    // `-r` takes a value, a file by default; `-f` takes none.
+    let flag_rule = |flag: &str, about: &str| {
+        let value = if takes_value(flag) { "-r" } else { "-f" };
         let flag = flag.trim_start_matches('-');
-        complete(format!("{value} -l {flag} -d {}", quoted(about)));
+        format!("{value} -l {flag} -d {}", quoted(about))
+    };
+    for setting in config::table_rows() {
+        complete(flag_rule(&flag_of(setting.name), setting.meaning));
     }
     for command in COMMANDS {
         let (name, about) = (command.name, quoted(command.about));
         complete(format!("-f -n __fish_use_subcommand -a {name} -d {about}"));
+        for (flag, about) in command.flags {
+            let rule = flag_rule(flag, about);
+            complete(format!("-n '__fish_seen_subcommand_from {name}' {rule}"));
+        }
     }
     for (name, words) in following() {
         let seen = format!("-n '__fish_seen_subcommand_from {name}'");
@@ -192,7 +203,7 @@ mod tests {
             for command in COMMANDS {
                 assert!(text.contains(command.name), "{} in {shell}", command.name);
             }
-            for (flag, _) in flags() {
+            for flag in flags().iter().filter(|flag| *flag != "--help") {
                 assert!(
                     text.contains(flag.trim_start_matches('-')),
                     "{flag} in {shell}"

@@ -50,17 +50,14 @@ impl Route {
                 _ => Self::Other,
             };
         };
-        if rest.ends_with("/tags/list") {
-            return Self::Tags;
-        }
-        if rest.contains("/blobs/uploads/") || rest.ends_with("/blobs/uploads") {
-            return Self::Upload;
-        }
         match rest.rsplit('/').nth(1) {
+            _ if rest.is_empty() => Self::Base,
+            _ if rest.ends_with("/tags/list") => Self::Tags,
+            _ if rest.contains("/blobs/uploads/") => Self::Upload,
+            _ if rest.ends_with("/blobs/uploads") => Self::Upload,
             Some("blobs") => Self::Blob,
             Some("manifests") => Self::Manifest,
             Some("referrers") => Self::Referrers,
-            _ if rest.is_empty() => Self::Base,
             _ if rest == "_catalog" || rest.ends_with("/_catalog") => Self::Catalog,
             _ => Self::Other,
         }

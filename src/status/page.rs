@@ -13,8 +13,6 @@ use crate::message::{Body, Reply, SharedBytes};
 const HTML: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
-const STYLE_PLACE: &str = "/*style*/";
-const SCRIPT_PLACE: &str = "/*script*/";
 
 struct StatusPage {
     bytes: SharedBytes,
@@ -24,8 +22,8 @@ struct StatusPage {
 
 static PAGE: LazyLock<StatusPage> = LazyLock::new(|| {
     let text = HTML
-        .replacen(STYLE_PLACE, STYLE, 1)
-        .replacen(SCRIPT_PLACE, SCRIPT, 1);
+        .replacen("/*style*/", STYLE, 1)
+        .replacen("/*script*/", SCRIPT, 1);
     let hash = |text: &str| STANDARD.encode(sha256(text.as_bytes()));
     // Whatever a name in the data may hold, the browser runs and loads nothing but this.
     let policy = format!(

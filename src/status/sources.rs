@@ -46,8 +46,7 @@ impl Sources {
 
     /// True when something was kept in the cache.
     pub(super) fn has_content(&self) -> bool {
-        let cache = self.cache.as_ref();
-        cache.is_some_and(|cache| cache.has_content())
+        self.cache.as_ref().is_some_and(|it| it.has_content())
     }
 
     /// What pulls are answered from, as `/readyz` says it.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
-use standin::{Fault, Layer, Match, Options, Server};
+use standin::{Fault, Layer, Match, Options};
 
 use crate::support::{
     Cached, Front, Http, Pki, Proxy, Response, SOON, Scratch, in_parallel, wait_until,
@@ -279,10 +279,24 @@ fn the_light_turns_when_upstream_is_gone() {
     );
     assert!(document["registries"][0]["token"]["last_error"].is_string());
     assert!(document["registries"][0]["token"]["expires"].is_null());
-    let empty = Front::with(Options::default(), &[]);
-    empty.standin.down(Server::Api);
-    let state = json(&empty.get("/status.json"))["state"].clone();
-    assert!(state == "not_ready" || state == "ready", "{state}");
+    let mut empty = Cached::start();
+    let document = status(&empty, "");
+    let sentence = document["sentence"].as_str().unwrap();
+    assert_eq!(document["state"], "ready");
+    assert!(
+        sentence.starts_with("Ready: pulls and pushes go to "),
+        "{sentence}"
+    );
+    empty.all_down();
+    empty.stop();
+    empty.start_again();
+    let document = status(&empty, "");
+    let sentence = document["sentence"].as_str().unwrap();
+    assert_eq!(document["state"], "not_ready");
+    assert!(
+        sentence.starts_with("Not ready: no ECR token ("),
+        "{sentence}"
+    );
 }
 
 #[test]

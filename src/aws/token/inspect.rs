@@ -3,12 +3,11 @@
 
 use std::time::SystemTime;
 
-use super::super::ecr::{self, Realm};
+use super::super::ecr::{self, AuthorizationToken, Realm};
 use super::super::fault::AwsFault;
 use super::super::sts::{self, Identity};
 use super::tokens::Tokens;
 use crate::oci::Registry;
-use crate::secret::Secret;
 
 /// Credentials as they were found, and whose they are.
 #[derive(Debug)]
@@ -19,19 +18,6 @@ pub struct FoundIdentity {
     pub expires: Option<SystemTime>,
     /// Our identity, as STS tells it.
     pub identity: Result<Identity, AwsFault>,
-}
-
-/// A token as it was fetched.
-#[derive(Debug, Clone)]
-pub struct FoundToken {
-    /// The region it is good in.
-    pub region: String,
-    /// Its end, by AWS's clock, if AWS says one.
-    pub expires: Option<SystemTime>,
-    /// The registry of the caller's own account.
-    pub registry: Option<Registry>,
-    /// The value of `Authorization`.
-    pub value: Secret<String>,
 }
 
 impl Tokens {
@@ -60,20 +46,18 @@ impl Tokens {
         })
     }
 
-    /// Fetches a token for `registry`, or for the region of the settings. Blocks for two calls at
-    /// the longest, and for the credentials.
+    /// Fetches a token for `registry`, or for the region of the settings. Gives its region, too.
+    /// Blocks for two calls at the longest, and for the credentials.
     ///
     /// # Errors
     /// The failure.
-    pub fn find_token(&self, registry: Option<&Registry>) -> Result<FoundToken, String> {
+    pub fn find_token(
+        &self,
+        registry: Option<&Registry>,
+    ) -> Result<(String, AuthorizationToken), String> {
         let realm = self.realm_now(registry)?;
         let token = self.fetch(&realm).map_err(|fault| fault.text)?;
-        Ok(FoundToken {
-            region: realm.to_string(),
-            expires: token.expires,
-            registry: token.registry.ok(),
-            value: token.value,
-        })
+        Ok((realm.to_string(), token))
     }
 
     /// The realm of `registry`, else the default one. Asks the instance metadata for the region

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use super::local::show_end;
 use super::outcome::{StepResult, ok, skipped};
 use crate::app;
-use crate::aws::ecr;
-use crate::aws::token::{FoundToken, Tokens};
+use crate::aws::ecr::{self, AuthorizationToken};
+use crate::aws::token::Tokens;
 use crate::config::{Settings, UpstreamAuth};
 use crate::message::Headers;
 use crate::oci::Registry;
@@ -116,7 +116,7 @@ pub(super) struct Way {
     account: Arc<Account>,
     /// None: the one that the token names.
     named: Option<Registry>,
-    token: OnceLock<FoundToken>,
+    token: OnceLock<AuthorizationToken>,
 }
 
 impl Way {
@@ -140,7 +140,7 @@ impl Way {
     /// # Errors
     /// Why it is not known.
     pub(super) fn registry(&self) -> Result<&Registry, String> {
-        let own = || self.token.get()?.registry.as_ref();
+        let own = || self.token.get()?.registry.as_ref().ok();
         let found = self.named.as_ref().or_else(own);
         found.ok_or_else(|| "not known: set ECR, or mend the token, which names one".to_owned())
     }
@@ -150,8 +150,8 @@ impl Way {
             Ok(tokens) => tokens,
             Err(why) => return skipped(why),
         };
-        let token = tokens.find_token(self.named.as_ref())?;
-        let detail = format!("of {}, until {}", token.region, show_end(token.expires));
+        let (region, token) = tokens.find_token(self.named.as_ref())?;
+        let detail = format!("of {region}, until {}", show_end(token.expires));
         let _ = self.token.set(token);
         ok(detail)
     }
