@@ -247,7 +247,7 @@ impl FromStr for Tag {
 
 /// A content digest of a registered algorithm: `sha256:` and 64, or `sha512:` and 128, lower-case
 /// hex digits (image-spec `descriptor.md`). A clone shares the text.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(Arc<str>);
 
 impl Digest {

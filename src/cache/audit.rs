@@ -152,7 +152,7 @@ impl<'a> Audit<'a> {
         let mut digests = Vec::new();
         self.store.count(&mut |entry| digests.push(entry.digest))?;
         digests.retain(|digest| !self.known.contains_key(digest));
-        digests.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
+        digests.sort_unstable();
         let mut faults = Vec::new();
         for digest in digests {
             let (verdict, fault) = self.condition(&digest);

@@ -7,10 +7,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::manifest::{MANIFEST_BYTES_MAX, ManifestContent, platform_of_config};
+use super::manifest::{MANIFEST_BYTES_MAX, ManifestContent, Named, platform_of_config};
 use super::names::{Names, Scope, TagEntry};
 use super::store::Store;
-use super::tree::{ManifestWalk, TreeManifest};
+use super::tree::ManifestWalk;
 use crate::oci::{Digest, Tag};
 
 /// The platform of an attestation, which nobody runs (buildkit).
@@ -92,8 +92,8 @@ impl Closure {
 pub struct ReferrerIndex {
     /// Those that refer to a digest, under that digest; sorted.
     by_subject: HashMap<Digest, Vec<Digest>>,
-    /// Manifests that belong to another one of the repository.
-    parts: HashSet<Digest>,
+    /// Manifests that an index of the repository names, or that refer to one there.
+    pub(super) parts: HashSet<Digest>,
 }
 
 impl ReferrerIndex {
@@ -119,14 +119,9 @@ impl ReferrerIndex {
             referrers.push(digest.clone());
         }
         for digests in index.by_subject.values_mut() {
-            digests.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
+            digests.sort_unstable();
         }
         index
-    }
-
-    /// True for a manifest that an index of the repository names, or that refers to one there.
-    pub fn is_part(&self, digest: &Digest) -> bool {
-        self.parts.contains(digest)
     }
 }
 
@@ -236,14 +231,14 @@ impl<'a> Walker<'a> {
         while let Some(found) = self.tree.advance() {
             self.visit(found);
         }
-        self.closure.is_cut |= self.tree.is_cut();
+        self.closure.is_cut |= self.tree.is_cut;
     }
 
-    fn visit(&mut self, found: TreeManifest) {
+    fn visit(&mut self, found: Named) {
         let content = self.read(&found.digest);
         let is_here = content.is_some() && self.find(&found.digest);
         let content = content.unwrap_or_default();
-        self.tree.descend(&found, &content);
+        self.tree.descend(&content);
         self.met.push(found.digest.clone());
         if content.is_index {
             self.closure.indexes.push(found.digest);

@@ -131,7 +131,7 @@ impl Cache {
         let named = list_named(manifest);
         let blobs = named.iter().filter(|named| named.media_type.is_none());
         let sizes = blobs.filter_map(|blob| blob.size);
-        let (size, quota) = (sizes.fold(0, u64::saturating_add), self.sweeper.quota());
+        let (size, quota) = (sizes.fold(0, u64::saturating_add), self.sweeper.quota);
         if size > quota {
             let image = format!("{scope}@{digest}");
             let fields: [log::Field<'_>; 2] = [("bytes", &size), ("quota_bytes", &quota)];

@@ -102,15 +102,11 @@ impl Holdings<'_> {
             images.push((Reference::Tag(tag), found.accessed));
         }
         let mut links = self.names.link_uses(scope);
-        links.retain(|link| {
-            link.manifest && !tagged.contains(&link.digest) && !index.is_part(&link.digest)
-        });
-        links.sort_unstable_by(|one, other| one.digest.as_str().cmp(other.digest.as_str()));
-        images.extend(
-            links
-                .into_iter()
-                .map(|link| (link.digest.into(), link.accessed)),
-        );
+        let is_part = |digest: &Digest| tagged.contains(digest) || index.parts.contains(digest);
+        links.retain(|link| link.manifest && !is_part(&link.digest));
+        links.sort_unstable_by(|one, other| one.digest.cmp(&other.digest));
+        let links = links.into_iter();
+        images.extend(links.map(|link| (link.digest.into(), link.accessed)));
         for (reference, pulled) in images {
             let image = self.image(scope, &reference, pulled, Some(&index));
             image.into_iter().for_each(&mut *visit);

@@ -191,7 +191,7 @@ impl Importer<'_> {
                 image.absent.extend((!is_attestation).then_some(platform));
                 continue;
             };
-            walk.descend(&found, &content);
+            walk.descend(&content);
             let media_type = match is_root {
                 true => Some(listed.media_type.clone()),
                 false => found.media_type.filter(|kind| is_media_type(kind)),
@@ -204,7 +204,7 @@ impl Importer<'_> {
                 image.blobs.extend(content.named);
             }
         }
-        if walk.is_cut() {
+        if walk.is_cut {
             return Err("is larger or deeper than any image that registries take".to_owned());
         }
         // So that children are kept before the index that names them.
@@ -303,7 +303,7 @@ impl Importer<'_> {
         let free = store.free_bytes().map_err(|error| error.to_string())?;
         // What is in the cache may be evicted.
         let free = free.saturating_sub(FREE_BYTES_MIN) + store.used_bytes();
-        let limit = self.disk.sweeper.quota().min(free);
+        let limit = self.disk.sweeper.quota.min(free);
         match missing.iter().max_by_key(|(_, size)| *size) {
             Some((digest, size)) if total > limit => Err(format!(
                 "{}: has {size} of {total} bytes that are missing here, and CACHE_MAX_SIZE and the \

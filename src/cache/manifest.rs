@@ -5,7 +5,7 @@
 //! in [`KEYS`] and skips the rest, so that reading costs little more memory than the manifest.
 
 use std::cell::Cell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Mutex;
 
@@ -73,6 +73,8 @@ pub struct Named {
     pub media_type: Option<String>,
     /// Its length in bytes, as the manifest has it.
     pub size: Option<u64>,
+    /// Its platform, as an index has it, such as `linux/arm64/v8`.
+    pub platform: Option<String>,
 }
 
 /// What a manifest names, and how.
@@ -84,8 +86,6 @@ pub struct ManifestContent {
     pub is_index: bool,
     /// The configuration, which is one of those named.
     pub config: Option<Digest>,
-    /// For each of those that an index names: its platform, such as `linux/arm64/v8`.
-    pub platforms: HashMap<Digest, String>,
     /// The manifest that it refers to, as a signature does.
     pub subject: Option<Digest>,
     /// It names more than is read.
@@ -97,13 +97,10 @@ impl ManifestContent {
     pub fn read(manifest: &[u8]) -> Self {
         let document = read(manifest);
         let digest = |field: &Kept| field.text("digest")?.parse().ok();
-        let children = document.list("manifests");
-        let platforms = children.filter_map(|child| Some((digest(child)?, child.platform()?)));
         let (named, is_cut) = named_in(&document);
         Self {
             is_index: document.list("manifests").next().is_some(),
             config: document.get("config").and_then(digest),
-            platforms: platforms.collect(),
             subject: document.get("subject").and_then(digest),
             named,
             is_cut,
@@ -262,10 +259,6 @@ impl Kept {
             || media_type.contains(".nondistributable.")
     }
 
-    fn platform(&self) -> Option<String> {
-        self.get("platform")?.words_of_platform()
-    }
-
     /// `os/architecture`, and the variant if there is one (image-spec `image-index.md`).
     fn words_of_platform(&self) -> Option<String> {
         let word = |key| {
@@ -291,6 +284,7 @@ impl Kept {
             digest: self.text(digest)?.parse().ok()?,
             media_type: media_type.map(str::to_owned),
             size,
+            platform: self.get("platform").and_then(Self::words_of_platform),
         })
     }
 }

@@ -56,9 +56,9 @@ impl Holdings<'_> {
 
     /// The manifest and the platform that it gives for a digest, if it names that.
     fn names_digest(&self, manifest: &Digest, digest: &Digest) -> Option<(Digest, Option<String>)> {
-        let mut content = read_manifest(self.store, manifest)?;
-        let is_named = content.named.iter().any(|named| named.digest == *digest);
-        is_named.then(|| (manifest.clone(), content.platforms.remove(digest)))
+        let mut named = read_manifest(self.store, manifest)?.named.into_iter();
+        let named = named.find(|named| named.digest == *digest)?;
+        Some((manifest.clone(), named.platform))
     }
 }
 

@@ -75,6 +75,7 @@ mod tests {
     /// What a manifest of so many layers names.
     fn named(count: usize) -> Vec<Named> {
         let named = |n| Named {
+            platform: None,
             digest: format!("sha256:{n:064x}").parse().unwrap(),
             media_type: None,
             size: Some(7),

@@ -55,7 +55,8 @@ const INDEX_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Sweeper {
     store: Arc<Store>,
     names: Arc<Names>,
-    quota: u64,
+    /// Bytes that the cache may have.
+    pub quota: u64,
     state: Mutex<SweepState>,
     /// There is work, a pass has ended, or room was given back.
     changed: Condvar,
@@ -175,11 +176,6 @@ impl Sweeper {
     /// Tagged images in the cache, as they were a few seconds ago.
     pub fn image_count(&self) -> u64 {
         self.state.locked().images
-    }
-
-    /// Bytes that the cache may have.
-    pub const fn quota(&self) -> u64 {
-        self.quota
     }
 
     /// Bytes on disk of all that is kept. Until the first count has ended, earlier runs' are
@@ -316,7 +312,7 @@ impl Sweeper {
         if !self.has_links() {
             return;
         }
-        let has_room = || self.used_bytes() < self.quota();
+        let has_room = || self.used_bytes() < self.quota;
         if let Err(error) = self.names.write_links(&has_room) {
             log::warn("links were not written", &[("error", &error)]);
         }

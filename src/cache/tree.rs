@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use super::manifest::ManifestContent;
+use super::manifest::{ManifestContent, Named};
 use crate::oci::Digest;
 
 /// Manifests below one another: an index of an index is rare.
@@ -13,84 +13,65 @@ pub const DEPTH_MAX: usize = 8;
 /// they read, some 150 bytes for each.
 const NAMED_MAX: usize = 200_000;
 
-/// A manifest that a walk has come to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TreeManifest {
-    /// Its digest.
-    pub digest: Digest,
-    /// Its media type, as its index has it.
-    pub media_type: Option<String>,
-    /// Its platform, as its index has it.
-    pub platform: Option<String>,
-    depth: usize,
-}
-
 /// A walk. The caller reads each manifest that it gets, and passes it to [`Self::descend`].
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ManifestWalk {
-    open: Vec<TreeManifest>,
+    /// What is still to be walked, and how deep each is.
+    open: Vec<(Named, usize)>,
     met: HashSet<Digest>,
     manifests_max: usize,
+    /// How deep the last manifest is.
+    depth: usize,
     named: usize,
-    is_cut: bool,
+    /// There was more than the bounds allow, so far.
+    pub is_cut: bool,
 }
 
 impl ManifestWalk {
     /// A walk through so many manifests at the most.
     pub fn new(manifests_max: usize) -> Self {
         Self {
-            open: Vec::new(),
-            met: HashSet::new(),
             manifests_max,
-            named: 0,
-            is_cut: false,
+            ..Self::default()
         }
     }
 
     /// Lets the walk go on with this manifest and what is below it.
     pub fn enter(&mut self, root: &Digest) {
-        self.open.push(TreeManifest {
+        let root = Named {
             digest: root.clone(),
             media_type: None,
+            size: None,
             platform: None,
-            depth: 0,
-        });
+        };
+        self.open.push((root, 0));
     }
 
-    /// Lets the walk go on with what an index names, in that order. Other manifests end there.
-    pub fn descend(&mut self, from: &TreeManifest, content: &ManifestContent) {
+    /// Lets the walk go on with what the last manifest names if it is an index, in that order.
+    pub fn descend(&mut self, content: &ManifestContent) {
         self.is_cut |= content.is_cut;
         self.named += content.named.len();
         let children = content.named.iter().filter(|_| content.is_index).rev();
         for named in children.filter(|named| !self.met.contains(&named.digest)) {
-            self.open.push(TreeManifest {
-                digest: named.digest.clone(),
-                media_type: named.media_type.clone(),
-                platform: content.platforms.get(&named.digest).cloned(),
-                depth: from.depth + 1,
-            });
+            self.open.push((named.clone(), self.depth + 1));
         }
     }
 
     /// The next manifest. Each comes once, however many name it.
-    pub fn advance(&mut self) -> Option<TreeManifest> {
-        while let Some(found) = self.open.pop() {
+    pub fn advance(&mut self) -> Option<Named> {
+        while let Some((found, depth)) = self.open.pop() {
             if self.met.contains(&found.digest) {
                 continue;
             }
             let has_room = self.met.len() < self.manifests_max && self.named <= NAMED_MAX;
-            if found.depth <= DEPTH_MAX && has_room {
+            if depth <= DEPTH_MAX && has_room {
                 self.met.insert(found.digest.clone());
+                self.depth = depth;
                 return Some(found);
             }
             self.is_cut = true;
         }
         None
-    }
-
-    /// There was more than the bounds allow, so far.
-    pub const fn is_cut(&self) -> bool {
-        self.is_cut
     }
 }
 
@@ -117,18 +98,18 @@ mod tests {
         let [root, one, two] = [b"0", b"1", b"2"].map(|name| digest_of(name));
         let mut walk = ManifestWalk::new(10);
         walk.enter(&root);
-        let found = walk.advance().unwrap();
+        walk.advance().unwrap();
         // An index cannot name itself, but one that is damaged may.
-        walk.descend(&found, &index(&[&one, &root, &two, &one]));
+        walk.descend(&index(&[&one, &root, &two, &one]));
         let first = walk.advance().unwrap();
         assert_eq!(
             (&first.digest, first.platform.as_deref()),
             (&one, Some("linux/arm64"))
         );
-        walk.descend(&first, &index(&[&two]));
+        walk.descend(&index(&[&two]));
         assert_eq!(walk.advance().unwrap().digest, two);
         assert_eq!(walk.advance(), None);
-        assert!(!walk.is_cut());
+        assert!(!walk.is_cut);
     }
 
     #[test]
@@ -141,15 +122,15 @@ mod tests {
         for (above, below) in names.iter().zip(&names[1..]) {
             let found = walk.advance().unwrap();
             assert_eq!(found.digest, *above);
-            walk.descend(&found, &index(&[below]));
+            walk.descend(&index(&[below]));
         }
-        assert_eq!((walk.advance(), walk.is_cut()), (None, true));
+        assert_eq!((walk.advance(), walk.is_cut), (None, true));
         let mut walk = ManifestWalk::new(2);
         walk.enter(&names[0]);
-        let found = walk.advance().unwrap();
-        walk.descend(&found, &index(&[&names[1], &names[2]]));
+        walk.advance().unwrap();
+        walk.descend(&index(&[&names[1], &names[2]]));
         assert_eq!(walk.advance().unwrap().digest, names[1]);
-        assert_eq!((walk.advance(), walk.is_cut()), (None, true));
+        assert_eq!((walk.advance(), walk.is_cut), (None, true));
         // Manifests that each name as much as is read.
         let many: Vec<Digest> = (0..DESCRIPTORS_MAX)
             .map(|n| digest_of(&n.to_le_bytes()))
@@ -158,12 +139,12 @@ mod tests {
         let mut walk = ManifestWalk::new(DESCRIPTORS_MAX);
         walk.enter(&names[0]);
         let mut count = 0;
-        while let Some(found) = walk.advance() {
-            walk.descend(&found, &wide);
+        while walk.advance().is_some() {
+            walk.descend(&wide);
             count += 1;
         }
         assert_eq!(
-            (count, walk.is_cut()),
+            (count, walk.is_cut),
             (NAMED_MAX / DESCRIPTORS_MAX + 1, true)
         );
     }

@@ -276,7 +276,7 @@ impl BlobPull<'_> {
         let body = |start, end| growing.body(start, end);
         let reply = make_selected(self.digest, selected, total, body);
         let mut reply = mark(reply, CacheOutcome::Miss);
-        let (repository, fill) = (self.scope.repository, Some(growing.transfer()));
+        let (repository, fill) = (self.scope.repository, Some(&growing.transfer));
         list_pull(self.exchange, repository, self.digest, &mut reply, fill);
         reply
     }

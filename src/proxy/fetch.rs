@@ -226,13 +226,13 @@ impl<'a> ImageWork<'a> {
             // The first of them comes from the cache by now.
             match self.fetch_manifest(found.digest.as_str()) {
                 Ok(manifest) => {
-                    tree.descend(&found, &manifest.content);
+                    tree.descend(&manifest.content);
                     manifests.push(manifest);
                 }
                 Err(why) => fetched.faults.push(why),
             }
         }
-        if tree.is_cut() {
+        if tree.is_cut {
             let why = "it has more manifests or blobs than any image that registries take";
             fetched.faults.push(why.to_owned());
         }

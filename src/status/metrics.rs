@@ -68,7 +68,7 @@ static READ: &[Family<Sources>] = &[
     Family::new(Gauge, "cache_used_bytes", &[], "Bytes on disk of everything in the cache.",
         |from, out| write_cache(from, out, |cache| cache.sweeper.used_bytes())),
     Family::new(Gauge, "cache_quota_bytes", &[], "The most it may have (CACHE_MAX_SIZE).",
-        |from, out| write_cache(from, out, |cache| cache.sweeper.quota())),
+        |from, out| write_cache(from, out, |cache| cache.sweeper.quota)),
     Family::new(Gauge, "cache_blobs", &[], "Files of complete blobs and manifests.",
         |from, out| write_cache(from, out, |cache| cache.store.blob_count())),
     Family::new(Gauge, "cache_images", &[], "Tagged images, as of a few seconds ago.",

@@ -137,7 +137,7 @@ fn cache(cache: &Cache) -> Value {
     json!({
         "directory": cache.store.root().display().to_string(),
         "used_bytes": cache.sweeper.used_bytes(),
-        "quota_bytes": cache.sweeper.quota(),
+        "quota_bytes": cache.sweeper.quota,
         "free_bytes": cache.store.free_bytes().ok(),
         "pinned_bytes": cache.sweeper.pinned_bytes(),
         "is_full_of_pins": cache.sweeper.is_full_of_pins(),

@@ -85,7 +85,8 @@ pub struct Growing {
     pub(super) upstream: Arc<Upstream>,
     pub(super) state: Mutex<FillState>,
     pub(super) changed: Condvar,
-    pub(super) transfer: Arc<Transfer>,
+    /// Its progress, as others see it.
+    pub transfer: Arc<Transfer>,
     pub(super) pace: Arc<Pace>,
     pub(super) _reading: Reading,
 }
@@ -121,11 +122,6 @@ impl Growing {
     pub(super) fn total_if_begun(&self) -> Option<u64> {
         let state = self.state.locked();
         state.begun.then_some(state.total)
-    }
-
-    /// Its progress, as others see it.
-    pub const fn transfer(&self) -> &Arc<Transfer> {
-        &self.transfer
     }
 
     /// How far it has come.

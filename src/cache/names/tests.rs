@@ -458,6 +458,7 @@ fn the_length_of_a_blob_is_kept_beside_it() {
             digest: digest(1),
             media_type: None,
             size: Some(size),
+            platform: None,
         };
         names.link_named(scope, vec![named], Moment::LAST).unwrap();
         names.write_links(&|| true).unwrap();

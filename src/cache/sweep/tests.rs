@@ -545,6 +545,7 @@ fn the_thread_evicts_before_the_quota_is_reached() {
 fn bug_links_that_waited_were_written_past_the_quota() {
     let cache = Cache::new();
     let named = (0..100).map(|n| Named {
+        platform: None,
         digest: format!("sha256:{n:064x}").parse().unwrap(),
         media_type: None,
         size: Some(7),
