@@ -14,6 +14,7 @@ use crate::log::{self, Level};
 use crate::prefetched::{PREFETCHED, PrefetchedImage};
 use crate::proxy::Proxy;
 use crate::proxy::fetch::ImageFetch;
+use crate::proxy::purpose::Purpose;
 use crate::random::unguessable;
 
 /// Stack of the thread: what a connection's thread does, and JSON.
@@ -83,7 +84,7 @@ fn run_round(proxy: &Proxy, settings: &PrefetchSettings, names: &[ImageName]) {
         let fetched = proxy.fetch(&ImageFetch {
             name,
             platforms: &settings.platforms,
-            is_background: true,
+            purpose: Purpose::Prefetch,
             progress: &|_, _| {},
         });
         let error = (!fetched.faults.is_empty()).then(|| fetched.faults.join("; "));

@@ -20,6 +20,7 @@ use crate::locked::Locked as _;
 use crate::log::{self, Level};
 use crate::platforms::Platforms;
 use crate::proxy::fetch::ImageFetch;
+use crate::proxy::purpose::Purpose;
 
 /// Longest wait for the last log lines at the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -35,7 +36,7 @@ pub(super) fn pull(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result
         let fetched = filler.fetch(&ImageFetch {
             name,
             platforms: &platforms,
-            is_background: false,
+            purpose: Purpose::Pull,
             progress: &|done, total| progress.locked().show(&step, done, total),
         });
         drop(progress);

@@ -49,8 +49,8 @@ pub struct ImageFetch<'a> {
     pub name: &'a ImageName,
     /// Which of its platforms.
     pub platforms: &'a Platforms,
-    /// Nobody waits for it: it gives way to clients.
-    pub is_background: bool,
+    /// Why: what nobody waits for gives way to clients.
+    pub purpose: Purpose,
     /// Told of the bytes of blobs that are here now, and of all that are wanted.
     pub progress: &'a (dyn Fn(u64, u64) + Sync),
 }
@@ -84,10 +84,6 @@ fn fetch(
     wanted: &ImageFetch<'_>,
     fetched: &mut FetchedImage,
 ) -> Result<(), String> {
-    let purpose = match wanted.is_background {
-        true => Purpose::Prefetch,
-        false => Purpose::Pull,
-    };
     let name = wanted.name;
     let host = name.host().map(|host| format!("{host}/"));
     let (host, repository) = (host.unwrap_or_default(), name.repository());
@@ -101,7 +97,7 @@ fn fetch(
     let Route::Manifest(repository, reference) = resolved.route else {
         return Err("it is no name of an image".to_owned());
     };
-    let work = ImageWork::new(parts, &resolved.choice, repository, like, purpose)?;
+    let work = ImageWork::new(parts, &resolved.choice, repository, like, wanted.purpose)?;
     let manifests = work.fetch_manifests(&reference, wanted.platforms, fetched)?;
     work.fetch_blobs(&manifests, wanted.progress, fetched);
     work.fetch_referrers(&manifests, fetched);

@@ -32,7 +32,7 @@ mod lookup;
 mod manifest;
 mod own;
 mod page;
-mod purpose;
+pub mod purpose;
 mod push;
 mod query;
 mod referrer_queue;

@@ -8,7 +8,7 @@ use crate::oci::{Registry, Repository};
 
 /// Why a request is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
+pub enum Purpose {
     /// A client has made it, or it is made for one.
     Client,
     /// `PREFETCH`: nobody waits for it.

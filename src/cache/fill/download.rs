@@ -318,7 +318,11 @@ impl<'a> Fill<'a> {
         };
         loop {
             let piece = match body.fill_buf() {
-                Ok([]) => return self.end_body(total),
+                Ok([]) if self.have == total => return Try::Complete,
+                Ok([]) => {
+                    let why = format!("body ended at byte {}", self.have);
+                    return Try::Broken(self.new_fault(why));
+                }
                 Ok(piece) => piece,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Try::Broken(self.new_fault(error.to_string())),
@@ -328,13 +332,6 @@ impl<'a> Fill<'a> {
                 return end;
             }
             body.consume(count);
-        }
-    }
-
-    fn end_body(&self, total: u64) -> Try {
-        match self.have == total {
-            true => Try::Complete,
-            false => Try::Broken(self.new_fault(format!("body ended at byte {}", self.have))),
         }
     }
 
