@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::closure::Holdings;
 use super::names::Names;
 use super::store::Store;
 use super::sweep::Sweeper;
@@ -34,6 +35,14 @@ impl Disk {
             faults: Arc::new(DiskFaults::new(&store)),
             store,
             names,
+        }
+    }
+
+    /// Its files, to be read.
+    pub fn holdings(&self) -> Holdings<'_> {
+        Holdings {
+            store: &self.store,
+            names: &self.names,
         }
     }
 }

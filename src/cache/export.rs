@@ -8,15 +8,14 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::archive::{self, Archive, EXPORT, PLATFORMS, REF_NAME};
-use super::closure::{Closure, Holdings, IMAGE_BYTES_MAX, NO_PLATFORM};
+use super::closure::{Closure, IMAGE_BYTES_MAX, NO_PLATFORM};
+use super::disk::Disk;
 use super::files;
-use super::names::{Names, OwnedScope, Scope, TagEntry};
-use super::store::Store;
+use super::names::{OwnedScope, Scope, TagEntry};
 use crate::hash::Hasher;
 use crate::oci::{Digest, Reference};
 use crate::platforms::Platforms;
@@ -32,10 +31,8 @@ pub type Progress<'a> = &'a mut dyn FnMut(&str, u64, u64);
 /// What an export is made of.
 #[derive(Debug)]
 pub struct Exporter<'a> {
-    /// Manifests and blobs.
-    pub store: &'a Arc<Store>,
-    /// Tags.
-    pub names: &'a Names,
+    /// The cache.
+    pub disk: &'a Disk,
     /// Which platforms.
     pub platforms: &'a Platforms,
 }
@@ -103,13 +100,6 @@ impl Exporter<'_> {
         Ok(plan)
     }
 
-    fn files(&self) -> Holdings<'_> {
-        Holdings {
-            store: self.store,
-            names: self.names,
-        }
-    }
-
     fn add_image(
         &self,
         plan: &mut ExportPlan,
@@ -117,8 +107,8 @@ impl Exporter<'_> {
         reference: &Reference,
     ) -> Result<(), String> {
         let name = scope.name_of(reference);
-        let found = self.files().find(scope, reference);
-        let found = found.filter(|image| self.store.has(&image.digest));
+        let found = self.disk.holdings().find(scope, reference);
+        let found = found.filter(|image| self.disk.store.has(&image.digest));
         let found = found.ok_or_else(|| {
             format!("{name} is not in the cache; fetch it with `aws-ecr-proxy pull {name}`")
         })?;
@@ -144,7 +134,12 @@ impl Exporter<'_> {
         }
         for (tag, TagEntry { digest, .. }) in closure.attached {
             // An index of referrers is of use when all of them come with it.
-            if self.files().closure(&digest, IMAGE_BYTES_MAX).is_whole() {
+            if self
+                .disk
+                .holdings()
+                .closure(&digest, IMAGE_BYTES_MAX)
+                .is_whole()
+            {
                 entries.push((Reference::Tag(tag), digest.clone(), vec![digest]));
             }
         }
@@ -153,7 +148,7 @@ impl Exporter<'_> {
             let descriptor = descriptor.ok_or_else(|| evicted(&digest))?;
             plan.images.insert(scope.name_of(&reference), descriptor);
             for part in parts {
-                let size = self.store.size(&part).ok_or_else(|| evicted(&part))?;
+                let size = self.disk.store.size(&part).ok_or_else(|| evicted(&part))?;
                 plan.blobs.insert(archive::blob_name(&part), (part, size));
             }
         }
@@ -167,9 +162,9 @@ impl Exporter<'_> {
             annotations.insert(PLATFORMS, self.platforms.to_string());
         }
         Some(json!({
-            "mediaType": self.names.link(scope, digest)?.media_type?,
+            "mediaType": self.disk.names.link(scope, digest)?.media_type?,
             "digest": digest.as_str(),
-            "size": self.store.size(digest)?,
+            "size": self.disk.store.size(digest)?,
             "annotations": annotations,
         }))
     }
@@ -188,7 +183,7 @@ impl Exporter<'_> {
         };
         let mut known = HashSet::new();
         for image in images {
-            let closure = self.files().closure(&image.digest, IMAGE_BYTES_MAX);
+            let closure = self.disk.holdings().closure(&image.digest, IMAGE_BYTES_MAX);
             known.extend(choose(&closure, &image.platforms).0);
         }
         let count = plan.blobs.len();
@@ -234,7 +229,7 @@ impl Exporter<'_> {
         let (total, mut done) = (plan.bytes(), 0);
         for (name, (digest, size)) in &plan.blobs {
             let damaged = |why| io::Error::other(format!("{digest}: {why}; `verify` says more"));
-            let blob = self.store.blob(digest)?;
+            let blob = self.disk.store.blob(digest)?;
             let blob = blob.ok_or_else(|| damaged("it was evicted meanwhile"))?;
             let mut hasher = Hasher::new(digest);
             layout.add(name, *size, &mut &*blob.file, &mut |piece| {

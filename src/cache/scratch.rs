@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::changes::Moment;
+use super::disk::{Disk, DiskFaults};
 use super::files;
 use super::manifest::list_named;
 use super::names::{Names, Scope, TagEntry};
 use super::store::Store;
+use super::sweep::Sweeper;
 use crate::hash::sha256_hex;
 use crate::oci::{Digest, Registry, Repository, Tag};
 
@@ -107,6 +109,16 @@ impl Cache {
             registry: &self.registry,
             repository: &repository,
         })
+    }
+
+    /// The same as a writer has it, with room for 1 GiB.
+    pub(super) fn disk(&self) -> Disk {
+        Disk {
+            faults: Arc::new(DiskFaults::new(&self.store)),
+            store: Arc::clone(&self.store),
+            names: Arc::clone(&self.names),
+            sweeper: Sweeper::new(Arc::clone(&self.store), Arc::clone(&self.names), 1 << 30),
+        }
     }
 
     /// A blob of `bytes`, linked in `repository`.

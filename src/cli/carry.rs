@@ -73,8 +73,7 @@ pub(super) fn export(
         images.push((place, name.reference().clone()));
     }
     let exporter = Exporter {
-        store: &disk.store,
-        names: &disk.names,
+        disk: &disk,
         platforms: &platforms,
     };
     let since = command.value("--since").map(Path::new);

@@ -8,7 +8,6 @@ use super::output::{Streams, columns};
 use super::progress::{Progress, bytes};
 use crate::app;
 use crate::cache::audit::Audit;
-use crate::cache::closure::Holdings;
 use crate::cache::disk::Disk;
 use crate::cache::holdings::{CachedImage, PlatformsHere};
 use crate::cache::moves::TagMove;
@@ -30,7 +29,8 @@ pub(super) fn list(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result
     let disk = command.open_cache(Store::open_read_only)?;
     let pins = app::pins(command.settings);
     let mut rows = Vec::new();
-    holdings(&disk).each(&mut |image| rows.push(describe(&image, command.settings, &pins)));
+    disk.holdings()
+        .each(&mut |image| rows.push(describe(&image, command.settings, &pins)));
     if command.has("--json") {
         let rows: Vec<String> = rows.iter().map(Value::to_string).collect();
         let text = format!("{{\"images\":[\n{}\n]}}\n", rows.join(",\n"));
@@ -115,7 +115,7 @@ pub(super) fn verify(
     let (mut images, mut total) = (Vec::new(), 0);
     for name in &names {
         let place = command.scope_of(&disk.names, name)?;
-        let image = holdings(&disk).find(place.scope(), name.reference());
+        let image = disk.holdings().find(place.scope(), name.reference());
         total += image.as_ref().map_or(0, |image| image.closure.bytes_here);
         images.push(image);
     }
@@ -164,7 +164,7 @@ struct Verification<'a, 'b> {
 
 impl Verification<'_, '_> {
     fn everything(&mut self) -> Result<(), String> {
-        holdings(self.disk).each(&mut |image| self.image(&image));
+        self.disk.holdings().each(&mut |image| self.image(&image));
         let others = self.audit.others().map_err(|error| error.to_string())?;
         for fault in others.into_iter().chain(self.audit.files()) {
             self.fault(&fault);
@@ -184,7 +184,7 @@ impl Verification<'_, '_> {
         if !found.is_empty() {
             // A proxy that runs may have evicted, replaced or fetched it meanwhile.
             self.audit.forget_faults();
-            let Some(again) = holdings(self.disk).look_again(image) else {
+            let Some(again) = self.disk.holdings().look_again(image) else {
                 return;
             };
             found = self.audit.image(&again, &picks);
@@ -242,11 +242,4 @@ pub(super) fn remove(
     }
     disk.sweeper.write_all();
     Ok(code)
-}
-
-fn holdings(disk: &Disk) -> Holdings<'_> {
-    Holdings {
-        store: &disk.store,
-        names: &disk.names,
-    }
 }

@@ -17,7 +17,7 @@ use super::registries::Choice;
 use super::{dispatch, follow};
 use crate::cache::closure::{ANY_PLATFORM, NO_PLATFORM};
 use crate::cache::manifest::{MANIFEST_BYTES_MAX, ManifestContent, Named};
-use crate::cache::names::Scope;
+use crate::cache::names::{OwnedScope, Scope};
 use crate::cache::tree::ManifestWalk;
 use crate::image_name::ImageName;
 use crate::locked::Locked as _;
@@ -158,9 +158,12 @@ impl<'a> ImageWork<'a> {
     ) -> Result<Self, String> {
         let deadline = Instant::now() + HEAD_TIMEOUT;
         let registry = dispatch::resolve_registry(parts, choice, deadline);
+        let registry = registry.map_err(|reply| describe(*reply))?;
         let client = OwnClient {
-            registry: registry.map_err(|reply| describe(*reply))?,
-            repository,
+            place: OwnedScope {
+                registry,
+                repository,
+            },
             like,
             depth: 0,
             purpose,
@@ -190,11 +193,7 @@ impl<'a> ImageWork<'a> {
     }
 
     fn cache_has(&self, digest: &Digest) -> bool {
-        let (registry, repository) = (&self.client.registry, &self.client.repository);
-        let scope = Scope {
-            registry,
-            repository,
-        };
+        let scope = self.client.place.scope();
         self.parts.cache.as_ref().is_some_and(|cache| {
             cache.store.has(digest) && cache.names.link(scope, digest).is_some()
         })

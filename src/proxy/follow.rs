@@ -65,7 +65,7 @@ pub(super) fn fetch_referrers(parts: &Arc<Parts>, client: &OwnClient, digest: &D
     log::debug(
         "referrers filled",
         &[
-            ("repository", &client.repository),
+            ("repository", &client.place.repository),
             ("digest", digest),
             ("manifests", &fill.manifests),
             ("blobs", &fill.blobs),

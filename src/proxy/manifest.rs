@@ -311,8 +311,7 @@ impl ManifestPull<'_> {
         let exchange = self.exchange;
         if let Some(queue) = &exchange.parts.referrer_queue {
             let client = OwnClient {
-                registry: exchange.registry.clone(),
-                repository: self.scope.repository.clone(),
+                place: self.scope.to_owned(),
                 like: Arc::clone(&exchange.request),
                 depth: exchange.depth,
                 purpose: exchange.purpose,

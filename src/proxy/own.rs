@@ -28,7 +28,7 @@ impl OwnClient {
     /// Gets what is at this place of the repository, such as `manifests/1.0`. Blocks until the head
     /// is there.
     pub(super) fn get(&self, parts: &Arc<Parts>, place: &str) -> Reply {
-        let target = format!("/v2/{}/{place}", self.repository);
+        let target = format!("/v2/{}/{place}", self.place.repository);
         let mut request = Request {
             method: "GET".to_owned(),
             target: target.clone(),
@@ -43,7 +43,7 @@ impl OwnClient {
         };
         let is_blob = matches!(route, Route::Blob(..));
         let resolved = ResolvedRequest {
-            choice: Choice::Known(self.registry.clone()),
+            choice: Choice::Known(self.place.registry.clone()),
             route,
             path,
             target,

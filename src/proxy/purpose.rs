@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
+use crate::cache::names::OwnedScope;
 use crate::message::Request;
-use crate::oci::{Registry, Repository};
 
 /// Why a request is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,8 +27,7 @@ impl Purpose {
 /// In whose name the proxy asks for the content of a repository by itself.
 #[derive(Debug, Clone)]
 pub(super) struct OwnClient {
-    pub(super) registry: Registry,
-    pub(super) repository: Repository,
+    pub(super) place: OwnedScope,
     /// A request whose fields are used: `CACHE_KEY` may read them.
     pub(super) like: Arc<Request>,
     /// 0 for a manifest that a client asked for; 1 for one that refers to such a manifest.

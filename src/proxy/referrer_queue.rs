@@ -94,7 +94,7 @@ impl ReferrerQueue {
                 "referrers left out",
                 ("reason", &"too many images at a time"),
                 &[
-                    ("repository", &image.client.repository),
+                    ("repository", &image.client.place.repository),
                     ("digest", &image.digest),
                 ],
             );
@@ -116,14 +116,17 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::cache::names::OwnedScope;
     use crate::message::{Headers, Peer, Request};
     use crate::proxy::purpose::Purpose;
 
     fn attempt(n: usize, due: Instant) -> QueuedAttempt {
         let digest = format!("sha256:{n:064x}");
         let client = OwnClient {
-            registry: "r.example".parse().unwrap(),
-            repository: "a".parse().unwrap(),
+            place: OwnedScope {
+                registry: "r.example".parse().unwrap(),
+                repository: "a".parse().unwrap(),
+            },
             depth: 0,
             like: Arc::new(Request {
                 method: "GET".into(),

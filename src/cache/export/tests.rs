@@ -33,8 +33,7 @@ fn export(
 ) -> Result<Exported, String> {
     let scratch = Scratch::new();
     let exporter = Exporter {
-        store: &cache.store,
-        names: &cache.names,
+        disk: &cache.disk(),
         platforms: &platforms.parse().unwrap(),
     };
     let reference = tag.parse().unwrap();
@@ -88,8 +87,7 @@ fn a_damaged_blob_fails_by_name_and_leaves_no_file() {
     fs::write(path, b"later").unwrap();
     let scratch = Scratch::new();
     let exporter = Exporter {
-        store: &cache.store,
-        names: &cache.names,
+        disk: &cache.disk(),
         platforms: &Platforms::default(),
     };
     let reference = "v1".parse().unwrap();
@@ -163,8 +161,7 @@ fn bug_what_two_images_share_was_counted_twice() {
     cache.image("app:v2", &[b"base", b"two"], 5);
     let first = export(&cache, "v1", "all", None).unwrap();
     let exporter = Exporter {
-        store: &cache.store,
-        names: &cache.names,
+        disk: &cache.disk(),
         platforms: &Platforms::default(),
     };
     let images = ["v1", "v2"].map(|tag| (app(&cache), tag.parse().unwrap()));

@@ -212,7 +212,7 @@ impl<'a> Fill<'a> {
         let total = match (fetched.reply.status, rest) {
             (200, _) if self.have > 0 => match self.start_again() {
                 Ok(()) => fetched.reply.length,
-                Err(error) => return self.disk_failed("partial file", &error),
+                Err(error) => return self.disk_failed(&error),
             },
             (200, _) => fetched.reply.length,
             (206, Some(total)) if starts_here => {
@@ -224,7 +224,7 @@ impl<'a> Fill<'a> {
             (206 | 416, _) if self.have > 0 => {
                 return match self.start_again() {
                     Ok(()) => Try::Restarted,
-                    Err(error) => self.disk_failed("partial file", &error),
+                    Err(error) => self.disk_failed(&error),
                 };
             }
             _ => return self.refused(fetched),
@@ -345,7 +345,7 @@ impl<'a> Fill<'a> {
         }
         let written = self.file.write_all_at(piece, self.have);
         if let Err(error) = written.and_then(|()| self.hash_piece(piece, total)) {
-            return Err(self.disk_failed("partial file", &error));
+            return Err(self.disk_failed(&error));
         }
         metrics::DOWNLOADED_BYTES.add(count);
         self.disk.store.add_used(i64::try_from(count).unwrap_or(0));
@@ -392,8 +392,8 @@ impl<'a> Fill<'a> {
 
     pub(super) fn finish(&mut self) -> FillEnd {
         let wanted = &self.growing.wanted;
-        if let Err(error) = self.hash_until(self.have) {
-            self.disk.faults.report("partial file", &error);
+        let hashed = self.hash_until(self.have);
+        if self.disk.faults.check("partial file", hashed).is_none() {
             self.discard();
             return FillEnd::Bypass;
         }
@@ -418,12 +418,11 @@ impl<'a> Fill<'a> {
             // Its writer publishes it.
             return outcome;
         }
-        if let Err(error) = self.disk.store.publish(&wanted.digest, &self.file) {
-            self.disk.faults.report("blob", &error);
-            self.discard();
-            return outcome;
+        let published = self.disk.store.publish(&wanted.digest, &self.file);
+        match self.disk.faults.check("blob", published) {
+            Some(()) => self.disk.sweeper.note_blob(),
+            None => self.discard(),
         }
-        self.disk.sweeper.note_blob();
         outcome
     }
 
@@ -468,8 +467,8 @@ impl<'a> Fill<'a> {
         }))
     }
 
-    fn disk_failed(&self, what: &str, error: &io::Error) -> Try {
-        self.disk.faults.report(what, error);
+    fn disk_failed(&self, error: &io::Error) -> Try {
+        self.disk.faults.report("partial file", error);
         Try::End(FillEnd::Bypass)
     }
 

@@ -12,22 +12,6 @@ use crate::cache::names::Scope;
 use crate::cache::scratch::{Cache, Scratch, digest_of};
 use crate::cache::tree::DEPTH_MAX;
 
-const QUOTA: u64 = 1 << 30;
-
-fn disk(cache: &Cache) -> Disk {
-    let sweeper = crate::cache::sweep::Sweeper::new(
-        Arc::clone(&cache.store),
-        Arc::clone(&cache.names),
-        QUOTA,
-    );
-    Disk {
-        faults: Arc::new(crate::cache::DiskFaults::new(&cache.store)),
-        store: Arc::clone(&cache.store),
-        names: Arc::clone(&cache.names),
-        sweeper,
-    }
-}
-
 /// A layout in a directory of a cache's `tags` of the repository `app`.
 fn layout(
     cache: &Cache,
@@ -38,8 +22,7 @@ fn layout(
     let scratch = Scratch::new();
     let path = scratch.path().join("layout");
     let exporter = Exporter {
-        store: &cache.store,
-        names: &cache.names,
+        disk: &cache.disk(),
         platforms: &platforms.parse().unwrap(),
     };
     let place = OwnedScope {
@@ -63,7 +46,7 @@ fn importer<'a>(disk: &'a Disk, archive: &'a Archive) -> Importer<'a> {
 }
 
 fn import(cache: &Cache, path: &Path, naming: &Naming) -> Result<Vec<ImportImage>, String> {
-    let (disk, archive) = (disk(cache), Archive::open(path)?);
+    let (disk, archive) = (cache.disk(), Archive::open(path)?);
     let importer = importer(&disk, &archive);
     importer.import(naming, &mut |_, _, _| {})
 }
@@ -116,7 +99,7 @@ fn an_export_comes_back_whole() {
         assert_eq!(link.size, Some(5));
     });
     // Another time nothing is copied.
-    let disk = disk(&to);
+    let disk = to.disk();
     let archive = Archive::open(&path).unwrap();
     let importer = importer(&disk, &archive);
     let images = importer.plan(&Naming::default()).unwrap();
@@ -149,7 +132,7 @@ fn bug_a_blob_that_was_evicted_meanwhile_was_missing_in_the_end() {
     let old = to.blob("other", b"old");
     let evicting = to.store.lock("evict", Duration::ZERO).unwrap();
     let evicting = std::sync::Mutex::new(Some(evicting));
-    let (disk, archive) = (disk(&to), Archive::open(&path).unwrap());
+    let (disk, archive) = (to.disk(), Archive::open(&path).unwrap());
     let importer = importer(&disk, &archive);
     // The one blob that is not here is copied while another process evicts the other one.
     importer
@@ -168,7 +151,7 @@ fn another_process_that_evicts_is_waited_for_and_not_for_ever() {
     let image = from.image("app:v1", &[b"layer"], 5);
     let (_scratch, path) = layout(&from, &["v1"], "all", None);
     let to = Cache::new();
-    let (disk, archive) = (disk(&to), Archive::open(&path).unwrap());
+    let (disk, archive) = (to.disk(), Archive::open(&path).unwrap());
     let hurried = Importer {
         patience: Duration::ZERO,
         ..importer(&disk, &archive)
@@ -199,7 +182,7 @@ fn a_blob_that_another_process_downloads_is_waited_for_and_not_for_ever() {
     let layer = digest_of(b"layer");
     for is_brought in [true, false] {
         let to = Cache::new();
-        let (disk, archive) = (disk(&to), Archive::open(&path).unwrap());
+        let (disk, archive) = (to.disk(), Archive::open(&path).unwrap());
         let hurried = Importer {
             patience: Duration::ZERO,
             ..importer(&disk, &archive)
@@ -240,7 +223,7 @@ fn a_manifest_that_was_evicted_meanwhile_is_no_empty_one() {
     fs::remove_file(delta.join(blob_name(&image))).ok();
     let to = Cache::new();
     import(&to, &base, &Naming::default()).unwrap();
-    let (disk, archive) = (disk(&to), Archive::open(&delta).unwrap());
+    let (disk, archive) = (to.disk(), Archive::open(&delta).unwrap());
     let importer = importer(&disk, &archive);
     let images = importer.plan(&Naming::default()).unwrap();
     to.store.remove(&image).unwrap();
@@ -257,7 +240,7 @@ fn bug_an_import_moved_a_frozen_tag() {
     from.image("app:v1", &[b"new"], 6);
     let (_second, after) = layout(&from, &["v1"], "all", None);
     let (to, frozen) = (Cache::new(), ImageGlobs::parse("app:v*").unwrap());
-    let disk = disk(&to);
+    let disk = to.disk();
     let import = |path: &Path| {
         let archive = Archive::open(path).unwrap();
         let importer = Importer {
@@ -480,7 +463,7 @@ fn what_does_not_fit_is_refused_before_it_is_read() {
             Arc::clone(&to.names),
             17,
         ),
-        ..disk(&to)
+        ..to.disk()
     };
     let archive = Archive::open(&path).unwrap();
     let importer = importer(&small, &archive);
@@ -511,7 +494,7 @@ fn a_partial_blob_is_gone_on_with_if_it_is_the_beginning() {
         let partial = to.store.partial(&layer).unwrap();
         partial.file.write_all_at(left, 0).unwrap();
         drop(partial);
-        let (disk, archive) = (disk(&to), Archive::open(&path).unwrap());
+        let (disk, archive) = (to.disk(), Archive::open(&path).unwrap());
         let importer = importer(&disk, &archive);
         let images = importer.plan(&Naming::default()).unwrap();
         let mut done = 0;
