@@ -132,6 +132,10 @@ impl DoorState {
         table
             .connections
             .insert(connection.number, Arc::clone(&connection));
+        if self.is_draining() {
+            // The drain has looked through the table already, and would wait for it.
+            connection.close_if_idle();
+        }
         connection
     }
 
@@ -300,4 +304,38 @@ impl Connection {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::door::Lanes;
+    use crate::message::{Decider, Desk};
+    use std::io::Read as _;
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::SocketAddr;
+
+    #[test]
+    fn bug_a_drain_waited_for_whoever_connected_in_its_first_moment() {
+        let nowhere = SocketAddr::from_abstract_name("connections-test").unwrap();
+        let workers = Workers {
+            lanes: Arc::new(Lanes::open(&nowhere, 0, Box::new(|| ())).unwrap()),
+            desk: Arc::new(Desk::default()),
+            decider: Arc::new(Decider::new(|_| unreachable!())),
+        };
+        let limits = DoorLimits::new(1);
+        let state = DoorState::new(limits, workers, None, Entrance::Main).unwrap();
+        state.set_draining();
+        state.drain(Duration::ZERO);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let late = state.register(listener.accept().unwrap().0.into(), None);
+        let limit = Duration::from_secs(30);
+        late.stream().set_read_timeout(limit).unwrap();
+        // Its thread does not wait for a request.
+        assert_eq!((&*late.stream()).read(&mut [0]).unwrap(), 0);
+        assert!(!late.set_busy(false));
+        state.unregister(late);
+        assert_eq!(state.count(), 0);
+    }
 }
