@@ -227,7 +227,7 @@ impl<'a> Walker<'a> {
     }
 
     fn walk(&mut self, root: &Digest) {
-        self.tree.enter(root);
+        self.tree.enter(root, None);
         while let Some(found) = self.tree.advance() {
             self.visit(found);
         }

@@ -59,9 +59,9 @@ pub struct ImportImage {
     pub place: OwnedScope,
     /// A digest for what has no tag, such as a signature.
     reference: Reference,
-    /// With their media types; what names another comes after it, so that its own is the last.
-    manifests: Vec<(Digest, String)>,
-    blobs: Vec<Named>,
+    /// Manifests, which have a media type, and blobs. What names another comes after it, so that
+    /// its own manifest is the last.
+    contents: Vec<Named>,
     /// Platforms that are not in the layout.
     pub absent: Vec<String>,
 }
@@ -129,14 +129,13 @@ impl Importer<'_> {
                 name,
                 place,
                 reference,
-                manifests: Vec::new(),
-                blobs: Vec::new(),
+                contents: Vec::new(),
                 absent: Vec::new(),
             };
             let walked = self.refuse_frozen(&image, listed);
             let walked = walked.and_then(|()| self.walk(&mut image, listed));
             walked.map_err(|why| format!("{}: {why}", image.name))?;
-            count += image.manifests.len() + image.blobs.len();
+            count += image.contents.len();
             if count > DIGESTS_MAX {
                 let why = format!("names more than {DIGESTS_MAX} blobs; import it in parts");
                 return Err(format!("{}: {why}", image.name));
@@ -176,57 +175,50 @@ impl Importer<'_> {
     fn walk(&self, image: &mut ImportImage, listed: &ArchiveImage) -> Result<(), String> {
         let mut has_part = false;
         let mut walk = ManifestWalk::new(DIGESTS_MAX);
-        walk.enter(&listed.digest);
+        walk.enter(&listed.digest, Some(&listed.media_type));
         while let Some(found) = walk.advance() {
-            let is_root = found.digest == listed.digest;
-            let Some(content) = self.read_content(&found.digest)? else {
+            let digest = &found.digest;
+            let Some(content) = self.read_manifest(digest)? else {
                 let is_attestation = found.platform.as_deref() == Some(NO_PLATFORM);
-                let platform = found.platform.unwrap_or_else(|| found.digest.to_string());
+                let platform = found.platform.unwrap_or_else(|| digest.to_string());
                 // Other programs write the platform of their machine, and the index as it was.
                 let is_foreign = self.archive.export.is_none();
                 let is_left_out = is_attestation || !listed.platforms.picks(&platform);
-                if is_root || !(is_foreign || is_left_out) {
-                    return Err(self.describe_missing(&found.digest));
+                if *digest == listed.digest || !(is_foreign || is_left_out) {
+                    return Err(self.describe_missing(digest));
                 }
                 image.absent.extend((!is_attestation).then_some(platform));
                 continue;
             };
             walk.descend(&content);
-            let media_type = match is_root {
-                true => Some(listed.media_type.clone()),
-                false => found.media_type.filter(|kind| is_media_type(kind)),
-            };
-            let untyped = || format!("{} is listed without a media type of its own", found.digest);
-            let media_type = media_type.ok_or_else(untyped)?;
-            image.manifests.push((found.digest, media_type));
+            if !found.media_type.as_deref().is_some_and(is_media_type) {
+                let why = "is listed without a media type of its own";
+                return Err(format!("{digest} {why}"));
+            }
+            image.contents.push(found);
             if !content.is_index {
                 has_part = true;
-                image.blobs.extend(content.named);
+                image.contents.extend(content.named);
             }
         }
         if walk.is_cut {
             return Err("is larger or deeper than any image that registries take".to_owned());
         }
-        // So that children are kept before the index that names them.
-        image.manifests.reverse();
+        image.contents.reverse();
         match has_part || image.absent.is_empty() {
             true => Ok(()),
             false => Err("no platform of it is in the layout".to_owned()),
         }
     }
 
-    fn read_manifest(&self, digest: &Digest) -> Result<Option<Vec<u8>>, String> {
-        // The cache removes one that is damaged.
-        let stored = self.disk.store.read(digest, MANIFEST_BYTES_MAX);
-        match stored.map_err(|error| error.to_string())? {
-            Some(bytes) => Ok(Some(bytes)),
-            None => self.archive.manifest(digest, MANIFEST_BYTES_MAX),
-        }
-    }
-
     /// None for a manifest that is neither in the layout nor in the cache.
-    fn read_content(&self, digest: &Digest) -> Result<Option<ManifestContent>, String> {
-        let Some(bytes) = self.read_manifest(digest)? else {
+    fn read_manifest(&self, digest: &Digest) -> Result<Option<ManifestContent>, String> {
+        // The cache removes one that is damaged.
+        let bytes = match at(digest, self.disk.store.read(digest, MANIFEST_BYTES_MAX))? {
+            None => self.archive.manifest(digest, MANIFEST_BYTES_MAX)?,
+            stored => stored,
+        };
+        let Some(bytes) = bytes else {
             return Ok(None);
         };
         let content = ManifestContent::read(&bytes);
@@ -259,7 +251,7 @@ impl Importer<'_> {
     /// of the cache goes. Returns how many bytes are missing here.
     fn check(&self, images: &[ImportImage], progress: Progress<'_>) -> Result<u64, String> {
         let mut seen = HashSet::new();
-        let blobs = images.iter().flat_map(|image| &image.blobs);
+        let blobs = images.iter().flat_map(|image| &image.contents);
         let blobs: Vec<&Named> = blobs.filter(|named| seen.insert(&named.digest)).collect();
         let total = blobs.iter().filter_map(|named| named.size).sum();
         let (mut done, mut missing) = (0, Vec::new());
@@ -314,19 +306,19 @@ impl Importer<'_> {
         }
     }
 
-    /// Keeps an image: its blobs, its manifests, the links of both, and its tag when all of them
-    /// are on the disk. What is here already is not copied again.
+    /// Keeps an image: its blobs and manifests, their links, and its tag when all of them are on
+    /// the disk. What is here already is not copied again.
     ///
     /// # Errors
     /// The disk's own; no room; a layout that has changed since it was checked. There is no tag
     /// then.
     fn keep(&self, image: &ImportImage, on_copied: &mut dyn FnMut(u64)) -> Result<(), String> {
         let store = &self.disk.store;
-        let blobs = || image.blobs.iter().map(|named| &named.digest);
-        let _readings: Vec<_> = blobs().map(|digest| store.reading(digest)).collect();
+        let digests = || image.contents.iter().map(|named| &named.digest);
+        let _readings: Vec<_> = digests().map(|digest| store.reading(digest)).collect();
         for _ in 0..KEEP_ATTEMPTS {
             let mut copied: Vec<&Digest> = Vec::new();
-            for digest in blobs().filter(|digest| !store.has(digest)) {
+            for digest in digests().filter(|digest| !store.has(digest)) {
                 at(digest, self.copy(digest, on_copied))?;
                 // Another process evicts what nothing names, unless it is young (`sweep.rs`).
                 copied.iter().for_each(|digest| store.renew(digest));
@@ -334,39 +326,34 @@ impl Importer<'_> {
             }
             let lock = store.lock("evict", self.patience);
             let _lock = lock.ok_or("another process evicts; try again")?;
-            if blobs().all(|digest| store.has(digest)) {
+            if digests().all(|digest| store.has(digest)) {
                 return self.set_names(image).map_err(|error| error.to_string());
             }
         }
         Err("was evicted while it was copied: CACHE_MAX_SIZE is small; try again".to_owned())
     }
 
-    /// Writes manifests, links, and the tag when all of that is on the disk.
+    /// Writes links, and the tag when all of them are on the disk.
     fn set_names(&self, image: &ImportImage) -> io::Result<()> {
         let (names, scope) = (&self.disk.names, image.place.scope());
         let now = names.changes.now();
-        for (digest, media_type) in &image.manifests {
-            let bytes = self.read_manifest(digest).map_err(io::Error::other)?;
-            let gone = || io::Error::other(format!("{digest} was evicted meanwhile; try again"));
-            self.disk.store.put(digest, &bytes.ok_or_else(gone)?)?;
-            names.link_manifest(scope, digest, media_type, now)?;
+        for Named {
+            digest, media_type, ..
+        } in &image.contents
+        {
+            match media_type {
+                Some(media_type) => drop(names.link_manifest(scope, digest, media_type, now)?),
+                None => names.link_blob(scope, digest, self.disk.store.size(digest), now)?,
+            }
         }
-        for Named { digest, .. } in &image.blobs {
-            let size = self.disk.store.size(digest).unwrap_or_default();
-            names.link_blob(scope, digest, Some(size), now)?;
-        }
-        let manifests = image.manifests.iter().map(|(digest, _)| digest);
-        let blobs = image.blobs.iter().map(|named| &named.digest);
-        names.sync_links(scope, manifests.chain(blobs))?;
+        names.sync_links(scope, image.contents.iter().map(|named| &named.digest))?;
         if names.remembered_registry().is_none() {
             names.remember_registry(&image.place.registry)?;
         }
-        if let (Reference::Tag(tag), Some((digest, media_type))) =
-            (&image.reference, image.manifests.last().cloned())
-        {
+        if let (Reference::Tag(tag), Some(root)) = (&image.reference, image.contents.last()) {
             let entry = TagEntry {
-                digest,
-                media_type,
+                digest: root.digest.clone(),
+                media_type: root.media_type.clone().unwrap_or_default(),
                 confirmed: SystemTime::now(),
             };
             names.set_tag(scope, "", tag, entry, now)?;
@@ -394,7 +381,8 @@ impl Importer<'_> {
     /// Copies a blob. What an earlier import left of it is compared, and not written again.
     fn copy(&self, digest: &Digest, on_copied: &mut dyn FnMut(u64)) -> io::Result<()> {
         let store = &self.disk.store;
-        let blob = self.archive.blob(digest)?.ok_or(io::ErrorKind::NotFound)?;
+        let evicted = || io::Error::other("was evicted meanwhile; try again");
+        let blob = self.archive.blob(digest)?.ok_or_else(evicted)?;
         let size = blob.limit();
         let Some(partial) = self.open_partial(digest)? else {
             return Ok(());

@@ -36,11 +36,12 @@ impl ManifestWalk {
         }
     }
 
-    /// Lets the walk go on with this manifest and what is below it.
-    pub fn enter(&mut self, root: &Digest) {
+    /// Lets the walk go on with this manifest, of this media type if that is known, and what is
+    /// below it.
+    pub fn enter(&mut self, root: &Digest, media_type: Option<&str>) {
         let root = Named {
             digest: root.clone(),
-            media_type: None,
+            media_type: media_type.map(str::to_owned),
             size: None,
             platform: None,
         };
@@ -97,7 +98,7 @@ mod tests {
     fn manifests_come_in_order_and_once() {
         let [root, one, two] = [b"0", b"1", b"2"].map(|name| digest_of(name));
         let mut walk = ManifestWalk::new(10);
-        walk.enter(&root);
+        walk.enter(&root, None);
         walk.advance().unwrap();
         // An index cannot name itself, but one that is damaged may.
         walk.descend(&index(&[&one, &root, &two, &one]));
@@ -118,7 +119,7 @@ mod tests {
             .map(|n| digest_of(&n.to_le_bytes()))
             .collect();
         let mut walk = ManifestWalk::new(100);
-        walk.enter(&names[0]);
+        walk.enter(&names[0], None);
         for (above, below) in names.iter().zip(&names[1..]) {
             let found = walk.advance().unwrap();
             assert_eq!(found.digest, *above);
@@ -126,7 +127,7 @@ mod tests {
         }
         assert_eq!((walk.advance(), walk.is_cut), (None, true));
         let mut walk = ManifestWalk::new(2);
-        walk.enter(&names[0]);
+        walk.enter(&names[0], None);
         walk.advance().unwrap();
         walk.descend(&index(&[&names[1], &names[2]]));
         assert_eq!(walk.advance().unwrap().digest, names[1]);
@@ -137,7 +138,7 @@ mod tests {
             .collect();
         let wide = index(&many.iter().collect::<Vec<_>>());
         let mut walk = ManifestWalk::new(DESCRIPTORS_MAX);
-        walk.enter(&names[0]);
+        walk.enter(&names[0], None);
         let mut count = 0;
         while walk.advance().is_some() {
             walk.descend(&wide);

@@ -211,7 +211,7 @@ impl<'a> ImageWork<'a> {
     ) -> Result<Vec<KeptManifest>, String> {
         let root = self.fetch_manifest(reference.as_str())?.digest;
         let (mut tree, mut manifests) = (ManifestWalk::new(MANIFESTS_MAX), Vec::new());
-        tree.enter(&root);
+        tree.enter(&root, None);
         fetched.digest = Some(root);
         while let Some(found) = tree.advance() {
             let platform = found.platform.as_deref().unwrap_or(ANY_PLATFORM);

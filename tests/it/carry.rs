@@ -587,6 +587,7 @@ fn a_hundred_gigabytes_of_zeros_and_200_000_entries_cost_nothing() {
     let zeros = "a".repeat(64);
     let manifest = json!({"layers": [{"digest": format!("sha256:{zeros}"), "size": size}]});
     let manifest = manifest.to_string();
+    let missing = size + manifest.len() as u64;
     let index = json!({"manifests": [{"digest": digest(manifest.as_bytes()),
         "mediaType": standin::image::MANIFEST,
         "annotations": {"org.opencontainers.image.ref.name": "r.test/app:1"}}]});
@@ -601,7 +602,7 @@ fn a_hundred_gigabytes_of_zeros_and_200_000_entries_cost_nothing() {
     refuse(
         &place,
         &path,
-        &format!("{zeros}: has {size} of {size} bytes"),
+        &format!("{zeros}: has {size} of {missing} bytes"),
     );
 
     let million: Vec<u8> = (0..200_001)
