@@ -103,12 +103,10 @@ impl ReferrerIndex {
         let mut index = Self::default();
         for digest in &manifests {
             let content = read_manifest(files.store, digest).unwrap_or_default();
-            if content.is_index {
-                // Those that are not here take no memory: nobody asks for them.
-                let children = content.named.into_iter().map(|named| named.digest);
-                let children = children.filter(|digest| manifests.contains(digest));
-                index.parts.extend(children);
-            }
+            // Those that are not here take no memory: nobody asks for them.
+            let children = content.named.into_iter().map(|named| named.digest);
+            let children = children.filter(|digest| content.is_index && manifests.contains(digest));
+            index.parts.extend(children);
             let Some(subject) = content.subject else {
                 continue;
             };

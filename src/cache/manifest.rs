@@ -397,8 +397,8 @@ impl<'de> Visitor<'de> for Keep<'_> {
             return self.annotations(object);
         }
         let mut fields: Vec<(&'static str, Kept)> = Vec::new();
-        while let Some(key) = object.next_key_seed(Key)? {
-            let Some(key) = key else {
+        while let Some(name) = object.next_key::<String>()? {
+            let Some(key) = known_key(&name).map_err(A::Error::custom)? else {
                 object.next_value::<IgnoredAny>()?;
                 continue;
             };
@@ -422,32 +422,14 @@ impl<'de> Visitor<'de> for Keep<'_> {
     }
 }
 
-/// Reads the name of a field; none for one that is skipped.
-struct Key;
-
-impl<'de> DeserializeSeed<'de> for Key {
-    type Value = Option<&'static str>;
-
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
-        from.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for Key {
-    type Value = Option<&'static str>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the name of a field")
-    }
-
-    /// Go's JSON, which most registries use, takes a name in any case.
-    fn visit_str<E: serde_core::de::Error>(self, name: &str) -> Result<Self::Value, E> {
-        let key = KEYS.into_iter().find(|key| key.eq_ignore_ascii_case(name));
-        match key {
-            Some(key) if key != name && PLATFORM_KEYS.contains(&key) => Ok(None),
-            Some(key) if key != name => Err(E::custom("a field's name is in another case")),
-            key => Ok(key),
-        }
+/// The field with this name; none for one that is skipped. Go's JSON, which most registries use,
+/// takes a name in any case.
+fn known_key(name: &str) -> Result<Option<&'static str>, &'static str> {
+    let key = KEYS.into_iter().find(|key| key.eq_ignore_ascii_case(name));
+    match key {
+        Some(key) if key != name && PLATFORM_KEYS.contains(&key) => Ok(None),
+        Some(key) if key != name => Err("a field's name is in another case"),
+        key => Ok(key),
     }
 }
 
