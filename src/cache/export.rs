@@ -44,8 +44,8 @@ pub struct ExportPlan {
     images: BTreeMap<String, Value>,
     /// Sizes by digest, in the order of their paths.
     blobs: BTreeMap<String, (Digest, u64)>,
-    /// What the other side has: the name of the layout that says so.
-    since: Option<String>,
+    /// `whole`, or `since` and the name of the layout that says what the other side has.
+    origin: String,
     /// Blobs that the other side has.
     pub known: usize,
     /// Referrers that are not whole in the cache, and why.
@@ -64,15 +64,11 @@ impl ExportPlan {
     }
 
     fn index(&self) -> Value {
-        let origin = match &self.since {
-            None => "whole".to_owned(),
-            Some(since) => format!("since {since}"),
-        };
         json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.index.v1+json",
             "manifests": self.images.values().collect::<Vec<_>>(),
-            "annotations": {EXPORT: origin},
+            "annotations": {EXPORT: self.origin},
         })
     }
 }
@@ -87,7 +83,10 @@ impl Exporter<'_> {
         images: &[(OwnedScope, Reference)],
         since: Option<&Path>,
     ) -> Result<ExportPlan, String> {
-        let mut plan = ExportPlan::default();
+        let mut plan = ExportPlan {
+            origin: "whole".to_owned(),
+            ..ExportPlan::default()
+        };
         for (place, reference) in images {
             self.add_image(&mut plan, place.scope(), reference)?;
         }
@@ -95,7 +94,7 @@ impl Exporter<'_> {
             let left_out = self.leave_out_known(&mut plan, path);
             left_out.map_err(|why| format!("--since={}: {why}", path.display()))?;
             let name = path.file_name().unwrap_or_default();
-            plan.since = Some(name.to_string_lossy().into_owned());
+            plan.origin = format!("since {}", name.to_string_lossy());
         }
         Ok(plan)
     }

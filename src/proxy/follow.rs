@@ -11,7 +11,7 @@ use super::own::{self, read_body};
 use super::page;
 use super::purpose::OwnClient;
 use crate::cache::manifest::{Named, list_named};
-use crate::log::{self, Level};
+use crate::log;
 use crate::message::{Body, Reply};
 use crate::metrics;
 use crate::oci::Digest;
@@ -92,8 +92,9 @@ impl ReferrerFill<'_> {
         found.extend(SUFFIXES.map(|suffix| self.tag_with(suffix)));
         while let Some(reference) = found.pop_front() {
             if self.manifests == MANIFESTS_MAX {
-                log_left_out("an image has too many", self.digest);
-                return;
+                return self
+                    .client
+                    .log_left_out("an image has too many", self.digest);
             }
             self.manifests += 1;
             let manifest = self.ask(&format!("manifests/{reference}"));
@@ -134,7 +135,7 @@ impl ReferrerFill<'_> {
     /// Waits for the download, so that one at a time goes on.
     fn fetch_blob(&mut self, digest: &Digest, size: u64) {
         let Some(left) = self.bytes_left.checked_sub(size) else {
-            return log_left_out("they are too large", digest);
+            return self.client.log_left_out("they are too large", digest);
         };
         self.bytes_left = left;
         let reply = self.ask(&format!("blobs/{digest}"));
@@ -158,11 +159,6 @@ impl ReferrerFill<'_> {
 fn read_named(body: Body) -> Vec<Named> {
     let bytes = read_body(body, NAMES_BYTES_MAX);
     bytes.map_or_else(Vec::new, |bytes| list_named(&bytes))
-}
-
-fn log_left_out(why: &str, digest: &Digest) {
-    let fields: [log::Field<'_>; 1] = [("digest", digest)];
-    log::cause(Level::Warn, "referrers left out", ("reason", &why), &fields);
 }
 
 #[cfg(test)]

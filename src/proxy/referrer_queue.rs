@@ -88,17 +88,8 @@ impl ReferrerQueue {
         let mut waiting = self.waiting.locked();
         if waiting.len() >= QUEUE_MAX {
             drop(waiting);
-            let image = attempt.image;
-            log::cause(
-                Level::Warn,
-                "referrers left out",
-                ("reason", &"too many images at a time"),
-                &[
-                    ("repository", &image.client.place.repository),
-                    ("digest", &image.digest),
-                ],
-            );
-            return;
+            let QueuedImage { client, digest } = &attempt.image;
+            return client.log_left_out("too many images at a time", digest);
         }
         waiting.push_back(attempt);
         drop(waiting);
@@ -109,6 +100,15 @@ impl ReferrerQueue {
 /// True for the tags under which referrers are kept, which name a digest.
 fn is_attached(reference: &Reference) -> bool {
     matches!(reference, Reference::Tag(tag) if subject_of_tag(tag).is_some())
+}
+
+impl OwnClient {
+    /// Warns that not all that refers to an image comes with it.
+    pub(super) fn log_left_out(&self, why: &str, digest: &Digest) {
+        let repository = &self.place.repository;
+        let fields: [log::Field<'_>; 2] = [("repository", repository), ("digest", digest)];
+        log::cause(Level::Warn, "referrers left out", ("reason", &why), &fields);
+    }
 }
 
 #[cfg(test)]
