@@ -39,10 +39,12 @@ pub(super) fn serve(shared: &DoorState, connection: &Arc<Connection>, peer: &Pee
         return;
     };
     let mut decides = Decides::Worker;
-    // The drain closes connections that are idle at its start. Others end here when they are idle.
-    while serve_one(shared, connection, &peer, &mut socket, decides) == Next::Request
-        && !shared.is_draining()
-    {
+    while serve_one(shared, connection, &peer, &mut socket, decides) == Next::Request {
+        // The drain closes connections that are idle at its start. Others end here when they are
+        // idle, after a request that has come meanwhile.
+        if shared.is_draining() {
+            connection.close_if_idle();
+        }
         decides = Decides::OwnThread;
     }
     socket.end_tls();

@@ -279,7 +279,7 @@ impl Connection {
     }
 
     /// Ends the connection if it is idle.
-    fn close_if_idle(&self) -> bool {
+    pub(super) fn close_if_idle(&self) -> bool {
         let swap = self
             .state
             .compare_exchange(IDLE, CLOSING, Ordering::SeqCst, Ordering::SeqCst);
