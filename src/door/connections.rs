@@ -317,7 +317,8 @@ mod tests {
 
     #[test]
     fn bug_a_drain_waited_for_whoever_connected_in_its_first_moment() {
-        let nowhere = SocketAddr::from_abstract_name("connections-test").unwrap();
+        let name = format!("connections-test-{}", std::process::id());
+        let nowhere = SocketAddr::from_abstract_name(name).unwrap();
         let workers = Workers {
             lanes: Arc::new(Lanes::open(&nowhere, 0, Box::new(|| ())).unwrap()),
             desk: Arc::new(Desk::default()),
