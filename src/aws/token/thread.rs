@@ -1,7 +1,7 @@
 //! The thread that fetches tokens. Owns: which job comes next, the calls to AWS, and the log of
 //! what came of them. Must not: hold the lock of [`Tokens`] across a call.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::super::credentials::Credentials;
 use super::super::ecr::{self, AuthorizationToken, Realm};
@@ -160,9 +160,9 @@ impl Tokens {
         let remaining = token
             .expires
             .and_then(|end| end.duration_since(aws_now).ok());
-        let now = self.clock.monotonic();
         let odd = remaining.is_none_or(|life| life <= LIFE_FLOOR);
         let mut shared = self.lock();
+        let now = self.clock.monotonic();
         shared.generation += 1;
         let generation = shared.generation;
         if let Some((_, key)) = shared.signer.clone() {
@@ -207,8 +207,8 @@ impl Tokens {
 
     fn settle_failure(&self, realm: &Realm, fault: &AwsFault) {
         metrics::TOKENS_FAILED.inc();
-        let now = self.clock.monotonic();
         let mut shared = self.lock();
+        let now = self.clock.monotonic();
         let Some(state) = shared.regions.get_mut(realm) else {
             return;
         };
@@ -266,12 +266,13 @@ impl Tokens {
             return;
         };
         let outcome = search::ask(imds);
-        self.settle_search(outcome, self.clock.monotonic());
+        self.settle_search(outcome);
         self.done.notify_all();
     }
 
-    fn settle_search(&self, outcome: Result<String, AwsFault>, now: Instant) {
+    fn settle_search(&self, outcome: Result<String, AwsFault>) {
         let mut shared = self.lock();
+        let now = self.clock.monotonic();
         match outcome {
             Ok(region) => {
                 if self.default_realm.is_err() {

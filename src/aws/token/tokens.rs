@@ -78,7 +78,7 @@ pub struct Tokens {
     /// The service that knows the region; none when a setting has the region or forbids to ask.
     pub(super) imds: Option<Imds>,
     pub(super) clock: Arc<dyn Clock>,
-    shared: Mutex<TokenTable>,
+    pub(super) shared: Mutex<TokenTable>,
     pub(super) work: Condvar,
     pub(super) done: Condvar,
 }
@@ -148,8 +148,8 @@ impl Tokens {
 
     /// The state of the default region; without one, that of any.
     pub fn status(&self) -> TokenStatus {
-        let now = self.clock.monotonic();
         let shared = self.lock();
+        let now = self.clock.monotonic();
         let default_realm = self.default_realm(&shared);
         let state = match &default_realm {
             Ok(realm) => shared.regions.get(realm),
@@ -247,8 +247,9 @@ impl Tokens {
         ask: impl FnOnce(&mut RegionState, Instant) -> Availability<Token>,
         accept: impl Fn(&Token) -> bool,
     ) -> Result<Grant, AuthFault> {
-        let now = self.clock.monotonic();
         let mut shared = self.lock();
+        // Under the lock, so that nothing that is noted there lies after it.
+        let now = self.clock.monotonic();
         shared.notice_sleep(&*self.clock);
         let state = shared.region(realm, now)?;
         let attempt = match ask(state, now) {

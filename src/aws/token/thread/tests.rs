@@ -6,12 +6,14 @@ mod identity;
 mod region;
 
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::sync::atomic::Ordering;
+use std::time::{Instant, UNIX_EPOCH};
 
 use super::super::super::fake::{self, FakeApi, START, json, refused};
+use super::super::attempts::Availability;
 use super::super::tokens::{REGIONS_MAX, TokenConfig};
 use super::*;
-use crate::clock::{Clock as _, ManualClock};
+use crate::clock::{Clock, ManualClock};
 use crate::config::AwsSettings;
 use crate::oci::Registry;
 use crate::secret::Secret;
@@ -427,6 +429,59 @@ fn many_callers_share_one_fetch() {
         }
     });
     assert_eq!(bench.api.calls().len(), 3);
+}
+
+/// A clock that goes on with each look. After the next look another caller asks first, if the lock
+/// lets it.
+struct Hurried {
+    clock: Arc<ManualClock>,
+    tokens: std::sync::OnceLock<Arc<Tokens>>,
+    comes_between: std::sync::atomic::AtomicBool,
+}
+
+impl Clock for Hurried {
+    fn now(&self) -> std::time::SystemTime {
+        self.clock.now()
+    }
+
+    fn monotonic(&self) -> Instant {
+        let now = self.clock.monotonic();
+        self.clock.advance(Duration::from_millis(1));
+        if self.comes_between.swap(false, Ordering::Relaxed)
+            && let Some(tokens) = self.tokens.get()
+            && let Ok(mut table) = tokens.shared.try_lock()
+        {
+            let later = self.clock.monotonic();
+            let first = table.regions.values_mut().next().unwrap().renew(1, later);
+            assert!(matches!(first, Availability::Wait(2)), "{first:?}");
+        }
+        now
+    }
+}
+
+#[test]
+fn bug_a_refused_token_was_not_renewed_for_a_caller_that_looked_at_the_clock_first() {
+    let clock = Arc::new(Hurried {
+        clock: fake::clock(),
+        tokens: std::sync::OnceLock::new(),
+        comes_between: false.into(),
+    });
+    let api = FakeApi::new(&clock.clock);
+    let config = TokenConfig {
+        aws: keys(),
+        renew_interval: HOUR * 6,
+        registry: Some(EU.parse().unwrap()),
+    };
+    let tokens = Tokens::new(config, api.clone(), clock.clone());
+    api.reply(token("one", START + 12 * 3600));
+    assert!(matches!(tokens.step(), TokenJob::Fetch(_)));
+    clock.tokens.set(tokens.clone()).ok().unwrap();
+    clock.comes_between.store(true, Ordering::Relaxed);
+    let deadline = clock.clock.monotonic();
+    let fault = tokens.renew(&EU.parse().unwrap(), 1, deadline).unwrap_err();
+    assert!(fault.0.contains("in time"), "{}", fault.0);
+    let table = tokens.lock();
+    assert!(matches!(tokens.next_job(&table), TokenJob::Fetch(_)));
 }
 
 #[test]
