@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::exchange::Parts;
-use super::own::{self, ACCEPT, read_body};
+use super::own::{ACCEPT, NOT_KEPT, read_body};
 use super::purpose::{OwnClient, Purpose};
 use super::registries::Choice;
 use super::{dispatch, follow};
@@ -21,7 +21,7 @@ use crate::cache::names::{OwnedScope, Scope};
 use crate::cache::tree::ManifestWalk;
 use crate::image_name::ImageName;
 use crate::locked::Locked as _;
-use crate::message::{Body, Headers, Peer, Reply, Request};
+use crate::message::{Headers, Peer, Reply, Request};
 use crate::oci::{Digest, Reference, Repository, Route};
 use crate::platforms::Platforms;
 use crate::transfers::TRANSFERS;
@@ -36,12 +36,8 @@ const MANIFESTS_MAX: usize = 1000;
 const GIVE_WAY_MAX: Duration = Duration::from_secs(60);
 /// Between two looks at what clients wait for.
 const LOOK: Duration = Duration::from_millis(100);
-/// A blob is in the cache so long after its last byte at the latest: one fsync on a busy disk.
-const KEPT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Faults that are told of one image.
 const FAULTS_MAX: usize = 20;
-
-const NOT_KEPT: &str = "was not kept: the log says why";
 
 /// An image that is wanted in the cache.
 pub struct ImageFetch<'a> {
@@ -183,20 +179,16 @@ impl<'a> ImageWork<'a> {
         if let Some(warning) = reply.headers.first("Warning") {
             return Err(format!("{reference} is not confirmed: {warning}"));
         }
-        let digest = reply.outcome.digest.filter(|digest| self.cache_has(digest));
+        let digest = reply
+            .outcome
+            .digest
+            .filter(|digest| self.client.is_kept(self.parts, digest));
         let digest = digest.ok_or_else(|| format!("manifest {reference} {NOT_KEPT}"))?;
         let bytes = read_body(reply.body, MANIFEST_BYTES_MAX);
         let bytes =
             bytes.ok_or_else(|| format!("manifest {reference} broke off, or is too large"))?;
         let content = ManifestContent::read(&bytes);
         Ok(KeptManifest { digest, content })
-    }
-
-    fn cache_has(&self, digest: &Digest) -> bool {
-        let scope = self.client.place.scope();
-        self.parts.cache.as_ref().is_some_and(|cache| {
-            cache.store.has(digest) && cache.names.link(scope, digest).is_some()
-        })
     }
 
     /// Fetches the manifests of the image, for the platforms that are wanted.
@@ -252,7 +244,7 @@ impl<'a> ImageWork<'a> {
         let next = || waiting.locked().next();
         let work = || {
             while let Some(Named { digest, size, .. }) = next() {
-                if self.cache_has(digest) {
+                if self.client.is_kept(self.parts, digest) {
                     progress(size.unwrap_or_default());
                     continue;
                 }
@@ -287,23 +279,9 @@ impl<'a> ImageWork<'a> {
         if reply.status != 200 {
             return Err(describe(reply));
         }
-        let Body::Pieces { mut pieces, .. } = reply.body else {
-            return Err(NOT_KEPT.to_owned());
-        };
-        let mut bytes = 0;
-        let drained = own::drain(&mut *pieces, &mut |count| {
-            bytes += count;
-            progress(count);
-        });
-        drained.map_err(|error| error.to_string())?;
-        let until = Instant::now() + KEPT_TIMEOUT;
-        while !self.cache_has(digest) {
-            if Instant::now() >= until {
-                return Err(NOT_KEPT.to_owned());
-            }
-            thread::sleep(LOOK);
-        }
-        Ok(bytes)
+        let mut on_piece = |count| progress(count);
+        self.client
+            .keep_blob(self.parts, digest, reply, &mut on_piece)
     }
 
     /// What refers to the image; when something of it is new, also what refers to its parts.

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::exchange::Parts;
-use super::own::{self, read_body};
+use super::own::read_body;
 use super::page;
 use super::purpose::OwnClient;
 use crate::cache::manifest::{Named, list_named};
@@ -132,16 +132,19 @@ impl ReferrerFill<'_> {
         format!("{}-{}{suffix}", self.digest.algorithm(), self.digest.hex())
     }
 
-    /// Waits for the download, so that one at a time goes on.
+    /// Waits until the blob is kept, so that one download at a time goes on.
     fn fetch_blob(&mut self, digest: &Digest, size: u64) {
         let Some(left) = self.bytes_left.checked_sub(size) else {
             return self.client.log_left_out("they are too large", digest);
         };
         self.bytes_left = left;
         let reply = self.ask(&format!("blobs/{digest}"));
-        if let (200, Body::Pieces { mut pieces, .. }) = (reply.status, reply.body) {
-            match own::drain(&mut *pieces, &mut |_| {}) {
-                Ok(()) => self.blobs += 1,
+        if reply.status == 200 {
+            match self
+                .client
+                .keep_blob(self.parts, digest, reply, &mut |_| {})
+            {
+                Ok(_) => self.blobs += 1,
                 Err(_) => self.failed = true,
             }
         }

@@ -4,7 +4,8 @@
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::answer::refuse;
 use super::dispatch::{self, Accepted};
@@ -15,7 +16,7 @@ use super::query::Query;
 use super::registries::{Choice, ResolvedRequest};
 use crate::message::{Body, Piece, Pieces, Reply, Request, RequestBody};
 use crate::metrics::CacheOutcome;
-use crate::oci::Route;
+use crate::oci::{Digest, Route};
 use crate::upstream::exchange::HEAD_TIMEOUT;
 
 /// Every kind of manifest.
@@ -24,7 +25,55 @@ pub const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.v2+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, */*";
 
+/// A blob is in the cache so long after its last byte at the latest: one fsync on a busy disk.
+const KEPT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between two looks whether it is.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Said of what has come and is not in the cache.
+pub(super) const NOT_KEPT: &str = "was not kept: the log says why";
+
 impl OwnClient {
+    /// True when the cache has a blob or a manifest, and knows that it belongs to the repository.
+    pub(super) fn is_kept(&self, parts: &Parts, digest: &Digest) -> bool {
+        let scope = self.place.scope();
+        parts.cache.as_ref().is_some_and(|cache| {
+            cache.store.has(digest) && cache.names.link(scope, digest).is_some()
+        })
+    }
+
+    /// Reads a blob to its end, and waits until the cache has it: the process may end after that.
+    /// Tells how long each piece of it was. Returns its bytes.
+    ///
+    /// # Errors
+    /// Why the cache does not have it.
+    pub(super) fn keep_blob(
+        &self,
+        parts: &Parts,
+        digest: &Digest,
+        reply: Reply,
+        on_piece: &mut dyn FnMut(u64),
+    ) -> Result<u64, String> {
+        let Body::Pieces { mut pieces, .. } = reply.body else {
+            return Err(NOT_KEPT.to_owned());
+        };
+        let mut bytes = 0;
+        let drained = drain(&mut *pieces, &mut |count| {
+            bytes += count;
+            on_piece(count);
+        });
+        drained.map_err(|error| error.to_string())?;
+        let is_passed_on = reply.outcome.cache == Some(CacheOutcome::Bypass);
+        let until = Instant::now() + KEPT_TIMEOUT;
+        while !self.is_kept(parts, digest) {
+            if is_passed_on || Instant::now() >= until {
+                return Err(NOT_KEPT.to_owned());
+            }
+            thread::sleep(LOOK);
+        }
+        Ok(bytes)
+    }
+
     /// Gets what is at this place of the repository, such as `manifests/1.0`. Blocks until the head
     /// is there.
     pub(super) fn get(&self, parts: &Arc<Parts>, place: &str) -> Reply {
@@ -100,7 +149,7 @@ pub(super) fn read_body(body: Body, limit: u64) -> Option<Vec<u8>> {
 }
 
 /// Reads a body to its end, and tells how long each piece of it was.
-pub(super) fn drain(pieces: &mut dyn Pieces, on_piece: &mut dyn FnMut(u64)) -> io::Result<()> {
+fn drain(pieces: &mut dyn Pieces, on_piece: &mut dyn FnMut(u64)) -> io::Result<()> {
     loop {
         match pieces.next()? {
             Piece::Bytes(piece) => on_piece(piece.len() as u64),

@@ -16,13 +16,23 @@ const FAST: [(&str, &str); 2] = [("PREFETCH_INTERVAL", "1s"), ("CACHE_TAG_TTL", 
 
 /// Runs `pull` for the registry of a site, on a directory of its own.
 fn pull(site: &Cached, directory: &Scratch, arguments: &[&str]) -> crate::carry::Ran {
+    pull_with(site, directory, arguments, "1g")
+}
+
+/// The same with this `CACHE_MAX_SIZE`.
+fn pull_with(
+    site: &Cached,
+    directory: &Scratch,
+    arguments: &[&str],
+    quota: &str,
+) -> crate::carry::Ran {
     let cache = directory.path().display().to_string();
     let settings = site.standin.settings();
     let mut settings: Vec<(&str, &str)> = settings
         .iter()
         .map(|(name, value)| (*name, value.as_str()))
         .collect();
-    settings.push(("CACHE_DIR", &cache));
+    settings.extend([("CACHE_DIR", cache.as_str()), ("CACHE_MAX_SIZE", quota)]);
     run(&[&["pull"], arguments].concat(), &settings)
 }
 
@@ -158,6 +168,37 @@ fn pull_names_what_failed() {
         (offline.code, offline.text.contains("OFFLINE=true")),
         (Some(1), true)
     );
+}
+
+#[test]
+fn bug_pull_did_not_see_whether_the_blob_of_a_referrer_was_kept() {
+    const SIZE: u64 = 4 << 20;
+    let site = Cached::start();
+    let image = site.standin.put_image("team/app", "1.0", &[]);
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let (empty, sbom) = (
+        site.standin.add_blob("team/app", b"{}"),
+        site.standin.add_blob_of("team/app", SIZE, 1),
+    );
+    let artifact = json!({
+        "schemaVersion": 2,
+        "mediaType": kind,
+        "artifactType": "application/vnd.example.sbom",
+        "config": {"mediaType": "a/b", "digest": empty, "size": 2},
+        "layers": [{"mediaType": "a/b", "digest": sbom, "size": SIZE}],
+        "subject": {"mediaType": kind, "digest": image.manifest, "size": 1},
+    });
+    let artifact = artifact.to_string();
+    site.standin
+        .add_manifest("team/app", "sha256:", kind, artifact.as_bytes());
+    let directory = Scratch::new();
+    let ran = pull_with(&site, &directory, &["team/app:1.0"], "2m");
+    assert_eq!(ran.code, Some(1), "{}", ran.text);
+    let said = format!("not all that refers to {} ", image.manifest);
+    assert!(ran.text.contains(&said), "{}", ran.text);
+    let ran = pull_with(&site, &directory, &["team/app:1.0"], "20m");
+    assert_eq!(ran.code, Some(0), "{}", ran.text);
+    assert!(blobs(&directory).contains(&sbom), "{}", ran.text);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Referrers: through the API, through the tag that takes its place, and without upstream.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use standin::image::{INDEX, MANIFEST};
 use standin::{Fault, Image, Layer, Match, Options, Quirks, Server};
@@ -511,8 +513,10 @@ fn an_image_with_countless_referrers_fills_no_disk() {
             .attach("team/app", "sha256:", subject, &kind);
     }
     signed.pull();
-    signed.cached.proxy().wait_for_log("referrers left out");
-    signed.cached.proxy().wait_for_log("referrers filled");
+    let proxy = signed.cached.proxy();
+    // Each of them is synced: a busy disk takes its time.
+    proxy.wait_for_log_within("referrers filled", Duration::from_secs(120));
+    proxy.wait_for_log("referrers left out");
     let gets = signed
         .cached
         .standin
