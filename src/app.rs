@@ -435,8 +435,12 @@ impl RunningProxy {
 
     fn drain(&self, events: Sender<Event>, grace: Duration) -> Result<(), String> {
         let (door, operators) = (Arc::clone(&self.door), self.operators.clone());
+        let cache = self.cache.clone();
         let drain = move || {
             let drained = door.drain(grace);
+            if let Some(cache) = cache {
+                cache.fills.settle();
+            }
             // They can be asked until the end.
             if let Some(operators) = operators {
                 operators.door.drain(OPERATORS_GRACE);

@@ -40,6 +40,8 @@ use pace::Pace;
 
 /// Longest wait until fewer than `MAX_FILLS` run; then the blob is streamed uncached.
 const SLOT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait at the stop for blobs that have come whole: one fsync on a busy disk.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// All downloads.
 pub struct Fills {
@@ -100,6 +102,16 @@ impl Fills {
             // What upstream said of another repository, or before a change, says nothing of ours.
             Joined::Growing(growing) => Joined::Unproven(growing),
             _ => Joined::Bypass(None),
+        }
+    }
+
+    /// Waits until the blobs that clients have got whole are in the cache: after a restart they may
+    /// be asked for without upstream. Blocks for [`SETTLE_TIMEOUT`] at the longest.
+    pub fn settle(&self) {
+        let deadline = Instant::now() + SETTLE_TIMEOUT;
+        let running: Vec<_> = self.running.locked().values().map(Arc::clone).collect();
+        for growing in running {
+            growing.settle(deadline);
         }
     }
 

@@ -7,7 +7,7 @@ use aws_ecr_proxy::door::DoorLimits;
 use standin::{Fault, Match, Server, digest};
 
 use crate::support::door::{Server as OwnDoor, ok};
-use crate::support::{Cached, Front, Http, Proxy, Target, wait_until};
+use crate::support::{Cached, Front, Http, Proxy, Target, in_parallel, wait_until};
 
 /// For what is to happen soon.
 const SOON: Duration = Duration::from_secs(30);
@@ -242,6 +242,26 @@ fn without_grace_the_idle_are_not_counted_as_cut() {
         let stopped = target.proxy.wait_for_log("stopped connections_cut=");
         stopped.contains("connections_cut=0")
     });
+}
+
+#[test]
+fn bug_blobs_that_clients_had_got_were_lost_at_the_stop() {
+    const SIZE: u64 = 1 << 20;
+    let mut cached = Cached::start();
+    let add = |seed| cached.standin.add_blob_of("team/app", SIZE, seed);
+    let blobs: Vec<String> = (0..40).map(add).collect();
+    in_parallel(blobs.len(), |number| {
+        let blob = &blobs[number];
+        let got = cached.get(&format!("/v2/team/app/blobs/{blob}"));
+        assert_eq!(got.digest, *blob);
+    });
+    cached.stop();
+    let kept = cached.blobs();
+    let lost: Vec<_> = blobs
+        .iter()
+        .filter(|blob| !kept.contains_key(*blob))
+        .collect();
+    assert!(lost.is_empty(), "{lost:?}");
 }
 
 #[test]

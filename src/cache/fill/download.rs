@@ -404,6 +404,8 @@ impl<'a> Fill<'a> {
             return FillEnd::Failed(self.new_fault(format!("blob has the digest {found}")));
         }
         let same = self.was_shown_right();
+        // The link first: a blob that is there without one would cost whoever asks now a HEAD.
+        wanted.link(self.disk, Some(self.growing.total()));
         self.show(same);
         let outcome = match same {
             true => FillEnd::Done,
@@ -412,8 +414,6 @@ impl<'a> Fill<'a> {
                 FillEnd::Failed(self.new_fault("the bytes of before a restart are wrong".into()))
             }
         };
-        // The link first: a blob that is there without one would cost whoever asks now a HEAD.
-        wanted.link(self.disk, Some(self.growing.total()));
         if !self.is_ours {
             // Its writer publishes it.
             return outcome;

@@ -159,6 +159,18 @@ impl Growing {
         }
     }
 
+    /// Waits until a blob that has come whole is in the cache.
+    pub(super) fn settle(&self, deadline: Instant) {
+        let mut state = self.state.locked();
+        while state.verified && state.outcome.is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            state = self.wait(state, left);
+        }
+    }
+
     /// Waits for a change, for `most` at the longest; may return before.
     pub(super) fn wait<'a>(
         &self,
