@@ -11,7 +11,7 @@ use rustls::{ClientConfig, ClientConnection};
 use standin::Hasher;
 
 /// For a whole reply. Tests that wait for the proxy's own time-outs set another one.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(240);
 /// Bodies up to that length are kept; of longer ones, only length and digest.
 const KEPT_BYTES_MAX: usize = 16 << 20;
 
