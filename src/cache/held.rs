@@ -215,7 +215,12 @@ impl Cache {
         asked_at: Moment,
     ) -> SystemTime {
         let (names, confirmed) = (&self.names, confirmed_at(headers));
-        let kept = names.confirm_tag(scope, partition, tag, digest, confirmed, asked_at);
+        let confirm = |of| names.confirm_tag(scope, of, tag, digest, confirmed, asked_at);
+        // It may be one of those that are for all.
+        let kept = confirm(partition).and_then(|()| match partition {
+            "" => Ok(()),
+            _ => confirm(""),
+        });
         self.disk_faults.check("tag", kept);
         confirmed
     }

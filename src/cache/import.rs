@@ -132,8 +132,8 @@ impl Importer<'_> {
                 contents: Vec::new(),
                 absent: Vec::new(),
             };
-            let walked = self.refuse_frozen(&image, listed);
-            let walked = walked.and_then(|()| self.walk(&mut image, listed));
+            let walked = self.walk(&mut image, listed);
+            let walked = walked.and_then(|()| self.refuse_frozen(&image));
             walked.map_err(|why| format!("{}: {why}", image.name))?;
             count += image.contents.len();
             if count > DIGESTS_MAX {
@@ -151,8 +151,9 @@ impl Importer<'_> {
 
     /// # Errors
     /// The image would move a frozen tag; other media types of the tag stay as they are.
-    fn refuse_frozen(&self, image: &ImportImage, listed: &ArchiveImage) -> Result<(), String> {
-        let (scope, Reference::Tag(tag)) = (image.place.scope(), &image.reference) else {
+    fn refuse_frozen(&self, image: &ImportImage) -> Result<(), String> {
+        let scope = image.place.scope();
+        let (Reference::Tag(tag), Some(root)) = (&image.reference, image.contents.last()) else {
             return Ok(());
         };
         let (registry, repository) = (scope.registry.name(), scope.repository.as_str());
@@ -161,7 +162,7 @@ impl Importer<'_> {
         }
         let entries = self.disk.names.tag(scope, "", tag);
         let moves = |entry: &&TagEntry| {
-            entry.media_type == listed.media_type && entry.digest != listed.digest
+            root.media_type.as_ref() == Some(&entry.media_type) && entry.digest != root.digest
         };
         entries.iter().find(moves).map_or(Ok(()), |entry| {
             let digest = &entry.digest;
@@ -176,7 +177,7 @@ impl Importer<'_> {
         let mut has_part = false;
         let mut walk = ManifestWalk::new(DIGESTS_MAX);
         walk.enter(&listed.digest, Some(&listed.media_type));
-        while let Some(found) = walk.advance() {
+        while let Some(mut found) = walk.advance() {
             let digest = &found.digest;
             let Some(content) = self.read_manifest(digest)? else {
                 let is_attestation = found.platform.as_deref() == Some(NO_PLATFORM);
@@ -191,6 +192,8 @@ impl Importer<'_> {
                 continue;
             };
             walk.descend(&content);
+            // Its own word counts, as in a pull; a list may say anything.
+            found.media_type = content.media_type.clone().or(found.media_type);
             if !found.media_type.as_deref().is_some_and(is_media_type) {
                 let why = "is listed without a media type of its own";
                 return Err(format!("{digest} {why}"));

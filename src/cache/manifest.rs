@@ -84,6 +84,8 @@ pub struct ManifestContent {
     pub named: Vec<Named>,
     /// It is an index: what it names are manifests.
     pub is_index: bool,
+    /// Its media type, if it says that itself.
+    pub media_type: Option<String>,
     /// The configuration, which is one of those named.
     pub config: Option<Digest>,
     /// The manifest that it refers to, as a signature does.
@@ -100,6 +102,7 @@ impl ManifestContent {
         let (named, is_cut) = named_in(&document);
         Self {
             is_index: document.list("manifests").next().is_some(),
+            media_type: document.text("mediaType").map(str::to_owned),
             config: document.get("config").and_then(digest),
             subject: document.get("subject").and_then(digest),
             named,

@@ -47,6 +47,11 @@ pub enum OpenError {
         /// The directory.
         path: PathBuf,
     },
+    /// It is to be read only, and nothing is there.
+    Empty {
+        /// The directory.
+        path: PathBuf,
+    },
     /// It cannot be read or written.
     Io {
         /// The directory.
@@ -64,7 +69,7 @@ impl OpenError {
             Self::Io { error, .. } => {
                 matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem)
             }
-            Self::InUse { .. } | Self::Newer { .. } => false,
+            Self::Empty { .. } | Self::InUse { .. } | Self::Newer { .. } => false,
         }
     }
 
@@ -90,6 +95,12 @@ impl fmt::Display for OpenError {
                 f,
                 "cache directory {} is in use by another process, of a version that does not share \
                  it; stop that one, or give each its own CACHE_DIR",
+                path.display()
+            ),
+            Self::Empty { path } => write!(
+                f,
+                "cache directory {} cannot be used: it holds no cache yet; fill it with `pull`, \
+                 `import` or the proxy, or set CACHE_DIR to another one",
                 path.display()
             ),
             Self::Io { path, error } if error.kind() == io::ErrorKind::StorageFull => write!(
@@ -140,8 +151,9 @@ pub(super) fn find(dir: &Path) -> Result<(PathBuf, File), OpenError> {
             return Ok((root, marker));
         }
     }
-    let why = io::Error::new(io::ErrorKind::NotFound, "it holds no cache");
-    Err(OpenError::io(dir, why))
+    Err(OpenError::Empty {
+        path: dir.to_owned(),
+    })
 }
 
 /// Why there can be no cache in a directory.

@@ -1,7 +1,7 @@
 //! The cache as a whole. Owns: its parts, and its rules about time. Must not: know how a part keeps
 //! what it has.
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
@@ -190,7 +190,7 @@ impl Cache {
 /// Opens the cache for reading; where there is none yet, makes one that another process may fill.
 fn open_offline(directory: &Path) -> Result<store::Store, store::OpenError> {
     match store::Store::open_read_only(directory) {
-        Err(store::OpenError::Io { error, .. }) if error.kind() == ErrorKind::NotFound => {
+        Err(store::OpenError::Empty { .. }) => {
             drop(store::Store::open(directory)?);
             store::Store::open_read_only(directory)
         }

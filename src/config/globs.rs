@@ -86,7 +86,21 @@ fn check_image(pattern: &str) -> Result<(), String> {
     if !last.contains([':', '*']) {
         return Err(format!("{pattern} names no tag: write {pattern}:*"));
     }
-    Ok(())
+    if last.ends_with(':') {
+        return Err(format!("{pattern} names no tag: write {pattern}*"));
+    }
+    let address = pattern.split(']').next().unwrap_or_default();
+    if pattern.contains('[') && !(address.starts_with('[') && address.contains(':')) {
+        return Err("[ is for an address such as [::1]:5000, and for no set of characters".into());
+    }
+    // What is before the tag: registries' and repositories' names are lower case.
+    let tag = last.split_once(':').or_else(|| last.split_once('*'));
+    let tag = tag.map_or("", |(_, tag)| tag);
+    let name = pattern.strip_suffix(tag).unwrap_or_default();
+    match name.chars().find(char::is_ascii_uppercase) {
+        Some(odd) => Err(format!("{odd:?} is in no registry's or repository's name")),
+        None => Ok(()),
+    }
 }
 
 fn check_length(pattern: &str, limit: usize) -> Result<(), String> {
@@ -247,11 +261,18 @@ mod tests {
         for (text, why) in [
             ("team/app", "write team/app:*"),
             ("r.example:5000/app", "names no tag"),
+            ("team/app:", "write team/app:*"),
+            ("team/App:v1", "'A' is in no"),
+            ("[ab]/app:v1", "no set of characters"),
+            ("app:[12]", "no set of characters"),
             ("team/app:v 1", "' ' is in no"),
             (",", "none"),
         ] {
             let fault = ImageGlobs::parse(text).unwrap_err();
             assert!(fault.contains(why), "{text}: {fault}");
+        }
+        for text in ["*A*", "app:*A", "*:A", "[::1]:5000/*", "r.example/app*:A*"] {
+            assert!(ImageGlobs::parse(text).is_ok(), "{text}");
         }
         let long = format!("*{}", "a".repeat(IMAGE_LENGTH_MAX));
         assert!(

@@ -74,6 +74,10 @@ fn finish(
     )
 }
 
+/// Tags of no partition are for all, whatever `CACHE_KEY` says: what `pull`, `PREFETCH` and
+/// `import` bring.
+const FOR_ALL: &str = "";
+
 /// A request for a manifest that may be answered from the cache.
 struct ManifestPull<'a> {
     exchange: &'a Exchange,
@@ -110,16 +114,15 @@ impl ManifestPull<'_> {
 
     fn get_by_tag(&self, tag: &Tag) -> Reply {
         let exchange = self.exchange;
-        let partition = cache_key::partition(
-            &exchange.parts.cache_key,
-            &exchange.request,
-            &exchange.resolved.path,
-        );
-        let client = &exchange.request.headers;
-        let held = self.cache.find_tagged(self.scope, &partition, tag, client);
+        let (request, path) = (&exchange.request, &exchange.resolved.path);
+        let partition = match exchange.purpose.confirms() {
+            true => FOR_ALL.to_owned(),
+            false => cache_key::partition(&exchange.parts.cache_key, request, path),
+        };
         let (registry, repository) = (self.scope.registry.name(), self.scope.repository.as_str());
         let frozen = &exchange.parts.frozen;
         let is_frozen = frozen.matches(registry, repository, tag.as_str());
+        let held = self.find(&partition, tag, is_frozen);
         let needs_no_call =
             |held: &&TaggedManifest| is_frozen || (held.is_fresh && !exchange.purpose.confirms());
         if let Some(held) = held.as_ref().filter(needs_no_call) {
@@ -177,12 +180,26 @@ impl ManifestPull<'_> {
         }
     }
 
+    /// What the tag means to this client: what was confirmed last for its `CACHE_KEY` or for all.
+    fn find(&self, partition: &str, tag: &Tag, is_frozen: bool) -> Option<TaggedManifest> {
+        let client = &self.exchange.request.headers;
+        let find = |partition| self.cache.find_tagged(self.scope, partition, tag, client);
+        let own = find(partition);
+        if partition == FOR_ALL || (is_frozen && own.is_some()) {
+            return own;
+        }
+        let found = own.into_iter().chain(find(FOR_ALL));
+        found.max_by_key(|found| found.confirmed)
+    }
+
     /// The manifest that a frozen tag means, where the tag is here and the manifest was lost.
     fn lost(&self, partition: &str, tag: &Tag) -> Option<Digest> {
-        let entries = self.cache.names.tag(self.scope, partition, tag);
+        let partitions = [partition, FOR_ALL].into_iter();
+        let entries = partitions.flat_map(|of| self.cache.names.tag(self.scope, of, tag));
         let client = &self.exchange.request.headers;
         let accepts = |entry: &TagEntry| media_type::accepts(client, &entry.media_type);
-        entries.into_iter().find(accepts).map(|entry| entry.digest)
+        let mut entries = entries;
+        entries.find(accepts).map(|entry| entry.digest)
     }
 
     /// The answer where nothing is here and upstream must not be asked.

@@ -13,7 +13,7 @@ use standin::image::INDEX;
 use standin::{Layer, digest};
 
 use crate::offline::{set_writable, without_rights};
-use crate::support::{Cached, Proxy, Scratch};
+use crate::support::{Cached, Http, Proxy, Scratch};
 
 /// A command's end, and what it wrote.
 pub(crate) struct Ran {
@@ -216,6 +216,36 @@ impl Site {
 }
 
 #[test]
+fn bug_an_imported_image_was_there_under_no_cache_key() {
+    let mut site = Site::new();
+    let place = Place::of(&site.registry);
+    let (first, second) = (place.path("first.tar"), place.path("second.tar"));
+    assert_eq!(site.export(&first, &["1.0"], &[]).code, Some(0));
+    site.cached.start_again();
+    let (newer, _) = site.cached.standin.put_index("team/app", "1.0");
+    site.pull("1.0");
+    assert_eq!(site.export(&second, &["1.0"], &[]).code, Some(0));
+    let serve = || {
+        let mut command = Proxy::command();
+        let key = ("CACHE_KEY", "$scheme$proxy_host$uri$http_x_team");
+        command.envs(place.settings()).envs([key]);
+        Proxy::start_command(command)
+    };
+    let ask = |proxy: &Proxy, team: &str| {
+        let fields = [("X-Team", team), ("Accept", "*/*")];
+        let target = "/v2/team/app/manifests/1.0";
+        Http::once(proxy.address(), "GET", target, &fields, b"").digest
+    };
+    let proxy = serve();
+    for (from, digest) in [(&first, &site.root), (&second, &newer)] {
+        assert_eq!(place.import(from).code, Some(0));
+        for team in ["one", "two"] {
+            assert_eq!(ask(&proxy, team), *digest);
+        }
+    }
+}
+
+#[test]
 fn a_site_without_a_network_gets_an_image_its_signatures_and_a_delta() {
     let mut site = Site::new();
     let place = Place::of(&site.registry);
@@ -241,7 +271,7 @@ fn a_site_without_a_network_gets_an_image_its_signatures_and_a_delta() {
     place.check_whole();
 
     let proxy = place.serve();
-    let get = |target: &str| crate::support::Http::get_once(proxy.address(), target);
+    let get = |target: &str| Http::get_once(proxy.address(), target);
     for (tag, root) in [("1.0", &site.root), ("2.0", &newer)] {
         let got = get(&format!("/v2/team/app/manifests/{tag}"));
         assert_eq!(
@@ -737,7 +767,7 @@ fn a_copy_of_a_directory_in_use_serves() {
     place.check_clean();
     let proxy = place.serve();
     for (tag, image) in images.iter().enumerate().take(2) {
-        let get = |target: &str| crate::support::Http::get_once(proxy.address(), target);
+        let get = |target: &str| Http::get_once(proxy.address(), target);
         assert_eq!(
             get(&format!("/v2/team/app/manifests/{tag}")).body,
             image.bytes

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -318,6 +319,40 @@ fn the_list_is_read_again_and_platforms_are_picked() {
             .is_some_and(|error| error.contains("not//a name"))
     });
     assert_eq!(images.iter().filter(|image| has(image)).count(), 1);
+}
+
+#[test]
+fn bug_a_list_that_was_a_pipe_held_up_the_start() {
+    let lists = Scratch::new();
+    let list = lists.path().join("list");
+    let made = Command::new("mkfifo").arg(&list).status();
+    assert!(made.expect("mkfifo runs").success());
+    let site = prefetching(&format!("@{}", list.display()), &[], |_| {});
+    let told = |what: &str| {
+        wait_until(what, PATIENCE, || {
+            prefetch_status(&site)["list_error"]
+                .as_str()
+                .is_some_and(|error| error.contains(what))
+        });
+    };
+    told("it is not a regular file");
+    fs::remove_file(&list).unwrap();
+    fs::write(&list, "#".repeat((1 << 20) + 1)).unwrap();
+    told("it is larger than 1048576 bytes");
+}
+
+#[test]
+fn bug_what_was_prefetched_was_there_under_no_cache_key() {
+    let mut image = None;
+    let site = prefetching("team/app:1.0", &[("CACHE_KEY", "$host$uri")], |site| {
+        let layer = Layer::of_noise(1000, 1);
+        image = Some(site.standin.put_image("team/app", "1.0", &[layer]));
+    });
+    let image = image.unwrap();
+    wait_whole(&site, &image);
+    site.all_down();
+    let got = site.get("/v2/team/app/manifests/1.0");
+    assert_eq!((got.status, got.body), (200, image.bytes));
 }
 
 #[test]

@@ -292,6 +292,27 @@ fn bug_what_was_no_manifest_was_whole() {
 }
 
 #[test]
+fn bug_a_list_gave_a_manifest_a_type_that_no_client_takes() {
+    let from = Cache::new();
+    let layers = json!([{"digest": digest_of(b"layer").as_str(), "size": 5}]);
+    from.image("app", &[b"layer"], 5);
+    let typed = json!({"mediaType": "a/image", "layers": layers});
+    from.manifest("app:v1", "a/image", &typed, 5);
+    let (_scratch, path) = layout(&from, &["v1"], "all", None);
+    change_index(&path, |index| {
+        index["manifests"][0]["mediaType"] = "text/plain".into()
+    });
+    let to = Cache::new();
+    import(&to, &path, &Naming::default()).unwrap();
+    to.with("app", |scope| {
+        let tag = to.names.tag(scope, "", &"v1".parse().unwrap());
+        assert_eq!(tag[0].media_type, "a/image");
+        let link = to.names.link(scope, &tag[0].digest).unwrap();
+        assert_eq!(link.media_type.as_deref(), Some("a/image"));
+    });
+}
+
+#[test]
 fn bug_a_digest_that_is_a_blob_and_a_manifest_was_a_blob_only() {
     let from = Cache::new();
     let image = from.image("app", &[b"layer"], 5);
