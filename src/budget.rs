@@ -1,10 +1,10 @@
 //! Memory for bodies that are held whole. Owns: the budget in bytes, and waiting for a share of it.
 //! Must not: allocate or read anything itself.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::locked::Locked as _;
+use crate::locked::{Locked as _, TimedWait as _};
 use crate::permits::{Permit, Permits};
 
 /// Bytes of all bodies together that are held whole in memory: two manifests of the largest size,
@@ -71,11 +71,10 @@ impl Budget {
 
     /// Takes `bytes`, waiting until `deadline`. None when so many did not come free.
     pub fn take(&'static self, bytes: u64, deadline: Instant) -> Option<Share> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let waited = self
+        let free = self.free.locked();
+        let mut free = self
             .returned
-            .wait_timeout_while(self.free.locked(), left, |free| *free < bytes);
-        let (mut free, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            .wait_until(free, deadline, |free| *free >= bytes);
         *free = free.checked_sub(bytes)?;
         let budget = self;
         Some(Share { budget, bytes })

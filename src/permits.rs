@@ -3,10 +3,10 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
-use crate::locked::Locked as _;
+use crate::locked::{Locked as _, TimedWait as _};
 
 /// A counted set of permits.
 #[derive(Debug)]
@@ -42,11 +42,9 @@ impl Permits {
     pub fn take(&self, deadline: Instant) -> Option<Permit<'_>> {
         let mut counts = self.counts.locked();
         if counts.free == 0 {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let none_is_free = |counts: &mut Counts| counts.free == 0;
+            let is_free = |counts: &Counts| counts.free > 0;
             counts.waiting += 1;
-            let waited = self.returned.wait_timeout_while(counts, left, none_is_free);
-            (counts, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            counts = self.returned.wait_until(counts, deadline, is_free);
             counts.waiting -= 1;
         }
         counts.free = counts.free.checked_sub(1)?;
@@ -114,13 +112,10 @@ impl<K: Copy + Eq + Hash> FairShares<K> {
 
     /// Takes one out of the holder's share, waiting until `deadline`. None when none came free.
     pub fn take(&self, holder: K, deadline: Instant) -> Option<SharePermit<'_, K>> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let has_all = |taken: &mut HashMap<K, usize>| taken.get(&holder) >= Some(&self.each);
-        let waited = self
-            .returned
-            .wait_timeout_while(self.taken.locked(), left, has_all);
-        let (mut taken, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        if has_all(&mut taken) {
+        let is_free = |taken: &HashMap<K, usize>| taken.get(&holder) < Some(&self.each);
+        let taken = self.taken.locked();
+        let mut taken = self.returned.wait_until(taken, deadline, is_free);
+        if !is_free(&taken) {
             return None;
         }
         *taken.entry(holder).or_default() += 1;

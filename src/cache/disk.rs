@@ -4,13 +4,17 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::closure::Holdings;
 use super::names::Names;
 use super::store::Store;
-use super::sweep::Sweeper;
+use super::sweep::{Reservation, Sweeper};
 use crate::log::{self, Level};
 use crate::metrics;
+
+/// Room left free on the disk for everything else that writes there.
+const FREE_BYTES_MIN: u64 = 1 << 20;
 
 /// The parts that a writer needs; a copy shares them.
 #[derive(Debug, Clone)]
@@ -36,6 +40,28 @@ impl Disk {
             store,
             names,
         }
+    }
+
+    /// Bytes that blobs may still take of the file system.
+    ///
+    /// # Errors
+    /// The disk's own.
+    pub fn free_bytes(&self) -> io::Result<u64> {
+        let free = self.store.free_bytes()?;
+        Ok(free.saturating_sub(FREE_BYTES_MIN))
+    }
+
+    /// Room for `bytes` more, on the file system and under the quota. Blocks as
+    /// [`Sweeper::make_room`] does.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn make_room(&self, bytes: u64, deadline: Instant) -> Result<Reservation, &'static str> {
+        if self.free_bytes().is_ok_and(|free| free < bytes) {
+            return Err("it is larger than the free space");
+        }
+        let room = self.sweeper.make_room(bytes, deadline);
+        room.ok_or("there is no room in CACHE_MAX_SIZE")
     }
 
     /// Its files, to be read.

@@ -7,10 +7,10 @@
 //! Locks: the map of flights and each flight's result, held for memory operations only.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
-use crate::locked::Locked as _;
+use crate::locked::{Locked as _, TimedWait as _};
 
 /// Flights by key.
 pub struct Flights<T> {
@@ -74,12 +74,9 @@ impl<T: Clone> Flights<T> {
 
 impl<T: Clone> Flight<T> {
     fn wait(&self, deadline: Instant) -> Option<T> {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let is_over = |landing: &Landing<T>| !matches!(landing, Landing::Flying);
         let result = self.result.locked();
-        let flying = |landing: &mut Landing<T>| matches!(landing, Landing::Flying);
-        let waited = self.landed.wait_timeout_while(result, left, flying);
-        let (result, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        match &*result {
+        match &*self.landed.wait_until(result, deadline, is_over) {
             Landing::With(result) => Some(result.clone()),
             Landing::Flying | Landing::Lost => None,
         }

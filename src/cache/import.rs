@@ -45,8 +45,6 @@ const ROOM_TIMEOUT: Duration = Duration::from_secs(60);
 pub const OTHERS_TIMEOUT: Duration = Duration::from_secs(600);
 /// Between two looks at a blob that another process downloads.
 const LOOK: Duration = Duration::from_millis(50);
-/// Room left free on the disk for everything else that writes there.
-const FREE_BYTES_MIN: u64 = 1 << 20;
 /// An image that is evicted while it is copied is copied again, so often at the most.
 const KEEP_ATTEMPTS: usize = 3;
 
@@ -293,11 +291,10 @@ impl Importer<'_> {
     }
 
     fn check_room(&self, missing: &[(&Digest, u64)]) -> Result<(), String> {
-        let store = &self.disk.store;
         let total: u64 = missing.iter().map(|(_, size)| size).sum();
-        let free = store.free_bytes().map_err(|error| error.to_string())?;
+        let free = self.disk.free_bytes().map_err(|error| error.to_string())?;
         // What is in the cache may be evicted.
-        let free = free.saturating_sub(FREE_BYTES_MIN) + store.used_bytes();
+        let free = free + self.disk.store.used_bytes();
         let limit = self.disk.sweeper.quota.min(free);
         match missing.iter().max_by_key(|(_, size)| *size) {
             Some((digest, size)) if total > limit => Err(format!(
@@ -399,8 +396,8 @@ impl Importer<'_> {
             (file, length) = (store.fresh_partial(digest)?, 0);
         }
         let until = Instant::now() + ROOM_TIMEOUT;
-        let room = self.disk.sweeper.make_room(size - length, until);
-        let mut room = room.ok_or_else(|| io::Error::other("no room in CACHE_MAX_SIZE"))?;
+        let room = self.disk.make_room(size - length, until);
+        let mut room = room.map_err(io::Error::other)?;
         let (mut hasher, mut at, mut kept) = (Hasher::new(digest), 0, Vec::new());
         files::each_piece(blob, &mut |piece| {
             hasher.update(piece);

@@ -15,7 +15,7 @@ mod evict;
 mod survey;
 
 use std::cell::Cell;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use self::survey::EvictionTask;
@@ -23,7 +23,7 @@ use super::layout;
 use super::names::{Names, Scope};
 use super::pins::Pins;
 use super::store::Store;
-use crate::locked::Locked as _;
+use crate::locked::{Locked as _, TimedWait as _};
 use crate::log;
 use crate::oci::Reference;
 
@@ -227,17 +227,8 @@ impl Sweeper {
             if state.stopped || self.has_links() || left.is_zero() {
                 return !state.stopped;
             }
-            state = self.wait(state, left);
+            state = self.changed.wait_for(state, left);
         }
-    }
-
-    fn wait<'a>(
-        &self,
-        state: MutexGuard<'a, SweepState>,
-        left: Duration,
-    ) -> MutexGuard<'a, SweepState> {
-        let waited = self.changed.wait_timeout(state, left);
-        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Ends [`Self::run`] and every wait for room.
@@ -281,7 +272,7 @@ impl Sweeper {
             }
             state.wanted = state.wanted.saturating_add(bytes);
             state = match self.begin_pass(&mut state) {
-                None => self.wait(state, left),
+                None => self.changed.wait_for(state, left),
                 Some(pass) => {
                     drop(state);
                     self.evict_for_those_who_wait(pass, Some(deadline));

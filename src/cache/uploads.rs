@@ -49,6 +49,7 @@ struct Session {
 }
 
 /// What came of one upload, from its first byte on. Dropping it forgets that.
+#[derive(Default)]
 pub struct Upload {
     /// None before the first byte, and when it is not kept.
     queue: Option<Arc<Queue>>,
@@ -59,20 +60,6 @@ pub struct Upload {
 }
 
 impl Upload {
-    const fn new() -> Self {
-        Self {
-            queue: None,
-            length: 0,
-            delay: Duration::ZERO,
-            given_up: false,
-        }
-    }
-
-    /// Bytes so far.
-    pub const fn length(&self) -> u64 {
-        self.length
-    }
-
     fn give_up(&mut self) {
         self.given_up = true;
         if let Some(queue) = self.queue.take() {
@@ -96,16 +83,6 @@ impl Uploads {
             writers: Arc::new(Permits::new(WRITERS_MAX)),
             sessions: Mutex::default(),
         }
-    }
-
-    /// Upstream has begun an upload that is known as `name` from now on.
-    pub fn begin(&self, name: &str) {
-        self.keep(name, self.whole());
-    }
-
-    /// An upload that comes in one request.
-    pub const fn whole(&self) -> Upload {
-        Upload::new()
     }
 
     /// Takes up an upload that goes on at `start`, if that is where it stands and its beginning
@@ -145,17 +122,11 @@ impl Uploads {
 
     /// The next bytes of an upload. Never fails, and gives up what it would have to wait for longer
     /// than [`DELAY_MAX`].
-    pub fn push(self: &Arc<Self>, upload: &mut Upload, bytes: &[u8]) {
-        if upload.given_up || bytes.is_empty() {
+    pub fn push(&self, upload: &mut Upload, bytes: &[u8]) {
+        let Some(queue) = self.queue(upload, bytes.len() as u64) else {
             return;
-        }
-        if upload.queue.is_none() {
-            upload.queue = writer::start(&self.disk, &self.writers);
-        }
-        upload.length = upload.length.saturating_add(bytes.len() as u64);
-        let Some(queue) = &upload.queue else {
-            return upload.give_up();
         };
+        upload.length = upload.length.saturating_add(bytes.len() as u64);
         let usual = Duration::from_millis(upload.length / RATE_MIN);
         let left = (DELAY_MAX + usual).saturating_sub(upload.delay);
         match queue.push(bytes, left) {
@@ -165,17 +136,22 @@ impl Uploads {
     }
 
     /// So many bytes are to come; an upload that there is no room for is not begun to be kept.
-    pub fn expect(self: &Arc<Self>, upload: &mut Upload, bytes: u64) {
+    pub fn expect(&self, upload: &mut Upload, bytes: u64) {
+        if let Some(queue) = self.queue(upload, bytes) {
+            queue.expect(upload.length.saturating_add(bytes));
+        }
+    }
+
+    /// Where bytes of an upload go. None for no bytes, and for an upload that is not kept.
+    fn queue(&self, upload: &mut Upload, bytes: u64) -> Option<Arc<Queue>> {
         if upload.given_up || bytes == 0 {
-            return;
+            return None;
         }
         if upload.queue.is_none() {
             upload.queue = writer::start(&self.disk, &self.writers);
+            upload.given_up = upload.queue.is_none();
         }
-        match &upload.queue {
-            Some(queue) => queue.expect(bytes),
-            None => upload.give_up(),
-        }
+        upload.queue.clone()
     }
 
     /// Upstream has taken the upload, kept here or not. `named`: it said itself that it is this

@@ -6,7 +6,8 @@
 //! hashed when it is first asked for: a small one before it is answered, a large one while it is
 //! sent, and then its last byte waits for the result. A damaged one is removed, and fetched again.
 //!
-//! Locks: the list of jobs, and each job's result; both held for a few reads and writes of memory.
+//! Locks: the list of jobs, and under it each job's state, held to hash a piece at the longest; never
+//! across I/O.
 
 use std::fs::File;
 use std::io;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use super::store::{Blob, Reading, Store};
 use super::verified::Stamp;
 use crate::hash::Hasher;
-use crate::locked::Locked as _;
+use crate::locked::{Locked as _, TimedWait as _};
 use crate::message::{Body, Piece, Pieces};
 use crate::oci::Digest;
 
@@ -51,70 +52,63 @@ pub enum HashVerdict {
 }
 
 /// Hashes blobs, one at a time.
-#[derive(Debug)]
 pub struct Verifier {
     store: Arc<Store>,
-    state: Mutex<HashQueue>,
+    queue: Mutex<HashQueue>,
     work: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct HashQueue {
     stopped: bool,
-    jobs: Vec<Job>,
-    /// The job that the thread has in hand.
-    running: Option<(Digest, Stamp, Arc<Pending>)>,
+    /// Those that are not ended.
+    jobs: Vec<Arc<Job>>,
 }
 
+/// A blob that is to be hashed.
 struct Job {
     digest: Digest,
     stamp: Stamp,
-    size: u64,
     file: Arc<File>,
-    hasher: Hasher,
-    position: u64,
-    result: Arc<Pending>,
+    state: Mutex<JobState>,
+    /// The verdict is there.
+    ended: Condvar,
     /// Keeps eviction from it.
     _reading: Reading,
 }
 
-impl std::fmt::Debug for Job {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Job")
-            .field("digest", &self.digest)
-            .finish_non_exhaustive()
-    }
+struct JobState {
+    hasher: Hasher,
+    /// Bytes hashed so far.
+    hashed: u64,
+    verdict: Option<HashVerdict>,
 }
 
-/// A verdict that is to come.
-#[derive(Debug, Default)]
-struct Pending {
-    verdict: Mutex<Option<HashVerdict>>,
-    told: Condvar,
-}
-
-impl Pending {
-    fn tell(&self, verdict: HashVerdict) {
-        *self.verdict.locked() = Some(verdict);
-        self.told.notify_all();
+impl Job {
+    fn left(&self) -> u64 {
+        let hashed = self.state.locked().hashed;
+        self.stamp.size().saturating_sub(hashed)
     }
 
-    /// Waits until `deadline` at the longest.
+    fn end(&self, verdict: HashVerdict) {
+        self.state.locked().verdict = Some(verdict);
+        self.ended.notify_all();
+    }
+
+    /// Waits for the verdict, until `deadline` at the longest.
     fn wait(&self, deadline: Instant) -> HashVerdict {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let verdict = self.verdict.locked();
-        let waited = self.told.wait_timeout_while(verdict, left, |v| v.is_none());
-        let (verdict, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        verdict.unwrap_or(HashVerdict::Unknown)
+        let is_there = |state: &JobState| state.verdict.is_some();
+        let state = self.state.locked();
+        let state = self.ended.wait_until(state, deadline, is_there);
+        state.verdict.unwrap_or(HashVerdict::Unknown)
     }
 }
 
 /// A blob that may be sent.
-#[derive(Debug)]
 pub struct Opened {
     blob: Blob,
     /// None when it is known to be whole.
-    pending: Option<Arc<Pending>>,
+    pending: Option<Arc<Job>>,
 }
 
 impl Opened {
@@ -145,7 +139,7 @@ impl Verifier {
     pub fn new(store: Arc<Store>) -> Self {
         Self {
             store,
-            state: Mutex::default(),
+            queue: Mutex::default(),
             work: Condvar::new(),
         }
     }
@@ -190,97 +184,90 @@ impl Verifier {
 
     /// The work of the thread `verify`; returns after [`Self::stop`].
     pub fn run(&self) {
-        while let Some(mut job) = self.next() {
+        while let Some(job) = self.next() {
             let begun = Instant::now();
-            match self.hash_slice(&mut job) {
-                Some(verdict) => self.end(&job, verdict),
-                None => {
-                    let mut state = self.state.locked();
-                    state.running = None;
-                    state.jobs.push(job);
-                    drop(state);
-                    std::thread::sleep(SLICE_TIME.saturating_sub(begun.elapsed()));
+            match self.hash_slice(&job) {
+                Some(verdict) => {
+                    let jobs = &mut self.queue.locked().jobs;
+                    jobs.retain(|other| !Arc::ptr_eq(other, &job));
+                    job.end(verdict);
                 }
+                None => std::thread::sleep(SLICE_TIME.saturating_sub(begun.elapsed())),
             }
         }
     }
 
     /// Ends [`Self::run`].
     pub fn stop(&self) {
-        let mut state = self.state.locked();
-        state.stopped = true;
-        for job in state.jobs.drain(..) {
-            job.result.tell(HashVerdict::Unknown);
+        let mut queue = self.queue.locked();
+        queue.stopped = true;
+        for job in queue.jobs.drain(..) {
+            job.end(HashVerdict::Unknown);
         }
-        drop(state);
+        drop(queue);
         self.work.notify_all();
     }
 
     /// Queues a blob, unless it is queued already; none when too many are.
-    fn begin(&self, digest: &Digest, blob: &Blob) -> Option<Arc<Pending>> {
-        let mut state = self.state.locked();
-        if let Some(result) = state.find(digest, blob.stamp) {
-            return Some(result);
+    fn begin(&self, digest: &Digest, blob: &Blob) -> Option<Arc<Job>> {
+        let mut queue = self.queue.locked();
+        let is_same = |job: &&Arc<Job>| job.digest == *digest && job.stamp == blob.stamp;
+        if let Some(job) = queue.jobs.iter().find(is_same) {
+            return Some(Arc::clone(job));
         }
-        if state.stopped || state.jobs.len() >= JOBS_MAX {
+        if queue.stopped || queue.jobs.len() >= JOBS_MAX {
             return None;
         }
-        let result = Arc::new(Pending::default());
-        state.jobs.push(Job {
+        let job = Arc::new(Job {
             digest: digest.clone(),
             stamp: blob.stamp,
-            size: blob.size,
             file: Arc::clone(&blob.file),
-            hasher: Hasher::new(digest),
-            position: 0,
-            result: Arc::clone(&result),
+            state: Mutex::new(JobState {
+                hasher: Hasher::new(digest),
+                hashed: 0,
+                verdict: None,
+            }),
+            ended: Condvar::new(),
             _reading: self.store.reading(digest),
         });
-        drop(state);
+        queue.jobs.push(Arc::clone(&job));
+        drop(queue);
         self.work.notify_all();
-        Some(result)
+        Some(job)
     }
 
-    /// Waits for a job, and takes the one with the least to do; none after [`Self::stop`].
-    fn next(&self) -> Option<Job> {
-        let mut state = self.state.locked();
-        loop {
-            if state.stopped {
-                return None;
-            }
-            let jobs = state.jobs.iter().enumerate();
-            let least = jobs.min_by_key(|(_, job)| job.size.saturating_sub(job.position));
-            if let Some(at) = least.map(|(at, _)| at) {
-                let job = state.jobs.swap_remove(at);
-                state.running = Some((job.digest.clone(), job.stamp, Arc::clone(&job.result)));
-                return Some(job);
-            }
-            state = self
-                .work
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+    /// Waits for a job, and finds the one with the least to do; none after [`Self::stop`].
+    fn next(&self) -> Option<Arc<Job>> {
+        let mut queue = self.queue.locked();
+        while queue.jobs.is_empty() && !queue.stopped {
+            let waited = self.work.wait(queue);
+            queue = waited.unwrap_or_else(PoisonError::into_inner);
         }
+        queue.jobs.iter().min_by_key(|job| job.left()).cloned()
     }
 
     /// Hashes the next bytes; none while there are more.
-    fn hash_slice(&self, job: &mut Job) -> Option<HashVerdict> {
+    fn hash_slice(&self, job: &Job) -> Option<HashVerdict> {
         let mut buffer = vec![0; READ_BYTES];
-        let until = job.position + SLICE_BYTES;
-        while job.position < until {
-            let count = match job.file.read_at(&mut buffer, job.position) {
+        let mut at = job.state.locked().hashed;
+        let until = at + SLICE_BYTES;
+        while at < until {
+            let count = match job.file.read_at(&mut buffer, at) {
                 // A sector that cannot be read is damage, too.
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
                     return Some(self.judge(job, false));
                 }
                 Err(_) => continue,
                 Ok(0) => {
-                    let found = job.hasher.clone().finish();
+                    let found = job.state.locked().hasher.clone().finish();
                     return Some(self.judge(job, found == job.digest.as_str()));
                 }
                 Ok(count) => count,
             };
-            job.hasher.update(buffer.get(..count).unwrap_or_default());
-            job.position += count as u64;
+            let mut state = job.state.locked();
+            state.hasher.update(buffer.get(..count).unwrap_or_default());
+            at += count as u64;
+            state.hashed = at;
         }
         None
     }
@@ -300,27 +287,6 @@ impl Verifier {
                 HashVerdict::Damaged
             }
         }
-    }
-
-    fn end(&self, job: &Job, verdict: HashVerdict) {
-        self.state.locked().running = None;
-        job.result.tell(verdict);
-    }
-}
-
-impl HashQueue {
-    fn find(&self, digest: &Digest, stamp: Stamp) -> Option<Arc<Pending>> {
-        let queued = self
-            .jobs
-            .iter()
-            .map(|job| (&job.digest, job.stamp, &job.result));
-        let running = self
-            .running
-            .iter()
-            .map(|(digest, stamp, result)| (digest, *stamp, result));
-        let mut all = queued.chain(running);
-        let same = all.find(|(other, at, _)| *other == digest && *at == stamp);
-        same.map(|(_, _, result)| Arc::clone(result))
     }
 }
 
@@ -490,7 +456,8 @@ mod tests {
     fn a_wrong_length_that_nobody_hashes_is_a_fault() {
         let bench = Bench::new();
         bench.verifier.stop();
-        let fault = bench.verifier.open(&bench.digest, Some(1)).unwrap_err();
+        let opened = bench.verifier.open(&bench.digest, Some(1));
+        let fault = opened.err().unwrap();
         assert!(
             fault
                 .to_string()

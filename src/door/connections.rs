@@ -15,7 +15,7 @@ use std::io;
 use std::net::{IpAddr, Shutdown};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -25,7 +25,7 @@ use super::limits::DoorLimits;
 use super::peers::{Network, NetworkCounts};
 use super::stream::ClientStream;
 use super::tls::ServerTls;
-use crate::locked::Locked as _;
+use crate::locked::{Locked as _, TimedWait as _};
 use crate::message::Entrance;
 use crate::metrics::{CONNECTIONS, Held};
 
@@ -184,10 +184,10 @@ impl DoorState {
         if !self.close_longest_idle_of(may_go) {
             return false;
         }
-        let waited = self
+        let (table, deadline) = (self.table.locked(), Instant::now() + ROOM_TIMEOUT);
+        let table = self
             .left
-            .wait_timeout_while(self.table.locked(), ROOM_TIMEOUT, |table| is_full(table));
-        let (table, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            .wait_until(table, deadline, |table| !is_full(table));
         !is_full(&table)
     }
 
@@ -223,8 +223,7 @@ impl DoorState {
             if table.connections.is_empty() || left.is_zero() {
                 break;
             }
-            let waited = self.left.wait_timeout(table, left);
-            (table, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            table = self.left.wait_for(table, left);
         }
         // Those that were idle are on their way out, with nothing left to say.
         let busy = |connection: &&Arc<Connection>| connection.state.load(Ordering::SeqCst) == BUSY;

@@ -8,11 +8,11 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use super::request_id;
-use crate::locked::Locked as _;
+use crate::locked::{Locked as _, TimedWait as _};
 use crate::log::RequestScope;
 use crate::message::{ANSWERED, Answer, Decider, Desk, Headers, PANICKED, Peer, Reply, Request};
 use crate::{log, metrics};
@@ -155,11 +155,9 @@ impl Lanes {
     }
 
     fn borrow(&self) -> Option<UnixStream> {
-        let free = self.free.locked();
-        let empty = |free: &mut Vec<UnixStream>| free.is_empty() && self.alive() > 0;
-        let waited = self.returned.wait_timeout_while(free, LANE_TIMEOUT, empty);
-        let (mut free, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        free.pop()
+        let (free, deadline) = (self.free.locked(), Instant::now() + LANE_TIMEOUT);
+        let is_over = |free: &Vec<UnixStream>| !free.is_empty() || self.alive() == 0;
+        self.returned.wait_until(free, deadline, is_over).pop()
     }
 
     fn give_back(&self, lane: UnixStream) {

@@ -3,12 +3,12 @@
 //! Locks: the queue, held for its own operations.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use super::purpose::OwnClient;
 use crate::cache::closure::subject_of_tag;
-use crate::locked::Locked as _;
+use crate::locked::{Locked as _, TimedWait as _};
 use crate::log::{self, Level};
 use crate::oci::{Digest, Reference};
 
@@ -79,8 +79,7 @@ impl ReferrerQueue {
             }
             let pauses = waiting.iter().map(|attempt| attempt.due - now);
             let pause = pauses.min().unwrap_or(PAUSE);
-            let waited = self.added.wait_timeout(waiting, pause);
-            waiting = waited.unwrap_or_else(PoisonError::into_inner).0;
+            waiting = self.added.wait_for(waiting, pause);
         }
     }
 

@@ -14,11 +14,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use super::error::OFFLINE;
-use crate::locked::Locked as _;
+use crate::locked::{Locked as _, TimedWait as _};
 
 /// How long addresses from the system's look-up count as fresh. It does not tell their TTL; AWS's
 /// registry and S3 names have 60 s or less.
@@ -263,8 +263,7 @@ impl Resolver {
                 }
                 name.pending = true;
             }
-            let waited = self.shared.done.wait_timeout(names, left);
-            (names, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            names = self.shared.done.wait_for(names, left);
         }
     }
 }

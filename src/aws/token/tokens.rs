@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::super::call::Caller;
@@ -24,7 +24,7 @@ use super::state::{RegionState, Token};
 use super::who::Who;
 use crate::clock::Clock;
 use crate::config::AwsSettings;
-use crate::locked::Locked as _;
+use crate::locked::{Locked as _, TimedWait as _};
 use crate::log;
 use crate::oci::Registry;
 use crate::upstream::{Api, AuthFault, Authorizer, Grant};
@@ -301,8 +301,7 @@ impl Tokens {
             if left.is_zero() {
                 return (shared, false);
             }
-            let waited = self.done.wait_timeout(shared, left);
-            shared = waited.unwrap_or_else(PoisonError::into_inner).0;
+            shared = self.done.wait_for(shared, left);
         }
     }
 }

@@ -9,11 +9,11 @@
 
 use std::io::{self, BufRead, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use crate::locked::Locked as _;
+use crate::locked::{Locked as _, TimedWait as _};
 use crate::log::RequestScope;
 use crate::metrics;
 
@@ -204,8 +204,7 @@ impl Shared {
         most: Duration,
     ) -> MutexGuard<'a, Waiting> {
         waiting.is_awaited = true;
-        let waited = self.changed.wait_timeout(waiting, most);
-        waited.unwrap_or_else(PoisonError::into_inner).0
+        self.changed.wait_for(waiting, most)
     }
 
     fn wake(&self, waiting: &mut Waiting) {

@@ -6,11 +6,11 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::Builder;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::locked::Locked as _;
+use crate::locked::{Locked as _, TimedWait as _};
 
 /// Threads that wait for a job at the most: as many as the layers that a few clients pull at a
 /// time. Each keeps some pages of its stack.
@@ -73,11 +73,9 @@ impl Crew {
             return None;
         }
         waiting.idle += 1;
-        let is_empty = |waiting: &mut CrewState| waiting.jobs.is_empty();
-        let woken = self
-            .added
-            .wait_timeout_while(waiting, IDLE_TIMEOUT, is_empty);
-        let (mut waiting, _) = woken.unwrap_or_else(PoisonError::into_inner);
+        let until = Instant::now() + IDLE_TIMEOUT;
+        let has_job = |waiting: &CrewState| !waiting.jobs.is_empty();
+        waiting = self.added.wait_until(waiting, until, has_job);
         waiting.idle -= 1;
         waiting.jobs.pop_front()
     }

@@ -40,8 +40,6 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const CATCH_UP_PIECES: u64 = 4;
 /// How often a long download is made to outlive a power cut: 7 MB at 2 Mbit/s.
 const SYNC_INTERVAL: Duration = Duration::from_secs(30);
-/// Room left free on the disk for everything else that writes there.
-const FREE_BYTES_MIN: u64 = 1 << 20;
 
 /// The download as its thread does it.
 pub(super) struct Fill<'a> {
@@ -286,18 +284,13 @@ impl<'a> Fill<'a> {
 
     fn reserve(&mut self, total: u64) -> Result<(), FillEnd> {
         let missing = total.saturating_sub(self.have);
-        let free = self.disk.store.free_bytes().unwrap_or(u64::MAX);
-        if free.saturating_sub(FREE_BYTES_MIN) < missing {
-            log_not_cached("it is larger than the free space", missing);
-            return Err(FillEnd::Bypass);
-        }
         let from_start = self.begun_at + ROOM_TIMEOUT_FROM_START;
         let until = from_start.max(Instant::now() + ROOM_TIMEOUT);
-        self.reserved = self.disk.sweeper.make_room(missing, until);
-        if self.reserved.is_none() {
-            log_not_cached("there is no room in CACHE_MAX_SIZE", missing);
-            return Err(FillEnd::Bypass);
-        }
+        let room = self.disk.make_room(missing, until).map_err(|why| {
+            log_not_cached(why, missing);
+            FillEnd::Bypass
+        })?;
+        self.reserved = Some(room);
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 //! Lock: the state, held for a few reads and writes of memory, never across I/O.
 
 use std::fs::File;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::pace::Pace;
@@ -12,7 +12,7 @@ use crate::cache::changes::Moment;
 use crate::cache::disk::Disk;
 use crate::cache::names::{OwnedScope, Scope};
 use crate::cache::store::Reading;
-use crate::locked::Locked as _;
+use crate::locked::{Locked as _, TimedWait as _};
 use crate::message::{Buffered, Headers};
 use crate::oci::Digest;
 use crate::transfers::{Subject, Transfer};
@@ -177,8 +177,7 @@ impl Growing {
         state: MutexGuard<'a, FillState>,
         most: Duration,
     ) -> MutexGuard<'a, FillState> {
-        let waited = self.changed.wait_timeout(state, most.min(LOOK_INTERVAL));
-        waited.unwrap_or_else(PoisonError::into_inner).0
+        self.changed.wait_for(state, most.min(LOOK_INTERVAL))
     }
 
     /// Asks upstream for the blob, under `headers`. Blocks until its head is there.

@@ -46,7 +46,7 @@ impl Bench {
 
     /// An upload of these pieces.
     fn upload(&self, pieces: &[&[u8]]) -> Upload {
-        let mut upload = self.uploads.whole();
+        let mut upload = Upload::default();
         for piece in pieces {
             self.uploads.push(&mut upload, piece);
         }
@@ -89,7 +89,7 @@ impl Bench {
 fn what_was_pushed_is_a_blob_of_the_repository() {
     let bench = Bench::new();
     let digest = digest_of(b"abcdef");
-    bench.uploads.begin("1");
+    bench.uploads.keep("1", Upload::default());
     let mut upload = bench.uploads.take("1", Some(0)).unwrap();
     bench.uploads.push(&mut upload, b"abc");
     // Upstream knows it by another name from now on.
@@ -98,7 +98,7 @@ fn what_was_pushed_is_a_blob_of_the_repository() {
     let mut upload = bench.uploads.take("2", Some(3)).unwrap();
     bench.uploads.push(&mut upload, b"");
     bench.uploads.push(&mut upload, b"def");
-    assert_eq!(upload.length(), 6);
+    assert_eq!(upload.length, 6);
     assert!(bench.commit(upload, &digest));
     let bytes = bench.cache.store.read(&digest, 100).unwrap().unwrap();
     assert_eq!(bytes, b"abcdef");
@@ -111,8 +111,8 @@ fn what_was_pushed_is_a_blob_of_the_repository() {
 fn an_empty_upload_is_a_blob_too() {
     let bench = Bench::new();
     let digest = digest_of(b"");
-    assert!(!bench.commit(bench.uploads.whole(), &digest_of(b"x")));
-    assert!(bench.commit(bench.uploads.whole(), &digest));
+    assert!(!bench.commit(Upload::default(), &digest_of(b"x")));
+    assert!(bench.commit(Upload::default(), &digest));
     assert_eq!(bench.cache.store.size(&digest), Some(0));
     assert!(bench.is_linked(&digest));
 }
@@ -176,7 +176,7 @@ fn uploads_past_the_limit_are_not_kept() {
 #[test]
 fn what_is_larger_than_the_quota_is_not_begun() {
     let bench = Bench::new();
-    let mut upload = bench.uploads.whole();
+    let mut upload = Upload::default();
     bench.uploads.expect(&mut upload, QUOTA + 1);
     // The thread ends; from then on nothing is taken.
     bench.settle();
@@ -206,7 +206,7 @@ fn a_disk_that_fails_fails_no_push() {
 
 #[test]
 fn a_disk_that_is_slow_delays_no_push_for_long() {
-    let queue = Queue::new();
+    let queue = Queue::default();
     let piece = vec![0; 64 << 10];
     let mut pushed = 0;
     // Nobody takes anything out.
@@ -221,7 +221,7 @@ fn a_disk_that_is_slow_delays_no_push_for_long() {
 fn the_number_of_uploads_known_is_limited() {
     let bench = Bench::new();
     for number in 0..SESSIONS_MAX * 2 {
-        bench.uploads.begin(&number.to_string());
+        bench.uploads.keep(&number.to_string(), Upload::default());
     }
     assert_eq!(bench.uploads.sessions.locked().len(), SESSIONS_MAX);
     let newest = (SESSIONS_MAX * 2 - 1).to_string();

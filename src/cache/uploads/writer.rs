@@ -1,19 +1,18 @@
 //! The thread of one upload. Owns: the queue to it, the file without a name, hashing, and making it
 //! a blob. Must not: publish anything that has another digest.
 
-use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::cache::disk::Disk;
 use crate::cache::fill::BlobRequest;
 use crate::cache::sweep::Reservation;
 use crate::hash::Hasher;
-use crate::locked::Locked as _;
+use crate::locked::{Locked as _, TimedWait as _};
 use crate::log::{self, Level};
 use crate::metrics;
 use crate::permits::Permits;
@@ -22,19 +21,15 @@ use crate::permits::Permits;
 pub(super) const IDLE_MAX: Duration = Duration::from_secs(10 * 60);
 /// Bytes that wait for the thread at the most: a burst of the network, and little memory.
 const QUEUE_BYTES_MAX: usize = 1 << 20;
-/// Bytes that are handed over in one piece at the most: the kernel writes a few large pieces with
-/// half the work of many small ones.
-const PIECE_BYTES: usize = 128 * 1024;
 /// Room is reserved in steps of so much where the length is not known.
 const RESERVE_BYTES: u64 = 32 << 20;
 /// Longest wait for room under the quota.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
-/// Room left free on the disk for everything else that writes there.
-const FREE_BYTES_MIN: u64 = 1 << 20;
 /// Stack of the thread: hashing and file I/O.
 const STACK_BYTES: usize = 256 * 1024;
 
 /// What the connection hands to the thread.
+#[derive(Default)]
 pub(super) struct Queue {
     state: Mutex<CopyQueue>,
     changed: Condvar,
@@ -42,60 +37,37 @@ pub(super) struct Queue {
 
 #[derive(Default)]
 struct CopyQueue {
-    items: VecDeque<Item>,
-    bytes: usize,
-    /// The buffers of pieces that were written, for the next ones: the allocator would give each
-    /// back to the system, and the system would clear it each time. No more than once waited.
-    spare: Vec<Vec<u8>>,
+    /// Those that are to be written next.
+    bytes: Vec<u8>,
+    /// So long is the upload to become.
+    expected: Option<u64>,
+    /// The blob that it is to be, with these bytes.
+    wanted: Option<BlobRequest>,
     /// The connection is done with it.
     closed: bool,
     /// The thread is done: whether there is a blob now.
     ended: Option<bool>,
 }
 
-enum Item {
-    Bytes(Vec<u8>),
-    Expect(u64),
-    Commit(BlobRequest),
+impl CopyQueue {
+    const fn is_full(&self) -> bool {
+        self.bytes.len() >= QUEUE_BYTES_MAX
+    }
 }
 
 impl Queue {
-    pub(super) fn new() -> Self {
-        Self {
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        }
-    }
-
     /// Hands over a copy and says how long that took; none when it took longer than `patience`, or
     /// the thread has given up.
     pub(super) fn push(&self, bytes: &[u8], patience: Duration) -> Option<Duration> {
         let begun = Instant::now();
-        let mut state = self.state.locked();
-        while state.ended.is_none() && state.bytes > QUEUE_BYTES_MAX {
-            let left = patience.saturating_sub(begun.elapsed());
-            if left.is_zero() {
-                return None;
-            }
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        if state.ended.is_some() {
+        let is_over = |state: &CopyQueue| state.ended.is_some() || !state.is_full();
+        let state = self.state.locked();
+        let mut state = self.changed.wait_until(state, begun + patience, is_over);
+        if state.ended.is_some() || state.is_full() {
             return None;
         }
-        state.bytes += bytes.len();
-        let was_empty = state.items.is_empty();
-        match state.items.back_mut() {
-            Some(Item::Bytes(piece)) if piece.len() + bytes.len() <= PIECE_BYTES => {
-                piece.extend_from_slice(bytes);
-            }
-            _ => {
-                let new_piece = || Vec::with_capacity(PIECE_BYTES);
-                let mut piece = state.spare.pop().unwrap_or_else(new_piece);
-                piece.extend_from_slice(bytes);
-                state.items.push_back(Item::Bytes(piece));
-            }
-        }
+        let was_empty = state.bytes.is_empty();
+        state.bytes.extend_from_slice(bytes);
         drop(state);
         if was_empty {
             self.changed.notify_all();
@@ -103,78 +75,53 @@ impl Queue {
         Some(begun.elapsed())
     }
 
-    pub(super) fn expect(&self, bytes: u64) {
-        self.state.locked().items.push_back(Item::Expect(bytes));
+    /// The upload is to become `length` bytes long.
+    pub(super) fn expect(&self, length: u64) {
+        self.state.locked().expected = Some(length);
         self.changed.notify_all();
     }
 
     /// Lets the thread make it a blob, and waits until it has, or for `patience`.
     pub(super) fn commit(&self, wanted: &BlobRequest, patience: Duration) -> bool {
-        let until = Instant::now() + patience;
         let mut state = self.state.locked();
-        state.items.push_back(Item::Commit(wanted.clone()));
+        state.wanted = Some(wanted.clone());
         self.changed.notify_all();
-        loop {
-            if let Some(kept) = state.ended {
-                return kept;
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        let has_ended = |state: &CopyQueue| state.ended.is_some();
+        let deadline = Instant::now() + patience;
+        self.changed.wait_until(state, deadline, has_ended).ended == Some(true)
     }
 
     /// What came so far is not wanted any more.
     pub(super) fn close(&self) {
-        let mut state = self.state.locked();
-        state.closed = true;
-        state.items.clear();
-        drop(state);
+        self.state.locked().closed = true;
         self.changed.notify_all();
     }
 
-    /// The next item; none when there will be none, or none comes for [`IDLE_MAX`].
-    fn next(&self) -> Option<Item> {
-        let until = Instant::now() + IDLE_MAX;
-        let mut state = self.state.locked();
-        loop {
-            if state.closed {
-                return None;
-            }
-            if let Some(item) = state.items.pop_front() {
-                let was_full = state.bytes > QUEUE_BYTES_MAX;
-                if let Item::Bytes(bytes) = &item {
-                    state.bytes -= bytes.len();
-                }
-                drop(state);
-                if was_full {
-                    self.changed.notify_all();
-                }
-                return Some(item);
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return None;
-            }
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+    /// Waits for something to do, and puts the next bytes in the place of those that were written:
+    /// the two buffers last as long as the upload. Returns the length that is expected, and the
+    /// blob that it is to be then. None when nothing is wanted, or comes for [`IDLE_MAX`].
+    fn next(&self, bytes: &mut Vec<u8>) -> Option<(Option<u64>, Option<BlobRequest>)> {
+        let has_work = |state: &CopyQueue| {
+            state.wanted.is_some() || state.expected.is_some() || !state.bytes.is_empty()
+        };
+        let is_over = |state: &CopyQueue| state.closed || has_work(state);
+        let (state, deadline) = (self.state.locked(), Instant::now() + IDLE_MAX);
+        let mut state = self.changed.wait_until(state, deadline, is_over);
+        if state.closed || !has_work(&state) {
+            return None;
         }
-    }
-
-    /// Takes the buffer of a piece that was written.
-    fn reuse(&self, mut piece: Vec<u8>) {
-        piece.clear();
-        self.state.locked().spare.push(piece);
+        if state.is_full() {
+            self.changed.notify_all();
+        }
+        bytes.clear();
+        std::mem::swap(bytes, &mut state.bytes);
+        Some((state.expected.take(), state.wanted.take()))
     }
 
     fn end(&self, kept: bool) {
         let mut state = self.state.locked();
         state.ended = Some(kept);
-        state.items.clear();
-        state.spare = Vec::new();
+        state.bytes = Vec::new();
         drop(state);
         self.changed.notify_all();
     }
@@ -183,7 +130,7 @@ impl Queue {
 /// Starts a thread; none when there are too many, or it is refused.
 pub(super) fn start(disk: &Disk, threads: &Arc<Permits>) -> Option<Arc<Queue>> {
     let permit = threads.take_owned(Instant::now())?;
-    let queue = Arc::new(Queue::new());
+    let queue = Arc::new(Queue::default());
     let (disk, items) = (disk.clone(), Arc::clone(&queue));
     let run = move || {
         let work = AssertUnwindSafe(|| run(&disk, &items));
@@ -204,20 +151,14 @@ fn run(disk: &Disk, queue: &Queue) -> bool {
     let Some(mut writing) = disk.faults.check("upload", Writing::open(disk)) else {
         return false;
     };
-    while let Some(item) = queue.next() {
-        match item {
-            Item::Bytes(bytes) => {
-                if !writing.write(&bytes) {
-                    return false;
-                }
-                queue.reuse(bytes);
-            }
-            Item::Expect(bytes) => {
-                if !writing.reserve(bytes) {
-                    return false;
-                }
-            }
-            Item::Commit(wanted) => return writing.commit(&wanted),
+    let mut bytes = Vec::new();
+    while let Some((expected, wanted)) = queue.next(&mut bytes) {
+        let has_room = expected.is_none_or(|length| writing.reserve(length));
+        if !has_room || !writing.write(&bytes) {
+            return false;
+        }
+        if let Some(wanted) = wanted {
+            return writing.commit(&wanted);
         }
     }
     false
@@ -228,7 +169,9 @@ struct Writing<'a> {
     file: File,
     path: Unnamed,
     hasher: Hasher,
-    /// Bytes reserved and not yet written.
+    /// Bytes written.
+    length: u64,
+    /// Bytes that there is room for.
     room: u64,
     /// Held until the blob is on the account.
     reserved: Vec<Reservation>,
@@ -251,47 +194,39 @@ impl<'a> Writing<'a> {
             file,
             path: Unnamed(path),
             hasher: Hasher::sha256(),
+            length: 0,
             room: 0,
             reserved: Vec::new(),
         })
     }
 
     fn write(&mut self, bytes: &[u8]) -> bool {
-        let length = bytes.len() as u64;
-        if self.room < length && !self.reserve(length.max(RESERVE_BYTES)) {
+        let end = self.length + bytes.len() as u64;
+        if self.room < end && !self.reserve(end.max(self.length + RESERVE_BYTES)) {
             return false;
         }
-        if let Err(error) = self.file.write_all(bytes) {
-            self.disk.faults.report("upload", &error);
-            return false;
-        }
-        self.room = self.room.saturating_sub(length);
+        let written = self.file.write_all(bytes);
         self.hasher.update(bytes);
-        true
+        self.length = end;
+        self.disk.faults.check("upload", written).is_some()
     }
 
-    fn reserve(&mut self, bytes: u64) -> bool {
-        let missing = bytes.saturating_sub(self.room);
-        let free = self.disk.store.free_bytes().unwrap_or(u64::MAX);
-        let unspent = self.room;
-        let room = || {
-            let until = Instant::now() + ROOM_TIMEOUT;
-            self.disk.sweeper.make_room(missing, until)
-        };
-        let fits = free.saturating_sub(FREE_BYTES_MIN) >= missing.saturating_add(unspent);
-        let Some(reservation) = fits.then(room).flatten() else {
-            let why = "there is no room in CACHE_MAX_SIZE";
-            log::cause(
-                Level::Info,
-                "upload not cached",
-                ("reason", &why),
-                &[("bytes", &missing)],
-            );
-            return false;
-        };
-        self.reserved.push(reservation);
-        self.room = self.room.saturating_add(missing);
-        true
+    /// Makes room for an upload of `length` bytes.
+    fn reserve(&mut self, length: u64) -> bool {
+        let missing = length.saturating_sub(self.room);
+        let until = Instant::now() + ROOM_TIMEOUT;
+        match self.disk.make_room(missing, until) {
+            Ok(reservation) => {
+                self.reserved.push(reservation);
+                self.room += missing;
+                true
+            }
+            Err(why) => {
+                let fields: [log::Field<'_>; 1] = [("bytes", &missing)];
+                log::cause(Level::Info, "upload not cached", ("reason", &why), &fields);
+                false
+            }
+        }
     }
 
     fn commit(self, wanted: &BlobRequest) -> bool {

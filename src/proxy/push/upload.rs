@@ -33,7 +33,7 @@ pub(in crate::proxy) fn begin(
     let has_body = body.length() != Some(0);
     let mut upload = cache(exchange).and_then(|cache| {
         let wanted = whole.as_ref().filter(|_| has_body)?;
-        (!cache.store.has(wanted)).then(|| cache.uploads.whole())
+        (!cache.store.has(wanted)).then(Upload::default)
     });
     let digest = whole.or_else(|| parameter(exchange, "mount"));
     let wanted = blob_request(exchange, repository, digest.as_ref());
@@ -49,7 +49,7 @@ pub(in crate::proxy) fn begin(
             supply(&mut reply, "Range", "0-0".to_owned());
             let name = learn_name(exchange, repository, &mut reply);
             if let (Some(cache), Some(name)) = (cache(exchange), name) {
-                cache.uploads.begin(&name);
+                cache.uploads.keep(&name, Upload::default());
             }
         }
         201 => {
