@@ -1,9 +1,7 @@
 //! What a manifest says about itself. Owns: telling a manifest from anything else that may come in
 //! its place. Must not: do I/O, or keep more of a manifest than the fields that describe it.
 
-use std::fmt;
-
-use serde_core::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use super::manifest::read_fields;
 
 /// Longest media type (RFC 6838 §4.2: two names of 127 characters and a slash).
 const MEDIA_TYPE_BYTES_MAX: usize = 255;
@@ -24,86 +22,21 @@ impl SelfDescription {
     /// `schemaVersion`, or (artifact manifests have none) with a `mediaType` that is the type under
     /// which it came.
     pub fn read(manifest: &[u8], content_type: Option<&str>) -> Option<Self> {
-        let DescribingFields {
-            media_type,
-            version,
-            has_signatures,
-        } = serde_json::from_slice(manifest).ok()?;
-        let media_type = media_type.filter(|name| is_media_type(name));
-        if version.is_none() && (media_type.is_none() || media_type.as_deref() != content_type) {
+        // Fields that can be read in two ways are the client's business.
+        let (document, _) = read_fields(manifest);
+        let media_type = document
+            .text("mediaType")
+            .filter(|name| is_media_type(name));
+        let version = document.number("schemaVersion");
+        if version.is_none() && (media_type.is_none() || media_type != content_type) {
             return None;
         }
-        let is_signed = (version == Some(1) && has_signatures)
+        let is_signed = (version == Some(1) && document.get("signatures").is_some())
             || content_type.is_some_and(|name| name.ends_with("+prettyjws"));
         Some(Self {
-            media_type,
+            media_type: media_type.map(str::to_owned),
             is_signed,
         })
-    }
-}
-
-/// The fields of a manifest that describe it. All others are checked to be JSON and passed over, so
-/// that a large manifest costs no memory.
-#[derive(Default)]
-struct DescribingFields {
-    media_type: Option<String>,
-    version: Option<u64>,
-    has_signatures: bool,
-}
-
-impl<'de> Deserialize<'de> for DescribingFields {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Fields;
-        impl<'de> Visitor<'de> for Fields {
-            type Value = DescribingFields;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(
-                self,
-                mut fields: A,
-            ) -> Result<DescribingFields, A::Error> {
-                let mut head = DescribingFields::default();
-                while let Some(Text(name)) = fields.next_key()? {
-                    match name.as_str() {
-                        "mediaType" => {
-                            let name: Option<Text> = fields.next_value()?;
-                            head.media_type = name.map(|Text(name)| name);
-                        }
-                        "schemaVersion" => head.version = fields.next_value()?,
-                        name => {
-                            head.has_signatures |= name == "signatures";
-                            fields.next_value::<IgnoredAny>()?;
-                        }
-                    }
-                }
-                Ok(head)
-            }
-        }
-        deserializer.deserialize_map(Fields)
-    }
-}
-
-/// A text, of which no more is kept than shows that it is too long.
-struct Text(String);
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Short;
-        impl Visitor<'_> for Short {
-            type Value = Text;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Text, E> {
-                Ok(Text(text.chars().take(MEDIA_TYPE_BYTES_MAX + 1).collect()))
-            }
-        }
-        deserializer.deserialize_str(Short)
     }
 }
 

@@ -9,9 +9,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::Mutex;
 
-use serde_core::de::{
-    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
-};
+use serde_core::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value, json};
 
 use crate::locked::Locked as _;
@@ -40,7 +38,7 @@ const LARGE_BYTES: usize = 256 * 1024;
 const PLATFORM_WORD_BYTES_MAX: usize = 32;
 
 /// The fields that are read.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 19] = [
     "annotations",
     "architecture",
     "artifactType",
@@ -54,6 +52,8 @@ const KEYS: [&str; 17] = [
     "mediaType",
     "os",
     "platform",
+    "schemaVersion",
+    "signatures",
     "size",
     "subject",
     "urls",
@@ -186,23 +186,34 @@ pub fn referrer(
     Some(descriptor)
 }
 
+/// What is read of a manifest; nothing, when it could be read in two ways.
 fn read(manifest: &[u8]) -> Kept {
+    match read_fields(manifest) {
+        (kept, false) => kept,
+        (_, true) => Kept::Other,
+    }
+}
+
+/// The fields of a document, and whether one of them could be read in two ways. Nothing, when it is
+/// not JSON.
+pub(super) fn read_fields(manifest: &[u8]) -> (Kept, bool) {
     static LARGE: Mutex<()> = Mutex::new(());
     let _one_at_a_time = (manifest.len() > LARGE_BYTES).then(|| LARGE.locked());
-    let left = Cell::new(FIELDS_MAX);
+    let (left, is_odd) = (Cell::new(FIELDS_MAX), Cell::new(false));
     let mut json = serde_json::Deserializer::from_slice(manifest);
     let kept = Keep {
         left: &left,
+        is_odd: &is_odd,
         part: JsonPlace::Document,
     };
     let kept = kept.deserialize(&mut json);
     let kept = kept.and_then(|kept| json.end().map(|()| kept));
-    kept.unwrap_or(Kept::Other)
+    (kept.unwrap_or(Kept::Other), is_odd.get())
 }
 
 /// What is kept of a JSON value.
 #[derive(Debug)]
-enum Kept {
+pub(super) enum Kept {
     Text(String),
     Number(u64),
     List(Vec<Self>),
@@ -216,7 +227,7 @@ enum Kept {
 }
 
 impl Kept {
-    fn get(&self, key: &str) -> Option<&Self> {
+    pub(super) fn get(&self, key: &str) -> Option<&Self> {
         let Self::Object(fields) = self else {
             return None;
         };
@@ -224,9 +235,16 @@ impl Kept {
         field.map(|(_, value)| value)
     }
 
-    fn text(&self, key: &str) -> Option<&str> {
+    pub(super) fn text(&self, key: &str) -> Option<&str> {
         match self.get(key)? {
             Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    pub(super) fn number(&self, key: &str) -> Option<u64> {
+        match self.get(key)? {
+            Self::Number(number) => Some(*number),
             _ => None,
         }
     }
@@ -279,14 +297,10 @@ impl Kept {
         if self.is_foreign() {
             return None;
         }
-        let size = match self.get("size") {
-            Some(Self::Number(size)) => Some(*size),
-            _ => None,
-        };
         Some(Named {
             digest: self.text(digest)?.parse().ok()?,
             media_type: media_type.map(str::to_owned),
-            size,
+            size: self.number("size"),
             platform: self.get("platform").and_then(Self::words_of_platform),
         })
     }
@@ -305,6 +319,8 @@ enum JsonPlace {
 #[derive(Clone, Copy)]
 struct Keep<'a> {
     left: &'a Cell<usize>,
+    /// A field could be read in two ways.
+    is_odd: &'a Cell<bool>,
     part: JsonPlace,
 }
 
@@ -401,13 +417,19 @@ impl<'de> Visitor<'de> for Keep<'_> {
         }
         let mut fields: Vec<(&'static str, Kept)> = Vec::new();
         while let Some(name) = object.next_key::<String>()? {
-            let Some(key) = known_key(&name).map_err(A::Error::custom)? else {
+            let key = KEYS.into_iter().find(|key| key.eq_ignore_ascii_case(&name));
+            let Some(key) = key.filter(|key| *key == name) else {
+                if key.is_some_and(|key| !PLATFORM_KEYS.contains(&key)) {
+                    // Go's JSON, which most registries use, takes a name in any case.
+                    self.is_odd.set(true);
+                }
                 object.next_value::<IgnoredAny>()?;
                 continue;
             };
-            if fields.iter().any(|(name, _)| *name == key) {
+            if let Some(before) = fields.iter().position(|(name, _)| *name == key) {
                 // Registries take the last of them or the first; nobody knows which.
-                return Err(A::Error::custom("a field is there twice"));
+                self.is_odd.set(true);
+                fields.swap_remove(before);
             }
             let part = match (self.part, key) {
                 (JsonPlace::Document, "annotations") => JsonPlace::Annotations,
@@ -422,17 +444,6 @@ impl<'de> Visitor<'de> for Keep<'_> {
             fields.push((key, object.next_value_seed(self.of(part))?));
         }
         Ok(Kept::Object(fields))
-    }
-}
-
-/// The field with this name; none for one that is skipped. Go's JSON, which most registries use,
-/// takes a name in any case.
-fn known_key(name: &str) -> Result<Option<&'static str>, &'static str> {
-    let key = KEYS.into_iter().find(|key| key.eq_ignore_ascii_case(name));
-    match key {
-        Some(key) if key != name && PLATFORM_KEYS.contains(&key) => Ok(None),
-        Some(key) if key != name => Err("a field's name is in another case"),
-        key => Ok(key),
     }
 }
 
