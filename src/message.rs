@@ -14,7 +14,6 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Deref;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::budget::Share;
@@ -404,12 +403,11 @@ impl Decider {
 
     /// The decision; none when deciding panicked, which is logged and counted.
     pub fn decide(&self, request: &Arc<Request>) -> Option<Answer> {
-        let answer = catch_unwind(AssertUnwindSafe(|| (self.0)(request)));
-        if answer.is_err() {
-            metrics::PANICS.inc();
+        let answer = metrics::count_panic(|| (self.0)(request));
+        if answer.is_none() {
             log::error("a decision panicked", &[("method", &request.method)]);
         }
-        answer.ok()
+        answer
     }
 }
 

@@ -22,26 +22,28 @@ const PIECE_BYTES: usize = 128 * 1024;
 /// Replaces `path` with a file that holds `bytes`: a temporary file in `temps` (same file system),
 /// fsync, rename, fsync of the directory. Makes missing directories.
 pub(super) fn replace(temps: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(temps);
-    let temp = temps.join(temp_name());
-    let renamed = write(&temp, bytes).and_then(|()| rename(&temp, path, folder));
-    if renamed.is_err() {
-        let _ = fs::remove_file(&temp);
-        return renamed;
-    }
-    sync_directory(folder)
+    replace_by(temps, path, |temp| write(temp, bytes))?;
+    sync_directory(path.parent().unwrap_or(temps))
 }
 
 /// The same without any fsync, for what costs no more than a question upstream when it is lost. A
 /// file that a power cut leaves empty must read as absent.
 pub(super) fn replace_unsynced(temps: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(temps);
+    replace_by(temps, path, |temp| fs::write(temp, bytes))
+}
+
+fn replace_by(
+    temps: &Path,
+    path: &Path,
+    write: impl FnOnce(&Path) -> io::Result<()>,
+) -> io::Result<()> {
     let temp = temps.join(temp_name());
-    let written = fs::write(&temp, bytes).and_then(|()| rename(&temp, path, folder));
-    if written.is_err() {
+    let folder = path.parent().unwrap_or(temps);
+    let replaced = write(&temp).and_then(|()| rename(&temp, path, folder));
+    if replaced.is_err() {
         let _ = fs::remove_file(&temp);
     }
-    written
+    replaced
 }
 
 /// The same for a few bytes whose beginning alone reads as absent: a new file is written where it

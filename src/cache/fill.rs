@@ -18,7 +18,6 @@ mod pace;
 mod reader;
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -147,22 +146,18 @@ impl Fills {
         let listed = TRANSFERS.list(Arc::clone(&growing.transfer));
         let (fills, filling) = (Arc::clone(self), Arc::clone(growing));
         let work = move || {
-            let fill = AssertUnwindSafe(|| fills.fill(&filling));
-            let outcome = catch_unwind(fill).unwrap_or_else(|_| {
-                metrics::PANICS.inc();
+            let outcome = metrics::count_panic(|| fills.fill(&filling)).unwrap_or_else(|| {
                 FillEnd::Failed(filling.fault(Stage::Transfer, "the download panicked".into()))
             });
             drop(listed);
             fills.end(&filling, outcome);
             drop(slot);
         };
-        // Its lines carry the id of the request that began it.
-        let request = RequestScope::current();
-        let run = move || match request {
-            Some(request) => request.run(work),
-            None => work(),
-        };
-        if self.crew.run(Box::new(run)).is_err() {
+        if self
+            .crew
+            .run(Box::new(RequestScope::pass_on(work)))
+            .is_err()
+        {
             self.end(growing, FillEnd::Bypass);
         }
     }

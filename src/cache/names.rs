@@ -8,16 +8,16 @@
 //! Whoever keeps an answer of upstream's passes the moment before it was asked for, and an answer
 //! that a change has overtaken is not kept ([`super::changes`]).
 //!
-//! Locks: the set of files being rewritten, held for set operations; never across I/O. Other
-//! processes are kept from a file by a lock of [`super::processes`].
+//! Locks: one for each part of the files, held while one of them is rewritten. Other processes are
+//! kept from it by a lock of [`super::processes`].
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use super::changes::{Changes, Fact, Moment};
@@ -40,8 +40,8 @@ use crate::oci::{Digest, Registry, Repository, Tag};
 const PARTITIONS_MAX: usize = 128;
 /// What a directory takes on the disk, as long as it is small.
 const BLOCK_BYTES: u64 = 4096;
-/// Locks between processes for the files, each for a part of them.
-const LOCKS: u8 = 32;
+/// Locks for the files, each for a part of them.
+const LOCKS: usize = 32;
 /// Longest wait for a process that rewrites a file. One that hangs for longer may undo a change.
 const REWRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -57,8 +57,7 @@ pub struct Names {
     read_only: bool,
     /// Bytes on disk of everything but blobs and downloads.
     used: AtomicU64,
-    writing: Mutex<HashSet<PathBuf>>,
-    written: Condvar,
+    writing: [Mutex<()>; LOCKS],
 }
 
 /// A tag, and when it was used last in any partition.
@@ -105,8 +104,7 @@ impl Names {
             root: root.to_owned(),
             temps: root.join("partial"),
             used: AtomicU64::new(0),
-            writing: Mutex::default(),
-            written: Condvar::new(),
+            writing: Default::default(),
         }
     }
 
@@ -433,23 +431,17 @@ impl Names {
 
     /// Until the lock is dropped, nobody else rewrites the file, nor does another process: two
     /// changes of one tag do not undo each other.
-    pub(super) fn lock_file<'a>(&'a self, path: &'a Path) -> FileLock<'a> {
-        let mut writing = self.writing.locked();
-        while !writing.insert(path.to_owned()) {
-            writing = self
-                .written
-                .wait(writing)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        drop(writing);
+    #[expect(clippy::indexing_slicing, reason = "a remainder is within the locks")]
+    pub(super) fn lock_file(&self, path: &Path) -> FileLock<'_> {
         // The directory may have another path in another process.
         let below = path.strip_prefix(&self.paths.repos).unwrap_or(path);
         let hash = hash::sha256(below.as_os_str().as_bytes());
-        let name = format!("names-{}", hash.first().map_or(0, |byte| byte % LOCKS));
+        let number = hash.first().map_or(0, |byte| usize::from(*byte) % LOCKS);
+        let threads = self.writing[number].locked();
+        let name = format!("names-{number}");
         FileLock {
-            names: self,
-            path,
-            processes: processes::lock(&self.root, &name, REWRITE_TIMEOUT),
+            _processes: processes::lock(&self.root, &name, REWRITE_TIMEOUT),
+            _threads: threads,
         }
     }
 }
@@ -561,20 +553,8 @@ impl Names {
 
 /// The right to rewrite one file.
 pub(super) struct FileLock<'a> {
-    names: &'a Names,
-    path: &'a Path,
-    processes: Option<File>,
-}
-
-impl Drop for FileLock<'_> {
-    fn drop(&mut self) {
-        drop(self.processes.take());
-        let writing = self.names.writing.lock();
-        writing
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(self.path);
-        self.names.written.notify_all();
-    }
+    _processes: Option<File>,
+    _threads: MutexGuard<'a, ()>,
 }
 
 fn metadata_on_disk(path: &Path) -> u64 {

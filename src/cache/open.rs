@@ -124,18 +124,10 @@ impl std::error::Error for OpenError {}
 /// Finds or makes the layout in `dir`; returns its root, the locked marker and our place among the
 /// processes there.
 pub(super) fn prepare(dir: &Path) -> Result<(PathBuf, File, Processes), OpenError> {
-    let fault = |error| OpenError::io(dir, error);
-    fs::create_dir_all(dir).map_err(fault)?;
-    let mut root = dir.to_owned();
-    if is_foreign(&root).map_err(fault)? {
-        root = dir.join(SUBDIRECTORY);
-        fs::create_dir_all(&root).map_err(|error| OpenError::io(&root, error))?;
-        if is_foreign(&root).map_err(|error| OpenError::io(&root, error))? {
-            return Err(OpenError::io(&root, foreign_fault()));
-        }
-    }
-    let marker = claim(&root)?;
+    let root = choose_root(dir)?;
     let fault = |error| OpenError::io(&root, error);
+    fs::create_dir_all(&root).map_err(fault)?;
+    let marker = claim(&root)?;
     let processes = Processes::enter(&root).map_err(fault)?;
     lay_out(&root).map_err(fault)?;
     Ok((root, marker, processes))
@@ -156,15 +148,27 @@ pub(super) fn find(dir: &Path) -> Result<(PathBuf, File), OpenError> {
     })
 }
 
-/// Why there can be no cache in a directory.
-pub(super) fn foreign_fault() -> io::Error {
-    io::Error::new(io::ErrorKind::AlreadyExists, "it holds something else")
+/// Where the layout of `dir` is, or is going to be: there, or in its subdirectory `aws-ecr-proxy`
+/// when `dir` holds something else.
+pub(super) fn choose_root(dir: &Path) -> Result<PathBuf, OpenError> {
+    let below = dir.join(SUBDIRECTORY);
+    for root in [dir, &below] {
+        if !is_foreign(root).map_err(|error| OpenError::io(root, error))? {
+            return Ok(root.to_owned());
+        }
+    }
+    let why = io::Error::new(io::ErrorKind::AlreadyExists, "it holds something else");
+    Err(OpenError::io(&below, why))
 }
 
 /// True for a directory with something in it that is no cache of ours.
-pub(super) fn is_foreign(dir: &Path) -> io::Result<bool> {
+fn is_foreign(dir: &Path) -> io::Result<bool> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        entries => entries?,
+    };
     let mut foreign = false;
-    for entry in fs::read_dir(dir)? {
+    for entry in entries {
         let name = entry?.file_name();
         if name == MARKER {
             return Ok(false);

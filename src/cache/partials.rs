@@ -157,11 +157,11 @@ impl Store {
         }
         // A blob needs none, and it may take a block. A download without one counts as synced.
         let _ = rustix::fs::fremovexattr(file, MARK);
+        self.move_in(digest, &from, file)?;
         let ours = file.metadata()?;
-        self.move_in(digest, &from, files::on_disk(&ours))?;
         self.partial_shrunk(ours.len());
-        self.set_verified(digest, Stamp::of(&file.metadata()?));
-        files::sync_directory(&self.folder("blobs", digest))
+        self.set_verified(digest, Stamp::of(&ours));
+        Ok(())
     }
 
     /// Removes a download.

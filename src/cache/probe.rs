@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use super::open::{self, CHECK, OpenError, SUBDIRECTORY};
+use super::open::{self, CHECK, OpenError};
 
 /// What is written: a full disk takes the name of a file, but no content.
 const CHECK_BYTES: [u8; 4096] = [0; 4096];
@@ -28,22 +28,9 @@ pub struct Found {
 /// # Errors
 /// The cache is of a newer format, or cannot be written.
 pub fn probe(dir: &Path) -> Result<Found, OpenError> {
-    let fault = |error: io::Error| OpenError::io(dir, error);
-    match dir.metadata() {
-        Ok(found) if found.is_dir() => {}
-        Ok(_) => return Err(fault(io::ErrorKind::NotADirectory.into())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return missing(dir),
-        Err(error) => return Err(fault(error)),
-    }
-    let mut root = dir.to_owned();
-    if open::is_foreign(dir).map_err(fault)? {
-        root = dir.join(SUBDIRECTORY);
-        match open::is_foreign(&root) {
-            Ok(false) => {}
-            Ok(true) => return Err(OpenError::io(&root, open::foreign_fault())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return missing(&root),
-            Err(error) => return Err(OpenError::io(&root, error)),
-        }
+    let root = open::choose_root(dir)?;
+    if !root.exists() {
+        return missing(&root);
     }
     let is_there = open::format(&root)?;
     let partial = root.join("partial");
@@ -171,7 +158,7 @@ mod tests {
         let scratch = Scratch::new();
         fs::write(scratch.path().join("nginx"), "x").unwrap();
         let found = probe(scratch.path()).unwrap();
-        let sub = scratch.path().join(SUBDIRECTORY);
+        let sub = scratch.path().join(open::SUBDIRECTORY);
         assert_eq!((found.root, found.is_there), (sub.clone(), false));
         assert_eq!(names(scratch.path()), ["nginx"]);
         let open = Store::open(scratch.path()).unwrap();

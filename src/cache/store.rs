@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -279,15 +279,12 @@ impl Store {
         if self.has(digest) {
             return Ok(());
         }
-        self.refuse_if_read_only()?;
-        self.expect_arrival(digest);
-        let path = self.blob_path(digest);
-        let stored = files::replace(&self.partial_root(), &path, bytes);
-        if stored.is_err() && !self.has(digest) {
-            self.record_departure(digest, 0);
-            return stored;
+        let (path, mut file) = self.create_unnamed()?;
+        let written = file.write_all(bytes).and_then(|()| file.sync_all());
+        let stored = written.and_then(|()| self.move_in(digest, &path, &file));
+        if stored.is_err() {
+            let _ = fs::remove_file(&path);
         }
-        self.record_arrival(digest, files::tree_on_disk(&path), 0);
         stored
     }
 
@@ -309,9 +306,9 @@ impl Store {
     /// The disk's own.
     pub fn publish_unnamed(&self, digest: &Digest, path: &Path, file: &File) -> io::Result<()> {
         file.sync_all()?;
-        self.move_in(digest, path, files::on_disk(&file.metadata()?))?;
+        self.move_in(digest, path, file)?;
         self.set_verified(digest, Stamp::of(&file.metadata()?));
-        files::sync_directory(&self.folder("blobs", digest))
+        Ok(())
     }
 
     pub(super) fn refuse_if_read_only(&self) -> io::Result<()> {
@@ -321,8 +318,9 @@ impl Store {
         }
     }
 
-    pub(super) fn move_in(&self, digest: &Digest, from: &Path, size: u64) -> io::Result<()> {
-        let to = self.blob_path(digest);
+    /// Makes a file that is on the disk a blob, and lets that outlive a power cut.
+    pub(super) fn move_in(&self, digest: &Digest, from: &Path, file: &File) -> io::Result<()> {
+        let (to, size) = (self.blob_path(digest), files::on_disk(&file.metadata()?));
         let before = files::tree_on_disk(&to);
         self.expect_arrival(digest);
         if let Err(error) = fs::rename(from, &to) {
@@ -330,7 +328,7 @@ impl Store {
             return Err(error);
         }
         self.record_arrival(digest, size, before);
-        Ok(())
+        files::sync_directory(&below(&self.root, &["blobs", digest.algorithm()]))
     }
 
     /// Removes a blob; readers that have it open keep it. An absent one is no error.
@@ -436,10 +434,6 @@ impl Store {
         };
         let metadata = file.metadata()?;
         Ok(metadata.is_file().then(|| (file, Stamp::of(&metadata))))
-    }
-
-    pub(super) fn folder(&self, kind: &str, digest: &Digest) -> PathBuf {
-        below(&self.root, &[kind, digest.algorithm()])
     }
 
     fn blob_path(&self, digest: &Digest) -> PathBuf {

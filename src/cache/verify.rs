@@ -6,8 +6,8 @@
 //! hashed when it is first asked for: a small one before it is answered, a large one while it is
 //! sent, and then its last byte waits for the result. A damaged one is removed, and fetched again.
 //!
-//! Locks: the list of jobs, and under it each job's state, held to hash a piece at the longest; never
-//! across I/O.
+//! Locks: the list of jobs, and under it each job's state, held to hash a piece at the longest,
+//! never across I/O.
 
 use std::fs::File;
 use std::io;

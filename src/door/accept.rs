@@ -175,9 +175,7 @@ fn admit(shared: &Arc<DoorState>, stream: ClientStream, address: Option<SocketAd
 }
 
 fn run_connection(shared: &DoorState, connection: Arc<Connection>, peer: &Peer) {
-    let serve = AssertUnwindSafe(|| connection::serve(shared, &connection, peer));
-    if catch_unwind(serve).is_err() {
-        metrics::PANICS.inc();
+    if metrics::count_panic(|| connection::serve(shared, &connection, peer)).is_none() {
         connection.reset_on_close();
     }
     shared.unregister(connection);

@@ -1,7 +1,6 @@
 //! One connection's loop: head, answer, reply, and again. Owns: keep-alive, closing (lingering or
 //! by reset), the request's log line. Must not: be entered by more than its own thread.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -306,11 +305,9 @@ fn get_reply(
     let mut reader = BodyReader::new(socket, framing, expects_continue, &shared.limits);
     // The exchange is dropped by the panic, and nothing it borrowed is used again half-done: the
     // connection is closed.
-    let run = AssertUnwindSafe(|| exchange(&mut RequestBody::new(&mut reader, length)));
-    let reply = catch_unwind(run).unwrap_or_else(|_| {
-        metrics::PANICS.inc();
-        internal_error("the exchange panicked")
-    });
+    let run = || exchange(&mut RequestBody::new(&mut reader, length));
+    let reply = metrics::count_panic(run);
+    let reply = reply.unwrap_or_else(|| internal_error("the exchange panicked"));
     match reader.fault() {
         None => {
             let done = reader.is_done();

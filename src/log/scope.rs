@@ -55,6 +55,16 @@ impl RequestScope {
         CURRENT.with_borrow(Clone::clone)
     }
 
+    /// Lets `work` be done by another thread for the request that this one works for: its lines
+    /// carry the same id.
+    pub fn pass_on<T>(work: impl FnOnce() -> T) -> impl FnOnce() -> T {
+        let request = Self::current();
+        move || match request {
+            Some(request) => request.run(work),
+            None => work(),
+        }
+    }
+
     /// Runs `work` for this request.
     pub fn run<T>(self: &Arc<Self>, work: impl FnOnce() -> T) -> T {
         let _restored = Restored(CURRENT.replace(Some(Arc::clone(self))));

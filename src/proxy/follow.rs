@@ -3,7 +3,6 @@
 //! `referrers`. Must not: keep a client waiting, or fetch without bounds.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::exchange::Parts;
@@ -37,11 +36,9 @@ pub(super) fn run(parts: &Arc<Parts>) -> ! {
         };
         let attempt = queue.next();
         let image = &attempt.image;
-        let fill = AssertUnwindSafe(|| fetch_referrers(parts, &image.client, &image.digest));
-        match catch_unwind(fill) {
-            Ok(true) => {}
-            Ok(false) => queue.retry(attempt),
-            Err(_) => metrics::PANICS.inc(),
+        let fill = || fetch_referrers(parts, &image.client, &image.digest);
+        if metrics::count_panic(fill) == Some(false) {
+            queue.retry(attempt);
         }
     }
 }

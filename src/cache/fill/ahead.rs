@@ -8,7 +8,6 @@
 //! Lock: the bytes that wait, held to copy a record or to change a buffer, never across I/O.
 
 use std::io::{self, BufRead, Read};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
@@ -70,23 +69,17 @@ impl ReadAhead {
             }),
             changed: Condvar::new(),
         });
-        let (reader, request) = (Arc::clone(&shared), RequestScope::current());
+        let reader = Arc::clone(&shared);
         let work = move || {
-            let read = catch_unwind(AssertUnwindSafe(|| reader.read(body)));
-            let outcome = read.unwrap_or_else(|_| {
-                metrics::PANICS.inc();
-                Err(io::Error::other("reading it panicked"))
-            });
+            let outcome = metrics::count_panic(|| reader.read(body))
+                .unwrap_or_else(|| Err(io::Error::other("reading it panicked")));
             reader.waiting.locked().outcome = Some(outcome);
             reader.changed.notify_all();
         };
-        // Its lines carry the id of the request that began the download.
-        let run = move || match request {
-            Some(request) => request.run(work),
-            None => work(),
-        };
         let thread = Builder::new().name("read-ahead".to_owned());
-        thread.stack_size(STACK_BYTES).spawn(run)?;
+        thread
+            .stack_size(STACK_BYTES)
+            .spawn(RequestScope::pass_on(work))?;
         Ok(Self {
             shared,
             piece: Vec::with_capacity(PIECE_BYTES),

@@ -61,10 +61,8 @@ pub(super) struct Fill<'a> {
     begun_at: Instant,
 }
 
-/// How one try ended.
-enum Try {
-    /// The body came to its end.
-    Complete,
+/// Why one try did not come to the end of the body.
+enum Stop {
     /// For good.
     End(FillEnd),
     /// May be tried again.
@@ -157,16 +155,16 @@ impl<'a> Fill<'a> {
         let (mut failures, mut furthest) = (0, 0);
         let outcome = loop {
             let error = match self.attempt() {
-                Try::Complete => return self.finish(),
-                Try::End(outcome) => break outcome,
-                Try::Restarted if !restarted => {
+                Ok(()) => return self.finish(),
+                Err(Stop::End(outcome)) => break outcome,
+                Err(Stop::Restarted) if !restarted => {
                     restarted = true;
                     continue;
                 }
-                Try::Restarted => {
+                Err(Stop::Restarted) => {
                     break FillEnd::Failed(self.new_fault("upstream answers no range".to_owned()));
                 }
-                Try::Broken(error) => error,
+                Err(Stop::Broken(error)) => error,
             };
             // One that starts again and breaks off at the same byte each time has no end.
             failures = match self.have > furthest {
@@ -191,7 +189,7 @@ impl<'a> Fill<'a> {
         outcome
     }
 
-    fn attempt(&mut self) -> Try {
+    fn attempt(&mut self) -> Result<(), Stop> {
         if self.have > 0 && self.is_linked() && self.is_whole() {
             return self.publish_whole();
         }
@@ -199,20 +197,18 @@ impl<'a> Fill<'a> {
         if self.have > 0 {
             headers.add("Range", format!("bytes={}-", self.have));
         }
-        let fetched = match self.growing.ask(&headers) {
-            Ok(fetched) => fetched,
-            Err(error) => return Try::Broken(error),
-        };
+        let fetched = self.growing.ask(&headers).map_err(Stop::Broken)?;
         let range = fetched.reply.headers.first("Content-Range");
         let range = range.and_then(ContentRange::parse);
         let starts_here = range.and_then(ContentRange::first) == Some(self.have);
         let rest = range.and_then(ContentRange::total_at_end);
         let total = match (fetched.reply.status, rest) {
-            (200, _) if self.have > 0 => match self.start_again() {
-                Ok(()) => fetched.reply.length,
-                Err(error) => return self.disk_failed(&error),
-            },
-            (200, _) => fetched.reply.length,
+            (200, _) => {
+                if self.have > 0 {
+                    self.start_again()?;
+                }
+                fetched.reply.length
+            }
             (206, Some(total)) if starts_here => {
                 metrics::DOWNLOADS_RESUMED.inc();
                 Some(total)
@@ -220,18 +216,16 @@ impl<'a> Fill<'a> {
             // Upstream has the blob here, and no byte of it that we have not.
             (416, _) if self.is_whole() => return self.publish_whole(),
             (206 | 416, _) if self.have > 0 => {
-                return match self.start_again() {
-                    Ok(()) => Try::Restarted,
-                    Err(error) => self.disk_failed(&error),
-                };
+                self.start_again()?;
+                return Err(Stop::Restarted);
             }
-            _ => return self.refused(fetched),
+            _ => return Err(self.refused(fetched)),
         };
         if let Err(outcome) = self.begin(total) {
             if matches!(outcome, FillEnd::Bypass) && self.have == 0 {
                 self.growing.change(|state| state.handover = Some(fetched));
             }
-            return Try::End(outcome);
+            return Err(Stop::End(outcome));
         }
         self.copy(fetched.reply.body)
     }
@@ -250,11 +244,8 @@ impl<'a> Fill<'a> {
         is_read && self.hasher.clone().finish() == digest.as_str()
     }
 
-    fn publish_whole(&mut self) -> Try {
-        match self.begin(Some(self.have)) {
-            Ok(()) => Try::Complete,
-            Err(outcome) => Try::End(outcome),
-        }
+    fn publish_whole(&mut self) -> Result<(), Stop> {
+        self.begin(Some(self.have)).map_err(Stop::End)
     }
 
     /// Tells readers that bytes are coming, once there is room for them.
@@ -303,43 +294,35 @@ impl<'a> Fill<'a> {
         self.show(false);
     }
 
-    fn copy(&mut self, body: Box<dyn Read + Send>) -> Try {
+    fn copy(&mut self, body: Box<dyn Read + Send>) -> Result<(), Stop> {
         let total = self.growing.total();
-        let mut body = match read_pieces(body, self.have, total) {
-            Ok(body) => body,
-            Err(error) => return Try::Broken(self.new_fault(error.to_string())),
-        };
+        let body = read_pieces(body, self.have, total);
+        let mut body = body.map_err(|error| self.broken(error.to_string()))?;
         loop {
             let piece = match body.fill_buf() {
-                Ok([]) if self.have == total => return Try::Complete,
-                Ok([]) => {
-                    let why = format!("body ended at byte {}", self.have);
-                    return Try::Broken(self.new_fault(why));
-                }
+                Ok([]) if self.have == total => return Ok(()),
+                Ok([]) => return Err(self.broken(format!("body ended at byte {}", self.have))),
                 Ok(piece) => piece,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Try::Broken(self.new_fault(error.to_string())),
+                Err(error) => return Err(self.broken(error.to_string())),
             };
             let count = piece.len();
-            if let Err(end) = self.keep(piece, total) {
-                return end;
-            }
+            self.keep(piece, total)?;
             body.consume(count);
         }
     }
 
     /// Writes and hashes a piece.
-    fn keep(&mut self, piece: &[u8], total: u64) -> Result<(), Try> {
+    fn keep(&mut self, piece: &[u8], total: u64) -> Result<(), Stop> {
         let count = piece.len() as u64;
         if self.have + count > total {
             self.discard();
             let why = "body is longer than its length".to_owned();
-            return Err(Try::End(FillEnd::Failed(self.new_fault(why))));
+            return Err(Stop::End(FillEnd::Failed(self.new_fault(why))));
         }
         let written = self.file.write_all_at(piece, self.have);
-        if let Err(error) = written.and_then(|()| self.hash_piece(piece, total)) {
-            return Err(self.disk_failed(&error));
-        }
+        let written = written.and_then(|()| self.hash_piece(piece, total));
+        self.check_disk(written)?;
         metrics::DOWNLOADED_BYTES.add(count);
         self.disk.store.add_used(i64::try_from(count).unwrap_or(0));
         if let Some(reserved) = &mut self.reserved {
@@ -374,10 +357,10 @@ impl<'a> Fill<'a> {
     }
 
     /// A new file, for what upstream sends from its first byte on again.
-    fn start_again(&mut self) -> io::Result<()> {
+    fn start_again(&mut self) -> Result<(), Stop> {
         let digest = &self.growing.wanted.digest;
         self.shown.extend(self.growing.state.locked().file.clone());
-        self.file = Arc::new(self.disk.store.fresh_partial(digest)?);
+        self.file = Arc::new(self.check_disk(self.disk.store.fresh_partial(digest))?);
         self.hasher = Hasher::new(digest);
         (self.have, self.hashed) = (0, 0);
         Ok(())
@@ -439,9 +422,9 @@ impl<'a> Fill<'a> {
         })
     }
 
-    fn refused(&self, fetched: Fetched) -> Try {
+    fn refused(&self, fetched: Fetched) -> Stop {
         if self.growing.state.locked().begun {
-            return Try::Broken(self.new_fault(format!("answered {}", fetched.reply.status)));
+            return self.broken(format!("answered {}", fetched.reply.status));
         }
         let mut body = Vec::new();
         let read = fetched
@@ -450,19 +433,23 @@ impl<'a> Fill<'a> {
             .take(ERROR_DOCUMENT_BYTES_MAX)
             .read_to_end(&mut body);
         if let Err(error) = read {
-            return Try::Broken(self.new_fault(error.to_string()));
+            return self.broken(error.to_string());
         }
         let (status, headers) = (fetched.reply.status, fetched.reply.headers);
-        Try::End(FillEnd::Refused(Buffered {
+        Stop::End(FillEnd::Refused(Buffered {
             status,
             headers,
             body: body.into(),
         }))
     }
 
-    fn disk_failed(&self, error: &io::Error) -> Try {
-        self.disk.faults.report("partial file", error);
-        Try::End(FillEnd::Bypass)
+    fn check_disk<T>(&self, result: io::Result<T>) -> Result<T, Stop> {
+        let result = self.disk.faults.check("partial file", result);
+        result.ok_or(Stop::End(FillEnd::Bypass))
+    }
+
+    fn broken(&self, reason: String) -> Stop {
+        Stop::Broken(self.new_fault(reason))
     }
 
     fn discard(&self) {

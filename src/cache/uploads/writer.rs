@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -133,11 +132,7 @@ pub(super) fn start(disk: &Disk, threads: &Arc<Permits>) -> Option<Arc<Queue>> {
     let queue = Arc::new(Queue::default());
     let (disk, items) = (disk.clone(), Arc::clone(&queue));
     let run = move || {
-        let work = AssertUnwindSafe(|| run(&disk, &items));
-        let kept = catch_unwind(work).unwrap_or_else(|_| {
-            metrics::PANICS.inc();
-            false
-        });
+        let kept = metrics::count_panic(|| run(&disk, &items)) == Some(true);
         // Before anybody is told of the end, so that there is a place for the next one.
         drop(permit);
         items.end(kept);
