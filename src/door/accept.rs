@@ -22,7 +22,7 @@ use crate::metrics;
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// Longest such pause: long enough to spare the processor, short enough to go unnoticed.
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
-/// Reads of what a refused client has sent already: one head's worth.
+/// How often a refused client's bytes are read before the close; all reads take one head at most.
 const REFUSED_READS_MAX: usize = 8;
 /// The answer for a client when there is no thread for it.
 const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n\
@@ -110,8 +110,8 @@ fn accept(listener: &Listener, shared: &Arc<DoorState>) {
                 admit(shared, stream, address);
             }
             Err(_) if shared.is_draining() => return,
-            // Nobody there any more.
-            Err(error) if is_nobody(&error) => {}
+            // The client has left in the meantime.
+            Err(error) if is_no_client(&error) => {}
             // The client was gone before we took it, or a network error of its own connection,
             // which accept(2) says to treat like EAGAIN.
             Err(error) if !is_shortage(&error) => {
@@ -136,12 +136,12 @@ fn accept(listener: &Listener, shared: &Arc<DoorState>) {
     }
 }
 
-fn is_nobody(error: &io::Error) -> bool {
+fn is_no_client(error: &io::Error) -> bool {
     let kind = error.kind();
     kind == io::ErrorKind::WouldBlock || kind == io::ErrorKind::Interrupted
 }
 
-/// EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing wrong with the client, there is no room for it.
+/// EMFILE, ENFILE, ENOBUFS, ENOMEM: the client did nothing wrong, but there is no room for it.
 fn is_shortage(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
@@ -150,7 +150,8 @@ fn is_shortage(error: &io::Error) -> bool {
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Gives the connection a thread, in the place of the longest idle one when a cap is reached.
+/// Gives the connection a thread. When a cap is reached, it takes the place of the connection that
+/// has been idle longest.
 fn admit(shared: &Arc<DoorState>, stream: ClientStream, address: Option<SocketAddr>) {
     metrics::CONNECTIONS_ACCEPTED.inc();
     let ip = address.map(|address| address.ip());
@@ -181,15 +182,15 @@ fn run_connection(shared: &DoorState, connection: Arc<Connection>, peer: &Peer) 
     shared.unregister(connection);
 }
 
-/// Tells the client without waiting for it: the accept thread must not block.
+/// Answers that there is no room. Never waits for the client: the accept thread must not block.
 fn refuse(shared: &DoorState, stream: &ClientStream, why: &str) {
     metrics::CONNECTIONS_REFUSED.inc();
     log::cause(Level::Warn, "connection refused", ("reason", &why), &[]);
     // The few bytes fit any send buffer; a client that takes nothing gets nothing.
     let _ = stream.set_nonblocking(true);
     let mut stream = stream;
-    let words = shared.tls.as_ref().map_or(NO_ROOM, |_| NO_ROOM_ALERT);
-    let _ = stream.write_all(words);
+    let refusal = shared.tls.as_ref().map_or(NO_ROOM, |_| NO_ROOM_ALERT);
+    let _ = stream.write_all(refusal);
     let _ = stream.shutdown(Shutdown::Write);
     // Unread bytes would turn the close into a reset that overtakes the answer.
     let mut sink = [0; 4096];

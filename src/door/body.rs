@@ -150,9 +150,9 @@ impl<'a> BodyReader<'a> {
         Ok(count)
     }
 
-    /// Runs one read of the socket within the idle limit. What counts against the client is the
-    /// time of this read: between reads it is upstream that is slow, or we are. What counts for it
-    /// are the bytes that came, also those of a TLS record that is not whole yet.
+    /// Runs one read of the socket within the idle limit. Only the time of this read counts against
+    /// the client: between two reads, upstream or the proxy is slow. All bytes that came count for
+    /// the client, also those of a TLS record that is not complete yet.
     fn read_timed(
         &mut self,
         mut read: impl FnMut(&mut ClientSocket, Instant) -> io::Result<usize>,
@@ -187,6 +187,7 @@ impl<'a> BodyReader<'a> {
 
     /// A line of at most `limit` bytes, without its CRLF.
     fn read_line(&mut self, limit: usize) -> Result<Vec<u8>, BodyFault> {
+        let bad_line = || malformed("a line of the chunked body is too long or malformed");
         loop {
             let buffered = self.socket.buffered();
             if let Some(end) = buffered.iter().position(|byte| *byte == b'\n') {
@@ -196,17 +197,13 @@ impl<'a> BodyReader<'a> {
                 };
                 let line = line.to_vec();
                 if line.len() > limit || line.contains(&b'\r') || line.contains(&0) {
-                    return Err(malformed(
-                        "a line of the chunked body is too long or malformed",
-                    ));
+                    return Err(bad_line());
                 }
                 self.socket.consume(end + 1);
                 return Ok(line);
             }
             if buffered.len() > limit + 1 {
-                return Err(malformed(
-                    "a line of the chunked body is too long or malformed",
-                ));
+                return Err(bad_line());
             }
             self.read_timed(ClientSocket::fill)?;
         }
@@ -250,14 +247,10 @@ fn chunk_size(line: &[u8]) -> Result<u64, BodyFault> {
         && extension
             .iter()
             .all(|byte| is_blank(byte) || !byte.is_ascii_control());
-    let is_malformed = !extension.is_empty() && !is_extension;
-    if digits == 0 || digits > CHUNK_SIZE_DIGITS_MAX || is_malformed {
-        return Err(malformed(
-            "chunk size is not a hex number of at most 16 digits",
-        ));
-    }
+    let is_well_formed = digits <= CHUNK_SIZE_DIGITS_MAX && (extension.is_empty() || is_extension);
     let size = std::str::from_utf8(size)
         .ok()
+        .filter(|_| is_well_formed)
         .and_then(|text| u64::from_str_radix(text, 16).ok());
     size.ok_or_else(|| malformed("chunk size is not a hex number of at most 16 digits"))
 }

@@ -19,9 +19,9 @@ use crate::message::{Answer, Headers, LogNote, Peer, Reply, Request, RequestBody
 use crate::metrics::{self, Finished, Route};
 use crate::oci::{ErrorCode, OciError};
 
-/// Longest wait for more while a closing connection is read from.
+/// Longest wait for the next bytes of a client whose connection is closing.
 const LINGER_PIECE: Duration = Duration::from_secs(2);
-/// Said in `Retry-After` when the proxy itself is at a limit.
+/// Value of `Retry-After` when the proxy itself is at a limit.
 const RETRY_AFTER_SECONDS: &str = "2";
 
 /// The first byte of a ClientHello's record (RFC 8446 §5.1).
@@ -64,7 +64,7 @@ fn shake_hands(shared: &DoorState, peer: &Peer, socket: &mut ClientSocket) -> Op
         linger(shared, socket);
         return None;
     }
-    let session = tls.session();
+    let session = tls.new_session();
     match session.and_then(|session| socket.start_tls(session, deadline)) {
         Ok(certificate) => Some(Peer {
             tls: true,
@@ -106,10 +106,10 @@ fn log_handshake_fault(fault: &HandshakeFault, peer: &Peer, limit: Duration) {
     }
 }
 
-/// Answers a client that speaks TLS to a port without it, in its own language.
+/// Answers a client that speaks TLS to a plain HTTP port, with a TLS alert.
 fn refuse_tls(peer: &Peer, socket: &mut ClientSocket) {
     let why = "this port speaks plain http, and TLS came; use http://, or set ENABLE_SSL";
-    let message = "TLS at a port without it";
+    let message = "TLS came to a plain HTTP port";
     log::cause(Level::Debug, message, ("reason", &why), &[("peer", peer)]);
     // A client that has gone needs no alert.
     let _ = socket.write_all(&TLS_REFUSAL);
@@ -117,7 +117,7 @@ fn refuse_tls(peer: &Peer, socket: &mut ClientSocket) {
 
 /// Answers what cannot be understood as a request.
 fn refuse_unread(peer: &Peer, socket: &mut ClientSocket, error: &OciError) {
-    let id = request_id::made();
+    let id = request_id::generate();
     let context = ReplyContext {
         http11: true,
         head_only: false,
@@ -136,8 +136,8 @@ fn refuse_unread(peer: &Peer, socket: &mut ClientSocket, error: &OciError) {
     write_and_log(line, socket, Reply::error(error), context);
 }
 
-/// Who decides what a request gets. A worker does for the first one of a connection, so that a
-/// crowd of clients queues in front of the workers. Those that follow have nobody to wait for.
+/// Who decides what a request gets. A worker decides the first request of a connection, so that a
+/// crowd of new clients queues for the workers. The connection's own thread decides the others.
 #[derive(Clone, Copy)]
 enum Decides {
     Worker,
@@ -172,15 +172,15 @@ fn serve_one(
                 true => refuse_tls(peer, socket),
                 false => refuse_unread(peer, socket, &refusal),
             }
-            // From here on it may have to make room: a client that only stays is not busy.
+            // While it lingers, the connection may be closed to make room for another.
             connection.set_idle();
             linger(shared, socket);
             return Next::Close;
         }
     };
     let running = metrics::REQUESTS_RUNNING.hold();
-    let scope = request_id::scope(&head.headers, head.http11);
-    let written = scope.run(|| answer(shared, peer, socket, head, (&scope, decides)));
+    let scope = request_id::new_scope(&head.headers, head.http11);
+    let written = scope.run(|| answer(shared, peer, socket, head, &scope, decides));
     drop(running);
     connection.set_idle();
     if written.keep_alive {
@@ -198,7 +198,8 @@ fn answer(
     peer: &Peer,
     socket: &mut ClientSocket,
     head: Head,
-    (scope, decides): (&Arc<RequestScope>, Decides),
+    scope: &Arc<RequestScope>,
+    decides: Decides,
 ) -> Written {
     let started = Instant::now();
     let (http11, keep_alive) = (head.http11, head.keep_alive);
@@ -218,7 +219,7 @@ fn answer(
                 Decides::Worker => shared.workers.decide(&request, scope),
                 Decides::OwnThread => shared.workers.decide_here(&request),
             };
-            get_reply(shared, socket, decided, (framing, expects_continue))
+            get_reply(shared, socket, decided, framing, expects_continue)
         }
     };
     cross_origin.mark(&request.headers, &mut reply);
@@ -282,16 +283,15 @@ fn read_head(
     }
 }
 
-/// Gets the reply that was decided on, perhaps from an exchange. Also says whether the request's
-/// body was read to its end. `body` is its framing, and whether the client waits for `100 Continue`
-/// before it sends it.
+/// Gets the reply that was decided on, perhaps from an exchange. Also returns whether the request's
+/// body was read to its end.
 fn get_reply(
     shared: &DoorState,
     socket: &mut ClientSocket,
     decided: Result<Answer, NoDecision>,
-    body: (BodyFraming, bool),
+    framing: BodyFraming,
+    expects_continue: bool,
 ) -> (Reply, bool) {
-    let (framing, expects_continue) = body;
     let has_no_body = framing == BodyFraming::Length(0);
     let exchange = match decided {
         Ok(Answer::Now(reply)) => return (reply, has_no_body),
@@ -303,7 +303,7 @@ fn get_reply(
         BodyFraming::Length(length) => Some(length),
     };
     let mut reader = BodyReader::new(socket, framing, expects_continue, &shared.limits);
-    // The exchange is dropped by the panic, and nothing it borrowed is used again half-done: the
+    // A panic drops the exchange. Nothing that it left half done is used again, since the
     // connection is closed.
     let run = || exchange(&mut RequestBody::new(&mut reader, length));
     let reply = metrics::count_panic(run);

@@ -1,5 +1,5 @@
-//! The table of connections. Owns: who is connected, who is idle and who is busy, the caps, what
-//! all connections share. Must not: read or write a client's bytes.
+//! The table of connections. Owns: which connections are open, idle or busy, the caps, and the
+//! state that all connections share. Must not: read or write a client's bytes.
 //!
 //! Locks: the table, held for map operations and for choosing the longest idle
 //! connection; never across I/O.
@@ -48,7 +48,8 @@ pub(super) struct DoorState {
     /// Readable for good once the drain has begun; it wakes threads that wait for clients.
     drain_begun: OwnedFd,
     table: Mutex<ConnectionTable>,
-    left: Condvar,
+    /// Told of each connection that leaves the table.
+    departure: Condvar,
 }
 
 /// The connections of all clients.
@@ -83,7 +84,7 @@ impl DoorState {
             draining: AtomicBool::new(false),
             drain_begun: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             table: Mutex::default(),
-            left: Condvar::new(),
+            departure: Condvar::new(),
         })
     }
 
@@ -139,7 +140,8 @@ impl DoorState {
         connection
     }
 
-    /// Takes a connection out, and its owner's hold on it; the socket closes with the last.
+    /// Removes a connection from the table and drops the caller's handle. The socket closes with
+    /// the last handle.
     pub(super) fn unregister(&self, connection: Arc<Connection>) {
         let mut table = self.table.locked();
         let removed = table.connections.remove(&connection.number);
@@ -149,11 +151,11 @@ impl DoorState {
         drop(table);
         // Closing may take the system a while.
         drop((removed, connection));
-        self.left.notify_all();
+        self.departure.notify_all();
     }
 
-    /// Makes room for one connection more from `address`, if need be in the place of the longest
-    /// idle one: of the same client where that has as many as it may.
+    /// Makes room for one more connection from `address`. At a cap, the longest idle connection is
+    /// closed for it: one of the same client when that client is at its own cap.
     ///
     /// # Errors
     /// Why there is no room.
@@ -162,17 +164,20 @@ impl DoorState {
         let (most, most_per_client) = (self.limits.connections, self.limits.connections_per_peer);
         let is_crowded = |table: &ConnectionTable| table.count_of(client) >= most_per_client;
         if !self.make_room_among(is_crowded, |connection| connection.client == client) {
-            let who = client.map_or_else(String::new, |client| client.to_string());
-            return Err(format!("all {most_per_client} of {who} are busy"));
+            let client = client.map_or_else(String::new, |client| client.to_string());
+            return Err(format!(
+                "all {most_per_client} connections of {client} are busy"
+            ));
         }
         let is_full = |table: &ConnectionTable| table.connections.len() >= most;
         if !self.make_room_among(is_full, |_| true) {
-            return Err("every connection is busy".to_owned());
+            return Err(format!("all {most} connections are busy"));
         }
         Ok(())
     }
 
-    /// True when it is not, or no longer, `is_full`.
+    /// When the table `is_full`, closes the longest idle connection that `may_go`. True when there
+    /// is room afterwards.
     fn make_room_among(
         &self,
         is_full: impl Fn(&ConnectionTable) -> bool,
@@ -186,7 +191,7 @@ impl DoorState {
         }
         let (table, deadline) = (self.table.locked(), Instant::now() + ROOM_TIMEOUT);
         let table = self
-            .left
+            .departure
             .wait_until(table, deadline, |table| !is_full(table));
         !is_full(&table)
     }
@@ -206,12 +211,12 @@ impl DoorState {
             })
             .collect();
         idle.sort_unstable_by_key(|connection| connection.idle_since_ms.load(Ordering::Relaxed));
-        // One that got its head in this moment is passed over for the next.
+        // A connection that got its head in this moment stays, and the next one is closed.
         idle.iter().any(|connection| connection.close_if_idle())
     }
 
-    /// Ends idle connections as they become idle, waits up to `grace` for busy ones, cuts the rest
-    /// and says how many those were.
+    /// Ends idle connections as they become idle, waits up to `grace` for busy ones, then cuts the
+    /// rest and returns their number.
     pub(super) fn drain(&self, grace: Duration) -> usize {
         let deadline = Instant::now() + grace;
         let mut table = self.table.locked();
@@ -223,9 +228,9 @@ impl DoorState {
             if table.connections.is_empty() || left.is_zero() {
                 break;
             }
-            table = self.left.wait_for(table, left);
+            table = self.departure.wait_for(table, left);
         }
-        // Those that were idle are on their way out, with nothing left to say.
+        // Idle connections are closing already, and no reply is lost with them.
         let busy = |connection: &&Arc<Connection>| connection.state.load(Ordering::SeqCst) == BUSY;
         let cut = table
             .connections
@@ -257,8 +262,8 @@ impl Connection {
         Arc::clone(&self.stream)
     }
 
-    /// A complete head is there. False when the connection was told to close before, unless that
-    /// is `forgiven`.
+    /// Marks the connection as busy: a complete head is there. False when it was told to close
+    /// before that, unless this is `forgiven`.
     pub(super) fn set_busy(&self, forgiven: bool) -> bool {
         let set_from = |state| {
             let order = Ordering::SeqCst;
@@ -268,7 +273,7 @@ impl Connection {
         set_from(IDLE) || (forgiven && set_from(CLOSING))
     }
 
-    /// The reply is written.
+    /// Marks the connection as idle: the reply is written.
     pub(super) fn set_idle(&self) {
         self.idle_since_ms
             .store(millis(self.started.elapsed()), Ordering::Relaxed);

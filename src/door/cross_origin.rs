@@ -1,5 +1,5 @@
 //! Pages of other origins (Fetch standard, "HTTP-header syntax" of CORS). Owns: which pages a
-//! browser lets read our replies, and the reply to its question beforehand. Must not: decide what a
+//! browser lets read our replies, and the reply to its preflight request. Must not: decide what a
 //! client may do; login and rules stay as they are.
 
 use crate::message::{Body, Headers, LogNote, Reply};
@@ -8,8 +8,9 @@ use crate::message::{Body, Headers, LogNote, Reply};
 const ANY: &str = "*";
 /// Seconds for which a browser need not ask again: the most that Chromium keeps.
 const MAX_AGE_SECONDS: &str = "7200";
-/// Methods of the distribution-spec that change nothing, and all of them.
-const READING: &str = "GET, HEAD";
+/// Methods of the distribution-spec that change nothing.
+const READ_METHODS: &str = "GET, HEAD";
+/// All methods of the distribution-spec.
 const ALL_METHODS: &str = "GET, HEAD, PUT, POST, PATCH, DELETE";
 /// Fields that a page may send.
 const REQUEST_FIELDS: &str = "Accept, Authorization, Cache-Control, Content-Digest, \
@@ -21,12 +22,12 @@ const REPLY_FIELDS: &str = "Accept-Ranges, Age, Allow, Content-Length, Content-R
     Location, OCI-Chunk-Min-Length, OCI-Filters-Applied, OCI-Namespace, OCI-Subject, Range, \
     Retry-After, Warning, WWW-Authenticate, X-Cache, X-Cache-Status, X-Request-Id";
 
-/// The pages that may read our replies. The default lets none, and answers no question.
+/// The pages that may read our replies. The default allows none, and answers no preflight.
 #[derive(Debug, Clone, Default)]
 pub struct CrossOrigin {
     /// `scheme://host[:port]` as browsers write it; one `*` stands for all.
     pub origins: Vec<String>,
-    /// Whether requests may change anything.
+    /// True when no request may change anything.
     pub read_only: bool,
 }
 
@@ -39,14 +40,18 @@ impl CrossOrigin {
         }
     }
 
-    /// The reply to a browser that asks what a page may do (OPTIONS), for a page that may. It needs
-    /// no login, since a browser sends none with the question.
+    /// The reply to a preflight (OPTIONS) for a page that may read replies; none for any other
+    /// request. It needs no login, since a browser sends none with a preflight.
     pub(super) fn preflight(&self, method: &str, request: &Headers) -> Option<Reply> {
         if method != "OPTIONS" {
             return None;
         }
         self.allowed(request)?;
-        let methods = if self.read_only { READING } else { ALL_METHODS };
+        let methods = if self.read_only {
+            READ_METHODS
+        } else {
+            ALL_METHODS
+        };
         let reply = Reply {
             status: 204,
             headers: Headers::new(),
@@ -58,7 +63,7 @@ impl CrossOrigin {
         Some(reply.with("Access-Control-Max-Age", MAX_AGE_SECONDS))
     }
 
-    /// Adds what lets the page behind a request read the reply, if it may.
+    /// Adds the fields that let the page behind a request read the reply, if it may.
     pub(super) fn mark(&self, request: &Headers, reply: &mut Reply) {
         if self.origins.is_empty() {
             return;
@@ -77,7 +82,8 @@ impl CrossOrigin {
         }
     }
 
-    /// What to name as allowed to the page that sent the request, if it may read the reply.
+    /// Value of `Access-Control-Allow-Origin` for the page that sent the request; none when that
+    /// page may not read the reply.
     fn allowed(&self, request: &Headers) -> Option<&str> {
         // Several fields are no origin, and match none.
         let origin = request.join_values("Origin")?;
@@ -156,7 +162,7 @@ mod tests {
             methods.map(str::to_owned)
         };
         assert_eq!(asked("OPTIONS", UI, false).as_deref(), Some(ALL_METHODS));
-        assert_eq!(asked("OPTIONS", UI, true).as_deref(), Some(READING));
+        assert_eq!(asked("OPTIONS", UI, true).as_deref(), Some(READ_METHODS));
         assert_eq!(asked("OPTIONS", "https://evil", false), None);
         assert_eq!(asked("GET", UI, false), None);
     }

@@ -1,9 +1,9 @@
-//! Request heads. Owns: what the door lets in, and in which words a worker gets to see it.
+//! Request heads. Owns: which heads the door lets in, and the form in which a worker sees them.
 //! Must not: read a socket, or know what a path means.
 //!
-//! Every byte is checked as it comes, every line when it is whole, and at the end the rules of RFC
-//! 9112 that say where the request ends. Two readers must never see two different requests in the
-//! same bytes, since that is how requests are smuggled: whatever is ambiguous is refused.
+//! Each byte is checked as it comes, and each line when it is complete. At the end the head is
+//! checked against the rules of RFC 9112 that say where the request ends. Requests are smuggled
+//! when two readers see two different requests in the same bytes. So an ambiguous head is refused.
 
 use super::limits::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
 use crate::message::Headers;
@@ -95,7 +95,7 @@ impl HeadParser {
             Some(_) => (431, "head"),
             None => (414, "request line"),
         };
-        let why = format!("{what} of over {HEAD_BYTES_MAX} bytes");
+        let why = format!("the {what} is longer than {HEAD_BYTES_MAX} bytes");
         Err(bad_request(why).with_status(status))
     }
 
@@ -112,7 +112,7 @@ impl HeadParser {
         }
         if self.headers.len() == HEAD_FIELDS_MAX {
             return Err(
-                bad_request(format!("over {HEAD_FIELDS_MAX} header fields")).with_status(431)
+                bad_request(format!("more than {HEAD_FIELDS_MAX} header fields")).with_status(431),
             );
         }
         // A line that continues the one before (obs-fold) has a blank in front, which no name has.
@@ -133,12 +133,12 @@ fn check_byte(line: &[u8], byte: u8, offset: usize) -> Result<(), OciError> {
         (Some(b'\r'), _) => Err(bad_request("a CR that no LF follows")),
         (_, b'\r' | b'\t' | 0x20..=0x7e) => Ok(()),
         _ => Err(bad_request(format!(
-            "byte 0x{byte:02x} at offset {offset} of the head"
+            "byte 0x{byte:02x} at offset {offset} of the head is not allowed there"
         ))),
     }
 }
 
-/// The rules that look at fields together.
+/// Checks the rules that need all fields of the head.
 fn check_fields(line: RequestLine, mut headers: Headers) -> Result<Head, OciError> {
     let (authority, target) = split_target(line.target)?;
     let host = read_host(&headers, line.http11)?;
@@ -146,7 +146,10 @@ fn check_fields(line: RequestLine, mut headers: Headers) -> Result<Head, OciErro
     let expects_continue = match headers.join_values("Expect") {
         None => false,
         Some(value) if value.eq_ignore_ascii_case("100-continue") => line.http11,
-        Some(value) => return Err(bad_request(format!("expectation {value:?}")).with_status(417)),
+        Some(value) => {
+            let why = format!("Expect {value:?} is not supported; use 100-continue");
+            return Err(bad_request(why).with_status(417));
+        }
     };
     let options: Vec<String> = headers
         .all("Connection")
@@ -221,7 +224,7 @@ fn is_http11(version: &str) -> Result<bool, OciError> {
             let digits = other.strip_prefix("HTTP/").map(str::as_bytes);
             let is_version = matches!(digits, Some([b'0'..=b'9', b'.', b'0'..=b'9']));
             let status = if is_version { 505 } else { 400 };
-            let why = format!("version {other:?}; HTTP/1.0 and HTTP/1.1 are spoken here");
+            let why = format!("version {other:?} is not supported; use HTTP/1.1");
             Err(bad_request(why).with_status(status))
         }
     }
@@ -249,7 +252,9 @@ fn split_target(target: String) -> Result<(Option<String>, String), OciError> {
     let split = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(split);
     if !oci::is_authority(authority) {
-        return Err(bad_request(format!("target names the host {authority:?}")));
+        return Err(bad_request(format!(
+            "{authority:?} in the target is not a host and port"
+        )));
     }
     let path = if path.starts_with('/') {
         path.to_owned()
@@ -301,10 +306,10 @@ fn read_framing(headers: &Headers, http11: bool) -> Result<BodyFraming, OciError
             } else {
                 400
             };
-            Err(
-                bad_request(format!("transfer coding {coding:?}; only chunked is taken"))
-                    .with_status(status),
-            )
+            Err(bad_request(format!(
+                "transfer coding {coding:?} is not supported; use chunked"
+            ))
+            .with_status(status))
         }
         (None, _, Some(length), None) => {
             if length.is_empty() || !length.bytes().all(|b| b.is_ascii_digit()) {

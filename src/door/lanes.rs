@@ -1,7 +1,6 @@
-//! The lanes to tiny_http: a few private connections over which the number of a slot on the desk
-//! goes in, as the target of a request, and one byte comes back. Owns: opening, lending and closing
-//! them. Must not: send what a client sent, or let a lane that answered anything unexpected be used
-//! again.
+//! The lanes to tiny_http: a few private connections. The number of a slot on the desk goes in, as
+//! the target of a request, and one byte comes back. Owns: opening, lending and closing the lanes.
+//! Must not: send what a client sent, or use a lane again that gave an unexpected answer.
 //!
 //! Locks: the list of free lanes, held to take or return one; never across I/O.
 
@@ -17,10 +16,10 @@ use crate::log::RequestScope;
 use crate::message::{ANSWERED, Answer, Decider, Desk, Headers, PANICKED, Peer, Reply, Request};
 use crate::{log, metrics};
 
-/// Longest wait for a worker's decision, which touches memory only: far above any, so that only a
-/// hung worker or a lost lane reaches it.
+/// Longest wait for a worker's decision. A decision touches memory only, so nothing but a hung
+/// worker or a lost lane takes as long.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest wait for a free lane: the same, for the lane before ours.
+/// Longest wait for a free lane: a lane is never lent for longer than its answer may take.
 const LANE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why there is no decision about a request.
@@ -37,11 +36,11 @@ pub(super) enum NoDecision {
 /// The way to the workers, which several doors may share.
 #[derive(Clone)]
 pub struct Workers {
-    /// How they hear of requests.
+    /// The connections that tell a worker of a request.
     pub lanes: Arc<Lanes>,
     /// Where requests and answers wait.
     pub desk: Arc<Desk>,
-    /// What they run.
+    /// The decision that a worker runs.
     pub decider: Arc<Decider>,
 }
 
@@ -61,15 +60,15 @@ impl Workers {
         asked.and_then(|()| answer.ok_or(NoDecision::Lost))
     }
 
-    /// Decides it on the thread of the caller.
+    /// Decides the request on the caller's thread.
     pub(super) fn decide_here(&self, request: &Arc<Request>) -> Result<Answer, NoDecision> {
         self.decider.decide(request).ok_or(NoDecision::Panicked)
     }
 
-    /// Asks a worker for a page of ours, as a connection does for its client. None when no worker
-    /// answers at once. Blocks as [`Self::decide`] does.
+    /// Asks a worker for a page of the proxy's own, as a connection does for its client. None when
+    /// the answer would take an exchange. Blocks as [`Self::decide`] does.
     pub fn get(&self, target: &str) -> Option<Reply> {
-        let id = request_id::made();
+        let id = request_id::generate();
         let scope = RequestScope::new(id.clone(), None, String::new());
         let request = Request {
             method: "GET".to_owned(),
@@ -96,8 +95,8 @@ pub struct Lanes {
 
 impl Lanes {
     /// Opens `count` lanes to tiny_http's socket, one after the other, each proved by a request
-    /// that a worker answers (its pool loses connections that come in a burst). `on_half_lost` is
-    /// called when under half of them are left.
+    /// that a worker answers (tiny_http's pool loses connections that come in a burst).
+    /// `on_half_lost` is called when fewer than half of the lanes are left.
     ///
     /// # Errors
     /// When a lane cannot be opened or is not answered.

@@ -23,8 +23,8 @@ pub struct DoorLimits {
     pub connections: usize,
     /// Connections of one client address (IPv6: of one /64) at a time; the same holds among them.
     pub connections_per_peer: usize,
-    /// Longest time for a TLS handshake, from the first byte awaited: after 10 s Go's clients,
-    /// which docker and containerd are, have given up too.
+    /// Longest time for a TLS handshake, from the wait for its first byte on. Clients written in Go
+    /// (docker, containerd) give up after 10 s, too.
     pub handshake: Duration,
     /// Longest wait for a request on an open connection: above the usual 60 s of load balancers,
     /// so that they close first.
@@ -42,7 +42,7 @@ pub struct DoorLimits {
     pub linger: Duration,
     /// Bytes a closing connection is read at the most.
     pub linger_bytes: u64,
-    /// Whether the log names the client that a front end names.
+    /// True when the log also names the client that a front end names.
     pub trust_proxy_headers: bool,
     /// The web pages that may read replies.
     pub cross_origin: CrossOrigin,

@@ -8,7 +8,7 @@ use crate::log::{self, Level, RequestScope};
 use crate::message::{Headers, LogNote, Peer};
 use crate::metrics::{CacheOutcome, Finished};
 
-/// Asked every few seconds by machines: their lines are for a person who hunts a fault.
+/// Paths that machines ask for every few seconds. Their lines are written at DEBUG.
 const PROBES: [&str; 4] = ["/healthz", "/readyz", "/metrics", "/status.json"];
 /// Longest value of a client's field in a line.
 const FIELD_BYTES_MAX: usize = 256;
@@ -21,12 +21,12 @@ pub(super) struct LogLine<'a> {
     pub(super) method: &'a str,
     pub(super) target: &'a str,
     pub(super) headers: &'a Headers,
-    /// Whether a front end may name the client.
+    /// True when a front end may name the client.
     pub(super) forwarded: bool,
 }
 
 impl LogLine<'_> {
-    /// Writes the line, after the reply. `fault`: why that is not whole.
+    /// Writes the line, after the reply. `fault`: why the reply is not whole.
     pub(super) fn write(&self, end: &Finished<'_>, outcome: &LogNote, fault: Option<&WriteFault>) {
         let path = self.target.split('?').next().unwrap_or_default();
         let is_probe = PROBES.contains(&path);
@@ -87,7 +87,7 @@ impl LogLine<'_> {
         Some(value.chars().take(FIELD_BYTES_MAX).collect())
     }
 
-    /// The client as a front end names it (RFC 7239, or what is older).
+    /// The client as a front end names it (RFC 7239, or the older fields).
     fn forwarded_for(&self) -> Option<String> {
         let names = ["Forwarded", "X-Forwarded-For", "X-Real-IP"];
         let mut named = names.into_iter().filter(|_| self.forwarded);

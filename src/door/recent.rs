@@ -1,5 +1,5 @@
-//! What the history keeps of a request. Owns: how a request counts there, and which of them are
-//! failures. Must not: count anything else.
+//! Requests in the history. Owns: how a request counts there, and which requests are failures.
+//! Must not: count anything else.
 
 use std::time::SystemTime;
 
@@ -37,7 +37,7 @@ pub(super) fn note(
         Source::Proxy => {}
     }
     if matches!(end, Event::Refused | Event::Failed) {
-        let kept = |text: &str| {
+        let shorten = |text: &str| {
             text.get(..text.floor_char_boundary(TEXT_BYTES_MAX))
                 .map(str::to_owned)
         };
@@ -45,17 +45,17 @@ pub(super) fn note(
         FAILURES.add(json!({
             "at": format_rfc3339(SystemTime::now()),
             "request": line.scope.id,
-            "method": kept(line.method),
-            "target": kept(&log::target(line.target)),
+            "method": shorten(line.method),
+            "target": shorten(&log::target(line.target)),
             "status": finished.status,
-            "error": kept(why.unwrap_or("upstream's own answer")),
+            "error": shorten(why.unwrap_or("upstream's own answer")),
             "peer": line.peer.to_string(),
         }));
     }
 }
 
-/// How a request counts; none outside `/v2`. A login that is asked for, and content that is not
-/// there, are everyday answers: clients ask for both on purpose.
+/// How a request counts; none outside `/v2`. Answers that ask for a login or say that content is
+/// missing are no failures: clients cause both on purpose.
 fn judge(finished: &Finished<'_>, cut: bool) -> Option<Event> {
     if let Route::Metrics | Route::Other | Route::Probe | Route::Status = finished.route {
         return None;

@@ -14,7 +14,7 @@ use crate::transfers::Running;
 /// Bytes copied at a time from a streaming body: enough for full speed, and few enough that the
 /// time limit of one write limits how slowly a client may read.
 const COPY_BYTES: usize = 64 * 1024;
-/// Room for the head of a reply: usual ones fit.
+/// Bytes reserved for the head of a reply; a usual head fits.
 const HEAD_BYTES: usize = 1024;
 /// Fields that only the door writes.
 const FRAMING_FIELDS: [&str; 4] = [
@@ -291,7 +291,7 @@ fn send_pieces(
                 file,
                 offset,
                 length,
-            } => send_file(socket, file, (offset, length), sent)?,
+            } => send_file(socket, file, offset, length, sent)?,
         }
         frame(socket, "\r\n")?;
     }
@@ -307,11 +307,12 @@ fn end_pieces(framing: ReplyFraming, sent: u64) -> Result<(), WriteFault> {
     }
 }
 
-/// Counts while it sends: when a file is cut half-way, half of it was sent.
+/// Sends a part of a file. Counts while it sends, since the client may leave half-way.
 fn send_file(
     socket: &mut ClientSocket,
     file: &File,
-    (offset, length): (u64, u64),
+    offset: u64,
+    length: u64,
     sent: &mut Sent<'_>,
 ) -> Result<(), WriteFault> {
     let (mut done, mut buffer) = (0, Vec::new());

@@ -1,5 +1,5 @@
-//! The id of a request. Owns: which id of a client is kept. Must not: trust its length or its
-//! characters.
+//! The id of a request. Owns: which ids are taken over from clients. Must not: trust their length
+//! or their characters.
 
 use std::sync::Arc;
 
@@ -8,27 +8,27 @@ use crate::message::Headers;
 use crate::random::unguessable;
 use crate::via;
 
-/// Longest id that is kept of a client: a UUID has 36 characters, ids of load balancers up to 100.
+/// Longest id that is taken over: a UUID has 36 characters, ids of load balancers up to 100.
 const ID_BYTES_MAX: usize = 128;
 /// Length of a `traceparent` of version 00 (W3C Trace Context §3.2).
 const TRACE_BYTES: usize = 55;
 
-/// The request with these fields: its id is the client's `X-Request-Id`, else the trace id of its
-/// `traceparent`, else a new one.
-pub(super) fn scope(headers: &Headers, http11: bool) -> Arc<RequestScope> {
+/// Makes the scope of a request with these fields. Its id is the client's `X-Request-Id`, else the
+/// trace id of its `traceparent`, else a new one.
+pub(super) fn new_scope(headers: &Headers, http11: bool) -> Arc<RequestScope> {
     let trace = only(headers, "traceparent").filter(|trace| trace_id(trace).is_some());
     let kept = only(headers, "X-Request-Id").filter(|id| is_id(id));
     let id = kept.or_else(|| trace.and_then(trace_id));
-    let id = id.map_or_else(made, str::to_owned);
+    let id = id.map_or_else(generate, str::to_owned);
     RequestScope::new(id, trace.map(str::to_owned), via::append(headers, http11))
 }
 
-/// A new id.
-pub(super) fn made() -> String {
+/// Makes a new id.
+pub(super) fn generate() -> String {
     format!("{:016x}", unguessable())
 }
 
-/// The value of a field that is there once.
+/// The value of a field; none when the field is there twice.
 fn only<'a>(headers: &'a Headers, name: &'a str) -> Option<&'a str> {
     let mut values = headers.all(name);
     values.next().filter(|_| values.next().is_none())
@@ -65,7 +65,7 @@ mod tests {
 
     fn id(fields: &[(&str, &str)]) -> String {
         let headers = Headers::from_iter(fields.iter().copied());
-        scope(&headers, true).id.clone()
+        new_scope(&headers, true).id.clone()
     }
 
     #[test]

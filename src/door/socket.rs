@@ -170,7 +170,8 @@ impl ClientSocket {
         }
     }
 
-    /// The same for what more follows at once: without TLS the system sends both in one packet.
+    /// Writes all of `bytes` when more bytes follow at once. Without TLS the system sends both in
+    /// one packet.
     pub(super) fn write_with_more(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.tls.is_some() || self.ended {
             return self.write_all(bytes);
@@ -216,9 +217,9 @@ impl ClientSocket {
         Ok(sent? as u64)
     }
 
-    /// One piece at a time, so that of what is cut half-way is known what was sent. The next piece
-    /// has the same buffer: with a new one for each, the kernel's work for its pages was a third of
-    /// all.
+    /// Copies one piece at a time, so that it is known how much was sent when the client leaves
+    /// half-way. All pieces share a buffer: with a new one for each, mapping its pages was a third
+    /// of the kernel's work.
     fn copy_file(
         &mut self,
         file: &File,
@@ -242,7 +243,7 @@ impl ClientSocket {
     /// Says that nothing more will be written. What is read afterwards is no longer decrypted.
     pub(super) fn finish_writing(&mut self) {
         self.end_tls();
-        // Fails only when the client is gone, which is where this leads to anyway.
+        // Fails only when the client is gone already.
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
@@ -257,8 +258,8 @@ impl ClientSocket {
         }
     }
 
-    /// Makes the coming close a reset, without `close_notify`, so that the client cannot take what
-    /// it got for whole.
+    /// Makes the coming close a reset, without `close_notify`, so that the client cannot take a
+    /// part for the whole.
     pub(super) fn reset_on_close(&mut self) {
         self.tls = None;
         self.ended = true;
@@ -273,7 +274,7 @@ pub(super) struct Received {
     pub(super) last: Option<Instant>,
 }
 
-/// A stream each of whose reads ends by the deadline, however many there are.
+/// Reads a stream; each read ends by the deadline.
 struct TimedReader<'a> {
     stream: &'a ClientStream,
     received: &'a mut Received,
@@ -291,7 +292,7 @@ impl Read for TimedReader<'_> {
     }
 }
 
-/// A stream that is written to at the client's pace, of which all bytes of the wire are part.
+/// Writes a stream at the client's pace. All bytes on the wire count, also those that TLS adds.
 struct PacedWriter<'a> {
     stream: &'a ClientStream,
     pace: &'a mut Pace,
@@ -337,8 +338,8 @@ impl Write for PacedWriter<'_> {
     }
 }
 
-/// Makes the next read end by `deadline`, or up to a millisecond later: so a time limit that is
-/// `set` already is often the right one, and costs no call of the system.
+/// Makes the next read end by `deadline`, or up to a millisecond later. The time limit that is
+/// `set` already is then often the right one, which saves a system call.
 fn set_read_deadline(
     stream: &ClientStream,
     set: &mut Duration,

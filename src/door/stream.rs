@@ -26,7 +26,7 @@ enum ListenerSocket {
 }
 
 impl Listener {
-    /// The same as one that was handed in: it stays open when we stop.
+    /// Marks the listener as handed in: it stays open when we stop.
     #[must_use]
     pub fn inherited(self) -> Self {
         Self {
@@ -44,7 +44,7 @@ impl Listener {
         Ok(Self { socket, ..*self })
     }
 
-    /// Lets [`accept`](Self::accept) return when the client that was there has left.
+    /// Lets [`accept`](Self::accept) return, not block, when the client has left before it.
     pub(super) fn set_nonblocking(&self) -> io::Result<()> {
         match &self.socket {
             ListenerSocket::Tcp(listener) => listener.set_nonblocking(true),
@@ -63,7 +63,7 @@ impl Listener {
         Ok(())
     }
 
-    /// The next client; none for the address of one on a unix socket.
+    /// The next client and its address; a client on a unix socket has none.
     pub(super) fn accept(&self) -> io::Result<(ClientStream, Option<SocketAddr>)> {
         match &self.socket {
             ListenerSocket::Tcp(listener) => {
@@ -117,7 +117,7 @@ pub(super) enum ClientStream {
 }
 
 impl ClientStream {
-    /// Sends small pieces at once, where that is a question at all.
+    /// Sends small pieces at once; a unix socket always does.
     pub(super) fn set_nodelay(&self) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.set_nodelay(true),

@@ -61,7 +61,7 @@ pub struct TlsFiles {
 }
 
 impl TlsFiles {
-    /// Those of the settings, when certificate and key are both there.
+    /// The files that the settings name; none unless they name a certificate and a key.
     pub fn of(settings: &TlsSettings) -> Option<Self> {
         Some(Self {
             certificate: settings.certificate.clone()?,
@@ -70,7 +70,7 @@ impl TlsFiles {
         })
     }
 
-    /// All of them.
+    /// The paths of all files.
     pub fn paths(&self) -> Vec<PathBuf> {
         let own = [self.certificate.clone(), self.key.clone()];
         own.into_iter().chain(self.client_ca.clone()).collect()
@@ -106,7 +106,7 @@ impl ServerTls {
     /// Reads the files again, for the connections to come. Blocks for as long as the disk takes.
     ///
     /// # Errors
-    /// As [`load`](Self::load) has them. The files that were read before stay in use.
+    /// The same as those of [`load`](Self::load). The files that were read before stay in use.
     pub fn reload(&self) -> Result<(), Vec<String>> {
         let loaded = Arc::new(LoadedTls::read(&self.files)?);
         *self.loaded.locked() = loaded;
@@ -124,8 +124,8 @@ impl ServerTls {
         self.loaded.locked().names.clone()
     }
 
-    /// For one new connection.
-    pub(super) fn session(&self) -> Result<TlsSession, HandshakeFault> {
+    /// Makes the session of a new connection.
+    pub(super) fn new_session(&self) -> Result<TlsSession, HandshakeFault> {
         // A handle is copied or replaced whole, so a poisoned lock still guards a good one.
         let loaded = self.loaded.locked();
         let loaded = Arc::clone(&loaded);

@@ -159,13 +159,13 @@ fn tls_at_a_port_without_it_is_answered_by_an_alert_and_said_once() {
         // Fatal: handshake_failure.
         assert_eq!(answer, [21, 3, 1, 0, 2, 2, 40]);
     }
-    let line = front.proxy.wait_for_log("TLS at a port without it");
+    let line = front.proxy.wait_for_log("TLS came to a plain HTTP port");
     contains_all(&line, &[" DEBUG ", "ENABLE_SSL", "peer=127.0.0.1:"]);
     assert_eq!(
         front
             .proxy
             .log()
-            .matches("TLS at a port without it")
+            .matches("TLS came to a plain HTTP port")
             .count(),
         1
     );

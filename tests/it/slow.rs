@@ -378,7 +378,7 @@ fn the_cap_per_peer_is_the_settings() {
     let mut client = Http::connect(proxy.address());
     let _ = client.send_head("GET", "/healthz", &[]);
     assert_is_refusal("a fourth", &client.receive("GET").unwrap(), 503);
-    proxy.wait_for_log("all 3 of 127.0.0.1 are busy");
+    proxy.wait_for_log("all 3 connections of 127.0.0.1 are busy");
     drop(held);
     wait_until("the next is served", SOON, || {
         let mut client = Http::connect(proxy.address());

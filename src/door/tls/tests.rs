@@ -181,7 +181,7 @@ impl Client {
 
     /// Shakes hands with a session of `tls`.
     fn meet(&self, tls: &ServerTls) -> Result<(TlsSession, Certificate), HandshakeFault> {
-        self.meet_session(tls.session()?)
+        self.meet_session(tls.new_session()?)
     }
 
     fn meet_session(
@@ -376,13 +376,16 @@ fn what_is_no_tls_is_a_fault_of_the_protocol() {
     let tls = ServerTls::load(folder.files()).unwrap();
     let mut answer = Vec::new();
     let fault = tls
-        .session()
+        .new_session()
         .unwrap()
         .handshake(&mut &b"\x80\x2e\x01\x03\x01\x00\x15\x00"[..], &mut answer);
     assert!(matches!(fault, Err(HandshakeFault::Protocol(_))));
     assert_eq!(answer.first(), Some(&21), "an alert");
     let mut nothing = io::empty();
-    let fault = tls.session().unwrap().handshake(&mut nothing, &mut answer);
+    let fault = tls
+        .new_session()
+        .unwrap()
+        .handshake(&mut nothing, &mut answer);
     assert!(matches!(fault, Err(HandshakeFault::Gone(_))));
 }
 
@@ -560,7 +563,7 @@ fn a_resumed_session_shows_its_certificate_anew() {
         assert_eq!(client.kind(), Some(HandshakeKind::Resumed));
         assert_eq!(certificate, Certificate::Verified);
         // One that is no longer good, here by its authority, is refused although rustls resumes.
-        let mut session = tls.session().unwrap();
+        let mut session = tls.new_session().unwrap();
         let provider = Arc::new(default_provider());
         session.clients = Some(client_verifier(&other_ca, &provider).unwrap());
         let fault = Client::new(&config).meet_session(session).err();
