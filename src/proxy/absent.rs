@@ -1,10 +1,11 @@
-//! What the cache does not have, for a request that must not go upstream. Owns: its status, and the
-//! words that name what is missing and how to get it. Must not: decide whether upstream is asked.
+//! The answer when the cache lacks the content and the request must not go upstream. Owns: its
+//! status, and the text that names what is missing and how to get it. Must not: decide whether
+//! upstream is asked.
 //!
-//! With `OFFLINE` it is 404, which people get to read: docker and podman show the text of no other
-//! refusal. It has a `Warning`, so that a proxy behind this one does not take it for the registry's
-//! own word ([`refusal::is_registrys_404`](super::refusal::is_registrys_404)). For a client that
-//! says `only-if-cached` it is 504 (RFC 9111 §5.2.1.7).
+//! With `OFFLINE` the status is 404: docker and podman show people the text of no other refusal.
+//! The answer has a `Warning`, so that a proxy in front of this one does not take it for the answer
+//! of the registry ([`refusal::is_registrys_404`](super::refusal::is_registrys_404)). A client that
+//! sends `only-if-cached` gets 504 (RFC 9111 §5.2.1.7).
 
 use super::answer::{CacheOutcome, OFFLINE_MARK, mark, refuse};
 use super::exchange::{CacheAlone, Exchange};
@@ -14,7 +15,7 @@ use crate::cache::names::Scope;
 use crate::message::Reply;
 use crate::oci::{Digest, ErrorCode, OciError, Reference};
 
-/// The answer to a blob that is not here.
+/// Answers a request for a blob that the cache does not have.
 pub(super) fn blob(why: CacheAlone, cache: &Cache, scope: Scope<'_>, digest: &Digest) -> Reply {
     answer(
         why,
@@ -23,8 +24,8 @@ pub(super) fn blob(why: CacheAlone, cache: &Cache, scope: Scope<'_>, digest: &Di
     )
 }
 
-/// The answer to a manifest that is not here, or not in a type that the client accepts; none when
-/// upstream may be asked for it.
+/// Answers a request for a manifest that the cache does not have, or not in a type that the client
+/// accepts. None when upstream may be asked for it.
 pub(super) fn manifest(
     exchange: &Exchange,
     cache: &Cache,
@@ -54,7 +55,7 @@ pub(super) fn manifest(
     Some(answer(why, ErrorCode::ManifestUnknown, text))
 }
 
-/// Says that a digest is missing, and of which image, as far as the manifests that are here tell.
+/// Says that a digest is missing, and from which image, if a cached manifest shows that.
 fn explain(
     kind: &str,
     cache: &Cache,
@@ -68,15 +69,15 @@ fn explain(
         return advise(&subject, &format!("{scope}@{digest}"), None, why);
     };
     let part = found.platform.as_deref().unwrap_or("a part");
-    let subject = format!("{subject}, {part} of {}", found.image);
+    let subject = format!("{subject}, {part} of {},", found.image);
     advise(&subject, &found.image, found.platform.as_deref(), why)
 }
 
-/// Says what is missing, and which command gets the image that it is of.
+/// Says what is missing, and which command gets its image.
 fn advise(subject: &str, image: &str, platform: Option<&str>, why: CacheAlone) -> String {
     let platform = platform.map_or_else(String::new, |name| format!("--platform {name} "));
     format!(
-        "{subject}, is not in the cache; {}. To get it: aws-ecr-proxy pull {platform}{image}, \
+        "{subject} is not in the cache; {}. To get it: aws-ecr-proxy pull {platform}{image}, \
          where there is a way out, or export there and import here",
         why.reason()
     )

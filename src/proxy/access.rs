@@ -81,7 +81,7 @@ impl Access {
         if self.shows_everything() {
             return Ok(());
         }
-        let Some(repository) = repository(route) else {
+        let Some(repository) = repository_of(route) else {
             return Ok(());
         };
         if !self.allows(repository) {
@@ -126,7 +126,7 @@ fn refuse_repository(name: &str) -> OciError {
 }
 
 /// The repository of a route. None for the base, and for the catalogue, whose reply is filtered.
-const fn repository(route: &Route) -> Option<&Repository> {
+const fn repository_of(route: &Route) -> Option<&Repository> {
     match route {
         Route::Base | Route::Catalog => None,
         Route::Blob(name, _)

@@ -13,15 +13,15 @@ use crate::upstream::{Stage, UpstreamError};
 pub(super) const RETRY_AFTER_SECONDS: &str = "5";
 /// Every answer under `/v2` has this field; docker takes it for the sign of a registry.
 pub(super) const API_VERSION: (&str, &str) = ("Docker-Distribution-Api-Version", "registry/2.0");
-/// The beginning of what `aws` says when nothing is configured; what could be follows.
+/// How the fault of `aws` begins when no credentials are configured; the possible sources follow.
 const UNCONFIGURED: &str = "no AWS credentials configured";
-/// The beginning of the text of a `Warning` where upstream was not asked: whoever gets a 404 with
-/// it knows that it is not the registry's word.
+/// How the text of a `Warning` begins when upstream was not asked. A proxy that gets a 404 with it
+/// knows that the registry has not answered.
 pub(super) const OFFLINE_MARK: &str = "offline: ";
 /// Longest text of a `Warning`; clients take 4096 bytes.
 const WARNING_BYTES_MAX: usize = 512;
 
-/// Writes the part that the cache had into the reply, and into its log line.
+/// Notes in the reply, and for its log line, what the cache had of it.
 pub(super) fn mark(mut reply: Reply, outcome: CacheOutcome) -> Reply {
     let shown = outcome.name().to_ascii_uppercase();
     reply.headers.set("X-Cache", shown.as_str());
@@ -57,8 +57,9 @@ pub(super) fn age(confirmed: SystemTime) -> u64 {
     age.unwrap_or_default().as_secs()
 }
 
-/// Turns a failure of upstream into an answer; nothing else does. Out of reach is 504, out of order
-/// 502. What passes by itself, or by a change of our own settings, is 503.
+/// Turns a failure of upstream into an answer; nothing else does. The status is 504 when upstream is
+/// out of reach, and 502 when it is out of order. It is 503 when the failure passes by itself or
+/// with a change of our own settings.
 pub(super) fn fail(error: &UpstreamError) -> Reply {
     match error.stage {
         Stage::Offline => fail_saying(error, format!("it is not in the cache; {error}")),
@@ -66,27 +67,28 @@ pub(super) fn fail(error: &UpstreamError) -> Reply {
     }
 }
 
-/// The same for a client that asks for what the cache does not have. When there is no way out at
-/// all, it is told that, and not how this host might get credentials; the log has it all.
+/// Turns a failure of upstream into an answer for content that the cache lacks. When nothing outside
+/// is in reach, the answer says so, and leaves out how this host might get credentials. The log has
+/// the whole text.
 pub(super) fn fail_miss(error: &UpstreamError) -> Reply {
-    let told = error.to_string();
+    let fault = error.to_string();
     let is_cut_off = match error.stage {
-        // `aws` says so of a call that reached nobody.
-        Stage::Authorize => told.contains(UNCONFIGURED) || told.contains("; check network"),
+        // `aws` advises this when a call reached nobody.
+        Stage::Authorize => fault.contains(UNCONFIGURED) || fault.contains("; check network"),
         stage => stage.is_out_of_reach(),
     };
     if !is_cut_off {
         return mark(fail(error), CacheOutcome::Miss);
     }
-    let why = match told.split_once(UNCONFIGURED) {
+    let why = match fault.split_once(UNCONFIGURED) {
         Some((before, _)) => format!("{before}{UNCONFIGURED}"),
-        None => told,
+        None => fault,
     };
     let text = format!("not in the cache, and upstream is out of reach: {why}");
     mark(fail_saying(error, text), CacheOutcome::Miss)
 }
 
-/// `text`: what the client is told.
+/// Answers with the status of a failure of upstream, and `text` for the client.
 fn fail_saying(error: &UpstreamError, text: String) -> Reply {
     let status = match error.stage {
         Stage::ClientBody => 400,
@@ -118,6 +120,11 @@ fn fail_saying(error: &UpstreamError, text: String) -> Reply {
 /// The reply, or the answer that [`fail`] makes of the failure.
 pub(super) fn or_fail(reply: Result<Reply, UpstreamError>) -> Reply {
     reply.unwrap_or_else(|error| fail(&error))
+}
+
+/// Says at DEBUG why the cache answers as it does.
+pub(super) fn log_reason(reason: &str) {
+    log::debug("cache decided", &[("reason", &reason)]);
 }
 
 /// An error document as a reply.

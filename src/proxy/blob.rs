@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::answer::{API_VERSION, CacheOutcome, fail_miss, mark, or_fail, refuse};
+use super::answer::{API_VERSION, CacheOutcome, fail_miss, log_reason, mark, or_fail, refuse};
 use super::conditional::{self, RangeSpec, Selected};
 use super::content::{self, BLOB_CACHE_CONTROL};
 use super::exchange::Exchange;
@@ -42,7 +42,7 @@ pub(super) fn get(exchange: &Exchange, repository: &Repository, digest: &Digest)
     reply
 }
 
-/// Lists the blob's way to the client, unless it is listed already.
+/// Lists the transfer of the blob to the client, unless it is listed already.
 fn list_pull(
     exchange: &Exchange,
     repository: &Repository,
@@ -89,7 +89,7 @@ fn finish(exchange: &Exchange, digest: &Digest, reply: Result<Reply, UpstreamErr
     let range = conditional::requested_range(client, &etag(digest));
     let is_whole = reply.status == 200 && !exchange.is_head();
     match reply.body.length() {
-        // Upstream was asked for the whole, since every host answers such a range in another way.
+        // Hosts differ in their answers to such a range, so upstream was asked for the whole blob.
         Some(size) if is_whole && range == RangeSpec::Inverted && size > 0 => Reply {
             outcome: reply.outcome,
             ..refuse_range(digest, size)
@@ -104,7 +104,7 @@ struct BlobPull<'a> {
     cache: &'a Arc<Cache>,
     scope: Scope<'a>,
     digest: &'a Digest,
-    /// An answer that a later change overtakes is not kept.
+    /// When upstream was asked. If the repository is changed after that, the answer is not kept.
     asked_at: Moment,
 }
 
@@ -124,7 +124,8 @@ impl BlobPull<'_> {
         }
     }
 
-    /// Answers where the repository has no link of the blob. `blob`: it is here all the same.
+    /// Answers when the repository has no link to the blob. `blob`: another repository brought it
+    /// into the cache.
     fn answer_unproven(&self, blob: Option<Opened>) -> Reply {
         if let Some(why) = self.exchange.cache_alone() {
             return match blob {
@@ -163,7 +164,7 @@ impl BlobPull<'_> {
             Joined::Unproven(growing) => self.if_belonging(|| self.serve_growing(&growing)),
             Joined::Failed(error) => fail_miss(&error),
             Joined::Refused(refused) => {
-                // A 404 of anything but the registry may be gone in a moment.
+                // A 404 that is not the registry's own may be gone in a moment.
                 if refusal::is_registrys_404(&refused) {
                     let (fact, answer) = (Fact::Absent(self.digest), refused.clone());
                     self.cache
@@ -192,15 +193,15 @@ impl BlobPull<'_> {
                 self.cache.link_blob(self.scope, self.digest, self.asked_at);
                 answer()
             }
-            // Asked again as the client asked it, so that it gets upstream's own words.
+            // The client's own request is passed on, so that it gets upstream's own answer.
             Ok(_) => self.bypass(),
             Err(_) if self.is_named_here() => answer(),
             Err(error) => fail_miss(&error),
         }
     }
 
-    /// True when a manifest of the repository that is here names the blob. Links are written
-    /// without fsync: where upstream cannot be asked, a lost one must not cost the image.
+    /// True when a cached manifest of the repository names the blob. A crash may lose a link, which
+    /// is written without fsync. The image must not be lost with it when upstream cannot be asked.
     fn is_named_here(&self) -> bool {
         let (store, names) = (&self.cache.store, &self.cache.names);
         let is_named = Holdings { store, names }.is_named(self.scope, self.digest);
@@ -228,7 +229,7 @@ impl BlobPull<'_> {
         mark(reply, CacheOutcome::Bypass)
     }
 
-    /// Upstream's own answer, where it was not the blob.
+    /// Answers with upstream's own refusal.
     fn answer_refused(&self, refused: Buffered) -> Reply {
         let method = &self.exchange.request.method;
         let reply = self.exchange.dress_buffered(method, refused);
@@ -241,7 +242,7 @@ impl BlobPull<'_> {
     fn answer_cold_head(&self) -> Reply {
         let mut reply = self.bypass();
         if matches!(reply.status, 200 | 304) {
-            // Whatever the registry can do, the GET will come from here.
+            // The GET that follows is answered from here, and ranges work here.
             reply.headers.set("Accept-Ranges", "bytes");
         }
         mark(reply, CacheOutcome::Miss)
@@ -291,11 +292,6 @@ impl BlobPull<'_> {
     }
 }
 
-/// Says at DEBUG why the answer is as it is.
-fn log_reason(reason: &str) {
-    log::debug("cache decided", &[("reason", &reason)]);
-}
-
 fn etag(digest: &Digest) -> String {
     format!("\"{digest}\"")
 }
@@ -307,7 +303,7 @@ fn refuse_range(digest: &Digest, size: u64) -> Reply {
     refuse(&OciError::new(ErrorCode::RangeInvalid, why))
         .with("Content-Range", format!("bytes */{size}"))
         .with("Accept-Ranges", "bytes")
-        // The blob's digest, as registries say it; the document's own tag would be another.
+        // Registries name the digest of the blob here, not that of the error document.
         .with(DIGEST_FIELD, digest.to_string())
 }
 

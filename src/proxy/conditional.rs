@@ -3,7 +3,7 @@
 
 use crate::message::{Headers, Request};
 
-/// The bytes of a blob that are to be sent.
+/// The bytes of a blob to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Selected {
     /// Bytes `start..end`, as 206.
@@ -29,24 +29,24 @@ pub(super) enum RangeSpec {
     Whole,
 }
 
-/// Selects what a request gets of a blob of `size` bytes with this `tag` (quoted). None when the
+/// Selects what a request gets of a blob of `size` bytes with this `etag` (quoted). None when the
 /// client holds the blob already.
-pub(super) fn select(request: &Request, tag: &str, size: u64) -> Option<Selected> {
-    if is_not_modified(&request.headers, tag) {
+pub(super) fn select(request: &Request, etag: &str, size: u64) -> Option<Selected> {
+    if is_not_modified(&request.headers, etag) {
         return None;
     }
     // A range on a HEAD has no meaning (RFC 9110 §14.2).
     Some(match request.method.as_str() {
         "HEAD" => Selected::Whole,
-        _ => requested_range(&request.headers, tag).select(size),
+        _ => requested_range(&request.headers, etag).select(size),
     })
 }
 
-/// Reads `Range`, unless `If-Range` names another representation than `tag`.
-pub(super) fn requested_range(headers: &Headers, tag: &str) -> RangeSpec {
+/// Reads `Range`, unless `If-Range` names another representation than `etag`.
+pub(super) fn requested_range(headers: &Headers, etag: &str) -> RangeSpec {
     if headers
         .first("If-Range")
-        .is_some_and(|condition| condition != tag)
+        .is_some_and(|condition| condition != etag)
     {
         return RangeSpec::Whole;
     }
@@ -105,16 +105,16 @@ impl RangeSpec {
     }
 }
 
-/// True when the client holds the representation `tag` (quoted) already: `If-None-Match` names it,
-/// weakly or even without its quotes, as some clients do, or is `*`.
-pub(super) fn is_not_modified(headers: &Headers, tag: &str) -> bool {
+/// True when the client holds the representation `etag` (quoted) already: `If-None-Match` is `*` or
+/// names it. Some clients name it weakly or without its quotes.
+pub(super) fn is_not_modified(headers: &Headers, etag: &str) -> bool {
     headers
         .all("If-None-Match")
         .flat_map(|field| field.split(','))
         .map(str::trim)
         .any(|given| {
             let given = given.strip_prefix("W/").unwrap_or(given);
-            given == "*" || given == tag || given == tag.trim_matches('"')
+            given == "*" || given == etag || given == etag.trim_matches('"')
         })
 }
 

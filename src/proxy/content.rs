@@ -22,12 +22,12 @@ use crate::upstream::{Stage, UpstreamError};
 /// A blob never changes (RFC 8246).
 pub(super) const BLOB_CACHE_CONTROL: &str = "max-age=31536000, immutable";
 
-/// Upstream's answer to GET or HEAD of a blob, as a client with these fields gets it.
+/// Makes upstream's answer to GET or HEAD of a blob what a client with these fields gets.
 pub(super) fn finish_blob(reply: Reply, digest: &Digest, client: &Headers) -> Reply {
     omit_if_held(supply_blob_fields(reply, digest), client)
 }
 
-/// Upstream's answer to GET or HEAD of a manifest, as a client with these fields gets it.
+/// Makes upstream's answer to GET or HEAD of a manifest what a client with these fields gets.
 ///
 /// # Errors
 /// When it breaks off, or its bytes do not have its digest.
@@ -41,7 +41,7 @@ pub(super) fn finish_manifest(
     Ok(omit_if_held(reply, client))
 }
 
-/// The digest of a blob identifies it for conditions and ranges too.
+/// Sets the fields that name the blob's digest, which also identifies it for conditions and ranges.
 fn supply_blob_fields(mut reply: Reply, digest: &Digest) -> Reply {
     let is_empty = reply.headers.first("Content-Range") == Some("bytes */0");
     if reply.status == 416 && is_empty {
@@ -94,7 +94,7 @@ fn hash_unless_length_known(body: Body, digest: &Digest) -> Body {
     }
 }
 
-/// Bytes that must have a digest; if they do not, their end is an error.
+/// Bytes that must have this digest. If they have another, the read at their end fails.
 struct Hashed {
     reader: Box<dyn Read + Send>,
     /// None once the end was reached.
@@ -115,7 +115,7 @@ impl Read for Hashed {
             let found = hasher.finish();
             if found != self.digest.as_str() {
                 metrics::DIGEST_FAILURES.inc();
-                let why = format!("the bytes have the digest {found}");
+                let why = format!("the bytes have the digest {found}, not {}", self.digest);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, why));
             }
         }
@@ -179,7 +179,7 @@ fn buffer(body: Body, registry: &Registry) -> Result<Body, UpstreamError> {
 /// Reads what a manifest says about itself. `content_type`: the type under which it came.
 ///
 /// # Errors
-/// When it is none: a page of something between us and the registry, or a part of a manifest.
+/// When the bytes are no manifest: an error page from a host in between, or a part of a manifest.
 pub(super) fn describe(
     bytes: &[u8],
     content_type: Option<&str>,
@@ -192,7 +192,7 @@ pub(super) fn describe(
     if let Some(description) = description {
         return Ok(description);
     }
-    // Where a digest was asked for, another one says more.
+    // When the client named a digest, "another digest" says more than "no manifest".
     verify(reference, bytes, None, registry)?;
     let reason = "its answer is no manifest".to_owned();
     Err(UpstreamError::at(registry, Stage::Transfer, reason))
@@ -202,8 +202,8 @@ pub(super) fn describe(
 fn omit_if_held(mut reply: Reply, client: &Headers) -> Reply {
     // Before any range (RFC 9110 §13.2.2).
     let is_content = matches!(reply.status, 200 | 206);
-    let tag = reply.headers.first("ETag").filter(|_| is_content);
-    if tag.is_some_and(|tag| conditional::is_not_modified(client, tag)) {
+    let etag = reply.headers.first("ETag").filter(|_| is_content);
+    if etag.is_some_and(|etag| conditional::is_not_modified(client, etag)) {
         reply.headers.remove("Content-Range");
         reply.status = 304;
         reply.body = Body::empty();
@@ -211,7 +211,7 @@ fn omit_if_held(mut reply: Reply, client: &Headers) -> Reply {
     reply
 }
 
-/// A digest is made of the plain bytes, and we ask for nothing else.
+/// Checks that the bytes are not encoded: a digest is made of the plain bytes, and we ask for those.
 ///
 /// # Errors
 /// When the bytes are encoded all the same.
@@ -220,7 +220,7 @@ pub(super) fn refuse_encoded(headers: &Headers, registry: &Registry) -> Result<(
     if matches!(encoding, "" | "identity") {
         return Ok(());
     }
-    let reason = format!("content-encoding {encoding:?} where identity was asked for");
+    let reason = format!("it sent Content-Encoding {encoding:?}, but identity was asked for");
     Err(UpstreamError::at(registry, Stage::Transfer, reason))
 }
 
@@ -258,7 +258,7 @@ pub(super) fn read_whole(
     }
 }
 
-/// A body that did not come whole.
+/// The failure of a body that did not come whole.
 pub(super) fn broken_off(registry: &Registry, error: &io::Error) -> UpstreamError {
     let stage = match error.kind() {
         io::ErrorKind::TimedOut => Stage::Timeout,
@@ -301,15 +301,15 @@ pub(super) fn take_turn_for(
     turn.map(Some).ok_or_else(|| no_room(registry))
 }
 
-/// There is no memory for one more body now.
+/// The failure of a request whose body finds no room in memory.
 pub(super) fn no_room(registry: &Registry) -> UpstreamError {
     let limit_mib = BODIES_BYTES_MAX >> 20;
     let reason = format!("{limit_mib} MiB of bodies are held already; try again");
     UpstreamError::at(registry, Stage::Queue, reason)
 }
 
-/// Finds the digest of a manifest: the one it was asked for by, else `named`, which upstream gave
-/// it, else the SHA-256 of its bytes.
+/// Finds the digest of a manifest: the one in the request, else `named`, which upstream sent, else
+/// the SHA-256 of its bytes.
 ///
 /// # Errors
 /// When the bytes have another digest.
@@ -321,7 +321,7 @@ pub(super) fn verify(
 ) -> Result<Digest, UpstreamError> {
     let found = format!("sha256:{}", hash::sha256_hex(bytes));
     let wrong = || {
-        let reason = format!("manifest has the digest {found}");
+        let reason = format!("its manifest has the digest {found}, not the expected one");
         UpstreamError::at(registry, Stage::Transfer, reason)
     };
     let known = |named: &&str| named.starts_with("sha256:") || named.starts_with("sha512:");

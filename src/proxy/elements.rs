@@ -28,7 +28,7 @@ pub(super) fn for_each<'a, T: Deserialize<'a>>(
     is_there.then_some(())
 }
 
-/// Reads an object and looks into one of its fields. Its value: whether that is there.
+/// Reads an object and hands out the list in one of its fields. Returns whether the field is there.
 struct Document<'f, T, F> {
     field: &'f str,
     list: JsonList<T, F>,
@@ -96,8 +96,8 @@ impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for &mut JsonList<T, F>
     }
 }
 
-/// A JSON object on its way to a client whose length nobody told. When the connection to upstream
-/// ends before the object does, the read is an error (RFC 9112 §6.3, item 8).
+/// A JSON object of unknown length on its way to a client. When the connection to upstream ends
+/// before the object does, the read fails (RFC 9112 §6.3, item 8).
 pub(super) struct WholeObject<R> {
     reader: R,
     depth: usize,
@@ -118,7 +118,7 @@ impl<R> WholeObject<R> {
         }
     }
 
-    fn look_at(&mut self, byte: u8) {
+    fn track(&mut self, byte: u8) {
         match (self.in_string, byte) {
             (true, _) if self.escaped => self.escaped = false,
             (true, b'\\') => self.escaped = true,
@@ -137,7 +137,7 @@ impl<R: Read> Read for WholeObject<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let count = self.reader.read(into)?;
         let bytes = into.get(..count).unwrap_or_default();
-        bytes.iter().for_each(|byte| self.look_at(*byte));
+        bytes.iter().for_each(|byte| self.track(*byte));
         let is_cut = !self.is_whole || self.depth > 0 || self.in_string;
         if count == 0 && !into.is_empty() && is_cut {
             let why = "the list broke off";

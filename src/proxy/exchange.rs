@@ -90,7 +90,7 @@ impl Parts {
             .or_else(|| self.cache.as_ref()?.recall_registry())
     }
 
-    /// The same, waiting until `deadline` for an identity.
+    /// The identity's registry. Waits until `deadline` for an identity.
     pub(super) fn ask_registry(&self, deadline: Instant) -> Result<Registry, UpstreamError> {
         self.upstream.0.default_registry(deadline)
     }
@@ -106,10 +106,10 @@ pub(super) struct Exchange {
     pub(super) resolved: ResolvedRequest,
     /// 0 for a client's request; else the number of steps from a client's image to its referrer.
     pub(super) depth: u8,
-    /// Why it is made.
+    /// Why the request is made.
     pub(super) purpose: Purpose,
-    /// The head of the answer is due by then, whatever part of the time goes into waiting for
-    /// others: [`HEAD_TIMEOUT`](crate::upstream::exchange::HEAD_TIMEOUT) after the request came.
+    /// When the head of the answer is due, waits for other requests included:
+    /// [`HEAD_TIMEOUT`](crate::upstream::exchange::HEAD_TIMEOUT) after the request came.
     pub(super) deadline: Instant,
 }
 
@@ -151,7 +151,7 @@ impl Exchange {
             && matches!(self.resolved.route, Route::Blob(..))
     }
 
-    /// A blob of this request on its way, as others see it.
+    /// The content that this request moves, as the list of transfers shows it.
     pub(super) fn subject(&self, repository: &Repository, digest: Option<&Digest>) -> Subject {
         Subject {
             registry: self.registry.to_string(),
@@ -190,7 +190,7 @@ impl Exchange {
         let _share = self.take_upload_share(body)?;
         let headers = self.upstream_headers();
         let fetched = self.upstream()?.fetch(self.call(&headers)?, body)?;
-        self.dress(&self.request.method, &headers, unfold(fetched))
+        self.dress(&self.request.method, &headers, into_reply(fetched))
     }
 
     /// Passes a request without a body on, and dresses the reply.
@@ -199,14 +199,15 @@ impl Exchange {
         self.forward(&mut RequestBody::new(&mut nothing, Some(0)))
     }
 
-    /// The same, but a redirect is passed on instead of followed, to the place that it names.
+    /// Passes a request without a body on, and dresses the reply. A redirect is not followed: the
+    /// client gets it with the URL that it names.
     pub(super) fn forward_unfollowed(&self) -> Result<Reply, UpstreamError> {
         let headers = self.upstream_headers();
         let reply = self.upstream()?.fetch_unfollowed(self.call(&headers)?)?;
         let location = reply.headers.first("location").map(str::to_owned);
         let redirected = false;
         let fetched = Fetched { reply, redirected };
-        let mut reply = self.dress(&self.request.method, &headers, unfold(fetched))?;
+        let mut reply = self.dress(&self.request.method, &headers, into_reply(fetched))?;
         if let Some(location) = location {
             // Unlike the registry's own addresses it is not rewritten: it is signed.
             reply.headers.set("Location", location);
@@ -217,7 +218,7 @@ impl Exchange {
     /// Dresses a reply that another request has fetched as this one would have.
     pub(super) fn dress_fetched(&self, fetched: Fetched) -> Result<Reply, UpstreamError> {
         let headers = self.upstream_headers();
-        self.dress(&self.request.method, &headers, unfold(fetched))
+        self.dress(&self.request.method, &headers, into_reply(fetched))
     }
 
     /// Dresses a reply to a request of our own with this method, which had no range and no
@@ -293,7 +294,7 @@ impl Exchange {
         let deadline = Instant::now() + UPLOAD_SHARE_TIMEOUT;
         let share = self.parts.upload_shares.take(network, deadline);
         share.map(Some).ok_or_else(|| {
-            let reason = format!("{network} has half of MAX_UPLOADS; try again");
+            let reason = format!("{network} runs half of MAX_UPLOADS already; try again");
             UpstreamError::at(&self.registry, Stage::Queue, reason)
         })
     }
@@ -374,7 +375,7 @@ impl Exchange {
             300..=399 => Stage::Redirect,
             _ => Stage::Transfer,
         };
-        let reason = format!("answered {status} to a {method}");
+        let reason = format!("it answered {status} to a {method}");
         Err(UpstreamError::at(&self.registry, stage, reason))
     }
 }
@@ -386,15 +387,16 @@ fn is_only_if_cached(client: &Headers) -> bool {
     directives.any(|directive| directive.eq_ignore_ascii_case("only-if-cached"))
 }
 
-/// A document for people, which no registry sends.
+/// True for a document for people, which no registry sends.
 fn is_page(reply: &Reply) -> bool {
     let media_type = reply.headers.first("Content-Type").unwrap_or_default();
     let media_type = media_type.trim_start().to_ascii_lowercase();
     media_type.starts_with("text/html") || media_type.starts_with("application/xhtml")
 }
 
-/// Upstream's reply as it is; of a blob host's fields those that hold for the blob.
-fn unfold(fetched: Fetched) -> Reply {
+/// Makes a reply of what was fetched. A blob host's fields are left out unless they describe the
+/// blob.
+fn into_reply(fetched: Fetched) -> Reply {
     let Fetched { reply, redirected } = fetched;
     let mut headers = reply.headers;
     if redirected {

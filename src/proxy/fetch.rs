@@ -34,24 +34,24 @@ const MANIFESTS_MAX: usize = 1000;
 /// Longest time that a blob in the background waits for those of clients. Then it has its turn, so
 /// that a busy proxy prefetches all the same.
 const GIVE_WAY_MAX: Duration = Duration::from_secs(60);
-/// Between two looks at what clients wait for.
-const LOOK: Duration = Duration::from_millis(100);
-/// Faults that are told of one image.
+/// Pause between two checks whether clients still wait.
+const CHECK_PAUSE: Duration = Duration::from_millis(100);
+/// Most faults that are reported for one image.
 const FAULTS_MAX: usize = 20;
 
 /// An image that is wanted in the cache.
 pub struct ImageFetch<'a> {
-    /// Which.
+    /// Its name.
     pub name: &'a ImageName,
-    /// Which of its platforms.
+    /// The platforms that are wanted.
     pub platforms: &'a Platforms,
-    /// Why: what nobody waits for gives way to clients.
+    /// Why it is fetched. A fetch that nobody waits for gives way to clients.
     pub purpose: Purpose,
-    /// Told of the bytes of blobs that are here now, and of all that are wanted.
+    /// Called with the bytes of blobs that are here by now, and of all blobs that are wanted.
     pub progress: &'a (dyn Fn(u64, u64) + Sync),
 }
 
-/// What came of it.
+/// The result of fetching an image.
 #[derive(Debug, Default)]
 pub struct FetchedImage {
     /// Its manifest.
@@ -60,7 +60,7 @@ pub struct FetchedImage {
     pub blobs: usize,
     /// Their bytes.
     pub bytes: u64,
-    /// What failed, with its name; empty for an image that is whole and confirmed.
+    /// The faults, each with what it befell; none for an image that is complete and confirmed.
     pub faults: Vec<String>,
 }
 
@@ -88,10 +88,10 @@ fn fetch(
     let resolved = parts.registries.resolve(&like, &|| parts.own_registry());
     let resolved = resolved.map_err(|error| error.message)?;
     if let (Some(host), true) = (name.host(), resolved.prefix.is_empty()) {
-        return Err(format!("{host} is none of ECR and NAMESPACES"));
+        return Err(format!("{host} is in neither ECR nor NAMESPACES"));
     }
     let Route::Manifest(repository, reference) = resolved.route else {
-        return Err("it is no name of an image".to_owned());
+        return Err("it is not the name of an image".to_owned());
     };
     let work = ImageWork::new(parts, &resolved.choice, repository, like, wanted.purpose)?;
     let manifests = work.fetch_manifests(&reference, wanted.platforms, fetched)?;
@@ -112,7 +112,7 @@ pub(super) fn fetch_digest(
 ) -> Result<(), String> {
     let name = scope.registry.name();
     let choice = parts.registries.find(name, &|| parts.own_registry());
-    let choice = choice.ok_or("it is none of ECR")?;
+    let choice = choice.ok_or("its registry is not in ECR")?;
     let (like, repository) = (request("/v2/".to_owned()), scope.repository.clone());
     let work = ImageWork::new(parts, &choice, repository, like, Purpose::Prefetch)?;
     match is_manifest {
@@ -167,7 +167,7 @@ impl<'a> ImageWork<'a> {
         Ok(Self { parts, client })
     }
 
-    /// Fetches a manifest. An older answer is none: upstream has not confirmed it.
+    /// Fetches a manifest. A stale answer is a fault: upstream has not confirmed it.
     fn fetch_manifest(&self, reference: &str) -> Result<KeptManifest, String> {
         self.give_way();
         let reply = self
@@ -210,7 +210,7 @@ impl<'a> ImageWork<'a> {
             if platform != NO_PLATFORM && !platforms.picks(platform) {
                 continue;
             }
-            // The first of them comes from the cache by now.
+            // The root, which is the first, comes from the cache by now.
             match self.fetch_manifest(found.digest.as_str()) {
                 Ok(manifest) => {
                     tree.descend(&manifest.content);
@@ -284,14 +284,15 @@ impl<'a> ImageWork<'a> {
             .keep_blob(self.parts, digest, reply, &mut on_piece)
     }
 
-    /// What refers to the image; when something of it is new, also what refers to its parts.
+    /// Fetches what refers to the image. When a blob of the image is new, also fetches what refers
+    /// to its other manifests.
     fn fetch_referrers(&self, manifests: &[KeptManifest], fetched: &mut FetchedImage) {
         let all = fetched.blobs > 0;
         for manifest in manifests.iter().take(if all { MANIFESTS_MAX } else { 1 }) {
             self.give_way();
             let digest = &manifest.digest;
             if !follow::fetch_referrers(self.parts, &self.client, digest) {
-                let why = format!("not all that refers to {digest} could be fetched");
+                let why = format!("not all referrers of {digest} could be fetched");
                 fetched.faults.push(why);
             }
         }
@@ -304,12 +305,12 @@ impl<'a> ImageWork<'a> {
             && TRANSFERS.serve_clients()
             && Instant::now() < until
         {
-            thread::sleep(LOOK);
+            thread::sleep(CHECK_PAUSE);
         }
     }
 }
 
-/// What an error document says.
+/// The status and message of an error document.
 fn describe(reply: Reply) -> String {
     let status = reply.status;
     let bytes = read_body(reply.body, MANIFEST_BYTES_MAX).unwrap_or_default();

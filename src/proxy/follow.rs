@@ -79,7 +79,7 @@ struct ReferrerFill<'a> {
     manifests: usize,
     blobs: usize,
     bytes_left: u64,
-    /// Upstream was out of order at some point.
+    /// True when upstream was out of order at some point.
     failed: bool,
 }
 
@@ -154,8 +154,8 @@ impl ReferrerFill<'_> {
     }
 }
 
-/// What a list or a manifest names. Nothing, when it breaks off or is larger than those of images
-/// are; an error document names nothing either.
+/// Reads what a list or a manifest names. A body that breaks off, or is larger than any of an
+/// image, names nothing; nor does an error document.
 fn read_named(body: Body) -> Vec<Named> {
     let bytes = read_body(body, NAMES_BYTES_MAX);
     bytes.map_or_else(Vec::new, |bytes| list_named(&bytes))

@@ -11,10 +11,10 @@ pub(super) const DIGEST_FIELD: &str = "Docker-Content-Digest";
 /// Sent upstream when the client names none.
 const USER_AGENT: &str = concat!("aws-ecr-proxy/", env!("CARGO_PKG_VERSION"));
 
-/// Fields of a request that upstream gets; all others stay here: they concern the way to us, name
-/// the client, are a login that is not ours to pass on, or mean something to a front end of the
-/// registry that we do not know. Representation and conditions are RFC 9110's (§8, §12, §13, §14),
-/// digests of content RFC 9530's; framing is the door's.
+/// Fields of a request that upstream gets. All others stay here: they concern the connection to us,
+/// name the client, are a login for this proxy, or could mean something to an unknown front end of
+/// the registry. RFC 9110 (§8, §12, §13, §14) has the fields of representation and conditions, and
+/// RFC 9530 the digests of content. The door owns those of framing.
 const FOR_UPSTREAM: [&str; 19] = [
     "Accept",
     "Cache-Control",
@@ -39,9 +39,9 @@ const FOR_UPSTREAM: [&str; 19] = [
 /// Fields of the distribution-spec, whatever a later version adds.
 const SPECIFICATION_PREFIX: &str = "oci-";
 
-/// Fields of upstream that the client never sees: hop-by-hop fields (RFC 9110 §7.6.1), framing (the
-/// door writes it), the challenge (its realm names ECR), cookies, offers for its connection, and
-/// what its cache says: the client's own cache speaks for itself.
+/// Fields of upstream that the client never sees: hop-by-hop fields (RFC 9110 §7.6.1), framing
+/// (which the door writes), the challenge (its realm names ECR), cookies, offers for the connection
+/// to upstream, and what the caches of other proxies say: `X-Cache` is about our own cache.
 const NOT_FOR_CLIENT: [&str; 17] = [
     "Alt-Svc",
     "Connection",
@@ -62,8 +62,8 @@ const NOT_FOR_CLIENT: [&str; 17] = [
     "X-Request-Id",
 ];
 
-/// Upstream's word on which web pages may read a reply: it speaks of its own address (Fetch
-/// standard, CORS).
+/// Upstream's fields that say which web pages may read a reply. They hold for upstream's address
+/// alone (Fetch standard, CORS).
 const CROSS_ORIGIN_PREFIX: &str = "access-control-";
 
 /// The client's fields as upstream gets them. `Accept` lines are joined into one: docker sends
@@ -82,7 +82,7 @@ pub(super) fn for_upstream(client: &Headers, route: &Route, method: &str) -> Hea
     if headers.first("User-Agent").is_none_or(str::is_empty) {
         headers.set("User-Agent", USER_AGENT);
     }
-    // Digest and length are those of the plain bytes.
+    // Digest and length are made of the plain bytes.
     headers.set("Accept-Encoding", "identity");
     if matches!(method, "GET" | "HEAD") {
         remove_what_upstream_cannot_judge(&mut headers, route);

@@ -1,6 +1,6 @@
 //! Lists of tags and repositories. Owns: the fields of a list on its way to the client, which part
-//! of the catalogue it may see, and the list of what is known when upstream is out of reach. Must
-//! not: read or make up a cursor of the registry's.
+//! of the catalogue the client may see, and the list of known names when upstream is out of reach.
+//! Must not: read or make up a cursor of the registry's.
 //!
 //! In an outage the client gets the page that it asks for as upstream last sent it, if that page
 //! belongs to the newest list and the cache knows no name beside it. Otherwise the list is made
@@ -116,7 +116,7 @@ fn visible_names(catalogue: &[u8], access: &Access) -> Option<String> {
 /// own, and pages of nothing. All else stays byte for byte.
 ///
 /// # Errors
-/// A number of names that is none.
+/// When `n` is not a number.
 pub(super) fn target(route: &Route, target: &str, is_ecr: bool) -> Result<String, OciError> {
     let Some((path, query)) = target
         .split_once('?')
@@ -211,7 +211,7 @@ impl<'a> ListRequest<'a> {
         })
     }
 
-    /// The list as the client may see it.
+    /// Makes a list what the client may see of it.
     fn finish(&self, reply: Result<Reply, UpstreamError>) -> Reply {
         let registry = &self.exchange.registry;
         self.finish_with(reply, |bytes| content::take_turn_for(bytes, registry))
@@ -233,7 +233,7 @@ impl<'a> ListRequest<'a> {
         for_each(body, self.field(), |_: String| {}).is_some()
     }
 
-    /// A page that was kept, because upstream could not be asked. Within a turn.
+    /// Answers with a kept page, because upstream could not be asked. Needs a turn.
     fn serve_stale(&self, page: &Page, why: &UpstreamError) -> Option<Reply> {
         let age = age(page.confirmed).to_string();
         let body = match self.is_filtered() {
@@ -245,7 +245,7 @@ impl<'a> ListRequest<'a> {
         Some(mark_stale(reply, why).with("Age", age))
     }
 
-    /// Keeps a page. Returns its body in its file, where that is what the client gets.
+    /// Keeps a page. Returns its body in its file, if the client gets the page unfiltered.
     fn keep(
         &self,
         cache: &Cache,
@@ -259,7 +259,7 @@ impl<'a> ListRequest<'a> {
         (!self.is_filtered()).then(|| page.body())
     }
 
-    /// True for a list of which clients may not see all.
+    /// True for a list that clients may not see whole.
     fn is_filtered(&self) -> bool {
         self.repository.is_none() && !self.exchange.parts.access.shows_everything()
     }
@@ -287,7 +287,7 @@ impl<'a> ListRequest<'a> {
         }
     }
 
-    /// True when an outage would leave something to list, as far as that shows at once.
+    /// True when the cache knows a name or a page of the list, so that it could answer in an outage.
     fn is_known(&self, cache: &Cache) -> bool {
         let names = &cache.names;
         let is_held = match self.list_key() {
@@ -332,7 +332,7 @@ impl<'a> ListRequest<'a> {
                 }
             });
         }
-        // Whatever is still held is in no list of upstream's.
+        // The names that are still in `held` are in no list of upstream's.
         let mut kept = chain.iter().copied().filter(|_| held.is_empty());
         if let Some(page) = kept.find(|page| page.query == query) {
             return self.serve_stale(page, why);
@@ -394,12 +394,12 @@ fn decode(last: &str) -> String {
     uri::decode_visible(last).unwrap_or_else(|| last.to_owned())
 }
 
-/// The names of one page: those after `last`, at most `n` of them. However many are added, no more
-/// than that are held.
+/// The names of one page: at most `n` names after `last`. However many are added, only those of the
+/// page are held.
 struct NextNames<'a> {
     last: Option<&'a str>,
     count: usize,
-    /// One more than the page has, if there is one.
+    /// The names of the page, and one more if there is one.
     names: BTreeSet<String>,
     /// A name was added, on this page or not.
     found_any: bool,

@@ -1,5 +1,5 @@
-//! Results of asking upstream, in the form that all who asked at the same time share. Owns: their
-//! types. Must not: do anything.
+//! Results of a question to upstream, which all clients that ask at the same time share. Owns:
+//! their types. Must not: do anything.
 
 use std::time::SystemTime;
 
@@ -19,13 +19,13 @@ pub(super) enum ManifestLookup {
     Signed(Buffered),
     /// Too large to keep.
     TooLarge,
-    /// A manifest of a type that the client does not accept. It gets it all the same, as registries
-    /// have it, but it is not kept.
+    /// A manifest of a type that the client does not accept. The client gets it all the same, as
+    /// from a registry, but the manifest is not kept.
     Unaccepted(Buffered),
 }
 
-/// Where a manifest comes from, and when the registry itself last confirmed it: that is before now
-/// where another tier answers from its own cache.
+/// Where a manifest comes from, and when the registry itself last confirmed it. That time has passed
+/// when another proxy answered from its own cache.
 #[derive(Debug, Clone)]
 pub(super) enum Freshness {
     Fetched(SystemTime),

@@ -8,7 +8,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::answer::{API_VERSION, CacheOutcome, age, fail_miss, mark, mark_stale, or_fail};
+use super::answer::{
+    API_VERSION, CacheOutcome, age, fail_miss, log_reason, mark, mark_stale, or_fail,
+};
 use super::content;
 use super::exchange::Exchange;
 use super::headers::DIGEST_FIELD;
@@ -84,7 +86,7 @@ struct ManifestPull<'a> {
     cache: &'a Arc<Cache>,
     scope: Scope<'a>,
     reference: &'a Reference,
-    /// An answer that a later change overtakes is not kept.
+    /// When upstream was asked. If the repository is changed after that, the answer is not kept.
     asked_at: Moment,
 }
 
@@ -115,7 +117,7 @@ impl ManifestPull<'_> {
     fn get_by_tag(&self, tag: &Tag) -> Reply {
         let exchange = self.exchange;
         let (request, path) = (&exchange.request, &exchange.resolved.path);
-        let partition = match exchange.purpose.confirms() {
+        let partition = match exchange.purpose.confirms_tags() {
             true => FOR_ALL.to_owned(),
             false => cache_key::partition(&exchange.parts.cache_key, request, path),
         };
@@ -124,7 +126,7 @@ impl ManifestPull<'_> {
         let is_frozen = frozen.matches(registry, repository, tag.as_str());
         let held = self.find(&partition, tag, is_frozen);
         let needs_no_call =
-            |held: &&TaggedManifest| is_frozen || (held.is_fresh && !exchange.purpose.confirms());
+            |held: &&TaggedManifest| is_frozen || (held.is_fresh && !exchange.purpose.confirms_tags());
         if let Some(held) = held.as_ref().filter(needs_no_call) {
             log_reason(match is_frozen {
                 true => "the tag is one of FREEZE_TAGS",
@@ -137,7 +139,7 @@ impl ManifestPull<'_> {
         }
         if held.is_none()
             && is_frozen
-            && let Some(digest) = self.lost(&partition, tag)
+            && let Some(digest) = self.find_lost(&partition, tag)
         {
             let reference = &Reference::Digest(digest.clone());
             return ManifestPull { reference, ..*self }.get_by_digest(&digest);
@@ -180,7 +182,8 @@ impl ManifestPull<'_> {
         }
     }
 
-    /// What the tag means to this client: what was confirmed last for its `CACHE_KEY` or for all.
+    /// Finds the manifest of the tag for this client: the one that was confirmed last, under its
+    /// `CACHE_KEY` or for all clients.
     fn find(&self, partition: &str, tag: &Tag, is_frozen: bool) -> Option<TaggedManifest> {
         let client = &self.exchange.request.headers;
         let find = |partition| self.cache.find_tagged(self.scope, partition, tag, client);
@@ -192,8 +195,8 @@ impl ManifestPull<'_> {
         found.max_by_key(|found| found.confirmed)
     }
 
-    /// The manifest that a frozen tag means, where the tag is here and the manifest was lost.
-    fn lost(&self, partition: &str, tag: &Tag) -> Option<Digest> {
+    /// Finds the digest of a frozen tag when the cache has the tag but has lost its manifest.
+    fn find_lost(&self, partition: &str, tag: &Tag) -> Option<Digest> {
         let partitions = [partition, FOR_ALL].into_iter();
         let entries = partitions.flat_map(|of| self.cache.names.tag(self.scope, of, tag));
         let client = &self.exchange.request.headers;
@@ -202,7 +205,7 @@ impl ManifestPull<'_> {
         entries.find(accepts).map(|entry| entry.digest)
     }
 
-    /// The answer where nothing is here and upstream must not be asked.
+    /// The answer when nothing is cached and upstream must not be asked.
     fn absent(&self) -> Option<Reply> {
         absent::manifest(self.exchange, self.cache, self.scope, self.reference)
     }
@@ -214,9 +217,9 @@ impl ManifestPull<'_> {
         format!("{} manifests/{name} accept={accept}", self.scope)
     }
 
-    /// Asks upstream once for all who ask under the same key since the repository was last changed.
-    /// Each waits until its own deadline. They share a failure too: a client that began anew then
-    /// would wait twice as long.
+    /// Asks upstream once for all clients that ask under the same key since the repository was last
+    /// changed. Each waits until its own deadline. All share a failure too: a client that asked
+    /// again after it would wait twice as long.
     fn share(&self, key: &str, ask: impl FnOnce() -> ManifestLookup) -> ManifestLookup {
         let (flights, deadline) = (&self.exchange.parts.manifests, self.exchange.deadline);
         let changed = self.cache.names.changes.last(self.scope, Fact::Contents);
@@ -305,14 +308,14 @@ impl ManifestPull<'_> {
         let media_type = description.media_type.or(content_type);
         let mut manifest = Manifest {
             digest: content::verify(self.reference, bytes, named, registry)?,
-            // The document's own word is the same for all tags that lead to it.
+            // The type in the document is the same for all tags that lead to it.
             media_type: media_type.unwrap_or_else(|| "application/octet-stream".to_owned()),
             body: WholeBody::Bytes(bytes.clone()),
         };
         if !media_type::accepts(&self.exchange.request.headers, &manifest.media_type) {
             return Ok(ManifestLookup::Unaccepted(buffered));
         }
-        let freshness = match stale_word(registry, &buffered.headers) {
+        let freshness = match find_stale_reason(registry, &buffered.headers) {
             Some(error) => Freshness::Stale(error, confirmed_at(&buffered.headers)),
             None => Freshness::Fetched(confirmed_at(&buffered.headers)),
         };
@@ -323,7 +326,7 @@ impl ManifestPull<'_> {
         Ok(ManifestLookup::Found(manifest, freshness))
     }
 
-    /// With `FILL_REFERRERS`, what refers to the manifest comes into the cache too.
+    /// With `FILL_REFERRERS`, has the referrers of the manifest fetched, too.
     fn queue_referrers(&self, digest: &Digest) {
         let exchange = self.exchange;
         if let Some(queue) = &exchange.parts.referrer_queue {
@@ -360,7 +363,7 @@ impl ManifestPull<'_> {
         }
     }
 
-    /// The answer made of what upstream sent or confirmed, or could not confirm.
+    /// Answers with a manifest that upstream has sent, has confirmed, or could not confirm.
     fn serve_found(&self, manifest: &Manifest, freshness: &Freshness) -> Reply {
         let age = age(confirmed(freshness));
         let reply = match freshness {
@@ -377,7 +380,7 @@ impl ManifestPull<'_> {
         }
     }
 
-    /// The fact that a 404 says.
+    /// The fact that a 404 states.
     const fn absence(&self) -> Fact<'_> {
         match self.reference {
             Reference::Digest(digest) => Fact::Absent(digest),
@@ -385,7 +388,7 @@ impl ManifestPull<'_> {
         }
     }
 
-    /// Upstream's own answer, as the client gets it.
+    /// Makes upstream's own answer what the client gets.
     fn dress(&self, buffered: Buffered) -> Reply {
         let method = &self.exchange.request.method;
         let reply = self.exchange.dress_buffered(method, buffered);
@@ -454,13 +457,13 @@ impl TagLookup<'_> {
                 let confirmed =
                     pull.cache
                         .confirm_tag(scope, self.partition, self.tag, shown, asked_at);
-                let freshness = match stale_word(scope.registry, &reply.headers) {
+                let freshness = match find_stale_reason(scope.registry, &reply.headers) {
                     Some(error) => Freshness::Stale(error, confirmed),
                     None => Freshness::Revalidated(confirmed),
                 };
                 ManifestLookup::Found(manifest.clone(), freshness)
             }
-            // A HEAD's 404 has no body that shows whether the registry itself says so.
+            // The 404 to a HEAD has no body, which would show whether it is the registry's own.
             (200 | 404, _) => {
                 log_reason("upstream names another manifest, or none: it is fetched");
                 self.replace(held)
@@ -485,7 +488,7 @@ impl TagLookup<'_> {
                 self.as_stale(held, self.unexpected_status(refused.status))
             }
             ManifestLookup::Unaccepted(_) => {
-                let reason = "it answered with a type that was not asked for".to_owned();
+                let reason = "it sent a type that was not asked for".to_owned();
                 self.as_stale(held, self.fault(reason))
             }
             lookup => {
@@ -509,7 +512,7 @@ impl TagLookup<'_> {
 
     fn unexpected_status(&self, status: u16) -> UpstreamError {
         self.fault(match status {
-            404 => "its 404 is not the word of the registry".to_owned(),
+            404 => "its 404 is not the registry's own".to_owned(),
             status => format!("it answered {status}"),
         })
     }
@@ -526,14 +529,11 @@ const fn confirmed(freshness: &Freshness) -> SystemTime {
     }
 }
 
-/// Says at DEBUG why the answer is as it is.
-fn log_reason(reason: &str) {
-    log::debug("cache decided", &[("reason", &reason)]);
-}
-
-/// The reason why an answer of another tier is stale, if it is: nobody behind it confirmed it.
-fn stale_word(registry: &Registry, headers: &Headers) -> Option<UpstreamError> {
-    headers.first("X-Cache").filter(|word| *word == "STALE")?;
+/// Finds why the answer of another proxy is stale; none when the registry has confirmed it.
+fn find_stale_reason(registry: &Registry, headers: &Headers) -> Option<UpstreamError> {
+    headers
+        .first("X-Cache")
+        .filter(|outcome| *outcome == "STALE")?;
     let why = headers.first("Warning").unwrap_or("no reason given");
     let reason = format!("it answers from its cache ({why})");
     Some(UpstreamError::at(registry, Stage::Transfer, reason))
@@ -541,7 +541,7 @@ fn stale_word(registry: &Registry, headers: &Headers) -> Option<UpstreamError> {
 
 /// Adds the type that the cache holds to `Accept`: some registries (docker-registry, for OCI's
 /// types) answer 404 to a client that accepts anything but does not name the type. One curl would
-/// then take the image from everybody.
+/// then remove the image from the cache for everybody.
 fn accept_also(mut headers: Headers, media_type: &str) -> Headers {
     match headers.join_values("Accept") {
         Some(accept) if accept.contains(media_type) => {}

@@ -1,5 +1,5 @@
-//! Requests under `/v2`. Owns: deciding which of them are refused, which are answered at once, and
-//! which need an exchange with upstream. Must not: touch a socket, or know how a token comes about.
+//! Requests under `/v2`. Owns: deciding which requests are refused, which are answered at once, and
+//! which need an exchange with upstream. Must not: touch a socket, or know how to get a token.
 //!
 //! [`Proxy::decide`] runs on a worker and touches memory only. The exchange that it returns is run
 //! by the connection's own thread.
@@ -73,7 +73,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Takes from the settings what decides about requests.
+    /// Takes from the settings those that concern requests.
     pub fn new(
         access: Access,
         upstream: Arc<Upstream>,
@@ -213,8 +213,8 @@ fn add_namespace(reply: Reply, namespace: Option<String>) -> Reply {
     }
 }
 
-/// The fields that a reply gets on its way back from an exchange: `Via`, and what the caches behind
-/// us said of this request. `X-Cache` is the word of the cache that the client asked.
+/// Sets the fields that a reply gets on its way back from an exchange: `Via`, and what the caches
+/// of other proxies said about this request. `X-Cache` is about our own cache alone.
 fn mark_way_back(headers: &mut Headers) {
     headers.set(via::VIA, via::append(headers, true));
     if let Some(words) = RequestScope::current().and_then(|request| request.upstream().cache) {

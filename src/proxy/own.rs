@@ -1,5 +1,6 @@
-//! The proxy's own requests: they go the way of a client's requests, and the same rules decide what
-//! is kept. Owns: making them, and reading their answers whole. Must not: know why they are made.
+//! The proxy's own requests. They are answered as a client's requests are, and the same rules decide
+//! what is kept. Owns: making them, and reading their answers whole. Must not: know why they are
+//! made.
 
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -19,18 +20,18 @@ use crate::metrics::CacheOutcome;
 use crate::oci::{Digest, Route};
 use crate::upstream::exchange::HEAD_TIMEOUT;
 
-/// Every kind of manifest.
+/// `Accept` for every kind of manifest.
 pub const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, \
      application/vnd.oci.image.index.v1+json, \
      application/vnd.docker.distribution.manifest.v2+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, */*";
 
-/// A blob is in the cache so long after its last byte at the latest: one fsync on a busy disk.
+/// Longest time from the last byte of a blob until the cache has it: one fsync on a busy disk.
 const KEPT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Between two looks whether it is.
-const LOOK: Duration = Duration::from_millis(20);
+/// Pause between two checks whether the cache has it.
+const CHECK_PAUSE: Duration = Duration::from_millis(20);
 
-/// Said of what has come and is not in the cache.
+/// The fault of content that has come but is not in the cache.
 pub(super) const NOT_KEPT: &str = "was not kept: the log says why";
 
 impl OwnClient {
@@ -69,13 +70,12 @@ impl OwnClient {
             if is_passed_on || Instant::now() >= until {
                 return Err(NOT_KEPT.to_owned());
             }
-            thread::sleep(LOOK);
+            thread::sleep(CHECK_PAUSE);
         }
         Ok(bytes)
     }
 
-    /// Gets what is at this place of the repository, such as `manifests/1.0`. Blocks until the head
-    /// is there.
+    /// Gets `place` in the repository, such as `manifests/1.0`. Blocks until the head is there.
     pub(super) fn get(&self, parts: &Arc<Parts>, place: &str) -> Reply {
         let target = format!("/v2/{}/{place}", self.place.repository);
         let mut request = Request {
@@ -119,8 +119,8 @@ impl OwnClient {
     }
 }
 
-/// Waits for what a manifest or a list has taken of `PREFETCH_RATE`, if it came from upstream.
-/// Blobs wait while they come.
+/// Waits as long as `PREFETCH_RATE` demands for a manifest or a list that came from upstream. A blob
+/// waits while it comes.
 fn keep_rate(parts: &Parts, reply: &Reply) {
     let length = match &reply.body {
         Body::Bytes(bytes) => Some(bytes.len() as u64),

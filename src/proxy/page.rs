@@ -28,7 +28,7 @@ const STALE_PATIENCE: Duration = Duration::from_secs(5);
 /// A list up to this size, a thousand short names, is read before it is passed on, so that a body
 /// that is no list is an error. The beginning of a longer one is held while its client reads.
 const BEGINNING_BYTES_MAX: u64 = 16 << 10;
-/// Fields of a client that would make the answer less than the list.
+/// Fields of a client with which upstream would not send the whole list.
 const CONDITIONS: [&str; 6] = [
     "If-Match",
     "If-Modified-Since",
@@ -47,7 +47,7 @@ pub(super) fn ask(
     is_list: impl Fn(&[u8]) -> bool,
     keep: impl Fn(&Headers, &[u8]) -> Option<WholeBody>,
 ) -> PageLookup {
-    // Those who ask at the same time may be answered by upstream.
+    // This comes before the shared question: the other clients may ask upstream.
     if let Err(why) = exchange.upstream() {
         return PageLookup::Failed(why);
     }
@@ -56,7 +56,7 @@ pub(super) fn ask(
     } else {
         HEAD_TIMEOUT
     };
-    // A client that has pushed since must not get an answer to a question from before.
+    // A client that has pushed must not get the answer to a question from before its push.
     let changed = last_change(exchange);
     let registry = &exchange.registry;
     let key = format!(
@@ -97,7 +97,7 @@ fn fetch(
     let registry = &exchange.registry;
     let mut headers = exchange.upstream_headers();
     headers.retain(|name, _| !is_condition(name));
-    // The answer to HEAD is made of it: not every registry knows HEAD of a list.
+    // A HEAD is answered from a GET, too: not every registry knows HEAD of a list.
     let mut reply = exchange.ask("GET", &exchange.resolved.target, &headers, patience)?;
     let is_success = reply.status == 200;
     let limit = if is_success {
@@ -137,8 +137,8 @@ fn no_list(registry: &Registry) -> UpstreamError {
     UpstreamError::at(registry, Stage::Transfer, reason)
 }
 
-/// Checks a list that is passed on without being read whole: the beginning is read until
-/// `deadline`. A short list must be one, and a long one that ends before its end is cut.
+/// Checks a list that is passed on without being read whole. Its beginning is read until the
+/// exchange's deadline. A short body must be a list; a long body that breaks off is cut here, too.
 ///
 /// # Errors
 /// When it is no list, breaks off, or comes too late.
@@ -184,9 +184,9 @@ pub(super) fn answer_in_turn(
     make().map(|reply| content::count_body(reply, registry))
 }
 
-/// The reason for which an older answer may stand in for this one, if it may: upstream is out of
-/// order, throttles, sends us somewhere else, or refuses our own credentials. What the registry
-/// says of the list itself stands; a 404 without an error document is not its word.
+/// Why an older answer may stand in for this one; none when it may not. It may when upstream is out
+/// of order, throttles, sends us somewhere else, or refuses our own credentials. It may not when the
+/// registry speaks of the list itself; a 404 without an error document is not the registry's.
 pub(super) fn excuse(registry: &Registry, refused: &Buffered) -> Option<UpstreamError> {
     let status = refused.status;
     let reason = match status {
@@ -211,14 +211,14 @@ pub(super) fn remove_body_for_head(exchange: &Exchange, mut reply: Reply) -> Rep
     reply
 }
 
-/// True for a field that asks for less than the whole.
+/// True for a field with which upstream would not send the whole list.
 pub(super) fn is_condition(name: &str) -> bool {
     CONDITIONS
         .iter()
         .any(|field| field.eq_ignore_ascii_case(name))
 }
 
-/// The pages that belong together, from `first` on as each names the next; none twice.
+/// The pages that belong together: `first`, and the page that each names as the next. None twice.
 pub(super) fn chain<'a>(pages: &'a [Page], first: Option<&'a Page>) -> Vec<&'a Page> {
     let mut chain: Vec<&Page> = Vec::new();
     let mut next = first;

@@ -18,17 +18,17 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    /// True when a tag is to be confirmed by upstream, however lately it was.
-    pub(super) const fn confirms(self) -> bool {
+    /// True when upstream has to confirm a tag, even if it did so a moment ago.
+    pub(super) const fn confirms_tags(self) -> bool {
         matches!(self, Self::Prefetch | Self::Pull)
     }
 }
 
-/// In whose name the proxy asks for the content of a repository by itself.
+/// The client in whose name the proxy itself asks for the content of a repository.
 #[derive(Debug, Clone)]
 pub(super) struct OwnClient {
     pub(super) place: OwnedScope,
-    /// A request whose fields are used: `CACHE_KEY` may read them.
+    /// The request whose fields are used, since `CACHE_KEY` may read them.
     pub(super) like: Arc<Request>,
     /// 0 for a manifest that a client asked for; 1 for one that refers to such a manifest.
     pub(super) depth: u8,

@@ -9,9 +9,9 @@ pub(super) mod upload;
 
 use crate::oci::Route;
 
-/// The target as the specification has it: an upload begins below `blobs/uploads/`, and a registry
-/// may send a client that leaves the slash out somewhere else. `mount` is left out where the
-/// registry must not choose the repository: the blob is then uploaded.
+/// The target of an upload as the specification has it, with a slash after `blobs/uploads`. Without
+/// the slash, a registry may redirect. `mount` is left out when the registry must not choose the
+/// repository: the client then uploads the blob.
 pub(super) fn target(target: String, route: &Route, mount_is_open: bool) -> String {
     if !matches!(route, Route::Uploads(_)) {
         return target;

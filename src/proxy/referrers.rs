@@ -128,11 +128,11 @@ impl<'a> ReferrersRequest<'a> {
     }
 
     /// Finds what a refusal says. Many registries without the API answer an unknown path in plain
-    /// text, as a load balancer without backends does; whoever is a registry shows it at `/v2/`.
+    /// text, as a load balancer without backends does. A registry answers `/v2/`, the others do not.
     fn judge(&self, refused: &Buffered) -> ListRefusal {
         let excuse = page::excuse(self.scope.registry, refused);
         match (is_no_api(refused), excuse) {
-            (true, Some(why)) if refused.status == 404 && !self.is_a_registrys(refused) => {
+            (true, Some(why)) if refused.status == 404 && !self.is_from_registry(refused) => {
                 ListRefusal::Outage(why)
             }
             (true, _) if refused.status != 501 => ListRefusal::NoApi,
@@ -142,7 +142,7 @@ impl<'a> ReferrersRequest<'a> {
         }
     }
 
-    fn is_a_registrys(&self, refused: &Buffered) -> bool {
+    fn is_from_registry(&self, refused: &Buffered) -> bool {
         let has_version = |headers: &Headers| headers.first(API_VERSION.0).is_some();
         if has_version(&refused.headers) || refusal::is_error_document(&refused.body) {
             return true;
@@ -153,7 +153,7 @@ impl<'a> ReferrersRequest<'a> {
         base.is_ok_and(|base| base.status == 200 && has_version(&base.headers))
     }
 
-    /// A list that is passed on without being kept.
+    /// Passes a list on without keeping it.
     fn stream(&self) -> Reply {
         let exchange = self.exchange;
         let reply = exchange.forward_bodiless();
@@ -166,7 +166,7 @@ impl<'a> ReferrersRequest<'a> {
         finish(self.exchange.dress_buffered(method, refused))
     }
 
-    /// A page that was kept.
+    /// Answers with a kept page.
     fn serve(&self, page: &Page) -> Reply {
         let headers = page.headers.clone();
         let reply = finish(self.exchange.dress_page(headers, page.body()));
@@ -177,7 +177,8 @@ impl<'a> ReferrersRequest<'a> {
         List::Referrers(self.scope, self.digest)
     }
 
-    /// Within its time, what upstream last said: to this very question, or to the one for all.
+    /// Answers with upstream's last list while that is fresh: the list for this query, else the
+    /// matching part of the list of all referrers.
     fn answer_fresh(&self, cache: &Cache) -> Option<Reply> {
         let page = cache.names.page(self.list_key(), self.query);
         if let Some(page) = page.filter(|page| cache.is_fresh(page.confirmed)) {
@@ -202,8 +203,8 @@ impl<'a> ReferrersRequest<'a> {
         uri::decode_visible(value).filter(|value| !value.contains('&'))
     }
 
-    /// Keeps a list, for what is known to be there: clients may ask for any digest. Returns the
-    /// body in its file.
+    /// Keeps a list, but not an empty one of an unknown manifest: clients may ask for any digest.
+    /// Returns the body in its file.
     fn keep(
         &self,
         cache: &Cache,
@@ -219,8 +220,8 @@ impl<'a> ReferrersRequest<'a> {
         Some(page.body())
     }
 
-    fn note_api(&self, cache: &Cache, there: bool) {
-        let noted = cache.names.set_referrers_api(self.scope.registry, there);
+    fn note_api(&self, cache: &Cache, has_api: bool) {
+        let noted = cache.names.set_referrers_api(self.scope.registry, has_api);
         cache.disk_faults.check("referrers", noted);
     }
 
@@ -316,7 +317,7 @@ impl<'a> ReferrersRequest<'a> {
         absent.then(|| refuse(&no_api()))
     }
 
-    /// A list that is made here.
+    /// Answers with a list that is made here.
     fn make_list(&self, descriptors: &Descriptors, is_filtered: bool) -> Reply {
         let mut headers = Headers::new();
         if is_filtered {
@@ -330,7 +331,7 @@ impl<'a> ReferrersRequest<'a> {
 
 /// What a refusal says.
 enum ListRefusal {
-    /// Nothing: whoever answered is out of order, or is not the registry.
+    /// Nothing about the list: upstream is out of order, or the answer is not the registry's.
     Outage(UpstreamError),
     /// The registry has no referrers API.
     NoApi,
@@ -346,8 +347,8 @@ fn finish(reply: Result<Reply, UpstreamError>) -> Reply {
     }))
 }
 
-/// A registry with the API answers every digest with a list, so that 404 means that it has none
-/// (distribution-spec "Listing Referrers"); but for a repository that is not there.
+/// True when the registry has no referrers API. One with the API answers every digest with a list,
+/// except in a repository that does not exist (distribution-spec "Listing Referrers").
 fn is_no_api(refused: &Buffered) -> bool {
     match refused.status {
         404 => refusal::error_code(&refused.body).as_deref() != Some("NAME_UNKNOWN"),

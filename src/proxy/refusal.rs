@@ -80,8 +80,8 @@ fn read_document(body: Body) -> Result<Option<SharedBytes>, Body> {
     }
 }
 
-/// True when the registry itself says that there is no such thing: the 404 of a proxy on the way
-/// that is offline says only that its cache has none.
+/// True when the registry itself says that the content does not exist. An offline proxy on the way
+/// says only that its cache lacks it.
 pub(super) fn is_registrys_404(refused: &Buffered) -> bool {
     refused.status == 404 && is_error_document(&refused.body) && !is_offline(&refused.headers)
 }

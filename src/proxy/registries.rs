@@ -23,7 +23,7 @@ const NAMESPACE: &str = "ns";
 /// The closed list.
 #[derive(Debug)]
 pub(super) struct Registries {
-    /// The default one first; empty: the identity's own alone.
+    /// The default one comes first. Empty: only the identity's own registry.
     pub(super) list: Vec<Registry>,
     /// `NAMESPACES`
     origins: Vec<ImageOrigin>,
@@ -31,14 +31,14 @@ pub(super) struct Registries {
     chained: bool,
 }
 
-/// One of the list.
+/// The registry that a request means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Choice {
-    /// The request names none.
+    /// The first of the list: the request names no registry, or this one.
     Default,
-    /// This one.
+    /// Another one of the list.
     Known(Registry),
-    /// The identity's own, which is not known yet, provided that it has this name.
+    /// The identity's own registry, if that turns out to have this name. It is not known yet.
     IfCalled(String),
 }
 
@@ -126,7 +126,7 @@ impl Registries {
                     .as_ref()
                     .is_some_and(|other| !other.agrees_with(&by_name))
                 {
-                    let why = format!("{name:?} is not the only registry that the request names");
+                    let why = format!("the request names {name:?} and another registry");
                     return Err(OciError::new(ErrorCode::NameUnknown, why));
                 }
                 named = Some(by_name);
@@ -321,7 +321,7 @@ pub(super) fn is_named(registry: &Registry, name: &str) -> bool {
 
 /// The 404 for a name that is not in the closed list.
 pub(super) fn unknown_registry(name: &str) -> OciError {
-    let why = format!("no registry {name:?} here: ECR lists the ones that there are");
+    let why = format!("{name:?} is not a registry of this proxy; the setting ECR lists them");
     OciError::new(ErrorCode::NameUnknown, why)
 }
 
@@ -368,7 +368,8 @@ fn read_namespaces(query: &str) -> impl Iterator<Item = (String, String)> {
     })
 }
 
-/// As docker tells a host from the first word of a repository (distribution's reference grammar).
+/// True for a host, as docker tells it from the first word of a repository (distribution's
+/// reference grammar).
 fn is_hostlike(name: &str) -> bool {
     (name.contains(['.', ':']) || name == "localhost") && oci::is_authority(name)
 }

@@ -138,7 +138,7 @@ fn pull_names_what_failed() {
         ran.text
     );
     assert!(
-        ran.text.contains("other.test is none of ECR"),
+        ran.text.contains("other.test is in neither ECR"),
         "{}",
         ran.text
     );
@@ -195,7 +195,7 @@ fn bug_pull_did_not_see_whether_the_blob_of_a_referrer_was_kept() {
     let directory = Scratch::new();
     let ran = pull_with(&site, &directory, &["team/app:1.0"], "2m");
     assert_eq!(ran.code, Some(1), "{}", ran.text);
-    let said = format!("not all that refers to {} ", image.manifest);
+    let said = format!("not all referrers of {} ", image.manifest);
     assert!(ran.text.contains(&said), "{}", ran.text);
     let ran = pull_with(&site, &directory, &["team/app:1.0"], "20m");
     assert_eq!(ran.code, Some(0), "{}", ran.text);

@@ -33,9 +33,9 @@ const NAME_FREE: u32 = 5;
 const DELAY_MIN: Duration = Duration::from_millis(250);
 /// ... up to this: clients show "unauthorized" soon enough not to look stuck.
 pub(super) const DELAY_MAX: Duration = Duration::from_secs(2);
-/// That a name has logged in from an address is forgotten after so long.
+/// How long it is remembered that a name has logged in from an address.
 const SUCCESS_LIFE: Duration = Duration::from_secs(24 * 3600);
-/// Records kept, of about 64 bytes; past that the one unused longest goes.
+/// Most records, of about 64 bytes each. One more replaces the record that was unused longest.
 const RECORDS_MAX: usize = 4096;
 
 /// How failures are paid off.
@@ -68,7 +68,7 @@ struct FailureRecord {
 }
 
 impl Brake {
-    /// How long `name` at `peer` has to wait before its next attempt; none: not at all.
+    /// How long `name` at `peer` has to wait before its next attempt; none when it need not wait.
     pub(super) fn wait(&self, peer: Option<IpAddr>, name: &str, now: Instant) -> Option<Duration> {
         let own = self.find(&self.key(peer, Some(name)), now);
         let all = self.find(&self.key(peer, None), now);

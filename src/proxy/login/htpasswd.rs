@@ -1,5 +1,5 @@
 //! `AUTH_FILE`: users and the bcrypt hashes of their passwords. Owns: the file's form, and whether
-//! a password is a user's. Must not: show a hash or a name, in a fault neither. The only user of
+//! a password is a user's. Must not: show a hash or a name, not even in a fault. The only user of
 //! `bcrypt`.
 
 use std::fmt;
@@ -21,7 +21,7 @@ const COST_MAX: u8 = 14;
 const PASSWORD_BYTES_MAX: usize = 72;
 /// `$2y$10$`, 22 characters of salt, 31 of hash.
 const HASH_LENGTH: usize = 60;
-/// 16 bytes do not fill 22 characters; what the last one holds beyond them differs by who wrote it.
+/// 16 bytes do not fill 22 characters: tools differ in the spare bits of the last one.
 const BASE_64: GeneralPurpose =
     GeneralPurpose::new(&BCRYPT, NO_PAD.with_decode_allow_trailing_bits(true));
 /// Faults that are named; a file of another kind would have one in each line.
@@ -90,10 +90,9 @@ impl Users {
         self.find(name).is_some()
     }
 
-    /// True when `password` is that of `name`. Takes as long for a name that nobody has: the
-    /// password is then held against the hash of somebody, always the same for one name (`key` is
-    /// what a stranger does not know), so that costs are spread over unknown names as over known
-    /// ones.
+    /// True when `password` is that of `name`. Takes as long for an unknown name: the password is
+    /// then compared with the hash of some user. The secret `key` chooses the same user each time,
+    /// so that the costs of unknown names vary as those of known names do.
     ///
     /// Blocks for the time that bcrypt takes, 0.1 s at the usual cost.
     pub fn check(&self, name: &str, password: &[u8], key: &hmac::Key) -> bool {
@@ -137,7 +136,8 @@ impl Hash {
         }
         let found = bcrypt::bcrypt(u32::from(self.cost), self.salt, &bytes);
         let found = found.get(..self.digest.len()).unwrap_or_default();
-        // Tags under a key that is secret tell nothing by the place where they begin to differ.
+        // The time of the comparison shows where the two MACs differ, which tells nothing about the
+        // hashes.
         hmac::verify(key, found, hmac::sign(key, &self.digest).as_ref()).is_ok()
     }
 }
@@ -161,7 +161,7 @@ fn parse_line(line: &str) -> Result<(&str, Hash), String> {
         .split_once(':')
         .ok_or("expected name:hash, as htpasswd -B writes it")?;
     if name.trim() != name {
-        // Whoever wrote it would be known under a name that looks like another one.
+        // With blanks, the name would look like another one.
         return Err("expected a name without blanks at its ends; remove them".to_owned());
     }
     if name.is_empty() || name.len() > NAME_LENGTH_MAX || name.contains(char::is_control) {
@@ -213,7 +213,7 @@ fn bcrypt_version(text: &str) -> Option<(&'static str, &str)> {
     found.next()
 }
 
-/// What another hash is, by how `htpasswd` and crypt(5) mark it.
+/// The kind of another hash, as `htpasswd` and crypt(5) mark it.
 fn name_hash_kind(text: &str) -> &'static str {
     let kinds = [
         ("$apr1$", "MD5 (apr1)"),

@@ -35,9 +35,10 @@ use crate::permits::Permits;
 
 /// bcrypts at a time: a crowd that logs in, or guesses, must leave processors to the rest.
 const CHECKS_MAX: usize = 2;
-/// Longest wait for one's turn. Clients give up after 15 s or later; so they are told in time.
+/// Longest wait of a client for its turn. Clients give up after 15 s or later, so they still get
+/// the answer.
 const TURN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Said in `Retry-After` when one's turn did not come.
+/// Value of `Retry-After` when a client's turn did not come.
 const TURN_RETRY_SECONDS: &str = "5";
 /// Right logins that are kept, and wrong ones, at 48 bytes each. When there are more, the one that
 /// was not used for longest has to be proved again.

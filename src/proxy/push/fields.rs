@@ -19,15 +19,16 @@ pub(super) fn lacks(reply: &Reply, name: &str) -> bool {
     reply.headers.first(name).is_none_or(str::is_empty)
 }
 
-/// Upstream has taken a manifest or a blob with this digest: supplies the fields that name it. Its
-/// URL is the client's own path with `from` and all after it replaced by `to` and the digest.
+/// Supplies the fields that name a manifest or a blob that upstream has taken. Its URL is the
+/// client's own path, in which `to` and the digest replace `from` and everything after it.
 pub(super) fn supply_digest(
     exchange: &Exchange,
     reply: &mut Reply,
     digest: &Digest,
-    (from, to): (&str, &str),
+    from: &str,
+    to: &str,
 ) {
-    // The digest that upstream names goes before the one that we compute.
+    // The digest that upstream names takes precedence over the one that we compute.
     supply(reply, DIGEST_FIELD, digest.to_string());
     if lacks(reply, "Location") {
         let named = reply.headers.first(DIGEST_FIELD).unwrap_or_default();
@@ -43,7 +44,7 @@ pub(super) const fn is_success(reply: &Reply) -> bool {
     matches!(reply.status, 200..=299)
 }
 
-/// Deleted now, or not there any more.
+/// True when the content is deleted now, or was not there any more.
 pub(super) const fn is_gone(reply: &Reply) -> bool {
     is_success(reply) || reply.status == 404
 }

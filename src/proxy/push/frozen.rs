@@ -29,7 +29,7 @@ impl FrozenTag {
     }
 
     /// The first tag of a repository that keeps `digest`.
-    pub(super) fn of_digest(
+    pub(super) fn find_by_digest(
         parts: &Parts,
         cache: &Cache,
         scope: Scope<'_>,
@@ -42,12 +42,12 @@ impl FrozenTag {
         tags.find_map(|tag| Self::find(parts, cache, scope, &tag))
     }
 
-    /// True when the tag means this digest already.
+    /// True when the tag has this digest already.
     pub(super) fn keeps(&self, digest: &Digest) -> bool {
         self.digests.contains(digest)
     }
 
-    /// Says why it does not move.
+    /// The answer that says why the tag does not move.
     pub(super) fn refusal(&self) -> Reply {
         let digests: Vec<&str> = self.digests.iter().map(Digest::as_str).collect();
         let (image, digests) = (&self.image, digests.join(", "));

@@ -47,7 +47,7 @@ pub(in crate::proxy) fn put(
     }
     match (reference, push.frozen_tags().as_slice()) {
         (_, []) => push.pass_on(body),
-        (Reference::Digest(digest), frozen) => match moved(frozen, digest) {
+        (Reference::Digest(digest), frozen) => match find_moved(frozen, digest) {
             Some(frozen) => Ok(frozen.refusal()),
             None => push.pass_on(body),
         },
@@ -66,7 +66,7 @@ pub(in crate::proxy) fn delete(
     let (parts, scope) = (&exchange.parts, push.scope);
     let frozen = push.cache.and_then(|cache| match reference {
         Reference::Tag(tag) => FrozenTag::find(parts, cache, scope, tag),
-        Reference::Digest(digest) => FrozenTag::of_digest(parts, cache, scope, digest),
+        Reference::Digest(digest) => FrozenTag::find_by_digest(parts, cache, scope, digest),
     });
     if let Some(frozen) = frozen {
         return Ok(frozen.refusal());
@@ -124,7 +124,11 @@ impl<'a> ManifestPush<'a> {
         read.map_err(|error| UpstreamError::at(registry, Stage::ClientBody, error.to_string()))?;
         let (bytes, found) = collected.finish();
         let bytes = bytes.ok_or_else(|| content::no_room(registry))?;
-        if let Some(frozen) = found.parse().ok().and_then(|found| moved(frozen, &found)) {
+        if let Some(frozen) = found
+            .parse()
+            .ok()
+            .and_then(|found| find_moved(frozen, &found))
+        {
             return Ok(frozen.refusal());
         }
         let (mut reader, length) = (&*bytes, bytes.len() as u64);
@@ -155,12 +159,12 @@ impl<'a> ManifestPush<'a> {
             Reference::Tag(_) => found.parse().ok(),
         };
         if let Some(digest) = &digest {
-            supply_digest(self.exchange, &mut reply, digest, ("/", "/"));
+            supply_digest(self.exchange, &mut reply, digest, "/", "/");
         }
         if let (Some(cache), Some(begun_at)) = (self.cache, begun_at) {
             let named = reply.headers.first(DIGEST_FIELD).unwrap_or_default();
-            let is_it = |digest: &Digest| named == digest.as_str() && found == digest.as_str();
-            let kept = digest.filter(is_it).zip(kept);
+            let is_agreed = |digest: &Digest| named == digest.as_str() && found == digest.as_str();
+            let kept = digest.filter(is_agreed).zip(kept);
             self.keep(cache, kept, &reply, begun_at);
         }
         Ok(reply)
@@ -213,12 +217,12 @@ impl<'a> ManifestPush<'a> {
 }
 
 /// The tag that would move if it were given this digest.
-fn moved<'a>(frozen: &'a [FrozenTag], digest: &Digest) -> Option<&'a FrozenTag> {
+fn find_moved<'a>(frozen: &'a [FrozenTag], digest: &Digest) -> Option<&'a FrozenTag> {
     frozen.iter().find(|frozen| !frozen.keeps(digest))
 }
 
 fn too_large() -> Reply {
-    let why = format!("manifest is over {PUSHED_BYTES_MAX} bytes, the most that is taken");
+    let why = format!("the manifest is larger than the {PUSHED_BYTES_MAX} bytes that are allowed");
     refuse(&OciError::new(ErrorCode::ManifestInvalid, why).with_status(413))
 }
 
@@ -263,7 +267,7 @@ impl<'a, 'b> Collected<'a, 'b> {
         let taken = self.share.as_ref().map_or(0, Share::bytes);
         if needed > taken {
             let more = needed.next_multiple_of(STEP_BYTES) - taken;
-            // Who pushes waits for nobody.
+            // A push never waits for room.
             let Some(more) = PUSHED.take(more, Instant::now()) else {
                 (self.kept, self.share) = (None, None);
                 return;

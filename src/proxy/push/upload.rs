@@ -29,20 +29,15 @@ pub(in crate::proxy) fn begin(
     repository: &Repository,
     body: &mut RequestBody<'_>,
 ) -> Result<Reply, UpstreamError> {
-    let whole = parameter(exchange, "digest");
+    let whole = digest_parameter(exchange, "digest");
     let has_body = body.length() != Some(0);
     let mut upload = cache(exchange).and_then(|cache| {
-        let wanted = whole.as_ref().filter(|_| has_body)?;
-        (!cache.store.has(wanted)).then(Upload::default)
+        let digest = whole.as_ref().filter(|_| has_body)?;
+        (!cache.store.has(digest)).then(Upload::default)
     });
-    let digest = whole.or_else(|| parameter(exchange, "mount"));
+    let digest = whole.or_else(|| digest_parameter(exchange, "mount"));
     let wanted = blob_request(exchange, repository, digest.as_ref());
-    let mut reply = forward(
-        exchange,
-        (repository, digest.as_ref()),
-        body,
-        upload.as_mut(),
-    )?;
+    let mut reply = forward(exchange, repository, digest.as_ref(), body, upload.as_mut())?;
     match reply.status {
         // A registry may begin an upload all the same, and wait for the blob.
         202 => {
@@ -54,7 +49,7 @@ pub(in crate::proxy) fn begin(
         }
         201 => {
             if let Some(digest) = digest {
-                complete(exchange, (wanted, upload), &digest, &mut reply);
+                complete(exchange, wanted, upload, &digest, &mut reply);
             }
         }
         _ => {}
@@ -62,7 +57,7 @@ pub(in crate::proxy) fn begin(
     Ok(reply)
 }
 
-/// Everything about an upload that was begun.
+/// Passes on a request about an upload that was begun: PATCH, PUT, DELETE or GET.
 pub(in crate::proxy) fn go_on(
     exchange: &Exchange,
     repository: &Repository,
@@ -74,7 +69,7 @@ pub(in crate::proxy) fn go_on(
         .split('?')
         .next()
         .unwrap_or_default();
-    let name = session(path).map(|session| name(exchange, repository, session));
+    let name = session(path).map(|session| qualify_name(exchange, repository, session));
     let name = name.unwrap_or_default();
     match exchange.request.method.as_str() {
         "PATCH" => patch(exchange, repository, &name, body),
@@ -107,7 +102,7 @@ fn patch(
 ) -> Result<Reply, UpstreamError> {
     let chunk = chunk_range(exchange);
     let mut upload = take(exchange, name, chunk.map(|(start, _)| start));
-    let mut reply = forward(exchange, (repository, None), body, upload.as_mut())?;
+    let mut reply = forward(exchange, repository, None, body, upload.as_mut())?;
     match reply.status {
         // ECR says 201 (containers-roadmap#2831), the specification 202.
         201 => reply.status = 202,
@@ -134,7 +129,7 @@ fn put(
     name: &str,
     body: &mut RequestBody<'_>,
 ) -> Result<Reply, UpstreamError> {
-    let digest = parameter(exchange, "digest");
+    let digest = digest_parameter(exchange, "digest");
     let start = chunk_range(exchange).map(|(start, _)| start);
     let mut upload = take(exchange, name, start);
     if let (Some(cache), Some(digest)) = (cache(exchange), &digest)
@@ -143,14 +138,9 @@ fn put(
         upload = None;
     }
     let wanted = blob_request(exchange, repository, digest.as_ref());
-    let mut reply = forward(
-        exchange,
-        (repository, digest.as_ref()),
-        body,
-        upload.as_mut(),
-    )?;
+    let mut reply = forward(exchange, repository, digest.as_ref(), body, upload.as_mut())?;
     if let (true, Some(digest)) = (is_success(&reply), digest) {
-        complete(exchange, (wanted, upload), &digest, &mut reply);
+        complete(exchange, wanted, upload, &digest, &mut reply);
         if let Some(cache) = cache(exchange) {
             cache.uploads.forget(name);
         }
@@ -162,7 +152,8 @@ fn put(
 /// transfer.
 fn forward(
     exchange: &Exchange,
-    (repository, digest): (&Repository, Option<&Digest>),
+    repository: &Repository,
+    digest: Option<&Digest>,
     body: &mut RequestBody<'_>,
     upload: Option<&mut Upload>,
 ) -> Result<Reply, UpstreamError> {
@@ -229,19 +220,20 @@ fn blob_request(
     })
 }
 
-/// Upstream has taken the blob: the cache does so too, and the client gets the fields that are owed
-/// to it. `taken`: what upstream was given, and the copy of it.
+/// Ends a push that upstream has taken: the cache takes the blob too, and the client gets the
+/// fields that are owed to it. `upload`: the copy of what upstream was given.
 fn complete(
     exchange: &Exchange,
-    taken: (Option<BlobRequest>, Option<Upload>),
+    wanted: Option<BlobRequest>,
+    upload: Option<Upload>,
     digest: &Digest,
     reply: &mut Reply,
 ) {
-    if let (Some(cache), (Some(wanted), upload)) = (cache(exchange), taken) {
+    if let (Some(cache), Some(wanted)) = (cache(exchange), wanted) {
         let named = reply.headers.first(DIGEST_FIELD) == Some(digest.as_str());
         cache.commit_upload(&wanted, upload, named);
     }
-    supply_digest(exchange, reply, digest, ("/blobs/uploads", "/blobs/"));
+    supply_digest(exchange, reply, digest, "/blobs/uploads", "/blobs/");
 }
 
 /// Passes the DELETE of a blob on.
@@ -276,22 +268,22 @@ fn learn_name(exchange: &Exchange, repository: &Repository, reply: &mut Reply) -
     if !session.contains('/') {
         supply(reply, UUID_FIELD, session.clone());
     }
-    Some(name(exchange, repository, &session))
+    Some(qualify_name(exchange, repository, &session))
 }
 
-/// The registry's own word for an upload, out of a URL's path.
+/// The registry's own name for an upload, from the path of a URL.
 fn session(path: &str) -> Option<&str> {
     let (_, session) = path.rsplit_once(UPLOADS)?;
     (!session.is_empty()).then_some(session)
 }
 
-/// Names an upload among those of all registries and repositories.
-fn name(exchange: &Exchange, repository: &Repository, session: &str) -> String {
+/// Makes a name for an upload that no upload of another registry or repository has.
+fn qualify_name(exchange: &Exchange, repository: &Repository, session: &str) -> String {
     format!("{} {repository} {session}", exchange.registry)
 }
 
-/// A digest in the query.
-fn parameter(exchange: &Exchange, name: &str) -> Option<Digest> {
+/// The digest in a parameter of the query.
+fn digest_parameter(exchange: &Exchange, name: &str) -> Option<Digest> {
     exchange.resolved.query.get(name)?.parse().ok()
 }
 
