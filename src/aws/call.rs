@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use super::credentials::Credentials;
 use super::fault::{AwsFault, CallFault, FaultKind, Refusal};
@@ -27,7 +27,7 @@ const TOKENS_MAX: usize = 128;
 
 /// A call before it is signed.
 #[derive(Debug, Clone)]
-pub(super) struct Ask {
+pub(super) struct UnsignedCall {
     /// The API's operation.
     pub(super) operation: &'static str,
     /// The signing name of the service.
@@ -46,7 +46,7 @@ pub(super) struct Ask {
     pub(super) timeout: Duration,
 }
 
-impl Ask {
+impl UnsignedCall {
     /// A failure of this call.
     fn fault(
         &self,
@@ -66,7 +66,7 @@ impl Ask {
         })
     }
 
-    /// A reply with status 200 that is not as the API documents it.
+    /// The failure of a reply with status 200 that is not as the API documents it.
     pub(super) fn odd_reply(&self, credentials: &Credentials, reason: &str) -> AwsFault {
         let message = format!("the reply {reason}; is the endpoint an AWS API?");
         let refusal = Refusal::of_ours(message, FaultKind::Transient);
@@ -76,8 +76,8 @@ impl Ask {
 
 /// Makes calls at AWS's time.
 pub(super) struct Caller {
-    api: Arc<dyn Api>,
-    clock: Arc<dyn Clock>,
+    pub(super) api: Arc<dyn Api>,
+    pub(super) clock: Arc<dyn Clock>,
     pub(super) skew: Skew,
     /// The tokens given out last, which no message may show.
     tokens: Mutex<VecDeque<Secret<String>>>,
@@ -93,7 +93,7 @@ impl Caller {
         }
     }
 
-    /// No message of AWS shows `token` from now on.
+    /// Hides `token` in AWS's messages from now on.
     pub(super) fn hide(&self, token: Secret<String>) {
         let mut tokens = self.tokens.locked();
         if tokens.len() >= TOKENS_MAX {
@@ -107,75 +107,68 @@ impl Caller {
         self.skew.correct(self.clock.now())
     }
 
-    /// The way to AWS.
-    pub(super) const fn api(&self) -> &Arc<dyn Api> {
-        &self.api
-    }
-
-    /// The clock.
-    pub(super) const fn clock(&self) -> &Arc<dyn Clock> {
-        &self.clock
-    }
-
-    /// Monotonic time.
-    pub(super) fn monotonic(&self) -> Instant {
-        self.clock.monotonic()
-    }
-
-    /// Makes a signed call; blocks for twice [`Ask::timeout`] at the longest.
+    /// Makes a signed call; blocks for twice [`UnsignedCall::timeout`] at the longest.
     ///
     /// # Errors
     /// No reply, or one whose status is not 200.
-    pub(super) fn call(&self, ask: &Ask, credentials: &Credentials) -> Result<ApiReply, AwsFault> {
-        match self.once(ask, credentials) {
-            Err((fault, true)) if fault.may_be_skew() => {
-                self.once(ask, credentials).map_err(|(fault, _)| fault)
+    pub(super) fn call(
+        &self,
+        unsigned: &UnsignedCall,
+        credentials: &Credentials,
+    ) -> Result<ApiReply, AwsFault> {
+        let outcome = match self.once(unsigned, credentials) {
+            Err(failed) if failed.has_moved_clock && failed.fault.may_be_skew() => {
+                self.once(unsigned, credentials)
             }
-            outcome => outcome.map_err(|(fault, _)| fault),
-        }
+            outcome => outcome,
+        };
+        outcome.map_err(|failed| failed.fault)
     }
 
     /// Makes a call whose body holds the proof of identity (see [`Credentials::bearer`]); blocks
-    /// for [`Ask::timeout`] at the longest.
+    /// for [`UnsignedCall::timeout`] at the longest.
     ///
     /// # Errors
     /// No reply, or one whose status is not 200.
     pub(super) fn call_unsigned(
         &self,
-        ask: &Ask,
+        unsigned: &UnsignedCall,
         bearer: &Credentials,
     ) -> Result<ApiReply, AwsFault> {
-        let outcome = self.send(ask, bearer, &request(ask));
-        outcome.map_err(|(fault, _)| fault)
+        let outcome = self.send(unsigned, bearer, &request(unsigned));
+        outcome.map_err(|failed| failed.fault)
     }
 
-    /// The flag beside the fault says that the reply moved our idea of AWS's time far.
-    fn once(&self, ask: &Ask, credentials: &Credentials) -> Result<ApiReply, (AwsFault, bool)> {
+    fn once(
+        &self,
+        unsigned: &UnsignedCall,
+        credentials: &Credentials,
+    ) -> Result<ApiReply, FailedCall> {
         let signed = sigv4::sign(
-            request(ask),
+            request(unsigned),
             credentials,
-            &ask.region,
-            ask.service,
+            &unsigned.region,
+            unsigned.service,
             self.aws_now(),
         );
         let signed = signed.map_err(|message| {
             let refusal = Refusal::of_ours(message, FaultKind::Permanent);
-            (ask.fault(credentials, None, refusal), false)
+            FailedCall::from(unsigned.fault(credentials, None, refusal))
         })?;
-        self.send(ask, credentials, &signed)
+        self.send(unsigned, credentials, &signed)
     }
 
     fn send(
         &self,
-        ask: &Ask,
+        unsigned: &UnsignedCall,
         credentials: &Credentials,
         call: &ApiCall,
-    ) -> Result<ApiReply, (AwsFault, bool)> {
+    ) -> Result<ApiReply, FailedCall> {
         let reply = self.api.call(call).map_err(|fault| {
             let refusal = Refusal::of_ours(fault.to_string(), FaultKind::Transient);
-            (ask.fault(credentials, None, refusal), false)
+            FailedCall::from(unsigned.fault(credentials, None, refusal))
         })?;
-        let moved = self.skew.learn(&reply);
+        let has_moved_clock = self.skew.learn(&reply);
         if reply.status == 200 {
             return Ok(reply);
         }
@@ -184,18 +177,37 @@ impl Caller {
             redactor.add(token.expose());
         }
         let refusal = Refusal::read(&reply, redactor);
-        Err((ask.fault(credentials, Some(reply.status), refusal), moved))
+        Err(FailedCall {
+            fault: unsigned.fault(credentials, Some(reply.status), refusal),
+            has_moved_clock,
+        })
     }
 }
 
-fn request(ask: &Ask) -> ApiCall {
+/// A call that failed.
+struct FailedCall {
+    fault: AwsFault,
+    /// True when the reply moved our idea of AWS's time far.
+    has_moved_clock: bool,
+}
+
+impl From<AwsFault> for FailedCall {
+    fn from(fault: AwsFault) -> Self {
+        Self {
+            fault,
+            has_moved_clock: false,
+        }
+    }
+}
+
+fn request(unsigned: &UnsignedCall) -> ApiCall {
     ApiCall {
         method: "POST",
-        url: ask.url.clone(),
-        headers: ask.headers.clone(),
-        body: ask.body.expose().clone().into_bytes(),
+        url: unsigned.url.clone(),
+        headers: unsigned.headers.clone(),
+        body: unsigned.body.expose().clone().into_bytes(),
         connect_timeout: CONNECT_TIMEOUT,
-        timeout: ask.timeout,
+        timeout: unsigned.timeout,
         through_proxy: true,
     }
 }
@@ -208,8 +220,8 @@ mod tests {
     const DAY: Duration = Duration::from_secs(86_400);
     const LATE: &str = r#"{"__type":"InvalidSignatureException","message":"Signature expired"}"#;
 
-    fn ask() -> Ask {
-        Ask {
+    fn unsigned_call() -> UnsignedCall {
+        UnsignedCall {
             operation: "GetAuthorizationToken",
             service: "ecr",
             region: "eu-west-1".into(),
@@ -228,8 +240,8 @@ mod tests {
         api.reply(json(200, "{}").dated(clock.now() + DAY));
         api.reply(json(200, "{}").dated(clock.now() + DAY));
         let caller = Caller::new(api.clone(), clock);
-        caller.call(&ask(), &credentials()).unwrap();
-        caller.call(&ask(), &credentials()).unwrap();
+        caller.call(&unsigned_call(), &credentials()).unwrap();
+        caller.call(&unsigned_call(), &credentials()).unwrap();
         let dates: Vec<String> = api.calls().iter().map(date_of).collect();
         assert_eq!(
             dates,
@@ -246,7 +258,7 @@ mod tests {
         let (api, clock) = (FakeApi::new(&clock()), clock());
         api.reply(json(400, LATE).dated(clock.now()));
         let fault = Caller::new(api.clone(), clock)
-            .call(&ask(), &credentials())
+            .call(&unsigned_call(), &credentials())
             .unwrap_err();
         assert_eq!(fault.code.as_deref(), Some("InvalidSignatureException"));
         assert_eq!(api.calls().len(), 1);
@@ -258,7 +270,7 @@ mod tests {
         let body = r#"{"__type":"UnrecognizedClientException","message":"invalid"}"#;
         api.reply(json(400, body).dated(clock.now() + DAY));
         let fault = Caller::new(api.clone(), clock)
-            .call(&ask(), &credentials())
+            .call(&unsigned_call(), &credentials())
             .unwrap_err();
         assert_eq!(fault.kind, FaultKind::Permanent);
         assert_eq!(api.calls().len(), 1);
@@ -270,7 +282,7 @@ mod tests {
         let body = r#"{"__type":"SignatureDoesNotMatch","message":"expected key hunter2"}"#;
         api.reply(json(403, body));
         let fault = Caller::new(api, clock)
-            .call(&ask(), &credentials())
+            .call(&unsigned_call(), &credentials())
             .unwrap_err();
         assert!(fault.to_string().contains("expected key ***"), "{fault}");
     }
@@ -282,7 +294,7 @@ mod tests {
         api.reply(json(400, body));
         let bearer = Credentials::bearer("web identity".into(), Secret::new("hunter2".into()));
         let fault = Caller::new(api.clone(), clock)
-            .call_unsigned(&ask(), &bearer)
+            .call_unsigned(&unsigned_call(), &bearer)
             .unwrap_err();
         assert!(
             fault
@@ -292,7 +304,7 @@ mod tests {
         let call = api.calls().remove(0);
         assert_eq!(call.headers.first("authorization"), None);
         assert_eq!(call.headers.first("x-amz-security-token"), None);
-        assert!(!format!("{:?}", ask()).contains("{}"));
+        assert!(!format!("{:?}", unsigned_call()).contains("{}"));
     }
 
     #[test]
@@ -300,7 +312,7 @@ mod tests {
         let (api, clock) = (FakeApi::new(&clock()), clock());
         api.fail(refused());
         let fault = Caller::new(api, clock)
-            .call(&ask(), &credentials())
+            .call(&unsigned_call(), &credentials())
             .unwrap_err();
         assert_eq!(fault.kind, FaultKind::Transient);
         assert!(

@@ -1,6 +1,6 @@
-//! Credentials and where they come from. Owns: what signs a call, the [`Source`] of it, and the
-//! role that may be assumed with it. Must not: fetch, keep or use any of them; `sources` and `call`
-//! do.
+//! Credentials and where they come from. Owns: the keys that sign a call, their [`Source`], and the
+//! role that may be assumed with them. Must not: fetch, keep or use any of these; `sources` and
+//! `call` do.
 
 use std::time::SystemTime;
 
@@ -39,7 +39,7 @@ impl Credentials {
         }
     }
 
-    /// The same from another source, for errors.
+    /// The same credentials under the name of another source, for errors.
     pub(super) fn with_source(&self, source: String) -> Self {
         Self {
             source,
@@ -69,8 +69,8 @@ pub(super) trait Source: Send + Sync {
     /// Fetches them; none when this source is not configured. May block for its own time-outs.
     ///
     /// # Errors
-    /// When the source is configured and fails: what to mend. It does not fall through to the next
-    /// source, or a process would act under an identity that nobody intended.
+    /// What to mend when the source is configured and fails. The next source is not asked then, or
+    /// a process would act under an identity that nobody intended.
     fn fetch(&self) -> Result<Option<Credentials>, AwsFault>;
 
     /// Why this source counted as not configured, if it was tried in vain.

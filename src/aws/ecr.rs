@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use super::call::{Ask, CALL_TIMEOUT, Caller};
+use super::call::{CALL_TIMEOUT, Caller, UnsignedCall};
 use super::credentials::Credentials;
 use super::endpoint;
 use super::fault::AwsFault;
@@ -99,7 +99,7 @@ pub(super) struct Realm {
     pub(super) public: bool,
     /// True when it is fetched from the FIPS host, as settings or the registry's name ask.
     pub(super) fips: bool,
-    /// The same for the dual-stack host.
+    /// True when it is fetched from the dual-stack host, for the same reasons.
     pub(super) dual_stack: bool,
 }
 
@@ -190,7 +190,7 @@ pub(super) fn realm_of(registry: &Registry, settings: &AwsSettings) -> Result<Re
             Ok(realm)
         }
         None => find_configured_realm(settings, || {
-            format!("the name of registry {registry} tells no region: set AWS_REGION")
+            format!("the name of registry {registry} has no region: set AWS_REGION")
         }),
     }
 }
@@ -285,7 +285,7 @@ pub(super) fn authorization_token(
             "ecr:GetAuthorizationToken",
         )
     };
-    let ask = Ask {
+    let unsigned = UnsignedCall {
         operation: "GetAuthorizationToken",
         service,
         region: realm.region.clone(),
@@ -298,8 +298,9 @@ pub(super) fn authorization_token(
         permission: Some(permission),
         timeout: CALL_TIMEOUT,
     };
-    let reply = caller.call(&ask, credentials)?;
-    read_token(&reply.body, realm, &ask.url).map_err(|reason| ask.odd_reply(credentials, reason))
+    let reply = caller.call(&unsigned, credentials)?;
+    read_token(&reply.body, realm, &unsigned.url)
+        .map_err(|reason| unsigned.odd_reply(credentials, reason))
 }
 
 fn read_token(body: &[u8], realm: &Realm, api: &str) -> Result<AuthorizationToken, &'static str> {
@@ -325,9 +326,9 @@ fn read_token(body: &[u8], realm: &Realm, api: &str) -> Result<AuthorizationToke
     })
 }
 
-/// The registry of the reply's `proxyEndpoint`. Tokens are sent to it, so it must be https and a
-/// name of ECR's. Another API than AWS's own may name other hosts, and one on this machine (a
-/// stand-in) also loopback addresses; it got our signature, but a registry gets the token itself.
+/// The registry of the reply's `proxyEndpoint`. It gets tokens, so it must be https and a name of
+/// ECR's. An API other than AWS's own may name other hosts. One on this machine (a stand-in) may
+/// also name loopback addresses. The API got only our signature, but the registry gets the token.
 fn own_registry(endpoint: Option<&str>, api: &str) -> Result<Registry, String> {
     let endpoint = endpoint.map(str::trim).filter(|text| !text.is_empty());
     let endpoint = endpoint.ok_or("names no registry")?;
@@ -342,7 +343,7 @@ fn own_registry(endpoint: Option<&str>, api: &str) -> Result<Registry, String> {
         return Ok(registry);
     }
     Err(format!(
-        "names {} as its registry, which is no name of ECR with https",
+        "names {} as its registry, which is not an https address of ECR",
         registry.url()
     ))
 }

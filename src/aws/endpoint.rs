@@ -35,8 +35,8 @@ const fn new(
     }
 }
 
-/// All partitions (`partitions.json` of the AWS SDKs). The last one has every other region, also
-/// one that we do not know, as the SDKs have it.
+/// All partitions (`partitions.json` of the AWS SDKs). The last one has every other region, as in
+/// the SDKs, also a region that we do not know.
 #[rustfmt::skip]
 pub(super) const PARTITIONS: [Partition; 8] = [
     Partition {
@@ -101,8 +101,8 @@ pub(super) enum Service {
 /// `services` section, the profile's `endpoint_url`.
 ///
 /// # Errors
-/// An override that is no URL. An override beside a wish for FIPS or dual-stack hosts: they
-/// contradict each other, and the endpoint rule sets of the SDKs refuse them, too.
+/// When the override is no URL, or stands beside a setting that wants FIPS or dual-stack hosts: the
+/// two contradict each other, and the endpoint rule sets of the SDKs refuse them, too.
 pub(super) fn custom(settings: &AwsSettings, service: Service) -> Result<Option<String>, String> {
     if settings.ignore_endpoint_urls == Some(true) {
         return Ok(None);
@@ -138,7 +138,7 @@ pub(super) fn custom(settings: &AwsSettings, service: Service) -> Result<Option<
     ] {
         if let (Some(true), Some((name, _))) = (wanted, set) {
             return Err(format!(
-                "{name} and {wish} (or the profile's word for it) exclude each other: unset one"
+                "{name} and {wish} (or its key in the profile) exclude each other: unset one"
             ));
         }
     }

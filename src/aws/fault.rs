@@ -1,5 +1,5 @@
 //! Failures on the AWS side. Owns: reading the error replies of AWS's APIs in either format,
-//! sorting failures by what to do next, and their words. Must not: retry or wait; `token` does.
+//! sorting failures by what to do next, and their text. Must not: retry or wait; `token` does.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -23,14 +23,14 @@ pub(super) enum FaultKind {
     ClockSkew,
     /// The credentials have ended: fetch new ones.
     ExpiredCredentials,
-    /// Nothing changes until somebody changes something.
+    /// It stays until somebody changes something.
     Permanent,
     /// Too much at once.
     Throttled {
         /// How long AWS wants us to wait, if it said so.
         retry_after: Option<Duration>,
     },
-    /// May well work the next time.
+    /// The next attempt may well succeed.
     Transient,
     /// No credentials or no region are set.
     Unconfigured,
@@ -56,12 +56,12 @@ impl AwsFault {
         }
     }
 
-    /// Nothing changes until somebody changes something.
+    /// A failure that stays until somebody changes something.
     pub(super) fn lasting(text: impl Into<String>) -> Self {
         Self::new(text, FaultKind::Permanent)
     }
 
-    /// May well work the next time.
+    /// A failure after which the next attempt may well succeed.
     pub(super) fn passing(text: impl Into<String>) -> Self {
         Self::new(text, FaultKind::Transient)
     }
@@ -139,8 +139,8 @@ impl From<CallFault<'_>> for AwsFault {
 }
 
 impl CallFault<'_> {
-    /// The remedy: a right, a setting, or a wait. Every failure has one. For an odd reply there is
-    /// none: its message says already what to look at.
+    /// The remedy: a right, a setting, or a wait. Only an odd reply has none, since its message
+    /// already says what to look at.
     fn remedy(&self) -> Option<String> {
         if self.refusal.kind == FaultKind::ClockSkew {
             return Some("set this machine's clock".into());

@@ -34,16 +34,16 @@ const HOP_LIMIT: &str = "in a container on EC2, set the instance's metadata hop 
 /// Why the service gave nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ImdsFault {
-    /// It answered, but without the text that was asked for.
+    /// The service answered, but without the text that was asked for.
     Failed {
         /// The reply's status; none when the reply broke off.
         status: Option<u16>,
         /// The failure and its remedy.
         text: String,
-        /// True when it may well work the next time.
+        /// True when the next attempt may well succeed.
         passes: bool,
     },
-    /// Nothing answers at its address: this may be no machine of EC2's.
+    /// Nothing answers at its address: this machine may not be on EC2.
     Unreachable(String),
 }
 
@@ -118,7 +118,7 @@ impl Imds {
     /// [`ATTEMPTS_TIME_MAX`] and one more attempt when errors do.
     ///
     /// # Errors
-    /// When there is none to be had.
+    /// Why the service gave no text.
     pub(super) fn get(&self, path: &str) -> Result<String, ImdsFault> {
         let begun = self.clock.monotonic();
         let mut attempt = 1;
@@ -154,7 +154,7 @@ impl Imds {
                 let odd = "it is no text; is this the instance metadata service?";
                 Again::Never(self.new_fault(Some(200), &what, odd, false))
             }),
-            // Its end has come earlier than it said, or the instance was started anew.
+            // The token ended earlier than announced, or the instance was started anew.
             401 => {
                 self.forget(&token);
                 let text = "it refuses the session token that it gave out";
@@ -164,7 +164,7 @@ impl Imds {
         }
     }
 
-    /// The session token, fetched where there is none.
+    /// The session token; fetches one when there is none.
     fn token(&self) -> Result<Secret<String>, Again> {
         let now = self.clock.monotonic();
         if let Some(session) = self.session().filter(|session| now < session.good_until) {
@@ -229,7 +229,7 @@ impl Imds {
         session.take_if(|session| session.token == *token);
     }
 
-    /// A status that is no success.
+    /// The fault for a status that is no success.
     fn explain_refusal(&self, status: u16, what: &str, reply: &ApiReply) -> Again {
         let text = text_of(reply).unwrap_or_default();
         let mut redactor = Redactor::new(self.session().as_ref().map(|session| &session.token));
@@ -257,7 +257,7 @@ impl Imds {
         }
     }
 
-    /// No whole reply came, though something is there.
+    /// The fault for a reply that broke off: something is there.
     fn explain_break(&self, what: &str, fault: &UpstreamError) -> Again {
         let failed = self.new_fault(None, what, &fault.to_string(), true);
         match fault.stage {

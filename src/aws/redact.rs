@@ -1,5 +1,5 @@
-//! Words of others without secrets. Owns: the forms in which a secret may come back, and words that
-//! are secrets by their looks. Must not: know where a text goes.
+//! Texts from outside, without secrets. Owns: the forms in which a secret may come back, and the
+//! looks of words that are secrets. Must not: know where a text goes.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
@@ -31,8 +31,7 @@ const SECRET_FIELDS: [&str; 6] = [
 pub(super) struct Redactor(Vec<Secret<String>>);
 
 impl Redactor {
-    /// Hides these secrets, as they are, percent-encoded, in base64, and what their own base64
-    /// holds.
+    /// Hides these secrets: as they are, percent-encoded, in base64, and decoded from base64.
     pub(super) fn new<'a>(secrets: impl IntoIterator<Item = &'a Secret<String>>) -> Self {
         let mut redactor = Self::default();
         for secret in secrets {

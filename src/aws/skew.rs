@@ -47,7 +47,7 @@ impl Skew {
         let moved = u128::from(measured.abs_diff(before)) > SKEW_MIN.as_millis();
         if moved {
             log::warn(
-                "clock differs from AWS's, signing with the corrected time; mend this clock",
+                "clock differs from AWS's, calls are signed with AWS's time; set this clock",
                 &[("seconds", &(measured / 1000))],
             );
         }

@@ -4,7 +4,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::call::{Ask, CALL_TIMEOUT, Caller};
+use super::call::{CALL_TIMEOUT, Caller, UnsignedCall};
 use super::credentials::{Credentials, Role};
 use super::fault::AwsFault;
 use super::{endpoint, xml};
@@ -62,13 +62,14 @@ pub(super) fn caller_identity(
     region: &str,
     credentials: &Credentials,
 ) -> Result<Identity, AwsFault> {
-    let ask = ask(settings, region, "GetCallerIdentity", &[]).map_err(AwsFault::lasting)?;
-    let ask = Ask {
+    let unsigned =
+        build_call(settings, region, "GetCallerIdentity", &[]).map_err(AwsFault::lasting)?;
+    let unsigned = UnsignedCall {
         timeout: IDENTITY_TIMEOUT,
-        ..ask
+        ..unsigned
     };
-    let reply = caller.call(&ask, credentials)?;
-    let text = |name| element(&ask, credentials, &reply, name);
+    let reply = caller.call(&unsigned, credentials)?;
+    let text = |name| element(&unsigned, credentials, &reply, name);
     Ok(Identity {
         account: text("Account")?,
         arn: text("Arn")?,
@@ -119,12 +120,12 @@ impl Sts {
         fields.extend(role.external_id.clone().map(|id| ("ExternalId", id)));
         let permission = "sts:AssumeRole on the role to this identity, let the role's trust policy \
                           name it, and give the external_id that the policy may ask for";
-        let ask = Ask {
+        let unsigned = UnsignedCall {
             permission: Some(permission),
             ..self.ask("AssumeRole", &fields)?
         };
         let base = base.with_source(format!("{}, assuming {}", base.source, role.arn));
-        session(&ask, &base, &self.caller.call(&ask, &base)?)
+        session(&unsigned, &base, &self.caller.call(&unsigned, &base)?)
     }
 
     /// Assumes `role` with a web identity token; `source` names the token's origin.
@@ -139,16 +140,24 @@ impl Sts {
     ) -> Result<Credentials, AwsFault> {
         let mut fields = fields_of(role);
         fields.push(("WebIdentityToken", token.expose().clone()));
-        let ask = self.ask("AssumeRoleWithWebIdentity", &fields)?;
+        let unsigned = self.ask("AssumeRoleWithWebIdentity", &fields)?;
         let bearer = Credentials::bearer(format!("{source}, assuming {}", role.arn), token.clone());
-        session(&ask, &bearer, &self.caller.call_unsigned(&ask, &bearer)?)
+        session(
+            &unsigned,
+            &bearer,
+            &self.caller.call_unsigned(&unsigned, &bearer)?,
+        )
     }
 
-    fn ask(&self, operation: &'static str, fields: &[(&str, String)]) -> Result<Ask, AwsFault> {
+    fn ask(
+        &self,
+        operation: &'static str,
+        fields: &[(&str, String)],
+    ) -> Result<UnsignedCall, AwsFault> {
         let region = self.region.get().ok_or_else(|| {
             AwsFault::lasting(format!("no region for {operation}: set AWS_REGION"))
         })?;
-        ask(&self.settings, region, operation, fields).map_err(AwsFault::lasting)
+        build_call(&self.settings, region, operation, fields).map_err(AwsFault::lasting)
     }
 }
 
@@ -163,19 +172,19 @@ fn fields_of(role: &Role) -> Vec<(&'static str, String)> {
     fields
 }
 
-/// A call in STS's query protocol.
-fn ask(
+/// Builds a call in STS's query protocol.
+fn build_call(
     settings: &AwsSettings,
     region: &str,
     operation: &'static str,
     fields: &[(&str, String)],
-) -> Result<Ask, String> {
+) -> Result<UnsignedCall, String> {
     let (url, region) = address(settings, region)?;
     let mut body = format!("Action={operation}&Version=2011-06-15");
     for (name, value) in fields {
         body.push_str(&format!("&{name}={}", uri::encode(value)));
     }
-    Ok(Ask {
+    Ok(UnsignedCall {
         operation,
         service: "sts",
         region,
@@ -192,7 +201,7 @@ fn ask(
 
 /// The text of an element that the reply to `ask` must have.
 fn element(
-    ask: &Ask,
+    unsigned: &UnsignedCall,
     credentials: &Credentials,
     reply: &ApiReply,
     name: &str,
@@ -200,14 +209,18 @@ fn element(
     let document = String::from_utf8_lossy(&reply.body);
     xml::first_text(&document, name)
         .filter(|text| !text.is_empty())
-        .ok_or_else(|| ask.odd_reply(credentials, &format!("has no {name}")))
+        .ok_or_else(|| unsigned.odd_reply(credentials, &format!("has no {name}")))
 }
 
 /// The credentials in a reply. They live as long as AWS says; `base` names their origin.
-fn session(ask: &Ask, base: &Credentials, reply: &ApiReply) -> Result<Credentials, AwsFault> {
-    let text = |name| element(ask, base, reply, name);
+fn session(
+    unsigned: &UnsignedCall,
+    base: &Credentials,
+    reply: &ApiReply,
+) -> Result<Credentials, AwsFault> {
+    let text = |name| element(unsigned, base, reply, name);
     let expires = calendar::parse_rfc3339(&text("Expiration")?)
-        .ok_or_else(|| ask.odd_reply(base, "has an Expiration that is no time"))?;
+        .ok_or_else(|| unsigned.odd_reply(base, "has an Expiration that is no time"))?;
     let credentials = Credentials {
         access_key_id: text("AccessKeyId")?,
         secret: Secret::new(text("SecretAccessKey")?),

@@ -2,12 +2,12 @@
 
 mod attempts;
 mod inspect;
+mod own_arn;
 mod report;
 mod search;
 mod state;
 mod thread;
 mod tokens;
-mod who;
 
 pub use self::inspect::FoundIdentity;
 pub use self::report::TokenReport;

@@ -82,19 +82,22 @@ impl Stage {
 
 impl fmt::Display for UpstreamError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.stage == Stage::Offline {
-            return f.write_str(&self.reason);
+        let Self {
+            stage, to, reason, ..
+        } = self;
+        match stage {
+            Stage::Authorize => write!(f, "no authorization for {to}: {reason}"),
+            Stage::ClientBody => write!(f, "the request's body for {to} broke off: {reason}"),
+            Stage::Offline => f.write_str(reason),
+            Stage::Queue => write!(f, "no room for a request to {to}: {reason}"),
+            Stage::Refused => write!(f, "{to} refused the ECR token: {reason}"),
+            Stage::Throttled => write!(f, "{to} throttles us: {reason}"),
+            Stage::Timeout => write!(f, "timed out at {to}: {reason}"),
+            Stage::Tls => write!(f, "TLS failed for {to}: {reason}"),
+            Stage::Connect | Stage::Redirect | Stage::Resolve | Stage::Transfer => {
+                write!(f, "{} failed for {to}: {reason}", stage.name())
+            }
         }
-        if self.stage == Stage::Throttled {
-            return write!(f, "{} throttles us: {}", self.to, self.reason);
-        }
-        write!(
-            f,
-            "{} failed for {}: {}",
-            self.stage.name(),
-            self.to,
-            self.reason
-        )
     }
 }
 

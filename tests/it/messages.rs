@@ -27,7 +27,7 @@ fn without_an_identity_files_and_settings_are_named() {
         &told,
         &[
             "no AWS credentials configured",
-            "set are only AWS_REGION, HOME",
+            "the only settings given are AWS_REGION, HOME",
             "/nonexistent/.aws/credentials is not there",
             "/nonexistent/.aws/config is not there",
         ],

@@ -428,7 +428,7 @@ fn a_certificate_of_another_authority_is_refused() {
     let (_, message) = error_of(&got);
     assert_eq!(got.status, 502, "{message}");
     assert!(
-        message.contains("tls failed") && message.contains("UnknownIssuer"),
+        message.contains("TLS failed") && message.contains("UnknownIssuer"),
         "{message}"
     );
 }

@@ -247,7 +247,7 @@ fn the_registry_of_the_token_is_an_ecr_name_with_https_unless_the_api_is_our_own
     let why = own_registry(Some("http://evil.example"), aws).unwrap_err();
     assert_eq!(
         why,
-        "names http://evil.example as its registry, which is no name of ECR with https"
+        "names http://evil.example as its registry, which is not an https address of ECR"
     );
     for none in [None, Some(""), Some(" ")] {
         assert_eq!(own_registry(none, aws).unwrap_err(), "names no registry");

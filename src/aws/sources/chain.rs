@@ -1,5 +1,6 @@
 //! The sources in their order. Owns: the [`Chain`], and the temporary credentials in use. Must not:
-//! keep what says no expiry; it is asked for anew at each use, so that rotated keys are noticed.
+//! keep credentials without an expiry; they are fetched anew at each use, so that rotated keys are
+//! noticed.
 //! Locks: `kept` alone, never held while a source is asked.
 
 mod kept;
@@ -18,7 +19,7 @@ use crate::config::AwsSettings;
 use crate::locked::Locked as _;
 use crate::log;
 
-/// The failure when no source has anything to go by.
+/// The failure when no source is configured.
 const NOT_CONFIGURED: &str = "no AWS credentials configured: set AWS_ACCESS_KEY_ID and \
     AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN for temporary ones), or \
     AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN, or AWS_PROFILE";
@@ -45,7 +46,7 @@ impl Chain {
         region: Option<String>,
     ) -> Self {
         let sts = Arc::new(Sts::new(caller, settings, region));
-        let (api, clock) = (|| Arc::clone(caller.api()), || Arc::clone(caller.clock()));
+        let (api, clock) = (|| Arc::clone(&caller.api), || Arc::clone(&caller.clock));
         let environment: Arc<dyn Source> = Arc::new(env::Environment::new(settings));
         let container: Arc<dyn Source> =
             Arc::new(container::Container::new(settings, api(), clock()));
@@ -82,7 +83,7 @@ impl Chain {
         }
     }
 
-    /// STS is asked in `region` from now on, unless it has one: the settings', or an earlier one.
+    /// Asks STS in `region` from now on, unless the settings or an earlier call gave another region.
     pub(in crate::aws) fn suggest_region(&self, region: &str) {
         self.sts.suggest_region(region);
     }
@@ -93,7 +94,7 @@ impl Chain {
     /// # Errors
     /// When the deciding source fails, or none is configured.
     pub(in crate::aws) fn fetch(&self) -> Result<Credentials, AwsFault> {
-        let now = self.caller.monotonic();
+        let now = self.caller.clock.monotonic();
         let Some(kept) = self.kept.locked().clone() else {
             return self.refetch();
         };
@@ -116,8 +117,8 @@ impl Chain {
         }
     }
 
-    /// Fresh credentials, whatever is in use: AWS says that those have ended. They are given out
-    /// even if they seem to have ended, too: our clock may be wrong, and AWS judges by its own.
+    /// Fetches fresh credentials, because AWS says that those in use have ended. Gives them out even
+    /// if they seem to have ended, too: our clock may be wrong, and AWS judges by its own.
     ///
     /// # Errors
     /// When the deciding source fails, or none is configured.
@@ -129,27 +130,27 @@ impl Chain {
             })?;
             if let Some(credentials) = found {
                 *self.kept.locked() =
-                    LastingCredentials::new(&credentials, self.caller.monotonic());
+                    LastingCredentials::new(&credentials, self.caller.clock.monotonic());
                 return Ok(credentials);
             }
         }
         let given = match self.given.as_slice() {
             [] => "none of them is set".to_owned(),
-            given => format!("set are only {}", given.join(", ")),
+            given => format!("the only settings given are {}", given.join(", ")),
         };
         let mut text = format!("{NOT_CONFIGURED}; {given}");
-        for vain in self
+        for absence in self
             .sources
             .iter()
             .filter_map(|source| source.explain_absence())
         {
             text.push_str("; ");
-            text.push_str(&vain);
+            text.push_str(&absence);
         }
         Err(AwsFault::new(text, FaultKind::Unconfigured))
     }
 
-    /// Forgets what is in use: AWS does not know it.
+    /// Forgets the credentials in use: AWS does not know their key.
     pub(in crate::aws) fn forget(&self) {
         *self.kept.locked() = None;
     }
@@ -157,7 +158,7 @@ impl Chain {
     /// When those in use are to be refreshed; none when there are none, or they have no end. Once
     /// they have ended, nothing is due until somebody needs credentials.
     pub(in crate::aws) fn refresh_due(&self) -> Option<Instant> {
-        let now = self.caller.monotonic();
+        let now = self.caller.clock.monotonic();
         let kept = self.kept.locked();
         kept.as_ref()?.due(self.caller.aws_now(), now)
     }

@@ -46,7 +46,7 @@ pub(super) struct Container {
     pause: fn(Duration),
 }
 
-/// An endpoint that may be asked, and nothing else can be dialled by it.
+/// An endpoint that may be asked. Its URL leads nowhere else.
 #[derive(Debug, PartialEq, Eq)]
 struct Endpoint {
     /// With an address in place of a name that was looked up.
@@ -59,9 +59,9 @@ struct Endpoint {
 struct FailedAttempt {
     fault: AwsFault,
     /// True when another attempt may succeed at once.
-    again: bool,
-    /// True when nothing is listening there.
-    absent: bool,
+    is_worth_retry: bool,
+    /// True when nothing listens at the address.
+    is_absent: bool,
 }
 
 impl Container {
@@ -97,7 +97,7 @@ impl Container {
                 Err(failure) => failure,
             };
             let spent = self.clock.monotonic().saturating_duration_since(begun);
-            if !failure.again || attempt >= ATTEMPTS || spent >= ATTEMPTS_TIME_MAX {
+            if !failure.is_worth_retry || attempt >= ATTEMPTS || spent >= ATTEMPTS_TIME_MAX {
                 return Err(failure.fault);
             }
             (self.pause)(PAUSE);
@@ -112,7 +112,7 @@ impl Container {
         for endpoint in self.endpoints(uri, setting)? {
             match self.ask(&endpoint, token.as_ref(), setting) {
                 // A name may have an address of each family, and a server listen to one.
-                Err(absent) if absent.absent => failure = Some(absent),
+                Err(absent) if absent.is_absent => failure = Some(absent),
                 outcome => return outcome,
             }
         }
@@ -216,7 +216,7 @@ impl Container {
         let text = format!("container credentials {status}{code}: {message}; {remedy}");
         match status {
             429 | 500.. => FailedAttempt {
-                again: true,
+                is_worth_retry: true,
                 ..FailedAttempt::passing(text)
             },
             _ => FailedAttempt::lasting(text),
@@ -254,29 +254,29 @@ impl Source for Container {
 }
 
 impl FailedAttempt {
-    /// Until somebody mends it.
+    /// A failure that stays until somebody mends it.
     fn lasting(text: String) -> Self {
         Self {
             fault: AwsFault::lasting(text),
-            again: false,
-            absent: false,
+            is_worth_retry: false,
+            is_absent: false,
         }
     }
 
-    /// Not worth another attempt at once, but soon.
+    /// A failure after which another attempt is worth it soon, but not at once.
     fn passing(text: String) -> Self {
         Self {
             fault: AwsFault::passing(text),
-            again: false,
-            absent: false,
+            is_worth_retry: false,
+            is_absent: false,
         }
     }
 
     fn no_reply(fault: &UpstreamError, setting: &str) -> Self {
         let text = format!("container credentials: {fault}; check {setting}");
         Self {
-            again: true,
-            absent: fault.stage == Stage::Connect,
+            is_worth_retry: true,
+            is_absent: fault.stage == Stage::Connect,
             ..Self::passing(text)
         }
     }

@@ -14,7 +14,7 @@ pub(super) fn read(path: &Path, bytes_max: u64) -> Result<Option<String>, String
     text.transpose().map_err(|_| "it is not UTF-8".to_owned())
 }
 
-/// The same for a file in any encoding.
+/// Reads a file of at most `bytes_max` in any encoding; none when it is not there.
 ///
 /// # Errors
 /// The fault, without the name of the file.

@@ -35,7 +35,7 @@ pub(super) struct InstanceRole {
     /// None when the settings forbid to ask.
     imds: Option<Imds>,
     /// True when the settings say where the service is: then it has to be there.
-    demanded: bool,
+    is_demanded: bool,
     clock: Arc<dyn Clock>,
     memory: Mutex<Memory>,
 }
@@ -60,7 +60,7 @@ impl InstanceRole {
             imds: instance
                 .enabled
                 .then(|| Imds::new(instance, api, Arc::clone(&clock))),
-            demanded: instance.endpoint.is_some(),
+            is_demanded: instance.endpoint.is_some(),
             clock,
             memory: Mutex::new(memory),
         }
@@ -102,8 +102,8 @@ impl InstanceRole {
         credentials
     }
 
-    /// The outcome when the service gives nothing: the last credentials, none, or the fault.
-    fn without(&self, fault: &ImdsFault) -> Result<Option<Credentials>, AwsFault> {
+    /// Chooses what to give when the service gives nothing: the last credentials, none, or the fault.
+    fn fall_back(&self, fault: &ImdsFault) -> Result<Option<Credentials>, AwsFault> {
         let last = self.memory.locked().last.clone();
         match (fault, last) {
             (ImdsFault::Unreachable(_) | ImdsFault::Failed { passes: true, .. }, Some(last)) => {
@@ -113,7 +113,7 @@ impl InstanceRole {
                 log::warn("AWS credentials not renewed", &[("error", fault)]);
                 Ok(Some(last))
             }
-            (ImdsFault::Unreachable(text), None) if !self.demanded => {
+            (ImdsFault::Unreachable(text), None) if !self.is_demanded => {
                 self.memory.locked().passed_over = Some(text.clone());
                 Ok(None)
             }
@@ -134,7 +134,7 @@ impl Source for InstanceRole {
                 self.memory.locked().last = Some(credentials.clone());
                 Ok(Some(credentials))
             }
-            Err(fault) => self.without(&fault),
+            Err(fault) => self.fall_back(&fault),
         }
     }
 

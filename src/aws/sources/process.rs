@@ -23,7 +23,7 @@ const OUTPUT_BYTES_MAX: usize = 64 * 1024;
 const COMPLAINT_BYTES_MAX: usize = 4 * 1024;
 /// Most characters of it that are passed on.
 const COMPLAINT_CHARS_MAX: usize = 300;
-/// Between two looks at whether it has ended: its children may hold the pipes open.
+/// Pause between two checks whether it has ended: its children may hold the pipes open.
 const STEP: Duration = Duration::from_millis(20);
 /// Words of this length with both letters and digits are taken for secrets.
 const SECRET_LENGTH_MIN: usize = 16;

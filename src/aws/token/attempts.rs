@@ -7,11 +7,11 @@ use super::super::fault::{AwsFault, FaultKind};
 
 /// First and longest wait after a failure that may pass by itself.
 const BACK_OFF: DoublingWait = DoublingWait::seconds(1, 60);
-/// The same after one that somebody must mend.
+/// First and longest wait after a failure that somebody must mend.
 const BACK_OFF_PERMANENT: DoublingWait = DoublingWait::seconds(60, 300);
-/// Least time after a failed attempt before a caller can have the next one made at once: a network
-/// or a source that is back must not wait for the end of a long pause, and AWS not be asked in a
-/// loop.
+/// Least time after a failed attempt before a caller can have the next one made at once. A caller
+/// need not wait for the end of a long pause when the network is back, but AWS must not be asked in
+/// a loop.
 pub(super) const ASKED_GAP: Duration = Duration::from_secs(2);
 /// A failure that repeats in the same words is reported once in this time.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
@@ -95,19 +95,19 @@ impl Attempts {
         self.running || self.due.is_some_and(|due| due <= now)
     }
 
-    /// An attempt starts.
+    /// Notes that an attempt starts.
     pub(super) fn begin(&mut self) {
         self.running = true;
     }
 
-    /// The attempt has succeeded; the next one starts at `due`, if there is to be one.
+    /// Notes that the attempt has succeeded; the next one starts at `due`, if there is to be one.
     pub(super) fn succeed(&mut self, due: Option<Instant>) {
         (self.running, self.due) = (false, due);
         (self.failures, self.fault) = (0, None);
         self.ended += 1;
     }
 
-    /// The attempt has failed. Returns the time until the next one.
+    /// Notes that the attempt has failed. Returns the time until the next one.
     pub(super) fn fail(&mut self, fault: &AwsFault, now: Instant, roll: u64) -> Duration {
         self.failures = self.failures.saturating_add(1);
         let wait = back_off(fault.kind, self.failures, roll);

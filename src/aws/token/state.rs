@@ -81,7 +81,7 @@ impl RegionState {
         self.token.as_ref().filter(|token| now < token.good_until)
     }
 
-    /// The attempt brought a token. Returns the time until the next attempt.
+    /// Takes the token that an attempt brought. Returns the time until the next attempt.
     ///
     /// Renewal comes at half of the remaining life, as in amazon-ecr-credential-helper, and up to
     /// a tenth earlier, so that a fleet started together does not ask together.
@@ -95,7 +95,7 @@ impl RegionState {
         let remaining = new.remaining.filter(|life| *life > LIFE_FLOOR);
         let (life, wait) = match remaining.map(|life| life.min(LIFE_MAX)) {
             Some(life) => (life, renew_interval.min(life / 2)),
-            // Usable for longer than until the renewal, so that no request waits for that.
+            // It stays usable until after its renewal, so that no request waits for that.
             None => (LIFE_FLOOR * 2, LIFE_FLOOR.min(renew_interval)),
         };
         let wait = (wait - portion(wait / 10, roll)).max(RENEWAL_GAP_MIN);
@@ -110,8 +110,8 @@ impl RegionState {
         wait
     }
 
-    /// The machine has slept for `slept`, which `now` does not count: the token is that much older.
-    pub(super) fn sleep(&mut self, slept: Duration, now: Instant) {
+    /// Makes the token older by `slept`, while the machine slept: `now` does not count that time.
+    pub(super) fn age(&mut self, slept: Duration, now: Instant) {
         let Some(token) = &mut self.token else {
             return;
         };
@@ -430,7 +430,7 @@ mod tests {
         let now = Instant::now();
         let mut state = RegionState::new(now);
         fetch(&mut state, 1, Some(HOUR * 12), now);
-        state.sleep(HOUR * 13, now + SECOND);
+        state.age(HOUR * 13, now + SECOND);
         let now = now + SECOND;
         assert!(state.attempts.is_pending(now));
         assert!(matches!(state.get(now), Availability::Wait(2)));
@@ -447,9 +447,9 @@ mod tests {
     fn a_shorter_sleep_brings_end_and_renewal_nearer() {
         let now = Instant::now();
         let mut state = RegionState::new(now);
-        state.sleep(HOUR, now);
+        state.age(HOUR, now);
         fetch(&mut state, 1, Some(HOUR * 12), now);
-        state.sleep(HOUR * 2, now);
+        state.age(HOUR * 2, now);
         assert_eq!(generation(state.get(now)), 1);
         assert_eq!(state.attempts.next(), Some(now + HOUR * 4));
         assert!(state.usable(now + HOUR * 10 - SECOND).is_some());

@@ -9,14 +9,13 @@ use super::super::fault::{AwsFault, FaultKind};
 use super::super::{endpoint, sts};
 use super::search;
 use super::state::{LIFE_FLOOR, NewToken};
-use super::tokens::{TokenTable, Tokens};
+use super::tokens::{Signer, TokenTable, Tokens};
 use crate::calendar;
 use crate::log;
 use crate::metrics;
 use crate::random::unguessable;
 
-/// The thread looks up at least this often, so that no error in reckoning can make it sleep for
-/// ever.
+/// The thread wakes at least this often, so that no wrong due time can make it sleep for ever.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// The next thing that the thread does.
@@ -55,7 +54,7 @@ impl Tokens {
         }
     }
 
-    /// Does the next job, if one is due, and returns which.
+    /// Does the next job, if one is due, and returns it.
     pub(super) fn step(&self) -> TokenJob {
         let job = {
             let mut shared = self.lock();
@@ -67,7 +66,7 @@ impl Tokens {
                         state.attempts.begin();
                     }
                 }
-                TokenJob::Identify(_) => shared.who.begin(),
+                TokenJob::Identify(_) => shared.own_arn.begin(),
                 TokenJob::Search => shared.search.attempts.begin(),
                 TokenJob::Refresh | TokenJob::Sleep(_) | TokenJob::Stop => {}
             }
@@ -82,7 +81,7 @@ impl Tokens {
                 self.done.notify_all();
             }
             TokenJob::Identify(region) => self.identify(region),
-            // A failure is logged there; if they end before it passes, the next token says so.
+            // The chain logs a failure. If it lasts until the credentials end, the next token fails.
             TokenJob::Refresh => drop(self.chain.fetch()),
             TokenJob::Search => self.search(),
             TokenJob::Sleep(_) | TokenJob::Stop => {}
@@ -104,7 +103,7 @@ impl Tokens {
             .filter_map(|(realm, state)| state.attempts.next().map(|due| (due, realm)))
             .min_by_key(|(due, _)| *due);
         let refresh = self.chain.refresh_due();
-        match (next, shared.who.due()) {
+        match (next, shared.own_arn.due()) {
             // It is quick, and a token waits for it.
             _ if search.is_some_and(|due| due <= now) => TokenJob::Search,
             (Some((due, realm)), _) if due <= now => TokenJob::Fetch(realm.clone()),
@@ -133,8 +132,10 @@ impl Tokens {
         self.chain.suggest_region(&realm.region);
         let credentials = self.chain.fetch()?;
         let ask = |credentials: &Credentials| {
-            let signer = (&credentials.source, &credentials.access_key_id);
-            self.lock().signer = Some((signer.0.clone(), signer.1.clone()));
+            self.lock().signer = Some(Signer {
+                source: credentials.source.clone(),
+                key_id: credentials.access_key_id.clone(),
+            });
             ecr::authorization_token(&self.caller, url.clone(), realm, credentials)
         };
         let outcome = match ask(&credentials) {
@@ -165,9 +166,9 @@ impl Tokens {
         let now = self.clock.monotonic();
         shared.generation += 1;
         let generation = shared.generation;
-        if let Some((_, key)) = shared.signer.clone() {
+        if let Some(signer) = shared.signer.clone() {
             let region = self.identity_region(realm);
-            shared.who.note_signer(&key, region, now);
+            shared.own_arn.note_signer(&signer.key_id, region, now);
         }
         let Some(state) = shared.regions.get_mut(realm) else {
             return;
@@ -238,13 +239,15 @@ impl Tokens {
         let key = credentials.access_key_id.clone();
         match sts::caller_identity(&self.caller, &self.config.aws, region, &credentials) {
             Ok(identity) => {
-                let is_news = self.lock().who.record(key, identity.arn.clone());
+                let is_news = self.lock().own_arn.record(key, identity.arn.clone());
                 if is_news {
                     log_identity(&identity, &credentials, region);
                 }
             }
             Err(fault) => {
-                self.lock().who.record_failure(key, self.clock.monotonic());
+                self.lock()
+                    .own_arn
+                    .record_failure(key, self.clock.monotonic());
                 log::warn("identity unknown, going on without", &[("error", &fault)]);
             }
         }

@@ -5,8 +5,8 @@
 //! The rules are in `state`, as functions of time. `work` wakes the thread, `done` wakes its
 //! callers.
 //!
-//! Locks: `shared`. Whoever holds it may take that of the chain of credentials for a look. Neither
-//! is held across a call to AWS.
+//! Locks: `shared`. A thread that holds it may take the lock of the credentials' chain for a moment.
+//! Neither is held across a call to AWS.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,9 +19,9 @@ use super::super::imds::Imds;
 use super::super::sources::chain::Chain;
 use super::super::sources::profile;
 use super::attempts::Availability;
+use super::own_arn::OwnArn;
 use super::search::Search;
 use super::state::{RegionState, Token};
-use super::who::Who;
 use crate::clock::Clock;
 use crate::config::AwsSettings;
 use crate::locked::{Locked as _, TimedWait as _};
@@ -34,8 +34,8 @@ pub(super) const REGIONS_MAX: usize = 64;
 /// The machine has slept when wall time runs ahead of monotonic time by this much; clocks that are
 /// corrected bit by bit differ by less in a day.
 const SLEEP_MIN: Duration = Duration::from_secs(60);
-/// A caller that has less time than this has something else to serve: it asks for an attempt, but
-/// does not wait for it after one that failed.
+/// A caller with less time than this can serve something else. It asks for an attempt, but after a
+/// failed one it does not wait for the outcome.
 const PATIENCE_MIN: Duration = Duration::from_secs(3);
 /// Longest wait for a fresher token while an old one is still good: a call to AWS takes a second.
 const FRESH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -87,13 +87,20 @@ pub struct Tokens {
 pub(super) struct TokenTable {
     pub(super) regions: HashMap<Realm, RegionState>,
     pub(super) generation: u64,
-    pub(super) who: Who,
-    /// Source and key of the credentials that signed last.
-    pub(super) signer: Option<(String, String)>,
+    pub(super) own_arn: OwnArn,
+    /// The credentials that signed last.
+    pub(super) signer: Option<Signer>,
     pub(super) search: Search,
     pub(super) stopping: bool,
     /// Both clocks at one moment, to notice that the machine slept.
     clocks: (Instant, SystemTime),
+}
+
+/// The names of the credentials that signed a call.
+#[derive(Clone)]
+pub(super) struct Signer {
+    pub(super) source: String,
+    pub(super) key_id: String,
 }
 
 impl fmt::Debug for Tokens {
@@ -103,7 +110,7 @@ impl fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// Makes the tokens' keeper, which has none yet: [`run`](Self::run) fetches them. Reads the
+    /// Makes the table of tokens, which is empty until [`run`](Self::run) fetches some. Reads the
     /// profile's region and endpoints.
     pub fn new(mut config: TokenConfig, api: Arc<dyn Api>, clock: Arc<dyn Clock>) -> Arc<Self> {
         let (aws, profile_fault) = profile::complete(config.aws);
@@ -124,7 +131,7 @@ impl Tokens {
             shared: Mutex::new(TokenTable {
                 regions: first.map(|realm| (realm, RegionState::new(now))).collect(),
                 generation: 0,
-                who: Who::default(),
+                own_arn: OwnArn::default(),
                 signer: None,
                 search: Search::new(search_due),
                 stopping: false,
@@ -167,8 +174,8 @@ impl Tokens {
                 Some(state) => state.attempts.fault().cloned(),
                 None => default_realm.err(),
             },
-            arn: shared.who.arn().cloned(),
-            source: shared.signer.as_ref().map(|(source, _)| source.clone()),
+            arn: shared.own_arn.arn().cloned(),
+            source: shared.signer.as_ref().map(|signer| signer.source.clone()),
         }
     }
 
@@ -323,7 +330,7 @@ impl TokenTable {
         }
         self.clocks = (now, wall);
         for state in self.regions.values_mut() {
-            state.sleep(passed, now);
+            state.age(passed, now);
         }
         log::info(
             "the clock went ahead, tokens are that much older",

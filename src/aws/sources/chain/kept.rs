@@ -34,7 +34,7 @@ pub(super) struct LastingCredentials {
 }
 
 impl LastingCredentials {
-    /// None when they have no end.
+    /// Notes credentials that were fetched at `now`; none when they have no end.
     pub(super) fn new(credentials: &Credentials, now: Instant) -> Option<Self> {
         Some(Self {
             expires: credentials.expires?,
@@ -49,7 +49,7 @@ impl LastingCredentials {
         self
     }
 
-    /// Their standing; `aws_now` is AWS's time.
+    /// Judges what they are still good for; `aws_now` is AWS's time.
     pub(super) fn judge(&self, aws_now: SystemTime, now: Instant) -> Standing {
         match self.expires.duration_since(aws_now) {
             Ok(left) if left > REFRESH_BEFORE => Standing::Fresh,

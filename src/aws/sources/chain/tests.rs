@@ -238,7 +238,7 @@ fn their_end_is_judged_by_awss_clock() {
     }));
     chain.fetch().unwrap();
     api.reply(fake::json(200, "").dated(clock.now() + day));
-    let ask = super::super::super::call::Ask {
+    let ask = super::super::super::call::UnsignedCall {
         operation: "GetCallerIdentity",
         service: "sts",
         region: "eu-west-1".into(),

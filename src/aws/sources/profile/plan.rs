@@ -121,14 +121,10 @@ enum Step<'a> {
 /// `credential_process`.
 fn step(profile: &Properties) -> Result<Step<'_>, String> {
     let get = |key| text(profile, key);
-    let sources = (
-        get("source_profile"),
-        get("credential_source"),
-        get("web_identity_token_file"),
-    );
+    let token_file = get("web_identity_token_file");
     if let Some(arn) = get("role_arn") {
         let role = || role(profile, arn);
-        return match sources {
+        return match (get("source_profile"), get("credential_source"), token_file) {
             (Some(source), None, None) => Ok(Step::Role(role()?, source)),
             (None, Some(source), None) => Ok(Step::RoleFrom(role()?, named_source(source)?)),
             (None, None, Some(path)) => Ok(Step::WebIdentity(PathBuf::from(path), role()?)),
@@ -139,7 +135,7 @@ fn step(profile: &Properties) -> Result<Step<'_>, String> {
             ),
         };
     }
-    if sources.2.is_some() {
+    if token_file.is_some() {
         return Err("web_identity_token_file needs role_arn".into());
     }
     let interactive = [

@@ -333,7 +333,7 @@ fn without_a_region_nothing_is_fetched_and_the_fault_says_what_to_set() {
     assert_eq!(bench.step(), "sleep");
     let fault = bench.header("http://127.0.0.1:5000").unwrap_err();
     assert!(
-        fault.ends_with("127.0.0.1:5000 tells no region: set AWS_REGION"),
+        fault.ends_with("127.0.0.1:5000 has no region: set AWS_REGION"),
         "{fault}"
     );
     assert!(

@@ -89,7 +89,7 @@ fn a_region_that_is_not_found_is_told_and_searched_for_again_later() {
     assert_eq!(bench.step(), "sleep");
     let fault = bench.header("registry.example").unwrap_err();
     for part in [
-        "tells no region: set AWS_REGION",
+        "has no region: set AWS_REGION",
         "does not answer",
         "next try in",
     ] {
@@ -107,7 +107,7 @@ fn a_region_that_is_not_found_is_told_and_searched_for_again_later() {
         bench
             .header("registry.example")
             .unwrap_err()
-            .contains("tells no region")
+            .contains("has no region")
     );
     assert_eq!(bench.api.calls().len(), 3);
 }
