@@ -68,16 +68,16 @@ pub fn run(
         Action::Man => streams.print(&shell::manual_page()),
         Action::Text(text) => streams.print_result(text(command.word())),
         Action::Serve if faults.is_empty() => serve(settings),
-        // A log store reads them, too.
+        // A log store reads these faults, too.
         Action::Serve => streams.complain_as(settings.log_format, &faults),
         Action::Run(_) if !faults.is_empty() => streams.complain(&faults),
         Action::Report(run) | Action::Run(run) => finish(name, run(command, streams), streams),
     }
 }
 
-/// Reads the settings, as far as they can be read, and finds their faults; the rules about
-/// registries' names are `app`'s. With a fault among them, the files that they name are looked at
-/// too, so that all is told at once.
+/// Reads the settings, as far as they can be read, and finds their faults. `app` has the rules
+/// about plain tokens. If there is a fault, the files that the settings name are checked too, so
+/// that all faults are shown at once.
 fn resolve(
     arguments: &Arguments,
     environment: &[(OsString, OsString)],

@@ -1,5 +1,5 @@
-//! Work within a time limit. Owns: leaving behind what hangs. Must not: be used by a process that
-//! goes on for long; what was left behind ends with it.
+//! Work within a time limit. Owns: leaving behind work that hangs. Must not: be used by a process
+//! that goes on for long: such work ends only with the process.
 
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread::Builder;

@@ -1,4 +1,4 @@
-//! `pull`, `export` and `import`: images carried to a place without a network. Owns: their words.
+//! `pull`, `export` and `import`: images carried to a place without a network. Owns: their output.
 //! Must not: know what is in a layout, or how an image is fetched.
 
 use std::path::Path;
@@ -43,7 +43,7 @@ pub(super) fn pull(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result
         let line = match (&fetched.digest, fetched.faults.as_slice()) {
             (Some(digest), []) => {
                 let (count, size) = (fetched.blobs, bytes(fetched.bytes));
-                format!("{name}: whole as {digest}; {count} blobs fetched, {size}\n")
+                format!("{name}: complete as {digest}; {count} blobs fetched, {size}\n")
             }
             (_, faults) => {
                 code = EXIT_FAILED;
@@ -126,7 +126,7 @@ pub(super) fn import(
         if is_unserved(command.settings, image) {
             let (name, registry) = (&image.name, &image.place.registry);
             streams.note(&format!(
-                "{name}: {registry} is none of ECR, so that no client gets it; see --as"
+                "{name}: {registry} is not in ECR, so no client gets the image; see --as"
             ));
         }
     }
@@ -137,7 +137,7 @@ pub(super) fn import(
 fn describe_imported(image: &ImportImage) -> String {
     let name = &image.name;
     match image.absent.as_slice() {
-        [] => format!("{name}: whole\n"),
+        [] => format!("{name}: complete\n"),
         absent => format!(
             "{name}: without {}, which the layout lacks\n",
             absent.join(", ")
@@ -154,7 +154,7 @@ fn is_unserved(settings: &Settings, image: &ImportImage) -> bool {
         && !image.is_referrer()
 }
 
-/// The log is for those who serve; here it says what goes wrong.
+/// Lets the log show faults alone: its other lines are for a proxy that serves.
 fn quieten(settings: &Settings) {
     log::init(settings.log_level.max(Level::Warn), settings.log_format);
     log::hook_panics();

@@ -41,8 +41,8 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 /// Widest name of a step.
 const WHAT_WIDTH: usize = 8;
 
-/// Tries everything, and with an image the rights on its repository, too. Faults of the settings
-/// are all that is told of: nothing else can be tried.
+/// Tries everything, and with an image the rights on its repository, too. When the settings have
+/// faults, only those are shown, since nothing else can be tried.
 pub(super) fn run(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result<u8, CommandFault> {
     let mut check = Check::new(streams, command.has("--json"));
     let image = command.word().map(str::parse).transpose();
@@ -81,7 +81,7 @@ impl<'a, 'b> Check<'a, 'b> {
         }
     }
 
-    /// What was asked for cannot be tried.
+    /// Shows why nothing can be tried.
     fn refuse(&mut self, what: &str, faults: &[impl ToString]) {
         for fault in faults {
             self.print_row(what, Err(fault.to_string()));
@@ -100,7 +100,7 @@ impl<'a, 'b> Check<'a, 'b> {
         }
         if settings.offline {
             for what in ["identity", "token", "clock", "registry", "image"] {
-                self.print_row(what, skipped("OFFLINE=true: nobody is asked"));
+                self.print_row(what, skipped("OFFLINE=true: nothing is asked"));
             }
             return;
         }
@@ -226,7 +226,7 @@ fn list_given(effective: &[Effective]) -> String {
     }
 }
 
-/// Where `AWS_REGION` counts for nothing.
+/// Finds the registries for which `AWS_REGION` counts for nothing.
 fn compare_regions(settings: &Settings) -> Vec<String> {
     let wants_token = settings.upstream_auth == UpstreamAuth::Ecr;
     let set = settings.aws.region.as_ref().filter(|_| wants_token);

@@ -1,5 +1,5 @@
-//! What the commands about images have in common. Owns: reading their words, opening the cache, and
-//! the registry that a name means. Must not: know any one of them.
+//! The common part of the commands about images. Owns: reading their words, opening the cache, and
+//! the registry that a name means. Must not: know a single command.
 
 use std::path::Path;
 

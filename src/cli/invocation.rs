@@ -1,12 +1,12 @@
-//! A command as it was called. Owns: [`Invocation`], and why a command has not done what it was to
-//! do. Must not: know any command.
+//! A command as it was called. Owns: [`Invocation`], and the reasons why a command fails. Must not:
+//! know any command.
 
 use crate::config::{Arguments, Effective, Fault, Settings};
 
 /// A command's words and flags, and the settings.
 #[derive(Clone, Copy)]
 pub(super) struct Invocation<'a> {
-    /// As far as they could be read.
+    /// The settings, as far as they could be read.
     pub(super) settings: &'a Settings,
     pub(super) effective: &'a [Effective],
     /// All faults of the settings.
@@ -33,7 +33,7 @@ impl Invocation<'_> {
     }
 }
 
-/// Why a command has not done what it was to do.
+/// Why a command has failed.
 #[derive(Debug)]
 pub(super) enum CommandFault {
     /// All that is wrong with its words and flags.

@@ -1,5 +1,5 @@
-//! `list`, `verify` and `remove`: what the cache has. Owns: their words. Must not: ask upstream, or
-//! need a proxy that runs.
+//! `list`, `verify` and `remove`: what the cache has. Owns: their output. Must not: ask upstream,
+//! or need a proxy that runs.
 
 use serde_json::{Value, json};
 
@@ -74,7 +74,7 @@ fn describe(image: &CachedImage, settings: &Settings, pins: &Pins) -> Value {
     })
 }
 
-/// The same as a row of the table.
+/// An image as a row of the table.
 fn row(image: &Value) -> [String; 6] {
     let text = |name: &str| image[name].as_str().unwrap_or_default();
     let short = |name: &str, length: usize| text(name).get(..length).unwrap_or("-").to_owned();
@@ -200,11 +200,11 @@ impl Verification<'_, '_> {
         }
         let (repository, tag) = (&image.place.repository, image.tag.as_ref());
         let moves = self.disk.names.moves(&image.place.registry);
-        let is_of_it = |moved: &&TagMove| {
+        let is_of_image = |moved: &&TagMove| {
             moved.repository == repository.as_str()
                 && tag.is_some_and(|tag| moved.tag == tag.as_str())
         };
-        for TagMove { at, from, to, .. } in moves.iter().filter(is_of_it).take(MOVES_SHOWN) {
+        for TagMove { at, from, to, .. } in moves.iter().filter(is_of_image).take(MOVES_SHOWN) {
             self.say(&format!("  at {at} the tag moved from {from} to {to}"));
         }
     }

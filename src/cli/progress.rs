@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 /// Characters of a bar.
 const BAR_WIDTH: u64 = 20;
-/// Between two pictures of a bar on a terminal.
+/// Time between two pictures of a bar on a terminal.
 const FRAME: Duration = Duration::from_millis(100);
-/// Between two lines where there is no terminal.
+/// Time between two lines when there is no terminal.
 const LINE: Duration = Duration::from_secs(10);
 /// Goes to the beginning of the line and clears it (ECMA-48: CR, EL).
 const CLEAR: &str = "\r\x1b[K";
@@ -20,7 +20,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Nothing is shown yet.
+    /// Begins; shows nothing yet.
     pub(super) fn new() -> Self {
         Self::on(io::stderr().is_terminal())
     }

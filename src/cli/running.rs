@@ -17,10 +17,10 @@ const LIMIT: Duration = Duration::from_secs(3);
 /// Most bytes that are read of a reply. The largest, a status with 200 transfers and 100 failures,
 /// has some 300 KB.
 const BYTES_MAX: u64 = 4 << 20;
-/// Before the path of a unix socket.
+/// The prefix of a unix socket's path.
 const UNIX: &str = "unix:";
 
-/// What is asked for.
+/// A question to the running proxy.
 #[derive(Debug, Clone)]
 pub(super) struct LocalQuestion {
     /// Where: `HOST:PORT`, or `unix:` and a path.
@@ -38,10 +38,10 @@ pub(super) struct LocalQuestion {
 trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
-/// The place of a proxy that listens there. `setting`: the one that has the port.
+/// The place at which a proxy with these settings listens. `setting`: the setting with the port.
 ///
 /// # Errors
-/// When the settings do not tell.
+/// When the settings do not name the port.
 pub(super) fn place(host: &ListenHost, port: u16, setting: &str) -> Result<String, String> {
     match host {
         ListenHost::Unix(path) => Ok(format!("{UNIX}{}", path.display())),

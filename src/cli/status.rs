@@ -19,7 +19,7 @@ use crate::upstream::loopback::LoopbackCertificates;
 
 /// Longest login: a password of bcrypt has 72 bytes.
 const LOGIN_BYTES_MAX: u64 = 1024;
-/// Time between two looks with `--watch`.
+/// Time between two pictures with `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// Clears a terminal and goes to its beginning (ECMA-48: CUP, ED).
 const CLEAR: &str = "\x1b[H\x1b[2J";
@@ -45,8 +45,8 @@ pub(super) fn run(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result<
     }
 }
 
-/// At an address of its own the status is plain HTTP, without login. A secret goes to the
-/// certificate that we know.
+/// Builds the question to the proxy. At an address of its own, the status is plain HTTP without
+/// login. A login is sent only to the certificate that we know.
 fn form_question(command: Invocation<'_>) -> Result<LocalQuestion, String> {
     let settings = command.settings;
     let path = |flag| command.value(flag).map(PathBuf::from);
@@ -107,8 +107,8 @@ fn ask(question: &LocalQuestion, json: bool) -> Result<String, String> {
     }
 }
 
-/// The lines: a name, where the document has the object or the list of them, how many are shown,
-/// and with which fields.
+/// The lines: their name, the place of the object or of the list in the document, how many lines
+/// are shown, and their fields.
 #[rustfmt::skip]
 const ROWS: [(&str, &str, usize, &str); 6] = [
     ("identity", "/identity", 1, "arn source last_error"),
@@ -156,7 +156,7 @@ fn describe_progress(transfer: &Value) -> [String; 2] {
     [done, format!("{}/s", bytes(number("bytes_per_second")))]
 }
 
-/// The fields at these places that say something: each with its name, but for the unit at its end.
+/// The fields at these places that have a value, each with its name without the unit.
 fn list_fields(object: &Value, names: &str) -> Vec<String> {
     let field = |name: &str| {
         let words = name.trim_end_matches("_bytes").trim_end_matches("_s");
@@ -170,8 +170,8 @@ fn list_fields(object: &Value, names: &str) -> Vec<String> {
     names.split(' ').filter_map(field).collect()
 }
 
-/// A value as its field's name has its unit. Names and errors come from clients and registries; a
-/// terminal obeys control characters.
+/// A value in the unit that its field's name has. Names and errors come from clients and
+/// registries, so control characters are removed: a terminal obeys them.
 fn show(name: &str, value: &Value) -> String {
     match value {
         Value::String(text) => text.replace(char::is_control, " "),

@@ -57,8 +57,8 @@ pub(super) fn age(confirmed: SystemTime) -> u64 {
     age.unwrap_or_default().as_secs()
 }
 
-/// Turns a failure of upstream into an answer; nothing else does. The status is 504 when upstream is
-/// out of reach, and 502 when it is out of order. It is 503 when the failure passes by itself or
+/// Turns a failure of upstream into an answer; nothing else does. The status is 504 when upstream
+/// is out of reach, and 502 when it is out of order. It is 503 when the failure passes by itself or
 /// with a change of our own settings.
 pub(super) fn fail(error: &UpstreamError) -> Reply {
     match error.stage {
@@ -67,9 +67,9 @@ pub(super) fn fail(error: &UpstreamError) -> Reply {
     }
 }
 
-/// Turns a failure of upstream into an answer for content that the cache lacks. When nothing outside
-/// is in reach, the answer says so, and leaves out how this host might get credentials. The log has
-/// the whole text.
+/// Turns a failure of upstream into an answer for content that the cache lacks. When nothing
+/// outside is in reach, the answer says so, and leaves out how this host might get credentials. The
+/// log has the whole text.
 pub(super) fn fail_miss(error: &UpstreamError) -> Reply {
     let fault = error.to_string();
     let is_cut_off = match error.stage {

@@ -211,7 +211,8 @@ fn omit_if_held(mut reply: Reply, client: &Headers) -> Reply {
     reply
 }
 
-/// Checks that the bytes are not encoded: a digest is made of the plain bytes, and we ask for those.
+/// Checks that the bytes are not encoded: a digest is made of the plain bytes, and we ask for
+/// those.
 ///
 /// # Errors
 /// When the bytes are encoded all the same.

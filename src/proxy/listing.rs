@@ -287,7 +287,8 @@ impl<'a> ListRequest<'a> {
         }
     }
 
-    /// True when the cache knows a name or a page of the list, so that it could answer in an outage.
+    /// True when the cache knows a name or a page of the list, so that it could answer in an
+    /// outage.
     fn is_known(&self, cache: &Cache) -> bool {
         let names = &cache.names;
         let is_held = match self.list_key() {

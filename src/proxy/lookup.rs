@@ -24,8 +24,8 @@ pub(super) enum ManifestLookup {
     Unaccepted(Buffered),
 }
 
-/// Where a manifest comes from, and when the registry itself last confirmed it. That time has passed
-/// when another proxy answered from its own cache.
+/// Where a manifest comes from, and when the registry itself last confirmed it. That time has
+/// passed when another proxy answered from its own cache.
 #[derive(Debug, Clone)]
 pub(super) enum Freshness {
     Fetched(SystemTime),

@@ -125,8 +125,9 @@ impl ManifestPull<'_> {
         let frozen = &exchange.parts.frozen;
         let is_frozen = frozen.matches(registry, repository, tag.as_str());
         let held = self.find(&partition, tag, is_frozen);
-        let needs_no_call =
-            |held: &&TaggedManifest| is_frozen || (held.is_fresh && !exchange.purpose.confirms_tags());
+        let needs_no_call = |held: &&TaggedManifest| {
+            is_frozen || (held.is_fresh && !exchange.purpose.confirms_tags())
+        };
         if let Some(held) = held.as_ref().filter(needs_no_call) {
             log_reason(match is_frozen {
                 true => "the tag is one of FREEZE_TAGS",

@@ -1,6 +1,6 @@
-//! The proxy's own requests. They are answered as a client's requests are, and the same rules decide
-//! what is kept. Owns: making them, and reading their answers whole. Must not: know why they are
-//! made.
+//! The proxy's own requests. They are answered as a client's requests are, and the same rules
+//! decide what is kept. Owns: making them, and reading their answers whole. Must not: know why they
+//! are made.
 
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -119,8 +119,8 @@ impl OwnClient {
     }
 }
 
-/// Waits as long as `PREFETCH_RATE` demands for a manifest or a list that came from upstream. A blob
-/// waits while it comes.
+/// Waits as long as `PREFETCH_RATE` demands for a manifest or a list that came from upstream. A
+/// blob waits while it comes.
 fn keep_rate(parts: &Parts, reply: &Reply) {
     let length = match &reply.body {
         Body::Bytes(bytes) => Some(bytes.len() as u64),

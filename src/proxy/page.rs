@@ -185,8 +185,8 @@ pub(super) fn answer_in_turn(
 }
 
 /// Why an older answer may stand in for this one; none when it may not. It may when upstream is out
-/// of order, throttles, sends us somewhere else, or refuses our own credentials. It may not when the
-/// registry speaks of the list itself; a 404 without an error document is not the registry's.
+/// of order, throttles, sends us somewhere else, or refuses our own credentials. It may not when
+/// the registry speaks of the list itself; a 404 without an error document is not the registry's.
 pub(super) fn excuse(registry: &Registry, refused: &Buffered) -> Option<UpstreamError> {
     let status = refused.status;
     let reason = match status {

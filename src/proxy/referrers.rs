@@ -128,7 +128,8 @@ impl<'a> ReferrersRequest<'a> {
     }
 
     /// Finds what a refusal says. Many registries without the API answer an unknown path in plain
-    /// text, as a load balancer without backends does. A registry answers `/v2/`, the others do not.
+    /// text, as a load balancer without backends does. A registry answers `/v2/`, the others do
+    /// not.
     fn judge(&self, refused: &Buffered) -> ListRefusal {
         let excuse = page::excuse(self.scope.registry, refused);
         match (is_no_api(refused), excuse) {

@@ -1,10 +1,9 @@
 //! Which addresses may be connected to. Owns: the addresses that lead back to this host or to a
 //! metadata service, however they are written. Must not: look a name up, or connect.
 //!
-//! A registry or blob host is a name that somebody else chose, and its addresses too. Behind
-//! loopback and link-local addresses are services that trust this host, metadata services above
-//! all, which hold its credentials. So such an address is for those hosts alone that the operator
-//! named.
+//! Somebody else chose the name of a registry or blob host, and its addresses. Behind loopback and
+//! link-local addresses are services that trust this host, above all metadata services, which hold
+//! its credentials. So only a host that the operator named may have such an address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -32,8 +31,8 @@ impl AddressRule {
 
 const LOOPBACK: &str = "a loopback address";
 
-/// Loopback, and where metadata services live. What they answer is for this host alone, and holds
-/// its credentials, so that no outbound proxy may see it.
+/// True for loopback and for addresses of metadata services. Their answers are for this host alone
+/// and hold its credentials, so no outbound proxy may see them.
 pub(super) fn is_local(address: IpAddr) -> bool {
     kind(address).is_some()
 }

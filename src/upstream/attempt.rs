@@ -32,7 +32,7 @@ const REDIRECT_BODY_BYTES_MAX: u64 = 16 * 1024;
 /// Longest wait for it; a new connection takes no longer.
 const REDIRECT_BODY_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// The words of the caches between us and the registry (`X-Cache` is our own).
+/// The field for the outcomes of the caches between us and the registry (`X-Cache` is our own).
 pub const UPSTREAM_CACHE_FIELD: &str = "X-Cache-Upstream";
 
 /// A reply as the steps of an attempt hand it on.
@@ -64,8 +64,8 @@ pub(super) struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    /// A body can be sent once only. When the token is refused, the client is told to try again,
-    /// and the token is new by then.
+    /// Sends the call with its body, which can be sent only once. When the registry refuses the
+    /// token, it is renewed and the client is told to try again.
     pub(super) fn send_with_body(
         &self,
         body: &mut RequestBody<'_>,
@@ -88,7 +88,7 @@ impl Attempt<'_> {
             return Ok(answer.fetched);
         };
         let outcome = match self.renew(Instant::now() + HEAD_TIMEOUT) {
-            Ok(_) => "the token was renewed, try again".to_owned(),
+            Ok(_) => "the token is renewed now; try again".to_owned(),
             Err(AuthFault(fault)) => fault,
         };
         let reason = format!("{why}; {outcome}");
@@ -162,7 +162,7 @@ impl Attempt<'_> {
         let reply = self.send_once(method, &self.call.url(), &headers)?;
         let id = reply.headers.first("x-amzn-requestid");
         if let Some(request) = RequestScope::current() {
-            request.note_upstream(id, cache_words(&reply.headers));
+            request.note_upstream(id, cache_outcomes(&reply.headers));
         }
         Ok(self.read_answer(method, reply))
     }
@@ -173,7 +173,7 @@ impl Attempt<'_> {
         self.ask_registry("GET").ok()?.token_refusal
     }
 
-    /// A reply of the registry itself: our token is removed, and a refusal is read whole.
+    /// Reads a reply of the registry itself: removes our token, and reads a refusal whole.
     fn read_answer(&self, method: &str, mut reply: Incoming) -> JudgedReply {
         if let Some(secrets) = self.secrets() {
             secrets.remove_from(&mut reply);
@@ -190,7 +190,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// A reply of a blob host, which has never seen our token.
+    /// Reads a reply of a blob host, which has never seen our token.
     fn read_redirected(&self, mut reply: Incoming) -> JudgedReply {
         self.read_refusal(self.call.method, &mut reply);
         JudgedReply {
@@ -202,8 +202,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// Reads a refusal's body before the client gets its head, so that no registry keeps us by
-    /// sending it slowly. A body that is late, broken off or too long is left out, and so is that
+    /// Reads a refusal's body before the client gets its head, so that no registry holds us up by
+    /// sending it slowly. A body that is late, broken off or too long is left out; so is the body
     /// of a redirect, which says nothing.
     fn read_refusal(&self, method: &str, reply: &mut Incoming) -> Option<SharedBytes> {
         if method == "HEAD" || matches!(reply.status, ..300 | 304) {
@@ -268,7 +268,9 @@ impl Attempt<'_> {
                 return Ok(reply);
             }
         }
-        Err(fault(format!("over {REDIRECTS_MAX} redirects in a row")))
+        Err(fault(format!(
+            "more than {REDIRECTS_MAX} redirects in a row"
+        )))
     }
 
     fn send_once(
@@ -320,8 +322,8 @@ fn authorize(headers: &Headers, grant: &Grant) -> Headers {
     headers
 }
 
-/// What the registry says about its own cache, and about those behind it, the nearest first.
-fn cache_words(headers: &Headers) -> Option<String> {
+/// The outcomes of the registry's own cache and of those behind it, the nearest first.
+fn cache_outcomes(headers: &Headers) -> Option<String> {
     let own = headers.first("X-Cache")?;
     Some(match headers.first(UPSTREAM_CACHE_FIELD) {
         Some(others) => format!("{own}, {others}"),
@@ -344,9 +346,9 @@ pub(super) fn is_redirect(reply: &Incoming) -> bool {
     matches!(reply.status, 301 | 302 | 303 | 307 | 308) && reply.headers.first("location").is_some()
 }
 
-/// Says why a reply refuses our token, and not what was asked for, if it does: 401; 403 that speaks
-/// of the authorization token (an expired one has no challenge); 400 from ECR Public. Any other 403
-/// is an answer.
+/// Says why a reply refuses our token; none when it answers the request. A 401 refuses the token, a
+/// 403 does when it speaks of the authorization token (an expired one has no challenge), and so
+/// does a 400 from ECR Public.
 fn token_refusal(registry: &Registry, status: u16, body: &[u8]) -> Option<String> {
     let text = || String::from_utf8_lossy(body).to_ascii_lowercase();
     match status {

@@ -1,5 +1,5 @@
 //! The `Authorization` of a registry. Owns: the interface between an exchange and the token. Must
-//! not: know how an AWS identity comes about.
+//! not: know how to find an AWS identity.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,9 +17,9 @@ pub trait Authorizer: Send + Sync {
     /// Why there is none, for the person on call.
     fn header(&self, registry: &Registry, deadline: Instant) -> Result<Grant, AuthFault>;
 
-    /// The same for an upload, which is refused when the token ends before it does and cannot be
-    /// repeated: a value that is good for `fresh_for` from now on, if a renewal can give one. An
-    /// older one that is still good is better than none.
+    /// The value for an upload: one that is good for `fresh_for` from now on, if a renewal can give
+    /// one. An upload is refused when its token ends before it does, and it cannot be repeated. An
+    /// older value that is still good is better than none.
     ///
     /// # Errors
     /// Why there is none.
@@ -32,8 +32,8 @@ pub trait Authorizer: Send + Sync {
         self.header(registry, deadline)
     }
 
-    /// The registry refused `generation`: gets a newer value, fetched once however many callers
-    /// ask. Returns at once when a newer one is there already.
+    /// Gets a newer value, because the registry refused `generation`. It is fetched once, however
+    /// many callers ask. Returns at once when a newer one is there already.
     ///
     /// # Errors
     /// Why there is none.

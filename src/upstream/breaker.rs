@@ -1,5 +1,5 @@
 //! A circuit breaker for each registry. Owns: when an upstream that is out of reach is asked again.
-//! Must not: know why it is.
+//! Must not: know why it is out of reach.
 //!
 //! Without it every request of an outage would wait for its own connect time-out. After a few slow
 //! failures in a row the registry counts as out of reach, and requests fail at once; after a pause
@@ -25,7 +25,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A try that never reports (its thread is gone) is given up after this.
 const TRY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Whether a registry is asked.
+/// Decides whether a registry is asked.
 #[derive(Debug, Default)]
 pub(super) struct Breaker(Mutex<Circuits>);
 
@@ -68,13 +68,13 @@ impl Breaker {
             return Err(left);
         }
         if circuit.open_until.is_some() {
-            // This one tries; the others wait for what it finds.
+            // This request tries; the others wait for its outcome.
             circuit.open_until = Some(now + TRY_TIMEOUT);
         }
         Ok(())
     }
 
-    /// It answered a caller of this patience: all that are as patient may ask it.
+    /// Notes that the registry answered a caller of this patience: all that are as patient may ask.
     pub(super) fn note_success(&self, patience: Patience) {
         let mut circuits = self.0.locked();
         circuits.full = Circuit::default();
@@ -83,7 +83,8 @@ impl Breaker {
         }
     }
 
-    /// It was out of reach at `now`, or for this patience. Says whether the circuit is open.
+    /// Notes that the registry was out of reach at `now`, or for this patience. True when the
+    /// circuit is open.
     pub(super) fn note_failure(&self, patience: Patience, now: Instant) -> bool {
         let mut circuits = self.0.locked();
         let circuit = circuits.of(patience);
@@ -95,7 +96,7 @@ impl Breaker {
         circuit.open_until.is_some()
     }
 
-    /// How long until it is tried again; none while it may be asked. Changes nothing.
+    /// How long until the registry is tried again; none while it may be asked. Changes nothing.
     pub(super) fn pause(&self, now: Instant) -> Option<Duration> {
         self.0.locked().full.time_left(now)
     }

@@ -46,7 +46,7 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 pub const POOL_MAX: usize = 64;
 /// Idle connections are closed before the load balancers in front of ECR and S3 do it.
 const POOL_AGE_MAX: Duration = Duration::from_secs(20);
-/// ureq takes that many addresses and panics at the next.
+/// ureq takes this many addresses of a host, and panics at the next.
 const ADDRESSES_MAX: usize = 16;
 
 /// One request to one host, without its body.

@@ -1,4 +1,4 @@
-//! What asking a registry has taught us of it. Owns: that, for each registry that is asked. Must
+//! What we have learnt about each registry by asking it. Owns: that knowledge, and its bounds. Must
 //! not: send anything.
 //!
 //! Locks: the table, held for map operations; the last error, held to copy it.
@@ -16,7 +16,7 @@ use crate::permits::Permits;
 /// Registries that are remembered; a proxy knows a handful.
 const REGISTRIES_MAX: usize = 256;
 
-/// When the last failure was, and its words.
+/// The time and the text of the last failure.
 pub(super) type LastError = (SystemTime, String);
 
 /// What is known of one registry.
@@ -56,7 +56,7 @@ impl Contacts {
         }
     }
 
-    /// What is known of `registry`, to be added to.
+    /// The entry of `registry`; makes an empty one when there is none.
     pub(super) fn of(&self, registry: &Registry) -> Arc<Contact> {
         let mut contacts = self.contacts.locked();
         if contacts.len() >= REGISTRIES_MAX && !contacts.contains_key(registry) {

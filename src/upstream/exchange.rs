@@ -1,4 +1,4 @@
-//! Exchanges with registries. Owns: which of them may be begun: permits, circuits, and the token.
+//! Exchanges with registries. Owns: which exchanges may begin (permits, circuits, and the token).
 //! Must not: know what a reply means to a client, or keep anything of it.
 
 use std::cell::Cell;
@@ -55,7 +55,7 @@ struct RegistryCall<'a> {
 /// How a registry is doing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RegistryState {
-    /// It was out of reach: how long until it is tried again.
+    /// How long until the registry is tried again, when it was out of reach.
     pub pause: Option<Duration>,
     /// The last failure; there may have been successes since.
     pub last_error: Option<LastError>,
@@ -93,7 +93,8 @@ impl Upstream {
         check_range(call, fetched)
     }
 
-    /// The same for a request without a body. A caller that resumes looks at the range itself.
+    /// Makes a call without a body. Does not check the range of a 206: a caller that resumes a
+    /// download does that itself.
     ///
     /// # Errors
     /// Why there is no reply that could be passed on.
@@ -165,8 +166,8 @@ impl Upstream {
 }
 
 impl RegistryCall<'_> {
-    /// Makes the call when the registry wants to be asked. One that is throttled is made once
-    /// more after a short pause, unless the caller has an older answer. A push is only passed on.
+    /// Makes the call when the registry is ready to be asked. A throttled call is made once more
+    /// after a short pause, unless the caller has an older answer. A push is only passed on.
     fn fetch_politely(mut self, body: &mut RequestBody<'_>) -> Result<Fetched, UpstreamError> {
         let is_patient = self.call.patience_kind() == Patience::Full;
         let deadline = Instant::now() + self.call.patience;
@@ -190,7 +191,7 @@ impl RegistryCall<'_> {
         }
     }
 
-    /// Waits for the end of a short pause, if there is one.
+    /// Waits for the end of a short pause. False when there is no pause.
     ///
     /// # Errors
     /// When the pause is long, or the caller has an older answer.
@@ -219,7 +220,7 @@ impl RegistryCall<'_> {
         if let Err(left) = breaker.allow(patience, started) {
             self.count_error(Stage::Connect);
             let left_ms = left.as_millis();
-            let why = format!("out of reach lately; next try in {left_ms} ms");
+            let why = format!("it was out of reach lately; next try in {left_ms} ms");
             return Err(self.call.fault(Stage::Connect, why));
         }
         let deadline = started + self.call.patience.min(HEAD_TIMEOUT);
@@ -303,8 +304,8 @@ impl RegistryCall<'_> {
         })
     }
 
-    /// The token. A caller that has an older answer at hand must not wait its whole patience for a
-    /// silent API each time, so such callers have a circuit of their own; all others wait.
+    /// Gets the token. A caller that has an older answer at hand must not wait for a silent API
+    /// each time, so such callers have a circuit of their own. All others wait.
     fn grant(&self, deadline: Instant) -> Result<Grant, UpstreamError> {
         let (call, breaker) = (self.call, &self.contact.token_breaker);
         let in_a_hurry = call.patience_kind() == Patience::Short;

@@ -1,6 +1,6 @@
 //! TLS to the proxy on the same machine, for `health` and `status`. Owns: a client that believes
-//! any certificate, or one alone: the one it meets need not name `127.0.0.1`, nor be trusted here.
-//! Must not: send a secret to a proxy whose certificate is not known.
+//! either any certificate or a single one. The proxy's certificate need not name `127.0.0.1`, nor
+//! be trusted on this machine. Must not: send a secret to a proxy whose certificate is not known.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
@@ -20,7 +20,7 @@ use rustls::{
 /// PEM files of the two ends.
 #[derive(Debug, Clone, Default)]
 pub struct LoopbackCertificates {
-    /// The proxy's own certificate comes first in it. None: any is believed.
+    /// A file that begins with the proxy's own certificate. None: any certificate is believed.
     pub proxy: Option<PathBuf>,
     /// Our own certificate and its key.
     pub client: Option<PathBuf>,

@@ -4,11 +4,11 @@
 use crate::message::Headers;
 use crate::range::ContentRange;
 
-/// The length of the body of a 206 to a request with `Range: asked`, from its `Content-Range` (RFC
-/// 9110 §14.4); `length` is what its framing says. A reply to several ranges is not looked into.
+/// The length of a 206's body, from its `Content-Range` (RFC 9110 §14.4). `asked`: the `Range` of
+/// the request. `length`: what the framing of the reply says. Several ranges are not checked.
 ///
 /// # Errors
-/// Why it is no answer: it brings another range, or has another length than that.
+/// When the reply brings another range, or its length differs from that of the range.
 pub(super) fn check_reply(
     asked: &str,
     headers: &Headers,
@@ -21,10 +21,10 @@ pub(super) fn check_reply(
     let length_of_part = ContentRange::parse(field).and_then(|part| answers(part, asked));
     match (length_of_part, length) {
         (None, _) => Err(format!(
-            "answered 206 with the range \"{field}\" to \"{asked}\""
+            "it answered 206 with the range \"{field}\" to \"{asked}\""
         )),
         (Some(expected), Some(length)) if length != expected => Err(format!(
-            "answered 206 with {length} bytes for the range \"{field}\""
+            "it answered 206 with {length} bytes for the range \"{field}\""
         )),
         (expected, _) => Ok(expected),
     }

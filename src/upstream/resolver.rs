@@ -96,13 +96,16 @@ struct CachedName {
 enum NameState {
     /// Use these.
     Fresh(Vec<IpAddr>),
-    /// Use these, and look them up again where the flag says so.
-    Failing(Vec<IpAddr>, bool),
-    /// Look it up, and use these if that takes long.
+    /// Use these. When `is_due`, look the name up again in the meantime.
+    Failing {
+        addresses: Vec<IpAddr>,
+        is_due: bool,
+    },
+    /// Look the name up, and use these if that takes long.
     Stale(Vec<IpAddr>),
-    /// There is nothing, and it was looked up just now.
+    /// The name has no addresses, and was looked up just now.
     Failed(String),
-    /// Look it up.
+    /// Look the name up.
     Unknown,
 }
 
@@ -115,7 +118,10 @@ impl CachedName {
         }
         match (&self.failed, usable) {
             // With addresses at hand, nobody waits for a look-up that has failed before.
-            (Some((until, _)), true) => NameState::Failing(self.addresses.clone(), now >= *until),
+            (Some((until, _)), true) => NameState::Failing {
+                addresses: self.addresses.clone(),
+                is_due: now >= *until,
+            },
             (Some((until, why)), false) if now < *until && !self.pending => {
                 NameState::Failed(why.clone())
             }
@@ -242,8 +248,8 @@ impl Resolver {
             let (at_hand, limit) = match name.state(now) {
                 NameState::Fresh(addresses) => return Ok(addresses),
                 NameState::Failed(why) => return Err(resolve_error(&host, &why)),
-                NameState::Failing(addresses, again) => {
-                    if again && !name.pending {
+                NameState::Failing { addresses, is_due } => {
+                    if is_due && !name.pending {
                         // Without room in the queue, the next one tries.
                         name.pending = self.queue.try_send(host).is_ok();
                     }
@@ -385,12 +391,12 @@ mod tests {
         let addresses = name.addresses.clone();
         assert_eq!(name.state(later), NameState::Stale(addresses.clone()));
         name.learn(unknown(), later);
-        assert_eq!(
-            name.state(later),
-            NameState::Failing(addresses.clone(), false)
-        );
-        let after_pause = later + FAILED;
-        assert_eq!(name.state(after_pause), NameState::Failing(addresses, true));
+        let failing = |is_due| NameState::Failing {
+            addresses: addresses.clone(),
+            is_due,
+        };
+        assert_eq!(name.state(later), failing(false));
+        assert_eq!(name.state(later + FAILED), failing(true));
         name.learn(nothing(20), later);
         assert_eq!(name.state(later), NameState::Failed("gone".into()));
         name.learn(found(5), later);

@@ -78,7 +78,7 @@ impl Secrets {
         &self.authorization
     }
 
-    /// Removes the fields that hold it, and guards the body.
+    /// Removes the fields that hold the token, and guards the body.
     pub fn remove_from(self: &Arc<Self>, reply: &mut Incoming) {
         if self.words.expose().is_empty() {
             return;
@@ -98,7 +98,7 @@ impl Secrets {
         });
     }
 
-    /// Puts stars in its place.
+    /// Puts stars in the place of the token.
     pub fn mask(&self, bytes: &mut [u8]) {
         let mut from = 0;
         while let Some((start, end)) = self.find(bytes, from) {
@@ -109,7 +109,7 @@ impl Secrets {
         }
     }
 
-    /// The same for a text.
+    /// Puts stars in the place of the token in a text.
     pub fn mask_text(&self, text: &mut String) {
         let mut bytes = std::mem::take(text).into_bytes();
         self.mask(&mut bytes);
@@ -129,7 +129,7 @@ impl Secrets {
         found.min()
     }
 
-    /// How many bytes at the end may be the beginning of it.
+    /// How many bytes at the end may be the beginning of the token.
     fn begun_at_end(&self, bytes: &[u8]) -> usize {
         let words = self.words.expose();
         let longest = words.iter().map(|word| word.text.len()).max();
@@ -231,7 +231,7 @@ impl Guarded {
             self.secrets.mask(&mut self.bytes);
         } else if self.secrets.find(&self.bytes, 0).is_some() {
             self.bytes.clear();
-            let why = "the registry sends our own token back; cut";
+            let why = "the registry sends our own token back; the body is cut before it";
             self.end = Some(Err(io::Error::other(why)));
         }
         let held_back = match self.end {

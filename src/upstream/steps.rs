@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::error::UpstreamError;
 use crate::log;
 
-/// Says at DEBUG what came of one try: status and upstream's own id of it, or why none came.
+/// Logs the outcome of one try at DEBUG: status and upstream's own id, or why no answer came.
 pub(super) fn log_answer(
     to: &str,
     method: &str,

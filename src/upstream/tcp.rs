@@ -1,9 +1,9 @@
 //! TCP connections out. Owns: trying all addresses of a host, and the socket's reads and writes.
 //! Must not: look a name up, or know what is sent.
 //!
-//! Addresses are tried in their order, each next one as soon as the one before it has failed or
-//! been silent for a moment, without giving that one up (RFC 8305 "Happy Eyeballs"; ureq's own
-//! connector waits for half of the whole time first). One thread does it all with `poll`.
+//! Addresses are tried in their order. The next one is tried as soon as the one before it has
+//! failed or been silent for a moment; that one is not given up (RFC 8305 "Happy Eyeballs"; ureq's
+//! own connector waits for half of the whole time first). One thread does it all with `poll`.
 
 use std::cell::Cell;
 use std::io::{self, Read, Write};
@@ -168,7 +168,7 @@ fn join_faults(faults: &[(SocketAddr, io::Error)]) -> ConnectFault {
 }
 
 thread_local! {
-    /// Until when reads on this thread may last, whatever their connection was told.
+    /// The deadline of reads on this thread, whatever limit their connection has.
     static READ_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
     /// True while this thread sends what can be sent again.
     static GIVE_UP_LOST_PEERS: Cell<bool> = const { Cell::new(false) };

@@ -1,8 +1,8 @@
 //! Back-off from a registry that throttles. Owns: which replies ask for it, and until when nobody
 //! asks the registry again. Must not: sleep, or know what a client is told.
 //!
-//! All pulls share it: one that is told to come later holds back the others, too. Pushes have no
-//! part in it: ECR counts them apart, they cannot be repeated here, and their clients hear of it.
+//! All pulls share one pause: when one pull is throttled, the others wait, too. Pushes have no part
+//! in it: ECR counts them apart, they cannot be repeated here, and their clients get the refusal.
 //!
 //! Lock: the pause, held for arithmetic.
 
@@ -14,8 +14,8 @@ use crate::locked::Locked as _;
 
 /// Pause after a reply that names no time, if the last pause was long ago; it doubles.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
-/// Longest pause, whatever a registry asks for: what is wrong with its clock or its settings must
-/// not keep us away for an hour.
+/// Longest pause, whatever a registry asks for: a wrong clock or setting there must not keep us
+/// away for an hour.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// After so long without throttling the next pause is the first one again.
 const QUIET: Duration = Duration::from_secs(60);

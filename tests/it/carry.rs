@@ -264,7 +264,7 @@ fn a_site_without_a_network_gets_an_image_its_signatures_and_a_delta() {
 
     let ran = place.import(&first);
     assert_eq!(ran.code, Some(0), "{}", ran.text);
-    let line = format!("{}: whole\n", site.image("1.0"));
+    let line = format!("{}: complete\n", site.image("1.0"));
     assert!(ran.text.contains(&line), "{}", ran.text);
     let ran = place.import(&delta);
     assert_eq!(ran.code, Some(0), "{}", ran.text);
@@ -710,8 +710,8 @@ fn an_import_that_is_killed_leaves_a_clean_cache_and_is_gone_on_with() {
     assert!(place.files().len() > 8);
 }
 
-/// Copies a directory as `rsync -a --exclude /partial --exclude /locks` does: what goes meanwhile is
-/// left out.
+/// Copies a directory as `rsync -a --exclude /partial --exclude /locks` does: what goes meanwhile
+/// is left out.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).into_iter().flatten().flatten() {

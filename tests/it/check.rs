@@ -189,7 +189,10 @@ fn sts_out_of_reach_is_no_failure_while_the_token_comes() {
     run.is(
         "identity",
         "skip",
-        &["not told, environment", "GetCallerIdentity failed"],
+        &[
+            "the ARN is unknown, environment",
+            "GetCallerIdentity failed",
+        ],
     );
     run.is("token", "ok", &[]);
 }

@@ -466,7 +466,7 @@ fn everything_says_that_it_is_offline() {
     assert_eq!(code, Some(0), "{out}");
     assert!(out.contains("can be read"), "{out}");
     assert_eq!(
-        out.matches("OFFLINE=true: nobody is asked").count(),
+        out.matches("OFFLINE=true: nothing is asked").count(),
         5,
         "{out}"
     );

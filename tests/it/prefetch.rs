@@ -62,7 +62,7 @@ fn pull_fetches_all_of_an_image_and_what_refers_to_it() {
     assert_eq!(ran.code, Some(0), "{}", ran.text);
     assert!(
         ran.text
-            .contains(&format!("team/app:1.0: whole as {root}; ")),
+            .contains(&format!("team/app:1.0: complete as {root}; ")),
         "{}",
         ran.text
     );
@@ -81,7 +81,7 @@ fn pull_fetches_all_of_an_image_and_what_refers_to_it() {
     let (newer, _) = site.standin.put_index("team/app", "1.0");
     let ran = pull(&site, &directory, &["team/app:1.0"]);
     assert!(
-        ran.text.contains(&format!("whole as {newer}")),
+        ran.text.contains(&format!("complete as {newer}")),
         "{}",
         ran.text
     );

@@ -83,7 +83,8 @@ impl Chain {
         }
     }
 
-    /// Asks STS in `region` from now on, unless the settings or an earlier call gave another region.
+    /// Asks STS in `region` from now on, unless the settings or an earlier call gave another
+    /// region.
     pub(in crate::aws) fn suggest_region(&self, region: &str) {
         self.sts.suggest_region(region);
     }
@@ -117,8 +118,8 @@ impl Chain {
         }
     }
 
-    /// Fetches fresh credentials, because AWS says that those in use have ended. Gives them out even
-    /// if they seem to have ended, too: our clock may be wrong, and AWS judges by its own.
+    /// Fetches fresh credentials, because AWS says that those in use have ended. Gives them out
+    /// even if they seem to have ended, too: our clock may be wrong, and AWS judges by its own.
     ///
     /// # Errors
     /// When the deciding source fails, or none is configured.

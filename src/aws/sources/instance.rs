@@ -102,7 +102,8 @@ impl InstanceRole {
         credentials
     }
 
-    /// Chooses what to give when the service gives nothing: the last credentials, none, or the fault.
+    /// Chooses what to give when the service gives nothing: the last credentials, none, or the
+    /// fault.
     fn fall_back(&self, fault: &ImdsFault) -> Result<Option<Credentials>, AwsFault> {
         let last = self.memory.locked().last.clone();
         match (fault, last) {

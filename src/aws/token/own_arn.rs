@@ -21,7 +21,8 @@ pub(super) struct OwnArn {
 }
 
 impl OwnArn {
-    /// Notes that a call signed with `key` brought a token. If STS is to be asked, then in `region`.
+    /// Notes that a call signed with `key` brought a token. If STS is to be asked, then in
+    /// `region`.
     pub(super) fn note_signer(&mut self, key: &str, region: String, now: Instant) {
         let ask = match self.retry_at {
             Some(retry_at) => retry_at <= now,

@@ -81,7 +81,8 @@ impl Tokens {
                 self.done.notify_all();
             }
             TokenJob::Identify(region) => self.identify(region),
-            // The chain logs a failure. If it lasts until the credentials end, the next token fails.
+            // The chain logs a failure. If it lasts until the credentials end, the next token
+            // fails.
             TokenJob::Refresh => drop(self.chain.fetch()),
             TokenJob::Search => self.search(),
             TokenJob::Sleep(_) | TokenJob::Stop => {}

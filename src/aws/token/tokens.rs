@@ -5,8 +5,8 @@
 //! The rules are in `state`, as functions of time. `work` wakes the thread, `done` wakes its
 //! callers.
 //!
-//! Locks: `shared`. A thread that holds it may take the lock of the credentials' chain for a moment.
-//! Neither is held across a call to AWS.
+//! Locks: `shared`. A thread that holds it may take the lock of the credentials' chain for a
+//! moment. Neither is held across a call to AWS.
 
 use std::collections::HashMap;
 use std::fmt;

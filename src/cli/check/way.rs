@@ -76,14 +76,14 @@ impl Account {
             Ok(identity) => ok(format!("{} via {whose}", identity.arn)),
             Err(fault) if fault.is_lasting() => Err(fault.text),
             // Pulls do not need STS once there are credentials.
-            Err(fault) => skipped(format!("not told, {whose}: {}", fault.text)),
+            Err(fault) => skipped(format!("the ARN is unknown, {whose}: {}", fault.text)),
         }
     }
 
-    /// What fetches tokens.
+    /// The tokens, once there are credentials to fetch one with.
     ///
     /// # Errors
-    /// Why nothing does.
+    /// Why no token can be fetched.
     fn tokens(&self) -> Result<&Tokens, &'static str> {
         let tokens = self.tokens.as_deref();
         let tokens = tokens.ok_or("not needed: UPSTREAM_AUTH=none")?;
@@ -111,7 +111,7 @@ impl Account {
     }
 }
 
-/// A registry, and how it is asked.
+/// The way to one registry: its name, and the token to ask with.
 pub(super) struct Way {
     account: Arc<Account>,
     /// None: the one that the token names.
@@ -156,7 +156,7 @@ impl Way {
         ok(detail)
     }
 
-    /// True when the registry wants a token that there is not.
+    /// True when the registry wants a token and there is none.
     pub(super) fn lacks_token(&self) -> bool {
         self.account.settings.upstream_auth == UpstreamAuth::Ecr && self.token.get().is_none()
     }
@@ -257,7 +257,7 @@ impl Way {
         Ok((fetched, body.map_err(broken)?))
     }
 
-    /// Words for the lack of an answer.
+    /// Explains why there is no answer, and what to do.
     pub(super) fn explain(&self, what: &str, fault: &UpstreamError) -> String {
         let own = self.registry().map(Registry::url);
         let is_registry = own.is_ok_and(|own| own == fault.to);
@@ -286,8 +286,8 @@ impl Way {
         bucket.into_iter().chain(set).collect()
     }
 
-    /// Connects to a host of layers, and waits for any answer: nothing is asked that it could
-    /// grant.
+    /// Connects to a host of layers and waits for any answer. The request asks for nothing that the
+    /// host could grant.
     pub(super) fn reach_storage(&self, url: &str) -> StepResult {
         let asked = Instant::now();
         let sent = self.account.client.send(Outgoing {
@@ -333,7 +333,7 @@ fn is_registry(reply: &Incoming) -> bool {
     version.is_some() || media_type.trim_start().starts_with("application/json")
 }
 
-/// A refusal with its own words, unless it is a page for people, and with ours.
+/// A refusal with the remedy. Its own text is quoted, unless it is a page for people.
 pub(super) fn quote(seen: &str, body: &[u8], remedy: &str) -> String {
     let said = String::from_utf8_lossy(body);
     let said: String = said.trim().chars().take(QUOTED_CHARACTERS_MAX).collect();
