@@ -22,6 +22,12 @@ impl Platforms {
         };
         self.is_all() || !platform.contains('/') || self.0.iter().any(picks)
     }
+
+    /// Why an image has nothing that is wanted, if so. `found`: what it has.
+    pub fn refuse(&self, found: &[&str]) -> Option<String> {
+        let is_refused = !found.is_empty() && !found.iter().any(|platform| self.picks(platform));
+        is_refused.then(|| format!("it is not for {self}, but for {}", found.join(", ")))
+    }
 }
 
 impl fmt::Display for Platforms {

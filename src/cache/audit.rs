@@ -12,6 +12,7 @@ use super::holdings::CachedImage;
 use super::names::Names;
 use super::store::Store;
 use crate::oci::Digest;
+use crate::platforms::Platforms;
 
 /// How an image or a blob is, the worst last.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,8 +69,8 @@ impl<'a> Audit<'a> {
         self.known.len()
     }
 
-    /// Looks at an image, for the platforms that `picks` takes. Blocks while its blobs are hashed.
-    pub fn image(&mut self, image: &CachedImage, picks: &dyn Fn(&str) -> bool) -> ImageFaults {
+    /// Looks at an image, for these platforms. Blocks while its blobs are hashed.
+    pub fn image(&mut self, image: &CachedImage, platforms: &Platforms) -> ImageFaults {
         let (mut found, closure) = (ImageFaults::new(), &image.closure);
         if closure.is_cut {
             let why = "it is larger than any image, or a manifest cannot be read";
@@ -87,7 +88,10 @@ impl<'a> Audit<'a> {
         for index in &closure.indexes {
             self.look_at("the image", index, &mut found);
         }
-        for part in closure.parts.iter().filter(|part| picks(&part.platform)) {
+        let refused = closure.refuse(platforms);
+        found.extend(refused.map(|why| (Verdict::Partial, why)));
+        let parts = closure.parts.iter();
+        for part in parts.filter(|part| closure.picks(part, platforms)) {
             let (platform, manifest) = (&part.platform, &part.manifest);
             if part.is_absent() && self.condition(manifest).0 == Verdict::Incomplete {
                 if platform != NO_PLATFORM {
@@ -201,10 +205,10 @@ mod tests {
     }
 
     fn faults(cache: &Cache, tag: &str) -> ImageFaults {
-        faults_of(cache, tag, &|_| true)
+        faults_of(cache, tag, &Platforms::default())
     }
 
-    fn faults_of(cache: &Cache, tag: &str, picks: &dyn Fn(&str) -> bool) -> ImageFaults {
+    fn faults_of(cache: &Cache, tag: &str, platforms: &Platforms) -> ImageFaults {
         let holdings = Holdings {
             store: &cache.store,
             names: &cache.names,
@@ -214,7 +218,7 @@ mod tests {
         let tag = tag.parse().unwrap();
         cache.with("a", |scope| {
             let image = holdings.find(scope, &tag).unwrap();
-            audit.image(&image, picks)
+            audit.image(&image, platforms)
         })
     }
 
@@ -274,8 +278,26 @@ mod tests {
         let index = serde_json::json!({"manifests": manifests});
         cache.manifest("a:v1", crate::cache::scratch::INDEX, &index, 5);
         damage(&cache, &digest_of(b"shared"));
-        let found = faults_of(&cache, "v1", &|platform| platform == "windows/arm64");
+        let found = faults_of(&cache, "v1", &"windows/arm64".parse().unwrap());
         assert_eq!((worst(&found), found.len()), (Verdict::Damaged, 1));
+        let found = faults_of(&cache, "v1", &"linux/mips".parse().unwrap());
+        let why = "it is not for linux/mips, but for linux/arm64, windows/arm64";
+        assert_eq!(found, [(Verdict::Partial, why.to_owned())]);
+    }
+
+    #[test]
+    fn bug_an_image_for_one_platform_was_not_hashed_for_another() {
+        let cache = Cache::new();
+        let config = br#"{"os": "linux", "architecture": "amd64"}"#;
+        let config = cache.blob("a", config);
+        let lost = digest_of(b"lost");
+        let image = serde_json::json!({
+            "config": {"digest": config.as_str()}, "layers": [{"digest": lost.as_str()}],
+        });
+        cache.manifest("a:v1", crate::cache::scratch::IMAGE, &image, 5);
+        let found = faults_of(&cache, "v1", &"linux/arm64".parse().unwrap());
+        let fault = format!("linux/amd64: missing {lost}");
+        assert_eq!(found, [(Verdict::Incomplete, fault)]);
     }
 
     #[test]

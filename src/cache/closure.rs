@@ -12,6 +12,7 @@ use super::names::{Names, Scope, TagEntry};
 use super::store::Store;
 use super::tree::ManifestWalk;
 use crate::oci::{Digest, Tag};
+use crate::platforms::Platforms;
 
 /// The platform of an attestation, which nobody runs (buildkit).
 pub const NO_PLATFORM: &str = "unknown/unknown";
@@ -78,6 +79,19 @@ pub struct Closure {
 }
 
 impl Closure {
+    /// True for a part that is wanted. What is no index is for all platforms, as in a pull.
+    pub fn picks(&self, part: &ImagePart, platforms: &Platforms) -> bool {
+        self.indexes.is_empty() || platforms.picks(&part.platform)
+    }
+
+    /// Why an index has nothing that is wanted, if so.
+    pub fn refuse(&self, platforms: &Platforms) -> Option<String> {
+        let parts = self.parts.iter().map(|part| part.platform.as_str());
+        let found: Vec<&str> = parts.filter(|found| *found != NO_PLATFORM).collect();
+        let refused = platforms.refuse(&found);
+        refused.filter(|_| !self.indexes.is_empty())
+    }
+
     /// True when nothing is missing of the image; attestations do not count, as no client that runs
     /// the image asks for them.
     pub fn is_whole(&self) -> bool {

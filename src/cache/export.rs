@@ -117,6 +117,9 @@ impl Exporter<'_> {
                 "{name} is larger than any image that registries take"
             ));
         }
+        if let Some(why) = closure.refuse(self.platforms) {
+            return Err(format!("{name}: {why}"));
+        }
         let (chosen, missing) = choose(&closure, self.platforms);
         if !missing.is_empty() {
             return Err(describe_missing(&name, &missing));
@@ -206,12 +209,20 @@ impl Exporter<'_> {
         progress: Progress<'_>,
     ) -> Result<(), String> {
         let is_tar = is_tar(to)?;
-        let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = folder.unwrap_or_else(|| Path::new("."));
+        // Where it may be a mount or a link, a directory stays, and gets the files.
+        let is_there = !is_tar && to.is_dir();
+        let folder = match to.parent() {
+            _ if is_there => to,
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
         let temp = folder.join(files::temp_name());
         let written = LayoutWriter::create(&temp, is_tar)
             .and_then(|layout| self.write_files(plan, layout, progress))
-            .and_then(|()| fs::rename(&temp, to))
+            .and_then(|()| match is_there {
+                true => move_files(&temp, to),
+                false => fs::rename(&temp, to),
+            })
             .and_then(|()| files::sync_directory(folder));
         written.map_err(|error| {
             let _ = fs::remove_dir_all(&temp).or_else(|_| fs::remove_file(&temp));
@@ -256,7 +267,7 @@ fn choose(closure: &Closure, platforms: &Platforms) -> (Vec<Digest>, Vec<Digest>
     for part in &closure.parts {
         let is_chosen = match part.platform.as_str() {
             NO_PLATFORM => part.missing.is_empty(),
-            platform => platforms.picks(platform),
+            _ => closure.picks(part, platforms),
         };
         if is_chosen {
             digests.extend(part.digests.iter().cloned());
@@ -300,6 +311,15 @@ fn is_tar(to: &Path) -> Result<bool, String> {
         }
         is_tar => Ok(is_tar),
     }
+}
+
+/// Moves a layout into a directory. Without its marker, which comes last, it is none.
+fn move_files(from: &Path, to: &Path) -> io::Result<()> {
+    let names = ["blobs", "index.json", "oci-layout"].into_iter();
+    for name in names.filter(|name| from.join(name).exists()) {
+        fs::rename(from.join(name), to.join(name))?;
+    }
+    fs::remove_dir(from)
 }
 
 /// Writes the files of a layout.

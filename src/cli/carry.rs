@@ -77,6 +77,14 @@ pub(super) fn export(
         platforms: &platforms,
     };
     let since = command.value("--since").map(Path::new);
+    let place = |path: &Path| path.canonicalize().ok();
+    if since
+        .and_then(place)
+        .is_some_and(|since| place(Path::new(to)) == Some(since))
+    {
+        let why = format!("export: --to={to}: is what --since names, and would be lost");
+        return Err(CommandFault::Usage(vec![why]));
+    }
     let plan = exporter.plan(&images, since)?;
     let mut progress = Progress::new();
     exporter.write(&plan, Path::new(to), &mut |step, done, total| {

@@ -179,15 +179,14 @@ impl Verification<'_, '_> {
 
     fn image(&mut self, image: &CachedImage) {
         let platforms = self.platforms;
-        let picks = |platform: &str| platforms.picks(platform);
-        let mut found = self.audit.image(image, &picks);
+        let mut found = self.audit.image(image, platforms);
         if !found.is_empty() {
             // A proxy that runs may have evicted, replaced or fetched it meanwhile.
             self.audit.forget_faults();
             let Some(again) = self.disk.holdings().look_again(image) else {
                 return;
             };
-            found = self.audit.image(&again, &picks);
+            found = self.audit.image(&again, platforms);
         }
         self.images += 1;
         self.complete += usize::from(found.is_empty());

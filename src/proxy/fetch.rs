@@ -2,7 +2,7 @@
 //! platforms that are wanted, and what refers to it. For `pull` and `PREFETCH`. Owns: the order of
 //! that, and giving way to clients. Must not: know how an answer is kept.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -205,14 +205,19 @@ impl<'a> ImageWork<'a> {
         let (mut tree, mut manifests) = (ManifestWalk::new(MANIFESTS_MAX), Vec::new());
         tree.enter(&root, None);
         fetched.digest = Some(root);
+        let mut met = BTreeSet::new();
         while let Some(found) = tree.advance() {
             let platform = found.platform.as_deref().unwrap_or(ANY_PLATFORM);
             if platform != NO_PLATFORM && !platforms.picks(platform) {
+                met.insert(platform.to_owned());
                 continue;
             }
             // The root, which is the first, comes from the cache by now.
             match self.fetch_manifest(found.digest.as_str()) {
                 Ok(manifest) => {
+                    if !manifest.content.is_index && platform != NO_PLATFORM {
+                        met.insert(platform.to_owned());
+                    }
                     tree.descend(&manifest.content);
                     manifests.push(manifest);
                 }
@@ -223,6 +228,10 @@ impl<'a> ImageWork<'a> {
             let why = "it has more manifests or blobs than any image that registries take";
             fetched.faults.push(why.to_owned());
         }
+        let met: Vec<&str> = met.iter().map(String::as_str).collect();
+        let refused = platforms.refuse(&met);
+        let is_all = fetched.faults.is_empty();
+        fetched.faults.extend(refused.filter(|_| is_all));
         Ok(manifests)
     }
 

@@ -312,7 +312,11 @@ fn one_platform_is_carried_and_said_to_be_one() {
         site.image("1.0")
     );
     assert!(ran.text.contains(&line), "{}", ran.text);
-    // A directory that holds something is left alone.
+    // The base of a delta is left alone, and so is a directory that holds something.
+    let base = to.to_str().unwrap();
+    let ran = site.export(&to, &["1.0"], &["--since", base]);
+    assert_eq!(ran.code, Some(64));
+    assert!(ran.text.contains("would be lost"), "{}", ran.text);
     let ran = site.export(&to, &["1.0"], &[]);
     assert_eq!(ran.code, Some(1));
     assert!(ran.text.contains("is not empty"), "{}", ran.text);

@@ -103,6 +103,14 @@ fn pull_of_one_platform_fetches_no_other() {
         .iter()
         .filter(|image| here.is_superset(&digests_of(image)));
     assert_eq!(whole.count(), 1, "{here:?}");
+    let ran = pull(
+        &site,
+        &directory,
+        &["team/app:1.0", "--platform=linux/mips"],
+    );
+    let why = "it is not for linux/mips, but for linux/amd64, linux/arm64";
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.text.contains(why), "{}", ran.text);
     let ran = pull(&site, &directory, &["team/app:1.0", "--platform=all"]);
     assert_eq!(ran.code, Some(0), "{}", ran.text);
     let here = blobs(&directory);

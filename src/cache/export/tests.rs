@@ -184,3 +184,40 @@ fn a_place_that_cannot_be_written_to_is_refused() {
     fs::write(scratch.path().join("file"), "").unwrap();
     assert!(is_tar(scratch.path()).unwrap_err().contains("is not empty"));
 }
+
+#[test]
+fn bug_an_export_for_a_platform_that_an_image_has_not_was_empty() {
+    let cache = Cache::new();
+    let config = cache.blob("app", br#"{"os": "linux", "architecture": "amd64"}"#);
+    let image = json!({"config": {"digest": config.as_str()}});
+    let image = cache.manifest("app:one", crate::cache::scratch::IMAGE, &image, 5);
+    // What is no index is for whoever asks for it, as in a pull.
+    let exported = export(&cache, "one", "linux/arm64", None).unwrap();
+    assert!(exported.digests().contains(&&image));
+    let platform = json!({"os": "linux", "architecture": "amd64"});
+    let child = json!({"digest": image.as_str(), "mediaType": "a/b", "platform": platform});
+    let index = json!({"manifests": [child]});
+    cache.manifest("app:v1", crate::cache::scratch::INDEX, &index, 5);
+    let fault = export(&cache, "v1", "linux/arm64", None).err().unwrap();
+    let why = "app:v1: it is not for linux/arm64, but for linux/amd64";
+    assert!(fault.ends_with(why), "{fault}");
+}
+
+#[test]
+fn bug_an_empty_directory_that_is_a_link_or_a_mount_was_no_place() {
+    let cache = Cache::new();
+    cache.image("app:v1", &[b"layer"], 5);
+    let exporter = Exporter {
+        disk: &cache.disk(),
+        platforms: &Platforms::default(),
+    };
+    let images = [(app(&cache), "v1".parse().unwrap())];
+    let plan = exporter.plan(&images, None).unwrap();
+    let (scratch, link) = (Scratch::new(), Scratch::new());
+    let link = link.path().join("link");
+    std::os::unix::fs::symlink(scratch.path(), &link).unwrap();
+    exporter.write(&plan, &link, &mut |_, _, _| {}).unwrap();
+    assert_eq!(Archive::open(&link).unwrap().images.len(), 1);
+    assert!(link.is_symlink());
+    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 3);
+}

@@ -473,5 +473,5 @@ impl Drop for Fill<'_> {
 /// `bytes`: what is missing of the blob; 0 when nobody knows.
 fn log_not_cached(why: &str, bytes: u64) {
     let fields: [log::Field<'_>; 1] = [("bytes", &bytes)];
-    log::cause(Level::Info, "blob not cached", ("reason", &why), &fields);
+    log::cause(Level::Warn, "blob not cached", ("reason", &why), &fields);
 }
