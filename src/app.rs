@@ -143,15 +143,15 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
     let draining = Arc::new(AtomicBool::new(false));
     let cache = build::open_cache(settings, cache_directory, &upstream)?;
     let access = Access::new(&settings.access, settings.offline, logins);
-    let decider = build_decider(
+    let sources = collect_sources(
         settings,
-        access,
-        Arc::clone(&upstream),
-        tokens.clone(),
-        cache.clone(),
-        (connections, Arc::clone(&draining)),
-        &on_lost,
-    )?;
+        &upstream,
+        tokens.as_ref(),
+        cache.as_ref(),
+        &draining,
+        connections,
+    );
+    let decider = build_decider(settings, access, sources, &on_lost)?;
     let workers = start_workers(settings, decider, &on_lost)?;
     let limits = door_limits(settings, connections);
     let reloader = Reloader::start(watched, &on_lost)?;
@@ -324,28 +324,39 @@ fn watch_signals(events: &Sender<Event>) -> Result<(), String> {
     })
 }
 
+/// Names the parts that know what readiness, status and metrics show.
+fn collect_sources(
+    settings: &Settings,
+    upstream: &Arc<Upstream>,
+    tokens: Option<&Arc<Tokens>>,
+    cache: Option<&Arc<Cache>>,
+    draining: &Arc<AtomicBool>,
+    connections: usize,
+) -> Sources {
+    Sources {
+        registries: settings.registries.clone(),
+        offline: settings.offline,
+        tokens: tokens.cloned(),
+        upstream: Arc::clone(upstream),
+        cache: cache.cloned(),
+        allowed: settings.access.repositories.clone(),
+        draining: Arc::clone(draining),
+        started: (Instant::now(), SystemTime::now()),
+        workers: settings.workers,
+        connections_max: connections,
+    }
+}
+
 /// Builds what decides: `/v2` goes to the proxy, all else to the pages.
 fn build_decider(
     settings: &Settings,
     access: Access,
-    upstream: Arc<Upstream>,
-    tokens: Option<Arc<Tokens>>,
-    cache: Option<Arc<Cache>>,
-    (connections, draining): (usize, Arc<AtomicBool>),
+    sources: Sources,
     on_lost: &OnLost,
 ) -> Result<Arc<Decider>, String> {
-    let sources = Arc::new(Sources {
-        registries: settings.registries.clone(),
-        offline: settings.offline,
-        tokens,
-        upstream: Arc::clone(&upstream),
-        cache: cache.clone(),
-        allowed: settings.access.repositories.clone(),
-        draining: Arc::clone(&draining),
-        started: (Instant::now(), SystemTime::now()),
-        workers: settings.workers,
-        connections_max: connections,
-    });
+    let sources = Arc::new(sources);
+    let (upstream, cache) = (Arc::clone(&sources.upstream), sources.cache.clone());
+    let draining = Arc::clone(&sources.draining);
     let (logins, metrics) = (access.logins.clone(), &settings.metrics);
     if metrics.repositories {
         requests::COUNTS_REPOSITORIES.store(true, Ordering::Relaxed);
@@ -441,7 +452,7 @@ impl RunningProxy {
             if let Some(cache) = cache {
                 cache.fills.settle();
             }
-            // They can be asked until the end.
+            // Operators' pages answer until the end.
             if let Some(operators) = operators {
                 operators.door.drain(OPERATORS_GRACE);
             }

@@ -10,8 +10,8 @@ use crate::permits::{Permit, Permits};
 /// Bytes of all bodies together that are held whole in memory: two manifests of the largest size,
 /// or a thousand ordinary lists. The process stays under 120 MiB with that.
 pub const BODIES_BYTES_MAX: u64 = 32 << 20;
-/// Longest wait for a share of it: bodies are read within seconds, and a client that is told to
-/// come again does so sooner than one that waits for slow readers.
+/// Longest wait for a share of the budget: bodies are read within seconds, and a client that is
+/// refused can come again before slow readers have ended.
 pub const SHARE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Bodies up to this size are not counted: they come by the hundred, and 256 clients that each hold
@@ -35,13 +35,13 @@ pub static BODIES: Budget = Budget::new(BODIES_BYTES_MAX);
 /// is not refused for want of it: its manifest then comes into the cache with the next pull.
 pub static PUSHED: Budget = Budget::new(8 << 20);
 
-/// Turns at what takes several times the bytes of a large body: parsing it, or making a list of
-/// many. One at a time: a parsed list takes up to ten times its bytes.
+/// Turns at work that takes several times the bytes of a large body: parsing it, or making a list
+/// from many. One thread works at a time: a parsed list takes up to ten times its bytes.
 static LARGE_WORK: Permits = Permits::new(1);
 /// Longest wait for a turn: each takes milliseconds, and waits for its share at the longest.
 const TURN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Waits for a turn to work on a large body. None when it did not come.
+/// Waits for a turn to work on a large body. None when no turn came in time.
 pub fn take_turn() -> Option<Permit<'static>> {
     LARGE_WORK.take(Instant::now() + TURN_TIMEOUT)
 }

@@ -1,5 +1,5 @@
-//! Sources of time. Owns: the two clocks that everybody reads. Must not: wait, or know what the
-//! time is for.
+//! Sources of time. Owns: the two clocks that all parts read. Must not: wait, or know what the time
+//! is for.
 //!
 //! Wall time (`now`) is for signatures and expiries. Monotonic time (`monotonic`) is for ages and
 //! deadlines, so that a clock that is set does not change them.

@@ -67,11 +67,11 @@ pub fn build_date() -> String {
     calendar::format_rfc3339(time.unwrap_or(UNIX_EPOCH))
 }
 
-/// Exit code: what was asked for is done.
+/// Exit code: the command has done its work.
 pub const EXIT_OK: u8 = 0;
-/// Exit code: it failed.
+/// Exit code: the command failed.
 pub const EXIT_FAILED: u8 = 1;
-/// Exit code: arguments or settings at fault (`EX_USAGE` of sysexits.h).
+/// Exit code: arguments or settings have a fault (`EX_USAGE` of sysexits.h).
 pub const EXIT_SETTINGS: u8 = 64;
 /// Exit code: a thread that must not end has ended (`EX_SOFTWARE` of sysexits.h).
 pub const EXIT_THREAD_LOST: u8 = 70;

@@ -15,7 +15,7 @@ pub struct Hasher {
 }
 
 impl Hasher {
-    /// For content that should have `digest`.
+    /// A hasher for content that should have `digest`.
     pub fn new(digest: &Digest) -> Self {
         let (algorithm, function) = match digest.algorithm() {
             "sha512" => ("sha512", &SHA512),
@@ -27,7 +27,7 @@ impl Hasher {
         }
     }
 
-    /// For content whose digest is not known yet.
+    /// A hasher for content whose digest is not known yet.
     pub fn sha256() -> Self {
         Self {
             algorithm: "sha256",

@@ -1,8 +1,8 @@
-//! What happened of late. Owns: the last 24 hours by the minute, and the last failures. Must not:
-//! lock for a request that succeeds.
+//! Recent events. Owns: the last 24 hours by the minute, and the last failures. Must not: lock for
+//! a request that succeeds.
 //!
-//! The minutes are a ring of atomics, 80 KB. Whoever counts first in a minute clears its place, so
-//! that no timer is needed. What is counted by others in that very moment may be lost.
+//! The minutes are a ring of atomics, 80 KB. The thread that counts first in a minute clears its
+//! place, so that no timer is needed. Counts of other threads in that very moment may be lost.
 //!
 //! Lock: the failures, held to add one or to copy them.
 
@@ -32,7 +32,7 @@ label! {
         Miss = "miss",
         /// Anything else that went well: lists, logins, uploads.
         Other = "other",
-        /// The client was told that it may not, or that its request is wrong.
+        /// The client has not the right, or its request is wrong.
         Refused = "refused",
         /// The fault was here or upstream.
         Failed = "failed",
@@ -45,7 +45,7 @@ label! {
     }
 }
 
-/// Those of [`Event::ALL`] that are requests.
+/// The first of [`Event::ALL`], which are requests.
 const REQUESTS: usize = Event::SavedBytes as usize;
 
 /// A place in the ring.
@@ -98,7 +98,7 @@ impl History {
         let Some(slot) = self.slot(minute) else {
             return;
         };
-        // Whoever is first clears what was a day before.
+        // The first thread clears the counts of the day before.
         if slot.minute.load(Relaxed) != minute && slot.minute.swap(minute, Relaxed) != minute {
             slot.requests.iter().for_each(|sum| sum.store(0, Relaxed));
             slot.bytes.iter().for_each(|sum| sum.store(0, Relaxed));

@@ -9,9 +9,8 @@ use crate::oci::{Digest, OciError, Reference, Registry, Repository, Tag, is_auth
 /// The tag of a name that has neither tag nor digest, as clients have it.
 const DEFAULT_TAG: &str = "latest";
 
-/// `[HOST/]REPOSITORY[:TAG][@DIGEST]`. With a tag and a digest, the digest is what is meant, and
-/// the tag is kept for people to read, as docker and podman have it. With neither, the tag is
-/// `latest`.
+/// `[HOST/]REPOSITORY[:TAG][@DIGEST]`. With a tag and a digest, the digest counts and the tag is
+/// kept for people to read, as in docker and podman. With neither, the tag is `latest`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ImageName {
     host: Option<String>,
@@ -93,7 +92,7 @@ fn parse(text: &str) -> Result<ImageName, String> {
         return Err("no name".to_owned());
     }
     if text.contains("://") {
-        return Err("a URL is no name of an image: leave its scheme away".to_owned());
+        return Err("a URL is not the name of an image: leave out its scheme".to_owned());
     }
     // As docker tells a host from the first part of a repository's name.
     let is_host = |part: &str| part.contains(['.', ':']) || part == "localhost";
@@ -210,7 +209,7 @@ mod tests {
             ("r.test:99999/app", "\"r.test:99999\" is no host"),
             ("r.te$t/app", "is no host"),
             ("../app", "\"..\" is no host"),
-            ("https://r.test/app", "leave its scheme away"),
+            ("https://r.test/app", "leave out its scheme"),
         ] {
             let fault = text.parse::<ImageName>().unwrap_err();
             assert!(fault.contains(why), "{text}: {fault}");

@@ -15,7 +15,7 @@ macro_rules! label {
             #[allow(dead_code, reason = "not each is counted by its values")]
             $vis const ALL: &'static [Self] = &[$(Self::$value),+];
 
-            /// As documents, metrics and the log have it.
+            /// The name that documents, metrics and the log have for it.
             $vis const fn name(self) -> &'static str {
                 match self { $(Self::$value => $name,)+ }
             }

@@ -1,5 +1,5 @@
-//! Taking a lock, and waiting for what is behind it to change. Owns: what a poisoned lock means.
-//! Must not: know what is locked.
+//! Taking a lock, and waiting for its value to change. Owns: what a poisoned lock means. Must not:
+//! know what is locked.
 //!
 //! A thread that panics poisons the lock it holds. Here the value behind a lock is always changed
 //! in one step that cannot panic half-way (an assignment, an operation of a map, arithmetic), so it
@@ -20,7 +20,7 @@ impl<T> Locked<T> for Mutex<T> {
     }
 }
 
-/// A wait with an end. Whoever waits finds out from the value whether it changed as hoped.
+/// A wait with an end. The caller looks at the value to see whether it has changed as awaited.
 pub trait TimedWait {
     /// Waits for a change, for `most` at the longest; may return before.
     fn wait_for<'a, T>(&self, value: MutexGuard<'a, T>, most: Duration) -> MutexGuard<'a, T>;

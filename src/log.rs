@@ -37,7 +37,7 @@ const TARGET_BYTES_MAX: usize = 512;
 const LINE_BYTES: usize = 512;
 /// Longest value of a field: an error may quote what a client or a registry sent.
 const VALUE_BYTES_MAX: usize = 1024;
-/// Time between two looks at the causes that were left out.
+/// Time between two checks of the causes that were left out.
 const REPEATS_POLL: Duration = Duration::from_secs(5);
 
 struct Logger {
@@ -118,8 +118,8 @@ pub fn error(message: &str, fields: &[Field<'_>]) {
     at(Level::Error, message, fields);
 }
 
-/// Logs what a request or a connection can cause. A line with the same message and the same text is
-/// left out for a minute; then the next one says in `repeated` how many were left out.
+/// Logs a line that a request or a connection can cause. A line with the same message and the same
+/// text is left out for a minute. The next one then says in `repeated` how many were left out.
 pub fn cause(
     level: Level,
     message: &'static str,
@@ -188,7 +188,7 @@ fn line(level: Level, message: &str, fields: &[Field<'_>]) -> String {
     format_line(format, level, message, fields)
 }
 
-/// A line as the log would write it now, its end included: for what must be said without a log.
+/// Formats a line as the log would write it now, with its line end: for output without a log.
 pub fn format_line(format: Format, level: Level, message: &str, fields: &[Field<'_>]) -> String {
     let (time, level) = (format_rfc3339(SystemTime::now()), level.name());
     // Each request writes a line: its text takes room once, and so do its values. Writing to a

@@ -1,7 +1,7 @@
 //! Messages between door, pool and proxy. Owns: [`Request`], [`RequestBody`], [`Answer`],
 //! [`Reply`], [`Body`], [`Buffered`], [`Headers`], the [`Decider`] that turns a request into an
 //! answer, and the [`Desk`] where an answer waits for its connection. Must not: touch a socket, or
-//! know who is on the other side.
+//! know what is on the other side.
 //!
 //! Locks: [`Desk`]'s one mutex, held for a map operation only.
 
@@ -84,8 +84,8 @@ impl Read for RequestBody<'_> {
     }
 }
 
-/// Work that gives the reply. The connection's own thread runs it, since it takes a network, a file
-/// or time.
+/// Work that produces the reply. The connection's own thread runs it, since it needs the network, a
+/// file, or time.
 pub type Deferred = Box<dyn FnOnce(&mut RequestBody<'_>) -> Reply + Send>;
 
 /// A worker's decision.
@@ -131,8 +131,8 @@ pub trait Pieces: Send {
     }
 }
 
-/// A body that is there whole: small ones in memory, large ones as a file, which costs no memory
-/// however many send it. A clone shares it.
+/// A complete body: a small one in memory, a large one as a file, which costs no memory however
+/// many replies send it. A clone shares it.
 #[derive(Debug, Clone)]
 pub enum WholeBody {
     /// In memory.
@@ -141,7 +141,7 @@ pub enum WholeBody {
     File {
         /// The file; its own position is not used.
         file: Arc<File>,
-        /// Where they begin.
+        /// The position of the first byte.
         offset: u64,
         /// Bytes in all.
         length: u64,
@@ -204,7 +204,7 @@ impl Pieces for WholeFile {
     }
 }
 
-/// Bytes in memory that many may hold: a clone copies none of them.
+/// Bytes in memory that several owners share: a clone copies none of them.
 #[derive(Debug, Clone, Default)]
 pub struct SharedBytes(Arc<CountedBytes>);
 
@@ -221,9 +221,9 @@ impl SharedBytes {
         self.0.share.get().is_some()
     }
 
-    /// Counts them against a budget, unless they are counted already.
+    /// Counts the bytes against a budget, unless they are counted already.
     pub fn count(&self, share: Share) {
-        // Err: the share that came too late is given back.
+        // On Err the bytes have a share already, and this one is given back.
         let _ = self.0.share.set(share);
     }
 
@@ -305,7 +305,7 @@ pub enum Body {
 }
 
 impl Body {
-    /// A body of no bytes.
+    /// An empty body.
     pub const fn empty() -> Self {
         Self::Empty { length: Some(0) }
     }
@@ -334,7 +334,7 @@ impl fmt::Debug for Body {
 }
 
 impl Answer {
-    /// The same with something added to its notes.
+    /// Adds something to the notes of the reply.
     #[must_use]
     pub fn with_note(self, add: impl FnOnce(&mut LogNote) + Send + 'static) -> Self {
         match self {
@@ -375,14 +375,14 @@ impl Reply {
         }
     }
 
-    /// An error document, which the log tells too.
+    /// An error document; its message goes to the log, too.
     pub fn error(error: &OciError) -> Self {
         let mut reply = Self::new(error.status, "application/json", error.document());
         reply.outcome.error = Some(error.message.clone());
         reply
     }
 
-    /// The same with a field set.
+    /// Sets a field.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl AsRef<str>) -> Self {
         self.headers.set(name, value);

@@ -16,7 +16,7 @@ pub const REPOSITORY_LENGTH_MAX: usize = 256;
 pub const TAG_LENGTH_MAX: usize = 128;
 /// Host names of ECR Public: IPv4 and dual-stack. It refuses an expired token in its own way.
 pub const ECR_PUBLIC_HOSTS: [&str; 2] = ["public.ecr.aws", "ecr-public.aws.com"];
-/// An error document is read this far, in bytes. Real ones have a few hundred.
+/// Most bytes that are read of an error document; real ones have a few hundred.
 pub const ERROR_DOCUMENT_BYTES_MAX: u64 = 64 * 1024;
 
 /// The protocol towards a registry.
@@ -505,7 +505,7 @@ impl ErrorCode {
     }
 }
 
-/// A failure, in the words the client gets.
+/// A failure, in the form that the client gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OciError {
     /// The HTTP status.
@@ -526,7 +526,7 @@ impl OciError {
         }
     }
 
-    /// The same with another status.
+    /// Sets another status.
     #[must_use]
     pub const fn with_status(mut self, status: u16) -> Self {
         self.status = status;

@@ -1,5 +1,5 @@
-//! A number of things that may go on at a time, in all or for each holder. Owns: counting and
-//! waiting. Must not: know what it counts.
+//! Limits on how many things go on at a time, in all or for each holder. Owns: counting and
+//! waiting. Must not: know what is counted.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -51,7 +51,7 @@ impl Permits {
         Some(Permit(self))
     }
 
-    /// The same for a permit that outlives the caller's frame.
+    /// Takes a permit that may outlive the caller, waiting until `deadline`.
     pub fn take_owned(self: &Arc<Self>, deadline: Instant) -> Option<OwnedPermit> {
         // The borrowed permit is not given back: the owned one will be.
         self.take(deadline).map(std::mem::forget)?;
@@ -85,7 +85,7 @@ impl Drop for OwnedPermit {
     }
 }
 
-/// Permits of which nobody has more than a share.
+/// Permits of which no holder has more than a share.
 #[derive(Debug)]
 pub struct FairShares<K> {
     each: usize,

@@ -1,4 +1,4 @@
-//! Which platforms of an image are wanted. Owns: [`Platforms`]. Must not: do I/O.
+//! The platforms of an image that are wanted. Owns: [`Platforms`]. Must not: do I/O.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,8 +13,8 @@ impl Platforms {
         self.0.is_empty()
     }
 
-    /// True for a platform that is wanted, such as `linux/arm64/v8`. One that is wanted without a
-    /// variant means all variants. What names no platform, such as a chart, is always wanted.
+    /// True for a wanted platform, such as `linux/arm64/v8`. A wanted platform without a variant
+    /// means all variants. Content without a platform, such as a chart, is always wanted.
     pub fn picks(&self, platform: &str) -> bool {
         let picks = |wanted: &String| {
             let rest = platform.strip_prefix(wanted.as_str());

@@ -16,7 +16,7 @@ use crate::message::{ANSWERED, Decider, Desk, PANICKED};
 use crate::random::unguessable;
 use crate::{log, metrics};
 
-/// Errors of `recv` that are borne: one is expected when the listener is shut down.
+/// Errors of `recv` that are tolerated: one is expected when the listener is shut down.
 const RECEIVE_ERRORS_MAX: usize = 4;
 /// Stack of a worker's thread: a decision is shallow.
 const WORKER_STACK_BYTES: usize = 256 * 1024;
@@ -95,8 +95,8 @@ fn take_requests(server: &tiny_http::Server, desk: &Desk, decider: &Decider, err
     }
 }
 
-/// The number of a slot in, one byte out. The writer is taken first: a `Request` that is dropped
-/// with its writer answers 500 by itself.
+/// Answers the number of a slot with one byte. The writer is taken first: a `Request` that is
+/// dropped with its writer answers 500 by itself.
 fn answer_request(request: tiny_http::Request, desk: &Desk, decider: &Decider) {
     let slot = request.url().trim_start_matches('/').parse().unwrap_or(0);
     let mut writer = request.into_writer();

@@ -1,4 +1,4 @@
-//! What `PREFETCH` has done of late, for log, metrics and status. Owns: those numbers. Must not:
+//! The last results of `PREFETCH`, for log, metrics and status. Owns: those results. Must not:
 //! fetch.
 //!
 //! Lock: the round, held for a few reads and writes of memory.
@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 
 use crate::locked::Locked as _;
 
-/// What `PREFETCH` does in this process.
+/// The state of `PREFETCH` in this process.
 pub static PREFETCHED: Prefetched = Prefetched(Mutex::new(None));
 
 /// The last result of an image.
@@ -16,11 +16,11 @@ pub static PREFETCHED: Prefetched = Prefetched(Mutex::new(None));
 pub struct PrefetchedImage {
     /// As the setting names it.
     pub name: String,
-    /// Its manifest's digest, once it was fetched.
+    /// The digest of its manifest, once that was fetched.
     pub digest: Option<String>,
-    /// Why it is not whole or not confirmed; none before the first attempt, and after a success.
+    /// Why it is not complete or not confirmed; none before the first attempt and after a success.
     pub error: Option<String>,
-    /// When it was last whole and confirmed.
+    /// When it was last complete and confirmed.
     pub confirmed: Option<SystemTime>,
 }
 
@@ -54,7 +54,7 @@ impl Prefetched {
         change(self.lock().get_or_insert_default());
     }
 
-    /// How many images are whole and confirmed, failed, or not yet tried.
+    /// How many images are complete and confirmed, failed, or not yet tried.
     pub fn counts(&self) -> Option<[usize; 3]> {
         let state = self.lock();
         let mut counts = [0; 3];

@@ -13,7 +13,7 @@ pub enum ContentRange {
         /// Bytes of the whole; none when it is not known (`*`).
         total: Option<u64>,
     },
-    /// `bytes */total`: the range that was asked for cannot be had.
+    /// `bytes */total`: the requested range cannot be sent.
     Unsatisfied {
         /// Bytes of the whole.
         total: u64,

@@ -1,5 +1,5 @@
-//! Values that must not be seen. Owns: [`Secret`], and the words in which one may come back. Must
-//! not: know where a text goes.
+//! Values that must not be seen. Owns: [`Secret`], and the forms in which a secret may come back.
+//! Must not: know where a text goes.
 
 use std::fmt::{self, Display};
 
@@ -42,8 +42,8 @@ pub fn basic_authorization(login: &Secret<String>) -> Secret<String> {
     Secret::new(format!("Basic {}", STANDARD.encode(login.expose())))
 }
 
-/// The words of a secret that must not be seen: itself without a scheme in front, as in a value of
-/// `Authorization`; and if it is base64 (RFC 7617 §2), what that holds, and the password in that.
+/// The forms of a secret that must not be seen: the secret without the scheme of `Authorization` in
+/// front; if it is base64 (RFC 7617 §2), also the decoded text and the password in that text.
 pub fn words_of(secret: &str) -> Vec<String> {
     let word = secret.trim().rsplit(' ').next().unwrap_or_default();
     let mut words = vec![word.to_owned()];

@@ -20,7 +20,7 @@ use crate::locked::Locked;
 pub const LISTED_MAX: usize = 4096;
 /// Time over which a rate is measured: shorter ones jump, longer ones hide a stall.
 const WINDOW_MS: u64 = 3_000;
-/// A total that nobody has told.
+/// Stands for a total that is not known.
 const UNKNOWN: u64 = u64::MAX;
 
 /// The transfers of this process.
@@ -45,7 +45,7 @@ pub struct Subject {
     pub registry: String,
     /// The repository.
     pub repository: String,
-    /// The blob's digest. None for an upload whose digest is told at its end.
+    /// The blob's digest. None for an upload whose digest comes at its end.
     pub digest: Option<String>,
     /// The id of the client's request; none for a fill, which may serve many.
     pub request: Option<String>,
@@ -112,20 +112,20 @@ impl Transfer {
         }
     }
 
-    /// Upstream has answered: bytes begin to move, and there are `total` of them. `have`: bytes of
-    /// an earlier attempt.
+    /// Notes that upstream has answered: `total` bytes begin to move. `have`: bytes of an earlier
+    /// attempt.
     pub fn begin(&self, have: u64, total: u64) {
         self.total.store(total, Relaxed);
         self.window.begin(self.milliseconds(), have, 0);
         self.set_bytes(have);
     }
 
-    /// So many more bytes have moved.
+    /// Adds bytes that have moved.
     pub fn add(&self, bytes: u64) {
         self.set_bytes(self.bytes().saturating_add(bytes));
     }
 
-    /// So many bytes have moved in all: after a new start it may be fewer than before.
+    /// Sets the bytes that have moved in all; after a new start they may be fewer than before.
     pub fn set_bytes(&self, bytes: u64) {
         let now = self.milliseconds();
         self.bytes.store(bytes, Relaxed);
@@ -137,7 +137,7 @@ impl Transfer {
         }
     }
 
-    /// Bytes a second of late. It falls while nothing comes.
+    /// Bytes a second in the last moments. It falls while nothing comes.
     pub fn rate(&self) -> u64 {
         let since = self.window.since.load(Relaxed);
         let age = self.milliseconds().saturating_sub(since);
@@ -181,17 +181,17 @@ impl Transfer {
         self.clients.load(Relaxed)
     }
 
-    /// True while no client waits for it.
+    /// True while no client waits for this transfer.
     pub fn is_background(&self) -> bool {
         self.background.load(Relaxed)
     }
 
-    /// Says whether a client waits for it.
+    /// Sets whether no client waits for this transfer.
     pub fn set_background(&self, on: bool) {
         self.background.store(on, Relaxed);
     }
 
-    /// A client gets its bytes from this fill for as long as the value lives.
+    /// Counts a client that gets its bytes from this fill, for as long as the value lives.
     pub fn join(self: &Arc<Self>) -> JoinedClient {
         self.clients.fetch_add(1, Relaxed);
         JoinedClient(Arc::clone(self))

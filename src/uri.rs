@@ -1,8 +1,8 @@
 //! Text in URIs. Owns: percent-encoding (RFC 3986 §2.1) and the parameters of a query. Must not:
 //! know what a parameter means.
 //!
-//! A reader of configuration or of a name refuses what is encoded wrongly. A guard that must find
-//! what a registry may find decodes all that can be decoded: see [`decode_leniently`].
+//! A reader of configuration or of a name refuses a text that is encoded wrongly. A guard must find
+//! whatever a registry may find, so it decodes all that can be decoded: see [`decode_leniently`].
 
 use std::borrow::Cow;
 

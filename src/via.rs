@@ -18,9 +18,9 @@ const BYTES_MAX: usize = 2048;
 /// Why a request goes no further.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ViaFault {
-    /// It has been here before.
+    /// The request has been here before.
     Loop,
-    /// It names more proxies than [`HOPS_MAX`], or in more bytes than that takes.
+    /// The request names more proxies than [`HOPS_MAX`], or its field is longer than those need.
     TooFar,
 }
 
@@ -51,7 +51,7 @@ pub fn check(headers: &Headers) -> Result<(), ViaFault> {
     let Some(value) = headers.join_values(VIA) else {
         return Ok(());
     };
-    // Wherever our name stands: a comment that is not closed must hide nothing.
+    // Our name counts anywhere in the field: a comment that is not closed must not hide it.
     if value
         .split([',', ' ', '\t'])
         .any(|word| word == pseudonym())

@@ -136,7 +136,7 @@ pub fn pins(settings: &Settings) -> Pins {
     )
 }
 
-/// The same, where the images of `PREFETCH` are known.
+/// The images that eviction never touches, when the images of `PREFETCH` are known.
 pub(super) fn pins_with(settings: &Settings, prefetched: Vec<ImageName>) -> Pins {
     let names = match settings.pin == ImageGlobs::default() {
         true => prefetched,
@@ -158,10 +158,10 @@ pub(super) fn open_cache(
 ) -> Result<Option<Arc<Cache>>, String> {
     let Some(directory) = directory else {
         let why = "OFFLINE=true serves the cache alone, and there is none: set CACHE_DIR";
-        return settings
-            .offline
-            .then(|| why.to_owned())
-            .map_or(Ok(None), Err);
+        return match settings.offline {
+            true => Err(why.to_owned()),
+            false => Ok(None),
+        };
     };
     let kept = cache::CacheSettings {
         quota: settings.cache_max_size,
@@ -205,7 +205,7 @@ pub(super) fn start_cache(cache: Option<&Cache>, on_lost: &OnLost) -> Result<(),
     threads::start_vital("verify", CACHE_STACK_BYTES, on_lost, move || verifier.run())
 }
 
-/// Starts the thread `scrub`, if it is wanted. What is damaged is fetched by way of the proxy.
+/// Starts the thread `scrub`, if it is wanted. It fetches damaged blobs through the proxy.
 pub(super) fn start_scrub(settings: &Settings, proxy: &Proxy, cache: &Cache) -> Result<(), String> {
     if settings.scrub_interval.is_zero() || cache.store.is_read_only() {
         return Ok(());

@@ -48,7 +48,7 @@ impl CacheFiller {
         self.proxy.fetch(wanted)
     }
 
-    /// Writes what was put off.
+    /// Stops the cache's threads, and writes what they have not written yet.
     pub fn close(self) {
         self.cache.verifier.stop();
         self.cache.sweeper.stop();

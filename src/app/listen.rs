@@ -21,7 +21,7 @@ use crate::log;
 const UNIX_MODE: u32 = 0o660;
 /// Connections that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-/// The beginning of what is told of a process of this program.
+/// How the name of a process of this program begins.
 const OWN_PROCESS: &str = "aws-ecr-proxy (process ";
 /// Addresses of a name in `LISTEN_HOST` that are bound: each has a thread that accepts.
 const NAME_ADDRESSES_MAX: usize = 4;

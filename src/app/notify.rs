@@ -1,8 +1,8 @@
-//! What a service manager is told (sd_notify(3), `Type=notify`). Owns: when it hears of what. Must
-//! not: decide what the process does, or end it.
+//! Messages to a service manager (sd_notify(3), `Type=notify`). Owns: when each is sent. Must not:
+//! decide what the process does, or end it.
 //!
-//! The sign of life is a real one: `/readyz`, asked of a worker by way of a lane. Its text is the
-//! status. A process whose workers hang gives none, and the watchdog restarts it.
+//! The sign of life is a real one: a worker is asked for `/readyz` over a lane. The text of the
+//! answer is the status. A process whose workers hang gives no sign, and the watchdog restarts it.
 
 use std::io;
 use std::time::Duration;
@@ -50,7 +50,7 @@ pub(super) fn start(workers: Workers) -> Result<(), String> {
     })
 }
 
-/// Files are about to be read again; [`ready`] ends that.
+/// Says that files are about to be read again; [`ready`] ends that.
 pub(super) fn reloading() {
     let now = NotifyState::monotonic_usec_now();
     if let Some(now) = report(now) {
@@ -58,17 +58,17 @@ pub(super) fn reloading() {
     }
 }
 
-/// The process serves, with what it has read.
+/// Says that the process serves, with the files as they were last read.
 pub(super) fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
-/// The process ends once its transfers have.
+/// Says that the process ends as soon as its transfers have ended.
 pub(super) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// Twice in the watchdog's time, as sd_watchdog_enabled(3) asks.
+/// The time between two signs of life: half of the watchdog's, as sd_watchdog_enabled(3) asks.
 fn interval(watchdog: Option<Duration>) -> Duration {
     watchdog.map_or(INTERVAL_MAX, |limit| INTERVAL_MAX.min(limit / 2))
 }
@@ -82,7 +82,8 @@ fn first_line(reply: Reply) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
-/// Does nothing without a service manager. One that does not listen is no reason to stop.
+/// Sends a message. Without a service manager it does nothing; one that does not listen is no
+/// fault.
 fn tell(states: &[NotifyState<'_>]) {
     report(sd_notify::notify(states));
 }

@@ -1,5 +1,5 @@
-//! Who listens on a port, as far as `/proc` tells. Owns: that look. Must not: be needed for
-//! anything but words.
+//! The process that listens on a port, as far as `/proc` shows it. Owns: reading that. Must not: be
+//! needed for anything but the text of a message.
 
 use std::fs;
 use std::path::PathBuf;

@@ -22,7 +22,7 @@ const STACK_BYTES: usize = 512 * 1024;
 /// The first round begins within so long after the start: nodes that start at the same time do not
 /// ask at the same time.
 const JITTER_MAX: Duration = Duration::from_secs(10);
-/// So much of the interval may be added to it, for the same reason.
+/// A tenth of the interval, at most, is added to each pause, for the same reason.
 const JITTER_PART: u32 = 10;
 
 /// Starts the thread, if there is anything to prefetch.
@@ -123,7 +123,7 @@ fn run_round(proxy: &Proxy, settings: &PrefetchSettings, names: &[ImageName]) {
     log::info("prefetch round ended", &fields);
 }
 
-/// What is known of an image from the round before.
+/// An image as the round before left it.
 fn keep(before: &[PrefetchedImage], name: String) -> PrefetchedImage {
     let known = before.iter().find(|image| image.name == name).cloned();
     known.unwrap_or_else(|| PrefetchedImage {

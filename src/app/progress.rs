@@ -1,16 +1,16 @@
-//! Long transfers in the log: a pull that hangs must not be silent until it ends. Owns: when a
-//! transfer says where it stands, and how many do. Must not: wait, or count.
+//! Long transfers in the log: a pull that hangs must not be silent until it ends. Owns: when the
+//! progress of a transfer is logged, and of how many. Must not: wait, or count.
 
 use std::time::{Duration, Instant};
 
 use crate::log;
 use crate::transfers::{TRANSFERS, Transfer};
 
-/// A transfer says where it stands each time that so much of its life is over.
+/// Time between two lines about one transfer.
 const INTERVAL: Duration = Duration::from_secs(30);
 /// Time between two looks at the transfers.
 pub(super) const LOOK: Duration = Duration::from_secs(5);
-/// Transfers that are named in one look: more than a node pulls at a time. The others are counted.
+/// Most transfers that are logged at a time: more than a node pulls. The others are counted.
 const NAMED_MAX: usize = 32;
 
 /// Writes a line for each transfer that has one due. `looked`: when this was done last.

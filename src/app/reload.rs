@@ -78,7 +78,7 @@ pub(super) struct WatchedFiles {
 }
 
 impl WatchedFiles {
-    /// `what` names them in the log; `loaded` was taken before they were read.
+    /// `what` names the files in the log; `loaded` was taken before they were read.
     pub(super) fn new(what: &'static str, loaded: FileStamps, reload: Reload) -> Self {
         Self {
             what,
@@ -88,7 +88,7 @@ impl WatchedFiles {
         }
     }
 
-    /// True when they have changed since they were read, and no longer do.
+    /// True when the files have changed since they were read, and are not changing now.
     fn is_due(&mut self, now: FileStamps) -> bool {
         let due = now == self.seen && now != self.loaded;
         self.seen = now;

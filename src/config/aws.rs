@@ -67,7 +67,7 @@ pub struct AwsSettings {
     pub profile_endpoints: ProfileEndpoints,
 }
 
-/// The fault of a key without its other half: no call of AWS can be signed with it.
+/// The fault of a key without its other half: no call to AWS can be signed with it.
 pub(super) fn half_key_fault(is_missing: impl Fn(&str) -> bool) -> Option<String> {
     let (id, secret) = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY");
     let (given, missing) = match (is_missing(id), is_missing(secret)) {
@@ -79,7 +79,7 @@ pub(super) fn half_key_fault(is_missing: impl Fn(&str) -> bool) -> Option<String
 }
 
 impl AwsSettings {
-    /// What AWS will refuse, and takes a while to say.
+    /// Warns of a temporary key without its session token, which AWS will refuse after a while.
     pub(super) fn warning(&self) -> Option<String> {
         let key = self.access_key_id.as_deref()?.trim();
         let token = self.session_token.as_ref();
@@ -154,7 +154,7 @@ pub fn is_session_name(text: &str) -> bool {
     SESSION_NAME_LENGTH.contains(&text.len()) && text.bytes().all(fits)
 }
 
-/// True for what looks like the ARN of a role, in any partition.
+/// True for a text in the form of a role's ARN, in any partition.
 pub fn is_role_arn(text: &str) -> bool {
     let whole = text.len() <= ROLE_ARN_LENGTH_MAX && text.bytes().all(|b| b.is_ascii_graphic());
     // arn:partition:iam::account:role/name

@@ -9,9 +9,9 @@ use super::parse::{size, time};
 /// `CACHE_DIR`
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum CacheDir {
-    /// This one.
+    /// This directory.
     At(PathBuf),
-    /// None.
+    /// No cache.
     Off,
     /// Not set: `/cache` if it exists.
     #[default]

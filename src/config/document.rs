@@ -1,5 +1,5 @@
-//! Help and documentation out of the table. Owns: their wording around the rows. Must not: know a
-//! setting by name.
+//! Help and documentation from the table. Owns: the text around the rows. Must not: know a setting
+//! by name.
 
 use std::fmt::Write as _;
 

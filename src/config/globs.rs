@@ -1,7 +1,7 @@
 //! Patterns of repositories and images. Owns: what a pattern is, and what it matches. Must not:
 //! know what a match is used for.
 
-/// Patterns at the most: each request is held against each of them.
+/// Most patterns: each request is compared with each of them.
 const PATTERNS_MAX: usize = 256;
 /// Longest pattern: a repository's name has 256 characters.
 const PATTERN_LENGTH_MAX: usize = 256;
@@ -124,8 +124,8 @@ fn check(pattern: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// After a mismatch it goes back to the last `*` only, as an earlier one could match nothing more.
-/// So the time is at most the product of the lengths.
+/// Matches one pattern. After a mismatch it goes back to the last `*` only, since an earlier one
+/// could match nothing more. So the time is at most the product of the lengths.
 fn matches(pattern: &[u8], name: &[u8]) -> bool {
     let (mut at, mut name_at) = (0, 0);
     // The two positions from which to go on when the last `*` takes one more character.

@@ -55,14 +55,14 @@ pub struct MetricsListen {
 /// Sockets that systemd hands in (`sd_listen_fds(3)`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Activation {
-    /// These, one name for each; it is empty where `LISTEN_FDNAMES` has none.
+    /// Sockets for us, with a name for each; the name is empty when `LISTEN_FDNAMES` has none.
     Handed(Vec<String>),
-    /// Meant for another process, whose environment reached us.
+    /// Sockets for another process, whose environment reached us.
     Misdirected {
         /// `LISTEN_PID`
         pid: String,
     },
-    /// None.
+    /// No sockets.
     #[default]
     None,
 }

@@ -1,4 +1,4 @@
-//! The container and the instance metadata endpoints, from which AWS's own machines get their
+//! The metadata endpoints of containers and instances, from which AWS's own machines get their
 //! credentials. Owns: their settings, and which addresses are such endpoints. Must not: call them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,7 +16,7 @@ const CONTAINER_ADDRESSES: [IpAddr; 3] = [
     IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23)),
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x23)),
 ];
-/// The instance metadata service where no setting says otherwise.
+/// The instance metadata service, unless a setting names another address.
 const INSTANCE_ENDPOINT_IPV4: &str = "http://169.254.169.254";
 /// The same in `IPv6` mode.
 const INSTANCE_ENDPOINT_IPV6: &str = "http://[fd00:ec2::254]";
@@ -105,7 +105,7 @@ pub fn container_uri(text: &str) -> Result<(&str, &str, &str), String> {
     let bare = oci::host_of(authority).trim_matches(['[', ']']);
     match bare.parse() {
         Ok(address) if !is_container_address(address) => {
-            Err("this address is none of them".to_owned())
+            Err("this address is none of these".to_owned())
         }
         _ => Ok(("http", authority, path)),
     }

@@ -72,18 +72,18 @@ pub(super) struct NearMiss {
 }
 
 impl NearMiss {
-    /// The words for a setting whose misspelling gives clients no rights.
+    /// The text for a setting that does not limit clients.
     pub(super) fn warning(&self) -> String {
         let (variable, known) = (&self.variable, self.known);
         format!("{variable} is no setting; did you mean {known}?")
     }
 
-    /// The words for a setting that keeps clients out.
+    /// The text for a setting that keeps clients out.
     pub(super) fn fault(&self) -> Fault {
         let (variable, known) = (&self.variable, self.known);
         Fault::new(format!(
             "{variable}: no setting; did you mean {known}? rename it, or set {known} too: \
-             who may do what depends on it"
+             the rights of clients depend on it"
         ))
     }
 }

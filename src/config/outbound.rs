@@ -82,7 +82,8 @@ pub enum ProxyException {
 pub(super) fn resolvers(text: &str) -> Result<Vec<SocketAddr>, String> {
     let mut servers: Vec<SocketAddr> = Vec::new();
     for entry in entries(text) {
-        let server = read_server(entry).ok_or_else(|| format!("{} is none", mask(entry)))?;
+        let server =
+            read_server(entry).ok_or_else(|| format!("{} is none of these", mask(entry)))?;
         if !servers.contains(&server) {
             servers.push(server);
         }
@@ -165,9 +166,9 @@ pub(super) fn no_proxy(text: &str) -> Result<Vec<ProxyException>, String> {
     Ok(exceptions)
 }
 
-/// Reads one entry. All programs of a system share the variable, so an entry of another form (a
-/// socket's path, `<local>`) is no fault and matches nothing, as in curl. A number of bits that no
-/// address has is a fault.
+/// Reads one entry. Other programs read the variable, too, so an entry of another form (a socket's
+/// path, `<local>`) is no fault: it matches nothing, as in curl. A number of bits that no address
+/// has is a fault.
 fn read_exception(text: &str) -> Result<Option<ProxyException>, String> {
     if text == "*" {
         return Ok(Some(ProxyException::All));
@@ -231,7 +232,7 @@ mod tests {
         assert_eq!(bare, ["[fd00::2]:53".parse().unwrap()]);
         for bad in ["dns.example", "10.0.0.2:0", "10.0.0.2 valid=30s", "1.1.1"] {
             let why = resolvers(bad).unwrap_err();
-            assert!(why.ends_with(" is none"), "{bad}: {why}");
+            assert!(why.ends_with(" is none of these"), "{bad}: {why}");
         }
         let why = resolvers("1.1.1.1,1.1.1.2,1.1.1.3,1.1.1.4,1.1.1.5").unwrap_err();
         assert_eq!(why, "these are 5");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::log::{Format, Level};
 use crate::oci::{Registry, Scheme};
 
-/// Largest `MIN_RATE`: above it, clients behind a slow line that are all well would be cut.
+/// Largest `MIN_RATE`: above it, healthy clients behind a slow line would be cut.
 const MIN_RATE_MAX: u64 = 64 << 10;
 /// The words of `LOG_LEVEL`.
 pub(super) const LOG_LEVELS: &[(&str, Level)] = &[
@@ -114,7 +114,7 @@ pub(super) fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, Stri
     found.map(|(_, value)| *value).ok_or_else(String::new)
 }
 
-/// The text, if it is fit; the row's words say what would be.
+/// The text, if it `fits`. The error is empty, since the row says what is expected.
 pub(super) fn keep_if(text: &str, fits: bool) -> Result<String, String> {
     if fits {
         Ok(text.to_owned())

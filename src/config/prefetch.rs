@@ -9,7 +9,7 @@ use super::parse;
 use crate::image_name::ImageName;
 use crate::platforms::Platforms;
 
-/// Images at the most: each round asks upstream several times for each of them.
+/// Most images: each round asks upstream several times for each of them.
 const IMAGES_MAX: usize = 1000;
 /// Largest `@file`: the longest names of so many images.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -45,7 +45,7 @@ impl PrefetchList {
     /// The images. Reads the file, if there is one.
     ///
     /// # Errors
-    /// A file that cannot be read, or a name in it that is none.
+    /// When the file cannot be read, or has a bad name of an image in it.
     pub fn read(&self) -> Result<Vec<ImageName>, String> {
         let path = match self {
             Self::Nothing => return Ok(Vec::new()),

@@ -1,11 +1,11 @@
-//! The settings of which registries there are. Owns: their values and how they are written. Must
-//! not: act on them.
+//! The settings that list registries. Owns: their values and how they are written. Must not: act on
+//! them.
 
 use super::fault::mask;
 use super::parse::list;
 use crate::oci::{self, Registry, Repository};
 
-/// Most entries of `BLOB_HOSTS`: every redirect is held against each of them.
+/// Most entries of `BLOB_HOSTS`: every redirect is compared with each of them.
 const BLOB_HOSTS_MAX: usize = 64;
 /// Most entries of `NAMESPACES`: each request with `ns` is compared with each of them.
 const ORIGINS_MAX: usize = 64;

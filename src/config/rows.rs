@@ -239,7 +239,8 @@ static ROWS: &[Setting] = rows! {
             Unset "none", "Token that the container credentials ask for.";
         AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE: path(aws.container.authorization_token_file),
             Unset "none",
-            "File with that token, read anew at each use; it ranks above the token itself.";
+            "File with the token that the container credentials ask for, read anew at each use. \
+           It ranks above the token itself.";
         AWS_EC2_METADATA_DISABLED: inverse(aws.instance.enabled),
             Value "false",
             "Never ask the EC2 instance metadata service, neither for credentials nor for the \
@@ -342,8 +343,8 @@ static ROWS: &[Setting] = rows! {
                 ImageGlobs::parse),
             Unset "none",
             "Patterns of tags that keep their first digest, such as `team/app:v*` or \
-             `HOST/base/*:*`: once cached, upstream is not asked again what they mean, and no \
-             client may move or delete them. `*` stands for any characters, also for `/`.";
+             `HOST/base/*:*`. Once such a tag is cached, upstream is not asked for it again, and \
+             no client may move or delete it. `*` stands for any characters, also for `/`.";
         FILL_REFERRERS: switch(fill_referrers),
             Value "false",
             "Fetch what refers to an image (signatures, attestations, SBOMs) when the image comes \
@@ -356,16 +357,17 @@ static ROWS: &[Setting] = rows! {
         PREFETCH_INTERVAL:
             time(prefetch.interval, Duration::from_secs(1)..=Duration::from_secs(168 * 3600),
                 "a tag would be out of date for longer"),
-            Value "15m", "Time between two rounds of it.";
+            Value "15m", "Time between two rounds of `PREFETCH`.";
         PREFETCH_PLATFORMS:
             read(prefetch.platforms, List, "all, or platforms as in linux/amd64,linux/arm64/v8",
                 prefetch::platforms),
-            Value "all", "Platforms that it fetches; one without a variant means all variants.";
+            Value "all",
+           "Platforms that `PREFETCH` fetches; one without a variant means all variants.";
         PREFETCH_RATE:
             read(prefetch.rate, Size, "bytes a second, or with k or m", prefetch::rate),
             Unset "no limit",
-            "Bytes a second that it may fetch, in all. A blob that a client waits for is fetched \
-             at full speed.";
+            "Bytes a second that `PREFETCH` may fetch, in all. A blob that a client waits for is \
+             fetched at full speed.";
         PIN:
             read(pin, List,
                 "[registry/]repository:tag, in which * stands for any characters and ? for one",
@@ -431,9 +433,9 @@ static ROWS: &[Setting] = rows! {
             read(metrics.listen, Address, "an IP address or a name with a port, :PORT, or unix: \
                 and a path", listen::metrics_listen),
             Unset "on the main address",
-            "Address of their own for `/metrics` and the status page, such as `127.0.0.1:9090` or \
-             `:9090`: plain HTTP, without login. They are then absent from the main address, and \
-             the registry is absent from this one.";
+            "Separate address for `/metrics` and the status page, such as `127.0.0.1:9090` or \
+             `:9090`: plain HTTP, without login. The two pages are then absent from the main \
+             address, and the registry is absent from this one.";
         METRICS_ANONYMOUS: switch(metrics.anonymous),
             Value "false",
             "`/metrics` on the main address needs neither login (`AUTH_FILE`) nor client \

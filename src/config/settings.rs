@@ -31,7 +31,7 @@ pub struct Settings {
     pub access: AccessSettings,
     /// The AWS settings.
     pub aws: AwsSettings,
-    /// The way out.
+    /// Outbound connections.
     pub outbound: OutboundSettings,
     /// TLS towards clients.
     pub tls: TlsSettings,
@@ -41,9 +41,9 @@ pub struct Settings {
     pub renew_interval: Duration,
     /// `LISTEN_HOST`
     pub listen_host: ListenHost,
-    /// `LISTEN_FDS`; what it hands in goes before address, port and path.
+    /// `LISTEN_FDS`; sockets that are handed in take precedence over address, port and path.
     pub activation: Activation,
-    /// `NOTIFY_SOCKET` is set: a service manager wants to be told how we are.
+    /// True when `NOTIFY_SOCKET` is set: a service manager wants to know our state.
     pub has_notify_socket: bool,
     /// `LISTEN_PORT`; 0 picks one.
     pub listen_port: u16,
@@ -95,6 +95,6 @@ pub struct Settings {
     pub log_level: Level,
     /// `LOG_FORMAT`
     pub log_format: Format,
-    /// Variables that look like misspelt settings, a sentence for each. To be said at the start.
+    /// Warnings for the log at the start, such as a variable that looks like a misspelt setting.
     pub warnings: Vec<String>,
 }

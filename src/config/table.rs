@@ -26,7 +26,7 @@ pub struct Setting {
     pub meaning: &'static str,
     /// True when no output may show the value.
     pub secret: bool,
-    /// True when who may do what depends on it: a misspelt name ends the start.
+    /// True when the rights of clients depend on it: a misspelt name ends the start.
     pub keeps_out: bool,
 }
 
@@ -75,13 +75,13 @@ impl Setting {
         Ok(())
     }
 
-    /// The same row, for a setting that keeps clients out.
+    /// Marks the setting as one that keeps clients out.
     pub(super) const fn keeps_out(mut self) -> Self {
         self.keeps_out = true;
         self
     }
 
-    /// The same row, its value never shown.
+    /// Marks the setting as a secret: its value is never shown.
     pub(super) const fn secret(mut self) -> Self {
         self.secret = true;
         self
@@ -148,7 +148,7 @@ pub enum Preset {
 }
 
 impl Preset {
-    /// For the eye.
+    /// The text for help and documentation.
     pub const fn text(self) -> &'static str {
         match self {
             Self::Unset(text) | Self::Value(text) => text,

@@ -30,7 +30,7 @@ const NUMBERS: [&str; 37] = [
     "status", "target_bytes", "upstream_status", "used_bytes", "users", "value", "wanted",
 ];
 
-/// A value as JSON. What is not of the field's type is `null`, so that no line is refused.
+/// A value as JSON. A value of another type than the field's is `null`, so that no line is refused.
 pub(super) fn json<'a>(name: &str, value: &'a str) -> Cow<'a, str> {
     let fits = if BOOLEANS.contains(&name) {
         matches!(value, "true" | "false")
@@ -60,7 +60,7 @@ pub(super) fn quote(value: &str) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
-/// Cuts `text`, so that it says that there was more.
+/// Cuts `text`, and marks the place where it was cut.
 pub(super) fn shorten(text: &mut String, bytes_max: usize) {
     let kept = text.floor_char_boundary(bytes_max);
     if kept < text.len() {

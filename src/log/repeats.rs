@@ -66,8 +66,8 @@ impl Repeats {
         Some(std::mem::take(&mut seen.left_out))
     }
 
-    /// Tells how often lines were left out of causes that were last written `age` or longer ago,
-    /// and forgets causes that were silent for as long.
+    /// Takes the numbers of lines that were left out, for causes that were last written `age` or
+    /// longer ago. Forgets causes that were silent for as long.
     pub(super) fn take(
         &mut self,
         now: Instant,

@@ -1,5 +1,5 @@
-//! The request that a thread works for. Owns: its id, which every line of that thread gets, the way
-//! that it came, and what upstream said of it. Must not: know how a request is answered.
+//! The request that a thread works for. Owns: its id, which every line of that thread gets, the
+//! proxies that it passed, and upstream's words about it. Must not: know how a request is answered.
 //!
 //! Locks: what upstream said, held for a copy.
 
@@ -17,7 +17,7 @@ thread_local! {
     static CURRENT: RefCell<Option<Arc<RequestScope>>> = const { RefCell::new(None) };
 }
 
-/// A request, as long as somebody works for it.
+/// A request, for as long as a thread works for it.
 #[derive(Debug)]
 pub struct RequestScope {
     /// Its id.
@@ -29,12 +29,12 @@ pub struct RequestScope {
     upstream: Mutex<UpstreamWords>,
 }
 
-/// What upstream said of a request.
+/// Upstream's words about a request.
 #[derive(Debug, Default, Clone)]
 pub struct UpstreamWords {
-    /// Its last id for it.
+    /// The id that upstream last gave the request.
     pub id: Option<String>,
-    /// What its last reply says about its own cache.
+    /// What upstream's last reply says about its own cache.
     pub cache: Option<String>,
 }
 
@@ -55,8 +55,8 @@ impl RequestScope {
         CURRENT.with_borrow(Clone::clone)
     }
 
-    /// Lets `work` be done by another thread for the request that this one works for: its lines
-    /// carry the same id.
+    /// Wraps `work` for another thread, which then works for the same request as this one: its log
+    /// lines have the same id.
     pub fn pass_on<T>(work: impl FnOnce() -> T) -> impl FnOnce() -> T {
         let request = Self::current();
         move || match request {
@@ -71,7 +71,7 @@ impl RequestScope {
         work()
     }
 
-    /// Keeps what a reply of upstream says of it. An id stands until there is another.
+    /// Keeps the words of a reply of upstream. An id stays until there is another.
     pub fn note_upstream(&self, id: Option<&str>, cache: Option<String>) {
         let kept = |word: &str| word.chars().take(UPSTREAM_CHARACTERS_MAX).collect();
         let mut upstream = self.upstream.locked();
@@ -79,13 +79,13 @@ impl RequestScope {
         upstream.cache = cache.as_deref().map(kept);
     }
 
-    /// What upstream said of it.
+    /// Upstream's words about this request.
     pub fn upstream(&self) -> UpstreamWords {
         self.upstream.locked().clone()
     }
 }
 
-/// Puts the request back that the thread worked for before, whatever ended the work.
+/// Restores the request that the thread worked for before, whatever ended the work.
 struct Restored(Option<Arc<RequestScope>>);
 
 impl Drop for Restored {

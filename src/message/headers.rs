@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Room for the fields of a head, in bytes and in lines: usual ones fit.
+/// Room for the fields of a head, in bytes and in lines: a usual head fits.
 const TEXT_BYTES: usize = 512;
 const FIELDS: usize = 12;
 

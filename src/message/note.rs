@@ -1,4 +1,4 @@
-//! What the log says about a reply. Owns: [`LogNote`]. Must not: write a line.
+//! Notes for the log about a reply. Owns: [`LogNote`]. Must not: write a line.
 
 use std::sync::Arc;
 

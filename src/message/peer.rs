@@ -13,9 +13,9 @@ pub struct Peer {
     pub port: u16,
     /// True when the connection is TLS.
     pub tls: bool,
-    /// Whether the client showed a certificate.
+    /// The client's certificate.
     pub certificate: Certificate,
-    /// Where it came in.
+    /// The address that the client connected to.
     pub entrance: Entrance,
 }
 
@@ -35,7 +35,7 @@ impl Peer {
 /// An address that clients connect to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entrance {
-    /// That of the registry.
+    /// The address of the registry.
     Main,
     /// `METRICS_LISTEN`
     Metrics,

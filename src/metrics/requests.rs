@@ -1,4 +1,5 @@
-//! Finished requests. Owns: by what each is counted. Must not: know how a request is answered.
+//! Finished requests. Owns: the labels by which each is counted. Must not: know how a request is
+//! answered.
 //!
 //! Each request is counted once, by [`Finished::record`], when its reply has been written or cut.
 
@@ -67,15 +68,15 @@ impl Route {
 label! {
     /// The part that the cache had in an answer, as `X-Cache` shows it.
     pub enum CacheOutcome {
-        /// Not kept.
+        /// The cache was not asked, or does not keep the answer.
         Bypass = "bypass",
-        /// It was there.
+        /// The cache had it.
         Hit = "hit",
-        /// It was not there.
+        /// The cache did not have it.
         Miss = "miss",
-        /// It was there, and upstream confirmed it.
+        /// The cache had it, and upstream confirmed it.
         Revalidated = "revalidated",
-        /// It was there, and upstream could not confirm it.
+        /// The cache had it, and upstream could not confirm it.
         Stale = "stale",
     }
 }
@@ -116,7 +117,7 @@ pub struct Finished<'a> {
     pub status: u16,
     /// The cache's part; none when it was not asked.
     pub cache: Option<CacheOutcome>,
-    /// A registry answered it.
+    /// True when upstream was asked for it.
     pub asked_upstream: bool,
     /// The registry and the repository that it named.
     pub repository: Option<[&'a str; 2]>,
@@ -132,7 +133,7 @@ impl Finished<'_> {
     /// Where its bytes come from.
     pub const fn source(&self) -> Source {
         match self.cache {
-            // Our own words about a failure.
+            // The proxy's own error document.
             _ if self.status >= 500 => Source::Proxy,
             Some(CacheOutcome::Hit | CacheOutcome::Revalidated | CacheOutcome::Stale) => {
                 Source::Cache
@@ -167,7 +168,7 @@ impl Finished<'_> {
     }
 }
 
-/// Begins the series of which the first step should show in a rate.
+/// Begins at zero those series whose first step must show in a rate.
 pub fn begin_at_zero() {
     for source in Source::ALL {
         SENT_BYTES.of([source.name()]);

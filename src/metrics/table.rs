@@ -1,4 +1,4 @@
-//! Numbers that each name has for itself. Owns: the bound of names. Must not: know what is counted.
+//! Numbers by name. Owns: the bound of the names. Must not: know what is counted.
 //!
 //! It is a hash table of linked rows without a lock: a row is made once, and stays.
 
@@ -14,8 +14,8 @@ pub(super) const OTHER: &str = "other";
 /// Rows of a bucket follow each other: sixteen, in a table with a thousand.
 const BUCKETS: usize = 64;
 
-/// Numbers by the values of `N` labels: for the first `MAX` names of their own, for all others
-/// together.
+/// Numbers by the values of `N` labels. The first `MAX` names have numbers of their own; all others
+/// share one.
 #[derive(Debug)]
 pub struct Table<T, const N: usize, const MAX: usize> {
     buckets: [Link<T, N>; BUCKETS],

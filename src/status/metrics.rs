@@ -1,6 +1,6 @@
 //! `/metrics`: every number of the process, in the text format of Prometheus. Owns: the table of
-//! those that have labels, or are not counted. Must not: look at the disk, or hold a lock while it
-//! writes.
+//! the numbers that have labels, or are not counted. Must not: read the disk, or hold a lock while
+//! it writes.
 //!
 //! `docs/metrics.md` has them all. `UPDATE_DOCS=1 cargo test` writes it anew.
 

@@ -1,5 +1,5 @@
 //! Status page, its data, and metrics. Owns: `/`, `/status.json` and `/metrics`, and what they say.
-//! Must not: ask upstream or AWS, or decide who may see them.
+//! Must not: ask upstream or AWS, or decide which clients may see them.
 //!
 //! `docs/status.md` lists the fields of `/status.json`; a test holds it to them. Nothing here is
 //! kept: each answer is made of what other parts know, on the connection's own thread.
@@ -26,11 +26,11 @@ use crate::uri::{decode_leniently, parameter, query_of};
 
 /// Longest wait for another listing of images to end.
 const LISTING_TIMEOUT: Duration = Duration::from_secs(5);
-/// Said in `Retry-After` when there are too many listings or scrapes.
+/// Value of `Retry-After` when there are too many listings or scrapes.
 const RETRY_SECONDS: &str = "5";
-/// Tags that moved, in one document.
+/// Most moves of tags in one document.
 const MOVES_MAX: usize = 50;
-/// Longest search.
+/// Longest text that is searched for.
 const SEARCH_BYTES_MAX: usize = 256;
 
 /// The status page, its data, and the metrics.

@@ -39,7 +39,7 @@ static PAGE: LazyLock<StatusPage> = LazyLock::new(|| {
     }
 });
 
-/// The page. `held`: the tags of what the client holds (`If-None-Match`).
+/// The page. `held`: the entity tags that the client holds (`If-None-Match`).
 pub(super) fn answer(held: Option<&str>) -> Reply {
     let page = &*PAGE;
     let is_same = |tag: &str| tag == "*" || tag.trim_start_matches("W/") == page.etag;

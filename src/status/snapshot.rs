@@ -20,10 +20,10 @@ use crate::oci::Registry;
 use crate::prefetched::{PREFETCHED, PrefetchRound, PrefetchedImage};
 use crate::transfers::{TRANSFERS, Transfer, TransferKind};
 
-/// Transfers in one document, the oldest ones: those are the ones in question.
+/// Most transfers in one document. The oldest are shown, since those may hang.
 const TRANSFERS_SHOWN: usize = 200;
 
-/// Everything but history and images.
+/// The document without history and images.
 pub(super) fn document(sources: &Sources) -> Map<String, Value> {
     let token = sources.tokens.as_ref().map(|tokens| tokens.status());
     let registries = known_registries(sources);
@@ -52,7 +52,7 @@ pub(super) fn document(sources: &Sources) -> Map<String, Value> {
     }
 }
 
-/// Those of the settings, else the identity's own, as far as it is known.
+/// The registries of the settings, else the identity's own, if that is known.
 pub(super) fn known_registries(sources: &Sources) -> Vec<Registry> {
     if !sources.registries.is_empty() {
         return sources.registries.clone();

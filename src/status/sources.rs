@@ -1,6 +1,6 @@
-//! The parts that know what the status and the metrics show. Owns: the list of them, whether they
-//! can answer pulls, and the words for it in `/readyz` and on the status page. Must not: ask
-//! upstream or AWS, or wait.
+//! The parts that know what the status and the metrics show. Owns: the list of these parts, whether
+//! pulls can be answered, and the text about that in `/readyz` and on the status page. Must not:
+//! ask upstream or AWS, or wait.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use crate::oci::Registry;
 use crate::upstream::Authorizer as _;
 use crate::upstream::exchange::Upstream;
 
-/// Where the status comes from.
+/// The parts that the status comes from.
 pub struct Sources {
     /// `ECR`; empty: the identity's own registry.
     pub registries: Vec<Registry>,

@@ -76,7 +76,7 @@ fn texts_have_a_form() {
         (
             "AWS_CONTAINER_CREDENTIALS_FULL_URI",
             "http://10.0.0.1/a",
-            "this address is none of them",
+            "this address is none of these",
         ),
         (
             "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE",

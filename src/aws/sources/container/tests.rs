@@ -163,7 +163,7 @@ fn https_needs_no_look_up() {
 #[test]
 fn a_foreign_address_is_refused_even_if_the_settings_let_it_pass() {
     let bench = bench(full("http://10.0.0.1/a"));
-    assert!(bench.fault().contains("this address is none of them"));
+    assert!(bench.fault().contains("this address is none of these"));
     assert!(bench.api.calls().is_empty());
 }
 
