@@ -34,9 +34,10 @@ impl CacheFiller {
         // Whatever needs a lost thread fails by its own time limit.
         let on_lost: OnLost = Arc::new(|_| {});
         let (upstream, _) = build::open_upstream(settings, POOL, &on_lost)?;
+        let why = format!("cache directory {}: cannot be written", directory.display());
         let cache = build::open_cache(settings, Some(directory), &upstream)?;
         let cache = cache.filter(|cache| !cache.store.is_read_only());
-        let cache = cache.ok_or("the cache cannot be written")?;
+        let cache = cache.ok_or(why)?;
         build::start_cache(Some(&cache), &on_lost)?;
         let access = Access::new(&settings.access, settings.offline, None);
         let proxy = Proxy::new(access, upstream, Some(Arc::clone(&cache)), settings);

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -170,17 +171,17 @@ impl<'a> Audit<'a> {
     /// Looks at the files that are no blobs: those of the layout, and tags.
     pub fn files(&self) -> Vec<String> {
         let mut faults = Vec::new();
-        let read = |name: &str| -> Option<Value> {
-            let text = fs::read(self.store.root().join(name)).ok()?;
-            serde_json::from_slice(&text).ok()
+        // One that is not there, as when the first start was killed, is made by the next.
+        let read = |name: &str| match fs::read(self.store.root().join(name)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            text => Some(serde_json::from_slice(&text.unwrap_or_default()).unwrap_or_default()),
         };
-        let version =
-            read("oci-layout").and_then(|it| Some(it.get("imageLayoutVersion")? == "1.0.0"));
-        if version != Some(true) {
+        let is_layout = |it: Value| it.get("imageLayoutVersion").is_some_and(|it| it == "1.0.0");
+        if read("oci-layout").is_some_and(|it| !is_layout(it)) {
             faults.push("oci-layout is no layout of version 1.0.0".to_owned());
         }
-        let index = read("index.json").and_then(|it| Some(it.get("manifests")?.is_array()));
-        if index != Some(true) {
+        let is_index = |it: Value| it.get("manifests").is_some_and(Value::is_array);
+        if read("index.json").is_some_and(|it| !is_index(it)) {
             faults.push("index.json is no index".to_owned());
         }
         for place in self.names.scopes() {
@@ -340,5 +341,12 @@ mod tests {
         fs::write(repository.join("_tags/v2"), "").unwrap();
         let found = files();
         assert_eq!(found.len(), 3, "{found:?}");
+        fs::remove_file(root.join("index.json")).unwrap();
+        fs::remove_file(root.join("oci-layout")).unwrap();
+        assert_eq!(
+            files().len(),
+            1,
+            "a first start that was killed is no fault"
+        );
     }
 }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use serde_json::{Value, json};
 
@@ -35,6 +36,8 @@ pub struct Exporter<'a> {
     pub disk: &'a Disk,
     /// Which platforms.
     pub platforms: &'a Platforms,
+    /// Set when it is to stop: what was written so far is removed.
+    pub stop: &'a AtomicBool,
 }
 
 /// What an export writes.
@@ -246,6 +249,10 @@ impl Exporter<'_> {
                 hasher.update(piece);
                 done += piece.len() as u64;
                 progress("export", done, total);
+                match self.stop.load(Relaxed) {
+                    true => Err(io::Error::other("stopped by a signal")),
+                    false => Ok(()),
+                }
             })?;
             if hasher.finish() != digest.as_str() {
                 return Err(damaged("the cached blob is damaged"));
@@ -254,7 +261,9 @@ impl Exporter<'_> {
         let marker = json!({"imageLayoutVersion": "1.0.0"});
         for (name, document) in [("index.json", plan.index()), ("oci-layout", marker)] {
             let text = document.to_string();
-            layout.add(name, text.len() as u64, &mut text.as_bytes(), &mut |_| {})?;
+            layout.add(name, text.len() as u64, &mut text.as_bytes(), &mut |_| {
+                Ok(())
+            })?;
         }
         layout.finish()
     }
@@ -336,17 +345,18 @@ impl LayoutWriter {
         }
     }
 
-    /// Adds a file of `size` bytes; `on_piece` is told of each piece of its content.
+    /// Adds a file of `size` bytes; `on_piece` is told of each piece of its content, and may end
+    /// it.
     fn add(
         &mut self,
         name: &str,
         size: u64,
         content: &mut dyn Read,
-        on_piece: &mut dyn FnMut(&[u8]),
+        on_piece: &mut dyn FnMut(&[u8]) -> io::Result<()>,
     ) -> io::Result<()> {
         let mut copy = |out: &mut dyn Write| {
             let written = files::each_piece(&mut *content, &mut |piece| {
-                on_piece(piece);
+                on_piece(piece)?;
                 out.write_all(piece)
             })?;
             match written == size {

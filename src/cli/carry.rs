@@ -1,9 +1,14 @@
 //! `pull`, `export` and `import`: images carried to a place without a network. Owns: their output.
 //! Must not: know what is in a layout, or how an image is fetched.
 
+use std::io;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use super::invocation::{CommandFault, Invocation};
 use super::output::Streams;
@@ -29,7 +34,8 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) fn pull(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result<u8, CommandFault> {
     let (names, platforms) = command.images(&Platforms::default())?;
     quieten(command.settings);
-    let filler = CacheFiller::open(command.settings)?;
+    let filler = CacheFiller::open(command.settings);
+    let filler = filler.inspect_err(|_| log::flush(FLUSH_TIMEOUT))?;
     let mut code = EXIT_OK;
     for name in &names {
         let (step, progress) = (name.to_string(), Mutex::new(Progress::new()));
@@ -72,9 +78,11 @@ pub(super) fn export(
         let place = command.scope_of(&disk.names, name)?;
         images.push((place, name.reference().clone()));
     }
+    let stop = stopped_by_signals().map_err(|error| error.to_string())?;
     let exporter = Exporter {
         disk: &disk,
         platforms: &platforms,
+        stop: &stop,
     };
     let since = command.value("--since").map(Path::new);
     let place = |path: &Path| path.canonicalize().ok();
@@ -102,6 +110,17 @@ pub(super) fn export(
     Ok(streams.print(&format!(
         "{to}: {count} blobs and manifests, {size}{known}\n"
     )))
+}
+
+/// True once SIGINT or SIGTERM has come. A second one ends the process at once.
+fn stopped_by_signals() -> io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        let code = i32::from(EXIT_FAILED);
+        flag::register_conditional_shutdown(signal, code, Arc::clone(&stop))?;
+        flag::register(signal, Arc::clone(&stop))?;
+    }
+    Ok(stop)
 }
 
 /// Takes a layout into the cache.

@@ -467,6 +467,15 @@ fn bug_a_directory_that_nobody_may_write_was_not_exported_from() {
     let (before, exported) = (place.files(), export());
     assert!(exported.status.success(), "{exported:?}");
     assert!(before == place.files());
+    // A pull has no place there, and names it.
+    let mut command = without_rights();
+    command.args(["pull", "app:1"]).envs(place.settings());
+    let pulled = command.output().unwrap().stdout;
+    let why = format!(
+        "pull: cache directory {}: cannot be written\n",
+        cache.display()
+    );
+    assert_eq!(String::from_utf8(pulled), Ok(why));
     set_writable(&cache, true);
     // Where no cache was, there is none afterwards.
     fs::rename(&cache, place.path("away")).unwrap();

@@ -3,6 +3,8 @@
 use super::*;
 use crate::cache::scratch::{Cache, Scratch, digest_of};
 
+static GO_ON: AtomicBool = AtomicBool::new(false);
+
 struct Exported {
     scratch: Scratch,
     plan: ExportPlan,
@@ -35,6 +37,7 @@ fn export(
     let exporter = Exporter {
         disk: &cache.disk(),
         platforms: &platforms.parse().unwrap(),
+        stop: &GO_ON,
     };
     let reference = tag.parse().unwrap();
     let plan = exporter.plan(&[(app(cache), reference)], since)?;
@@ -89,12 +92,14 @@ fn a_damaged_blob_fails_by_name_and_leaves_no_file() {
     let exporter = Exporter {
         disk: &cache.disk(),
         platforms: &Platforms::default(),
+        stop: &GO_ON,
     };
     let reference = "v1".parse().unwrap();
     let plan = exporter.plan(&[(app(&cache), reference)], None).unwrap();
     for to in ["out.tar", "out"] {
         let to = scratch.path().join(to);
-        let fault = exporter.write(&plan, &to, &mut |_, _, _| {}).unwrap_err();
+        let fault = exporter.write(&plan, &to, &mut |_, _, _| {});
+        let fault = fault.unwrap_err();
         assert!(
             fault.contains(digest.as_str()) && fault.contains("damaged"),
             "{fault}"
@@ -163,6 +168,7 @@ fn bug_what_two_images_share_was_counted_twice() {
     let exporter = Exporter {
         disk: &cache.disk(),
         platforms: &Platforms::default(),
+        stop: &GO_ON,
     };
     let images = ["v1", "v2"].map(|tag| (app(&cache), tag.parse().unwrap()));
     let plan = exporter.plan(&images, Some(&first.path())).unwrap();
@@ -210,6 +216,7 @@ fn bug_an_empty_directory_that_is_a_link_or_a_mount_was_no_place() {
     let exporter = Exporter {
         disk: &cache.disk(),
         platforms: &Platforms::default(),
+        stop: &GO_ON,
     };
     let images = [(app(&cache), "v1".parse().unwrap())];
     let plan = exporter.plan(&images, None).unwrap();
@@ -220,4 +227,25 @@ fn bug_an_empty_directory_that_is_a_link_or_a_mount_was_no_place() {
     assert_eq!(Archive::open(&link).unwrap().images.len(), 1);
     assert!(link.is_symlink());
     assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 3);
+}
+
+#[test]
+fn bug_an_export_that_was_stopped_left_a_file() {
+    let cache = Cache::new();
+    cache.image("app:v1", &[b"layer"], 5);
+    let exporter = Exporter {
+        disk: &cache.disk(),
+        platforms: &Platforms::default(),
+        stop: &AtomicBool::new(true),
+    };
+    let images = [(app(&cache), "v1".parse().unwrap())];
+    let plan = exporter.plan(&images, None).unwrap();
+    let scratch = Scratch::new();
+    for name in ["out.tar", "new", ""] {
+        let to = scratch.path().join(name);
+        let fault = exporter.write(&plan, &to, &mut |_, _, _| {});
+        let fault = fault.unwrap_err();
+        assert!(fault.ends_with(": stopped by a signal"), "{fault}");
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+    }
 }

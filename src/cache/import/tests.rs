@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use serde_json::{Value, json};
 
@@ -24,6 +25,7 @@ fn layout(
     let exporter = Exporter {
         disk: &cache.disk(),
         platforms: &platforms.parse().unwrap(),
+        stop: &AtomicBool::new(false),
     };
     let place = OwnedScope {
         registry: cache.registry.clone(),
