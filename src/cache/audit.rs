@@ -78,11 +78,8 @@ impl<'a> Audit<'a> {
             found.push((Verdict::Incomplete, why.to_owned()));
         }
         // Its manifest proves what it names, and so may do without further links.
-        if self
-            .names
-            .link(image.place.scope(), &image.digest)
-            .is_none()
-        {
+        let link = self.names.link(image.place.scope(), &image.digest);
+        if link.is_none() {
             let why = "its manifest is not known to belong to the repository";
             found.push((Verdict::Incomplete, why.to_owned()));
         }

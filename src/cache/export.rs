@@ -139,12 +139,8 @@ impl Exporter<'_> {
         }
         for (tag, TagEntry { digest, .. }) in closure.attached {
             // An index of referrers is of use when all of them come with it.
-            if self
-                .disk
-                .holdings()
-                .closure(&digest, IMAGE_BYTES_MAX)
-                .is_whole()
-            {
+            let needs = self.disk.holdings().closure(&digest, IMAGE_BYTES_MAX);
+            if needs.is_whole() {
                 entries.push((Reference::Tag(tag), digest.clone(), vec![digest]));
             }
         }

@@ -149,6 +149,13 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
 }
 
+/// Opens a file for reading and writing; one that is not there is made.
+pub(super) fn open_or_create(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false);
+    options.open(path)
+}
+
 /// Reads at most `limit` bytes of a file of about `usual` bytes: in one call when it has fewer.
 pub(super) fn read(mut file: &File, usual: usize, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; usual];

@@ -153,11 +153,8 @@ impl Fills {
             fills.end(&filling, outcome);
             drop(slot);
         };
-        if self
-            .crew
-            .run(Box::new(RequestScope::pass_on(work)))
-            .is_err()
-        {
+        let job = Box::new(RequestScope::pass_on(work));
+        if self.crew.run(job).is_err() {
             self.end(growing, FillEnd::Bypass);
         }
     }

@@ -237,10 +237,8 @@ impl Cache {
     ) -> Option<Page> {
         let (names, confirmed) = (&self.names, confirmed_at(headers));
         let kept = names.set_page(list, query, headers, body, confirmed, asked_at);
-        self.disk_faults
-            .check("list", kept)
-            .filter(|is_kept| *is_kept)?;
-        names.page(list, query)
+        let is_kept = self.disk_faults.check("list", kept)?;
+        is_kept.then(|| names.page(list, query))?
     }
 
     /// Upstream said just now that a tag or digest is not there. Its answer is remembered under

@@ -107,11 +107,7 @@ impl Store {
 
     /// What arrived since the last call.
     pub(super) fn arrivals(&self) -> Vec<Digest> {
-        let mut account = self.account.locked();
-        account
-            .watched
-            .as_mut()
-            .map(std::mem::take)
-            .unwrap_or_default()
+        let watched = &mut self.account.locked().watched;
+        watched.as_mut().map(std::mem::take).unwrap_or_default()
     }
 }

@@ -71,18 +71,14 @@ pub(super) struct TagUse {
 impl TagUse {
     /// The manifests that the tag means.
     pub(super) fn digests(&self) -> impl Iterator<Item = Digest> {
-        let entries = self
-            .files
-            .iter()
-            .flat_map(|path| read_tag(path).into_entries());
+        let entries = self.files.iter().flat_map(|path| read_tag(path));
         entries.map(|entry| entry.digest)
     }
 
     /// True when each of its files can be read.
     pub(super) fn is_readable(&self) -> bool {
-        self.files
-            .iter()
-            .all(|path| !read_tag(path).into_entries().is_empty())
+        let mut files = self.files.iter();
+        files.all(|path| !read_tag(path).is_empty())
     }
 }
 
@@ -112,7 +108,7 @@ impl Names {
     /// `partition` is empty or a hash in hex.
     pub fn tag(&self, scope: Scope<'_>, partition: &str, tag: &Tag) -> Vec<TagEntry> {
         let path = self.paths.tag(scope, partition, tag);
-        path.map_or_else(Vec::new, |path| read_tag(&path).into_entries())
+        path.map_or_else(Vec::new, |path| read_tag(&path))
     }
 
     /// The same, which counts as a use of the tag.
@@ -243,9 +239,8 @@ impl Names {
     /// The manifests that a tag means in any partition; the newest confirmation first.
     pub fn tag_anywhere(&self, scope: Scope<'_>, tag: &Tag) -> Vec<TagEntry> {
         let folders = self.paths.partitions(scope).into_iter();
-        let mut entries: Vec<TagEntry> = folders
-            .flat_map(|folder| read_tag(&folder.join(tag.as_str())).into_entries())
-            .collect();
+        let entries = folders.flat_map(|folder| read_tag(&folder.join(tag.as_str())));
+        let mut entries: Vec<TagEntry> = entries.collect();
         entries.sort_by_key(|entry| std::cmp::Reverse(entry.confirmed));
         entries
     }
@@ -263,20 +258,16 @@ impl Names {
 
     /// True when the cache holds a repository of the registry. Does not look into it.
     pub fn has_repository(&self, registry: &Registry) -> bool {
-        let children = self
-            .paths
-            .registry(registry)
-            .map(|path| folder_names(&path));
+        let folder = self.paths.registry(registry);
+        let children = folder.map(|folder| folder_names(&folder));
         let mut children = children.into_iter().flatten();
         children.any(|child| !child.starts_with('_'))
     }
 
     /// True when the cache holds a repository of any registry. Does not look into it.
     pub fn has_repositories(&self) -> bool {
-        let registries = self.registries();
-        registries
-            .iter()
-            .any(|registry| self.has_repository(registry))
+        let mut registries = self.registries().into_iter();
+        registries.any(|registry| self.has_repository(&registry))
     }
 
     /// The repositories of a registry that hold tags or links, sorted.
@@ -386,11 +377,9 @@ impl Names {
         let root = self.paths.repos.parent().unwrap_or(&self.paths.repos);
         let mut counted = 0_u64;
         for name in ["blobs", "partial"] {
-            let folders = ["", "sha256", "sha512"].map(|below| root.join(name).join(below));
-            counted += folders
-                .iter()
-                .map(|folder| metadata_on_disk(folder))
-                .sum::<u64>();
+            for below in ["", "sha256", "sha512"] {
+                counted += metadata_on_disk(&root.join(name).join(below));
+            }
         }
         for child in fs::read_dir(root).into_iter().flatten().flatten() {
             let name = child.file_name();
@@ -561,8 +550,8 @@ fn metadata_on_disk(path: &Path) -> u64 {
     fs::symlink_metadata(path).map_or(0, |metadata| files::on_disk(&metadata))
 }
 
-fn read_tag(path: &Path) -> TagFile {
-    TagFile::parse(&read_tag_text(path))
+fn read_tag(path: &Path) -> Vec<TagEntry> {
+    TagFile::parse(&read_tag_text(path)).into_entries()
 }
 
 /// Empty where there is none.

@@ -67,9 +67,8 @@ impl Negative {
 
     /// Forgets every answer whose key begins with `prefix`: something was pushed there.
     pub fn forget(&self, prefix: &str) {
-        self.entries
-            .locked()
-            .retain(|key, _| !key.starts_with(prefix));
+        let mut entries = self.entries.locked();
+        entries.retain(|key, _| !key.starts_with(prefix));
     }
 }
 

@@ -182,13 +182,7 @@ fn is_foreign(dir: &Path) -> io::Result<bool> {
 /// directory, so that one half made is known for ours; until its number is written it is empty.
 fn claim(root: &Path) -> Result<File, OpenError> {
     let fault = |error| OpenError::io(root, error);
-    let mut marker = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(root.join(MARKER))
-        .map_err(fault)?;
+    let mut marker = files::open_or_create(&root.join(MARKER)).map_err(fault)?;
     match marker.try_lock_shared() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {

@@ -232,11 +232,8 @@ impl Names {
     /// # Errors
     /// The disk's own.
     pub fn set_referrers_api(&self, registry: &Registry, there: bool) -> io::Result<()> {
-        let path = self
-            .paths
-            .registry(registry)
-            .ok_or_else(unusable_name)?
-            .join(NO_REFERRERS);
+        let folder = self.paths.registry(registry).ok_or_else(unusable_name)?;
+        let path = folder.join(NO_REFERRERS);
         match (there, path.exists()) {
             (true, true) => fs::remove_file(path),
             (false, false) => self.write_unsynced(&path, b""),

@@ -53,10 +53,8 @@ impl Store {
     pub fn partial(&self, digest: &Digest) -> io::Result<Partial> {
         self.refuse_if_read_only()?;
         let path = self.partial_path(digest);
-        let mut options = File::options();
-        options.read(true).write(true).create(true).truncate(false);
         for _ in 0..OPEN_ATTEMPTS {
-            let mut file = options.open(&path)?;
+            let mut file = files::open_or_create(&path)?;
             let mut is_ours = processes::try_lock(&file)?;
             if is_ours && !processes::is_at(&file, &path)? {
                 continue;
@@ -124,12 +122,7 @@ impl Store {
     /// The disk's own.
     pub fn fresh_partial(&self, digest: &Digest) -> io::Result<File> {
         let path = self.partial_path(digest);
-        let temp = self.partial_root().join(files::temp_name());
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&temp)?;
+        let (temp, file) = self.create_unnamed()?;
         let old = fs::metadata(&path).map_or(0, |metadata| metadata.len());
         // Nobody else knows its name yet.
         let locked = processes::try_lock(&file);

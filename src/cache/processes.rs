@@ -46,7 +46,7 @@ impl Drop for Processes {
 /// Takes the lock `name`, or waits for it for `patience`. None when another holds it for longer, or
 /// the disk makes no such file.
 pub(super) fn lock(root: &Path, name: &str, patience: Duration) -> Option<File> {
-    let file = open(&root.join(FOLDER).join(name)).ok()?;
+    let file = files::open_or_create(&root.join(FOLDER).join(name)).ok()?;
     let until = Instant::now() + patience;
     while !try_lock(&file).ok()? {
         if Instant::now() >= until {
@@ -76,12 +76,6 @@ pub(super) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
-    let mut options = File::options();
-    options.read(true).write(true).create(true).truncate(false);
-    options.open(path)
-}
-
 impl Processes {
     /// Shows that this process lives. Must come before it makes any temporary file.
     pub(super) fn enter(root: &Path) -> io::Result<Self> {
@@ -89,7 +83,7 @@ impl Processes {
         fs::create_dir_all(&folder)?;
         let path = folder.join(format!("{PROCESS}{}", files::run()));
         for _ in 0..ENTER_ATTEMPTS {
-            let alive = open(&path)?;
+            let alive = files::open_or_create(&path)?;
             alive.lock_shared()?;
             if is_at(&alive, &path)? {
                 return Ok(Self {
@@ -159,7 +153,9 @@ mod tests {
             fs::write(&path, "x").unwrap();
             path
         };
-        let process = |run: &str| open(&scratch.path().join("locks/process-".to_owned() + run));
+        let process = |run: &str| {
+            files::open_or_create(&scratch.path().join("locks/process-".to_owned() + run))
+        };
         let (ours, theirs, dead) = (temp(files::run()), temp("1.2"), temp("3.4"));
         let older = temp("5.6");
         let other = process("1.2").unwrap();

@@ -18,7 +18,7 @@ use super::files;
 use super::names::{Names, OwnedScope, Scope};
 use super::paths::read_text;
 use super::store::Store;
-use super::verified::Stamp;
+use super::verified::HashVerdict;
 use crate::locked::Locked as _;
 use crate::log;
 use crate::metrics;
@@ -208,17 +208,8 @@ impl Scrubber {
             let is_live = !TRANSFERS.running().0.is_empty();
             thread::sleep(if is_live { pause * LIVE_FACTOR } else { pause });
         });
-        let now = blob.file.metadata().map(|metadata| Stamp::of(&metadata));
-        if now.ok() != Some(blob.stamp) {
-            return true;
-        }
-        // A sector that cannot be read is damage, too.
-        let is_whole = found.is_ok_and(|found| found == digest.as_str());
-        match is_whole {
-            true => self.store.set_verified(digest, blob.stamp),
-            false => self.store.remove_damaged(digest, blob.stamp),
-        }
-        is_whole
+        let judged = self.store.judge(digest, &blob.file, blob.stamp, found);
+        judged != HashVerdict::Damaged
     }
 
     /// Fetches each blob for one of the repositories that it belongs to. Without upstream it stays

@@ -19,7 +19,7 @@ use super::files;
 pub use super::open::{FORMAT, OpenError};
 use super::paths::below;
 use super::processes::{self, Processes};
-use super::verified::{Stamp, Verified};
+use super::verified::{HashVerdict, Stamp, Verified};
 use crate::hash::{Hasher, matches};
 use crate::locked::Locked as _;
 use crate::oci::Digest;
@@ -296,7 +296,12 @@ impl Store {
     pub fn create_unnamed(&self) -> io::Result<(PathBuf, File)> {
         self.refuse_if_read_only()?;
         let path = self.partial_root().join(files::temp_name());
-        let file = File::options().write(true).create_new(true).open(&path)?;
+        let mut options = File::options();
+        let file = options
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)?;
         Ok((path, file))
     }
 
@@ -424,6 +429,27 @@ impl Store {
     /// Notes that the file with this stamp has the digest.
     pub(super) fn set_verified(&self, digest: &Digest, stamp: Stamp) {
         self.verified.insert(digest, stamp, Instant::now());
+    }
+
+    /// Judges a blob of which all was read, and had the digest `found`. One that is damaged is
+    /// [removed](Self::remove_damaged); so is one with a sector that cannot be read.
+    pub(super) fn judge(
+        &self,
+        digest: &Digest,
+        file: &File,
+        stamp: Stamp,
+        found: io::Result<String>,
+    ) -> HashVerdict {
+        let now = file.metadata().map(|metadata| Stamp::of(&metadata));
+        if now.ok() != Some(stamp) {
+            return HashVerdict::Unknown;
+        }
+        if found.is_ok_and(|found| found == digest.as_str()) {
+            self.set_verified(digest, stamp);
+            return HashVerdict::Whole;
+        }
+        self.remove_damaged(digest, stamp);
+        HashVerdict::Damaged
     }
 
     pub(super) fn open_blob(&self, digest: &Digest) -> io::Result<Option<(File, Stamp)>> {

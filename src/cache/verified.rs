@@ -47,6 +47,17 @@ impl Stamp {
     }
 }
 
+/// What hashing a blob has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HashVerdict {
+    /// Its bytes are what its name says.
+    Whole,
+    /// They are not; it has been removed.
+    Damaged,
+    /// Its file was changed meanwhile, or the proxy stops.
+    Unknown,
+}
+
 /// The memory.
 #[derive(Debug, Default)]
 pub(super) struct Verified {

@@ -16,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::store::{Blob, Reading, Store};
-use super::verified::Stamp;
+use super::verified::{HashVerdict, Stamp};
 use crate::hash::Hasher;
 use crate::locked::{Locked as _, TimedWait as _};
 use crate::message::{Body, Piece, Pieces};
@@ -39,17 +39,6 @@ const BYTES_PER_SECOND_MAX: u64 = 512 << 20;
 const SLICE_TIME: Duration = Duration::from_micros(SLICE_BYTES * 1_000_000 / BYTES_PER_SECOND_MAX);
 /// Bytes read at a time.
 const READ_BYTES: usize = 64 * 1024;
-
-/// What hashing a blob has shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HashVerdict {
-    /// Its bytes are what its name says.
-    Whole,
-    /// They are not; it has been removed.
-    Damaged,
-    /// Its file was changed meanwhile, or the proxy stops.
-    Unknown,
-}
 
 /// Hashes blobs, one at a time.
 pub struct Verifier {
@@ -253,16 +242,14 @@ impl Verifier {
         let until = at + SLICE_BYTES;
         while at < until {
             let count = match job.file.read_at(&mut buffer, at) {
-                // A sector that cannot be read is damage, too.
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                    return Some(self.judge(job, false));
-                }
-                Err(_) => continue,
-                Ok(0) => {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Ok(count @ 1..) => count,
+                ended => {
                     let found = job.state.locked().hasher.clone().finish();
-                    return Some(self.judge(job, found == job.digest.as_str()));
+                    let found = ended.map(|_| found);
+                    let judged = self.store.judge(&job.digest, &job.file, job.stamp, found);
+                    return Some(judged);
                 }
-                Ok(count) => count,
             };
             let mut state = job.state.locked();
             state.hasher.update(buffer.get(..count).unwrap_or_default());
@@ -270,23 +257,6 @@ impl Verifier {
             state.hashed = at;
         }
         None
-    }
-
-    fn judge(&self, job: &Job, whole: bool) -> HashVerdict {
-        let now = job.file.metadata().map(|metadata| Stamp::of(&metadata));
-        if now.ok() != Some(job.stamp) {
-            return HashVerdict::Unknown;
-        }
-        match whole {
-            true => {
-                self.store.set_verified(&job.digest, job.stamp);
-                HashVerdict::Whole
-            }
-            false => {
-                self.store.remove_damaged(&job.digest, job.stamp);
-                HashVerdict::Damaged
-            }
-        }
     }
 }
 

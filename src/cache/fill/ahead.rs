@@ -70,16 +70,14 @@ impl ReadAhead {
             changed: Condvar::new(),
         });
         let reader = Arc::clone(&shared);
-        let work = move || {
+        let work = RequestScope::pass_on(move || {
             let outcome = metrics::count_panic(|| reader.read(body))
                 .unwrap_or_else(|| Err(io::Error::other("reading it panicked")));
             reader.waiting.locked().outcome = Some(outcome);
             reader.changed.notify_all();
-        };
+        });
         let thread = Builder::new().name("read-ahead".to_owned());
-        thread
-            .stack_size(STACK_BYTES)
-            .spawn(RequestScope::pass_on(work))?;
+        thread.stack_size(STACK_BYTES).spawn(work)?;
         Ok(Self {
             shared,
             piece: Vec::with_capacity(PIECE_BYTES),

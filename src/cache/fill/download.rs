@@ -344,11 +344,7 @@ impl<'a> Fill<'a> {
         self.growing.transfer.set_bytes(have);
         let mut state = self.growing.state.locked();
         state.verified |= verified;
-        if state
-            .file
-            .as_ref()
-            .is_none_or(|(_, readable)| *readable <= have)
-        {
+        if state.written() <= have {
             state.file = Some((file, have));
         }
         if verified || state.total > SMALL_BYTES_MAX {
@@ -427,12 +423,8 @@ impl<'a> Fill<'a> {
             return self.broken(format!("answered {}", fetched.reply.status));
         }
         let mut body = Vec::new();
-        let read = fetched
-            .reply
-            .body
-            .take(ERROR_DOCUMENT_BYTES_MAX)
-            .read_to_end(&mut body);
-        if let Err(error) = read {
+        let mut document = fetched.reply.body.take(ERROR_DOCUMENT_BYTES_MAX);
+        if let Err(error) = document.read_to_end(&mut body) {
             return self.broken(error.to_string());
         }
         let (status, headers) = (fetched.reply.status, fetched.reply.headers);

@@ -126,11 +126,7 @@ impl Growing {
 
     /// How far it has come.
     pub fn written(&self) -> u64 {
-        self.state
-            .locked()
-            .file
-            .as_ref()
-            .map_or(0, |(_, readable)| *readable)
+        self.state.locked().written()
     }
 
     pub(super) fn wait_until_begun(self: Arc<Self>, deadline: Instant) -> Joined {
@@ -203,13 +199,16 @@ impl Growing {
 }
 
 impl FillState {
+    /// Bytes in the file that readers read.
+    pub(super) fn written(&self) -> u64 {
+        self.file.as_ref().map_or(0, |(_, written)| *written)
+    }
+
     /// All but the last byte may be read until the blob is verified.
     pub(super) fn readable(&self) -> u64 {
-        let readable = self.file.as_ref().map_or(0, |(_, readable)| *readable);
-        if self.verified {
-            readable
-        } else {
-            readable.min(self.total.saturating_sub(1))
+        match self.verified {
+            true => self.written(),
+            false => self.written().min(self.total.saturating_sub(1)),
         }
     }
 }
