@@ -1,5 +1,5 @@
-//! `CACHE_MAX_SIZE`: held on disk at every moment, least recently used images first, and nobody who
-//! reads is cut.
+//! `CACHE_MAX_SIZE`: held on disk at every moment, least recently used images first, and no client
+//! that reads is cut.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

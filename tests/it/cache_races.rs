@@ -187,7 +187,7 @@ fn a_404_from_before_an_upload_is_not_remembered() {
 }
 
 #[test]
-fn who_asks_after_a_deletion_gets_no_answer_from_before() {
+fn a_question_after_a_deletion_gets_no_answer_from_before() {
     let cached = cached();
     let image = cached.standin.put_image("team/app", "1.0", &[]);
     let own = by_digest(&image.manifest);

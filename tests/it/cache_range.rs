@@ -1,5 +1,5 @@
-//! Ranges and conditions, on blobs that are there and on blobs that are on their way; and who a
-//! cached blob belongs to.
+//! Ranges and conditions, on cached blobs and on blobs that are being downloaded; and the
+//! repositories that a cached blob belongs to.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! `ACCESS_CONTROL_ALLOW_ORIGIN`: which pages a browser lets read the replies, and its question
-//! beforehand.
+//! `ACCESS_CONTROL_ALLOW_ORIGIN`: which pages a browser lets read the replies, and its preflight
+//! requests.
 
 use standin::{Fault, Match, Options, Server};
 

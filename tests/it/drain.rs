@@ -1,4 +1,5 @@
-//! The start that fails, and the end: who is waited for, who is not, and the exit codes.
+//! The start that fails, and the end: which clients are waited for, which are not, and the exit
+//! codes.
 
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -177,7 +178,7 @@ fn an_upload_that_outlasts_the_grace_is_cut_and_counted() {
 }
 
 #[test]
-fn a_drain_waits_for_who_reads_a_blob_that_is_still_coming() {
+fn a_drain_waits_for_a_client_that_reads_a_blob_still_coming() {
     let mut cached = Cached::start();
     let digest = cached.standin.add_blob_of("sample/hello", SIZE, 8);
     let stall = Fault::StallAfter(BEFORE_STALL);

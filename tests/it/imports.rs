@@ -1,4 +1,4 @@
-//! Which paths a source file names. Knows no more of Rust than modules, `use` trees and
+//! The paths that a source file names. This reader knows only Rust's modules, `use` trees and
 //! `#[cfg(test)]`; `proc-macro2` takes comments, strings and lifetimes apart.
 
 use std::fs;

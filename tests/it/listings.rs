@@ -162,7 +162,7 @@ fn more_names_than_ecr_takes_are_asked_for_in_its_pages() {
 }
 
 #[test]
-fn nothing_is_what_who_asks_for_nothing_gets() {
+fn a_client_that_asks_for_nothing_gets_nothing() {
     for quirks in [Quirks::ecr(), Quirks::none()] {
         let front = Front::with(options(quirks), &[]);
         front.standin.add_tags("team/app", 3);

@@ -346,7 +346,7 @@ fn get_from(from: IpAddr, to: SocketAddr, login: &str) -> String {
 }
 
 #[test]
-fn who_guesses_is_slowed_down_and_nobody_else() {
+fn a_client_that_guesses_is_slowed_down_and_no_other() {
     let front = front(&File::new(CHEAP));
     front.standin.put_image("team/app", "1.0", &[]);
     let address = front.address();

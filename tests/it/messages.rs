@@ -151,7 +151,7 @@ fn all_faults_are_told_at_once() {
 }
 
 #[test]
-fn tls_at_a_port_without_it_is_answered_by_an_alert_and_said_once() {
+fn tls_at_a_plain_port_is_answered_by_an_alert_and_logged_once() {
     let front = Front::start();
     for _ in 0..5 {
         // A record with the beginning of a ClientHello.

@@ -1,4 +1,4 @@
-//! What systemd is told: ready, status, reload, signs of life, the end.
+//! Messages to systemd: ready, status, reload, signs of life, the end.
 
 use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;

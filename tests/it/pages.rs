@@ -1,4 +1,4 @@
-//! What the proxy answers of itself: probes, version, and every request it refuses without asking
+//! The proxy's own answers: probes, version, and every request that it refuses without asking
 //! upstream.
 
 use standin::{Options, Server};
@@ -131,7 +131,7 @@ fn names_that_cannot_be_never_reach_upstream() {
 }
 
 #[test]
-fn nothing_is_there_under_what_can_be_no_tag() {
+fn a_reference_that_is_not_a_valid_tag_is_404() {
     let front = Front::start();
     let long = "t".repeat(129);
     for tag in [".INVALID_MANIFEST_NAME", "-x", "..", "%2e%2e", &long] {

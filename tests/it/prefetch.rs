@@ -157,7 +157,7 @@ fn pull_names_what_failed() {
     let ran = pull(&site, &directory, &["team/app:1.0"]);
     assert_eq!(ran.code, Some(1), "{}", ran.text);
     for (arguments, why) in [
-        (&["https://r.test/app"][..], "leave its scheme away"),
+        (&["https://r.test/app"][..], "leave out its scheme"),
         (&["app", "--platform", "x"], "--platform=x"),
         (&[], "expected IMAGE"),
     ] {

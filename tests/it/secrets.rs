@@ -1,4 +1,4 @@
-//! What the log tells, and what neither log nor reply may ever tell.
+//! Secrets that neither log nor reply may ever show, and the log line of a reply that was cut.
 
 use standin::{Fault, Match, Options, Seen, Server};
 

@@ -216,7 +216,7 @@ pub(crate) fn read_slowly(
 }
 
 #[test]
-fn who_takes_a_reply_slower_than_the_least_rate_is_cut() {
+fn a_client_that_takes_a_reply_too_slowly_is_cut() {
     let (_scratch, file) = megabyte();
     let server = Server::start(limits(), endless(&file));
     for path in ["/file", "/stream"] {
@@ -231,7 +231,7 @@ fn who_takes_a_reply_slower_than_the_least_rate_is_cut() {
 }
 
 #[test]
-fn who_takes_a_reply_fast_enough_is_served_on() {
+fn a_client_that_takes_a_reply_fast_enough_is_served_on() {
     let (_scratch, file) = megabyte();
     let server = Server::start(limits(), endless(&file));
     for path in ["/file", "/stream"] {

@@ -1,5 +1,5 @@
-//! TLS together with what slow and greedy clients are held to, and with sockets of other kinds: unix
-//! sockets, and those that systemd hands in.
+//! TLS together with the limits for slow and greedy clients, and with other kinds of sockets: unix
+//! sockets, and sockets that systemd hands in.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -50,7 +50,7 @@ fn reader(to: SocketAddr, config: &Arc<ClientConfig>) -> StreamOwned<ClientConne
 }
 
 #[test]
-fn who_takes_a_reply_slower_than_the_least_rate_is_cut() {
+fn a_client_that_takes_a_reply_too_slowly_is_cut() {
     let (_scratch, file) = megabyte();
     let pki = Pki::new();
     let server = door(&pki, Vec::new(), limits(), endless(&file));
@@ -70,7 +70,7 @@ fn who_takes_a_reply_slower_than_the_least_rate_is_cut() {
 }
 
 #[test]
-fn who_takes_a_reply_fast_enough_is_served_on() {
+fn a_client_that_takes_a_reply_fast_enough_is_served_on() {
     let (_scratch, file) = megabyte();
     let pki = Pki::new();
     let server = door(&pki, Vec::new(), limits(), endless(&file));

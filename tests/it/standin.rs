@@ -1,4 +1,4 @@
-//! The stand-in itself: a test that trusts it must be able to.
+//! The stand-in itself, since all other tests trust it.
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};

@@ -337,7 +337,7 @@ fn the_page_is_one_document_with_a_strict_policy() {
 }
 
 #[test]
-fn it_is_gone_when_it_is_switched_off() {
+fn the_page_is_gone_when_it_is_switched_off() {
     let front = Front::with(Options::default(), &[("STATUS_PAGE", "false")]);
     for target in ["/", "/status.json", "/status.json?images=0"] {
         assert_eq!(front.get(target).status, 404, "{target}");
@@ -345,7 +345,7 @@ fn it_is_gone_when_it_is_switched_off() {
 }
 
 #[test]
-fn it_asks_for_the_login_of_the_registry() {
+fn the_page_asks_for_the_login_of_the_registry() {
     let folder = Scratch::new();
     let path = folder.path().join("htpasswd");
     std::fs::write(&path, crate::login::CHEAP).unwrap();
@@ -370,7 +370,7 @@ fn it_asks_for_the_login_of_the_registry() {
 }
 
 #[test]
-fn it_asks_for_the_certificate_of_the_registry() {
+fn the_page_asks_for_the_certificate_of_the_registry() {
     let pki = Pki::new();
     let settings = pki.settings_with_clients();
     let settings: Vec<(&str, &str)> = settings.iter().map(|(n, v)| (*n, v.as_str())).collect();

@@ -54,7 +54,7 @@ fn a_pull_that_is_throttled_waits_and_is_asked_for_once_more() {
 }
 
 #[test]
-fn one_that_is_throttled_holds_all_others_back() {
+fn a_throttled_pull_holds_all_others_back() {
     let cached = Cached::start();
     let pause = Duration::from_secs(2);
     cached.standin.put_image("team/app", "1.0", &[]);

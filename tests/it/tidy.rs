@@ -1,4 +1,4 @@
-//! Keeps the sources in the shape that `CONTRIBUTING.md` and the lints cannot hold them to.
+//! Checks rules about the shape of the sources that no lint can check.
 
 use crate::imports::sources;
 
