@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_left_takes_no_room() {
+    fn a_client_that_has_left_takes_no_room() {
         let (a, b) = (network("192.0.2.1"), network("192.0.2.2"));
         let mut counts = NetworkCounts::default();
         counts.add(a);

@@ -17,7 +17,7 @@ use super::error::{Stage, UpstreamError};
 use super::incoming::Incoming;
 use super::redirect::{REDIRECTS_MAX, Redirects, Url};
 use super::secrets::Secrets;
-use super::throttle::throttling;
+use super::throttle::{PauseRequest, read_pause_request};
 use crate::log::{self, Level, RequestScope};
 use crate::message::{Headers, RequestBody, SharedBytes};
 use crate::oci::{ECR_PUBLIC_HOSTS, ERROR_DOCUMENT_BYTES_MAX, Registry};
@@ -59,8 +59,8 @@ pub(super) struct Attempt<'a> {
     pub(super) follow: Follow,
     /// Until when the reply's head must have come.
     pub(super) deadline: Instant,
-    /// Set when a reply says that we ask too often, with the time that it names.
-    pub(super) throttled: &'a Cell<Option<Option<Duration>>>,
+    /// Set when a reply says that we ask too often.
+    pub(super) throttled: &'a Cell<Option<PauseRequest>>,
 }
 
 impl Attempt<'_> {
@@ -207,7 +207,7 @@ impl Attempt<'_> {
     /// of a redirect, which says nothing.
     fn read_refusal(&self, method: &str, reply: &mut Incoming) -> Option<SharedBytes> {
         if method == "HEAD" || matches!(reply.status, ..300 | 304) {
-            if let Some(asked) = throttling(reply, b"") {
+            if let Some(asked) = read_pause_request(reply, b"") {
                 self.throttled.set(Some(asked));
             }
             return None;
@@ -222,7 +222,7 @@ impl Attempt<'_> {
                 .filter(|body| body.len() as u64 <= ERROR_DOCUMENT_BYTES_MAX);
             read.unwrap_or_default()
         };
-        if let Some(asked) = throttling(reply, &body) {
+        if let Some(asked) = read_pause_request(reply, &body) {
             self.throttled.set(Some(asked));
         }
         let body = SharedBytes::from(body);

@@ -16,6 +16,7 @@ use super::error::{OFFLINE, Stage, UpstreamError};
 use super::incoming::Incoming;
 use super::part;
 use super::redirect::Redirects;
+use super::throttle::PauseRequest;
 use crate::locked::Locked as _;
 use crate::log;
 use crate::message::RequestBody;
@@ -48,8 +49,8 @@ struct RegistryCall<'a> {
     contact: &'a Contact,
     call: Call<'a>,
     follow: Follow,
-    /// Set when a reply says that we ask too often, with the time that it names.
-    throttled: Cell<Option<Option<Duration>>>,
+    /// Set when a reply says that we ask too often.
+    throttled: Cell<Option<PauseRequest>>,
 }
 
 /// How a registry is doing.
@@ -181,7 +182,7 @@ impl RegistryCall<'_> {
                 return fetched;
             };
             let throttle = &self.contact.throttle;
-            let wait = throttle.note(asked, Instant::now(), unguessable());
+            let wait = throttle.note(asked.length, Instant::now(), unguessable());
             let fields: [log::Field<'_>; 2] =
                 [("registry", self.call.registry), ("ms", &wait.as_millis())];
             log::info("registry throttles; backing off", &fields);

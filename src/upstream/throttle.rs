@@ -68,9 +68,16 @@ fn portion(whole: Duration, roll: u64) -> Duration {
     whole * parts / PARTS
 }
 
-/// Whether a refusal says that we ask too often, and how long we are to stay away: 429; 503 that
-/// names a time (RFC 9110 §15.6.4); 400 and 503 in the words of AWS.
-pub(super) fn throttling(reply: &Incoming, body: &[u8]) -> Option<Option<Duration>> {
+/// A reply that asks us to stay away for a while.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PauseRequest {
+    /// The time that the reply names, if it names one.
+    pub(super) length: Option<Duration>,
+}
+
+/// Reads whether a refusal throttles us: 429; 503 that names a time (RFC 9110 §15.6.4); 400 and 503
+/// in the words of AWS.
+pub(super) fn read_pause_request(reply: &Incoming, body: &[u8]) -> Option<PauseRequest> {
     let asked = reply.headers.first("Retry-After");
     let says = || {
         let mut text = String::from_utf8_lossy(body).into_owned();
@@ -83,7 +90,9 @@ pub(super) fn throttling(reply: &Incoming, body: &[u8]) -> Option<Option<Duratio
         400 => says(),
         _ => false,
     };
-    is_throttling.then(|| asked.and_then(|text| retry_after(text, SystemTime::now())))
+    is_throttling.then(|| PauseRequest {
+        length: asked.and_then(|text| retry_after(text, SystemTime::now())),
+    })
 }
 
 /// True when an error document has this code. A message may repeat what a client asked for; there
@@ -155,7 +164,7 @@ mod tests {
                 body: Box::new(std::io::empty()),
                 length: None,
             };
-            throttling(&reply, body)
+            read_pause_request(&reply, body).map(|asked| asked.length)
         };
         assert_eq!(asked(429, None, b""), Some(None));
         assert_eq!(asked(429, Some("7"), b""), Some(Some(SECOND * 7)));

@@ -520,7 +520,7 @@ fn an_upload_waits_for_a_token_that_outlives_it() {
 }
 
 #[test]
-fn stopping_frees_those_who_wait() {
+fn stopping_frees_callers_that_wait() {
     let bench = Bench::new(Some(EU), keys());
     let registry: Registry = EU.parse().unwrap();
     let deadline = bench.clock.monotonic() + SECOND * 30;

@@ -58,7 +58,7 @@ fn credentials_that_rotate_under_a_running_pull_change_nothing_for_it() {
 }
 
 #[test]
-fn who_we_are_is_asked_anew_when_another_key_signs() {
+fn our_arn_is_asked_for_anew_when_another_key_signs() {
     let (bench, folder) = profile();
     bench.first_token();
     assert!(bench.tokens.status().arn.unwrap().ends_with("user/a"));

@@ -137,7 +137,7 @@ fn callers_wait_for_the_region_and_then_for_the_token() {
 }
 
 #[test]
-fn stopping_frees_those_who_wait_for_the_region() {
+fn stopping_frees_callers_that_wait_for_the_region() {
     let bench = Bench::new(Some("registry.example"), on_ec2());
     let registry: Registry = "registry.example".parse().unwrap();
     let deadline = bench.clock.monotonic() + SECOND * 30;
