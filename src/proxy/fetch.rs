@@ -18,6 +18,7 @@ use super::{dispatch, follow};
 use crate::cache::closure::{ANY_PLATFORM, NO_PLATFORM};
 use crate::cache::manifest::{MANIFEST_BYTES_MAX, ManifestContent, Named};
 use crate::cache::names::{OwnedScope, Scope};
+use crate::cache::store::Store;
 use crate::cache::tree::ManifestWalk;
 use crate::image_name::ImageName;
 use crate::locked::Locked as _;
@@ -253,7 +254,7 @@ impl<'a> ImageWork<'a> {
         let next = || waiting.locked().next();
         let work = || {
             while let Some(Named { digest, size, .. }) = next() {
-                if self.client.is_kept(self.parts, digest) {
+                if self.is_whole(digest) {
                     progress(size.unwrap_or_default());
                     continue;
                 }
@@ -280,6 +281,14 @@ impl<'a> ImageWork<'a> {
             }
             work();
         });
+    }
+
+    /// True for a blob that is here. `pull` hashes it: one that is damaged goes, and is fetched.
+    fn is_whole(&self, digest: &Digest) -> bool {
+        let store = self.parts.cache.as_ref().map(|cache| &cache.store);
+        let open = |store: &Arc<Store>| store.open_verified(digest, u64::MAX).ok().flatten();
+        self.client.is_kept(self.parts, digest)
+            && (self.client.purpose != Purpose::Pull || store.and_then(open).is_some())
     }
 
     fn fetch_blob(&self, digest: &Digest, progress: &dyn Fn(u64)) -> Result<u64, String> {

@@ -122,6 +122,24 @@ fn pull_of_one_platform_fetches_no_other() {
 }
 
 #[test]
+fn bug_pull_called_an_image_complete_that_was_damaged() {
+    let site = Cached::start();
+    let layer = Layer::of_noise(1000, 1);
+    let image = site.standin.put_image("team/app", "1.0", &[layer]);
+    let directory = Scratch::new();
+    let ran = pull(&site, &directory, &["team/app:1.0"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.text);
+    let hex = image.layers[0].replace("sha256:", "");
+    let path = directory.path().join("blobs/sha256").join(hex);
+    let good = fs::read(&path).unwrap();
+    fs::write(&path, "damaged").unwrap();
+    let ran = pull(&site, &directory, &["team/app:1.0"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.text);
+    assert!(ran.text.contains("; 1 blobs fetched"), "{}", ran.text);
+    assert!(fs::read(&path).unwrap() == good);
+}
+
+#[test]
 fn pull_names_what_failed() {
     let site = Cached::start();
     let image = site
