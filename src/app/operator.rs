@@ -1,4 +1,4 @@
-//! Pages for operators: metrics and status. Owns: the address they are at, and who may see them.
+//! Pages for operators: metrics and status. Owns: their address, and which clients may see them.
 //! Must not: know what they show.
 //!
 //! They are at `METRICS_LISTEN`, without login, and then nowhere else. Without that setting they
@@ -17,7 +17,7 @@ use crate::status::{Sources, Status};
 /// Connections at `METRICS_LISTEN` at a time: a few Prometheus, and people.
 pub(super) const CONNECTIONS_MAX: usize = 32;
 
-/// The pages, and who may see them.
+/// The pages, and which clients may see them.
 pub(super) struct OperatorPages {
     status: Arc<Status>,
     /// `STATUS_PAGE`

@@ -30,7 +30,7 @@ use crate::oci::Registry;
 const TOTAL: Duration = Duration::from_secs(55);
 /// The cache, certificates and logins are on disks, which may hang.
 const DISK_LIMIT: Duration = Duration::from_secs(5);
-/// Credentials and who they are: a container's endpoint may take 17 s, then STS 10.
+/// Credentials and their identity: a container's endpoint may take 17 s, then STS 10.
 const IDENTITY_LIMIT: Duration = Duration::from_secs(28);
 /// One token: a call of 15 s, and room for a second one where the clock was off.
 const TOKEN_LIMIT: Duration = Duration::from_secs(20);

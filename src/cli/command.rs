@@ -9,10 +9,10 @@ use crate::config::{self, Arguments, COMMIT, VERSION};
 /// A command, and how it is called.
 pub(super) struct Command {
     pub(super) name: &'static str,
-    /// What follows its name, beside settings.
+    /// The words that may follow its name, beside settings.
     pub(super) usage: &'static str,
     pub(super) about: &'static str,
-    /// What its own help says beyond that.
+    /// More about it, for its own help.
     pub(super) details: &'static str,
     /// Its own flags, and what each does.
     pub(super) flags: &'static [CommandFlag],

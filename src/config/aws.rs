@@ -123,9 +123,9 @@ impl AwsSettings {
 pub struct ProfileEndpoints {
     /// The profile's own `endpoint_url`
     pub any: Option<String>,
-    /// That of `ecr` in the profile's `services` section
+    /// The endpoint of `ecr` in the profile's `services` section
     pub ecr: Option<String>,
-    /// That of `sts` in the profile's `services` section
+    /// The endpoint of `sts` in the profile's `services` section
     pub sts: Option<String>,
 }
 

@@ -32,7 +32,7 @@ impl Default for ListenHost {
     }
 }
 
-/// Where metrics and the status page are, and who may see them.
+/// The address of metrics and status page, and what a client needs to see them.
 #[derive(Debug, Clone, Default)]
 pub struct MetricsSettings {
     /// `METRICS_LISTEN`; none: on the main address.

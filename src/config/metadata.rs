@@ -18,7 +18,7 @@ const CONTAINER_ADDRESSES: [IpAddr; 3] = [
 ];
 /// The instance metadata service, unless a setting names another address.
 const INSTANCE_ENDPOINT_IPV4: &str = "http://169.254.169.254";
-/// The same in `IPv6` mode.
+/// The instance metadata service in `IPv6` mode.
 const INSTANCE_ENDPOINT_IPV6: &str = "http://[fd00:ec2::254]";
 /// Longest URI taken; those of ECS and EKS have well under 100 bytes.
 const URI_LENGTH_MAX: usize = 2048;

@@ -136,8 +136,9 @@ fn refuse_unread(peer: &Peer, socket: &mut ClientSocket, error: &OciError) {
     write_and_log(line, socket, Reply::error(error), context);
 }
 
-/// Who decides what a request gets. A worker decides the first request of a connection, so that a
-/// crowd of new clients queues for the workers. The connection's own thread decides the others.
+/// The thread that decides what a request gets. A worker decides the first request of a connection,
+/// so that a crowd of new clients queues for the workers. The connection's own thread decides the
+/// others.
 #[derive(Clone, Copy)]
 enum Decides {
     Worker,

@@ -5,7 +5,8 @@
 //! `accept` hands each connection to a thread of its own and `connections` keeps the list of them;
 //! `connection` runs the loop there: `tls` shakes hands, `head` checks what came, `lanes` asks a
 //! worker, `body` feeds the exchange, `cross_origin` says which web pages may read the answer,
-//! `reply` writes it. `rate` and `pace` say who is too slow, `peers` who is too many.
+//! `reply` writes it. `rate` and `pace` find clients that are too slow, `peers` those that are too
+//! many.
 
 mod accept;
 mod body;

@@ -31,7 +31,7 @@ const TRIES_PER_LIMIT: u32 = 12;
 const PIPE_BYTES: usize = 64 * 1024;
 /// Bytes handed to the kernel at a time for a client that takes them at once.
 const BYTES_MAX_FAST: usize = 1 << 20;
-/// The same for a client that does not: few, so that it is judged in time.
+/// Bytes handed to the kernel at a time for a slower client: few, so that it is judged in time.
 const BYTES_MAX_SLOW: usize = PIPE_BYTES;
 
 /// The pace of one client's receiving side.

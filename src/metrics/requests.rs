@@ -109,7 +109,7 @@ pub static COUNTS_REPOSITORIES: AtomicBool = AtomicBool::new(false);
 /// A request that is over.
 #[derive(Debug, Clone, Copy)]
 pub struct Finished<'a> {
-    /// What it was for.
+    /// The kind of its path.
     pub route: Route,
     /// Its method.
     pub method: &'a str,

@@ -33,7 +33,7 @@ pub struct Family<S: 'static> {
     pub kind: MetricKind,
     /// The names of their labels.
     pub labels: &'static [&'static str],
-    /// What they are, in one sentence.
+    /// Their meaning, in one sentence.
     pub help: &'static str,
     write: fn(&S, &mut Samples),
 }

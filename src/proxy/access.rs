@@ -1,5 +1,5 @@
-//! Who may do what. Owns: the rules of `READ_ONLY` and `ALLOW_REPOSITORIES`, and what they mean for
-//! each route. Must not: do I/O, or know who is asking (`login` does).
+//! The rights of clients. Owns: the rules of `READ_ONLY` and `ALLOW_REPOSITORIES`, and what they
+//! mean for each route. Must not: do I/O, or know which user asks (`login` does).
 //!
 //! The rules hold before anything else is looked at: what is cached obeys them like what is not.
 

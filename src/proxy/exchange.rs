@@ -1,6 +1,6 @@
 //! One request on its way to upstream and back, its registry resolved. Owns: passing it on, and the
-//! form that all replies of upstream get on their way to the client. Must not: choose who answers a
-//! request, or know the fields of one route.
+//! form that all replies of upstream get on their way to the client. Must not: choose what answers
+//! a request, or know the fields of one route.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -25,7 +25,7 @@ impl ClientAddress {
         format!("{}{}", self.origin, self.path(path))
     }
 
-    /// The same without scheme and authority.
+    /// The client's path for a path of the registry.
     fn path(&self, path: &str) -> String {
         match path.strip_prefix("/v2/") {
             Some(rest) => {

@@ -374,7 +374,7 @@ impl<'a> ListRequest<'a> {
         }
     }
 
-    /// The same list without a name and without a next page (distribution-spec: `n=0`).
+    /// Removes all names and the next page from a list (distribution-spec: `n=0`).
     fn remove_names(&self, mut reply: Reply) -> Reply {
         let document = match self.repository {
             Some(repository) => json!({"name": repository.as_str(), "tags": []}),

@@ -38,7 +38,7 @@ const CONDITIONS: [&str; 6] = [
     "Range",
 ];
 
-/// Asks upstream for the exchange's target, once for all who ask at the same time. `in_hand`: the
+/// Asks upstream for the exchange's target, once for all that ask at the same time. `in_hand`: the
 /// cache has an older answer. `is_list`: whether a body is the list that was asked for; a captive
 /// portal answers 200, too. `keep` keeps a page; the body that it returns is sent in its place.
 pub(super) fn ask(

@@ -70,7 +70,7 @@ pub struct Outgoing<'a> {
 pub struct Client {
     /// For hosts that the operator gave, and AWS APIs.
     agent: Agent,
-    /// The same, with less addresses allowed. Each has a pool of its own, so that no request gets a
+    /// Agents that allow fewer addresses. Each has a pool of its own, so that no request gets a
     /// connection that its own rule forbids.
     not_metadata: Agent,
     not_local: Agent,

@@ -19,7 +19,7 @@ const REGISTRIES_MAX: usize = 256;
 /// The time and the text of the last failure.
 pub(super) type LastError = (SystemTime, String);
 
-/// What is known of one registry.
+/// The state of one registry.
 #[derive(Debug)]
 pub(super) struct Contact {
     /// Whether it answers.
@@ -36,7 +36,7 @@ pub(super) struct Contact {
     pub(super) uploads: Permits,
 }
 
-/// What is known of each registry.
+/// The states of all registries that were asked.
 #[derive(Debug)]
 pub(super) struct Contacts {
     exchanges: usize,
@@ -78,7 +78,7 @@ impl Contacts {
         }))
     }
 
-    /// What is known of `registry`; none before it was asked.
+    /// The entry of `registry`; none before it was asked.
     pub(super) fn get(&self, registry: &Registry) -> Option<Arc<Contact>> {
         self.contacts.locked().get(registry).cloned()
     }

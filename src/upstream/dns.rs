@@ -272,7 +272,7 @@ fn receive(server: SocketAddr, waiting: &Waiting<'_>) -> Option<DnsAnswer> {
     }
 }
 
-/// The same question by TCP (RFC 7766), where a message follows its length.
+/// Asks the question again by TCP (RFC 7766), where a message follows its length.
 fn by_tcp(server: SocketAddr, query: &DnsQuery) -> io::Result<DnsAnswer> {
     let until = Instant::now() + TCP_TIMEOUT;
     let left = || match until.saturating_duration_since(Instant::now()) {

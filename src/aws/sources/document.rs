@@ -12,7 +12,7 @@ use crate::secret::Secret;
 /// Why a document holds no credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Unusable {
-    /// It is not as AWS documents it, and how it differs.
+    /// The document is not as AWS documents it: how it differs.
     Odd(&'static str),
     /// `Code` says that there are none: code and message.
     Refused(String, String),

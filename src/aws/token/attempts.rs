@@ -46,7 +46,7 @@ pub(super) enum Availability<T> {
     Ready(T),
     /// There is none, and why.
     Refused(String),
-    /// It comes with the attempt of this number.
+    /// The outcome comes with the attempt of this number.
     Wait(u64),
 }
 

@@ -41,7 +41,7 @@ impl Search {
         }
     }
 
-    /// It is found; no further attempt is made.
+    /// Notes that the region is found; no further attempt is made.
     pub(super) fn succeed(&mut self, region: String) {
         self.region = Some(region);
         self.attempts.succeed(None);

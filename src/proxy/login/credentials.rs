@@ -1,4 +1,4 @@
-//! What a client says of itself in `Authorization`. Owns: the form of Basic credentials (RFC 7617).
+//! The credentials in a client's `Authorization`. Owns: the form of Basic credentials (RFC 7617).
 //! Must not: judge them, or show them.
 
 use base64::Engine as _;
@@ -23,7 +23,7 @@ pub struct BasicCredentials {
 }
 
 impl BasicCredentials {
-    /// Those in the one `Authorization` field of a request; `Ok(None)` without such a field.
+    /// Reads the one `Authorization` field of a request; `Ok(None)` without such a field.
     ///
     /// # Errors
     /// What is wrong with the field; nothing of its value.

@@ -17,7 +17,7 @@ const NAME_LENGTH_MAX: usize = 255;
 /// at a time then are one login a second. bcrypt itself begins at 4.
 const COST_MIN: u8 = 4;
 const COST_MAX: u8 = 14;
-/// What bcrypt looks at; `htpasswd`, Apache and docker-registry cut longer passwords, too.
+/// bcrypt looks at no more bytes; `htpasswd`, Apache and docker-registry cut longer passwords, too.
 const PASSWORD_BYTES_MAX: usize = 72;
 /// `$2y$10$`, 22 characters of salt, 31 of hash.
 const HASH_LENGTH: usize = 60;
@@ -112,8 +112,8 @@ impl Users {
     }
 
     fn pick_decoy(&self, name: &str, key: &hmac::Key) -> Option<&Hash> {
-        let tag = hmac::sign(key, name.as_bytes());
-        let number = tag.as_ref().iter().take(4);
+        let mac = hmac::sign(key, name.as_bytes());
+        let number = mac.as_ref().iter().take(4);
         let number = number.fold(0_usize, |number, byte| (number << 8) | usize::from(*byte));
         let (_, hash) = self.entries.get(number.checked_rem(self.entries.len())?)?;
         Some(hash.expose())

@@ -1,9 +1,9 @@
-//! Logins of clients (`AUTH_FILE`). Owns: who has proved a password, the file and its reload, the
+//! Logins of clients (`AUTH_FILE`). Owns: which logins are proved, the file and its reload, the
 //! challenge. Must not: know what a request is for, or show a name's password or its hash.
 //!
 //! bcrypt takes 0.1 s by design, so it never runs on a worker: [`Logins::admit`] makes it part of
 //! the exchange, which runs on the connection's own thread, and at most [`CHECKS_MAX`] at a time.
-//! What was proved once, right or wrong, is remembered as a tag under a key of this process: a
+//! What was proved once, right or wrong, is remembered as a MAC under a key of this process: a
 //! worker knows a right login again at once, and a script that repeats an old password costs one
 //! bcrypt. Wrong ones are answered slowly, on the connection's own thread, too.
 //!
@@ -58,7 +58,7 @@ const CHALLENGE: &str = "Basic realm=\"aws-ecr-proxy\", charset=\"UTF-8\"";
 /// The logins.
 pub struct Logins {
     path: PathBuf,
-    /// A key of this process alone, so that tags are of no use to anybody who sees them.
+    /// A key of this process alone, so that MACs are of no use to anybody that sees them.
     key: hmac::Key,
     clock: Arc<dyn Clock>,
     checks: Permits,
@@ -76,17 +76,17 @@ struct LoginTable {
 
 /// Logins and when each was used last.
 struct LoginMemory {
-    used: HashMap<CredentialTag, Instant>,
+    used: HashMap<CredentialMac, Instant>,
     life: Duration,
 }
 
-/// The tag under which credentials are remembered.
-type CredentialTag = [u8; 32];
+/// The MAC under which credentials are remembered.
+type CredentialMac = [u8; 32];
 
 /// Credentials that are not known yet.
 struct LoginAttempt {
     credentials: BasicCredentials,
-    tag: CredentialTag,
+    mac: CredentialMac,
     peer: Option<IpAddr>,
 }
 
@@ -200,7 +200,7 @@ impl Logins {
             Err(why) => return challenge(&format!("malformed Authorization: {why}")),
         };
         let attempt = LoginAttempt {
-            tag: self.tag(credentials.pair()),
+            mac: self.mac(credentials.pair()),
             credentials,
             peer: request.peer.address,
         };
@@ -241,7 +241,7 @@ impl Logins {
         let (peer, now) = (attempt.peer, self.clock.monotonic());
         self.state
             .locked()
-            .remember(attempt.tag, generation, is_right, now);
+            .remember(attempt.mac, generation, is_right, now);
         if is_right {
             self.brake.locked().record_success(peer, name, now);
             return Ok(());
@@ -262,10 +262,10 @@ impl Logins {
     fn recall(&self, attempt: &LoginAttempt) -> Option<Result<(), LoginRefusal>> {
         let now = self.clock.monotonic();
         let mut table = self.state.locked();
-        if table.right.recall(&attempt.tag, now) {
+        if table.right.recall(&attempt.mac, now) {
             return Some(Ok(()));
         }
-        table.wrong.recall(&attempt.tag, now).then(|| {
+        table.wrong.recall(&attempt.mac, now).then(|| {
             metrics::LOGINS_FAILED.inc();
             Err(LoginRefusal::Challenge {
                 why: "the same wrong login as before".to_owned(),
@@ -281,18 +281,18 @@ impl Logins {
         Some(wait)
     }
 
-    fn tag(&self, pair: &[u8]) -> CredentialTag {
-        let mut tag = CredentialTag::default();
+    fn mac(&self, pair: &[u8]) -> CredentialMac {
+        let mut mac = CredentialMac::default();
         let signed = hmac::sign(&self.key, pair);
-        for (to, from) in tag.iter_mut().zip(signed.as_ref()) {
+        for (to, from) in mac.iter_mut().zip(signed.as_ref()) {
             *to = *from;
         }
-        tag
+        mac
     }
 }
 
 impl LoginTable {
-    fn remember(&mut self, tag: CredentialTag, generation: u64, is_right: bool, now: Instant) {
+    fn remember(&mut self, mac: CredentialMac, generation: u64, is_right: bool, now: Instant) {
         if generation != self.generation {
             return;
         }
@@ -301,7 +301,7 @@ impl LoginTable {
         } else {
             &mut self.wrong
         };
-        memory.add(tag, now);
+        memory.add(mac, now);
     }
 }
 
@@ -311,8 +311,8 @@ impl LoginMemory {
         Self { used, life }
     }
 
-    fn recall(&mut self, tag: &CredentialTag, now: Instant) -> bool {
-        match self.used.get_mut(tag) {
+    fn recall(&mut self, mac: &CredentialMac, now: Instant) -> bool {
+        match self.used.get_mut(mac) {
             Some(used) if now < *used + self.life => {
                 *used = now;
                 true
@@ -321,17 +321,17 @@ impl LoginMemory {
         }
     }
 
-    fn add(&mut self, tag: CredentialTag, now: Instant) {
+    fn add(&mut self, mac: CredentialMac, now: Instant) {
         if self.used.len() >= REMEMBERED_MAX {
             self.used.retain(|_, used| now < *used + self.life);
         }
         if self.used.len() >= REMEMBERED_MAX {
             let unused_longest = self.used.iter().min_by_key(|(_, used)| **used);
-            if let Some(tag) = unused_longest.map(|(tag, _)| *tag) {
-                self.used.remove(&tag);
+            if let Some(mac) = unused_longest.map(|(mac, _)| *mac) {
+                self.used.remove(&mac);
             }
         }
-        self.used.insert(tag, now);
+        self.used.insert(mac, now);
     }
 }
 

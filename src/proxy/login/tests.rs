@@ -310,22 +310,22 @@ fn what_is_remembered_is_bounded() {
     let rig = Rig::new(ALICE);
     let table = &mut *rig.logins.state.locked();
     let start = Instant::now();
-    let tag = |number: usize| {
-        let mut tag = CredentialTag::default();
-        tag[..8].copy_from_slice(&number.to_be_bytes());
-        tag
+    let mac = |number: usize| {
+        let mut mac = CredentialMac::default();
+        mac[..8].copy_from_slice(&number.to_be_bytes());
+        mac
     };
     for is_right in [true, false] {
         for number in 0..=REMEMBERED_MAX {
             let now = start + Duration::from_millis(u64::try_from(number).unwrap());
-            table.remember(tag(number), 0, is_right, now);
+            table.remember(mac(number), 0, is_right, now);
         }
     }
     for memory in [&mut table.right, &mut table.wrong] {
         let now = start + Duration::from_secs(10);
         assert_eq!(memory.used.len(), REMEMBERED_MAX);
-        assert!(!memory.recall(&tag(0), now) && memory.recall(&tag(1), now));
-        memory.add(tag(0), now + 2 * RIGHT_LIFE);
+        assert!(!memory.recall(&mac(0), now) && memory.recall(&mac(1), now));
+        memory.add(mac(0), now + 2 * RIGHT_LIFE);
         assert_eq!(memory.used.len(), 1);
     }
 }
@@ -343,8 +343,8 @@ fn a_reload_ends_what_was_proved_before() {
     // A check that began before the reload is not remembered after it.
     let now = rig.clock.monotonic();
     let mut table = rig.logins.state.locked();
-    table.remember(CredentialTag::default(), 0, true, now);
-    assert!(!table.right.recall(&CredentialTag::default(), now));
+    table.remember(CredentialMac::default(), 0, true, now);
+    assert!(!table.right.recall(&CredentialMac::default(), now));
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! What all pushes share: supplying the fields that a registry left out of its answer, and reading
-//! from the answer what was done. Must not: change what the registry said.
+//! The common part of all pushes: supplying the fields that a registry left out of its answer, and
+//! reading from the answer what was done. Must not: change what the registry said.
 
 use crate::message::Reply;
 use crate::oci::Digest;

@@ -201,7 +201,7 @@ fn take(exchange: &Exchange, name: &str, start: Option<u64>) -> Option<Upload> {
     cache(exchange)?.uploads.take(name, start)
 }
 
-/// What upstream is about to be given; none without a cache.
+/// Describes the blob that upstream is about to get; none without a cache.
 fn blob_request(
     exchange: &Exchange,
     repository: &Repository,

@@ -50,7 +50,7 @@ pub enum DnsAnswer {
     Nothing(Option<u32>),
     /// The answer is too long for one datagram.
     Truncated,
-    /// It does not say.
+    /// The server does not say, for this reason.
     Failed(String),
 }
 

@@ -43,7 +43,7 @@ impl LastingCredentials {
         })
     }
 
-    /// The same after a fetch that failed.
+    /// Puts off the next fetch, after one that failed.
     pub(super) fn postpone(mut self, now: Instant) -> Self {
         self.retry_at = now + GAP;
         self
