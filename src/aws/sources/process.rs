@@ -172,12 +172,12 @@ struct ProgramEnd {
 impl ChildGuard {
     /// Reads both its outputs until it ends, prints too much, or the time is over.
     fn watch(&mut self, deadline: Instant, output_bytes: usize) -> Result<ProgramEnd, String> {
-        let mut output = (self.0.stdout.take(), Vec::new());
-        let mut complaint = (self.0.stderr.take(), Vec::new());
+        let mut output = Capture::new(self.0.stdout.take());
+        let mut complaint = Capture::new(self.0.stderr.take());
         let fault =
             |error: &dyn std::fmt::Display| format!("the program cannot be watched: {error}");
         let status = loop {
-            // This comes before the look at the pipes: then they hold all that it wrote.
+            // This comes before reading: when it has ended, the pipes hold all that it wrote.
             let ended = self.0.try_wait().map_err(|error| fault(&error))?;
             let left = deadline.saturating_duration_since(Instant::now());
             let wait = if ended.is_some() {
@@ -185,15 +185,15 @@ impl ChildGuard {
             } else {
                 STEP.min(left)
             };
-            let ready = readable(output.0.as_ref(), complaint.0.as_ref(), wait)
-                .map_err(|error| fault(&error))?;
-            if ready.0 && take(&mut output, output_bytes + 1) {
+            let ready = wait_readable(output.pipe.as_ref(), complaint.pipe.as_ref(), wait);
+            let (has_output, has_complaint) = ready.map_err(|error| fault(&error))?;
+            if has_output && output.read_once(output_bytes + 1) {
                 break Some(ended.unwrap_or_default());
             }
-            if ready.1 {
-                take(&mut complaint, COMPLAINT_BYTES_MAX);
+            if has_complaint {
+                complaint.read_once(COMPLAINT_BYTES_MAX);
             }
-            if ended.is_some() && ready == (false, false) {
+            if ended.is_some() && !has_output && !has_complaint {
                 break ended;
             }
             if left.is_zero() {
@@ -201,8 +201,8 @@ impl ChildGuard {
             }
         };
         Ok(ProgramEnd {
-            output: Secret::new(output.1),
-            complaint: complaint.1,
+            output: Secret::new(output.bytes),
+            complaint: complaint.bytes,
             status,
         })
     }
@@ -224,8 +224,8 @@ impl Drop for ChildGuard {
     }
 }
 
-/// Waits until either pipe can be read, or `wait` is over.
-fn readable(
+/// Waits until a pipe can be read, or `wait` is over. Says for each pipe whether it can be.
+fn wait_readable(
     output: Option<&impl AsFd>,
     complaint: Option<&impl AsFd>,
     wait: Duration,
@@ -247,19 +247,35 @@ fn readable(
     Ok((output, complaint))
 }
 
-/// Reads once, which does not block. Keeps `bytes_max` bytes in all, and says whether there are so
-/// many. A pipe that has ended is dropped.
-fn take(pipe: &mut (Option<impl Read>, Vec<u8>), bytes_max: usize) -> bool {
-    let mut piece = [0; 4096];
-    let count = pipe.0.as_mut().map_or(Ok(0), |from| from.read(&mut piece));
-    match count {
-        Ok(0) | Err(_) => pipe.0 = None,
-        Ok(count) => {
-            let room = bytes_max.saturating_sub(pipe.1.len()).min(count);
-            pipe.1.extend(piece.iter().take(room));
+/// A pipe of the program, and the first bytes that came from it.
+struct Capture<R> {
+    /// None once it has ended.
+    pipe: Option<R>,
+    bytes: Vec<u8>,
+}
+
+impl<R: Read> Capture<R> {
+    const fn new(pipe: Option<R>) -> Self {
+        Self {
+            pipe,
+            bytes: Vec::new(),
         }
     }
-    pipe.1.len() >= bytes_max
+
+    /// Reads once from a pipe that is ready, which does not block. Keeps `bytes_max` bytes in all;
+    /// true when so many have come.
+    fn read_once(&mut self, bytes_max: usize) -> bool {
+        let mut piece = [0; 4096];
+        let read = self.pipe.as_mut().map(|pipe| pipe.read(&mut piece));
+        match read {
+            Some(Ok(count @ 1..)) => {
+                let room = bytes_max.saturating_sub(self.bytes.len()).min(count);
+                self.bytes.extend(piece.iter().take(room));
+            }
+            _ => self.pipe = None,
+        }
+        self.bytes.len() >= bytes_max
+    }
 }
 
 /// Standard error on one line, without words that may be secrets.
