@@ -366,8 +366,8 @@ fn build_decider(
     if settings.fill_referrers && cache.is_some() && !settings.offline {
         threads::start("referrers", REFERRERS_STACK_BYTES, proxy.referrers())?;
     }
+    prefetch::start(settings, &proxy, cache.as_ref(), on_lost)?;
     if let Some(cache) = &cache {
-        prefetch::start(settings, &proxy, cache, on_lost)?;
         build::start_scrub(settings, &proxy, cache)?;
     }
     let version = serde_json::json!({

@@ -32,12 +32,16 @@ const JITTER_PART: u32 = 10;
 pub(super) fn start(
     settings: &Settings,
     proxy: &Proxy,
-    cache: &Arc<Cache>,
+    cache: Option<&Arc<Cache>>,
     on_lost: &OnLost,
 ) -> Result<(), String> {
     if settings.prefetch.images == PrefetchList::Nothing || settings.offline {
         return Ok(());
     }
+    let Some(cache) = cache else {
+        log::warn("nothing is prefetched: there is no cache", &[]);
+        return Ok(());
+    };
     PREFETCHED.change(|_| {});
     let (settings, proxy, cache) = (settings.clone(), proxy.clone(), Arc::clone(cache));
     let work = move || run(&proxy, &settings, &cache);

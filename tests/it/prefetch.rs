@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use standin::{Fault, Image, Layer, Match, Server};
+use standin::{Fault, Image, Layer, Match, Options, Server, Standin};
 
 use crate::carry::{Place, Random, run};
 use crate::support::{Cached, Http, Proxy, Scratch, wait_until};
@@ -348,6 +348,14 @@ fn the_list_is_read_again_and_platforms_are_picked() {
 }
 
 #[test]
+fn bug_images_to_prefetch_were_ignored_where_there_is_no_cache() {
+    let standin = Standin::start(Options::default());
+    let settings = [("CACHE_DIR", "off"), ("PREFETCH", "team/app:1.0")];
+    let proxy = Proxy::in_front_of(&standin, &settings);
+    proxy.wait_for_log("WARN nothing is prefetched: there is no cache");
+}
+
+#[test]
 fn bug_a_list_that_was_a_pipe_held_up_the_start() {
     let lists = Scratch::new();
     let list = lists.path().join("list");
@@ -440,7 +448,7 @@ fn prefetch_waits_while_a_client_waits_for_a_blob() {
     fs::write(&path, "").unwrap();
     let at = format!("@{}", path.display());
     let settings = [FAST[0], FAST[1], ("PREFETCH", at.as_str())];
-    let site = Cached::on(scratch, standin::Options::default(), &settings);
+    let site = Cached::on(scratch, Options::default(), &settings);
     let image = site
         .standin
         .put_image("team/app", "1.0", &[Layer::of_noise(1000, 1)]);
