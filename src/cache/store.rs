@@ -329,7 +329,7 @@ impl Store {
         let before = files::tree_on_disk(&to);
         self.expect_arrival(digest);
         if let Err(error) = fs::rename(from, &to) {
-            self.record_departure(digest, 0);
+            self.forget_arrival(digest);
             return Err(error);
         }
         self.record_arrival(digest, size, before);
@@ -480,6 +480,13 @@ impl Store {
         let mut account = self.account.locked();
         if let Some(arrived) = &mut account.arrived {
             arrived.insert(digest.clone(), 0);
+        }
+    }
+
+    /// It did not come.
+    fn forget_arrival(&self, digest: &Digest) {
+        if let Some(arrived) = &mut self.account.locked().arrived {
+            arrived.remove(digest);
         }
     }
 

@@ -33,6 +33,17 @@ fn counted(store: &Store) -> u64 {
 }
 
 #[test]
+fn bug_a_blob_that_could_not_be_moved_in_was_taken_off_the_count() {
+    let scratch = Scratch::new();
+    let store = open(&scratch);
+    store.put(&digest_of(b"here"), b"here").unwrap();
+    let digest = digest_of(b"manifest");
+    fs::create_dir(store.blob_path(&digest)).unwrap();
+    assert!(store.put(&digest, b"manifest").is_err());
+    assert_eq!((store.blob_count(), store.used_bytes()), (1, BLOCK));
+}
+
+#[test]
 fn put_bytes_are_read_back() {
     let scratch = Scratch::new();
     let store = open(&scratch);
