@@ -198,11 +198,10 @@ impl ManifestPull<'_> {
 
     /// Finds the digest of a frozen tag when the cache has the tag but has lost its manifest.
     fn find_lost(&self, partition: &str, tag: &Tag) -> Option<Digest> {
-        let partitions = [partition, FOR_ALL].into_iter();
-        let entries = partitions.flat_map(|of| self.cache.names.tag(self.scope, of, tag));
         let client = &self.exchange.request.headers;
         let accepts = |entry: &TagEntry| media_type::accepts(client, &entry.media_type);
-        let mut entries = entries;
+        let partitions = [partition, FOR_ALL].into_iter();
+        let mut entries = partitions.flat_map(|of| self.cache.names.tag(self.scope, of, tag));
         entries.find(accepts).map(|entry| entry.digest)
     }
 
