@@ -36,7 +36,8 @@ use crate::secret::Secret;
 pub use access::AccessSettings;
 pub use arguments::{Arguments, nearest, takes_value};
 pub use aws::{
-    AwsSettings, ProfileEndpoints, REGION_LENGTH_MAX, StsEndpoints, is_role_arn, is_session_name,
+    AwsSettings, CA_BUNDLE_BYTES_MAX, ProfileEndpoints, REGION_LENGTH_MAX, StsEndpoints,
+    is_role_arn, is_session_name,
 };
 pub use cache::{CacheDir, CacheKey, KeyPart, TagTtl};
 pub use clients::TlsSettings;

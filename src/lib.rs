@@ -9,7 +9,7 @@
 //! `main → cli → app → {door, pool} → {proxy, pages, status} → {aws, cache} → upstream →
 //! {config, image_name, media_type, message, hash} → oci → {metrics, log, clock} →
 //! {address, budget, calendar, history, permits, platforms, prefetched, random, range, secret,
-//! transfers, uri} → {label, locked}`.
+//! small_file, transfers, uri} → {label, locked}`.
 
 pub mod address;
 pub mod app;
@@ -40,6 +40,7 @@ pub mod proxy;
 pub mod random;
 pub mod range;
 pub mod secret;
+pub mod small_file;
 pub mod status;
 pub mod transfers;
 pub mod upstream;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::config::Settings;
+use crate::small_file;
 
 /// The faults of files that settings name. They are shown beside faults of the settings themselves,
 /// so that one start shows all that is wrong. Logs nothing.
@@ -20,7 +21,7 @@ pub fn file_faults(settings: &Settings) -> Vec<String> {
         .filter_map(|(name, path)| Some((name, path?)));
     named
         .filter_map(|(name, path)| {
-            let error = std::fs::File::open(&path).err()?;
+            let error = small_file::open(&path).err()?;
             Some(format!(
                 "{name}={}: it cannot be read: {error}",
                 path.display()

@@ -22,6 +22,7 @@ use super::links::is_media_type;
 use crate::hash::matches;
 use crate::oci::Digest;
 use crate::platforms::Platforms;
+use crate::small_file;
 
 /// Largest `index.json`: that of 13,000 images.
 const INDEX_BYTES_MAX: u64 = 4 << 20;
@@ -106,10 +107,7 @@ impl Archive {
 
 /// Reads an `index.json` alone.
 pub(super) fn read_index(path: &Path) -> Result<Vec<ArchiveImage>, String> {
-    let mut bytes = Vec::new();
-    let file = File::open(path).map(|file| file.take(INDEX_BYTES_MAX));
-    let read = file.and_then(|mut file| file.read_to_end(&mut bytes));
-    read.map_err(|error| error.to_string())?;
+    let bytes = small_file::read(path, INDEX_BYTES_MAX).map_err(|error| error.to_string())?;
     parse_index(&bytes).map(|(images, _)| images)
 }
 

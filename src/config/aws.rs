@@ -2,15 +2,15 @@
 //! AWS's own files or ask AWS.
 
 use std::ffi::OsString;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::metadata::{ContainerSettings, InstanceSettings};
 use super::parse::{keep_if, one_of};
 use crate::secret::Secret;
+use crate::small_file;
 
 /// Largest CA bundle; Mozilla's whole list is about 250 kB.
-const CA_BUNDLE_BYTES_MAX: u64 = 4 << 20;
+pub const CA_BUNDLE_BYTES_MAX: u64 = 4 << 20;
 /// Longest ARN of a role (STS API reference, `AssumeRole`).
 const ROLE_ARN_LENGTH_MAX: usize = 2048;
 /// Shortest and longest name of a role's session (STS API reference, `AssumeRole`).
@@ -219,19 +219,8 @@ pub(super) fn session_name(text: &str) -> Result<String, String> {
 /// `AWS_CA_BUNDLE`
 pub(super) fn ca_bundle(text: &str) -> Result<PathBuf, String> {
     let path = Path::new(text);
-    let why = |error: std::io::Error| format!("it cannot be read: {error}");
-    // Opening a pipe would wait for its writer, so the kind comes first.
-    if !path.metadata().map_err(why)?.is_file() {
-        return Err("it is not a regular file".to_owned());
-    }
-    let file = std::fs::File::open(path).map_err(why)?;
-    let mut bytes = Vec::new();
-    let mut limited = file.take(CA_BUNDLE_BYTES_MAX + 1);
-    let length = limited.read_to_end(&mut bytes).map_err(why)?;
-    if u64::try_from(length).unwrap_or(u64::MAX) > CA_BUNDLE_BYTES_MAX {
-        let limit_mib = CA_BUNDLE_BYTES_MAX >> 20;
-        return Err(format!("it is larger than {limit_mib} MiB"));
-    }
+    let bytes = small_file::read(path, CA_BUNDLE_BYTES_MAX)
+        .map_err(|error| format!("it cannot be read: {error}"))?;
     if !has_certificate(&bytes) {
         return Err("it has none".to_owned());
     }

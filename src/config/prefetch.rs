@@ -1,13 +1,12 @@
 //! `PREFETCH`: images that are kept fresh in the cache. Owns: how they are listed. Must not: fetch.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::parse;
 use crate::image_name::ImageName;
 use crate::platforms::Platforms;
+use crate::small_file;
 
 /// Most images: each round asks upstream several times for each of them.
 const IMAGES_MAX: usize = 1000;
@@ -53,21 +52,8 @@ impl PrefetchList {
             Self::File(path) => path,
         };
         let fault = |why: String| format!("PREFETCH=@{}: {why}", path.display());
-        // Opening a pipe would wait for its writer.
-        if !path
-            .metadata()
-            .map_err(|error| fault(error.to_string()))?
-            .is_file()
-        {
-            return Err(fault("it is not a regular file".to_owned()));
-        }
-        let mut text = String::new();
-        let opened = File::open(path).map_err(|error| fault(error.to_string()))?;
-        let read = opened.take(FILE_BYTES_MAX + 1).read_to_string(&mut text);
-        read.map_err(|error| fault(error.to_string()))?;
-        if text.len() as u64 > FILE_BYTES_MAX {
-            return Err(fault(format!("it is larger than {FILE_BYTES_MAX} bytes")));
-        }
+        let text = small_file::read_text(path, FILE_BYTES_MAX);
+        let text = text.map_err(|error| fault(error.to_string()))?;
         parse_names(&text).map_err(fault)
     }
 }

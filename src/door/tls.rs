@@ -30,6 +30,7 @@ use crate::config::TlsSettings;
 use crate::locked::Locked as _;
 use crate::log;
 use crate::message::Certificate;
+use crate::small_file;
 use validity::{Validity, is_version_1, names, validity};
 
 /// Largest PEM file: a chain or a key is a few kB, a bundle of all public authorities 250 kB.
@@ -246,23 +247,10 @@ fn log_validity(path: &Path, valid: Option<Validity>) {
 }
 
 fn read_pem(setting: &str, path: &Path) -> Result<Vec<u8>, String> {
-    let shown = path.display();
-    let why = |error: io::Error| {
-        let user = rustix::process::geteuid().as_raw();
+    small_file::read(path, PEM_BYTES_MAX).map_err(|error| {
+        let (shown, user) = (path.display(), rustix::process::geteuid().as_raw());
         format!("{setting}={shown}: cannot be read by user {user}: {error}")
-    };
-    // Opening a pipe would wait for its writer, so the kind comes first.
-    if !path.metadata().map_err(why)?.is_file() {
-        return Err(format!("{setting}={shown}: not a regular file"));
-    }
-    let file = std::fs::File::open(path).map_err(why)?;
-    let mut pem = Vec::new();
-    let read = file.take(PEM_BYTES_MAX + 1).read_to_end(&mut pem);
-    if read.map_err(why)? as u64 > PEM_BYTES_MAX {
-        let limit_mib = PEM_BYTES_MAX >> 20;
-        return Err(format!("{setting}={shown}: larger than {limit_mib} MiB"));
-    }
-    Ok(pem)
+    })
 }
 
 /// Every certificate of a file, in order.

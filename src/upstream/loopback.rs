@@ -17,6 +17,11 @@ use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme, StreamOwned,
 };
 
+use crate::small_file;
+
+/// Largest PEM file: a certificate, its chain and a key are a few kilobytes.
+const PEM_BYTES_MAX: u64 = 1 << 20;
+
 /// PEM files of the two ends.
 #[derive(Debug, Clone, Default)]
 pub struct LoopbackCertificates {
@@ -49,7 +54,8 @@ pub fn connect<S: Read + Write>(
     let config = match &files.client {
         None => config.with_no_client_auth(),
         Some(path) => {
-            let key = PrivateKeyDer::from_pem_file(path).map_err(|error| fault(path, error))?;
+            let key = PrivateKeyDer::from_pem_slice(&read_pem(path)?);
+            let key = key.map_err(|error| fault(path, error))?;
             config
                 .with_client_auth_cert(vec![read_certificate(path)?], key)
                 .map_err(|error| fault(path, error))?
@@ -64,7 +70,11 @@ pub fn connect<S: Read + Write>(
 
 /// The first certificate of a PEM file.
 fn read_certificate(path: &Path) -> io::Result<CertificateDer<'static>> {
-    CertificateDer::from_pem_file(path).map_err(|error| fault(path, error))
+    CertificateDer::from_pem_slice(&read_pem(path)?).map_err(|error| fault(path, error))
+}
+
+fn read_pem(path: &Path) -> io::Result<Vec<u8>> {
+    small_file::read(path, PEM_BYTES_MAX).map_err(|error| fault(path, error))
 }
 
 fn fault(path: &Path, error: impl std::fmt::Display) -> io::Error {

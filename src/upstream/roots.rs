@@ -5,6 +5,9 @@ use std::path::Path;
 
 use ureq::tls::{PemItem, RootCerts};
 
+use crate::config::CA_BUNDLE_BYTES_MAX;
+use crate::small_file;
+
 /// The file of Linux distributions with the roots that the administrator chose.
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
@@ -21,7 +24,8 @@ pub(super) fn read_roots(ca_bundle: Option<&Path>) -> Result<RootCerts, String> 
         return Ok(system.unwrap_or(RootCerts::WebPki));
     };
     let fault = |why: String| format!("AWS_CA_BUNDLE={}: {why}", path.display());
-    let pem = std::fs::read(path).map_err(|error| fault(error.to_string()))?;
+    let pem =
+        small_file::read(path, CA_BUNDLE_BYTES_MAX).map_err(|error| fault(error.to_string()))?;
     parse_certificates(&pem).map_err(fault)
 }
 

@@ -35,6 +35,7 @@ const LAYERS: [&[&str]; 12] = [
         "random",
         "range",
         "secret",
+        "small_file",
         "transfers",
         "uri",
     ],

@@ -1,6 +1,8 @@
 //! Messages for a person in front of a set-up that does not work: each says what is wrong and what
 //! to do.
 
+use std::process::Command;
+
 use standin::{Layer, Options, Server, Standin};
 
 use crate::support::{Cached, Front, Proxy, SOON, Scratch, raw, wait_until};
@@ -148,6 +150,20 @@ fn all_faults_are_told_at_once() {
             "SSL_KEY=/no/k",
         ],
     );
+}
+
+#[test]
+fn bug_a_pipe_as_a_file_kept_the_list_of_faults_waiting() {
+    let scratch = Scratch::new();
+    let pipe = scratch.path().join("users");
+    let made = Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo runs").success());
+    let mut command = Proxy::command();
+    command.env("WORKERS", "0").env("AUTH_FILE", &pipe);
+    let mut proxy = Proxy::spawn(command);
+    assert_eq!(proxy.wait_exit().code(), Some(64));
+    let why = format!("AUTH_FILE={}: it cannot be read: it is not", pipe.display());
+    contains_all(&proxy.log(), &["WORKERS=0: expected", &why]);
 }
 
 #[test]

@@ -372,7 +372,7 @@ fn bug_a_list_that_was_a_pipe_held_up_the_start() {
     told("it is not a regular file");
     fs::remove_file(&list).unwrap();
     fs::write(&list, "#".repeat((1 << 20) + 1)).unwrap();
-    told("it is larger than 1048576 bytes");
+    told("it is larger than 1 MiB");
 }
 
 #[test]

@@ -340,7 +340,10 @@ fn what_is_wrong_with_a_file_is_told_with_setting_and_path() {
     assert_eq!(faults.len(), 3, "all at once: {faults:?}");
     let unread = format!("none.pem: cannot be read by user {user}: No such file");
     assert!(faults[0].contains(&unread), "{faults:?}");
-    assert!(faults[1].ends_with(": not a regular file"), "{faults:?}");
+    assert!(
+        faults[1].ends_with(": it is not a regular file"),
+        "{faults:?}"
+    );
     assert!(faults[2].starts_with("SSL_CLIENT_CA=/"), "{faults:?}");
 }
 

@@ -14,7 +14,6 @@ mod credentials;
 pub mod htpasswd;
 
 use std::collections::HashMap;
-use std::io::Read as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -32,6 +31,7 @@ use crate::message::{Answer, Reply, Request};
 use crate::metrics;
 use crate::oci::{ErrorCode, OciError};
 use crate::permits::Permits;
+use crate::small_file;
 
 /// bcrypts at a time: a crowd that logs in, or guesses, must leave processors to the rest.
 const CHECKS_MAX: usize = 2;
@@ -383,20 +383,8 @@ impl LoginRefusal {
 
 fn read_users(path: &Path) -> Result<Users, String> {
     let shown = path.display();
-    let why = |error: std::io::Error| format!("{shown}: it cannot be read: {error}");
-    // Opening a pipe would wait for its writer, so the kind comes first.
-    if !path.metadata().map_err(why)?.is_file() {
-        return Err(format!("{shown}: it is not a regular file"));
-    }
-    let file = std::fs::File::open(path).map_err(why)?;
-    let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)
-        .map_err(why)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        let limit_mib = FILE_BYTES_MAX >> 20;
-        return Err(format!("{shown}: it is larger than {limit_mib} MiB"));
-    }
+    let bytes = small_file::read(path, FILE_BYTES_MAX)
+        .map_err(|error| format!("{shown}: it cannot be read: {error}"))?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let before = error
             .as_bytes()

@@ -445,7 +445,7 @@ mod tests {
         assert!(fault.ends_with("line 1: expected [name] before any key"));
         let large = "#".repeat(1 << 20) + "\n";
         let fault = load(None, &large, "").unwrap_err();
-        assert!(fault.contains("larger than 1048576 bytes"), "{fault}");
+        assert!(fault.contains("larger than 1 MiB"), "{fault}");
         let fault = load(Some("x"), "[profile b]\na = 1\n", "[a]\na = 1\n").unwrap_err();
         assert!(fault.ends_with("; there is a, b"), "{fault}");
         let many: String = (0..99).map(|n| format!("[p{n:02}]\na = 1\n")).collect();
