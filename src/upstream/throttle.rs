@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::incoming::Incoming;
 use crate::locked::Locked as _;
+use crate::random::portion;
 
 /// Pause after a reply that names no time, if the last pause was long ago; it doubles.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -59,13 +60,6 @@ impl Throttle {
         let left = pause.until.checked_duration_since(now)?;
         (!left.is_zero()).then(|| left + portion(pause.length / 4, roll))
     }
-}
-
-/// A part of `whole`, chosen by a random number.
-fn portion(whole: Duration, roll: u64) -> Duration {
-    const PARTS: u32 = 1024;
-    let parts = u32::try_from(roll % u64::from(PARTS)).unwrap_or_default();
-    whole * parts / PARTS
 }
 
 /// A reply that asks us to stay away for a while.
@@ -130,9 +124,9 @@ mod tests {
         assert_eq!(throttle.wait(now, 0), Some(SECOND));
         assert_eq!(throttle.wait(now + SECOND, 0), None);
         // Those that wait come back one after another, and so do proxies.
-        let later = throttle.wait(now, 1023).unwrap();
+        let later = throttle.wait(now, 999).unwrap();
         assert!(later > SECOND && later < SECOND * 5 / 4);
-        let late = Throttle::default().note(None, now, 1023);
+        let late = Throttle::default().note(None, now, 999);
         assert!(late > SECOND && late < SECOND * 5 / 4);
     }
 

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::super::fault::{AwsFault, FaultKind};
+use crate::random::portion;
 
 /// First and longest wait after a failure that may pass by itself.
 const BACK_OFF: DoublingWait = DoublingWait::seconds(1, 60);
@@ -190,12 +191,6 @@ fn back_off(kind: FaultKind, failures: u32, roll: u64) -> Duration {
 /// Between half of `wait` and all of it.
 fn add_jitter(wait: Duration, roll: u64) -> Duration {
     wait - portion(wait / 2, roll)
-}
-
-/// A part of `whole`: nothing for a `roll` of 0, all of it for one of 1000, and so on in turns.
-pub(super) fn portion(whole: Duration, roll: u64) -> Duration {
-    let thousandths = u32::try_from(roll % 1001).unwrap_or_default();
-    whole * thousandths / 1000
 }
 
 #[cfg(test)]

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::attempts::{Attempts, Availability, DoublingWait, portion};
+use super::attempts::{Attempts, Availability, DoublingWait};
 use crate::oci::Registry;
+use crate::random::portion;
 use crate::secret::Secret;
 use crate::upstream::secrets::Secrets;
 
