@@ -137,7 +137,8 @@ fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, St
     let own_address = operator::bind(&settings.metrics)?;
     watch_signals(events)?;
     let cache_directory = cache_directory(settings);
-    let listeners = bound.listeners.len();
+    let own_listeners = own_address.as_ref().map_or(0, |own| own.listeners.len());
+    let listeners = bound.listeners.len() + own_listeners;
     let connections = capacity::fit_connections(settings, listeners, cache_directory.is_some())?;
     let (upstream, tokens) = build::open_upstream(settings, connections.min(POOL_MAX), &on_lost)?;
     let draining = Arc::new(AtomicBool::new(false));

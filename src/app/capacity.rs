@@ -12,6 +12,8 @@ use crate::log;
 
 /// Descriptors of one connection: the client, upstream in use, and an idle one kept for later.
 const DESCRIPTORS_PER_CONNECTION: u64 = 3;
+/// Descriptors of one connection at `METRICS_LISTEN`: the client. Nothing there asks upstream.
+const DESCRIPTORS_PER_OPERATOR: u64 = 1;
 /// Descriptors of one lane: our end, and two of tiny_http's.
 const DESCRIPTORS_PER_LANE: u64 = 3;
 /// Standard streams, signals, name look-ups, and some to spare.
@@ -31,7 +33,42 @@ const DESCRIPTORS_PER_KEPT_UPLOAD: u64 = 1;
 /// Fewer connections than this are no service.
 const CONNECTIONS_MIN: u64 = 4;
 
+/// What the process needs beside the connections of clients.
+struct FixedNeeds {
+    descriptors: u64,
+    threads: u64,
+}
+
+impl FixedNeeds {
+    fn new(settings: &Settings, listeners: usize, with_cache: bool) -> Self {
+        let (listeners, lanes) = (listeners as u64, settings.lanes as u64);
+        let (fills, kept_uploads) = if with_cache {
+            (settings.max_fills as u64, WRITERS_MAX as u64)
+        } else {
+            (0, 0)
+        };
+        let has_operators = settings.metrics.listen.is_some();
+        let operators = u64::from(has_operators) * OPERATORS_CONNECTIONS_MAX as u64;
+        Self {
+            descriptors: DESCRIPTORS_RESERVED
+                + DESCRIPTORS_PER_OPERATOR * operators
+                + DESCRIPTORS_PER_LANE * lanes
+                + DESCRIPTORS_PER_FILL * fills
+                + DESCRIPTORS_PER_KEPT_UPLOAD * kept_uploads
+                + DESCRIPTORS_PER_LISTENER * listeners,
+            threads: THREADS_RESERVED
+                + settings.workers as u64
+                + lanes
+                + THREADS_PER_FILL * fills
+                + kept_uploads
+                + listeners
+                + operators,
+        }
+    }
+}
+
 /// Raises the soft descriptor limit to the hard one and says how many connections fit.
+/// `listeners`: those of `METRICS_LISTEN`, too.
 ///
 /// # Errors
 /// When too few fit to be of use.
@@ -41,43 +78,21 @@ pub(super) fn fit_connections(
     with_cache: bool,
 ) -> Result<usize, String> {
     let descriptors = raise_descriptors();
-    let lanes = settings.lanes as u64;
-    let (fills, kept_uploads) = if with_cache {
-        (settings.max_fills as u64, WRITERS_MAX as u64)
-    } else {
-        (0, 0)
-    };
-    let listeners = listeners as u64;
-    // Those of metrics have a listener and connections of their own.
-    let operators = settings.metrics.listen.as_ref();
-    let operators = operators.map_or(0, |_| OPERATORS_CONNECTIONS_MAX as u64 + 1);
-    let threads = THREADS_RESERVED
-        + settings.workers as u64
-        + lanes
-        + THREADS_PER_FILL * fills
-        + kept_uploads
-        + listeners
-        + operators;
-    let fixed = DESCRIPTORS_RESERVED
-        + DESCRIPTORS_PER_LISTENER * operators
-        + DESCRIPTORS_PER_LANE * lanes
-        + DESCRIPTORS_PER_FILL * fills
-        + DESCRIPTORS_PER_KEPT_UPLOAD * kept_uploads
-        + DESCRIPTORS_PER_LISTENER * listeners;
+    let fixed = FixedNeeds::new(settings, listeners, with_cache);
     let limits = [
         (
             "RLIMIT_NOFILE",
             descriptors,
-            fixed,
+            fixed.descriptors,
             DESCRIPTORS_PER_CONNECTION,
         ),
         (
             "RLIMIT_NPROC",
             getrlimit(Resource::Nproc).current,
-            threads,
+            fixed.threads,
             1,
         ),
-        ("pids.max", cgroup_pids(), threads, 1),
+        ("pids.max", cgroup_pids(), fixed.threads, 1),
     ];
     let wanted = settings.max_connections as u64;
     let mut most = wanted;
@@ -146,12 +161,27 @@ fn cgroup_pids() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{ListenHost, MetricsListen};
 
     #[test]
     fn what_is_reserved_is_not_given_out() {
         assert_eq!(divide_rest(200, 80, 3), 40);
         assert_eq!(divide_rest(50, 80, 3), 0);
         assert_eq!(divide_rest(u64::MAX, 80, 1), u64::MAX - 80);
+    }
+
+    #[test]
+    fn bug_a_connection_for_metrics_was_counted_as_a_listener() {
+        let mut settings = Settings::default();
+        let without = FixedNeeds::new(&settings, 1, false);
+        settings.metrics.listen = Some(MetricsListen {
+            host: ListenHost::default(),
+            port: 9,
+        });
+        let with = FixedNeeds::new(&settings, 2, false);
+        let connections = OPERATORS_CONNECTIONS_MAX as u64;
+        assert_eq!(with.threads, without.threads + 1 + connections);
+        assert_eq!(with.descriptors, without.descriptors + 2 + connections);
     }
 
     #[test]
