@@ -144,29 +144,53 @@ fn explain(address: SocketAddr, error: &io::Error, names: &str) -> String {
     format!("cannot listen on {address}: {error}; {remedy}")
 }
 
-/// Tries what [`open`] does, and closes the sockets again. A proxy that runs already may have the
-/// port.
+/// Tries what [`open`] does, also for `METRICS_LISTEN`, and closes the sockets again. A proxy that
+/// runs already may have the ports.
 ///
 /// # Errors
 /// Why the proxy could not listen there.
 pub fn try_out(settings: &Settings) -> Result<String, String> {
-    let port = settings.listen_port;
+    // Held until the other address is tried: it may be the same one.
+    let (main, _bound) = match &settings.activation {
+        Activation::Handed(names) => {
+            let shown = format!("systemd hands in {} sockets", names.len());
+            (shown, Bound::default())
+        }
+        _ => try_one(&settings.listen_host, settings.listen_port, || {
+            open(settings)
+        })?,
+    };
+    let Some(own) = &settings.metrics.listen else {
+        return Ok(main);
+    };
+    let open_own = || open_at(&own.host, own.port, "METRICS_LISTEN");
+    let (own, _) = try_one(&own.host, own.port, open_own)?;
+    Ok(format!("{main}; {own} (METRICS_LISTEN)"))
+}
+
+fn try_one(
+    host: &ListenHost,
+    port: u16,
+    open: impl FnOnce() -> Result<Bound, String>,
+) -> Result<(String, Bound), String> {
     let owner = Some(port).filter(|port| *port != 0);
     let owner = owner.and_then(port_owner::find).unwrap_or_default();
-    match (&settings.activation, &settings.listen_host) {
-        (Activation::Handed(names), _) => Ok(format!("systemd hands in {} sockets", names.len())),
-        (_, ListenHost::Unix(path)) if UnixStream::connect(path).is_ok() => {
-            Ok(format!("unix:{} is served already", path.display()))
+    let this = format!("{OWN_PROCESS}{})", std::process::id());
+    let is_served = owner.starts_with(OWN_PROCESS) && owner != this;
+    let served = match host {
+        ListenHost::Unix(path) if UnixStream::connect(path).is_ok() => {
+            format!("unix:{} is served already", path.display())
         }
-        (_, ListenHost::Address(_) | ListenHost::Name(_)) if owner.starts_with(OWN_PROCESS) => {
-            Ok(format!("{port} is served already, by {owner}"))
+        ListenHost::Address(_) | ListenHost::Name(_) if is_served => {
+            format!("{port} is served already, by {owner}")
         }
         _ => {
-            let bound = open(settings)?;
+            let bound = open()?;
             let shown: Vec<String> = bound.addresses.iter().map(ToString::to_string).collect();
-            Ok(format!("{} can be bound", shown.join(", ")))
+            return Ok((format!("{} can be bound", shown.join(", ")), bound));
         }
-    }
+    };
+    Ok((served, Bound::default()))
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {

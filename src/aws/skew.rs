@@ -15,14 +15,28 @@ const SKEW_MIN: Duration = Duration::from_secs(4 * 60);
 /// A reply that took longer says nothing about the clock.
 const ROUND_TRIP_MAX: Duration = Duration::from_secs(15 * 60);
 
+/// Stands for a difference that nobody has measured yet.
+const UNMEASURED: i64 = i64::MIN;
+
 /// Milliseconds to add to our clock to get AWS's.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Skew(AtomicI64);
+
+impl Default for Skew {
+    fn default() -> Self {
+        Self(AtomicI64::new(UNMEASURED))
+    }
+}
+
+/// The difference, once it is measured.
+fn known(millis: i64) -> Option<i64> {
+    Some(millis).filter(|millis| *millis != UNMEASURED)
+}
 
 impl Skew {
     /// `time` of our clock as AWS has it.
     pub(super) fn correct(&self, time: SystemTime) -> SystemTime {
-        let millis = self.0.load(Relaxed);
+        let millis = known(self.0.load(Relaxed)).unwrap_or_default();
         let by = Duration::from_millis(millis.unsigned_abs());
         let corrected = if millis < 0 {
             time.checked_sub(by)
@@ -32,9 +46,9 @@ impl Skew {
         corrected.unwrap_or(time)
     }
 
-    /// Whole seconds to add to our clock to get AWS's.
-    pub(super) fn seconds(&self) -> i64 {
-        self.0.load(Relaxed) / 1000
+    /// Whole seconds to add to our clock to get AWS's; none before AWS has answered.
+    pub(super) fn seconds(&self) -> Option<i64> {
+        Some(known(self.0.load(Relaxed))? / 1000)
     }
 
     /// Takes the difference from a reply's `Date`. True when it moved so far that a signature
@@ -43,7 +57,7 @@ impl Skew {
         let Some(measured) = measure(reply) else {
             return false;
         };
-        let before = self.0.swap(measured, Relaxed);
+        let before = known(self.0.swap(measured, Relaxed)).unwrap_or_default();
         let moved = u128::from(measured.abs_diff(before)) > SKEW_MIN.as_millis();
         if moved {
             log::warn(

@@ -160,8 +160,8 @@ impl<'a, 'b> Check<'a, 'b> {
             registry.is_ok_and(|registry| image.is_in(registry, *place == 0))
         });
         let Some((_, way)) = found else {
-            let why = "no registry in ECR has this host; name it as ECR does";
-            return self.print_row("manifest", Err(why.to_owned()));
+            let why = format!("{image}: no registry in ECR has this host; name it as ECR does");
+            return self.print_row("manifest", Err(why));
         };
         let (way, layer) = (Arc::clone(way), OnceLock::new());
         let rights = Arc::new(Rights { way, image, layer });

@@ -67,7 +67,7 @@ pub(super) static COMMANDS: &[Command] = &[
                   certificate in SSL_CERTIFICATE alone, where there is one.",
         flags: &[
             ("--json", "the document of /status.json"),
-            ("--watch", "again each two seconds, until a key stops it"),
+            ("--watch", "again each two seconds, until Ctrl-C"),
             ("--login", "file with USER:PASSWORD, where AUTH_FILE holds"),
             ("--certificate", "PEM file with certificate and key, for SSL_CLIENT_CA"),
         ] },

@@ -10,8 +10,9 @@ use crate::upstream::loopback::LoopbackCertificates;
 pub(super) fn run(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result<u8, CommandFault> {
     let set = command.settings;
     let place = running::place(&set.listen_host, set.listen_port, "LISTEN_PORT=0");
+    let place = place.map_err(|why| CommandFault::Usage(vec![why]))?;
     let answer = running::ask(&LocalQuestion {
-        place: place.map_err(|why| CommandFault::Usage(vec![why]))?,
+        place: place.clone(),
         // Nothing secret is asked or answered, and the probes need no certificate of ours.
         tls: set.tls.enabled.then(LoopbackCertificates::default),
         authorization: None,
@@ -21,7 +22,10 @@ pub(super) fn run(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result<
     let one_line = |text: String| text.trim().replace(char::is_control, " ");
     Ok(
         match answer.map(|(status, body)| (status, one_line(body))) {
-            Ok((200, reason)) => streams.print(&format!("{reason}\n")),
+            Ok((200, reason)) if reason.starts_with("ready") => {
+                streams.print(&format!("{reason}\n"))
+            }
+            Ok((200, _)) => streams.fail(&format!("another server answers at {place}\n")),
             Ok((status, reason)) => streams.fail(&format!("not ready: {status} {reason}\n")),
             Err(why) => streams.fail(&format!("{why}\n")),
         },
@@ -71,6 +75,15 @@ mod tests {
             let asked = thread.join().unwrap();
             assert!(asked.starts_with("GET /readyz HTTP/1.1\r\nHost: 127.0.0.1:"));
         }
+    }
+
+    #[test]
+    fn bug_any_server_that_answered_200_was_healthy() {
+        let (port, thread) = responder(b"HTTP/1.1 200 OK\r\n\r\n<html>It works!</html>");
+        let outcome = try_run(&["health"], &[("LISTEN_PORT", &port.to_string())]);
+        let expected = format!("another server answers at 127.0.0.1:{port}\n");
+        assert_eq!((outcome.code, outcome.out), (EXIT_FAILED, expected));
+        thread.join().unwrap();
     }
 
     #[test]

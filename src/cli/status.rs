@@ -89,8 +89,11 @@ fn ask(question: &LocalQuestion, json: bool) -> Result<String, String> {
     let (status, body) = running::ask(question)?;
     let place = &question.place;
     match (status, &question.authorization) {
-        (200, _) if json => Ok(format!("{}\n", body.trim_end())),
-        (200, _) => match serde_json::from_str(&body) {
+        (200, _) => match serde_json::from_str::<Value>(&body) {
+            Ok(document) if document.get("sentence").is_none() => {
+                Err(format!("another server answers at {place}"))
+            }
+            Ok(_) if json => Ok(format!("{}\n", body.trim_end())),
             Ok(document) => Ok(describe(&document)),
             Err(error) => Err(format!("{place} answered no JSON: {error}")),
         },
@@ -102,7 +105,9 @@ fn ask(question: &LocalQuestion, json: bool) -> Result<String, String> {
             "{place} asks for a client certificate: give --certificate a PEM file with one and its \
              key"
         )),
-        (404, _) => Err(format!("{place} has no status page: STATUS_PAGE=false")),
+        (404, _) => Err(format!(
+            "{place} has no status page: STATUS_PAGE=false, or another server answers there"
+        )),
         _ => Err(format!("{place} answered {status}: {}", body.trim())),
     }
 }
@@ -195,6 +200,29 @@ fn span(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bug_any_json_was_shown_as_the_status() {
+        use std::io::Write as _;
+        for (body, why) in [
+            ("{}", "another server answers at "),
+            ("ok\x1b[2J", "no JSON"),
+        ] {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = listener.local_addr().unwrap().port().to_string();
+            let answer = move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
+                write!(stream, "HTTP/1.1 200 OK\r\n\r\n{body}").unwrap();
+            };
+            let thread = std::thread::Builder::new().spawn(answer).unwrap();
+            let command = ["status", "--json", "--listen-port", &port];
+            let outcome = super::super::tests::try_run(&command, &[]);
+            assert_eq!(outcome.code, crate::config::EXIT_FAILED);
+            assert!(outcome.out.contains(why), "{}", outcome.out);
+            thread.join().unwrap();
+        }
+    }
 
     #[test]
     fn numbers_are_short() {

@@ -252,9 +252,7 @@ fn split_target(target: String) -> Result<(Option<String>, String), OciError> {
     let split = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(split);
     if !oci::is_authority(authority) {
-        return Err(bad_request(format!(
-            "{authority:?} in the target is not a host and port"
-        )));
+        return Err(refuse_authority("the target's host", authority));
     }
     let path = if path.starts_with('/') {
         path.to_owned()
@@ -271,8 +269,17 @@ fn read_host(headers: &Headers, http11: bool) -> Result<Option<String>, OciError
         (None, _) if http11 => Err(bad_request("no Host field")),
         (None, _) => Ok(None),
         (Some(host), None) if oci::is_authority(host) => Ok(Some(host.to_owned())),
-        (Some(host), None) => Err(bad_request(format!("Host {host:?} is not a host and port"))),
+        (Some(host), None) => Err(refuse_authority("Host", host)),
     }
+}
+
+/// The error is logged, so a login in front of the host is left out.
+fn refuse_authority(what: &str, authority: &str) -> OciError {
+    let shown = match authority.rsplit_once('@') {
+        Some((_, host)) => format!("…@{host}"),
+        None => authority.to_owned(),
+    };
+    bad_request(format!("{what} {shown:?} is not a host and port"))
 }
 
 /// RFC 9112 §6.1–6.3, and stricter: one length, in digits; one coding, `chunked`; never both.
@@ -357,6 +364,18 @@ mod tests {
         assert_eq!(head.headers.join_values("Accept").as_deref(), Some("x, y"));
         assert!(head.http11 && head.keep_alive && !head.expects_continue);
         assert_eq!(head.framing, BodyFraming::Length(0));
+    }
+
+    #[test]
+    fn bug_a_login_in_front_of_the_host_was_quoted() {
+        for text in [
+            "GET http://ann:hunter2@b/v2/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /v2/ HTTP/1.1\r\nHost: ann:hunter2@b\r\n\r\n",
+        ] {
+            let told = head(text).unwrap_err().to_string();
+            assert!(told.contains("\"…@b\" is not a host and port"), "{told}");
+            assert!(!told.contains("hunter2"), "{told}");
+        }
     }
 
     #[test]

@@ -63,7 +63,7 @@ static READ: &[Family<Sources>] = &[
         |from, out| out.time(&[], from.tokens.as_ref().and_then(|t| t.credentials_expire()))),
     Family::new(Gauge, "clock_skew_seconds", &[],
         "By how much AWS's clock is ahead of this machine's.",
-        |from, out| out.optional(from.tokens.as_ref().map(|t| t.clock_skew_seconds()))),
+        |from, out| out.optional(from.tokens.as_ref().and_then(|t| t.clock_skew_seconds()))),
     // the cache
     Family::new(Gauge, "cache_used_bytes", &[], "Bytes on disk of everything in the cache.",
         |from, out| write_cache(from, out, |cache| cache.sweeper.used_bytes())),

@@ -32,6 +32,9 @@ const REDIRECT_BODY_BYTES_MAX: u64 = 16 * 1024;
 /// Longest wait for it; a new connection takes no longer.
 const REDIRECT_BODY_TIMEOUT: Duration = Duration::from_millis(100);
 
+/// What the registry refused, in the sentence of [`Stage::Refused`].
+const TOKEN: &str = "the ECR token";
+
 /// The field for the outcomes of the caches between us and the registry (`X-Cache` is our own).
 pub const UPSTREAM_CACHE_FIELD: &str = "X-Cache-Upstream";
 
@@ -101,12 +104,20 @@ impl Attempt<'_> {
         let Some(why) = answer.token_refusal else {
             return Ok(answer.fetched);
         };
-        let message = "registry refused the token; renewing it";
-        let fields: [log::Field<'_>; 1] = [("registry", self.call.registry)];
-        log::cause(Level::Info, message, ("reason", &why), &fields);
+        let had_token = self.grant.value.is_some();
+        if had_token {
+            let message = "registry refused the token; renewing it";
+            let fields: [log::Field<'_>; 1] = [("registry", self.call.registry)];
+            log::cause(Level::Info, message, ("reason", &why), &fields);
+        }
         self.grant = self.renew(self.deadline).map_err(|fault| {
-            let reason = format!("{why}; {fault}");
-            self.call.fault(Stage::Refused, reason)
+            let refused = if had_token {
+                TOKEN
+            } else {
+                "a request without a token"
+            };
+            self.call
+                .fault(Stage::Refused, format!("{refused}: {why}; {fault}"))
         })?;
         let answer = self.send_and_follow()?;
         match answer.token_refusal {
@@ -114,7 +125,7 @@ impl Attempt<'_> {
             Some(why) => Err(self.call.fault(
                 Stage::Refused,
                 format!(
-                    "{why}, with a fresh token too; check that this identity may use this \
+                    "{TOKEN}: {why}, with a fresh token too; check that this identity may use this \
                      registry and that the registry is in the token's region"
                 ),
             )),

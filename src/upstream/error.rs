@@ -90,7 +90,7 @@ impl fmt::Display for UpstreamError {
             Stage::ClientBody => write!(f, "the request's body for {to} broke off: {reason}"),
             Stage::Offline => f.write_str(reason),
             Stage::Queue => write!(f, "no room for a request to {to}: {reason}"),
-            Stage::Refused => write!(f, "{to} refused the ECR token: {reason}"),
+            Stage::Refused => write!(f, "{to} refused {reason}"),
             Stage::Throttled => write!(f, "{to} throttles us: {reason}"),
             Stage::Timeout => write!(f, "timed out at {to}: {reason}"),
             Stage::Tls => write!(f, "TLS failed for {to}: {reason}"),

@@ -245,10 +245,16 @@ impl RegistryCall<'_> {
                 metrics::UPSTREAM_REPLIES.of([label, &class]).inc();
             }
         }
-        if let Err(error) = &fetched
-            && error.stage != Stage::ClientBody
-        {
-            *self.contact.last_error.locked() = Some((SystemTime::now(), error.to_string()));
+        let failure = match &fetched {
+            Err(error) if error.stage != Stage::ClientBody => Some(error.to_string()),
+            Ok(fetched) if fetched.reply.status >= 500 => {
+                let (registry, status) = (self.call.registry, fetched.reply.status);
+                Some(format!("{registry} answered {status}"))
+            }
+            _ => None,
+        };
+        if let Some(failure) = failure {
+            *self.contact.last_error.locked() = Some((SystemTime::now(), failure));
         }
         fetched
     }

@@ -19,7 +19,9 @@ pub(super) fn log_answer(
         Ok((status, id)) => {
             fields.push(("upstream_status", status));
             fields.push(("first_byte_ms", &took));
-            fields.push(("upstream_request_id", id));
+            if !id.is_empty() {
+                fields.push(("upstream_request_id", id));
+            }
             log::debug("upstream answered", &fields);
         }
         Err(error) => {

@@ -334,8 +334,12 @@ fn another_proxy_as_upstream_needs_neither_identity_nor_token() {
     run.is(
         "registry",
         "FAIL",
-        &["401", "UPSTREAM_AUTH is none; set it to ecr"],
+        &[
+            "refused a request without a token: the registry answered 401",
+            "UPSTREAM_AUTH is none; set it to ecr",
+        ],
     );
+    assert!(!run.err.contains("renewing"), "{}", run.err);
 }
 
 #[test]

@@ -286,3 +286,32 @@ fn the_table_is_a_document_on_demand() {
         (&false.into(), &"fail".into())
     );
 }
+
+#[test]
+fn bug_an_address_for_metrics_that_is_taken_passed_the_check() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let run = check(&standin(), &[("METRICS_LISTEN", &address)]);
+    assert_eq!(run.code, Some(1), "{}", run.out);
+    run.is(
+        "port",
+        "FAIL",
+        &[&address, "taken by", "set METRICS_LISTEN"],
+    );
+    // The two addresses are one.
+    let port = taken.local_addr().unwrap().port().to_string();
+    drop(taken);
+    let settings = [("LISTEN_PORT", port.as_str()), ("METRICS_LISTEN", &address)];
+    let run = check(&standin(), &settings);
+    assert_eq!(run.code, Some(1), "{}", run.out);
+    run.is("port", "FAIL", &[&address, "set METRICS_LISTEN"]);
+    let run = check(&standin(), &[("METRICS_LISTEN", "127.0.0.1:0")]);
+    run.is("port", "ok", &["can be bound (METRICS_LISTEN)"]);
+}
+
+#[test]
+fn bug_clocks_were_compared_with_an_aws_that_had_not_answered() {
+    let run = check(&standin(), &[("AWS_ENDPOINT_URL", "http://127.0.0.1:1")]);
+    run.is("token", "FAIL", &["connect failed"]);
+    run.is("clock", "skip", &["AWS has not answered"]);
+}

@@ -239,6 +239,16 @@ fn an_upload_shows_its_progress() {
 }
 
 #[test]
+fn bug_a_registry_that_answered_500_had_no_last_error() {
+    let front = Front::start();
+    front.standin.fault(Match::registry(), Fault::status(500));
+    assert_eq!(front.get("/v2/team/app/manifests/1").status, 500);
+    let document = json(&front.get("/status.json"));
+    let told = document["registries"][0]["last_error"].as_str().unwrap();
+    assert!(told.ends_with(" answered 500"), "{told}");
+}
+
+#[test]
 fn failures_carry_the_id_of_the_request() {
     let front = Front::start();
     front.standin.fault(

@@ -183,7 +183,7 @@ impl Tokens {
     /// none, or they have no end.
     pub fn credentials_expire(&self) -> Option<SystemTime> {
         let expires = self.chain.expires()?;
-        let ahead = self.clock_skew_seconds();
+        let ahead = self.clock_skew_seconds().unwrap_or_default();
         let by = Duration::from_secs(ahead.unsigned_abs());
         match ahead > 0 {
             true => expires.checked_sub(by),
@@ -191,8 +191,8 @@ impl Tokens {
         }
     }
 
-    /// Seconds by which AWS's clock is ahead of ours.
-    pub fn clock_skew_seconds(&self) -> i64 {
+    /// Seconds by which AWS's clock is ahead of ours; none before AWS has answered.
+    pub fn clock_skew_seconds(&self) -> Option<i64> {
         self.caller.skew.seconds()
     }
 
