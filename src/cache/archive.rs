@@ -62,7 +62,7 @@ pub struct ArchiveImage {
 pub(super) type ArchiveBlob = Take<File>;
 
 impl Archive {
-    /// Opens a layout, and reads its `index.json`. Of a tar it reads all headers.
+    /// Opens a layout, and reads its `index.json`. In a tar it reads all headers.
     ///
     /// # Errors
     /// What is wrong with it, with the name of the entry.

@@ -1,5 +1,5 @@
-//! Whether what is in the cache is what it says. Owns: hashing blobs, and the words for what is
-//! missing or damaged. Must not: change or remove anything.
+//! The check of what is in the cache. Owns: hashing blobs, and the words for what is missing or
+//! damaged. Must not: change or remove anything.
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,7 +15,7 @@ use super::store::Store;
 use crate::oci::Digest;
 use crate::platforms::Platforms;
 
-/// How an image or a blob is, the worst last.
+/// The condition of an image or a blob, the worst last.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     /// Nothing is missing or damaged.
@@ -41,7 +41,7 @@ impl Verdict {
     }
 }
 
-/// What an image lacks: how bad each fault is, and its words, with platform and digest.
+/// The faults of an image: how bad each is, and its words, with platform and digest.
 pub type ImageFaults = Vec<(Verdict, String)>;
 
 /// Looks at images and blobs; each blob is hashed once.
@@ -50,7 +50,7 @@ pub struct Audit<'a> {
     names: &'a Names,
     /// Called with the bytes of each piece that was hashed.
     on_hashed: &'a mut dyn FnMut(u64),
-    /// How each blob is, and the fault.
+    /// The condition of each blob, and its fault.
     known: HashMap<Digest, (Verdict, String)>,
 }
 
@@ -168,7 +168,7 @@ impl<'a> Audit<'a> {
     /// Looks at the files that are no blobs: those of the layout, and tags.
     pub fn files(&self) -> Vec<String> {
         let mut faults = Vec::new();
-        // One that is not there, as when the first start was killed, is made by the next.
+        // A missing file is no fault: a start that was killed leaves it to the next one.
         let read = |name: &str| match fs::read(self.store.root().join(name)) {
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             text => Some(serde_json::from_slice(&text.unwrap_or_default()).unwrap_or_default()),

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_seen_by_those_who_asked_before_it_and_by_nobody_else() {
+    fn a_change_is_seen_by_questions_before_it_and_by_no_others() {
         let case = Case::new();
         let before = case.changes.now();
         let change = case.note("team/app", "1.0");

@@ -36,7 +36,7 @@ pub fn subject_of_tag(tag: &Tag) -> Option<Digest> {
 
 /// Bytes of all manifests of one image: as many layers as twenty of the largest manifests name.
 pub const IMAGE_BYTES_MAX: u64 = 256 << 20;
-/// The same of an image on a page, whose reader waits: those of usual images are a few KB.
+/// The same for an image on a page, which a reader waits for. Usual images need a few KB.
 pub(super) const SHOWN_BYTES_MAX: u64 = 8 << 20;
 /// Manifests of one image.
 const MANIFESTS_MAX: usize = 100_000;

@@ -11,8 +11,8 @@ const MEDIA_TYPE_BYTES_MAX: usize = 255;
 pub struct SelfDescription {
     /// Its media type, if it names one.
     pub media_type: Option<String>,
-    /// It is a schema 1 manifest with signatures in it. Those are no part of what its digest is
-    /// made of, so the digest is not that of its bytes.
+    /// True for a schema 1 manifest with signatures in it. Its digest is made without them, so it
+    /// is not the digest of all bytes.
     pub is_signed: bool,
 }
 

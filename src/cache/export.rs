@@ -29,7 +29,7 @@ const COMPRESSED: [&str; 5] = ["gz", "tgz", "zst", "xz", "bz2"];
 /// Told of bytes that are done and of all that there are, with the name of the step.
 pub type Progress<'a> = &'a mut dyn FnMut(&str, u64, u64);
 
-/// What an export is made of.
+/// Writes images of the cache as a layout.
 #[derive(Debug)]
 pub struct Exporter<'a> {
     /// The cache.
@@ -40,7 +40,7 @@ pub struct Exporter<'a> {
     pub stop: &'a AtomicBool,
 }
 
-/// What an export writes.
+/// The content of an export.
 #[derive(Debug, Default)]
 pub struct ExportPlan {
     /// Descriptors by the name of the image.
@@ -208,7 +208,7 @@ impl Exporter<'_> {
         progress: Progress<'_>,
     ) -> Result<(), String> {
         let is_tar = is_tar(to)?;
-        // Where it may be a mount or a link, a directory stays, and gets the files.
+        // A directory that is there may be a mount or a link: it stays, and gets the files.
         let is_there = !is_tar && to.is_dir();
         let folder = match to.parent() {
             _ if is_there => to,

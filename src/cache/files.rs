@@ -46,8 +46,8 @@ fn replace_by(
     replaced
 }
 
-/// The same for a few bytes whose beginning alone reads as absent: a new file is written where it
-/// is to be.
+/// The same without a temporary file where there is no file yet. A crash may then leave a
+/// beginning of `bytes`, which must read as absent.
 pub(super) fn put_unsynced(temps: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let Ok(mut file) = File::options().write(true).create_new(true).open(path) else {
         return replace_unsynced(temps, path, bytes);
@@ -160,7 +160,7 @@ pub(super) fn open_or_create(path: &Path) -> io::Result<File> {
 pub(super) fn read(mut file: &File, usual: usize, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; usual];
     let count = file.read(&mut bytes)?;
-    // A file of a disk gives fewer than it was asked for at its end alone.
+    // A file on a disk gives fewer bytes than it was asked for only at its end.
     let is_whole = count < bytes.len();
     bytes.truncate(count);
     if !is_whole {

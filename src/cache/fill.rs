@@ -66,7 +66,7 @@ impl Fills {
         }
     }
 
-    /// Waits as the rate of the background asks, for bytes of other answers that have come.
+    /// Waits as `PREFETCH_RATE` asks, for bytes of manifests and lists that have come.
     pub fn keep_rate(&self, bytes: u64) {
         self.pace.wait(bytes, || true);
     }

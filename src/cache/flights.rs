@@ -1,5 +1,5 @@
-//! Single flight: of many who want the same thing, one gets it and the others wait. Owns: who is
-//! first, and handing its result on. Must not: know what is fetched.
+//! Single flight: of many callers that want the same thing, one fetches it and the others wait.
+//! Owns: which is first, and handing its result on. Must not: know what is fetched.
 //!
 //! Waiting costs no permit: a thousand nodes may ask for one tag at once. A first that panics
 //! leaves its followers to try by themselves, never with a result that is none.
@@ -38,7 +38,7 @@ impl<T> Default for Flights<T> {
 }
 
 impl<T: Clone> Flights<T> {
-    /// Runs `fetch`, or waits for the one who runs it under the same key. None when no result came
+    /// Runs `fetch`, or waits for the one that runs it under the same key. None when no result came
     /// until `deadline`.
     pub fn run(&self, key: &str, deadline: Instant, fetch: impl FnOnce() -> T) -> Option<T> {
         let (flight, first) = self.enter(key);

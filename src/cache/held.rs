@@ -126,7 +126,7 @@ impl Cache {
         true
     }
 
-    /// Says so when the blobs of an image cannot all be kept: each pull then fetches some anew.
+    /// Warns when the blobs of an image cannot all be kept: each pull then fetches some anew.
     fn report_too_large(&self, scope: Scope<'_>, digest: &Digest, manifest: &[u8]) {
         let named = list_named(manifest);
         let blobs = named.iter().filter(|named| named.media_type.is_none());
@@ -216,7 +216,7 @@ impl Cache {
     ) -> SystemTime {
         let (names, confirmed) = (&self.names, confirmed_at(headers));
         let confirm = |of| names.confirm_tag(scope, of, tag, digest, confirmed, asked_at);
-        // It may be one of those that are for all.
+        // The tag may have been kept for all partitions.
         let kept = confirm(partition).and_then(|()| match partition {
             "" => Ok(()),
             _ => confirm(""),

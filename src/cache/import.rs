@@ -45,7 +45,7 @@ const ROOM_TIMEOUT: Duration = Duration::from_secs(60);
 pub const OTHERS_TIMEOUT: Duration = Duration::from_secs(600);
 /// Between two looks at a blob that another process downloads.
 const LOOK: Duration = Duration::from_millis(50);
-/// An image that is evicted while it is copied is copied again, so often at the most.
+/// Attempts to keep an image: one that is evicted while it is copied is copied again.
 const KEEP_ATTEMPTS: usize = 3;
 
 /// An image that is taken over.
@@ -120,7 +120,7 @@ impl Importer<'_> {
                 if *before == listed.digest {
                     continue;
                 }
-                let why = "is there twice; with --as, leave that or its tag away";
+                let why = "is there twice; leave out --as, or its tag";
                 return Err(format!("index.json: {name} {why}"));
             }
             let mut image = ImportImage {
@@ -190,7 +190,7 @@ impl Importer<'_> {
                 continue;
             };
             walk.descend(&content);
-            // Its own word counts, as in a pull; a list may say anything.
+            // The manifest's own type counts, as in a pull; a list may say anything.
             found.media_type = content.media_type.clone().or(found.media_type);
             if !found.media_type.as_deref().is_some_and(is_media_type) {
                 let why = "is listed without a media type of its own";

@@ -49,7 +49,7 @@ impl Names {
     /// The link of a digest, if it belongs to the repository.
     pub fn link(&self, scope: Scope<'_>, digest: &Digest) -> Option<Link> {
         let path = self.paths.link(scope, digest)?;
-        // Looked for first: it is written before it is pending no longer.
+        // The queue is read first: a link is in its file before it leaves the queue.
         let pending = self.pending.find(scope, digest);
         read_link(&path).or_else(|| {
             let links = pending?;
@@ -139,14 +139,14 @@ impl Names {
         digest: &Digest,
         size: Option<u64>,
         asked_at: Moment,
-        verified: bool,
+        is_verified: bool,
     ) -> io::Result<()> {
         let path = self.paths.link(scope, digest).ok_or_else(unusable_name)?;
         let keeps = |known: Link| {
             known.media_type.is_some()
                 || known.size == size
                 || size.is_none()
-                || (known.size.is_some() && !verified)
+                || (known.size.is_some() && !is_verified)
         };
         let text = size.map_or_else(|| BLOB_LINK.to_owned(), |size| format!("{size}\n"));
         let facts = [Fact::Present(digest)];

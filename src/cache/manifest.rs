@@ -60,8 +60,8 @@ const KEYS: [&str; 19] = [
     "variant",
 ];
 
-/// The fields of a platform. Nothing but a name for people is made of them, so that the same in
-/// another case is no fault: it may be a field of somebody's own.
+/// The fields of a platform. They only make a name for people, so a second one in another case is
+/// no fault: it may be a field of somebody's own.
 const PLATFORM_KEYS: [&str; 4] = ["architecture", "os", "platform", "variant"];
 
 /// A digest that a manifest names.

@@ -1,5 +1,5 @@
-//! What upstream lately said is not there. Owns: a short memory of 404s, so that a loop of pulls of
-//! a missing tag does not become a loop of upstream calls. Must not: outlive a push.
+//! The memory of 404s. Owns: what upstream lately said is missing, so that a loop of pulls of a
+//! missing tag does not become a loop of upstream calls. Must not: outlive a push.
 //!
 //! Locks: the map, held for map operations.
 
@@ -37,7 +37,7 @@ impl Negative {
         None
     }
 
-    /// Remembers an answer, unless it is of an odd size, or is not true any more by `is_current`.
+    /// Remembers an answer, unless it is too large, or `is_current` says that it holds no longer.
     pub(super) fn put(
         &self,
         key: &str,

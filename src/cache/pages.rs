@@ -201,7 +201,7 @@ impl Names {
             List::Referrers(scope, _) | List::Tags(scope) => {
                 self.keep(scope, &[Fact::Contents], asked_at, &path, write)?
             }
-            // It does not tell what is in a repository.
+            // A catalog does not tell what is in a repository.
             List::Catalog(_) => {
                 let _lock = self.lock_file(&path);
                 write().map(|()| true)?
@@ -231,10 +231,10 @@ impl Names {
     ///
     /// # Errors
     /// The disk's own.
-    pub fn set_referrers_api(&self, registry: &Registry, there: bool) -> io::Result<()> {
+    pub fn set_referrers_api(&self, registry: &Registry, is_there: bool) -> io::Result<()> {
         let folder = self.paths.registry(registry).ok_or_else(unusable_name)?;
         let path = folder.join(NO_REFERRERS);
-        match (there, path.exists()) {
+        match (is_there, path.exists()) {
             (true, true) => fs::remove_file(path),
             (false, false) => self.write_unsynced(&path, b""),
             _ => Ok(()),

@@ -185,7 +185,7 @@ fn read_mark(file: &File) -> Option<([u8; 8], u64)> {
     (length == mark.len()).then_some((*boot, u64::from_le_bytes(synced.try_into().ok()?)))
 }
 
-/// A mark that cannot be written is done without.
+/// Sets the mark of a file. Where that fails, the file has none.
 fn set_mark(file: &File, synced: u64) {
     let mark = [this_boot(), synced.to_le_bytes()].concat();
     let flags = rustix::fs::XattrFlags::empty();

@@ -156,7 +156,7 @@ pub(super) fn below(folder: &Path, parts: &[&str]) -> PathBuf {
 
 /// The fault of a name that makes no path.
 pub(super) fn unusable_name() -> io::Error {
-    let why = "the name is too long for a file, or no name of a registry";
+    let why = "the name is too long for a file, or is not the name of a registry";
     io::Error::new(io::ErrorKind::InvalidFilename, why)
 }
 

@@ -1,5 +1,5 @@
-//! Several processes on one cache directory. Owns: `locks/`, which shows who of them lives and who
-//! does what only one may do. Must not: be waited for without end.
+//! Several processes on one cache directory. Owns: `locks/`, which shows which of them live, and
+//! which one does what only one may do. Must not: wait without a limit.
 //!
 //! Every lock is flock(2)'s: the kernel gives it back when a process ends, however it ends. NFS has
 //! them since Linux 2.6.12.
@@ -20,7 +20,7 @@ const FOLDER: &str = "locks";
 const PROCESS: &str = "process-";
 /// Between two looks at a lock that another process holds.
 const PAUSE: Duration = Duration::from_millis(2);
-/// A file that was made and not yet locked may be taken for a dead process's, so often at the most.
+/// Attempts to enter: a file that was made and not yet locked may be taken for a dead process's.
 const ENTER_ATTEMPTS: usize = 8;
 
 /// This process among those on the directory.
@@ -93,7 +93,7 @@ impl Processes {
                 });
             }
         }
-        Err(io::Error::other("its locks are removed again and again"))
+        Err(io::Error::other("its lock file is removed again and again"))
     }
 
     /// Removes the temporary files that ended processes left. Says whether another process lives.

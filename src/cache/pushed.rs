@@ -105,15 +105,15 @@ impl Cache {
     }
 
     /// Upstream has taken a blob, with the bytes of `upload` or without. It belongs to the
-    /// repository here if upstream itself names it (`named`), or if the bytes that came through
+    /// repository here if upstream itself names it (`is_named`), or if the bytes that came through
     /// have its digest. The client's word is no proof: it would open another repository's blob.
     /// Blocks as [`Uploads::commit`](super::uploads::Uploads::commit) does.
-    pub fn commit_upload(&self, wanted: &BlobRequest, upload: Option<Upload>, named: bool) {
+    pub fn commit_upload(&self, wanted: &BlobRequest, upload: Option<Upload>, is_named: bool) {
         let scope = wanted.scope();
         let taken = Fact::Absent(&wanted.digest);
         self.names.changes.note(scope, taken);
         self.forget_missing(scope);
-        if self.uploads.commit(upload, wanted, named) {
+        if self.uploads.commit(upload, wanted, is_named) {
             self.remember(&wanted.place.registry);
         }
     }

@@ -1,6 +1,6 @@
 //! Blobs and manifests by their digest. Owns: `blobs/`, the format marker with the lock on it, the
-//! account of bytes, and who is reading what. Must not: know tags or repositories. Downloads are in
-//! [`super::partials`].
+//! account of bytes, and the readers of each digest. Must not: know tags or repositories. Downloads
+//! are in [`super::partials`].
 //!
 //! A file below `blobs/` is complete and verified: it comes there by fsync and rename, from
 //! `partial/`, after its maker has checked length and digest. No other way leads there.
@@ -49,7 +49,7 @@ pub struct Blob {
     pub stamp: Stamp,
     /// True when its bytes are known to have the digest: this process has hashed them, and the file
     /// was not changed since.
-    pub verified: bool,
+    pub is_verified: bool,
     /// Keeps eviction from it.
     pub reading: Reading,
 }
@@ -185,7 +185,7 @@ impl Store {
             file: Arc::new(file),
             size: stamp.size(),
             stamp,
-            verified: self.verified.has(digest, stamp, Instant::now()),
+            is_verified: self.verified.has(digest, stamp, Instant::now()),
             reading,
         }))
     }
@@ -216,7 +216,7 @@ impl Store {
             return Ok(None);
         };
         refuse_larger(digest, blob.size, limit)?;
-        if blob.verified {
+        if blob.is_verified {
             return Ok(Some(blob));
         }
         if blob.hash(digest, &mut |_| {})? == digest.as_str() {
@@ -272,7 +272,7 @@ impl Store {
     /// # Errors
     /// The disk's own; nothing is kept then.
     pub fn put(&self, digest: &Digest, bytes: &[u8]) -> io::Result<()> {
-        // Said first: an eviction that runs lets what is here already stay.
+        // Noted first: an eviction that runs then leaves a blob that is here already.
         if let Some(watched) = &mut self.account.locked().watched {
             watched.push(digest.clone());
         }
@@ -288,8 +288,8 @@ impl Store {
         stored
     }
 
-    /// A new file for content whose digest is told later. It is on no account: whoever writes to it
-    /// holds a reservation. What an earlier process left of such is removed at start.
+    /// A new file for content whose digest comes later. The account leaves it out, so its writer
+    /// must hold a reservation. The next start removes such a file of a process that has ended.
     ///
     /// # Errors
     /// The disk's own.
@@ -483,7 +483,7 @@ impl Store {
         }
     }
 
-    /// It did not come.
+    /// The blob did not come.
     fn forget_arrival(&self, digest: &Digest) {
         if let Some(arrived) = &mut self.account.locked().arrived {
             arrived.remove(digest);
@@ -525,7 +525,7 @@ fn refuse_larger(digest: &Digest, size: u64, limit: u64) -> io::Result<()> {
     if size <= limit {
         return Ok(());
     }
-    let why = format!("blob {digest} of {size} bytes, at most {limit} are read at once");
+    let why = format!("blob {digest} has {size} bytes; at most {limit} are read at once");
     Err(io::Error::new(io::ErrorKind::FileTooLarge, why))
 }
 

@@ -1,9 +1,9 @@
 //! The quota, and what is done now and then. Owns: room under the quota, and the work of the thread
-//! `sweep`: counting what is on disk, evicting ahead, writing links and the index. Must not: be
-//! waited for by a hit.
+//! `sweep`: counting what is on disk, evicting ahead, writing links and the index. Must not: keep a
+//! hit waiting.
 //!
-//! The thread evicts when little room is left, before anybody needs it. Whoever needs room all the
-//! same evicts by itself, one at a time, and those who wait beside it go on as soon as they fit.
+//! The thread evicts when little room is left, before anybody needs it. A writer that needs room
+//! all the same evicts by itself, one at a time; others that wait go on as soon as they fit.
 //!
 //! Another process may use the directory. One at a time evicts, after a count of what the others
 //! have written, and it leaves young blobs that nothing names yet.
@@ -32,7 +32,7 @@ use crate::oci::Reference;
 const TICK: Duration = Duration::from_secs(3);
 /// How often a directory that is only read is counted: another process may fill it.
 const WATCH_INTERVAL: Duration = Duration::from_secs(60);
-/// What took long is not done again unasked before this many times as long.
+/// Work that took long is not repeated unasked before this many times as long.
 const REST_FACTOR: u32 = 20;
 /// The thread begins to evict when less than this part of the quota is free.
 const HIGH_WATER_PART: u64 = 20;
@@ -40,7 +40,7 @@ const HIGH_WATER_PART: u64 = 20;
 const LOW_WATER_PART: u64 = 10;
 /// What the end of a file takes on the disk.
 const BLOCK_BYTES: u64 = 4096;
-/// Images evicted between two looks at those who wait.
+/// Images evicted between two looks at the waiting writers.
 const IMAGES_A_LOOK: u64 = 256;
 /// Another process may name a blob so long after it wrote it: the other layers of the image come in
 /// between.
@@ -66,9 +66,9 @@ pub struct Sweeper {
 struct SweepState {
     stopped: bool,
     /// The index is to be written.
-    dirty: bool,
+    is_index_old: bool,
     /// What is on disk has been counted.
-    counted: bool,
+    is_counted: bool,
     /// Another process has used the directory since the last count.
     is_shared: bool,
     /// Tagged images, as of the last writing of the index.
@@ -76,18 +76,18 @@ struct SweepState {
     pins: Arc<Pins>,
     /// Bytes on disk that pinned images need, as of the last eviction.
     pinned_bytes: u64,
-    /// They leave less room than that was to make.
+    /// They leave less room than the last eviction was to make.
     is_full_of_pins: bool,
     /// Bytes promised to fills and not yet written.
     reserved: u64,
     /// Bytes that callers wait for.
     wanted: u64,
     /// Somebody evicts.
-    evicting: bool,
+    is_evicting: bool,
     /// Evictions ended.
     ended: u64,
     /// The last one could not free what was asked of it.
-    exhausted: bool,
+    is_exhausted: bool,
 }
 
 /// Room for a fill: counts against the quota until it is spent or dropped.
@@ -202,11 +202,11 @@ impl Sweeper {
             let begun = Instant::now();
             let pass = (begun >= pass_due).then(|| self.begin_pass_ahead());
             if let Some(pass) = pass.flatten() {
-                self.evict_for_those_who_wait(pass, None);
+                self.evict_for_waiting_writers(pass, None);
                 pass_due = rest(begun);
             }
             self.write_links();
-            if self.state.locked().dirty && begun >= index_due {
+            if self.state.locked().is_index_old && begun >= index_due {
                 self.write_index_now();
                 index_due = rest(begun);
             }
@@ -219,7 +219,7 @@ impl Sweeper {
         let until = Instant::now() + TICK;
         let mut state = self.state.locked();
         loop {
-            let due = match state.dirty {
+            let due = match state.is_index_old {
                 true => index_due.min(until),
                 false => until,
             };
@@ -239,19 +239,19 @@ impl Sweeper {
 
     /// A tag changed: the index is to be written.
     pub fn mark_dirty(&self) {
-        self.state.locked().dirty = true;
+        self.state.locked().is_index_old = true;
         self.changed.notify_all();
     }
 
     /// A blob came. The thread looks at the index and the quota within a few seconds; it is not
     /// woken for each of many blobs.
     pub fn note_blob(&self) {
-        if !std::mem::replace(&mut self.state.locked().dirty, true) {
+        if !std::mem::replace(&mut self.state.locked().is_index_old, true) {
             self.changed.notify_all();
         }
     }
 
-    /// Room for `bytes` more. Evicts if need be, or waits for the one who does. None when there is
+    /// Room for `bytes` more. Evicts if need be, or waits for the one that does. None when there is
     /// none by `deadline`, or when an eviction has shown that none can be made. More than the quota
     /// is refused at once.
     pub fn make_room(self: &Arc<Self>, bytes: u64, deadline: Instant) -> Option<Reservation> {
@@ -262,12 +262,12 @@ impl Sweeper {
         }
         let mut state = self.state.locked();
         // Only a pass that begins after this call knows of it.
-        let known = state.ended + u64::from(state.evicting);
-        while state.counted && !self.fits(&state, bytes) {
+        let known = state.ended + u64::from(state.is_evicting);
+        while state.is_counted && !self.fits(&state, bytes) {
             let left = deadline.saturating_duration_since(Instant::now());
             // One that freed enough leaves hope: somebody else was quicker to take the room.
-            let hopeless = state.ended > known && state.exhausted;
-            if state.stopped || hopeless || left.is_zero() {
+            let is_hopeless = state.ended > known && state.is_exhausted;
+            if state.stopped || is_hopeless || left.is_zero() {
                 return None;
             }
             state.wanted = state.wanted.saturating_add(bytes);
@@ -275,7 +275,7 @@ impl Sweeper {
                 None => self.changed.wait_for(state, left),
                 Some(pass) => {
                     drop(state);
-                    self.evict_for_those_who_wait(pass, Some(deadline));
+                    self.evict_for_waiting_writers(pass, Some(deadline));
                     self.state.locked()
                 }
             };
@@ -310,9 +310,9 @@ impl Sweeper {
     }
 
     fn write_index_now(&self) {
-        // Whoever writes last has read what the others wrote before.
+        // The process that writes last has read what the others wrote before.
         let _lock = self.store.lock("index", INDEX_TIMEOUT);
-        self.state.locked().dirty = false;
+        self.state.locked().is_index_old = false;
         match layout::write_index(&self.store, &self.names) {
             Ok(images) => self.state.locked().images = images as u64,
             Err(error) => log::warn("index.json was not written", &[("error", &error)]),
@@ -334,9 +334,9 @@ impl Sweeper {
         log::info("cache counted", &fields);
         let mut state = self.state.locked();
         state.is_shared = is_shared;
-        state.counted = true;
+        state.is_counted = true;
         // A crash may have left an old index.
-        state.dirty = true;
+        state.is_index_old = true;
     }
 
     fn count_now(&self) {
@@ -354,7 +354,7 @@ impl Sweeper {
             self.count_now();
         }
         // What others put into a directory that is only read is known by looking.
-        self.state.locked().dirty |= self.store.is_read_only();
+        self.state.locked().is_index_old |= self.store.is_read_only();
         is_shared
     }
 
@@ -370,7 +370,7 @@ impl Sweeper {
     /// The right to evict; none while somebody else does: each would count the other's work as
     /// lost.
     fn begin_pass(self: &Arc<Self>, state: &mut SweepState) -> Option<Pass> {
-        let is_free = !std::mem::replace(&mut state.evicting, true);
+        let is_free = !std::mem::replace(&mut state.is_evicting, true);
         is_free.then(|| Pass(Arc::clone(self)))
     }
 
@@ -382,8 +382,8 @@ impl Sweeper {
         is_due.then(|| self.begin_pass(&mut state)).flatten()
     }
 
-    /// One eviction, for those who wait and for the quota itself; ends at `deadline`.
-    fn evict_for_those_who_wait(&self, pass: Pass, deadline: Option<Instant>) {
+    /// One eviction, for the waiting writers and for the quota itself; ends at `deadline`.
+    fn evict_for_waiting_writers(&self, pass: Pass, deadline: Option<Instant>) {
         let (claimed, pins) = {
             let state = self.state.locked();
             let claimed = state.reserved.saturating_add(state.wanted);
@@ -397,7 +397,7 @@ impl Sweeper {
         // Another process that evicts now frees the room that we need.
         let lock = self.store.lock("evict", patience.unwrap_or_default());
         if lock.is_none() {
-            self.state.locked().exhausted = deadline.is_some() && !is_late();
+            self.state.locked().is_exhausted = deadline.is_some() && !is_late();
             return;
         }
         let is_shared = self.look_for_others();
@@ -413,9 +413,9 @@ impl Sweeper {
         };
         let task = self.task(&pins, since.filter(|_| is_shared));
         let pinned = evict::evict(task, target, &stop);
-        let exhausted = self.used_bytes() > target && !is_late();
+        let is_exhausted = self.used_bytes() > target && !is_late();
         let mut state = self.state.locked();
-        state.exhausted = exhausted;
+        state.is_exhausted = is_exhausted;
         let was_full = state.is_full_of_pins;
         if let Some(bytes) = pinned {
             state.pinned_bytes = bytes;
@@ -449,7 +449,7 @@ struct Pass(Arc<Sweeper>);
 impl Drop for Pass {
     fn drop(&mut self) {
         let mut state = self.0.state.locked();
-        state.evicting = false;
+        state.is_evicting = false;
         state.ended += 1;
         drop(state);
         self.0.changed.notify_all();

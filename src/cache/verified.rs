@@ -65,7 +65,7 @@ pub(super) struct Verified {
 }
 
 impl Verified {
-    /// The file with this stamp has the digest.
+    /// Notes that the file with this stamp has the digest.
     pub(super) fn insert(&self, digest: &Digest, stamp: Stamp, now: Instant) {
         let mut blobs = self.blobs.locked();
         if blobs.len() >= BLOBS_MAX {
@@ -81,7 +81,7 @@ impl Verified {
         })
     }
 
-    /// The blob is gone.
+    /// Forgets a blob that is gone.
     pub(super) fn remove(&self, digest: &Digest) {
         self.blobs.locked().remove(digest);
     }

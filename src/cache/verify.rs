@@ -144,7 +144,7 @@ impl Verifier {
         let Some(blob) = self.store.blob(digest)? else {
             return Ok(None);
         };
-        if blob.verified {
+        if blob.is_verified {
             return Ok(Some(Opened {
                 blob,
                 pending: None,
@@ -383,9 +383,9 @@ mod tests {
     fn a_blob_is_hashed_once() {
         let bench = Bench::new();
         bench.while_running(|| {
-            assert!(!bench.blob().verified);
+            assert!(!bench.blob().is_verified);
             let opened = bench.verifier.open(&bench.digest, None).unwrap().unwrap();
-            assert!(opened.is_verified() && bench.blob().verified);
+            assert!(opened.is_verified() && bench.blob().is_verified);
         });
         // The thread is gone, and is not missed.
         let size = Some(BYTES.len() as u64);

@@ -25,7 +25,7 @@ pub struct CacheSettings {
     pub tag_ttl: TagTtl,
     /// Downloads at a time.
     pub max_fills: usize,
-    /// Nobody is asked: the directory is only read, and every tag is fresh.
+    /// Upstream is never asked: the directory is only read, and every tag is fresh.
     pub offline: bool,
     /// Images that eviction never touches.
     pub pins: Pins,
@@ -59,7 +59,7 @@ pub struct Cache {
     pub fills: Arc<fill::Fills>,
     /// What is pushed through us.
     pub uploads: Arc<uploads::Uploads>,
-    /// What lately was not there.
+    /// Recent 404s of upstream.
     pub negative: negative::Negative,
     settings: CacheSettings,
     remembered: Mutex<Option<Registry>>,
@@ -114,7 +114,7 @@ impl Cache {
         }
         match self.settings.tag_ttl {
             TagTtl::Forever => true,
-            // A time in the future is that of a clock that was set back: no word to go by.
+            // A time in the future is that of a clock that was set back, and proves nothing.
             TagTtl::For(ttl) => SystemTime::now()
                 .duration_since(confirmed)
                 .is_ok_and(|age| age < ttl),

@@ -227,7 +227,7 @@ fn a_length_that_is_always_too_high_is_given_up() {
 }
 
 #[test]
-fn refusals_of_a_cold_blob_reach_all_who_wait() {
+fn refusals_of_a_cold_blob_reach_all_waiting_clients() {
     let cached = Cached::start();
     for (seed, status) in [(20, 404), (21, 403), (22, 500), (23, 429)] {
         let (digest, bytes) = blob(&cached, 50_000, seed);

@@ -28,15 +28,15 @@ const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 /// A fill may make room until so long after it began. Some hundred thousand files can be removed in
 /// it, and the client still gets its head in time: within the upstream's 25 s.
 const ROOM_TIMEOUT_FROM_START: Duration = Duration::from_secs(20);
-/// Who waits for a blob of up to so many bytes is woken once, when it is whole: most come at once,
-/// in two or three TLS records. Where they do not, each waiting client looks for itself.
+/// Clients of a blob of up to so many bytes are woken once, when it is whole: most blobs come at
+/// once, in two or three TLS records. If one does not, each waiting client looks for itself.
 const SMALL_BYTES_MAX: u64 = COPY_BYTES as u64;
 /// Failures in a row, without getting further in between, after which a download is given up.
 const FAILURES_MAX: u32 = 6;
 /// Pause after the first of them; doubles, so that an upstream gets 3 s to come back.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
-/// So many pieces of what an earlier download left are hashed beside each new one, once the rest is
-/// so many times smaller. Hashing is many times faster than a line on which that matters.
+/// Pieces from an earlier download that are hashed beside each new piece, once the rest of the blob
+/// is so many times smaller. Hashing is far faster than any line on which this matters.
 const CATCH_UP_PIECES: u64 = 4;
 /// How often a long download is made to outlive a power cut: 7 MB at 2 Mbit/s.
 const SYNC_INTERVAL: Duration = Duration::from_secs(30);
@@ -55,7 +55,7 @@ pub(super) struct Fill<'a> {
     hashed: u64,
     /// When bytes were last made to outlive a power cut.
     synced_at: Instant,
-    /// Files of before a restart, and how far readers may have read them.
+    /// Files from before a restart, and how far readers may have read them.
     shown: Vec<(Arc<File>, u64)>,
     reserved: Option<Reservation>,
     begun_at: Instant,
@@ -172,7 +172,7 @@ impl<'a> Fill<'a> {
                 false => failures + 1,
             };
             furthest = furthest.max(self.have);
-            if failures >= FAILURES_MAX || !self.growing.state.locked().begun {
+            if failures >= FAILURES_MAX || !self.growing.state.locked().has_begun {
                 break FillEnd::Failed(error);
             }
             let digest = &self.growing.wanted.digest;
@@ -213,7 +213,7 @@ impl<'a> Fill<'a> {
                 metrics::DOWNLOADS_RESUMED.inc();
                 Some(total)
             }
-            // Upstream has the blob here, and no byte of it that we have not.
+            // Upstream has the blob in this repository, and we have all its bytes.
             (416, _) if self.is_whole() => return self.publish_whole(),
             (206 | 416, _) if self.have > 0 => {
                 self.start_again()?;
@@ -288,7 +288,7 @@ impl<'a> Fill<'a> {
     pub(super) fn announce(&self, total: u64) {
         self.growing.transfer.begin(self.have, total);
         let mut state = self.growing.state.locked();
-        state.begun = true;
+        state.has_begun = true;
         state.total = total;
         drop(state);
         self.show(false);
@@ -339,15 +339,15 @@ impl<'a> Fill<'a> {
 
     /// Lets readers see what was written. After a restart in a new file they keep the old one until
     /// the new one has come further.
-    pub(super) fn show(&self, verified: bool) {
+    pub(super) fn show(&self, is_verified: bool) {
         let (file, have) = (Arc::clone(&self.file), self.have);
         self.growing.transfer.set_bytes(have);
         let mut state = self.growing.state.locked();
-        state.verified |= verified;
+        state.is_verified |= is_verified;
         if state.written() <= have {
             state.file = Some((file, have));
         }
-        if verified || state.total > SMALL_BYTES_MAX {
+        if is_verified || state.total > SMALL_BYTES_MAX {
             self.growing.changed.notify_all();
         }
     }
@@ -376,14 +376,14 @@ impl<'a> Fill<'a> {
             return FillEnd::Failed(self.new_fault(format!("blob has the digest {found}")));
         }
         let same = self.was_shown_right();
-        // The link first: a blob that is there without one would cost whoever asks now a HEAD.
+        // The link first: a client that asks for a blob without a link costs a HEAD.
         wanted.link(self.disk, Some(self.growing.total()));
         self.show(same);
         let outcome = match same {
             true => FillEnd::Done,
             // The blob is good, and what readers got of it before the restart is not.
             false => {
-                FillEnd::Failed(self.new_fault("the bytes of before a restart are wrong".into()))
+                FillEnd::Failed(self.new_fault("the bytes from before a restart are wrong".into()))
             }
         };
         if !self.is_ours {
@@ -398,8 +398,8 @@ impl<'a> Fill<'a> {
         outcome
     }
 
-    /// True when what readers may have got from the files of before a restart is what the verified
-    /// file has in its place: only that one's digest was checked.
+    /// True when the bytes that readers may have got from before a restart are those of the
+    /// verified file: only its digest was checked.
     fn was_shown_right(&self) -> bool {
         let mut good = Vec::new();
         self.shown.iter().all(|(file, readable)| {
@@ -419,7 +419,7 @@ impl<'a> Fill<'a> {
     }
 
     fn refused(&self, fetched: Fetched) -> Stop {
-        if self.growing.state.locked().begun {
+        if self.growing.state.locked().has_begun {
             return self.broken(format!("answered {}", fetched.reply.status));
         }
         let mut body = Vec::new();

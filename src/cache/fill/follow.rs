@@ -10,8 +10,8 @@ use super::growing::FillEnd;
 
 /// Between two looks at a file that another process writes.
 const PAUSE: Duration = Duration::from_millis(20);
-/// A file that has not grown for so long is followed no longer: its writer hangs. It has given up
-/// an upstream that sends nothing before. NFS shows what another host wrote within this time, too.
+/// A file that has not grown for so long is followed no longer: its writer hangs, since it gives up
+/// a silent upstream sooner. NFS shows what another host wrote within this time, too.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes hashed between two looks, so that clients get them soon.
 const STEP_BYTES: u64 = 4 << 20;
@@ -53,7 +53,7 @@ impl Fill<'_> {
             match taken {
                 Some(true) => return None,
                 None if grown_at.elapsed() < PATIENCE => thread::sleep(PAUSE),
-                // It hangs, or has ended with another file than this one.
+                // The writer hangs, or has ended with another file than this one.
                 None | Some(false) => return Some(FillEnd::Bypass),
             }
         }

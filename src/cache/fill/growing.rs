@@ -21,10 +21,10 @@ use crate::upstream::{Stage, UpstreamError};
 
 /// Bytes copied at a time.
 pub(super) const COPY_BYTES: usize = 64 * 1024;
-/// How often who waits looks without being woken: a small blob that comes slowly wakes nobody.
+/// How often a waiting client looks without being woken: a small, slow blob wakes no client.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What a blob is asked for under, kept for as long as the download lasts.
+/// A request for a blob, kept for as long as the download lasts.
 #[derive(Debug, Clone)]
 pub struct BlobRequest {
     /// Where.
@@ -65,7 +65,7 @@ impl BlobRequest {
     }
 }
 
-/// What joining a download came to.
+/// The result of joining a download.
 pub enum Joined {
     /// It is not to be cached: stream it. The first to take it gets the reply that is there.
     Bypass(Option<Fetched>),
@@ -94,11 +94,11 @@ pub struct Growing {
 #[derive(Default)]
 pub(super) struct FillState {
     /// Upstream has answered with the blob.
-    pub(super) begun: bool,
+    pub(super) has_begun: bool,
     pub(super) total: u64,
     /// What readers read, and how far it is good.
     pub(super) file: Option<(Arc<File>, u64)>,
-    pub(super) verified: bool,
+    pub(super) is_verified: bool,
     pub(super) outcome: Option<FillEnd>,
     pub(super) handover: Option<Fetched>,
 }
@@ -121,7 +121,7 @@ impl Growing {
     /// Bytes in all, once readers were told that bytes are coming.
     pub(super) fn total_if_begun(&self) -> Option<u64> {
         let state = self.state.locked();
-        state.begun.then_some(state.total)
+        state.has_begun.then_some(state.total)
     }
 
     /// How far it has come.
@@ -132,7 +132,7 @@ impl Growing {
     pub(super) fn wait_until_begun(self: Arc<Self>, deadline: Instant) -> Joined {
         let mut state = self.state.locked();
         loop {
-            match (&state.outcome, state.begun) {
+            match (&state.outcome, state.has_begun) {
                 (Some(FillEnd::Refused(refused)), _) => return Joined::Refused(refused.clone()),
                 (Some(FillEnd::Failed(error)), false) => return Joined::Failed(error.clone()),
                 (Some(FillEnd::Bypass), false) => return Joined::Bypass(state.handover.take()),
@@ -158,7 +158,7 @@ impl Growing {
     /// Waits until a blob that has come whole is in the cache.
     pub(super) fn settle(&self, deadline: Instant) {
         let mut state = self.state.locked();
-        while state.verified && state.outcome.is_none() {
+        while state.is_verified && state.outcome.is_none() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
@@ -206,7 +206,7 @@ impl FillState {
 
     /// All but the last byte may be read until the blob is verified.
     pub(super) fn readable(&self) -> u64 {
-        match self.verified {
+        match self.is_verified {
             true => self.written(),
             false => self.written().min(self.total.saturating_sub(1)),
         }

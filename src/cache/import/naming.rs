@@ -1,4 +1,4 @@
-//! How the images of a layout are called here. Owns: reading their names, which differ with the
+//! The names of a layout's images in the cache. Owns: reading them, which differ with the
 //! program that wrote them, and `--as`. Must not: do I/O.
 
 use crate::cache::archive::ArchiveImage;
@@ -22,7 +22,7 @@ impl Naming {
     /// Where an image is kept, and its tag or digest.
     ///
     /// # Errors
-    /// Its name is none, or does not say enough.
+    /// The name is not valid, or does not say enough.
     pub(super) fn resolve(&self, image: &ArchiveImage) -> Result<(OwnedScope, Reference), String> {
         let name = image.name.as_deref().unwrap_or_default();
         // A word alone is a tag, as `skopeo copy … oci:DIR:v1` and containerd write it.

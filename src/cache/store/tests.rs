@@ -134,7 +134,7 @@ fn a_download_goes_on_after_a_restart_and_is_published() {
 }
 
 #[test]
-fn of_two_who_open_a_download_one_writes_and_the_other_takes_over() {
+fn of_two_openers_of_a_download_one_writes_and_the_other_takes_over() {
     let scratch = Scratch::new();
     let (store, other) = (open(&scratch), open(&scratch));
     let digest = digest_of(b"hello world");

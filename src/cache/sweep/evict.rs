@@ -114,8 +114,8 @@ pub(super) fn remove(
         };
         return Err(why.to_owned());
     }
-    if meant.iter().any(|image| image.pinned) {
-        return Err("it is pinned: let PIN, PREFETCH and FREEZE_TAGS name it no more".to_owned());
+    if meant.iter().any(|image| image.is_pinned) {
+        return Err("it is pinned: take it out of PIN, PREFETCH and FREEZE_TAGS first".to_owned());
     }
     let mut met = HashSet::new();
     for image in others {
@@ -137,7 +137,7 @@ struct Eviction<'a> {
     store: &'a Store,
     names: &'a Names,
     survey: Survey,
-    /// What images need that were to go and have to stay, by repository.
+    /// Digests that are needed by images that were to go and have to stay, by repository.
     stays: HashMap<usize, HashSet<Id>>,
     /// Repositories that have lost something; their empty folders go at the end.
     changed: HashSet<usize>,
@@ -161,7 +161,7 @@ impl<'a> Eviction<'a> {
     fn run(mut self, target: u64, stop: &dyn Fn() -> bool) -> u64 {
         let mut evicted = 0;
         for image in std::mem::take(&mut self.survey.images) {
-            if image.pinned {
+            if image.is_pinned {
                 continue;
             }
             if self.store.used_bytes() + self.names.used_bytes() <= target || stop() {
@@ -196,7 +196,7 @@ impl<'a> Eviction<'a> {
         }
     }
 
-    /// Lets everything stay that an image needs which was to go and stays.
+    /// Keeps all that an image needs: the image was to go, and stays.
     fn hold(&mut self, image: &EvictionUnit) {
         let Some(number) = image.place else {
             return;
@@ -252,7 +252,7 @@ impl<'a> Eviction<'a> {
                 continue;
             };
             node.uses = node.uses.saturating_sub(1);
-            if node.uses > 0 || !node.here {
+            if node.uses > 0 || !node.is_here {
                 continue;
             }
             if let Err(error) = self.store.remove(&node.digest) {

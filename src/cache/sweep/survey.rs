@@ -42,7 +42,7 @@ pub(super) struct EvictionTask<'a> {
 pub(super) struct Node {
     pub(super) digest: Digest,
     /// False for a digest that is named but not here.
-    pub(super) here: bool,
+    pub(super) is_here: bool,
     /// Bytes that it takes on the disk.
     size: u64,
     modified: SystemTime,
@@ -95,7 +95,7 @@ impl RepositorySurvey {
     }
 }
 
-/// What goes as a whole.
+/// What eviction removes as a whole.
 #[derive(Debug, Clone)]
 pub(super) struct EvictionUnit {
     pub(super) accessed: SystemTime,
@@ -103,13 +103,13 @@ pub(super) struct EvictionUnit {
     /// longer has it.
     due: SystemTime,
     /// It stays.
-    pub(super) pinned: bool,
+    pub(super) is_pinned: bool,
     /// Its repository; none for a blob that is linked nowhere, and for pages.
     pub(super) place: Option<usize>,
     pub(super) tag: Option<Tag>,
     /// The manifests of the tag, one for each media type, or the one digest.
     pub(super) roots: Vec<Id>,
-    /// What no image of the repository needs that goes later.
+    /// What goes with it: no image of the repository that goes later needs it.
     pub(super) alone: Vec<Id>,
     /// A folder of pages of lists.
     pub(super) pages: Option<PathBuf>,
@@ -121,7 +121,7 @@ impl EvictionUnit {
         Self {
             accessed,
             due: accessed,
-            pinned: false,
+            is_pinned: false,
             place,
             tag: None,
             roots,
@@ -149,7 +149,7 @@ impl Survey {
         task.store.count(&mut |entry| {
             let id = survey.id(&entry.digest);
             if let Some(node) = survey.node_mut(id) {
-                node.here = true;
+                node.is_here = true;
                 node.size = entry.size;
                 node.modified = entry.modified;
                 let since = task.unnamed_since;
@@ -161,7 +161,7 @@ impl Survey {
         }
         let ids = 0..Id::try_from(survey.nodes.len()).unwrap_or(Id::MAX);
         for (id, node) in ids.zip(&mut survey.nodes) {
-            if node.here && node.uses == 0 && !node.is_young {
+            if node.is_here && node.uses == 0 && !node.is_young {
                 node.uses = 1;
                 survey.images.push(EvictionUnit {
                     alone: vec![id],
@@ -211,7 +211,7 @@ impl Survey {
 
     /// Bytes on disk of all that pinned images need.
     pub(super) fn pinned_bytes(&self) -> u64 {
-        let pinned = self.images.iter().filter(|image| image.pinned);
+        let pinned = self.images.iter().filter(|image| image.is_pinned);
         let ids: HashSet<Id> = pinned.flat_map(|image| &image.alone).copied().collect();
         let nodes = ids.into_iter().filter_map(|id| self.node(id));
         nodes.map(|node| node.size).sum()
@@ -232,7 +232,7 @@ impl Survey {
         let id = Id::try_from(self.nodes.len()).unwrap_or(Id::MAX);
         self.nodes.push(Node {
             digest: digest.clone(),
-            here: false,
+            is_here: false,
             size: 0,
             modified: SystemTime::UNIX_EPOCH,
             is_young: false,
@@ -280,7 +280,7 @@ impl Survey {
             if self.manifests.contains_key(&id) {
                 continue;
             }
-            let node = self.node(id).filter(|node| node.here);
+            let node = self.node(id).filter(|node| node.is_here);
             let content = node.and_then(|node| read_manifest(store, &node.digest));
             let content = content.unwrap_or_default();
             let mut manifest = ManifestNode {
@@ -304,7 +304,7 @@ impl Survey {
         pins: &Pins,
         tags: &mut Vec<EvictionUnit>,
     ) {
-        let is_here = |id: &Id| self.node(*id).is_some_and(|node| node.here);
+        let is_here = |id: &Id| self.node(*id).is_some_and(|node| node.is_here);
         let here: HashSet<Id> = place.manifests().filter(is_here).collect();
         for id in &here {
             let subject = self.manifests.get(id).and_then(|manifest| manifest.subject);
@@ -357,12 +357,12 @@ impl Survey {
             image.accessed = uses.fold(image.accessed, |latest, used| latest.max(*used));
             let nodes = image.roots.iter().filter_map(|id| self.node(*id));
             let digests: Vec<&Digest> = nodes.map(|node| &node.digest).collect();
-            image.pinned = task.pins.hold(place.scope(), image.tag.as_ref(), &digests);
+            image.is_pinned = task.pins.hold(place.scope(), image.tag.as_ref(), &digests);
             let is_gone = digests.iter().any(|digest| gone.contains(digest));
             let grace = if is_gone { GONE_GRACE } else { Duration::ZERO };
             image.due = image.accessed.checked_add(grace).unwrap_or(image.accessed);
         }
-        images.sort_by_key(|image| (image.pinned, image.due));
+        images.sort_by_key(|image| (image.is_pinned, image.due));
         let mut met = HashSet::new();
         for image in images.iter_mut().rev() {
             image.alone = self.reach(place, &image.roots, &mut met);

@@ -66,7 +66,7 @@ impl Running {
     fn new(sweeper: &Arc<Sweeper>) -> Self {
         let own = Arc::clone(sweeper);
         let running = thread::Builder::new().spawn(move || own.run()).unwrap();
-        while !sweeper.state.locked().counted {
+        while !sweeper.state.locked().is_counted {
             thread::yield_now();
         }
         Self(Arc::clone(sweeper), Some(running))
@@ -502,7 +502,7 @@ fn room_is_made_without_the_thread() {
     sweeper.count();
     assert!(sweeper.make_room(20_000, soon()).is_some());
     assert!(!cache.store.has(&old));
-    assert!(!sweeper.state.locked().evicting);
+    assert!(!sweeper.state.locked().is_evicting);
 }
 
 #[test]
