@@ -2,13 +2,14 @@
 //! not: know what was pushed, or do I/O.
 //!
 //! A question to upstream and a change may cross: an answer from before a change must not be kept
-//! after it. Whoever asks notes the [`Moment`] before, and keeps the answer only if no [`Fact`] in
-//! it has changed since. Upstream's order is not ours, either: of two pushes of one tag at a time,
-//! the answer that comes last need not be that of the push that came last. So after such a pair
-//! upstream is asked.
+//! after it. A caller notes the [`Moment`] before it asks, and keeps the answer only if no [`Fact`]
+//! in it has changed since. Upstream's order is not ours, either: of two pushes of one tag at a
+//! time, the answer that comes last need not be that of the push that came last. So after such a
+//! pair upstream is asked.
 //!
-//! A change is noted before what the cache holds of it is removed. So whoever writes an older
-//! answer and looks here afterwards has either found the change, or what was written is removed.
+//! A change is noted first, and then what it makes wrong is removed from the cache. So a caller
+//! that writes an older answer and then looks here finds the change, or the removal takes what it
+//! wrote.
 //!
 //! Repositories share a fixed number of bounded lists. A client that changes more names than fit
 //! makes its own list forget the older half, which counts as changed: a few answers are not kept.

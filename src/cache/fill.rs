@@ -183,7 +183,7 @@ impl Fills {
             };
             log::cause(level, "download failed", ("error", error), &fields);
         }
-        // Out of the map first: whoever comes now finds the blob in the store, or begins anew.
+        // Out of the map first: a client that comes now finds the blob, or begins anew.
         self.running.locked().remove(&growing.wanted.digest);
         growing.change(|state| state.outcome = Some(outcome));
     }

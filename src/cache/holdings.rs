@@ -1,5 +1,5 @@
 //! Every image in the cache. Owns: finding them, with a tag or without. Must not: change anything.
-//! It takes as long as it takes to read every manifest; [`super::images`] is for a web page.
+//! Reads every manifest, which takes a while; [`super::images`] is for a web page.
 
 use std::collections::HashSet;
 use std::rc::Rc;

@@ -102,7 +102,7 @@ mod tests {
     use crate::cache::scratch;
     use crate::oci::Digest;
 
-    /// What is told of an image.
+    /// An image as a page shows it.
     struct Shown {
         name: String,
         here: PlatformsHere,

@@ -1,5 +1,5 @@
-//! What is below `blobs/` and `partial/`, as the sweep and other looks at the whole see it. Owns:
-//! walking through the two folders, and counting them. Must not: make, or move, a file.
+//! The files below `blobs/` and `partial/`, for the sweep and others that need all of them. Owns:
+//! walking through the two folders, and counting them. Must not: make or move a file.
 
 use std::collections::HashMap;
 use std::fs;
@@ -50,7 +50,7 @@ impl Store {
         Ok(bytes)
     }
 
-    /// Takes the measured size of all downloads for true, if none changed meanwhile.
+    /// Sets the account of downloads to their measured size, if none changed meanwhile.
     fn count_partial(&self) -> io::Result<()> {
         let before = self.account.locked().partial_changes;
         let mut partial = 0_u64;

@@ -388,7 +388,7 @@ mod tests {
             assert_eq!(
                 &*old.read().unwrap(),
                 b"{}",
-                "who reads the old one reads on"
+                "a reader of the old one reads on"
             );
         }
         assert!(

@@ -1,8 +1,8 @@
-//! Downloads. Owns: the files below `partial/sha256` and `partial/sha512`, who writes to each, and
-//! how one becomes a blob. Must not: download, or know what a file holds.
+//! Downloads. Owns: the files below `partial/sha256` and `partial/sha512`, the right to write to
+//! each, and how one becomes a blob. Must not: download, or know what a file holds.
 //!
-//! Whoever has locked a file may write to it, and change what its name means: nobody else, in this
-//! process or another one.
+//! Only the holder of a file's lock may write to it, and change what its name means. That holds
+//! within this process, too.
 //!
 //! A power cut leaves a file of which any bytes that were not synced may be lost. So the file has a
 //! mark, an extended attribute: which start of the machine it was written in, and how many bytes

@@ -12,12 +12,12 @@ pub struct Pins {
     pub globs: Vec<ImageGlobs>,
     /// Images by their names.
     pub names: Vec<ImageName>,
-    /// The registry of a name without a host; none: whichever.
+    /// The registry of a name without a host; none: any registry.
     pub default_registry: Option<Registry>,
 }
 
 impl Pins {
-    /// True for a tag that is pinned, or for a digest, also one that a tag means, that is.
+    /// True when the tag is pinned, or one of the digests.
     pub fn hold(&self, scope: Scope<'_>, tag: Option<&Tag>, digests: &[&Digest]) -> bool {
         let (registry, repository) = (scope.registry.name(), scope.repository.as_str());
         let by_glob = |tag: &Tag| {

@@ -72,7 +72,7 @@ fn missing(dir: &Path) -> Result<Found, OpenError> {
         .and_then(|()| write(dir))
         .and_then(|()| free_bytes(dir));
     for made in made {
-        // Whoever has put something there meanwhile keeps it.
+        // A program that has put something there meanwhile keeps it.
         let _ = fs::remove_dir(made);
     }
     Ok(Found {

@@ -490,7 +490,7 @@ impl Store {
         }
     }
 
-    /// Must come after the rename, so that whoever is told of the blob can read it.
+    /// Must come after the rename, so that a client that is told of the blob can read it.
     fn record_arrival(&self, digest: &Digest, grown: u64, shrunk: u64) {
         let mut account = self.account.locked();
         account.blobs = account.blobs.saturating_add(grown).saturating_sub(shrunk);

@@ -76,17 +76,17 @@ struct SweepState {
     pins: Arc<Pins>,
     /// Bytes on disk that pinned images need, as of the last eviction.
     pinned_bytes: u64,
-    /// They leave less room than the last eviction was to make.
+    /// Pinned images leave less room than the last eviction was to make.
     is_full_of_pins: bool,
     /// Bytes promised to fills and not yet written.
     reserved: u64,
     /// Bytes that callers wait for.
     wanted: u64,
-    /// Somebody evicts.
+    /// A thread of this process evicts.
     is_evicting: bool,
     /// Evictions ended.
     ended: u64,
-    /// The last one could not free what was asked of it.
+    /// The last eviction could not free what was asked of it.
     is_exhausted: bool,
 }
 

@@ -17,7 +17,7 @@ const BLOBS_MAX: usize = 16_384;
 /// After this time a blob is hashed again: a disk that loses bits tells nobody.
 const VERIFIED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Tells one content of a file from another without reading it: whoever writes to a file changes
+/// Tells one content of a file from another without reading it: a program that writes changes
 /// the time of its last change, and no program can set that one back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {

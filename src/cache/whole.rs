@@ -238,7 +238,7 @@ mod tests {
         let path = cache.scratch.path().join("blobs/sha256").join(image.hex());
         std::fs::write(&path, b"damaged").unwrap();
         assert_eq!(disk.store.read(&image, 1 << 20).unwrap(), None);
-        assert!(path.exists(), "it is left for those who look after it");
+        assert!(path.exists(), "it is left for the operator");
     }
 
     #[test]

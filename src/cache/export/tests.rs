@@ -197,7 +197,7 @@ fn bug_an_export_for_a_platform_that_an_image_has_not_was_empty() {
     let config = cache.blob("app", br#"{"os": "linux", "architecture": "amd64"}"#);
     let image = json!({"config": {"digest": config.as_str()}});
     let image = cache.manifest("app:one", crate::cache::scratch::IMAGE, &image, 5);
-    // What is no index is for whoever asks for it, as in a pull.
+    // An image that is no index is exported for any platform, as in a pull.
     let exported = export(&cache, "one", "linux/arm64", None).unwrap();
     assert!(exported.digests().contains(&&image));
     let platform = json!({"os": "linux", "architecture": "amd64"});

@@ -63,7 +63,7 @@ fn put_bytes_are_read_back() {
     store.remove(&digest).unwrap();
     store.remove(&digest).unwrap();
     assert_eq!(store.used_bytes(), 0);
-    // Removed, yet whole for whoever has it open.
+    // Removed, yet whole for a reader that has it open.
     let mut bytes = Vec::new();
     (&*blob.file).read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes, b"manifest");
@@ -122,7 +122,7 @@ fn a_download_goes_on_after_a_restart_and_is_published() {
     assert_eq!(store.read(&digest, 100).unwrap().unwrap(), b"hello world");
     assert_eq!(store.used_bytes(), BLOCK);
     assert_eq!(counted(&store), BLOCK);
-    // Whoever begins now finds the blob.
+    // A download that begins now finds the blob.
     let found = store.partial(&digest).unwrap();
     assert_eq!((found.length, found.is_ours), (11, false));
     assert_eq!(
