@@ -234,7 +234,7 @@ pub(super) fn remove(
             Ok(freed) => format!("{name} removed, {} freed\n", bytes(freed)),
             Err(why) => {
                 code = EXIT_FAILED;
-                format!("{name} stays: {why}\n")
+                format!("{name} was not removed: {why}\n")
             }
         };
         streams.print(&line);

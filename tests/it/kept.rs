@@ -221,7 +221,7 @@ fn remove_takes_an_image_and_leaves_what_others_need() {
         removed.out
     );
     assert!(
-        removed.out.contains("team/app:9.9 stays"),
+        removed.out.contains("team/app:9.9 was not removed: "),
         "{}",
         removed.out
     );
