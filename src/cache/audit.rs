@@ -78,7 +78,7 @@ impl<'a> Audit<'a> {
             found.push((Verdict::Incomplete, why.to_owned()));
         }
         // Its manifest proves what it names, and so may do without further links.
-        let link = self.names.link(image.place.scope(), &image.digest);
+        let link = self.names.link(image.scope.as_scope(), &image.digest);
         if link.is_none() {
             let why = "its manifest is not known to belong to the repository";
             found.push((Verdict::Incomplete, why.to_owned()));
@@ -181,8 +181,8 @@ impl<'a> Audit<'a> {
         if read("index.json").is_some_and(|it| !is_index(it)) {
             faults.push("index.json is no index".to_owned());
         }
-        for place in self.names.scopes() {
-            let scope = place.scope();
+        for scope in self.names.scopes() {
+            let scope = scope.as_scope();
             let tags = self.names.tag_uses(scope, usize::MAX).into_iter();
             let unreadable = tags.filter(|(_, found)| !found.is_readable());
             let fault = |tag: &str| format!("{scope}:{tag} cannot be read");

@@ -90,8 +90,8 @@ impl Exporter<'_> {
             origin: "whole".to_owned(),
             ..ExportPlan::default()
         };
-        for (place, reference) in images {
-            self.add_image(&mut plan, place.scope(), reference)?;
+        for (scope, reference) in images {
+            self.add_image(&mut plan, scope.as_scope(), reference)?;
         }
         if let Some(path) = since {
             let left_out = self.leave_out_known(&mut plan, path);

@@ -79,7 +79,7 @@ impl Fills {
         if !wanted.is_background {
             growing.transfer.set_background(false);
         }
-        if growing.wanted.place.registry != wanted.place.registry {
+        if growing.wanted.scope.registry != wanted.scope.registry {
             // That registry may be slow or out of order; ours is asked by itself.
             return Joined::Bypass(None);
         }
@@ -95,9 +95,9 @@ impl Fills {
         let facts = [Fact::Present(&asked.digest), Fact::Absent(&asked.digest)];
         let unchanged = names
             .changes
-            .are_unchanged(asked.asked_at, asked.scope(), &facts);
+            .are_unchanged(asked.asked_at, asked.scope.as_scope(), &facts);
         match joined {
-            joined if unchanged && asked.place == wanted.place => joined,
+            joined if unchanged && asked.scope == wanted.scope => joined,
             // What upstream said of another repository, or before a change, says nothing of ours.
             Joined::Growing(growing) => Joined::Unproven(growing),
             _ => Joined::Bypass(None),

@@ -13,7 +13,7 @@ use crate::oci::{Digest, Reference, Tag};
 #[derive(Debug)]
 pub struct CachedImage {
     /// Its repository.
-    pub place: OwnedScope,
+    pub scope: OwnedScope,
     /// Its tag; none for a manifest that was pulled by its digest, or whose tag has moved.
     pub tag: Option<Tag>,
     /// Its manifest, which need not be here.
@@ -37,7 +37,7 @@ impl CachedImage {
 
     /// `registry/repository:tag`, or `…@digest`.
     pub fn name(&self) -> String {
-        self.place.scope().name_of(&self.reference())
+        self.scope.as_scope().name_of(&self.reference())
     }
 }
 
@@ -74,8 +74,8 @@ impl Holdings<'_> {
     /// Calls `visit` for every image: by registry, repository and tag, then those without a tag by
     /// their digests. Blocks, for as long as it takes to read every manifest.
     pub fn each(&self, visit: &mut dyn FnMut(CachedImage)) {
-        for place in self.names.scopes() {
-            self.each_in(place.scope(), visit);
+        for scope in self.names.scopes() {
+            self.each_in(scope.as_scope(), visit);
         }
     }
 
@@ -91,7 +91,7 @@ impl Holdings<'_> {
     pub fn look_again(&self, image: &CachedImage) -> Option<CachedImage> {
         let reference = image.reference();
         let index = image.index.as_ref();
-        self.image(image.place.scope(), &reference, image.pulled, index)
+        self.image(image.scope.as_scope(), &reference, image.pulled, index)
     }
 
     fn each_in(&self, scope: Scope<'_>, visit: &mut dyn FnMut(CachedImage)) {
@@ -136,7 +136,7 @@ impl Holdings<'_> {
             None => self.closure(&digest, SHOWN_BYTES_MAX),
         };
         Some(CachedImage {
-            place: scope.to_owned(),
+            scope: scope.to_owned(),
             tag,
             closure,
             digest,

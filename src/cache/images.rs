@@ -45,13 +45,13 @@ pub struct ImagePage {
 impl Holdings<'_> {
     /// Lists images of these repositories. Blocks while it reads the disk, for two seconds at the
     /// longest.
-    pub fn page(&self, places: &[OwnedScope], query: &ImageQuery) -> ImagePage {
-        self.page_until(places, query, Instant::now() + TIME_MAX)
+    pub fn page(&self, scopes: &[OwnedScope], query: &ImageQuery) -> ImagePage {
+        self.page_until(scopes, query, Instant::now() + TIME_MAX)
     }
 
     fn page_until(
         &self,
-        places: &[OwnedScope],
+        scopes: &[OwnedScope],
         query: &ImageQuery,
         deadline: Instant,
     ) -> ImagePage {
@@ -62,7 +62,7 @@ impl Holdings<'_> {
             is_whole: true,
             ..ImagePage::default()
         };
-        for scope in places.iter().map(OwnedScope::scope) {
+        for scope in scopes.iter().map(OwnedScope::as_scope) {
             if Instant::now() >= deadline || page.total >= TAGS_MAX {
                 page.is_whole = false;
                 break;
@@ -119,9 +119,9 @@ mod tests {
             store: &cache.store,
             names: &cache.names,
         };
-        let mut places = cache.names.scopes();
-        places.retain(|place| place.repository.as_str() != "secret");
-        let page = holdings.page_until(&places, query, deadline);
+        let mut scopes = cache.names.scopes();
+        scopes.retain(|scope| scope.repository.as_str() != "secret");
+        let page = holdings.page_until(&scopes, query, deadline);
         let show = |image: CachedImage| Shown {
             name: image.name().replace("host.example/", ""),
             here: PlatformsHere::of(&image.closure.parts),

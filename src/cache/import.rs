@@ -54,7 +54,7 @@ pub struct ImportImage {
     /// Its name here.
     pub name: String,
     /// Where it is kept.
-    pub place: OwnedScope,
+    pub scope: OwnedScope,
     /// A digest for what has no tag, such as a signature.
     reference: Reference,
     /// Manifests, which have a media type, and blobs. What names another comes after it, so that
@@ -114,8 +114,8 @@ impl Importer<'_> {
         let (mut images, mut count) = (Vec::<ImportImage>::new(), 0);
         let mut seen = HashMap::new();
         for listed in &self.archive.images {
-            let (place, reference) = naming.resolve(listed)?;
-            let name = place.scope().name_of(&reference);
+            let (scope, reference) = naming.resolve(listed)?;
+            let name = scope.as_scope().name_of(&reference);
             if let Some(before) = seen.insert(name.clone(), &listed.digest) {
                 if *before == listed.digest {
                     continue;
@@ -125,7 +125,7 @@ impl Importer<'_> {
             }
             let mut image = ImportImage {
                 name,
-                place,
+                scope,
                 reference,
                 contents: Vec::new(),
                 absent: Vec::new(),
@@ -150,7 +150,7 @@ impl Importer<'_> {
     /// # Errors
     /// The image would move a frozen tag; other media types of the tag stay as they are.
     fn refuse_frozen(&self, image: &ImportImage) -> Result<(), String> {
-        let scope = image.place.scope();
+        let scope = image.scope.as_scope();
         let (Reference::Tag(tag), Some(root)) = (&image.reference, image.contents.last()) else {
             return Ok(());
         };
@@ -335,7 +335,7 @@ impl Importer<'_> {
 
     /// Writes links, and the tag when all of them are on the disk.
     fn set_names(&self, image: &ImportImage) -> io::Result<()> {
-        let (names, scope) = (&self.disk.names, image.place.scope());
+        let (names, scope) = (&self.disk.names, image.scope.as_scope());
         let now = names.changes.now();
         for Named {
             digest, media_type, ..
@@ -348,7 +348,7 @@ impl Importer<'_> {
         }
         names.sync_links(scope, image.contents.iter().map(|named| &named.digest))?;
         if names.remembered_registry().is_none() {
-            names.remember_registry(&image.place.registry)?;
+            names.remember_registry(&image.scope.registry)?;
         }
         if let (Reference::Tag(tag), Some(root)) = (&image.reference, image.contents.last()) {
             let entry = TagEntry {

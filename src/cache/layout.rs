@@ -20,9 +20,13 @@ use crate::oci::Tag;
 /// The disk's own.
 pub fn write_index(store: &Store, names: &Names) -> io::Result<usize> {
     let mut manifests = Vec::new();
-    for place in names.scopes() {
-        for tag in names.tags(place.scope()) {
-            manifests.extend(descriptor(Holdings { store, names }, place.scope(), &tag));
+    for scope in names.scopes() {
+        for tag in names.tags(scope.as_scope()) {
+            manifests.extend(descriptor(
+                Holdings { store, names },
+                scope.as_scope(),
+                &tag,
+            ));
         }
     }
     let count = manifests.len();

@@ -87,7 +87,7 @@ impl Names {
     ) -> io::Result<()> {
         let blobs = named.into_iter().map(|named| (named.digest, named.size));
         let links = Arc::new(PendingLinks {
-            place: scope.to_owned(),
+            scope: scope.to_owned(),
             blobs: blobs.collect(),
             asked_at,
         });
@@ -113,7 +113,7 @@ impl Names {
     fn write_each(&self, links: &PendingLinks, has_room: &dyn Fn() -> bool) -> io::Result<()> {
         let mut blobs = links.blobs.iter().take_while(|_| has_room());
         blobs.try_for_each(|(digest, size)| {
-            self.write_blob_link(links.place.scope(), digest, *size, links.asked_at, false)
+            self.write_blob_link(links.scope.as_scope(), digest, *size, links.asked_at, false)
         })
     }
 

@@ -74,7 +74,7 @@ pub struct OwnedScope {
 
 impl OwnedScope {
     /// As everything takes it.
-    pub const fn scope(&self) -> Scope<'_> {
+    pub const fn as_scope(&self) -> Scope<'_> {
         Scope {
             registry: &self.registry,
             repository: &self.repository,

@@ -22,7 +22,7 @@ const MANIFESTS_MAX: usize = 64;
 /// What a manifest names, in a repository.
 #[derive(Debug)]
 pub(super) struct PendingLinks {
-    pub(super) place: OwnedScope,
+    pub(super) scope: OwnedScope,
     /// With the length in bytes, where the manifest has it.
     pub(super) blobs: HashMap<Digest, Option<u64>>,
     /// The moment before upstream was asked for the manifest.
@@ -50,7 +50,7 @@ impl PendingQueue {
         let queue = self.0.locked();
         let mut links = queue.iter().rev();
         let names = |links: &&Arc<PendingLinks>| {
-            links.place.scope() == scope && links.blobs.contains_key(digest)
+            links.scope.as_scope() == scope && links.blobs.contains_key(digest)
         };
         links.find(names).cloned()
     }

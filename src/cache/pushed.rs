@@ -109,12 +109,12 @@ impl Cache {
     /// have its digest. The client's word is no proof: it would open another repository's blob.
     /// Blocks as [`Uploads::commit`](super::uploads::Uploads::commit) does.
     pub fn commit_upload(&self, wanted: &BlobRequest, upload: Option<Upload>, is_named: bool) {
-        let scope = wanted.scope();
+        let scope = wanted.scope.as_scope();
         let taken = Fact::Absent(&wanted.digest);
         self.names.changes.note(scope, taken);
         self.forget_missing(scope);
         if self.uploads.commit(upload, wanted, is_named) {
-            self.remember(&wanted.place.registry);
+            self.remember(&wanted.scope.registry);
         }
     }
 

@@ -218,9 +218,9 @@ impl Scrubber {
         if wanted.is_empty() {
             return;
         }
-        let places = self.names.scopes();
+        let owned = self.names.scopes();
         for digest in wanted {
-            let scopes = places.iter().map(OwnedScope::scope);
+            let scopes = owned.iter().map(OwnedScope::as_scope);
             let linked = scopes.filter_map(|scope| Some((scope, self.names.link(scope, &digest)?)));
             linked.take(REPOSITORIES_MAX).any(|(scope, link)| {
                 let fetch = |is_manifest| (self.fetch)(scope, &digest, is_manifest);

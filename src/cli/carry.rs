@@ -75,8 +75,8 @@ pub(super) fn export(
     let disk = command.open_cache(Store::open_read_only)?;
     let mut images = Vec::new();
     for name in &names {
-        let place = command.scope_of(&disk.names, name)?;
-        images.push((place, name.reference().clone()));
+        let scope = command.scope_of(&disk.names, name)?;
+        images.push((scope, name.reference().clone()));
     }
     let stop = stopped_by_signals().map_err(|error| error.to_string())?;
     let exporter = Exporter {
@@ -151,7 +151,7 @@ pub(super) fn import(
     let images = imported.map_err(|why| format!("{from}: {why}"))?;
     for image in &images {
         if is_unserved(command.settings, image) {
-            let (name, registry) = (&image.name, &image.place.registry);
+            let (name, registry) = (&image.name, &image.scope.registry);
             streams.note(&format!(
                 "{name}: {registry} is not in ECR, so no client gets the image; see --as"
             ));
@@ -174,7 +174,7 @@ fn describe_imported(image: &ImportImage) -> String {
 
 /// True for an image that the proxy with these settings serves to nobody.
 fn is_unserved(settings: &Settings, image: &ImportImage) -> bool {
-    let name = image.place.registry.name();
+    let name = image.scope.registry.name();
     let mut served = settings.registries.iter();
     !settings.registries.is_empty()
         && !served.any(|registry| registry.name() == name)
@@ -202,7 +202,7 @@ fn read_naming(text: Option<&str>) -> Result<Naming, CommandFault> {
         .map_err(fault)?;
     let last = text.rsplit('/').next().unwrap_or_default();
     Ok(Naming {
-        place: Some(OwnedScope {
+        scope: Some(OwnedScope {
             registry,
             repository: name.repository().clone(),
         }),

@@ -51,7 +51,7 @@ pub(super) fn list(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result
 
 /// An image as `list --json` has it.
 fn describe(image: &CachedImage, settings: &Settings, pins: &Pins) -> Value {
-    let (scope, closure) = (image.place.scope(), &image.closure);
+    let (scope, closure) = (image.scope.as_scope(), &image.closure);
     let here = PlatformsHere::of(&closure.parts);
     let tag = image.tag.as_ref().map(|tag| tag.as_str());
     let frozen = &settings.freeze_tags;
@@ -114,8 +114,8 @@ pub(super) fn verify(
     let disk = command.open_cache(Store::open_read_only)?;
     let (mut images, mut total) = (Vec::new(), 0);
     for name in &names {
-        let place = command.scope_of(&disk.names, name)?;
-        let image = disk.holdings().find(place.scope(), name.reference());
+        let scope = command.scope_of(&disk.names, name)?;
+        let image = disk.holdings().find(scope.as_scope(), name.reference());
         total += image.as_ref().map_or(0, |image| image.closure.bytes_here);
         images.push(image);
     }
@@ -197,8 +197,8 @@ impl Verification<'_, '_> {
         for (_, fault) in &found {
             self.say(&format!("  {fault}"));
         }
-        let (repository, tag) = (&image.place.repository, image.tag.as_ref());
-        let moves = self.disk.names.moves(&image.place.registry);
+        let (repository, tag) = (&image.scope.repository, image.tag.as_ref());
+        let moves = self.disk.names.moves(&image.scope.registry);
         let is_of_image = |moved: &&TagMove| {
             moved.repository == repository.as_str()
                 && tag.is_some_and(|tag| moved.tag == tag.as_str())
@@ -228,8 +228,9 @@ pub(super) fn remove(
     let disk = command.open_cache(Store::open)?;
     let mut code = EXIT_OK;
     for name in &names {
-        let place = command.scope_of(&disk.names, name);
-        let removed = place.and_then(|place| disk.sweeper.remove(place.scope(), name.reference()));
+        let scope = command.scope_of(&disk.names, name);
+        let removed =
+            scope.and_then(|scope| disk.sweeper.remove(scope.as_scope(), name.reference()));
         let line = match removed {
             Ok(freed) => format!("{name} removed, {} freed\n", bytes(freed)),
             Err(why) => {

@@ -154,7 +154,7 @@ impl BlobPull<'_> {
     /// Joins the download, or begins it.
     fn join(&self, key: &str) -> Reply {
         let wanted = BlobRequest {
-            place: self.scope.to_owned(),
+            scope: self.scope.to_owned(),
             digest: self.digest.clone(),
             asked_at: self.asked_at,
             is_background: self.exchange.purpose == Purpose::Prefetch,

@@ -157,7 +157,7 @@ impl<'a> ImageWork<'a> {
         let registry = dispatch::resolve_registry(parts, choice, deadline);
         let registry = registry.map_err(|reply| describe(*reply))?;
         let client = OwnClient {
-            place: OwnedScope {
+            scope: OwnedScope {
                 registry,
                 repository,
             },

@@ -62,7 +62,7 @@ pub(super) fn fetch_referrers(parts: &Arc<Parts>, client: &OwnClient, digest: &D
     log::debug(
         "referrers filled",
         &[
-            ("repository", &client.place.repository),
+            ("repository", &client.scope.repository),
             ("digest", digest),
             ("manifests", &fill.manifests),
             ("blobs", &fill.blobs),

@@ -331,7 +331,7 @@ impl ManifestPull<'_> {
         let exchange = self.exchange;
         if let Some(queue) = &exchange.parts.referrer_queue {
             let client = OwnClient {
-                place: self.scope.to_owned(),
+                scope: self.scope.to_owned(),
                 like: Arc::clone(&exchange.request),
                 depth: exchange.depth,
                 purpose: exchange.purpose,

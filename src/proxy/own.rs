@@ -37,7 +37,7 @@ pub(super) const NOT_KEPT: &str = "was not kept: the log says why";
 impl OwnClient {
     /// True when the cache has a blob or a manifest, and knows that it belongs to the repository.
     pub(super) fn is_kept(&self, parts: &Parts, digest: &Digest) -> bool {
-        let scope = self.place.scope();
+        let scope = self.scope.as_scope();
         parts.cache.as_ref().is_some_and(|cache| {
             cache.store.has(digest) && cache.names.link(scope, digest).is_some()
         })
@@ -77,7 +77,7 @@ impl OwnClient {
 
     /// Gets `place` in the repository, such as `manifests/1.0`. Blocks until the head is there.
     pub(super) fn get(&self, parts: &Arc<Parts>, place: &str) -> Reply {
-        let target = format!("/v2/{}/{place}", self.place.repository);
+        let target = format!("/v2/{}/{place}", self.scope.repository);
         let mut request = Request {
             method: "GET".to_owned(),
             target: target.clone(),
@@ -92,7 +92,7 @@ impl OwnClient {
         };
         let is_blob = matches!(route, Route::Blob(..));
         let resolved = ResolvedRequest {
-            choice: Choice::Known(self.place.registry.clone()),
+            choice: Choice::Known(self.scope.registry.clone()),
             route,
             path,
             target,

@@ -27,7 +27,7 @@ impl Purpose {
 /// The client in whose name the proxy itself asks for the content of a repository.
 #[derive(Debug, Clone)]
 pub(super) struct OwnClient {
-    pub(super) place: OwnedScope,
+    pub(super) scope: OwnedScope,
     /// The request whose fields are used, since `CACHE_KEY` may read them.
     pub(super) like: Arc<Request>,
     /// 0 for a manifest that a client asked for; 1 for one that refers to such a manifest.

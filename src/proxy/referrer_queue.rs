@@ -104,7 +104,7 @@ fn is_attached(reference: &Reference) -> bool {
 impl OwnClient {
     /// Warns that not all that refers to an image comes with it.
     pub(super) fn log_left_out(&self, why: &str, digest: &Digest) {
-        let repository = &self.place.repository;
+        let repository = &self.scope.repository;
         let fields: [log::Field<'_>; 2] = [("repository", repository), ("digest", digest)];
         log::cause(Level::Warn, "referrers left out", ("reason", &why), &fields);
     }
@@ -122,7 +122,7 @@ mod tests {
     fn attempt(n: usize, due: Instant) -> QueuedAttempt {
         let digest = format!("sha256:{n:064x}");
         let client = OwnClient {
-            place: OwnedScope {
+            scope: OwnedScope {
                 registry: "r.example".parse().unwrap(),
                 repository: "a".parse().unwrap(),
             },

@@ -213,8 +213,8 @@ fn image(image: &CachedImage) -> Value {
     // Without its manifest nothing is known to be here.
     let is_here = image.closure.bytes_here > 0;
     json!({
-        "registry": image.place.registry.to_string(),
-        "repository": image.place.repository.as_str(),
+        "registry": image.scope.registry.to_string(),
+        "repository": image.scope.repository.as_str(),
         "tag": image.tag.as_ref().map(|tag| tag.as_str()),
         "digest": is_here.then(|| image.digest.as_str()),
         "platforms": here.whole,

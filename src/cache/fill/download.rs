@@ -233,7 +233,10 @@ impl<'a> Fill<'a> {
     /// True when the repository has the blob, and it may be no longer than what we have.
     fn is_linked(&self) -> bool {
         let wanted = &self.growing.wanted;
-        let link = self.disk.names.link(wanted.scope(), &wanted.digest);
+        let link = self
+            .disk
+            .names
+            .link(wanted.scope.as_scope(), &wanted.digest);
         link.is_some_and(|link| link.size.is_none_or(|size| size == self.have))
     }
 

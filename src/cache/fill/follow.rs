@@ -24,7 +24,10 @@ impl Fill<'_> {
     /// too. Without it each client asks upstream by itself.
     pub(super) fn follow(&mut self) -> Option<FillEnd> {
         let wanted = &self.growing.wanted;
-        let link = self.disk.names.link(wanted.scope(), &wanted.digest);
+        let link = self
+            .disk
+            .names
+            .link(wanted.scope.as_scope(), &wanted.digest);
         let Some(total) = link.and_then(|link| link.size) else {
             return Some(FillEnd::Bypass);
         };

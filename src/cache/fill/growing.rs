@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::pace::Pace;
 use crate::cache::changes::Moment;
 use crate::cache::disk::Disk;
-use crate::cache::names::{OwnedScope, Scope};
+use crate::cache::names::OwnedScope;
 use crate::cache::store::Reading;
 use crate::locked::{Locked as _, TimedWait as _};
 use crate::message::{Buffered, Headers};
@@ -27,8 +27,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// A request for a blob, kept for as long as the download lasts.
 #[derive(Debug, Clone)]
 pub struct BlobRequest {
-    /// Where.
-    pub place: OwnedScope,
+    /// Where its names are kept.
+    pub scope: OwnedScope,
     /// The blob.
     pub digest: Digest,
     /// The moment before upstream was asked for it, or given it.
@@ -38,16 +38,11 @@ pub struct BlobRequest {
 }
 
 impl BlobRequest {
-    /// Where its names are kept.
-    pub const fn scope(&self) -> Scope<'_> {
-        self.place.scope()
-    }
-
     /// What others see of its transfer.
     pub fn subject(&self) -> Subject {
         Subject {
-            registry: self.place.registry.to_string(),
-            repository: self.place.repository.to_string(),
+            registry: self.scope.registry.to_string(),
+            repository: self.scope.repository.to_string(),
             digest: Some(self.digest.to_string()),
             ..Subject::default()
         }
@@ -55,13 +50,13 @@ impl BlobRequest {
 
     /// Notes that the blob belongs to the repository. `size`: its bytes were hashed.
     pub(in crate::cache) fn link(&self, disk: &Disk, size: Option<u64>) {
-        let (scope, digest, asked_at) = (self.scope(), &self.digest, self.asked_at);
+        let (scope, digest, asked_at) = (self.scope.as_scope(), &self.digest, self.asked_at);
         let linked = disk.names.link_blob(scope, digest, size, asked_at);
         disk.faults.check("link", linked);
     }
 
     pub(super) fn target(&self) -> String {
-        format!("/v2/{}/blobs/{}", self.place.repository, self.digest)
+        format!("/v2/{}/blobs/{}", self.scope.repository, self.digest)
     }
 }
 
@@ -179,7 +174,7 @@ impl Growing {
     /// Asks upstream for the blob, under `headers`. Blocks until its head is there.
     pub(super) fn ask(&self, headers: &Headers) -> Result<Fetched, UpstreamError> {
         self.upstream.fetch_bodiless(Call {
-            registry: &self.wanted.place.registry,
+            registry: &self.wanted.scope.registry,
             method: "GET",
             target: &self.wanted.target(),
             headers,
@@ -189,7 +184,7 @@ impl Growing {
     }
 
     pub(super) fn fault(&self, stage: Stage, reason: String) -> UpstreamError {
-        UpstreamError::at(&self.wanted.place.registry, stage, reason)
+        UpstreamError::at(&self.wanted.scope.registry, stage, reason)
     }
 
     pub(super) fn change(&self, change: impl FnOnce(&mut FillState)) {

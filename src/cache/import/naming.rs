@@ -11,7 +11,7 @@ use crate::oci::{Reference, Registry, Tag};
 #[derive(Debug, Clone, Default)]
 pub struct Naming {
     /// `--as`: the registry and repository of all of them.
-    pub place: Option<OwnedScope>,
+    pub scope: Option<OwnedScope>,
     /// `--as` with a tag: that of the one image.
     pub tag: Option<Tag>,
     /// The registry of names without one.
@@ -39,12 +39,12 @@ impl Naming {
         // What belongs to an image is found by its own name.
         let keeps_name = reference.as_ref().is_some_and(is_referrer);
         let new = self.tag.clone().filter(|_| !keeps_name);
-        let place = match (&self.place, named) {
-            (Some(place), _) => Some(place.clone()),
-            (None, Some(named)) => self.place_of(&named)?,
+        let scope = match (&self.scope, named) {
+            (Some(scope), _) => Some(scope.clone()),
+            (None, Some(named)) => self.scope_of(&named)?,
             (None, None) => None,
         };
-        place
+        scope
             .zip(new.map(Reference::Tag).or(reference))
             .ok_or_else(|| {
                 let why = "names no registry and repository: give them with --as \
@@ -54,7 +54,7 @@ impl Naming {
     }
 
     /// None for a name without a registry, where there is no default one.
-    fn place_of(&self, named: &ImageName) -> Result<Option<OwnedScope>, String> {
+    fn scope_of(&self, named: &ImageName) -> Result<Option<OwnedScope>, String> {
         let registry = match named.host() {
             Some(host) => {
                 let registry = host.parse::<Registry>();
@@ -93,7 +93,7 @@ mod tests {
                 platforms: "all".parse().unwrap(),
             };
             let resolved = naming.resolve(&image);
-            resolved.map(|(place, reference)| place.scope().name_of(&reference))
+            resolved.map(|(scope, reference)| scope.as_scope().name_of(&reference))
         };
         let none = Naming::default();
         let default = Naming {
@@ -101,7 +101,7 @@ mod tests {
             ..Naming::default()
         };
         let placed = Naming {
-            place: Some(OwnedScope {
+            scope: Some(OwnedScope {
                 registry: "r.test".parse().unwrap(),
                 repository: "team/app".parse().unwrap(),
             }),

@@ -27,11 +27,11 @@ fn layout(
         platforms: &platforms.parse().unwrap(),
         stop: &AtomicBool::new(false),
     };
-    let place = OwnedScope {
+    let scope = OwnedScope {
         registry: cache.registry.clone(),
         repository: "app".parse().unwrap(),
     };
-    let images = tags.iter().map(|tag| (place.clone(), tag.parse().unwrap()));
+    let images = tags.iter().map(|tag| (scope.clone(), tag.parse().unwrap()));
     let plan = exporter.plan(&images.collect::<Vec<_>>(), since).unwrap();
     exporter.write(&plan, &path, &mut |_, _, _| {}).unwrap();
     (scratch, path)
@@ -53,7 +53,7 @@ fn import(cache: &Cache, path: &Path, naming: &Naming) -> Result<Vec<ImportImage
     importer.import(naming, &mut |_, _, _| {})
 }
 
-fn place(registry: &str, repository: &str) -> OwnedScope {
+fn scope(registry: &str, repository: &str) -> OwnedScope {
     OwnedScope {
         registry: registry.parse().unwrap(),
         repository: repository.parse().unwrap(),
@@ -566,7 +566,7 @@ fn two_images_do_not_get_one_name() {
     from.image("app:v2", &[b"two"], 5);
     let (_scratch, path) = layout(&from, &["v1", "v2"], "all", None);
     let naming = Naming {
-        place: Some(place("r.test", "app")),
+        scope: Some(scope("r.test", "app")),
         tag: Some("v3".parse().unwrap()),
         default: None,
     };

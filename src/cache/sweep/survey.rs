@@ -73,7 +73,7 @@ pub(super) struct RepositorySurvey {
 
 impl RepositorySurvey {
     pub(super) const fn scope(&self) -> Scope<'_> {
-        self.name.scope()
+        self.name.as_scope()
     }
 
     /// Every digest with a manifest's link.

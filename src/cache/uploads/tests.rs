@@ -34,7 +34,7 @@ impl Bench {
 
     fn wanted(&self, digest: &Digest) -> BlobRequest {
         BlobRequest {
-            place: OwnedScope {
+            scope: OwnedScope {
                 registry: self.cache.registry.clone(),
                 repository: "team/app".parse::<Repository>().unwrap(),
             },
@@ -60,7 +60,10 @@ impl Bench {
 
     fn is_linked(&self, digest: &Digest) -> bool {
         let wanted = self.wanted(digest);
-        self.cache.names.link(wanted.scope(), digest).is_some()
+        self.cache
+            .names
+            .link(wanted.scope.as_scope(), digest)
+            .is_some()
     }
 
     fn files(&self) -> usize {

@@ -208,12 +208,12 @@ fn blob_request(
     digest: Option<&Digest>,
 ) -> Option<BlobRequest> {
     let asked_at = cache(exchange)?.now();
-    let place = OwnedScope {
+    let scope = OwnedScope {
         registry: exchange.registry.clone(),
         repository: repository.clone(),
     };
     Some(BlobRequest {
-        place,
+        scope,
         digest: digest?.clone(),
         asked_at,
         is_background: false,
