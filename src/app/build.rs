@@ -8,7 +8,7 @@ use super::threads::{self, OnLost};
 use crate::aws::token::{TokenConfig, Tokens};
 use crate::cache::pins::Pins;
 use crate::cache::scrub::Scrubber;
-use crate::cache::store::OpenError;
+use crate::cache::store::OpenFault;
 use crate::cache::{self, Cache};
 use crate::clock::SystemClock;
 use crate::config::{CacheDir, ImageGlobs, Settings, UpstreamAuth};
@@ -175,7 +175,7 @@ pub(super) fn open_cache(
     let cache = match Cache::open(&directory, kept, Arc::clone(upstream)) {
         Ok(cache) => Arc::new(cache),
         // Using it would lose what a newer version has written there.
-        Err(error @ OpenError::Newer { .. }) => return Err(error.to_string()),
+        Err(error) if matches!(error.fault, OpenFault::Newer(_)) => return Err(error.to_string()),
         Err(error) if settings.offline => return Err(error.to_string()),
         Err(error) => {
             log::error("running without a cache", &[("error", &error)]);

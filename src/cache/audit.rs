@@ -195,7 +195,6 @@ impl<'a> Audit<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::closure::Holdings;
     use crate::cache::scratch::{Cache, digest_of};
 
     fn worst(faults: &ImageFaults) -> Verdict {
@@ -207,10 +206,7 @@ mod tests {
     }
 
     fn faults_of(cache: &Cache, tag: &str, platforms: &Platforms) -> ImageFaults {
-        let holdings = Holdings {
-            store: &cache.store,
-            names: &cache.names,
-        };
+        let holdings = cache.holdings();
         let mut bytes = |_| {};
         let mut audit = Audit::new(&cache.store, &cache.names, &mut bytes);
         let tag = tag.parse().unwrap();

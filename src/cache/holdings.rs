@@ -153,10 +153,7 @@ mod tests {
     use crate::cache::scratch::{Cache, IMAGE, at, digest_of};
 
     fn names(cache: &Cache) -> Vec<(String, SystemTime, bool)> {
-        let holdings = Holdings {
-            store: &cache.store,
-            names: &cache.names,
-        };
+        let holdings = cache.holdings();
         let mut found = Vec::new();
         holdings.each(&mut |image| {
             found.push((image.name(), image.pulled, image.closure.is_whole()));
@@ -192,10 +189,7 @@ mod tests {
     fn a_reference_is_found_in_its_repository_only() {
         let cache = Cache::new();
         let image = cache.image("a:v1", &[b"one"], 4);
-        let holdings = Holdings {
-            store: &cache.store,
-            names: &cache.names,
-        };
+        let holdings = cache.holdings();
         let find = |repository: &str, reference: &str| {
             let reference = reference.parse().unwrap();
             cache.with(repository, |scope| {
@@ -220,10 +214,7 @@ mod tests {
         });
         let signature = cache.manifest("a", IMAGE, &document, 6);
         let other = cache.image("a:v1", &[b"two"], 5);
-        let holdings = Holdings {
-            store: &cache.store,
-            names: &cache.names,
-        };
+        let holdings = cache.holdings();
         let counts = |image: CachedImage| {
             let Closure {
                 parts, referrers, ..

@@ -115,10 +115,7 @@ mod tests {
         query: &ImageQuery,
         deadline: Instant,
     ) -> (Vec<Shown>, [usize; 2], bool) {
-        let holdings = Holdings {
-            store: &cache.store,
-            names: &cache.names,
-        };
+        let holdings = cache.holdings();
         let mut scopes = cache.names.scopes();
         scopes.retain(|scope| scope.repository.as_str() != "secret");
         let page = holdings.page_until(&scopes, query, deadline);

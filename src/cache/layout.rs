@@ -20,13 +20,10 @@ use crate::oci::Tag;
 /// The disk's own.
 pub fn write_index(store: &Store, names: &Names) -> io::Result<usize> {
     let mut manifests = Vec::new();
-    for scope in names.scopes() {
-        for tag in names.tags(scope.as_scope()) {
-            manifests.extend(descriptor(
-                Holdings { store, names },
-                scope.as_scope(),
-                &tag,
-            ));
+    for owned in names.scopes() {
+        let scope = owned.as_scope();
+        for tag in names.tags(scope) {
+            manifests.extend(descriptor(Holdings { store, names }, scope, &tag));
         }
     }
     let count = manifests.len();

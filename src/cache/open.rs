@@ -30,90 +30,74 @@ const PROBE: &str = "temp-probe";
 /// A marker is one number; more than this is something else.
 const MARKER_BYTES_MAX: u64 = 64;
 
-/// Why there is no cache.
+/// Why there is no cache in a directory.
 #[derive(Debug)]
-pub enum OpenError {
-    /// A newer version made it.
-    Newer {
-        /// The directory.
-        path: PathBuf,
-        /// Its format.
-        found: u64,
-        /// The newest format known here.
-        known: u64,
-    },
+pub struct OpenError {
+    /// The directory.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub fault: OpenFault,
+}
+
+/// What is wrong with a directory.
+#[derive(Debug)]
+pub enum OpenFault {
+    /// A newer version made it, of this format.
+    Newer(u64),
     /// Another process has it for itself.
-    InUse {
-        /// The directory.
-        path: PathBuf,
-    },
+    InUse,
     /// It is to be read only, and nothing is there.
-    Empty {
-        /// The directory.
-        path: PathBuf,
-    },
+    Empty,
     /// It cannot be read or written.
-    Io {
-        /// The directory.
-        path: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
+    Io(io::Error),
 }
 
 impl OpenError {
     /// True when the directory can perhaps be read, but not be written.
     pub fn is_of_writing(&self) -> bool {
         use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
-        match self {
-            Self::Io { error, .. } => {
-                matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem)
-            }
-            Self::Empty { .. } | Self::InUse { .. } | Self::Newer { .. } => false,
-        }
+        let OpenFault::Io(error) = &self.fault else {
+            return false;
+        };
+        matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem)
+    }
+
+    pub(super) fn new(path: &Path, fault: OpenFault) -> Self {
+        let path = path.to_owned();
+        Self { path, fault }
     }
 
     pub(super) fn io(path: &Path, error: io::Error) -> Self {
-        Self::Io {
-            path: path.to_owned(),
-            error,
-        }
+        Self::new(path, OpenFault::Io(error))
     }
 }
 
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let uid = rustix::process::getuid().as_raw();
-        match self {
-            Self::Newer { path, found, known } => write!(
+        write!(f, "cache directory {} ", self.path.display())?;
+        match &self.fault {
+            OpenFault::Newer(found) => write!(
                 f,
-                "cache directory {} has format {found}, this version knows {known}; run the newer \
-                 version, or set CACHE_DIR to another directory",
-                path.display()
+                "has format {found}, this version knows {FORMAT}; run the newer version, or set \
+                 CACHE_DIR to another directory"
             ),
-            Self::InUse { path } => write!(
-                f,
-                "cache directory {} is in use by another process, of a version that does not share \
-                 it; stop that one, or give each its own CACHE_DIR",
-                path.display()
+            OpenFault::InUse => f.write_str(
+                "is in use by another process, of a version that does not share it; stop that \
+                 one, or give each its own CACHE_DIR",
             ),
-            Self::Empty { path } => write!(
-                f,
-                "cache directory {} cannot be used: it holds no cache yet; fill it with `pull`, \
-                 `import` or the proxy, or set CACHE_DIR to another one",
-                path.display()
+            OpenFault::Empty => f.write_str(
+                "cannot be used: it holds no cache yet; fill it with `pull`, `import` or the \
+                 proxy, or set CACHE_DIR to another one",
             ),
-            Self::Io { path, error } if error.kind() == io::ErrorKind::StorageFull => write!(
+            OpenFault::Io(error) if error.kind() == io::ErrorKind::StorageFull => write!(
                 f,
-                "cache directory {} is on a full disk: {error}; free some space there, or set \
-                 CACHE_DIR to another one",
-                path.display()
+                "is on a full disk: {error}; free some space there, or set CACHE_DIR to another one"
             ),
-            Self::Io { path, error } => write!(
+            OpenFault::Io(error) => write!(
                 f,
-                "cache directory {} cannot be used by uid {uid}: {error}; make it a directory that \
-                 uid {uid} may write, or set CACHE_DIR to another one",
-                path.display()
+                "cannot be used by uid {uid}: {error}; make it a directory that uid {uid} may \
+                 write, or set CACHE_DIR to another one"
             ),
         }
     }
@@ -143,9 +127,7 @@ pub(super) fn find(dir: &Path) -> Result<(PathBuf, File), OpenError> {
             return Ok((root, marker));
         }
     }
-    Err(OpenError::Empty {
-        path: dir.to_owned(),
-    })
+    Err(OpenError::new(dir, OpenFault::Empty))
 }
 
 /// Where the layout of `dir` is, or is going to be: there, or in its subdirectory `aws-ecr-proxy`
@@ -185,11 +167,7 @@ fn claim(root: &Path) -> Result<File, OpenError> {
     let mut marker = files::open_or_create(&root.join(MARKER)).map_err(fault)?;
     match marker.try_lock_shared() {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            return Err(OpenError::InUse {
-                path: root.to_owned(),
-            });
-        }
+        Err(TryLockError::WouldBlock) => return Err(OpenError::new(root, OpenFault::InUse)),
         Err(TryLockError::Error(error)) => return Err(fault(error)),
     }
     if !known_format(root, &marker)? {
@@ -222,11 +200,7 @@ fn known_format(root: &Path, marker: &File) -> Result<bool, OpenError> {
     let number = text.trim();
     match number.parse::<u64>() {
         Ok(FORMAT) => Ok(true),
-        Ok(found) if found > FORMAT => Err(OpenError::Newer {
-            path: root.to_owned(),
-            found,
-            known: FORMAT,
-        }),
+        Ok(found) if found > FORMAT => Err(OpenError::new(root, OpenFault::Newer(found))),
         _ if number.is_empty() => Ok(false),
         _ => {
             let why = format!("{MARKER} holds {number:?}, expected a number from {FORMAT} up");
@@ -334,14 +308,7 @@ mod tests {
         let marker = scratch.path().join(MARKER);
         fs::write(&marker, "2\n").unwrap();
         let error = Store::open(scratch.path()).unwrap_err();
-        assert!(matches!(
-            error,
-            OpenError::Newer {
-                found: 2,
-                known: 1,
-                ..
-            }
-        ));
+        assert!(matches!(error.fault, OpenFault::Newer(2)));
         assert!(
             error.to_string().contains("run the newer version"),
             "{error}"
@@ -349,7 +316,7 @@ mod tests {
         for text in ["x", "0", "-1", "1 2"] {
             fs::write(&marker, text).unwrap();
             let error = Store::open(scratch.path()).unwrap_err();
-            assert!(matches!(error, OpenError::Io { .. }), "{text}: {error}");
+            assert!(matches!(error.fault, OpenFault::Io(_)), "{text}: {error}");
             assert_eq!(fs::read_to_string(&marker).unwrap(), text);
         }
         // A crash between making the marker and writing it.
@@ -369,7 +336,7 @@ mod tests {
         drop((first, second));
         marker.try_lock().unwrap();
         let error = Store::open(scratch.path()).unwrap_err();
-        assert!(matches!(error, OpenError::InUse { .. }), "{error}");
+        assert!(matches!(error.fault, OpenFault::InUse), "{error}");
     }
 
     #[test]
@@ -385,7 +352,7 @@ mod tests {
             Path::new("/proc/sys"),
         ] {
             let error = Store::open(dir).unwrap_err();
-            assert!(matches!(error, OpenError::Io { .. }), "{error}");
+            assert!(matches!(error.fault, OpenFault::Io(_)), "{error}");
             let text = error.to_string();
             for part in [dir.to_str().unwrap(), uid.as_str(), "set CACHE_DIR"] {
                 assert!(text.contains(part), "{text}");

@@ -81,10 +81,7 @@ mod tests {
             {"digest": child.as_str(), "mediaType": "application/json", "platform": platform},
         ]});
         cache.manifest("team/app:multi", INDEX, &index, 6);
-        let files = Holdings {
-            store: &cache.store,
-            names: &cache.names,
-        };
+        let files = cache.holdings();
         let found = |digest: &Digest| {
             let found = cache.with("team/app", |scope| files.find_image(scope, digest));
             found.map(|found| (found.image, found.platform))

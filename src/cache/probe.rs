@@ -113,6 +113,7 @@ pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::open::OpenFault;
     use super::*;
     use crate::cache::scratch::Scratch;
     use crate::cache::store::Store;
@@ -194,7 +195,7 @@ mod tests {
         drop(store);
         fs::write(scratch.path().join(open::MARKER), "99").unwrap();
         let fault = probe(scratch.path()).unwrap_err();
-        assert!(matches!(fault, OpenError::Newer { found: 99, .. }));
+        assert!(matches!(fault.fault, OpenFault::Newer(99)));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::changes::Moment;
+use super::closure::Holdings;
 use super::disk::{Disk, DiskFaults};
 use super::files;
 use super::manifest::list_named;
@@ -92,6 +93,14 @@ impl Cache {
             store,
             names,
             registry,
+        }
+    }
+
+    /// Its files, to be read.
+    pub(super) fn holdings(&self) -> Holdings<'_> {
+        Holdings {
+            store: &self.store,
+            names: &self.names,
         }
     }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::account::Account;
 use super::files;
-pub use super::open::{FORMAT, OpenError};
+pub use super::open::{FORMAT, OpenError, OpenFault};
 use super::paths::below;
 use super::processes::{self, Processes};
 use super::verified::{HashVerdict, Stamp, Verified};

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use super::changes::Moment;
+use super::closure::Holdings;
 use super::disk::{Disk, DiskFaults};
 use super::pins::Pins;
 use super::{fill, names, negative, store, sweep, uploads, verify};
@@ -66,6 +67,14 @@ pub struct Cache {
 }
 
 impl Cache {
+    /// Its files, to be read.
+    pub fn holdings(&self) -> Holdings<'_> {
+        Holdings {
+            store: &self.store,
+            names: &self.names,
+        }
+    }
+
     /// Opens the cache in `directory`, or makes it.
     ///
     /// # Errors
@@ -190,7 +199,7 @@ impl Cache {
 /// Opens the cache for reading; where there is none yet, makes one that another process may fill.
 fn open_offline(directory: &Path) -> Result<store::Store, store::OpenError> {
     match store::Store::open_read_only(directory) {
-        Err(store::OpenError::Empty { .. }) => {
+        Err(error) if matches!(error.fault, store::OpenFault::Empty) => {
             drop(store::Store::open(directory)?);
             store::Store::open_read_only(directory)
         }

@@ -10,7 +10,6 @@
 use super::answer::{CacheOutcome, OFFLINE_MARK, mark, refuse};
 use super::exchange::{CacheAlone, Exchange};
 use crate::cache::Cache;
-use crate::cache::closure::Holdings;
 use crate::cache::names::Scope;
 use crate::message::Reply;
 use crate::oci::{Digest, ErrorCode, OciError, Reference};
@@ -63,9 +62,8 @@ fn explain(
     digest: &Digest,
     why: CacheAlone,
 ) -> String {
-    let (store, names) = (&cache.store, &cache.names);
     let subject = format!("{kind} {digest} of {scope}");
-    let Some(found) = Holdings { store, names }.find_image(scope, digest) else {
+    let Some(found) = cache.holdings().find_image(scope, digest) else {
         return advise(&subject, &format!("{scope}@{digest}"), None, why);
     };
     let part = found.platform.as_deref().unwrap_or("a part");

@@ -13,7 +13,6 @@ use super::purpose::Purpose;
 use super::{absent, headers, refusal};
 use crate::cache::Cache;
 use crate::cache::changes::{Fact, Moment};
-use crate::cache::closure::Holdings;
 use crate::cache::fill::{BlobRequest, Growing, Joined};
 use crate::cache::names::Scope;
 use crate::cache::verify::Opened;
@@ -203,8 +202,7 @@ impl BlobPull<'_> {
     /// True when a cached manifest of the repository names the blob. A crash may lose a link, which
     /// is written without fsync. The image must not be lost with it when upstream cannot be asked.
     fn is_named_here(&self) -> bool {
-        let (store, names) = (&self.cache.store, &self.cache.names);
-        let is_named = Holdings { store, names }.is_named(self.scope, self.digest);
+        let is_named = self.cache.holdings().is_named(self.scope, self.digest);
         if is_named {
             self.cache.link_blob(self.scope, self.digest, self.asked_at);
         }

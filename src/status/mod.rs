@@ -16,7 +16,6 @@ use serde_json::Value;
 
 pub use self::sources::{Sources, list_registries};
 use crate::cache::Cache;
-use crate::cache::closure::Holdings;
 use crate::cache::images::{ImageQuery, PAGE_MAX};
 use crate::cache::moves::TagMove;
 use crate::message::{Answer, Reply, Request};
@@ -94,13 +93,9 @@ impl Status {
         let turn = self.listing.take(Instant::now() + LISTING_TIMEOUT);
         let why = "images are being listed for others; try again";
         let _turn = turn.ok_or_else(|| Box::new(ask_again_later(why)))?;
-        let holdings = Holdings {
-            store: &cache.store,
-            names: &cache.names,
-        };
-        let mut places = cache.names.scopes();
-        places.retain(|place| self.sources.allowed.matches(place.repository.as_str()));
-        let page = holdings.page(&places, &asked);
+        let mut scopes = cache.names.scopes();
+        scopes.retain(|scope| self.sources.allowed.matches(scope.repository.as_str()));
+        let page = cache.holdings().page(&scopes, &asked);
         Ok(snapshot::images(&page, &self.tag_moves(cache)))
     }
 

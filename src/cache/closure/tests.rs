@@ -9,21 +9,14 @@ use crate::cache::tree::DEPTH_MAX;
 
 const ARM: &str = "linux/arm64/v8";
 
-fn holdings(cache: &Cache) -> Holdings<'_> {
-    Holdings {
-        store: &cache.store,
-        names: &cache.names,
-    }
-}
-
 fn closure_of(cache: &Cache, root: &Digest) -> Closure {
-    holdings(cache).closure(root, IMAGE_BYTES_MAX)
+    cache.holdings().closure(root, IMAGE_BYTES_MAX)
 }
 
 fn with_referrers(cache: &Cache, repository: &str, root: &Digest) -> Closure {
     cache.with(repository, |scope| {
-        let index = ReferrerIndex::read(holdings(cache), scope);
-        holdings(cache).closure_with_referrers(scope, root, &index)
+        let index = ReferrerIndex::read(cache.holdings(), scope);
+        cache.holdings().closure_with_referrers(scope, root, &index)
     })
 }
 
@@ -97,7 +90,7 @@ fn a_tag_leads_to_the_newest_manifest_that_is_here() {
     let index = cache.index("app:v1", &[&old], 6);
     let root = |tag: &str| {
         let tag = tag.parse().unwrap();
-        let entry = cache.with("app", |scope| holdings(&cache).tag_entry(scope, &tag));
+        let entry = cache.with("app", |scope| cache.holdings().tag_entry(scope, &tag));
         entry.map(|entry| entry.digest)
     };
     assert_eq!(root("v1"), Some(index.clone()));
@@ -152,7 +145,7 @@ fn a_walk_ends_whatever_the_manifests_say() {
     assert_eq!(closure.parts.len(), 1);
 
     let size = cache.store.size(&end).unwrap();
-    let bounded = |bytes_max| holdings(&cache).closure(&end, bytes_max);
+    let bounded = |bytes_max| cache.holdings().closure(&end, bytes_max);
     assert!(!bounded(size).is_cut && bounded(size).is_whole());
     let small = bounded(size - 1);
     assert!(small.is_cut && !small.is_whole() && small.parts[0].digests.len() == 1);
@@ -160,7 +153,7 @@ fn a_walk_ends_whatever_the_manifests_say() {
     let other = image(&cache, "app", b"other", &json!({}));
     let index = cache.index("app", &[&end, &other], 5);
     let most = cache.store.size(&index).unwrap() + 2 * size;
-    let bounded = |bytes_max| holdings(&cache).closure(&index, bytes_max).is_cut;
+    let bounded = |bytes_max| cache.holdings().closure(&index, bytes_max).is_cut;
     assert_eq!((bounded(most), bounded(most - 1)), (false, true));
 }
 

@@ -11,6 +11,7 @@ use super::ahead::{PIECE_BYTES, ReadAhead};
 use super::growing::{COPY_BYTES, FillEnd, Growing};
 use crate::cache::disk::Disk;
 use crate::cache::files;
+use crate::cache::links::Link;
 use crate::cache::sweep::Reservation;
 use crate::hash::{self, Hasher};
 use crate::locked::Locked as _;
@@ -230,14 +231,17 @@ impl<'a> Fill<'a> {
         self.copy(fetched.reply.body)
     }
 
+    /// The proof that the blob belongs to the repository.
+    pub(super) fn link(&self) -> Option<Link> {
+        let wanted = &self.growing.wanted;
+        let scope = wanted.scope.as_scope();
+        self.disk.names.link(scope, &wanted.digest)
+    }
+
     /// True when the repository has the blob, and it may be no longer than what we have.
     fn is_linked(&self) -> bool {
-        let wanted = &self.growing.wanted;
-        let link = self
-            .disk
-            .names
-            .link(wanted.scope.as_scope(), &wanted.digest);
-        link.is_some_and(|link| link.size.is_none_or(|size| size == self.have))
+        self.link()
+            .is_some_and(|link| link.size.is_none_or(|size| size == self.have))
     }
 
     /// True when the process was stopped after the last byte and before the blob was published.

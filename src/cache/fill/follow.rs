@@ -23,19 +23,15 @@ impl Fill<'_> {
     /// The blob's length comes from its link, which is the proof that it belongs to the repository,
     /// too. Without it each client asks upstream by itself.
     pub(super) fn follow(&mut self) -> Option<FillEnd> {
-        let wanted = &self.growing.wanted;
-        let link = self
-            .disk
-            .names
-            .link(wanted.scope.as_scope(), &wanted.digest);
-        let Some(total) = link.and_then(|link| link.size) else {
+        let digest = &self.growing.wanted.digest;
+        let Some(total) = self.link().and_then(|link| link.size) else {
             return Some(FillEnd::Bypass);
         };
         self.announce(total);
         let mut grown_at = Instant::now();
         loop {
             // Before the file is read: when its writer has ended, this is the last of it.
-            let taken = self.disk.store.take_over(&wanted.digest, &self.file);
+            let taken = self.disk.store.take_over(digest, &self.file);
             let before = self.have;
             let until = total.min(before.saturating_add(STEP_BYTES));
             let taken = taken.and_then(|taken| self.hash_until(until).map(|()| taken));
