@@ -151,11 +151,7 @@ fn check_fields(line: RequestLine, mut headers: Headers) -> Result<Head, OciErro
             return Err(bad_request(why).with_status(417));
         }
     };
-    let options: Vec<String> = headers
-        .all("Connection")
-        .flat_map(|value| value.split(','))
-        .map(|option| option.trim().to_ascii_lowercase())
-        .collect();
+    let options = headers.connection_options();
     let has = |option: &str| options.iter().any(|other| other == option);
     let keep_alive = !has("close") && (line.http11 || has("keep-alive"));
     headers.retain(|name, _| {

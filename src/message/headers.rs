@@ -96,6 +96,14 @@ impl Headers {
         (!values.is_empty()).then(|| values.join(", "))
     }
 
+    /// The options of `Connection` in lower case (RFC 9110 §7.6.1): `close`, or fields that end at
+    /// the next hop.
+    pub fn connection_options(&self) -> Vec<String> {
+        let values = self.all("Connection").flat_map(|value| value.split(','));
+        let options = values.map(|option| option.trim().to_ascii_lowercase());
+        options.collect()
+    }
+
     /// Every field line as `(name, value)`.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.fields.iter().map(|field| field.read(&self.text))

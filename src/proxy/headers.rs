@@ -121,11 +121,7 @@ fn remove_what_upstream_cannot_judge(headers: &mut Headers, route: &Route) {
 
 /// Upstream's fields as the client gets them.
 pub(super) fn for_client(upstream: Headers, own: &ClientAddress) -> Headers {
-    let options: Vec<String> = upstream
-        .all("Connection")
-        .flat_map(|value| value.split(','))
-        .map(|option| option.trim().to_owned())
-        .collect();
+    let options = upstream.connection_options();
     upstream
         .iter()
         .filter(|(name, _)| {

@@ -176,12 +176,7 @@ impl Client {
         self.look_up(outgoing, &to)?;
         let begun = Instant::now();
         let sent = self.send_once(&to, outgoing, POOL_AGE_MAX);
-        log_answer(
-            &to,
-            outgoing.method,
-            begun,
-            sent.as_ref().map(Incoming::seen),
-        );
+        log_answer(&to, outgoing.method, begun, sent.as_ref());
         let broken = sent
             .as_ref()
             .is_err_and(|error| error.stage == Stage::Transfer);
@@ -190,12 +185,7 @@ impl Client {
             // origin, as after a load balancer's failover. So they are dropped.
             let begun = Instant::now();
             let again = self.send_once(&to, outgoing, Duration::ZERO);
-            log_answer(
-                &to,
-                outgoing.method,
-                begun,
-                again.as_ref().map(Incoming::seen),
-            );
+            log_answer(&to, outgoing.method, begun, again.as_ref());
             return again;
         }
         sent
@@ -252,12 +242,7 @@ impl Client {
     ) -> Result<Incoming, UpstreamError> {
         let (to, begun) = (origin(outgoing.url), Instant::now());
         let sent = self.send_body_to(&to, outgoing, body, head_timeout);
-        log_answer(
-            &to,
-            outgoing.method,
-            begun,
-            sent.as_ref().map(Incoming::seen),
-        );
+        log_answer(&to, outgoing.method, begun, sent.as_ref());
         sent
     }
 
@@ -461,7 +446,7 @@ impl Api for Client {
         let (sent, begun) = (SystemTime::now(), Instant::now());
         let reply = agent.run(request).map(convert_reply);
         let reply = reply.map_err(|fault| classify(&fault, to.clone()));
-        log_answer(&to, call.method, begun, reply.as_ref().map(Incoming::seen));
+        log_answer(&to, call.method, begun, reply.as_ref());
         let mut reply = reply?;
         if call.through_proxy {
             reply = self.refuse_proxy_407(&call.url, reply)?;

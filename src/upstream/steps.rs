@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use super::error::UpstreamError;
+use super::incoming::Incoming;
 use crate::log;
 
 /// Logs the outcome of one try at DEBUG: status and upstream's own id, or why no answer came.
@@ -11,8 +12,9 @@ pub(super) fn log_answer(
     to: &str,
     method: &str,
     begun: Instant,
-    sent: Result<(u16, &str), &UpstreamError>,
+    sent: Result<&Incoming, &UpstreamError>,
 ) {
+    let sent = sent.map(Incoming::seen);
     let took = begun.elapsed().as_millis();
     let mut fields: Vec<log::Field<'_>> = vec![("to", &to), ("method", &method)];
     match &sent {
