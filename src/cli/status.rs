@@ -55,10 +55,14 @@ fn form_question(command: Invocation<'_>) -> Result<LocalQuestion, String> {
         Some(own) => running::place(&own.host, own.port, "METRICS_LISTEN with port 0"),
     };
     let login = path("--login").map(|path| read_login(&path)).transpose()?;
+    let certificate = path("--certificate");
+    if let Some(path) = &certificate {
+        File::open(path).map_err(|error| format!("--certificate={}: {error}", path.display()))?;
+    }
     let shares_door = settings.metrics.listen.is_none();
     let tls = LoopbackCertificates {
         proxy: settings.tls.certificate.clone().filter(|_| login.is_some()),
-        client: path("--certificate"),
+        client: certificate,
     };
     Ok(LocalQuestion {
         place: place?,

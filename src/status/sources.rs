@@ -134,8 +134,9 @@ impl Sources {
         let state = self.upstream.state(registry?);
         let why = state.last_error.map(|(_, why)| why);
         let why = why.unwrap_or_else(|| "no answer".to_owned());
-        let is_paused = state.pause.is_some();
-        is_paused.then(|| format!("the registry is out of reach ({why})"))
+        state
+            .is_out_of_reach
+            .then(|| format!("the registry is out of reach ({why})"))
     }
 }
 

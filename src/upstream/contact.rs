@@ -4,6 +4,7 @@
 //! Locks: the table, held for map operations; the last error, held to copy it.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime};
 
@@ -30,6 +31,8 @@ pub(super) struct Contact {
     pub(super) throttle: Throttle,
     /// Its last failure; there may have been successes since.
     pub(super) last_error: Mutex<Option<LastError>>,
+    /// True when the last call that shows it did not reach the registry.
+    pub(super) is_away: AtomicBool,
     /// Requests that wait for a head, so that a registry that is slow keeps no other waiting.
     pub(super) exchanges: Permits,
     /// Requests that send a body: an upload may last hours.
@@ -72,6 +75,7 @@ impl Contacts {
                 token_breaker: Breaker::default(),
                 throttle: Throttle::default(),
                 last_error: Mutex::default(),
+                is_away: AtomicBool::default(),
                 exchanges: Permits::new(self.exchanges),
                 uploads: Permits::new(self.uploads),
             })

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
 pub use super::attempt::UPSTREAM_CACHE_FIELD;
@@ -31,6 +32,9 @@ const PERMIT_TIMEOUT: Duration = Duration::from_secs(20);
 const UPLOAD_FRESH_FOR: Duration = Duration::from_secs(15 * 60);
 /// A failure that took this long opens the circuit: every other request would wait as long.
 const SLOW_FAILURE: Duration = Duration::from_millis(500);
+/// A registry that could not be reached counts as away for so long, if it is not asked again: it
+/// may be back since.
+const AWAY_FOR: Duration = Duration::from_secs(60);
 /// Longest wait for the end of a registry's pause; twice that, and the reply to it, fit into
 /// [`HEAD_TIMEOUT`]. After a longer one the client is told to come again.
 const THROTTLED_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -58,6 +62,8 @@ struct RegistryCall<'a> {
 pub struct RegistryState {
     /// How long until the registry is tried again, when it was out of reach.
     pub pause: Option<Duration>,
+    /// True while it is not tried, and when the last call did not reach it, lately.
+    pub is_out_of_reach: bool,
     /// The last failure; there may have been successes since.
     pub last_error: Option<LastError>,
 }
@@ -140,9 +146,14 @@ impl Upstream {
         let Some(contact) = self.contacts.get(registry) else {
             return RegistryState::default();
         };
+        let pause = contact.breaker.pause(Instant::now());
+        let last_error = contact.last_error.locked().clone();
+        let is_recent = |(at, _): &LastError| at.elapsed().is_ok_and(|past| past < AWAY_FOR);
+        let is_away = contact.is_away.load(Relaxed) && last_error.as_ref().is_some_and(is_recent);
         RegistryState {
-            pause: contact.breaker.pause(Instant::now()),
-            last_error: contact.last_error.locked().clone(),
+            is_out_of_reach: pause.is_some() || is_away,
+            pause,
+            last_error,
         }
     }
 
@@ -239,8 +250,14 @@ impl RegistryCall<'_> {
         let label = registry_label(self.call.registry.name());
         metrics::UPSTREAM_CIRCUITS.of([label]).set(is_open.into());
         match &fetched {
-            Err(error) => self.count_error(error.stage),
+            Err(error) => {
+                self.count_error(error.stage);
+                if error.stage.is_out_of_reach() {
+                    self.contact.is_away.store(true, Relaxed);
+                }
+            }
             Ok(fetched) => {
+                self.contact.is_away.store(false, Relaxed);
                 let class = format!("{}xx", fetched.reply.status / 100);
                 metrics::UPSTREAM_REPLIES.of([label, &class]).inc();
             }

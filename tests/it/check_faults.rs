@@ -315,3 +315,12 @@ fn bug_clocks_were_compared_with_an_aws_that_had_not_answered() {
     run.is("token", "FAIL", &["connect failed"]);
     run.is("clock", "skip", &["AWS has not answered"]);
 }
+
+#[test]
+fn bug_a_host_that_was_silent_was_not_named() {
+    // The listener's backlog takes the connections; nobody ever answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let run = check(&standin(), &[("BLOB_HOSTS", &address)]);
+    run.is("storage", "FAIL", &[&address, "no layer can be pulled"]);
+}

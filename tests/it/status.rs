@@ -239,6 +239,23 @@ fn an_upload_shows_its_progress() {
 }
 
 #[test]
+fn bug_a_registry_that_refused_connections_was_called_ready() {
+    let cached = Cached::with(&[("CACHE_TAG_TTL", "0s")]);
+    pull(&cached, "1.0");
+    assert_eq!(status(&cached, "")["state"], "ready");
+    cached.all_down();
+    let stale = cached.get("/v2/team/app/manifests/1.0");
+    assert_eq!(stale.header("X-Cache"), Some("STALE"));
+    let document = status(&cached, "");
+    assert_eq!(document["state"], "cache_only");
+    let sentence = document["sentence"].as_str().unwrap();
+    assert!(
+        sentence.contains("the registry is out of reach (connect failed"),
+        "{sentence}"
+    );
+}
+
+#[test]
 fn bug_a_registry_that_answered_500_had_no_last_error() {
     let front = Front::start();
     front.standin.fault(Match::registry(), Fault::status(500));

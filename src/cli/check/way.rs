@@ -26,6 +26,12 @@ const CLOCK_OFF_S: u64 = 240;
 pub(super) const DNS_LIMIT: Duration = Duration::from_secs(6);
 /// One answer, connecting included.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// A wait ends so long before the limit of its step: then it says on whom it waited.
+const SLACK: Duration = Duration::from_secs(1);
+/// Longest wait for one name or connection.
+const DNS_WAIT: Duration = DNS_LIMIT.saturating_sub(SLACK);
+/// Longest wait for one answer.
+const ANSWER_WAIT: Duration = ANSWER_LIMIT.saturating_sub(SLACK);
 /// Idle connections: nothing is asked twice.
 const POOL: usize = 1;
 /// A refusal is quoted up to so many characters.
@@ -170,7 +176,7 @@ impl Way {
         let Some((host, port, shown)) = client.outbound_proxy_address(&url) else {
             return skipped(format!("none leads to {url}"));
         };
-        let deadline = Instant::now() + DNS_LIMIT;
+        let deadline = Instant::now() + DNS_WAIT;
         let found = client.addresses(&host, deadline);
         let found = found.map_err(|fault| format!("{shown} is to lead to {url}: {fault}"))?;
         let at = |address: &IpAddr| SocketAddr::new(*address, port);
@@ -190,7 +196,7 @@ impl Way {
         if let Some(proxy) = client.outbound_proxy(&registry.url()) {
             return skipped(format!("{host} is looked up by {proxy}"));
         }
-        let found = client.addresses(host, Instant::now() + DNS_LIMIT);
+        let found = client.addresses(host, Instant::now() + DNS_WAIT);
         let found = found.map_err(|fault| {
             format!("{fault}; check the name in ECR, and RESOLVER or /etc/resolv.conf")
         })?;
@@ -246,13 +252,13 @@ impl Way {
         let redirects = app::redirects(&self.account.settings);
         let client = Arc::clone(&self.account.client);
         let upstream = Upstream::new(client, Arc::new(token), redirects, 1, 1);
-        let deadline = Instant::now() + ANSWER_LIMIT;
+        let deadline = Instant::now() + ANSWER_WAIT;
         let mut fetched = upstream.fetch_bodiless(Call {
             registry,
             method: "GET",
             target,
             headers,
-            patience: ANSWER_LIMIT,
+            patience: ANSWER_WAIT,
             whole: false,
         })?;
         let body = fetched.reply.read_body(bytes_max, deadline);
@@ -297,7 +303,7 @@ impl Way {
             method: "GET",
             url: &format!("{url}/"),
             headers: &Headers::new(),
-            head_deadline: asked + ANSWER_LIMIT,
+            head_deadline: asked + ANSWER_WAIT,
             whole: false,
             addresses: AddressRule::Any,
         });
