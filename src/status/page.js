@@ -144,7 +144,7 @@ function drawTransfers() {
 function drawRegistries() {
   const items = status.registries.map((r) => {
     const open = r.breaker === "open", t = r.token;
-    const badge = status.offline ? el("span", "tag", "not asked") : open ? el("span", "tag bad", "out of reach") : el("span", "tag good", "in reach");
+    const badge = status.offline ? el("span", "tag", "not asked") : open ? el("span", "tag bad", "out of reach") : el("span", "tag", "is asked");
     const node = el("div", "item", el("div", "row", el("span", "name", r.name), badge));
     if (t && t.left_s !== null) {
       const part = t.left_s / t.life_s;
