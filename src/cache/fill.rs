@@ -79,7 +79,7 @@ impl Fills {
         if !wanted.is_background {
             growing.transfer.set_background(false);
         }
-        if growing.wanted.scope.registry != wanted.scope.registry {
+        if growing.wanted.scope.registry != wanted.scope.registry && !growing.is_verified() {
             // That registry may be slow or out of order; ours is asked by itself.
             return Joined::Bypass(None);
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use standin::{Content, Fault, Match, Server};
 
-use crate::support::{Cached, Response, SOON, error_of, in_parallel, wait_until};
+use crate::support::{Cached, Http, Response, SOON, error_of, in_parallel, wait_until};
 
 const SIZE: u64 = 3 << 20;
 
@@ -46,6 +46,22 @@ fn sixteen_clients_cost_one_download() {
     assert_eq!(got.header("ETag"), Some(format!("\"{digest}\"").as_str()));
     assert_eq!(cached.calls(), calls);
     cached.proxy().wait_for_log(" cache=hit");
+}
+
+#[test]
+fn bug_a_blob_that_came_between_two_looks_was_fetched_again() {
+    const BLOBS: u64 = 200;
+    let cached = Cached::start();
+    let blobs: Vec<String> = (0..BLOBS).map(|seed| blob(&cached, 500, seed).0).collect();
+    // Each client comes to a blob in the moment in which the download of another ends.
+    in_parallel(8, |_| {
+        let mut http = Http::connect(cached.address());
+        for digest in &blobs {
+            let got = http.get(&target(digest));
+            assert_eq!((got.status, &got.digest), (200, digest));
+        }
+    });
+    assert_eq!(cached.seen(Server::S3).len() as u64, BLOBS);
 }
 
 #[test]

@@ -152,6 +152,11 @@ impl<'a> Fill<'a> {
         {
             return outcome;
         }
+        if self.have == 0
+            && let Some(outcome) = self.show_stored()
+        {
+            return outcome;
+        }
         let mut restarted = false;
         let (mut failures, mut furthest) = (0, 0);
         let outcome = loop {
@@ -236,6 +241,21 @@ impl<'a> Fill<'a> {
         let wanted = &self.growing.wanted;
         let scope = wanted.scope.as_scope();
         self.disk.names.link(scope, &wanted.digest)
+    }
+
+    /// Shows the blob if it came into the cache after the client looked there: another download of
+    /// it ended in between.
+    fn show_stored(&mut self) -> Option<FillEnd> {
+        let (digest, store) = (&self.growing.wanted.digest, &self.disk.store);
+        if !store.has(digest) {
+            return None;
+        }
+        self.link()?;
+        let blob = store.blob(digest).ok()??;
+        self.discard();
+        (self.file, self.have, self.is_ours) = (blob.file, blob.size, false);
+        self.announce(blob.size);
+        Some(self.finish())
     }
 
     /// True when the repository has the blob, and it may be no longer than what we have.

@@ -119,6 +119,11 @@ impl Growing {
         state.has_begun.then_some(state.total)
     }
 
+    /// True when all of it is there, and has the digest.
+    pub(super) fn is_verified(&self) -> bool {
+        self.state.locked().is_verified
+    }
+
     /// How far it has come.
     pub fn written(&self) -> u64 {
         self.state.locked().written()
