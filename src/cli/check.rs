@@ -44,7 +44,12 @@ const WHAT_WIDTH: usize = 8;
 /// Tries everything, and with an image the rights on its repository, too. When the settings have
 /// faults, only those are shown, since nothing else can be tried.
 pub(super) fn run(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result<u8, CommandFault> {
-    let mut check = Check::new(streams, command.has("--json"));
+    let mut check = Check {
+        streams,
+        deadline: Instant::now() + TOTAL,
+        code: EXIT_OK,
+        rows: command.has("--json").then(Vec::new),
+    };
     let image = command.word().map(str::parse).transpose();
     match (command.faults, image) {
         ([], Ok(image)) => {
@@ -71,16 +76,7 @@ struct Check<'a, 'b> {
     rows: Option<Vec<Value>>,
 }
 
-impl<'a, 'b> Check<'a, 'b> {
-    fn new(streams: &'a mut Streams<'b>, json: bool) -> Self {
-        Self {
-            streams,
-            deadline: Instant::now() + TOTAL,
-            code: EXIT_OK,
-            rows: json.then(Vec::new),
-        }
-    }
-
+impl Check<'_, '_> {
     /// Shows why nothing can be tried.
     fn refuse(&mut self, what: &str, faults: &[impl ToString]) {
         for fault in faults {

@@ -11,25 +11,20 @@ pub(super) fn run(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result<
     let set = command.settings;
     let place = running::place(&set.listen_host, set.listen_port, "LISTEN_PORT=0");
     let place = place.map_err(|why| CommandFault::Usage(vec![why]))?;
-    let answer = running::ask(&LocalQuestion {
+    let (status, body) = running::ask(&LocalQuestion {
         place: place.clone(),
         // Nothing secret is asked or answered, and the probes need no certificate of ours.
         tls: set.tls.enabled.then(LoopbackCertificates::default),
         authorization: None,
         target: "/readyz",
         command: "health",
-    });
-    let one_line = |text: String| text.trim().replace(char::is_control, " ");
-    Ok(
-        match answer.map(|(status, body)| (status, one_line(body))) {
-            Ok((200, reason)) if reason.starts_with("ready") => {
-                streams.print(&format!("{reason}\n"))
-            }
-            Ok((200, _)) => streams.fail(&format!("another server answers at {place}\n")),
-            Ok((status, reason)) => streams.fail(&format!("not ready: {status} {reason}\n")),
-            Err(why) => streams.fail(&format!("{why}\n")),
-        },
-    )
+    })?;
+    let reason = body.trim().replace(char::is_control, " ");
+    Ok(match status {
+        200 if reason.starts_with("ready") => streams.print(&format!("{reason}\n")),
+        200 => streams.fail(&format!("another server answers at {place}\n")),
+        _ => streams.fail(&format!("not ready: {status} {reason}\n")),
+    })
 }
 
 #[cfg(test)]

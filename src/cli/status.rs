@@ -30,10 +30,7 @@ pub(super) fn run(command: Invocation<'_>, streams: &mut Streams<'_>) -> Result<
     let (json, watch) = (command.has("--json"), command.has("--watch"));
     let clears = watch && !json && std::io::stdout().is_terminal();
     loop {
-        let shown = match ask(&question, json) {
-            Ok(shown) => shown,
-            Err(why) => return Ok(streams.fail(&format!("{why}\n"))),
-        };
+        let shown = ask(&question, json)?;
         let before = if clears { CLEAR } else { "" };
         // A reader that has gone has seen what it wanted.
         let written = write!(streams.out, "{before}{shown}").and_then(|()| streams.out.flush());
@@ -182,12 +179,11 @@ fn list_fields(object: &Value, names: &str) -> Vec<String> {
 /// A value in the unit that its field's name has. Names and errors come from clients and
 /// registries, so control characters are removed: a terminal obeys them.
 fn show(name: &str, value: &Value) -> String {
+    let number = value.as_u64().unwrap_or_default();
     match value {
         Value::String(text) => text.replace(char::is_control, " "),
-        Value::Number(number) if name.ends_with("_bytes") => {
-            bytes(number.as_u64().unwrap_or_default())
-        }
-        Value::Number(number) if name.ends_with("_s") => span(number.as_u64().unwrap_or_default()),
+        Value::Number(_) if name.ends_with("_bytes") => bytes(number),
+        Value::Number(_) if name.ends_with("_s") => span(number),
         other => other.to_string(),
     }
 }

@@ -76,9 +76,8 @@ impl Rights {
         action: &str,
     ) -> Result<(Vec<u8>, bool), String> {
         let what = format!("GET {target}");
-        let fetched = self
-            .way
-            .get(target, &Headers::from_iter([header]), bytes_max);
+        let headers = Headers::from_iter([header]);
+        let fetched = self.way.get(target, &headers, bytes_max);
         let (fetched, body) = fetched.map_err(|fault| self.way.explain(&what, &fault))?;
         let remedy = match fetched.reply.status {
             200 | 206 => return Ok((body, fetched.redirected)),

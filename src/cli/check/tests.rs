@@ -20,8 +20,12 @@ fn checked(total: Duration, steps: impl FnOnce(&mut Check<'_, '_>)) -> (u8, Stri
         out: &mut out,
         err: &mut err,
     };
-    let mut check = Check::new(&mut streams, false);
-    check.deadline = Instant::now() + total;
+    let mut check = Check {
+        streams: &mut streams,
+        deadline: Instant::now() + total,
+        code: EXIT_OK,
+        rows: None,
+    };
     steps(&mut check);
     let code = check.code;
     (code, String::from_utf8(out).unwrap())
