@@ -1,8 +1,7 @@
 //! Work within a time limit. Owns: leaving behind work that hangs. Must not: be used by a process
 //! that goes on for long: such work ends only with the process.
 
-use std::sync::mpsc::RecvTimeoutError::{Disconnected, Timeout};
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread::Builder;
 use std::time::Duration;
 
@@ -24,7 +23,7 @@ pub(super) fn within<T: Send + 'static>(
         .spawn(move || drop(done.send(work())))
         .map_err(|error| format!("no thread to try it with: {error}"))?;
     outcome.recv_timeout(limit).map_err(|error| match error {
-        Timeout => format!("no outcome within {} s", limit.as_secs().max(1)),
-        Disconnected => "it ended without an outcome; the log says why".to_owned(),
+        RecvTimeoutError::Timeout => format!("no outcome within {} s", limit.as_secs().max(1)),
+        RecvTimeoutError::Disconnected => "it ended without an outcome; see the log".to_owned(),
     })
 }

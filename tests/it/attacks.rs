@@ -334,6 +334,8 @@ fn odd_heads_that_are_allowed_do_no_harm() {
 #[test]
 fn odd_paths_below_v2_never_leave_the_proxy() {
     let mut target = Target::start();
+    // The last that AWS is asked for.
+    target.proxy.wait_for_log("identity arn");
     let before = target.standin.requests().len();
     let mut client = Http::connect(target.address());
     for path in [

@@ -523,6 +523,8 @@ fn without_a_cache_there_is_no_start() {
 #[test]
 fn only_if_cached_never_asks() {
     let (cached, image) = pulled(&[]);
+    // The last that AWS is asked for.
+    cached.proxy().wait_for_log("identity arn");
     let before = cached.standin.accepted();
     let asked = cached.standin.requests().len();
     let ask = |method: &str, target: &str| cached.call(method, target, &[ONLY_IF_CACHED]);

@@ -98,7 +98,7 @@ fn a_unix_socket_serves_and_goes() {
     assert!(!path.exists());
     let (code, out) = health(&host);
     assert_eq!(code, Some(1));
-    let why = format!("no answer from {host}: No such file");
+    let why = format!("health: no answer from {host}: No such file");
     assert!(out.starts_with(&why), "{out}");
 }
 

@@ -275,6 +275,11 @@ fn failures_carry_the_id_of_the_request() {
     let refused = front.get("/v2/team/app/manifests/1?token=secret-word");
     assert_eq!(refused.status, 403);
     assert_eq!(front.get("/v2/team/app/manifests/absent").status, 404);
+    // A request counts a moment after its client has the reply.
+    wait_until("both are counted", SOON, || {
+        let day = &json(&front.get("/status.json"))["day"];
+        day["refused"] == 1 && day["other"] == 1
+    });
     let document = json(&front.get("/status.json"));
     let failures = document["failures"].as_array().unwrap();
     assert_eq!(failures.len(), 1, "a 404 is no failure");
