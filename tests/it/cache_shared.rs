@@ -131,7 +131,8 @@ fn a_download_whose_process_is_killed_goes_on_in_the_other() {
         .trim_end_matches('-')
         .parse()
         .unwrap();
-    assert!(from > SIZE / 3, "from byte {from}");
+    // What its client had got was in the file.
+    assert!(from >= SIZE / 3, "from byte {from}");
     cached.standin.release();
 }
 
