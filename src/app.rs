@@ -64,7 +64,7 @@ const SMALL_STACK_BYTES: usize = 128 * 1024;
 const OPERATORS_GRACE: Duration = Duration::from_secs(1);
 
 /// Something that ends the process, or may end it.
-enum Event {
+enum AppEvent {
     Drained(Drained),
     /// The thread of this name is gone, or tiny_http is cut off.
     Lost(String),
@@ -120,7 +120,7 @@ struct RunningProxy {
     _socket_file: Option<listen::SocketFile>,
 }
 
-fn start(settings: &Settings, events: &Sender<Event>) -> Result<RunningProxy, StartError> {
+fn start(settings: &Settings, events: &Sender<AppEvent>) -> Result<RunningProxy, StartError> {
     let on_lost = report_lost_to(events);
     let mut watched = Vec::new();
     let tls = load_tls(settings, &mut watched);
@@ -306,19 +306,19 @@ fn open_logins(
     Ok(Some(logins))
 }
 
-fn report_lost_to(events: &Sender<Event>) -> OnLost {
+fn report_lost_to(events: &Sender<AppEvent>) -> OnLost {
     // Sender is Sync, and a closed channel means that the process is ending anyway.
     let events = events.clone();
-    Arc::new(move |name| drop(events.send(Event::Lost(name.to_owned()))))
+    Arc::new(move |name| drop(events.send(AppEvent::Lost(name.to_owned()))))
 }
 
-fn watch_signals(events: &Sender<Event>) -> Result<(), String> {
+fn watch_signals(events: &Sender<AppEvent>) -> Result<(), String> {
     let signals = Signals::new([SIGHUP, SIGINT, SIGTERM, SIGUSR1]);
     let mut signals = signals.map_err(|error| format!("signals: {error}"))?;
     let events = events.clone();
     threads::start("signal", SMALL_STACK_BYTES, move || {
         for signal in signals.forever() {
-            if events.send(Event::Signal(signal)).is_err() {
+            if events.send(AppEvent::Signal(signal)).is_err() {
                 return;
             }
         }
@@ -395,7 +395,7 @@ fn build_decider(
 }
 
 impl RunningProxy {
-    fn wait(self, incoming: &Receiver<Event>, events: &Sender<Event>, grace: Duration) -> u8 {
+    fn wait(self, incoming: &Receiver<AppEvent>, events: &Sender<AppEvent>, grace: Duration) -> u8 {
         let mut looked = Instant::now();
         loop {
             progress::log_due(&mut looked);
@@ -406,18 +406,18 @@ impl RunningProxy {
                 Err(RecvTimeoutError::Disconnected) => return config::EXIT_THREAD_LOST,
             };
             match event {
-                Event::Lost(name) => {
+                AppEvent::Lost(name) => {
                     log::error("thread lost; ending", &[("thread", &name)]);
                     return config::EXIT_THREAD_LOST;
                 }
-                Event::Signal(SIGHUP) => self.reloader.reload_now(),
+                AppEvent::Signal(SIGHUP) => self.reloader.reload_now(),
                 // Other daemons write their state at it; unhandled it would end the process.
-                Event::Signal(SIGUSR1) => log::info("SIGUSR1 is ignored", &[]),
-                Event::Signal(_) if self.draining.swap(true, Ordering::SeqCst) => {
+                AppEvent::Signal(SIGUSR1) => log::info("SIGUSR1 is ignored", &[]),
+                AppEvent::Signal(_) if self.draining.swap(true, Ordering::SeqCst) => {
                     log::warn("second signal; ending at once", &[]);
                     return config::EXIT_FAILED;
                 }
-                Event::Signal(_) => {
+                AppEvent::Signal(_) => {
                     notify::stopping();
                     self.door.stop_accepting();
                     log::info("draining", &[("grace_s", &grace.as_secs())]);
@@ -429,7 +429,7 @@ impl RunningProxy {
                         return config::EXIT_FAILED;
                     }
                 }
-                Event::Drained(drained) => {
+                AppEvent::Drained(drained) => {
                     if let Some(tokens) = &self.tokens {
                         tokens.stop();
                     }
@@ -445,7 +445,7 @@ impl RunningProxy {
         }
     }
 
-    fn drain(&self, events: Sender<Event>, grace: Duration) -> Result<(), String> {
+    fn drain(&self, events: Sender<AppEvent>, grace: Duration) -> Result<(), String> {
         let (door, operators) = (Arc::clone(&self.door), self.operators.clone());
         let cache = self.cache.clone();
         let drain = move || {
@@ -457,7 +457,7 @@ impl RunningProxy {
             if let Some(operators) = operators {
                 operators.door.drain(OPERATORS_GRACE);
             }
-            drop(events.send(Event::Drained(drained)));
+            drop(events.send(AppEvent::Drained(drained)));
         };
         threads::start("drain", SMALL_STACK_BYTES, drain)
     }

@@ -27,7 +27,7 @@ const NAMED_MAX: usize = 5;
 const COMPRESSED: [&str; 5] = ["gz", "tgz", "zst", "xz", "bz2"];
 
 /// Told of bytes that are done and of all that there are, with the name of the step.
-pub type Progress<'a> = &'a mut dyn FnMut(&str, u64, u64);
+pub type OnProgress<'a> = &'a mut dyn FnMut(&str, u64, u64);
 
 /// Writes images of the cache as a layout.
 #[derive(Debug)]
@@ -205,7 +205,7 @@ impl Exporter<'_> {
         &self,
         plan: &ExportPlan,
         to: &Path,
-        progress: Progress<'_>,
+        progress: OnProgress<'_>,
     ) -> Result<(), String> {
         let is_tar = is_tar(to)?;
         // A directory that is there may be a mount or a link: it stays, and gets the files.
@@ -233,7 +233,7 @@ impl Exporter<'_> {
         &self,
         plan: &ExportPlan,
         mut layout: LayoutWriter,
-        progress: Progress<'_>,
+        progress: OnProgress<'_>,
     ) -> io::Result<()> {
         let (total, mut done) = (plan.bytes(), 0);
         for (name, (digest, size)) in &plan.blobs {

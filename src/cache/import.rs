@@ -23,7 +23,7 @@ pub use self::naming::Naming;
 use super::archive::{Archive, ArchiveBlob, ArchiveImage, blob_name};
 use super::closure::NO_PLATFORM;
 use super::disk::Disk;
-use super::export::Progress;
+use super::export::OnProgress;
 use super::files;
 use super::links::is_media_type;
 use super::manifest::{MANIFEST_BYTES_MAX, ManifestContent, Named};
@@ -93,7 +93,7 @@ impl Importer<'_> {
     pub fn import(
         &self,
         naming: &Naming,
-        progress: Progress<'_>,
+        progress: OnProgress<'_>,
     ) -> Result<Vec<ImportImage>, String> {
         let images = self.plan(naming)?;
         let total = self.check(&images, progress)?;
@@ -250,7 +250,7 @@ impl Importer<'_> {
 
     /// Hashes every blob, in the cache and else in the layout. Writes nothing, but a damaged blob
     /// of the cache goes. Returns how many bytes are missing here.
-    fn check(&self, images: &[ImportImage], progress: Progress<'_>) -> Result<u64, String> {
+    fn check(&self, images: &[ImportImage], progress: OnProgress<'_>) -> Result<u64, String> {
         let mut seen = HashSet::new();
         let blobs = images.iter().flat_map(|image| &image.contents);
         let blobs: Vec<&Named> = blobs.filter(|named| seen.insert(&named.digest)).collect();

@@ -37,13 +37,13 @@ pub(super) struct ReadAhead {
 }
 
 struct Shared {
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<UnreadBytes>,
     changed: Condvar,
 }
 
 /// The bytes between the two threads.
 #[derive(Default)]
-struct Waiting {
+struct UnreadBytes {
     bytes: Vec<u8>,
     /// Where in the file they end.
     end: u64,
@@ -62,10 +62,10 @@ impl ReadAhead {
     /// When the system gives no thread.
     pub(super) fn start(body: Box<dyn Read + Send>, offset: u64) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            waiting: Mutex::new(Waiting {
+            waiting: Mutex::new(UnreadBytes {
                 bytes: Vec::with_capacity(PIECE_BYTES),
                 end: offset,
-                ..Waiting::default()
+                ..UnreadBytes::default()
             }),
             changed: Condvar::new(),
         });
@@ -143,7 +143,7 @@ impl Drop for ReadAhead {
     }
 }
 
-impl Waiting {
+impl UnreadBytes {
     /// Bytes up to the end of this piece; 0 when it is whole.
     fn room(&self) -> usize {
         let past = usize::try_from(self.end % PIECE_BYTES as u64).unwrap_or_default();
@@ -191,14 +191,14 @@ impl Shared {
 
     fn wait<'a>(
         &self,
-        mut waiting: MutexGuard<'a, Waiting>,
+        mut waiting: MutexGuard<'a, UnreadBytes>,
         most: Duration,
-    ) -> MutexGuard<'a, Waiting> {
+    ) -> MutexGuard<'a, UnreadBytes> {
         waiting.is_awaited = true;
         self.changed.wait_for(waiting, most)
     }
 
-    fn wake(&self, waiting: &mut Waiting) {
+    fn wake(&self, waiting: &mut UnreadBytes) {
         if std::mem::take(&mut waiting.is_awaited) {
             self.changed.notify_all();
         }
