@@ -151,7 +151,14 @@ class Containerd:
                 source, digest = f"pushed:{tag}", layout.tags[tag]["digest"]
                 run(*ctr, "images", "import", "--all-platforms", "--no-unpack", "--base-name",
                     "pushed", archive, timeout=PULL_SECONDS)
-            run(*ctr, "images", "push", *hosts, target, source, timeout=PUSH_SECONDS)
+            push = (*ctr, "images", "push", *hosts, target, source)
+            try:
+                run(*push, timeout=PUSH_SECONDS)
+            except Failed as failed:
+                # It seldom fails to read a blob from its own daemon (containerd#5734).
+                if "rpc error: code = Internal desc = unexpected EOF" not in str(failed):
+                    raise
+                run(*push, timeout=PUSH_SECONDS)
             return digest
 
 
