@@ -419,7 +419,7 @@ impl Names {
     }
 
     /// Until the lock is dropped, nobody else rewrites the file, nor does another process: two
-    /// changes of one tag do not undo each other.
+    /// changes of one tag do not undo each other. A thread must not hold two: they may be one.
     #[expect(clippy::indexing_slicing, reason = "a remainder is within the locks")]
     pub(super) fn lock_file(&self, path: &Path) -> FileLock<'_> {
         // The directory may have another path in another process.
